@@ -1,0 +1,1 @@
+"""Saving, resuming, reading weights."""

@@ -1,0 +1,1 @@
+"""Schema, validation, RunPlan, DeepSpeed JSON. No torch."""

@@ -1,0 +1,1 @@
+"""The two DeepSpeed engines behind one face; optimizer, ZeRO, offload."""

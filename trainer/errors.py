@@ -1,0 +1,77 @@
+"""Typed errors. Each class is one exit code; every text says what must hold, what was found, which key to change.
+
+Lowest layer: imports nothing of the project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class TridentError(Exception):
+    """A fault with a known cause. `exit_code` is what the process ends with.
+
+    Args:
+        message: one line: what must hold, what was found, the key to change.
+        hints: up to three further lines, each something the user can do.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hints: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems: tuple[str, ...] = (message,)
+        self.hints: tuple[str, ...] = tuple(hints)[:3]
+
+
+class ConfigError(TridentError):
+    """The config or the usage is wrong. Holds *all* problems found, one line each."""
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Sequence[str], hints: Sequence[str] = ()) -> None:
+        lines = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(lines), hints)
+        self.problems = lines
+
+
+class DataError(TridentError):
+    """The data or the tokenizer that the user named cannot be used."""
+
+    exit_code = 2
+
+
+class CheckpointError(TridentError):
+    """No usable checkpoint where one is needed."""
+
+    exit_code = 4
+
+
+class NumericsError(TridentError):
+    """Loss or gradients are not finite and the policy is to stop."""
+
+    exit_code = 5
+
+
+class OutOfMemoryError(TridentError):
+    """A device ran out of memory."""
+
+    exit_code = 6
+
+
+class PeerLostError(TridentError):
+    """Another rank died or hangs, so no collective can finish."""
+
+    exit_code = 7
+
+
+class StorageError(TridentError):
+    """A disk is full or read-only."""
+
+    exit_code = 8
+
+
+class Preempted(TridentError):
+    """The run was asked to stop, saved its state, and wants to be started again."""
+
+    exit_code = 75

@@ -1,0 +1,1 @@
+"""The step loop, its state and its hooks' protocol."""

@@ -1,0 +1,62 @@
+"""What the loop tells its hooks, as plain values. Checkpoint and metrics implement `Hook`; the loop knows neither."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One logged optimizer step. Every rank gets the same numbers, except where noted.
+
+    Times and rates are means over the steps since the report before (`window_steps` of them).
+    """
+
+    step: int
+    """Counted from 1."""
+    loss: float
+    """Mean next-token cross-entropy in nats over the global batch."""
+    grad_norm: float
+    """Global L2 norm of the gradients before clipping."""
+    learning_rate: float
+    tokens_seen: int
+    """Tokens trained on since step 1, over all ranks."""
+    window_steps: int
+    step_ms: float
+    """Wall time of a step on this rank, data included."""
+    data_wait_ms: float
+    """Part of a step that waited for data, this rank."""
+    loss_scale: float | None
+    """fp16: the dynamic loss scale; otherwise None."""
+    skipped_steps: int
+    """Steps so far that were skipped because of an fp16 overflow."""
+    bubble_fraction: float | None
+    """Measured share of the step in which this rank's stage computed nothing, mean over stages; None for pp=1."""
+    eval_loss: float | None = None
+    """Mean validation loss, when this step was followed by an evaluation."""
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """How the run ended. `status`: finished | stopped | failed."""
+
+    status: str
+    step: int
+    wall_time_s: float
+
+
+class Hook(Protocol):
+    """Called by the loop on every rank, in the order in which the composition root lists the hooks."""
+
+    def on_start(self, first_step: int) -> None:
+        """Run before step `first_step`."""
+
+    def on_step(self, step: int) -> None:
+        """Run after every optimizer step. Must not sync the host with the device."""
+
+    def on_report(self, report: StepReport) -> None:
+        """Run after a step that logs (`train.log_every`), and after an evaluation. May use collectives."""
+
+    def on_end(self, end: RunEnd) -> None:
+        """Run once, also after a failure (then without collectives)."""

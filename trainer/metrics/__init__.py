@@ -1,0 +1,1 @@
+"""Throughput, memory, console, jsonl, wandb: hooks of the loop."""

@@ -1,0 +1,1 @@
+"""How the model is cut into stages and what travels between them."""

@@ -1,0 +1,1 @@
+"""Megatron-style tensor parallelism: mappings, linears, embedding, cross-entropy."""

@@ -1,0 +1,1 @@
+"""Where a rank stands: rank arithmetic and process groups."""

@@ -1,0 +1,78 @@
+"""Rank arithmetic of the (pipe, data, model) mesh. Pure; no torch.
+
+Axis order and strides equal DeepSpeed's `PipeModelDataParallelTopology`: rank = (stage * dp + dp_rank) * tp + tp_rank.
+The tensor axis is innermost, so that its ranks are neighbours inside a node; the pipe axis is outermost and crosses
+nodes first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """Place of a rank on each axis."""
+
+    stage: int
+    dp_rank: int
+    tp_rank: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Sizes of the three axes."""
+
+    pipeline_parallel_size: int
+    data_parallel_size: int
+    tensor_parallel_size: int
+
+    def __post_init__(self) -> None:
+        """Check that every axis has a rank."""
+        sizes = (self.pipeline_parallel_size, self.data_parallel_size, self.tensor_parallel_size)
+        if min(sizes) < 1:
+            raise ValueError(f"axis sizes (pp, dp, tp) must be at least 1, but are {sizes}")
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self.pipeline_parallel_size * self.data_parallel_size * self.tensor_parallel_size
+
+    def coordinate(self, rank: int) -> Coordinate:
+        """Return the place of `rank`, 0 <= rank < size."""
+        if not 0 <= rank < self.size:
+            raise ValueError(f"rank must be in [0, {self.size}), but is {rank}")
+        rest, tp_rank = divmod(rank, self.tensor_parallel_size)
+        stage, dp_rank = divmod(rest, self.data_parallel_size)
+        return Coordinate(stage, dp_rank, tp_rank)
+
+    def rank(self, stage: int, dp_rank: int, tp_rank: int) -> int:
+        """Return the global rank at a coordinate."""
+        return (stage * self.data_parallel_size + dp_rank) * self.tensor_parallel_size + tp_rank
+
+    def pipeline_groups(self) -> list[list[int]]:
+        """Return the ranks that form one pipeline, stage order, for each (dp_rank, tp_rank)."""
+        stages = range(self.pipeline_parallel_size)
+        return [
+            [self.rank(s, d, t) for s in stages]
+            for d in range(self.data_parallel_size)
+            for t in range(self.tensor_parallel_size)
+        ]
+
+    def data_groups(self) -> list[list[int]]:
+        """Return the ranks that hold the same weights, for each (stage, tp_rank)."""
+        replicas = range(self.data_parallel_size)
+        return [
+            [self.rank(s, d, t) for d in replicas]
+            for s in range(self.pipeline_parallel_size)
+            for t in range(self.tensor_parallel_size)
+        ]
+
+    def tensor_groups(self) -> list[list[int]]:
+        """Return the ranks that split the same layers, for each (stage, dp_rank)."""
+        shards = range(self.tensor_parallel_size)
+        return [
+            [self.rank(s, d, t) for t in shards]
+            for s in range(self.pipeline_parallel_size)
+            for d in range(self.data_parallel_size)
+        ]

@@ -1,0 +1,174 @@
+"""Process groups as values: frozen, passed to whoever needs them, never looked up in a global.
+
+`Group` is what a layer sees of an axis: its place in it and four collectives. `ProcessGroup`-backed groups run
+the collectives; `FakeGroup` pretends to be rank r of n inside one process, for tests and dry runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from trainer.topology.grid import Grid
+
+
+class Group(Protocol):
+    """One axis of the mesh as seen by one rank. Every collective must be called by every rank of the group."""
+
+    @property
+    def rank(self) -> int:
+        """Index of this rank in the group."""
+
+    @property
+    def size(self) -> int:
+        """Number of ranks in the group."""
+
+    def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
+        """Reduce in place over the group (op: sum | max) and return `tensor`."""
+
+    def all_gather(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """Return the ranks' tensors concatenated along `dim`: `[..., n, ...] -> [..., size * n, ...]`."""
+
+    def reduce_scatter(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """Sum over the group and return this rank's chunk along `dim`: `[..., n, ...] -> [..., n / size, ...]`."""
+
+
+@dataclass(frozen=True)
+class SingleGroup:
+    """A group of one: every collective is the identity."""
+
+    rank: int = 0
+    size: int = 1
+
+    def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
+        """Return `tensor`."""
+        return tensor
+
+    def all_gather(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """Return `tensor`."""
+        return tensor
+
+    def reduce_scatter(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """Return `tensor`."""
+        return tensor
+
+
+@dataclass(frozen=True)
+class FakeGroup:
+    """Rank `rank` of `size` without peers: shapes are those of a real group, values see only this rank.
+
+    all_reduce returns the input, all_gather repeats it `size` times, reduce_scatter takes this rank's chunk.
+    """
+
+    rank: int
+    size: int
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0 <= self.rank < self.size:
+            raise ValueError(f"rank must be in [0, {self.size}), but is {self.rank}")
+
+    def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
+        """Return `tensor`."""
+        return tensor
+
+    def all_gather(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """Return `size` copies along `dim`."""
+        return torch.cat([tensor] * self.size, dim=dim)
+
+    def reduce_scatter(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """Return this rank's chunk along `dim`."""
+        return tensor.chunk(self.size, dim=dim)[self.rank].contiguous()
+
+
+@dataclass(frozen=True)
+class DistGroup:
+    """A group over a torch process group."""
+
+    process_group: dist.ProcessGroup
+    rank: int
+    size: int
+    ranks: tuple[int, ...]
+    """Global ranks, in group order."""
+
+    def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
+        """Reduce in place over the group and return `tensor`. No host sync on CUDA."""
+        if self.size > 1:
+            kind = dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM
+            dist.all_reduce(tensor, op=kind, group=self.process_group)
+        return tensor
+
+    def all_gather(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """Return the ranks' tensors concatenated along `dim`. No host sync on CUDA."""
+        if self.size == 1:
+            return tensor
+        moved = tensor.movedim(dim, 0).contiguous()
+        out = moved.new_empty((self.size * moved.shape[0], *moved.shape[1:]))
+        dist.all_gather_into_tensor(out, moved, group=self.process_group)
+        return out.movedim(0, dim).contiguous()
+
+    def reduce_scatter(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """Sum over the group and return this rank's chunk along `dim`. No host sync on CUDA."""
+        if self.size == 1:
+            return tensor
+        moved = tensor.movedim(dim, 0).contiguous()
+        out = moved.new_empty((moved.shape[0] // self.size, *moved.shape[1:]))
+        dist.reduce_scatter_tensor(out, moved, group=self.process_group)
+        return out.movedim(0, dim).contiguous()
+
+
+@dataclass(frozen=True)
+class ParallelGroups:
+    """This rank's place in the mesh: one group an axis."""
+
+    grid: Grid
+    rank: int
+    """Global rank."""
+    world: Group
+    pipeline: Group
+    data: Group
+    tensor: Group
+    device: torch.device
+
+    @property
+    def is_reporting_rank(self) -> bool:
+        """True on the one rank that prints and writes shared files: global rank 0."""
+        return self.rank == 0
+
+
+def _axis_group(rank: int, members: list[list[int]]) -> DistGroup:
+    mine: DistGroup | None = None
+    for ranks in members:
+        handle = dist.new_group(ranks)
+        if rank in ranks:
+            mine = DistGroup(handle, ranks.index(rank), len(ranks), tuple(ranks))
+    if mine is None:
+        raise ValueError(f"rank {rank} must be in one of {members}")
+    return mine
+
+
+def make_groups(grid: Grid, device: torch.device) -> ParallelGroups:
+    """Create the groups of every axis. Collective over the world, which must be initialised with grid.size ranks."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    if world_size != grid.size:
+        raise ValueError(f"world size must be {grid.size} = pp * dp * tp, but is {world_size}")
+    world_handle = dist.group.WORLD
+    assert world_handle is not None
+    return ParallelGroups(
+        grid=grid,
+        rank=rank,
+        world=DistGroup(world_handle, rank, world_size, tuple(range(world_size))),
+        pipeline=_axis_group(rank, grid.pipeline_groups()),
+        data=_axis_group(rank, grid.data_groups()),
+        tensor=_axis_group(rank, grid.tensor_groups()),
+        device=device,
+    )
+
+
+def single_process_groups(device: torch.device | None = None) -> ParallelGroups:
+    """Return groups for one process without torch.distributed."""
+    one = SingleGroup()
+    return ParallelGroups(Grid(1, 1, 1), 0, one, one, one, one, device or torch.device("cpu"))
