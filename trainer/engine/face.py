@@ -1,0 +1,57 @@
+"""The one face that the loop sees of both DeepSpeed engines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from trainer.data.batches import MicroBatch
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step leaves behind, still on the device: reading it is what syncs the host."""
+
+    loss: torch.Tensor
+    """[] fp32: mean loss over the global batch, the same on every rank."""
+    grad_norm: torch.Tensor
+    """[] fp32: global L2 norm of the gradients before clipping, the same on every rank; inf or nan after an overflow."""
+
+
+class Engine(Protocol):
+    """Trains one model in one layout. Every method is collective over the world unless it says otherwise."""
+
+    def train_step(self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float) -> StepResult:
+        """Run forward and backward on this rank's micro-batches of `step`, then the optimizer with `learning_rate`.
+
+        No host sync of ours.
+        """
+
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+        """Return the mean loss ([] fp32, same on every rank) without touching weights, moments or dropout state."""
+
+    def loss_scale(self) -> float | None:
+        """Return the dynamic loss scale (fp16), otherwise None. Local; may sync the host."""
+
+    def skipped_steps(self) -> int:
+        """Return how many steps so far were skipped because of an overflow. Local."""
+
+    def take_busy_seconds(self) -> float:
+        """Return the seconds that this rank computed (forward and backward) since the last call. Local; may sync."""
+
+    def local_parameters(self) -> Mapping[str, torch.Tensor]:
+        """Return this rank's shard of every parameter it holds, fp32, by global name (gathers ZeRO-3 shards)."""
+
+    def save(self, folder: Path) -> None:
+        """Write model, optimizer and loss-scale state into the existing `folder`."""
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote, for the same layout.
+
+        Raises:
+            CheckpointError: a file is missing or does not fit this layout.
+        """
