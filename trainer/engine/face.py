@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from trainer.data.batches import MicroBatch
+from trainer.tensor_parallel.shard import ShardSpec
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class StepResult:
     loss: torch.Tensor
     """[] fp32: mean loss over the global batch, the same on every rank."""
     grad_norm: torch.Tensor
-    """[] fp32: global L2 norm of the gradients before clipping, the same on every rank; inf or nan after an overflow."""
+    """[] fp32: global L2 norm of the gradients before clipping, the same on every rank; not finite on an overflow."""
 
 
 class Engine(Protocol):
@@ -44,7 +45,13 @@ class Engine(Protocol):
         """Return the seconds that this rank computed (forward and backward) since the last call. Local; may sync."""
 
     def local_parameters(self) -> Mapping[str, torch.Tensor]:
-        """Return this rank's shard of every parameter it holds, fp32, by global name (gathers ZeRO-3 shards)."""
+        """Return this rank's tensor-parallel shard of every parameter it holds, by global name. fp32, on CPU.
+
+        Collective over the data-parallel group with ZeRO-3, whose shards it gathers.
+        """
+
+    def shard_specs(self) -> Mapping[str, ShardSpec]:
+        """Return how each of `local_parameters` is cut from its whole. Local."""
 
     def save(self, folder: Path) -> None:
         """Write model, optimizer and loss-scale state into the existing `folder`."""

@@ -44,6 +44,8 @@ class RunEnd:
     status: str
     step: int
     wall_time_s: float
+    error: str = ""
+    """failed: kind and text of the failure."""
 
 
 class Hook(Protocol):

@@ -1,0 +1,180 @@
+"""The oracle: a plain single-process GPT and training loop, written from the papers. fp32, batch first.
+
+Imports nothing of the code that it judges: weights come in as full, unpadded tensors by global name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from trainer.config.plan import ModelSpec
+from trainer.config.schema import ActivationKind, ModelConfig, NormKind, OptimizerConfig, PositionKind
+
+TINY = ModelConfig(hidden_size=16, num_layers=2, num_attention_heads=4, seq_length=12, vocab_pad_multiple=8)
+"""GPT-2-like."""
+TINY_LLAMA = replace(
+    TINY,
+    num_key_value_heads=4,
+    ffn_hidden_size=24,
+    position=PositionKind.rope,
+    norm=NormKind.rmsnorm,
+    activation=ActivationKind.swiglu,
+    bias=False,
+    tied_embeddings=False,
+)
+
+Weights = Mapping[str, torch.Tensor]
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def _linear(x: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:
+    y = torch.einsum("bsi,oi->bso", x, weights[f"{name}.weight"])
+    return y + weights[f"{name}.bias"] if f"{name}.bias" in weights else y
+
+
+def _norm(x: torch.Tensor, weights: Weights, name: str, spec: ModelSpec) -> torch.Tensor:
+    if spec.norm is NormKind.layernorm:
+        x = x - x.mean(dim=-1, keepdim=True)
+    y = x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + spec.norm_eps) * weights[f"{name}.weight"]
+    return y + weights[f"{name}.bias"] if f"{name}.bias" in weights else y
+
+
+def _rotated(x: torch.Tensor, theta: float) -> torch.Tensor:
+    """Rotate pairs (i, i + D/2) of x [B, N, S, D] by s * theta^(-2i/D), as complex numbers."""
+    half = x.shape[-1] // 2
+    frequency = torch.tensor([theta ** (-2 * i / x.shape[-1]) for i in range(half)], dtype=torch.float64)
+    angle = torch.arange(x.shape[2], dtype=torch.float64)[:, None] * frequency
+    turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle).to(
+        torch.complex64
+    )
+    return torch.cat((turned.real, turned.imag), dim=-1)
+
+
+def _attention(x: torch.Tensor, weights: Weights, name: str, spec: ModelSpec) -> torch.Tensor:
+    batch, length, _ = x.shape
+    heads, groups, size = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
+    fused = _linear(x, weights, f"{name}.qkv")
+    q = fused[..., : heads * size].reshape(batch, length, heads, size).transpose(1, 2)
+    k = fused[..., heads * size : (heads + groups) * size].reshape(batch, length, groups, size).transpose(1, 2)
+    v = fused[..., (heads + groups) * size :].reshape(batch, length, groups, size).transpose(1, 2)
+    if spec.position is PositionKind.rope:
+        q, k = _rotated(q, spec.rope_theta), _rotated(k, spec.rope_theta)
+    window = spec.sliding_window or length
+    forbidden = torch.tensor([[not i - window < j <= i for j in range(length)] for i in range(length)])
+    outputs = []
+    for head in range(heads):
+        group = head // (heads // groups)
+        scores = q[:, head] @ k[:, group].transpose(1, 2) / math.sqrt(size)
+        outputs.append(torch.softmax(scores.masked_fill(forbidden, -math.inf), dim=-1) @ v[:, group])
+    return _linear(torch.cat(outputs, dim=-1), weights, f"{name}.output")
+
+
+def _mlp(x: torch.Tensor, weights: Weights, name: str, spec: ModelSpec) -> torch.Tensor:
+    if spec.activation is ActivationKind.swiglu:
+        both = _linear(x, weights, f"{name}.gate_up")
+        gate, up = both[..., : spec.ffn_hidden_size], both[..., spec.ffn_hidden_size :]
+        return _linear(gate * torch.sigmoid(gate) * up, weights, f"{name}.down")
+    y = _linear(x, weights, f"{name}.up")
+    if spec.activation is ActivationKind.relu:
+        y = y.clamp(min=0)
+    elif spec.activation is ActivationKind.gelu:
+        y = y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
+    else:
+        y = 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
+    return _linear(y, weights, f"{name}.down")
+
+
+def reference_logits(spec: ModelSpec, weights: Weights, input_ids: torch.Tensor) -> torch.Tensor:
+    """Return logits [B, S, vocab_size] of ids [B, S]. No dropout."""
+    x = weights["embedding.weight"][input_ids]
+    if spec.position is PositionKind.learned:
+        x = x + weights["position.weight"][: input_ids.shape[1]]
+    for index in range(spec.num_layers):
+        block = f"blocks.{index}"
+        x = x + _attention(_norm(x, weights, f"{block}.attention_norm", spec), weights, f"{block}.attention", spec)
+        x = x + _mlp(_norm(x, weights, f"{block}.mlp_norm", spec), weights, f"{block}.mlp", spec)
+    x = _norm(x, weights, "final_norm", spec)
+    head = "embedding.weight" if spec.tied_embeddings else "head.weight"
+    return torch.einsum("bsh,vh->bsv", x, weights[head])
+
+
+def reference_loss(spec: ModelSpec, weights: Weights, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean next-token cross-entropy []."""
+    log_probabilities = torch.log_softmax(reference_logits(spec, weights, input_ids), dim=-1)
+    return -log_probabilities.gather(-1, labels.unsqueeze(-1)).mean()
+
+
+def reference_gradients(
+    spec: ModelSpec, weights: Weights, input_ids: torch.Tensor, labels: torch.Tensor
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Return the loss and the gradient of every weight."""
+    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
+    loss = reference_loss(spec, leaves, input_ids, labels)
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    return loss.item(), dict(zip(leaves, gradients, strict=True))
+
+
+@dataclass(frozen=True)
+class ReferenceRun:
+    """What a training run leaves behind."""
+
+    losses: tuple[float, ...]
+    """Mean loss over the global batch, one a step."""
+    grad_norms: tuple[float, ...]
+    """Global L2 norm before clipping, one a step."""
+    first_gradients: dict[str, torch.Tensor]
+    """Gradients of the first step, averaged over the global batch, before clipping."""
+    weights: dict[str, torch.Tensor]
+    """After the last step."""
+
+
+def train_reference(
+    spec: ModelSpec,
+    weights: Weights,
+    steps: Sequence[Sequence[Batch]],
+    optimizer: OptimizerConfig,
+    learning_rate: Callable[[int], float] | None = None,
+) -> ReferenceRun:
+    """Train with AdamW. Each step is a sequence of equally large micro-batches (input_ids, labels) [B, S].
+
+    Args:
+        spec: the model, unpadded.
+        weights: to start from; not changed.
+        steps: micro-batches of the whole global batch, step after step.
+        optimizer: lr, betas, eps, weight_decay (matrices only) and grad_clip (0: off).
+        learning_rate: rate of step 1, 2, ...; None: optimizer.lr always.
+    """
+    leaves = {name: tensor.detach().clone().float().requires_grad_() for name, tensor in weights.items()}
+    decayed = [leaf for leaf in leaves.values() if leaf.ndim >= 2]
+    free = [leaf for leaf in leaves.values() if leaf.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": optimizer.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    adam = torch.optim.AdamW(
+        groups, lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps, foreach=False
+    )
+    losses, norms = [], []
+    first_gradients: dict[str, torch.Tensor] = {}
+    for step, micro_batches in enumerate(steps, start=1):
+        for group in adam.param_groups:
+            group["lr"] = optimizer.lr if learning_rate is None else learning_rate(step)
+        adam.zero_grad()
+        total = 0.0
+        for input_ids, labels in micro_batches:
+            loss = reference_loss(spec, leaves, input_ids, labels)
+            (loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
+            total += loss.item() / len(micro_batches)
+        gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+        if step == 1:
+            first_gradients = {name: gradient.clone() for name, gradient in gradients.items()}
+        norm = math.sqrt(sum(float(gradient.double().pow(2).sum()) for gradient in gradients.values()))
+        if 0 < optimizer.grad_clip < norm + 1e-6:
+            for gradient in gradients.values():
+                gradient.mul_(optimizer.grad_clip / (norm + 1e-6))
+        adam.step()
+        losses.append(total)
+        norms.append(norm)
+    final = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+    return ReferenceRun(tuple(losses), tuple(norms), first_gradients, final)

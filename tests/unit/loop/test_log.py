@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from trainer.errors import ConfigError, NumericsError
+from trainer.log import report_error, say, warn
+
+
+def test_the_reporting_rank_speaks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in (None, "0"):
+        monkeypatch.delenv("RANK", raising=False)
+        if rank is not None:
+            monkeypatch.setenv("RANK", rank)
+        say("hello")
+        warn("careful")
+        assert capsys.readouterr() == ("hello\n", "warning: careful\n")
+
+
+def test_other_ranks_are_quiet(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    say("hello")
+    warn("careful")
+    report_error(NumericsError("bad"))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_error_is_a_line_for_each_problem_and_three_hints_at_most(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    error = ConfigError(["a must be b", "c must be d"], hints=["1", "2", "3", "4"])
+    report_error(error)
+    expected = "error: a must be b\nerror: c must be d\nhint: 1\nhint: 2\nhint: 3\n"
+    assert capsys.readouterr() == ("", expected)
+
+
+def test_hints_added_later_are_cut_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    error = NumericsError("bad")
+    error.hints = ("1", "2", "3", "4")
+    report_error(error)
+    assert capsys.readouterr().err.count("hint:") == 3
+
+
+def test_a_reader_that_goes_away_does_not_end_the_process() -> None:
+    code = "import time; from trainer.log import say\nfor _ in range(50): say('x' * 2000); time.sleep(0.002)\n"
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert writer.stdout is not None
+    writer.stdout.close()
+    assert writer.wait(30) == 0
+    assert writer.stderr is not None
+    assert writer.stderr.read() == b""

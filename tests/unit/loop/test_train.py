@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+from trainer.data.batches import BatchSource, MicroBatch
+
+from trainer.config.plan import RunPlan, make_plan
+from trainer.config.schema import (
+    BatchConfig,
+    CheckpointConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    ScheduleKind,
+    TrainConfig,
+    TridentConfig,
+)
+from trainer.engine.face import StepResult
+from trainer.errors import NumericsError, StorageError
+from trainer.loop.evaluate import evaluate
+from trainer.loop.events import Hook, RunEnd, StepReport
+from trainer.loop.state import TrainState
+from trainer.loop.stop import StopRequest
+from trainer.loop.train import train
+from trainer.tensor_parallel.shard import ShardSpec
+from trainer.topology.groups import ParallelGroups, SingleGroup, single_process_groups
+
+
+class FakeEngine:
+    def __init__(self, losses: Mapping[int, float] | None = None, norms: Mapping[int, float] | None = None) -> None:
+        self.losses, self.norms = losses or {}, norms or {}
+        self.scale: float | None = None
+        self.skipped = 0
+        self.busy_s = 0.0
+        self.seconds_per_step = 0.0
+        self.seconds_per_evaluation = 0.0
+        self.calls: list[tuple[int, float]] = []
+        self.evaluated: list[float] = []
+        # One buffer for all steps, as an engine may have.
+        self.loss = torch.zeros(())
+
+    def train_step(self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float) -> StepResult:
+        assert float(micro_batches[0].input_ids[0, 0]) == step
+        self.calls.append((step, learning_rate))
+        time.sleep(self.seconds_per_step)
+        self.loss.fill_(self.losses.get(step, 10.0 - step))
+        return StepResult(self.loss, torch.tensor(self.norms.get(step, 1.0)))
+
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+        time.sleep(self.seconds_per_evaluation)
+        self.busy_s += 1000.0
+        self.evaluated.append(float(micro_batches[0].input_ids[0, 0]))
+        self.loss.fill_(self.evaluated[-1])
+        return self.loss
+
+    def loss_scale(self) -> float | None:
+        return self.scale
+
+    def skipped_steps(self) -> int:
+        return self.skipped
+
+    def take_busy_seconds(self) -> float:
+        taken, self.busy_s = self.busy_s, 0.0
+        return taken
+
+    def local_parameters(self) -> Mapping[str, torch.Tensor]:
+        return {}
+
+    def shard_specs(self) -> Mapping[str, ShardSpec]:
+        return {}
+
+    def save(self, folder: Path) -> None:
+        raise AssertionError
+
+    def load(self, folder: Path) -> None:
+        raise AssertionError
+
+
+class FakeSource:
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    def micro_batches(self, step: int) -> list[MicroBatch]:
+        time.sleep(self.seconds)
+        ids = torch.full((1, 4), step)
+        return [MicroBatch(ids, ids)]
+
+    def ledger(self, previous: str, step: int) -> str:
+        return f"{previous}{step},"
+
+
+class Recorder:
+    def __init__(self, name: str = "", events: list[str] | None = None) -> None:
+        self.name = name
+        self.events: list[str] = [] if events is None else events
+        self.reports: list[StepReport] = []
+        self.ends: list[RunEnd] = []
+        self.seconds_on_step = 0.0
+
+    def on_start(self, first_step: int) -> None:
+        self.events.append(f"{self.name}start {first_step}")
+
+    def on_step(self, step: int) -> None:
+        time.sleep(self.seconds_on_step)
+        self.events.append(f"{self.name}step {step}")
+
+    def on_report(self, report: StepReport) -> None:
+        self.events.append(f"{self.name}report {report.step}")
+        self.reports.append(report)
+
+    def on_end(self, end: RunEnd) -> None:
+        self.events.append(f"{self.name}end {end.status}")
+        self.ends.append(end)
+
+
+def make(
+    steps: int = 4, log_every: int = 1, eval_every: int = 0, eval_batches: int = 2, save_every: int = 0
+) -> RunPlan:
+    config = TridentConfig(
+        train=TrainConfig(steps=steps, log_every=log_every, eval_every=eval_every, eval_batches=eval_batches),
+        batch=BatchConfig(global_batch_size=2),
+        optimizer=OptimizerConfig(lr=1.0),
+        schedule=ScheduleConfig(kind=ScheduleKind.constant, warmup_steps=2),
+        checkpoint=CheckpointConfig(every=save_every),
+    )
+    return make_plan(config, vocab_size=16)
+
+
+def run(
+    engine: FakeEngine,
+    plan: RunPlan,
+    hooks: Sequence[Hook],
+    state: TrainState | None = None,
+    stop: StopRequest | None = None,
+    source: FakeSource | None = None,
+    groups: ParallelGroups | None = None,
+    validation: bool = True,
+) -> RunEnd:
+    return train(
+        engine,
+        cast(BatchSource, source or FakeSource()),
+        cast(BatchSource, FakeSource()) if validation else None,
+        plan,
+        state if state is not None else TrainState(),
+        hooks,
+        stop or StopRequest(SingleGroup()),
+        groups or single_process_groups(),
+    )
+
+
+def test_every_step_gets_its_batch_and_its_learning_rate() -> None:
+    engine = FakeEngine()
+    end = run(engine, make(steps=4), [])
+    assert engine.calls == [(1, 0.5), (2, 1.0), (3, 1.0), (4, 1.0)]
+    assert (end.status, end.step) == ("finished", 4)
+
+
+def test_state_moves_on_before_the_hooks_see_the_step() -> None:
+    state = TrainState()
+    seen: list[tuple[int, int, str]] = []
+
+    class Look(Recorder):
+        def on_step(self, step: int) -> None:
+            seen.append((state.step, state.tokens_seen, state.sample_ledger))
+
+    run(FakeEngine(), make(steps=2), [Look()], state)
+    assert seen == [(1, 256, "1,"), (2, 512, "1,2,")]
+
+
+def test_only_the_reporting_rank_keeps_the_ledger() -> None:
+    state = TrainState()
+    run(FakeEngine(), make(steps=2), [], state, groups=replace(single_process_groups(), rank=1))
+    assert (state.step, state.sample_ledger) == (2, "")
+
+
+def test_reports_come_every_log_every_and_at_the_last_step() -> None:
+    hook = Recorder()
+    run(FakeEngine(), make(steps=7, log_every=3), [hook])
+    assert [(r.step, r.loss, r.window_steps) for r in hook.reports] == [(3, 7.0, 3), (6, 4.0, 3), (7, 3.0, 1)]
+    assert [r.tokens_seen for r in hook.reports] == [768, 1536, 1792]
+
+
+def test_hooks_run_in_order_and_steps_before_reports() -> None:
+    events: list[str] = []
+    run(FakeEngine(), make(steps=2, log_every=2), [Recorder("a ", events), Recorder("b ", events)])
+    assert events == [
+        *("a start 1", "b start 1"),
+        *("a step 1", "b step 1"),
+        *("a step 2", "b step 2"),
+        *("a report 2", "b report 2"),
+        *("a end finished", "b end finished"),
+    ]
+
+
+def test_resume_goes_on_from_the_next_step() -> None:
+    engine, hook, state = FakeEngine(), Recorder(), TrainState(step=2, tokens_seen=512, sample_ledger="1,2,")
+    run(engine, make(steps=4), [hook], state)
+    assert [step for step, _ in engine.calls] == [3, 4]
+    assert hook.events[0] == "start 3"
+    assert state == TrainState(step=4, tokens_seen=1024, sample_ledger="1,2,3,4,")
+
+
+def test_a_run_that_is_done_trains_nothing_more() -> None:
+    engine, hook = FakeEngine(), Recorder()
+    end = run(engine, make(steps=4), [hook], TrainState(step=4))
+    assert engine.calls == []
+    assert hook.events == ["start 5", "end finished"]
+    assert (end.status, end.step) == ("finished", 4)
+
+
+def test_evaluation_reports_its_mean_even_between_logged_steps() -> None:
+    engine, hook = FakeEngine(), Recorder()
+    run(engine, make(steps=4, log_every=4, eval_every=2, eval_batches=3), [hook])
+    assert engine.evaluated == [1, 2, 3, 1, 2, 3]
+    assert [(r.step, r.eval_loss) for r in hook.reports] == [(2, 2.0), (4, 2.0)]
+
+
+@pytest.mark.parametrize(("eval_every", "validation"), [(0, True), (2, False)])
+def test_no_evaluation_when_none_is_asked_for_or_there_is_nothing_to_evaluate(
+    eval_every: int, validation: bool
+) -> None:
+    engine, hook = FakeEngine(), Recorder()
+    run(engine, make(steps=4, eval_every=eval_every), [hook], validation=validation)
+    assert engine.evaluated == []
+    assert [r.eval_loss for r in hook.reports] == [None] * 4
+
+
+def test_evaluate_alone() -> None:
+    assert evaluate(FakeEngine(), cast(BatchSource, FakeSource()), num_batches=4) == 2.5
+
+
+def test_stop_ends_after_the_step_and_reports_it(capsys: pytest.CaptureFixture[str]) -> None:
+    stop, hook = StopRequest(SingleGroup()), Recorder()
+
+    class Ask(Recorder):
+        def on_step(self, step: int) -> None:
+            if step == 2:
+                stop.request()
+
+    end = run(FakeEngine(), make(steps=9, log_every=100, eval_every=3), [Ask(), hook], stop=stop)
+    assert (end.status, end.step) == ("stopped", 3)
+    assert hook.events[-3:] == ["step 3", "report 3", "end stopped"]
+    assert hook.reports[0].eval_loss is None
+    assert "step 3" in capsys.readouterr().out
+
+
+def test_stop_at_the_last_step_is_a_finished_run() -> None:
+    stop = StopRequest(SingleGroup())
+    stop.request()
+    assert run(FakeEngine(), make(steps=1), [], stop=stop).status == "finished"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_first_bad_step(bad: float) -> None:
+    hook = Recorder()
+    with pytest.raises(NumericsError, match="at step 5") as caught:
+        run(FakeEngine({5: bad, 6: bad}), make(steps=9, log_every=3), [hook])
+    assert caught.value.exit_code == 5
+    assert [r.step for r in hook.reports] == [3]
+    assert "step 6" not in hook.events
+    assert (hook.ends[0].status, hook.ends[0].step) == ("failed", 6)
+    assert "NumericsError" in hook.ends[0].error
+
+
+def test_a_loss_that_is_not_finite_is_found_before_a_save() -> None:
+    hook = Recorder()
+    with pytest.raises(NumericsError, match="at step 1"):
+        run(FakeEngine({1: float("nan")}), make(steps=9, log_every=9, save_every=2), [hook])
+    assert hook.events == ["start 1", "step 1", "end failed"]
+
+
+def test_checking_before_a_save_loses_nothing_of_the_window() -> None:
+    hook = Recorder()
+    run(FakeEngine(), make(steps=4, log_every=4, save_every=3), [hook])
+    assert [(r.step, r.loss, r.window_steps) for r in hook.reports] == [(4, 6.0, 4)]
+
+
+def test_gradients_that_are_not_finite_end_the_run() -> None:
+    with pytest.raises(NumericsError, match="gradient norm must be finite, but was inf at step 2"):
+        run(FakeEngine(norms={2: float("inf")}), make(), [])
+
+
+def test_an_fp16_overflow_is_no_error() -> None:
+    engine, hook = FakeEngine(norms={2: float("inf")}), Recorder()
+    engine.scale, engine.skipped = 1024.0, 1
+    assert run(engine, make(), [hook]).status == "finished"
+    assert (hook.reports[1].loss_scale, hook.reports[1].skipped_steps) == (1024.0, 1)
+
+
+class _Boom(Recorder):
+    def __init__(self, where: str, error: BaseException) -> None:
+        super().__init__()
+        self.where, self.error = where, error
+
+    def on_start(self, first_step: int) -> None:
+        if self.where == "start":
+            raise self.error
+
+    def on_step(self, step: int) -> None:
+        if self.where == "step":
+            raise self.error
+
+    def on_report(self, report: StepReport) -> None:
+        if self.where == "report":
+            raise self.error
+
+    def on_end(self, end: RunEnd) -> None:
+        super().on_end(end)
+        if self.where in ("end", "end too"):
+            raise self.error
+
+
+@pytest.mark.parametrize("where", ["start", "step", "report"])
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()])
+def test_every_hook_hears_of_a_failure_once(where: str, error: BaseException) -> None:
+    first, last = _Boom(where, error), Recorder()
+    with pytest.raises(type(error)):
+        run(FakeEngine(), make(), [first, last])
+    assert [end.status for end in first.ends + last.ends] == ["failed", "failed"]
+
+
+def test_a_failure_while_ending_does_not_hide_the_first_one(capsys: pytest.CaptureFixture[str]) -> None:
+    broken, last = _Boom("end", OSError("second")), Recorder()
+    with pytest.raises(NumericsError):
+        run(FakeEngine({1: float("nan")}), make(), [broken, last])
+    assert last.ends[0].status == "failed"
+    assert "second" in capsys.readouterr().err
+
+
+def test_when_the_last_save_fails_the_record_says_failed() -> None:
+    broken, last = _Boom("end", StorageError("disk full")), Recorder()
+    with pytest.raises(StorageError):
+        run(FakeEngine(), make(), [Recorder(), broken, last])
+    assert broken.ends[0].status == "finished"
+    assert (last.ends[0].status, last.ends[0].error) == ("failed", "StorageError: disk full")
+
+
+def test_step_time_holds_data_but_neither_hooks_nor_evaluation() -> None:
+    engine, hook = FakeEngine(), Recorder()
+    engine.seconds_per_step, engine.seconds_per_evaluation, hook.seconds_on_step = 0.02, 0.2, 0.2
+    run(engine, make(steps=4, log_every=2, eval_every=2, eval_batches=1), [hook], source=FakeSource(0.01))
+    for report in hook.reports:
+        assert 30.0 <= report.step_ms < 120.0
+        assert 10.0 <= report.data_wait_ms < 60.0
+
+
+def test_bubble_is_measured_with_a_pipeline_only() -> None:
+    engine, hook = FakeEngine(), Recorder()
+    run(engine, make(steps=1), [hook])
+    assert hook.reports[0].bubble_fraction is None
+
+    class Half(FakeEngine):
+        def train_step(self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float) -> StepResult:
+            time.sleep(0.1)
+            self.busy_s += 0.05
+            return super().train_step(micro_batches, step, learning_rate)
+
+    plan = replace(make(steps=4, eval_every=2), pipeline_parallel_size=2)
+    engine = Half()
+    engine.busy_s = 1000.0
+    run(engine, plan, [hook := Recorder()])
+    # The busy seconds of evaluations, and of what was before the first step, do not count.
+    assert [r.bubble_fraction for r in hook.reports] == pytest.approx([0.5] * 4, abs=0.1)
+
+
+def test_a_failure_on_another_rank_surfaces_at_the_end() -> None:
+    class Lost(StopRequest):
+        def drain(self) -> bool:
+            raise RuntimeError("gone")
+
+    hook = Recorder()
+    with pytest.raises(RuntimeError, match="gone"):
+        run(FakeEngine(), make(), [hook], stop=Lost(SingleGroup()))
+    assert hook.ends[0].status == "failed"

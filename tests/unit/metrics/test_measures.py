@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import psutil
+import pytest
+import torch
+
+from trainer.config.schema import Dtype
+from trainer.loop.events import StepReport
+from trainer.metrics.memory import MemoryMeter, MemoryPeaks
+from trainer.metrics.peaks import peak_flops_per_second
+from trainer.metrics.row import ROW_NAMES, make_row
+from trainer.metrics.throughput import ThroughputMeter
+from trainer.topology.groups import SingleGroup
+
+# As DESIGN names them: the contract with everything that reads metrics.jsonl.
+PROMISED = [
+    "step",
+    "train/loss",
+    "train/grad_norm",
+    "train/learning_rate",
+    "train/tokens_seen",
+    "eval/loss",
+    "perf/tokens_per_second",
+    "perf/tokens_per_second_per_gpu",
+    "perf/tflops_per_gpu",
+    "perf/mfu",
+    "time/step_ms",
+    "time/data_wait_ms",
+    "memory/peak_allocated_gib",
+    "memory/peak_reserved_gib",
+    "pipeline/bubble_fraction",
+]
+
+METER = ThroughputMeter(tokens_per_step=2048, flops_per_token=3e9, world_size=8, peak_flops=None)
+MEMORY = MemoryPeaks(allocated_gib=1.5, reserved_gib=2.0)
+
+
+def test_row_has_exactly_the_promised_names(report: StepReport) -> None:
+    fast = replace(METER, peak_flops=1e14)
+    row = make_row(report, fast.measure(report.step_ms), MEMORY)
+    assert list(row) == PROMISED
+    assert list(ROW_NAMES) == PROMISED
+
+
+def test_row_values(report: StepReport) -> None:
+    row = make_row(report, METER.measure(report.step_ms), MEMORY)
+    assert row["step"] == 5
+    assert row["train/loss"] == 3.25
+    assert row["train/grad_norm"] == 0.75
+    assert row["train/learning_rate"] == 3e-4
+    assert row["train/tokens_seen"] == 10240
+    assert row["eval/loss"] == 3.5
+    assert row["time/step_ms"] == 500.0
+    assert row["time/data_wait_ms"] == 2.0
+    assert row["memory/peak_allocated_gib"] == 1.5
+    assert row["memory/peak_reserved_gib"] == 2.0
+    assert row["pipeline/bubble_fraction"] == 0.2
+
+
+def test_what_is_unknown_is_left_out(report: StepReport) -> None:
+    bare = replace(report, eval_loss=None, bubble_fraction=None)
+    row = make_row(bare, METER.measure(500.0), MEMORY)
+    assert set(PROMISED) - set(row) == {"eval/loss", "pipeline/bubble_fraction", "perf/mfu"}
+
+
+def test_what_json_cannot_hold_is_left_out(report: StepReport) -> None:
+    row = make_row(replace(report, grad_norm=math.inf, eval_loss=math.nan), METER.measure(500.0), MEMORY)
+    assert "train/grad_norm" not in row
+    assert "eval/loss" not in row
+    json.dumps(row, allow_nan=False)
+
+
+def test_throughput_by_hand() -> None:
+    speed = replace(METER, peak_flops=3e12).measure(step_ms=500.0)
+    assert speed.tokens_per_second == pytest.approx(4096.0)
+    assert speed.tokens_per_second_per_gpu == pytest.approx(512.0)
+    assert speed.tflops_per_gpu == pytest.approx(1.536)
+    assert speed.mfu == pytest.approx(0.512)
+
+
+def test_no_utilisation_without_a_peak() -> None:
+    assert METER.measure(500.0).mfu is None
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tflops"),
+    [
+        ("NVIDIA H200", Dtype.bf16, 989.4),
+        ("NVIDIA H100 80GB HBM3", Dtype.bf16, 989.4),
+        ("NVIDIA H100 PCIe", Dtype.bf16, 756.4),
+        ("NVIDIA H100 NVL", Dtype.fp16, 835.5),
+        ("NVIDIA A100-SXM4-80GB", Dtype.bf16, 311.9),
+        ("NVIDIA A100-PCIE-40GB", Dtype.fp32, 19.5),
+        ("NVIDIA B200", Dtype.bf16, 2250.0),
+        ("NVIDIA GB200", Dtype.bf16, 2500.0),
+        ("NVIDIA L40S", Dtype.bf16, 362.1),
+        ("NVIDIA L4", Dtype.bf16, 121.0),
+        ("NVIDIA GeForce RTX 4090", Dtype.bf16, 165.2),
+        ("Tesla V100-SXM2-16GB", Dtype.fp16, 125.0),
+        ("Tesla V100-PCIE-16GB", Dtype.fp16, 112.0),
+        ("Tesla T4", Dtype.fp16, 65.0),
+    ],
+)
+def test_known_devices(name: str, dtype: Dtype, tflops: float) -> None:
+    assert peak_flops_per_second(name, dtype) == pytest.approx(1e12 * tflops)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [None, "CPU", "AMD Instinct MI300X", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A10G", "NVIDIA A100 MIG 1g.5gb"],
+)
+def test_unknown_devices_have_no_peak(name: str | None) -> None:
+    assert peak_flops_per_second(name, Dtype.bf16) is None
+
+
+def test_a_format_that_the_device_lacks_has_no_peak() -> None:
+    assert peak_flops_per_second("Tesla V100-SXM2-16GB", Dtype.bf16) is None
+
+
+class _RssOnly:
+    def __init__(self, *sizes_gib: float) -> None:
+        self.sizes = list(sizes_gib)
+
+    def memory_info(self) -> object:
+        return type("Info", (), {"rss": int(self.sizes.pop(0) * 2**30)})()
+
+
+def test_memory_on_cpu_is_the_highest_resident_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = _RssOnly(1.0, 3.0, 2.0)
+    monkeypatch.setattr(psutil, "Process", lambda: process)
+    meter = MemoryMeter(torch.device("cpu"), SingleGroup())
+    meter.sample()
+    meter.sample()
+    peaks = meter.measure()
+    assert (peaks.allocated_gib, peaks.reserved_gib) == (3.0, 3.0)
+
+
+def test_memory_of_this_process_is_plausible() -> None:
+    peaks = MemoryMeter(torch.device("cpu"), SingleGroup()).measure()
+    assert 0.01 < peaks.allocated_gib < 1024
+
+
+class _FullerPeer:
+    rank, size = 0, 2
+
+    def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
+        assert op == "max"
+        assert tensor.device.type == "cpu"
+        return torch.maximum(tensor, torch.tensor([7.0, 9.0], dtype=tensor.dtype))
+
+    def all_gather(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        raise AssertionError
+
+    def reduce_scatter(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        raise AssertionError
+
+
+def test_memory_is_that_of_the_fullest_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "Process", lambda: _RssOnly(8.0))
+    peaks = MemoryMeter(torch.device("cpu"), _FullerPeer()).measure()
+    assert (peaks.allocated_gib, peaks.reserved_gib) == (8.0, 9.0)
+
+
+def test_memory_on_cuda_comes_from_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 2**31)
+    peaks = MemoryMeter(torch.device("cuda:0"), SingleGroup()).measure()
+    assert (peaks.allocated_gib, peaks.reserved_gib) == (1.0, 2.0)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.helpers.thread_group import ThreadGroup, run_ranks
+from trainer.config.plan import padded_vocab_size
+from trainer.errors import DataError
+from trainer.tensor_parallel import cross_entropy
+from trainer.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
+from trainer.topology.groups import Group, SingleGroup
+
+S, B = 6, 3
+
+
+def sharded(
+    logits: torch.Tensor, labels: torch.Tensor, size: int, vocab_size: int, padding_value: float = 100.0
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Return each rank's loss and the whole gradient, padding included."""
+    width = padded_vocab_size(vocab_size, 2, size)
+    # Padding that would win if it were not masked.
+    padded = F.pad(logits, (0, width - vocab_size), value=padding_value)
+
+    def body(group: Group) -> tuple[torch.Tensor, torch.Tensor]:
+        mine = padded.chunk(size, dim=-1)[group.rank].clone().requires_grad_()
+        loss = vocab_parallel_cross_entropy(mine, labels, group, vocab_size)
+        (loss * 3.0).backward()  # type: ignore[no-untyped-call]
+        assert mine.grad is not None
+        return loss.detach(), mine.grad
+
+    losses, gradients = zip(*run_ranks(size, body), strict=True)
+    return list(losses), torch.cat(gradients, dim=-1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("vocab_size", [16, 13, 5, 2])
+@pytest.mark.parametrize("chunk_elements", [1 << 24, 7])
+def test_equals_torch_cross_entropy(
+    size: int, vocab_size: int, chunk_elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", chunk_elements)
+    logits, labels = 4 * torch.randn(S, B, vocab_size), torch.randint(0, vocab_size, (B, S))
+    losses, gradient = sharded(logits, labels, size, vocab_size)
+    leaf = logits.clone().requires_grad_()
+    expected = F.cross_entropy(leaf.flatten(0, 1), labels.transpose(0, 1).flatten())
+    (expected * 3.0).backward()  # type: ignore[no-untyped-call]
+    for loss in losses:
+        assert loss.dtype is torch.float32
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradient[..., :vocab_size], leaf.grad, rtol=1e-5, atol=1e-7)
+    assert gradient[..., vocab_size:].abs().sum() == 0
+
+
+def test_large_logits_do_not_overflow() -> None:
+    logits = torch.tensor([[[1e4, -1e4, 0.0, 0.0]]])
+    losses, gradient = sharded(logits, torch.tensor([[1]]), 2, 4)
+    assert losses[0].item() == pytest.approx(2e4)
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_reduced_in_fp32(dtype: torch.dtype) -> None:
+    logits = torch.randn(S, B, 300).to(dtype)
+    labels = torch.randint(0, 300, (B, S))
+    losses, gradient = sharded(logits, labels, 2, 300)
+    expected = F.cross_entropy(logits.float().flatten(0, 1), labels.transpose(0, 1).flatten())
+    assert losses[0].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert gradient.dtype is dtype
+
+
+def test_communicates_two_small_tensors_and_nothing_in_backward() -> None:
+    def body(group: Group) -> list[str]:
+        logits = torch.randn(S, B, 4, requires_grad=True)
+        labels = torch.zeros(B, S, dtype=torch.int64)
+        vocab_parallel_cross_entropy(logits, labels, group, 8).backward()  # type: ignore[no-untyped-call]
+        return cast(ThreadGroup, group).calls
+
+    assert run_ranks(2, body) == [["all_reduce_max", "all_reduce_sum"]] * 2
+
+
+def test_uniform_logits_cost_the_log_of_the_true_vocabulary() -> None:
+    loss = vocab_parallel_cross_entropy(torch.zeros(S, B, 64), torch.zeros(B, S, dtype=torch.int64), SingleGroup(), 50)
+    assert loss.item() == pytest.approx(math.log(50), rel=1e-6)
+
+
+def test_wrong_shapes_and_labels_are_errors() -> None:
+    labels = torch.zeros(B, S, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"logits must be \[S, B, V/tp\] for labels \[B, S\], but are \(3, 6, 8\)"):
+        vocab_parallel_cross_entropy(torch.zeros(B, S, 8), labels, SingleGroup(), 8)
+    with pytest.raises(DataError, match=r"token ids must be in \[0, 7\)"):
+        vocab_parallel_cross_entropy(torch.zeros(S, B, 8), labels + 7, SingleGroup(), 7)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
+from trainer.errors import ConfigError
+from trainer.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
+from trainer.tensor_parallel.shard import ShardSpec, shard, unshard
+from trainer.topology.groups import FakeGroup, Group
+
+SIZES = [1, 2, 4]
+S, B, I, O = 8, 2, 12, 24
+SECTIONS = (16, 4, 4)
+
+
+def column(group: Group, sequence_parallel: bool, bias: bool = True) -> ColumnParallelLinear:
+    return ColumnParallelLinear(
+        "c", I, SECTIONS, bias=bias, init_std=0.5, seed=3, group=group, sequence_parallel=sequence_parallel
+    )
+
+
+def row(group: Group, sequence_parallel: bool, bias: bool = True) -> RowParallelLinear:
+    layer = RowParallelLinear(
+        "r", I, O, bias=bias, init_std=0.5, seed=3, group=group, sequence_parallel=sequence_parallel
+    )
+    if layer.bias is not None:
+        with torch.no_grad():
+            layer.bias.copy_(torch.linspace(-1, 1, O))
+    return layer
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_column_parallel_equals_one_linear(size: int, sequence_parallel: bool, bias: bool) -> None:
+    x, cotangent = torch.randn(S, B, I), torch.randn(S, B, O)
+    output_spec = ShardSpec("y", (S, B, O), 2, SECTIONS)
+
+    def body(group: Group) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+        layer = column(group, sequence_parallel, bias)
+        mine = x.chunk(size, dim=0)[group.rank] if sequence_parallel else x
+        mine = mine.clone().requires_grad_()
+        y = layer(mine)
+        y.backward(shard(cotangent, output_spec, group.rank, size))
+        assert mine.grad is not None
+        return layer, y.detach(), mine.grad
+
+    layers, outputs, input_grads = zip(*run_ranks(size, body), strict=True)
+    weights = whole(layers, [local_weights(layer) for layer in layers])
+    full = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
+    expected_x = x.clone().requires_grad_()
+    expected = F.linear(expected_x, full["c.weight"], full.get("c.bias"))
+    expected.backward(cotangent)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(unshard(outputs, output_spec), expected.detach())
+    input_grad = torch.cat(input_grads) if sequence_parallel else input_grads[-1]
+    torch.testing.assert_close(input_grad, expected_x.grad)
+    gradients = whole(layers, [local_gradients(layer) for layer in layers])
+    for name, leaf in full.items():
+        torch.testing.assert_close(gradients[name], leaf.grad)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_row_parallel_equals_one_linear(size: int, sequence_parallel: bool, bias: bool) -> None:
+    x, cotangent = torch.randn(S, B, I), torch.randn(S, B, O)
+    input_spec = ShardSpec("x", (S, B, I), 2, (I,))
+
+    def body(group: Group) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+        layer = row(group, sequence_parallel, bias)
+        mine = shard(x, input_spec, group.rank, size).requires_grad_()
+        y = layer(mine)
+        y.backward(cotangent.chunk(size, dim=0)[group.rank] if sequence_parallel else cotangent)
+        assert mine.grad is not None
+        return layer, y.detach(), mine.grad
+
+    layers, outputs, input_grads = zip(*run_ranks(size, body), strict=True)
+    weights = whole(layers, [local_weights(layer) for layer in layers])
+    full = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
+    expected_x = x.clone().requires_grad_()
+    expected = F.linear(expected_x, full["r.weight"], full.get("r.bias"))
+    expected.backward(cotangent)  # type: ignore[no-untyped-call]
+    output = torch.cat(outputs) if sequence_parallel else outputs[-1]
+    torch.testing.assert_close(output, expected.detach())
+    torch.testing.assert_close(unshard(input_grads, input_spec), expected_x.grad)
+    gradients = whole(layers, [local_gradients(layer) for layer in layers])
+    for name, leaf in full.items():
+        torch.testing.assert_close(gradients[name], leaf.grad)
+
+
+def test_features_must_be_divisible() -> None:
+    with pytest.raises(ConfigError, match=r"c\.weight has a block of 4 .* must be divisible .* \(8\)"):
+        column(FakeGroup(0, 8), False)
+    with pytest.raises(ConfigError, match=r"r\.weight has a block of 12 .* must be divisible .* \(8\)"):
+        row(FakeGroup(0, 8), False)
+
+
+def test_a_wrong_input_width_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        column(FakeGroup(0, 2), False)(torch.zeros(S, B, I + 1))

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainer.errors import ConfigError
+from trainer.tensor_parallel.shard import ShardSpec, set_shard_spec, shard, shard_spec, unshard, without_padding
+
+FUSED = ShardSpec("x.weight", (16, 3), 0, (8, 4, 4))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize(
+    "spec",
+    [FUSED, ShardSpec("x.weight", (3, 8), 1, (8,)), ShardSpec("x.weight", (5,)), ShardSpec("x.bias", (8,), 0, (4, 4))],
+)
+def test_unshard_inverts_shard(spec: ShardSpec, size: int) -> None:
+    full = torch.randn(spec.global_shape)
+    parts = [shard(full, spec, rank, size) for rank in range(size)]
+    assert all(tuple(part.shape) == spec.local_shape(size) for part in parts)
+    assert torch.equal(unshard(parts, spec), full)
+
+
+def test_each_rank_gets_its_part_of_every_section() -> None:
+    full = torch.arange(16).unsqueeze(1).expand(16, 3)
+    assert shard(full, FUSED, 1, 2)[:, 0].tolist() == [4, 5, 6, 7, 10, 11, 14, 15]
+
+
+def test_shard_owns_its_storage() -> None:
+    full = torch.zeros(5)
+    shard(full, ShardSpec("x", (5,)), 0, 2).fill_(1.0)
+    assert full.sum() == 0
+
+
+def test_without_padding_cuts_trailing_rows() -> None:
+    full = torch.arange(8)
+    assert without_padding(full, ShardSpec("x", (8,), 0, (8,), padding=3)).tolist() == [0, 1, 2, 3, 4]
+    assert without_padding(full, ShardSpec("x", (8,))).tolist() == full.tolist()
+
+
+def test_sections_must_fill_the_dimension() -> None:
+    with pytest.raises(ValueError, match=r"sections of x must add up to 16, but are \(8, 4\)"):
+        ShardSpec("x", (16, 3), 0, (8, 4))
+
+
+def test_sections_must_be_divisible() -> None:
+    with pytest.raises(ConfigError, match=r"x\.weight has a block of 4 .* layout\.tensor_parallel_size \(8\)"):
+        shard(torch.zeros(16, 3), FUSED, 0, 8)
+
+
+def test_wrong_shapes_are_named() -> None:
+    with pytest.raises(ValueError, match=r"x\.weight must have shape \(16, 3\), but has \(3, 16\)"):
+        shard(torch.zeros(3, 16), FUSED, 0, 2)
+    with pytest.raises(ValueError, match=r"x\.weight on tensor-parallel rank 1 of 2 must have shape \(8, 3\)"):
+        unshard([torch.zeros(8, 3), torch.zeros(8, 2)], FUSED)
+
+
+def test_cut_parameters_carry_deepspeed_marks_and_replicated_ones_do_not() -> None:
+    cut, replicated = torch.nn.Parameter(torch.zeros(8, 3)), torch.nn.Parameter(torch.zeros(5))
+    set_shard_spec(cut, FUSED)
+    set_shard_spec(replicated, ShardSpec("y", (5,)))
+    assert getattr(cut, "tensor_model_parallel", False)
+    assert getattr(cut, "model_parallel", False)
+    assert not hasattr(replicated, "tensor_model_parallel")
+    assert not hasattr(replicated, "model_parallel")
+    assert shard_spec(cut) == FUSED
+
+
+def test_a_foreign_parameter_has_no_spec() -> None:
+    with pytest.raises(ValueError, match="must have a shard spec"):
+        shard_spec(torch.nn.Parameter(torch.zeros(2)))

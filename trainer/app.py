@@ -1,0 +1,146 @@
+"""The composition root of one rank: each line takes what the one before made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from trainer.checkpoint.hook import CheckpointHook, resume
+from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.store import find_checkpoint
+from trainer.config.plan import RunPlan, make_plan, with_vocabulary
+from trainer.config.schema import TridentConfig
+from trainer.data.batches import BatchSource, training_batches, validation_batches
+from trainer.data.prepare import PreparedData, prepare
+from trainer.description import describe, plan_record
+from trainer.engine.build import build_engine
+from trainer.engine.face import Engine
+from trainer.engine.kernels import check_compiler
+from trainer.engine.world import choose_device, start_world, stop_world
+from trainer.errors import OutOfMemoryError, Preempted
+from trainer.launcher.environment import World
+from trainer.launcher.guard import RankGuard
+from trainer.launcher.output import send_output_to
+from trainer.launcher.start import SUPERVISED_VARIABLE
+from trainer.log import say, use_terminal
+from trainer.loop.events import Hook, RunEnd
+from trainer.loop.state import TrainState
+from trainer.loop.stop import StopRequest
+from trainer.loop.train import train
+from trainer.metrics.build import build_metrics
+from trainer.run_folder import RunFolder
+from trainer.topology.agreement import together
+from trainer.topology.groups import DistGroup, ParallelGroups
+
+
+def train_rank(config: TridentConfig, world: World) -> int:
+    """Train as one rank of a launched world and return its exit code. Collective over all ranks.
+
+    Raises:
+        TridentError: the run folder or the device cannot be used; the same one on every rank.
+    """
+    device = choose_device(config.runtime.device, world.local_rank)
+    layout_plan = make_plan(config, config.model.vocab_size or 1, world.size)
+    groups, control = start_world(layout_plan, device)
+    folder = RunFolder(Path(config.run_dir).absolute())
+    together(control, lambda: _check(config, layout_plan, folder, groups))
+    use_terminal(*send_output_to(folder.log(groups.rank)))
+    guard = RankGuard(folder.logs, groups.rank)
+    guard.enter()
+    try:
+        with StopRequest(control) as stop:
+            prepared = together(control, lambda: prepare(config, say))
+            plan = with_vocabulary(layout_plan, prepared.vocab_size)
+            _announce(folder, plan, prepared, groups)
+            end = _train(plan, prepared, folder, groups, control, stop)
+        if end.status == "stopped":
+            say(f"stopped after step {end.step} as asked; the same command goes on from there")
+    except BaseException as error:
+        return guard.fail(_in_our_words(error))
+    guard.leave()
+    stop_world()
+    return Preempted.exit_code if end.status == "stopped" else 0
+
+
+def _check(config: TridentConfig, plan: RunPlan, folder: RunFolder, groups: ParallelGroups) -> None:
+    if groups.is_reporting_rank:
+        folder.check(config)
+        check_compiler(plan)
+        RankGuard.prepare(folder.logs)
+
+
+def _in_our_words(error: BaseException) -> BaseException:
+    if isinstance(error, torch.OutOfMemoryError):
+        return OutOfMemoryError(
+            f"the model must fit into device memory, but: {str(error).splitlines()[0]}",
+            hints=[
+                "set model.recompute=full, or lower batch.micro_batch_size",
+                "raise layout.tensor_parallel_size or layout.pipeline_parallel_size",
+                "set zero.offload=cpu",
+            ],
+        )
+    return error
+
+
+def _announce(folder: RunFolder, plan: RunPlan, prepared: PreparedData, groups: ParallelGroups) -> None:
+    if not groups.is_reporting_rank:
+        return
+    folder.write(plan.config, plan_record(plan))
+    if prepared.tokenizer_folder is not None:
+        shutil.copytree(prepared.tokenizer_folder, folder.tokenizer, dirs_exist_ok=True)
+    if SUPERVISED_VARIABLE not in os.environ:
+        say(describe(plan))
+
+
+def _train(
+    plan: RunPlan,
+    prepared: PreparedData,
+    folder: RunFolder,
+    groups: ParallelGroups,
+    control: DistGroup,
+    stop: StopRequest,
+) -> RunEnd:
+    found = together(control, lambda: checkpoint_to_resume(plan.config, folder))
+    sources = together(control, lambda: _sources(plan, prepared, groups))
+    engine = build_engine(plan, groups)
+    state = resume(found, engine, plan, control)
+    if state.step >= plan.config.train.steps:
+        say(f"nothing to do: {folder.path} is at step {state.step} of train.steps={plan.config.train.steps}")
+        return RunEnd("finished", state.step, 0.0)
+    hooks = _hooks(plan, folder, engine, state, groups, control)
+    return train(engine, *sources, plan, state, hooks, stop, groups)
+
+
+def _sources(plan: RunPlan, prepared: PreparedData, groups: ParallelGroups) -> tuple[BatchSource, BatchSource | None]:
+    training = training_batches(prepared, plan, groups.data.rank, groups.device)
+    if plan.config.train.eval_every == 0:
+        return training, None
+    return training, validation_batches(prepared, plan, groups.data.rank, groups.device)
+
+
+def _hooks(
+    plan: RunPlan,
+    folder: RunFolder,
+    engine: Engine,
+    state: TrainState,
+    groups: ParallelGroups,
+    control: DistGroup,
+) -> list[Hook]:
+    saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, control)
+    return [saver, build_metrics(plan, folder.path, state, groups, control)]
+
+
+def checkpoint_to_resume(config: TridentConfig, folder: RunFolder) -> tuple[Path, Manifest] | None:
+    """Return the checkpoint that `checkpoint.resume` asks for, or None to start at step 1.
+
+    Raises:
+        CheckpointError: a named one is missing or damaged.
+    """
+    if config.checkpoint.resume == "never":
+        return None
+    if config.checkpoint.resume == "auto":
+        return folder.checkpoints.newest_valid()
+    return find_checkpoint(Path(config.checkpoint.resume))

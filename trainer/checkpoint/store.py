@@ -1,0 +1,76 @@
+"""The checkpoints of a run: find, order, delete, and point at the newest. No torch."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from trainer.checkpoint.manifest import Manifest, check_files, read_manifest
+from trainer.errors import CheckpointError
+from trainer.files import write_atomically
+from trainer.log import warn
+
+LATEST = "latest"
+
+
+class CheckpointStore:
+    """The folder `run_dir/checkpoints`."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.folder = run_dir / "checkpoints"
+
+    def path(self, step: int) -> Path:
+        """Return the folder of a step's checkpoint."""
+        return self.folder / f"step_{step}"
+
+    def temporary_path(self, step: int) -> Path:
+        """Return where a checkpoint is written before it is whole."""
+        return self.folder / f".step_{step}.partial"
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a checkpoint, ascending."""
+        found = self.folder.glob("step_*") if self.folder.is_dir() else ()
+        return sorted(int(path.name[5:]) for path in found if path.name[5:].isdigit())
+
+    def newest_valid(self) -> tuple[Path, Manifest] | None:
+        """Return the newest checkpoint whose files are all there, warning about each newer one that is not."""
+        for step in reversed(self.steps()):
+            path = self.path(step)
+            try:
+                manifest = read_manifest(path)
+                check_files(path, manifest)
+            except CheckpointError as error:
+                warn(f"skipping a damaged checkpoint: {error}")
+                continue
+            return path, manifest
+        return None
+
+    def point_at(self, step: int) -> None:
+        """Make `latest` name a step."""
+        write_atomically(self.folder / LATEST, f"step_{step}\n")
+
+    def delete_old(self, keep: int) -> None:
+        """Delete all but the newest `keep` checkpoints and whatever half-written ones are left."""
+        for step in self.steps()[:-keep]:
+            shutil.rmtree(self.path(step), ignore_errors=True)
+        for partial in self.folder.glob(".step_*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def find_checkpoint(path: Path) -> tuple[Path, Manifest]:
+    """Return the checkpoint at `path`: a checkpoint itself, or the newest valid one of a run folder.
+
+    Raises:
+        CheckpointError: there is none, or the one that is named is damaged.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path} must be a run folder or a checkpoint, but does not exist")
+    if path.name.startswith("step_"):
+        manifest = read_manifest(path)
+        check_files(path, manifest)
+        return path, manifest
+    run_dir = path.parent if path.name == "checkpoints" else path
+    found = CheckpointStore(run_dir).newest_valid()
+    if found is None:
+        raise CheckpointError(f"{path} must hold a whole checkpoint (checkpoints/step_<N>), but holds none")
+    return found

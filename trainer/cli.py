@@ -1,0 +1,156 @@
+"""The command line: verbs, and what a fault looks like to a person. Imports torch only where ranks compute."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from trainer import __version__
+from trainer.errors import ConfigError, Preempted, TridentError
+from trainer.log import report_error, say
+
+_USAGE = """usage: trident VERB [key=value ...]
+
+verbs
+  train      train a model; starts the ranks that the layout needs, or joins those of a launcher around it
+  data       tokenise the data into memory-mapped shards, without training
+  generate   sample text from a run or a checkpoint
+
+options
+  --help     this text, or `trident VERB --help`
+  --version  the version
+"""
+
+_TRAIN_USAGE = """usage: trident train [group=option ...] [key=value ...]
+
+Keys are those of the config, for example layout.tensor_parallel_size=2 or optimizer.lr=1e-3. Under `torchrun`, `srun`,
+or `deepspeed --no_local_rank --module trainer train ...` the process joins the ranks that were started.
+
+examples
+  trident train
+  trident train model=gpt2_124m layout=tp2_pp2 precision=bf16 batch.global_batch_size=64
+  trident train data.source=files 'data.files=[corpus/*.txt]' train.steps=1000 run_dir=runs/mine
+
+groups and their options
+{groups}
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = [
+        a for a in (sys.argv[1:] if argv is None else argv) if not a.startswith(("--local_rank", "--local-rank"))
+    ]
+    try:
+        return _dispatch(arguments)
+    except TridentError as error:
+        report_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        say(_USAGE)
+        return 0
+    if arguments[0] == "--version":
+        say(__version__)
+        return 0
+    verb, rest = arguments[0], list(arguments[1:])
+    if verb not in _VERBS:
+        import difflib
+
+        close = difflib.get_close_matches(verb, _VERBS, n=1)
+        raise ConfigError(
+            f"the verb must be one of {', '.join(_VERBS)}, but is {verb!r}",
+            hints=[f"did you mean `trident {close[0]}`?"] if close else ["see `trident --help`"],
+        )
+    action, usage = _VERBS[verb]
+    if any(a in ("--help", "-h") for a in rest):
+        say(usage())
+        return 0
+    return action(rest)
+
+
+def _train_usage() -> str:
+    from trainer.config.compose import options
+
+    lines = (f"  {group:<12} {' '.join(names)}" for group, names in options().items())
+    return _TRAIN_USAGE.format(groups="\n".join(lines))
+
+
+def _data_usage() -> str:
+    return "usage: trident data [key=value ...]\n\nTakes the keys of `trident train`, and prints where the shards are."
+
+
+def _generate_usage() -> str:
+    from trainer.generation.options import usage
+
+    return usage()
+
+
+def _train(arguments: list[str]) -> int:
+    from trainer.config.compose import compose
+    from trainer.config.validate import validate
+    from trainer.launcher.environment import World, find_world, publish_world
+
+    world = find_world(os.environ)
+    config = compose(arguments)
+    validate(config, world.size if world else None)
+    if world is None:
+        from trainer.config.plan import make_plan
+
+        if make_plan(config, vocab_size=1).world_size > 1:
+            from trainer.supervise import start_and_watch
+
+            return start_and_watch(config, arguments)
+        world = World(rank=0, local_rank=0, size=1)
+    publish_world(world)
+    from trainer.app import train_rank
+
+    code = train_rank(config, world)
+    if code not in (0, Preempted.exit_code):
+        # Peers may hang in a collective; communication libraries must not wait for them at exit.
+        _leave_now(code)
+    return code
+
+
+def _leave_now(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _data(arguments: list[str]) -> int:
+    from trainer.config.compose import compose
+    from trainer.config.validate import validate
+    from trainer.data.prepare import prepare
+
+    config = compose(arguments)
+    validate(config, None)
+    prepared = prepare(config, say)
+    say(
+        f"{prepared.train_tokens:,} tokens to train on and {prepared.validation_tokens:,} to validate with, "
+        f"vocabulary {prepared.vocab_size:,}, in {prepared.folder}"
+    )
+    return 0
+
+
+def _generate(arguments: list[str]) -> int:
+    from trainer.generation.options import parse
+
+    options = parse(arguments)
+    from trainer.generation.generate import generate_text
+
+    for text in generate_text(options):
+        say(text)
+    return 0
+
+
+_VERBS: dict[str, tuple[Callable[[list[str]], int], Callable[[], str]]] = {
+    "train": (_train, _train_usage),
+    "data": (_data, _data_usage),
+    "generate": (_generate, _generate_usage),
+}

@@ -1,0 +1,107 @@
+"""The DeepSpeed config of a plan. The only file that spells DeepSpeed's keys. No torch, no deepspeed.
+
+Everything that DeepSpeed would decide by itself and that changes numbers is said here: gradients are added up in fp32
+for every precision (its default is the model's own), stage-to-stage tensors travel whole (its default cuts them over
+tensor-parallel ranks and gathers them again, once a micro-batch), and nothing prints, times or logs behind our back.
+Every key was checked against DeepSpeed 0.19.8.
+"""
+
+from __future__ import annotations
+
+from trainer.config.plan import ModelSpec, RunPlan
+from trainer.config.schema import ActivationKind, Dtype, OffloadKind
+
+
+def deepspeed_json(plan: RunPlan) -> dict[str, object]:
+    """Return the config for `deepspeed.initialize`. The optimizer is ours, so it is not in it.
+
+    Args:
+        plan: of a config that `validate` has accepted.
+    """
+    config = plan.config
+    result: dict[str, object] = {
+        "train_batch_size": config.batch.global_batch_size,
+        "train_micro_batch_size_per_gpu": config.batch.micro_batch_size,
+        "gradient_accumulation_steps": plan.num_micro_batches,
+        # Without ZeRO DeepSpeed's norm leaves out parameters of later stages; our engine clips there.
+        "gradient_clipping": config.optimizer.grad_clip if config.zero.stage > 0 else 0.0,
+        "zero_optimization": _zero(plan),
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "wall_clock_breakdown": False,  # with PP > 1 it crashes: the backward timer is started twice
+        "timers": {"throughput": {"enabled": False}},  # it syncs host and device in every micro-batch
+    }
+    result |= _precision(plan)
+    if plan.uses_pipeline_engine:
+        result["pipeline"] = {
+            "pipe_partitioned": False,
+            "grad_partitioned": False,
+            "use_reentrant": False,
+            "activation_checkpoint_interval": 0,
+        }
+    return result
+
+
+def _precision(plan: RunPlan) -> dict[str, object]:
+    precision = plan.config.precision
+    if precision.dtype is Dtype.bf16:
+        # bf16 has the range of fp32; looking for overflow would sync the host with the device every step.
+        return {"bf16": {"enabled": True, "check_grad_overflow": False}}
+    if precision.dtype is Dtype.fp16:
+        dynamic = {
+            "enabled": True,
+            "loss_scale": 0,
+            "initial_scale_power": precision.initial_scale_power,
+            "loss_scale_window": precision.loss_scale_window,
+        }
+        return {"fp16": dynamic}
+    return {}
+
+
+def _zero(plan: RunPlan) -> dict[str, object]:
+    zero = plan.config.zero
+    if zero.stage == 0:
+        return {"stage": 0}
+    result: dict[str, object] = {
+        "stage": zero.stage,
+        "reduce_bucket_size": zero.reduce_bucket_size,
+        "allgather_bucket_size": zero.reduce_bucket_size,
+        "contiguous_gradients": True,
+        "overlap_comm": zero.overlap_comm and not plan.uses_pipeline_engine,
+    }
+    if zero.offload is not OffloadKind.none:
+        result["offload_optimizer"] = _place(plan)
+    if zero.stage == 3:
+        hidden_size = plan.model.hidden_size
+        result |= {
+            "stage3_prefetch_bucket_size": zero.reduce_bucket_size,
+            # Vectors (norms, biases) stay whole: gathering each of them costs more than it saves.
+            "stage3_param_persistence_threshold": 10 * hidden_size,
+        }
+        if zero.offload_parameters:
+            result["offload_param"] = _place(plan)
+            if zero.offload is OffloadKind.nvme:
+                # Every swap buffer must hold the largest parameter.
+                result["offload_param"] = {**_place(plan), "buffer_size": largest_parameter(plan)}
+    return result
+
+
+def _place(plan: RunPlan) -> dict[str, object]:
+    zero = plan.config.zero
+    place: dict[str, object] = {"device": zero.offload.value}
+    if zero.offload is OffloadKind.nvme:
+        place["nvme_path"] = zero.nvme_path
+    return place
+
+
+def largest_parameter(plan: RunPlan) -> int:
+    """Return the number of elements of the largest parameter on one tensor-parallel rank."""
+    model: ModelSpec = plan.model
+    gates = 2 if model.activation is ActivationKind.swiglu else 1
+    rows = (
+        model.padded_vocab_size,
+        gates * model.ffn_hidden_size,
+        (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_dim,
+    )
+    return max(rows) * model.hidden_size // plan.tensor_parallel_size

@@ -1,0 +1,79 @@
+"""What every rule of `validate` is made of: the case it judges, and helpers that name legal values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from trainer.config.keys import joined
+from trainer.config.plan import data_parallel_size
+from trainer.config.schema import DeviceKind, TridentConfig
+
+MAX_LISTED = 10
+"""A message names at most this many legal values, those nearest to what was found."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is judged: a config and where it is to run."""
+
+    config: TridentConfig
+    world_size: int | None
+    """Ranks that a launcher started; None when this process will start them."""
+    device_count: int | None
+    """CUDA devices of this machine; None when nobody looked."""
+
+    @property
+    def dp(self) -> int:
+        """Data-parallel size, as configured or as the world leaves it."""
+        return data_parallel_size(self.config, self.world_size)
+
+    @property
+    def key_value_heads(self) -> int:
+        """Resolved `model.num_key_value_heads`."""
+        model = self.config.model
+        return model.num_attention_heads if model.num_key_value_heads is None else model.num_key_value_heads
+
+    @property
+    def ffn_hidden_size(self) -> int:
+        """Resolved `model.ffn_hidden_size`."""
+        model = self.config.model
+        return 4 * model.hidden_size if model.ffn_hidden_size is None else model.ffn_hidden_size
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it is known that ranks compute on the CPU."""
+        device = self.config.runtime.device
+        return device is DeviceKind.cpu or (device is DeviceKind.auto and self.device_count == 0)
+
+
+Rule = Callable[[Case], Iterator[str]]
+"""Yields one line for each thing that is wrong. Never raises, whatever the config."""
+
+
+def divisors(number: int) -> list[int]:
+    """Return all divisors of a positive number, ascending."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
+
+
+def use(values: list[int], near: int) -> str:
+    """Return `use 1, 2 or 4`, with the values nearest to `near` where there are many."""
+    nearest = sorted(values, key=lambda value: (abs(value - near), value))[:MAX_LISTED]
+    return f"use {joined(sorted(nearest))}"
+
+
+def neighbours(number: int, unit: int) -> list[int]:
+    """Return the positive multiples of `unit` just below and above `number`."""
+    below = number // unit * unit
+    return [value for value in (below, below + unit) if value > 0]
+
+
+def legal_tensor_parallel_sizes(case: Case) -> list[int]:
+    """Return the sizes that cut query heads, key/value heads and the MLP (and, if sharded, the sequence) evenly."""
+    model = case.config.model
+    common = math.gcd(model.num_attention_heads, case.key_value_heads, case.ffn_hidden_size)
+    if case.config.layout.sequence_parallel:
+        common = math.gcd(common, model.seq_length)
+    return divisors(common)

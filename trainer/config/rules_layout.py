@@ -1,0 +1,194 @@
+"""Rules about ranks: the mesh, the pipeline, the batch over it, and ZeRO with offload on top."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from trainer.config.rules_common import Case, Rule, legal_tensor_parallel_sizes, neighbours, use
+from trainer.config.schema import AdamImplementation, DeviceKind, Dtype, OffloadKind, PipelineSchedule
+
+
+def _dual(case: Case) -> bool:
+    return case.config.layout.pipeline_schedule is PipelineSchedule.dualpipev
+
+
+def world_size(case: Case) -> Iterator[str]:
+    """The mesh fills the world that a launcher started."""
+    layout, world = case.config.layout, case.world_size
+    pp, tp, dp = layout.pipeline_parallel_size, layout.tensor_parallel_size, layout.data_parallel_size
+    if world is None or pp * tp * case.dp == world:
+        return
+    factors = f"layout.pipeline_parallel_size ({pp}) x layout.tensor_parallel_size ({tp})"
+    if dp is not None:
+        factors += f" x layout.data_parallel_size ({dp})"
+        found = f"{factors} = {pp * tp * dp} must equal the number of ranks ({world})"
+    else:
+        found = f"the number of ranks ({world}) must be divisible by {factors} = {pp * tp}"
+    if world % (pp * tp) == 0:
+        yield f"{found}; use layout.data_parallel_size={world // (pp * tp)}"
+        return
+    fits = neighbours(world, pp * tp)
+    ways = " or ".join(f"{ranks} ranks (layout.data_parallel_size={ranks // (pp * tp)})" for ranks in fits)
+    yield f"{found}; start {ways}"
+
+
+def devices(case: Case) -> Iterator[str]:
+    """This machine has a device for each rank that is started here."""
+    layout, device, count = case.config.layout, case.config.runtime.device, case.device_count
+    if count is None or device is DeviceKind.cpu:
+        return
+    if count == 0:
+        if device is DeviceKind.cuda:
+            yield "runtime.device=cuda needs a CUDA device, but this machine has none; use runtime.device=cpu"
+        return
+    pp, tp, dp = layout.pipeline_parallel_size, layout.tensor_parallel_size, case.dp
+    if case.world_size is None and pp * tp * dp > count:
+        yield (
+            f"layout.pipeline_parallel_size ({pp}) x layout.tensor_parallel_size ({tp}) x layout.data_parallel_size "
+            f"({dp}) = {pp * tp * dp} ranks must have a GPU each, but this machine has {count}; use a smaller layout, "
+            "start it over several machines, or use runtime.device=cpu"
+        )
+
+
+def blocks_for_stages(case: Case) -> Iterator[str]:
+    """Every stage holds a block."""
+    layers, pp = case.config.model.num_layers, case.config.layout.pipeline_parallel_size
+    needed = 2 * pp if _dual(case) and pp > 1 else pp
+    if layers < needed:
+        what = "2 x layout.pipeline_parallel_size" if needed > pp else "layout.pipeline_parallel_size"
+        most = layers // 2 if needed > pp else layers
+        schedule = " for layout.pipeline_schedule=dualpipev" if needed > pp else ""
+        way = (
+            f"layout.pipeline_parallel_size <= {most}" if most > 1 or needed == pp else f"model.num_layers >= {needed}"
+        )
+        yield f"model.num_layers ({layers}) must be at least {what} ({needed}){schedule}; use {way}"
+
+
+def stage_boundaries(case: Case) -> Iterator[str]:
+    """Explicit boundaries cut the blocks into pp non-empty runs."""
+    layout, layers = case.config.layout, case.config.model.num_layers
+    bounds, pp = layout.stage_boundaries, layout.pipeline_parallel_size
+    if not bounds:
+        return
+    shown = list(bounds)
+    if pp == 1:
+        yield f"layout.stage_boundaries={shown} has no effect with layout.pipeline_parallel_size=1; set it to []"
+        return
+    if _dual(case):
+        yield f"layout.stage_boundaries={shown} cannot be used with layout.pipeline_schedule=dualpipev; set it to []"
+        return
+    if len(bounds) != pp - 1:
+        yield (
+            f"layout.stage_boundaries must hold {pp - 1} block{'s' if pp > 2 else ''} "
+            f"(layout.pipeline_parallel_size - 1), but holds {len(bounds)}"
+        )
+    if any(left >= right for left, right in pairwise(bounds)):
+        yield f"layout.stage_boundaries must be strictly increasing, but is {shown}"
+    if min(bounds) < 1 or max(bounds) >= layers:
+        yield f"layout.stage_boundaries must lie in 1 to {layers - 1} (model.num_layers - 1), but is {shown}"
+
+
+def batch_over_ranks(case: Case) -> Iterator[str]:
+    """A step is a whole number of micro-batches on every replica."""
+    batch, dp = case.config.batch, case.dp
+    unit = batch.micro_batch_size * dp
+    if batch.global_batch_size % unit:
+        yield (
+            f"batch.global_batch_size ({batch.global_batch_size}) must be divisible by batch.micro_batch_size "
+            f"({batch.micro_batch_size}) x layout.data_parallel_size ({dp}) = {unit}; "
+            f"{use(neighbours(batch.global_batch_size, unit), batch.global_batch_size)}"
+        )
+
+
+def dual_pipe(case: Case) -> Iterator[str]:
+    """DualPipeV has stages to fold and micro-batches to fill both directions."""
+    layout, batch = case.config.layout, case.config.batch
+    pp, unit = layout.pipeline_parallel_size, batch.micro_batch_size * case.dp
+    if not _dual(case):
+        return
+    if pp == 1:
+        yield (
+            "layout.pipeline_schedule=dualpipev has no effect with layout.pipeline_parallel_size=1; "
+            "use layout.pipeline_parallel_size >= 2, or layout.pipeline_schedule=1f1b"
+        )
+    elif batch.global_batch_size % unit == 0 and batch.global_batch_size // unit < 2 * pp:
+        yield (
+            f"layout.pipeline_schedule=dualpipev needs at least 2 x layout.pipeline_parallel_size = {2 * pp} "
+            f"micro-batches, but batch.global_batch_size ({batch.global_batch_size}) / ({unit} in a round) = "
+            f"{batch.global_batch_size // unit}; use batch.global_batch_size >= {2 * pp * unit}"
+        )
+    if case.config.zero.offload is not OffloadKind.none:
+        yield (
+            f"zero.offload={case.config.zero.offload.value} cannot be used with layout.pipeline_schedule=dualpipev; "
+            "use zero.offload=none, or layout.pipeline_schedule=1f1b"
+        )
+
+
+def zero_stage(case: Case) -> Iterator[str]:
+    """The stage fits the pipeline and the precision."""
+    stage, layout, dtype = case.config.zero.stage, case.config.layout, case.config.precision.dtype
+    pp, tp = layout.pipeline_parallel_size, layout.tensor_parallel_size
+    if stage in (2, 3) and pp > 1:
+        sizes = legal_tensor_parallel_sizes(case)
+        instead = f" with layout.tensor_parallel_size={pp * tp}" if pp * tp in sizes else ""
+        yield (
+            f"zero.stage={stage} needs layout.pipeline_parallel_size=1, but it is {pp}; "
+            f"use zero.stage=1, or layout.pipeline_parallel_size=1{instead}"
+        )
+    if stage == 0 and dtype is not Dtype.fp32:
+        yield (
+            f"zero.stage=0 needs precision.dtype=fp32, but it is {dtype.value} (DeepSpeed would add up gradients in "
+            f"{dtype.value}, or count tied weights twice); use zero.stage=1"
+        )
+
+
+def offload(case: Case) -> Iterator[str]:
+    """What leaves the device is sharded by ZeRO and has a place to go."""
+    zero, kind = case.config.zero, case.config.zero.offload
+    if kind is OffloadKind.cpu and zero.stage == 0:
+        yield "zero.offload=cpu needs zero.stage >= 1, but it is 0; use zero.stage=1, or zero.offload=none"
+    if kind is OffloadKind.nvme and zero.stage != 3:
+        yield f"zero.offload=nvme needs zero.stage=3, but it is {zero.stage}; use zero.stage=3, or zero.offload=cpu"
+    if kind is OffloadKind.nvme and not zero.nvme_path:
+        yield "zero.offload=nvme needs zero.nvme_path; set it to a folder on a local NVMe disk"
+    if zero.nvme_path is not None and kind is not OffloadKind.nvme:
+        yield f"zero.nvme_path has no effect with zero.offload={kind.value}; use zero.offload=nvme, or leave it out"
+    if zero.offload_parameters and zero.stage != 3:
+        yield (
+            f"zero.offload_parameters=true needs zero.stage=3, but it is {zero.stage}; "
+            "use zero.stage=3, or zero.offload_parameters=false"
+        )
+    if zero.offload_parameters and kind is OffloadKind.none:
+        yield (
+            "zero.offload_parameters=true needs zero.offload=cpu or nvme, but it is none; "
+            "use zero.offload=cpu, or zero.offload_parameters=false"
+        )
+
+
+def adam_implementation(case: Case) -> Iterator[str]:
+    """The kernel runs where the optimizer state is."""
+    chosen, kind = case.config.optimizer.implementation, case.config.zero.offload
+    if chosen is AdamImplementation.deepspeed_cpu and kind is OffloadKind.none and not case.on_cpu:
+        yield (
+            "optimizer.implementation=deepspeed_cpu needs optimizer state in CPU memory; "
+            "use zero.offload=cpu, runtime.device=cpu, or optimizer.implementation=auto"
+        )
+    if chosen is AdamImplementation.torch and kind is OffloadKind.nvme:
+        yield (
+            "zero.offload=nvme needs optimizer.implementation=deepspeed_cpu, but it is torch; "
+            "use optimizer.implementation=auto"
+        )
+
+
+RULES: tuple[Rule, ...] = (
+    world_size,
+    devices,
+    blocks_for_stages,
+    stage_boundaries,
+    batch_over_ranks,
+    dual_pipe,
+    zero_stage,
+    offload,
+    adam_implementation,
+)

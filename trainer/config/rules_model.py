@@ -1,0 +1,77 @@
+"""Rules about the shape of the model, alone and cut over tensor-parallel ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trainer.config.rules_common import Case, Rule, divisors, legal_tensor_parallel_sizes, neighbours, use
+from trainer.config.schema import PositionKind
+
+
+def hidden_size_by_heads(case: Case) -> Iterator[str]:
+    """Heads cut the residual width evenly, unless their size is given."""
+    model = case.config.model
+    if model.head_dim is None and model.hidden_size % model.num_attention_heads:
+        legal = use(neighbours(model.hidden_size, model.num_attention_heads), model.hidden_size)
+        yield (
+            f"model.hidden_size ({model.hidden_size}) must be divisible by model.num_attention_heads "
+            f"({model.num_attention_heads}); {legal}, or set model.head_dim"
+        )
+
+
+def heads_by_key_value_heads(case: Case) -> Iterator[str]:
+    """Every key/value head serves the same number of query heads."""
+    model = case.config.model
+    groups = model.num_key_value_heads
+    if groups is not None and model.num_attention_heads % groups:
+        yield (
+            f"model.num_attention_heads ({model.num_attention_heads}) must be divisible by "
+            f"model.num_key_value_heads ({groups}); {use(divisors(model.num_attention_heads), groups)}"
+        )
+
+
+def rotary_head_dim(case: Case) -> Iterator[str]:
+    """Rotary embedding turns pairs of elements."""
+    model = case.config.model
+    head_dim = model.head_dim or model.hidden_size // model.num_attention_heads
+    if model.position is PositionKind.rope and head_dim % 2:
+        source = "" if model.head_dim else " = model.hidden_size / model.num_attention_heads"
+        yield f"model.head_dim ({head_dim}{source}) must be even for model.position=rope"
+
+
+def cut_over_tensor_ranks(case: Case) -> Iterator[str]:
+    """Heads, key/value heads, MLP and (if sharded) the sequence are cut evenly."""
+    model, layout = case.config.model, case.config.layout
+    tp = layout.tensor_parallel_size
+    parts = [("model.num_attention_heads", model.num_attention_heads)]
+    if model.num_key_value_heads is not None:
+        parts.append(("model.num_key_value_heads", model.num_key_value_heads))
+    named = "model.ffn_hidden_size" if model.ffn_hidden_size is not None else "4 x model.hidden_size"
+    parts.append((named, case.ffn_hidden_size))
+    if layout.sequence_parallel:
+        parts.append(("model.seq_length", model.seq_length))
+    for key, size in parts:
+        if size % tp:
+            yield (
+                f"{key} ({size}) must be divisible by layout.tensor_parallel_size ({tp}); "
+                f"{use(legal_tensor_parallel_sizes(case), tp)}"
+            )
+
+
+def sequence_parallel_alone(case: Case) -> Iterator[str]:
+    """Sequence parallelism shards over the tensor-parallel group."""
+    layout = case.config.layout
+    if layout.sequence_parallel and layout.tensor_parallel_size == 1:
+        yield (
+            "layout.sequence_parallel=true has no effect with layout.tensor_parallel_size=1; "
+            "use layout.tensor_parallel_size >= 2, or layout.sequence_parallel=false"
+        )
+
+
+RULES: tuple[Rule, ...] = (
+    hidden_size_by_heads,
+    heads_by_key_value_heads,
+    rotary_head_dim,
+    cut_over_tensor_ranks,
+    sequence_parallel_alone,
+)

@@ -1,0 +1,124 @@
+"""Rules about one number on its own: the range it must lie in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from trainer.config.keys import flatten
+from trainer.config.rules_common import Case, Rule
+
+MINIMA: dict[str, int] = {
+    "model.hidden_size": 1,
+    "model.num_layers": 1,
+    "model.num_attention_heads": 1,
+    "model.num_key_value_heads": 1,
+    "model.head_dim": 1,
+    "model.ffn_hidden_size": 1,
+    "model.seq_length": 1,
+    "model.vocab_size": 1,
+    "model.vocab_pad_multiple": 1,
+    "model.sliding_window": 1,
+    "data.max_documents": 1,
+    "data.max_samples": 1,
+    "data.synthetic_tokens": 1,
+    "layout.pipeline_parallel_size": 1,
+    "layout.tensor_parallel_size": 1,
+    "layout.data_parallel_size": 1,
+    "zero.reduce_bucket_size": 1,
+    "precision.loss_scale_window": 1,
+    "batch.global_batch_size": 1,
+    "batch.micro_batch_size": 1,
+    "schedule.warmup_steps": 0,
+    "schedule.decay_steps": 1,
+    "train.steps": 1,
+    "train.seed": 0,
+    "train.log_every": 1,
+    "train.eval_every": 0,
+    "train.eval_batches": 1,
+    "checkpoint.every": 0,
+    "checkpoint.keep": 1,
+    "runtime.threads_per_rank": 1,
+    "runtime.timeout_s": 1,
+    "launch.grace_s": 0,
+}
+"""Smallest legal value of the integer keys; null is always legal."""
+
+POSITIVE: tuple[str, ...] = (
+    "model.rope_theta",
+    "model.norm_eps",
+    "model.init_std",
+    "optimizer.lr",
+    "optimizer.eps",
+)
+NOT_NEGATIVE: tuple[str, ...] = ("optimizer.weight_decay", "optimizer.grad_clip")
+BELOW_ONE: tuple[str, ...] = (
+    "model.dropout",
+    "model.attention_dropout",
+    "data.validation_fraction",
+    "optimizer.beta1",
+    "optimizer.beta2",
+)
+CLOSED: dict[str, tuple[float, float]] = {
+    "zero.stage": (0, 3),
+    "precision.initial_scale_power": (0, 31),
+    "schedule.min_lr_ratio": (0, 1),
+    "launch.master_port": (1, 65535),
+    "train.seed": (0, 2**63 - 1),
+}
+NOT_EMPTY: tuple[str, ...] = ("name", "run_dir", "checkpoint.resume", "data.text_key", "data.hub_split")
+
+
+def minima(case: Case) -> Iterator[str]:
+    """Sizes, counts and intervals are large enough."""
+    values = flatten(case.config)
+    for key, least in MINIMA.items():
+        value = values[key]
+        if isinstance(value, int) and value < least:
+            yield f"{key} must be at least {least}, but is {value}"
+
+
+def sizes_are_positive(case: Case) -> bool:
+    """Return whether the sizes that other rules divide by are what `minima` asks."""
+    values = flatten(case.config)
+    sizes = [(values[key], least) for key, least in MINIMA.items() if key.startswith(("model.", "layout.", "batch."))]
+    return all(value >= least for value, least in sizes if isinstance(value, int))
+
+
+def real_ranges(case: Case) -> Iterator[str]:
+    """Rates, probabilities and fractions lie in their ranges; nan and inf lie in none."""
+    values = flatten(case.config)
+
+    def number(key: str) -> float:
+        value = values[key]
+        assert isinstance(value, (int, float))
+        return value
+
+    for key in POSITIVE:
+        if not (number(key) > 0 and math.isfinite(number(key))):
+            yield f"{key} must be greater than 0, but is {values[key]}"
+    for key in NOT_NEGATIVE:
+        if not (number(key) >= 0 and math.isfinite(number(key))):
+            yield f"{key} must be at least 0, but is {values[key]}"
+    for key in BELOW_ONE:
+        if not 0 <= number(key) < 1:
+            yield f"{key} must be at least 0 and less than 1, but is {values[key]}"
+    for key, (least, most) in CLOSED.items():
+        value = values[key]
+        if value is not None and not least <= number(key) <= most:
+            if key in MINIMA and number(key) < least:
+                continue  # said by `minima`
+            yield f"{key} must be {least} to {most}, but is {value}"
+
+
+def texts(case: Case) -> Iterator[str]:
+    """Names that become folders or fields are there."""
+    values = flatten(case.config)
+    for key in NOT_EMPTY:
+        if not str(values[key]).strip():
+            yield f"{key} must not be empty"
+    if "/" in case.config.name or case.config.name in (".", ".."):
+        yield f"name must be one folder name, but is '{case.config.name}'; set run_dir to choose the place"
+
+
+RULES: tuple[Rule, ...] = (minima, real_ranges, texts)

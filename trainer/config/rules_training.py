@@ -1,0 +1,148 @@
+"""Rules about what is read and for how long: data, tokenizer, schedule, evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trainer.config.plan import resolved_decay_steps
+from trainer.config.rules_common import Case, Rule
+from trainer.config.schema import DataSource, ScheduleKind, TokenizerConfig, TokenizerKind
+
+SMALLEST_BPE = 257
+"""256 bytes and the end-of-text id."""
+NEEDS_FILES = (DataSource.files, DataSource.megatron)
+
+
+def warm_up(case: Case) -> Iterator[str]:
+    """The warm-up ends before the run does."""
+    schedule, steps = case.config.schedule, case.config.train.steps
+    if schedule.warmup_steps >= steps:
+        yield f"schedule.warmup_steps ({schedule.warmup_steps}) must be less than train.steps ({steps})"
+
+
+def decay(case: Case) -> Iterator[str]:
+    """The decay has room after the warm-up, and there is one."""
+    schedule, steps = case.config.schedule, case.config.train.steps
+    warmup, length = schedule.warmup_steps, resolved_decay_steps(case.config)
+    if schedule.kind is ScheduleKind.constant:
+        if schedule.decay_steps is not None:
+            yield "schedule.decay_steps has no effect with schedule.kind=constant; leave it out"
+    elif schedule.kind is ScheduleKind.wsd:
+        if warmup < steps < warmup + length:
+            yield (
+                f"schedule.warmup_steps ({warmup}) + schedule.decay_steps ({length}) must be at most train.steps "
+                f"({steps}) for schedule.kind=wsd"
+            )
+    elif warmup < steps and length <= warmup:
+        yield f"schedule.decay_steps ({length}) must be greater than schedule.warmup_steps ({warmup})"
+
+
+def evaluation(case: Case) -> Iterator[str]:
+    """What is evaluated was held out."""
+    if case.config.train.eval_every > 0 and case.config.data.validation_fraction == 0:
+        yield (
+            f"train.eval_every={case.config.train.eval_every} needs data.validation_fraction > 0, but it is 0; "
+            "use data.validation_fraction=0.02, or train.eval_every=0"
+        )
+
+
+def data_source(case: Case) -> Iterator[str]:
+    """The source has what it reads, and nothing is given that it does not read."""
+    data = case.config.data
+    source = data.source
+    if source in NEEDS_FILES and not data.files:
+        what = "[corpus/*.jsonl]" if source is DataSource.files else "[corpus_text_document]"
+        yield f"data.source={source.value} needs data.files; for example data.files={what}"
+    if any(not path.strip() for path in data.files):
+        yield "data.files must hold paths, but one of them is empty"
+    if data.files and source not in NEEDS_FILES:
+        yield f"data.files has no effect with data.source={source.value}; use data=files, or leave it out"
+    if source is DataSource.hub and not data.hub_path:
+        yield "data.source=hub needs data.hub_path; for example data.hub_path=HuggingFaceFW/fineweb-edu"
+    for key, value in (("hub_path", data.hub_path), ("hub_name", data.hub_name)):
+        if value and source is not DataSource.hub:
+            yield f"data.{key} has no effect with data.source={source.value}; use data=hub, or leave it out"
+
+
+def tokenizer_settings(case: Case) -> Iterator[str]:
+    """The kind of tokenizer has what it needs, and nothing that it ignores."""
+    tokenizer = case.config.tokenizer
+    kind = tokenizer.kind
+    if kind is TokenizerKind.pretrained and not tokenizer.path:
+        yield (
+            "tokenizer.kind=pretrained needs tokenizer.path: a folder, a tokenizer.json or a Hugging Face name; "
+            "for example tokenizer.path=openai-community/gpt2"
+        )
+    if tokenizer.path is not None and kind is not TokenizerKind.pretrained:
+        yield f"tokenizer.path has no effect with tokenizer.kind={kind.value}; use tokenizer=pretrained"
+    if tokenizer.vocab_size is not None and kind is not TokenizerKind.bpe:
+        yield f"tokenizer.vocab_size has no effect with tokenizer.kind={kind.value}; leave it out"
+    if kind is TokenizerKind.bpe and tokenizer.vocab_size is not None and tokenizer.vocab_size < SMALLEST_BPE:
+        yield (
+            f"tokenizer.vocab_size must be at least {SMALLEST_BPE} (256 bytes and end of text), "
+            f"but is {tokenizer.vocab_size}"
+        )
+
+
+def vocabulary(case: Case) -> Iterator[str]:
+    """Every id of the tokenizer has an embedding row; unused rows are wanted."""
+    model, tokenizer = case.config.model, case.config.tokenizer
+    size = model.vocab_size
+    if size is None or case.config.data.source in (DataSource.synthetic, DataSource.megatron):
+        return
+    if tokenizer.kind is TokenizerKind.pretrained:
+        return  # known once it is loaded
+    trained = SMALLEST_BPE if tokenizer.kind is TokenizerKind.bytes else tokenizer.vocab_size
+    named = "the byte tokenizer" if tokenizer.kind is TokenizerKind.bytes else "tokenizer.vocab_size"
+    if trained is None:
+        if size < SMALLEST_BPE:
+            yield (
+                f"model.vocab_size must be at least {SMALLEST_BPE} (256 bytes and end of text) for "
+                f"tokenizer.kind=bpe, but is {size}"
+            )
+    elif trained > size:
+        yield f"{named} ({trained}) must be at most model.vocab_size ({size}); use model.vocab_size={trained} or null"
+    elif trained < size and not tokenizer.allow_unused_ids:
+        yield (
+            f"{named} ({trained}) must equal model.vocab_size ({size}), or rows of the embedding are never trained; "
+            f"use model.vocab_size={trained} or null, or tokenizer.allow_unused_ids=true"
+        )
+
+
+def sources_without_text(case: Case) -> Iterator[str]:
+    """Where ids come ready-made, the vocabulary is said and no tokenizer is trained."""
+    source, tokenizer = case.config.data.source, case.config.tokenizer
+    if source not in (DataSource.synthetic, DataSource.megatron):
+        return
+    if case.config.model.vocab_size is None:
+        example = 2048 if source is DataSource.synthetic else 50257
+        yield (
+            f"data.source={source.value} needs model.vocab_size, since its ids come without a tokenizer; "
+            f"for example model.vocab_size={example}"
+        )
+    if source is DataSource.synthetic and tokenizer != TokenizerConfig():
+        yield "tokenizer.* has no effect with data.source=synthetic; leave it out"
+    untrained = tokenizer.kind is TokenizerKind.pretrained or tokenizer == TokenizerConfig()
+    if source is DataSource.megatron and not untrained:
+        yield (
+            f"data.source=megatron holds token ids already, so tokenizer.kind={tokenizer.kind.value} cannot make "
+            "them; use tokenizer=pretrained with the tokenizer that made them, or leave it out"
+        )
+
+
+def documents(case: Case) -> Iterator[str]:
+    """A generated stream has no documents to count."""
+    if case.config.data.source is DataSource.synthetic and case.config.data.max_documents is not None:
+        yield "data.max_documents has no effect with data.source=synthetic; use data.synthetic_tokens"
+
+
+RULES: tuple[Rule, ...] = (
+    warm_up,
+    decay,
+    evaluation,
+    data_source,
+    tokenizer_settings,
+    vocabulary,
+    sources_without_text,
+    documents,
+)

@@ -1,0 +1,83 @@
+"""A plan in words and as a record: what is shown, and written to plan.json, before a run starts. No torch."""
+
+from __future__ import annotations
+
+from trainer.config.ds_json import deepspeed_json
+from trainer.config.plan import RunPlan
+from trainer.model.accounting import flops_per_token, parameter_count
+from trainer.pipeline.partition import stages
+
+
+def plan_record(plan: RunPlan) -> dict[str, object]:
+    """Return every derived number, the stages, and the DeepSpeed JSON that will be used."""
+    model = plan.model
+    return {
+        "model": {
+            "parameters": parameter_count(model),
+            "vocab_size": model.vocab_size,
+            "padded_vocab_size": model.padded_vocab_size,
+            "head_dim": model.head_dim,
+            "num_key_value_heads": model.num_key_value_heads,
+            "ffn_hidden_size": model.ffn_hidden_size,
+            "flops_per_token": flops_per_token(model),
+        },
+        "layout": {
+            "world_size": plan.world_size,
+            "pipeline_parallel_size": plan.pipeline_parallel_size,
+            "tensor_parallel_size": plan.tensor_parallel_size,
+            "data_parallel_size": plan.data_parallel_size,
+        },
+        "batch": {
+            "global_batch_size": plan.config.batch.global_batch_size,
+            "micro_batch_size": plan.config.batch.micro_batch_size,
+            "num_micro_batches": plan.num_micro_batches,
+            "tokens_per_step": plan.tokens_per_step,
+        },
+        "stages": [
+            {
+                "stage": stage.index,
+                "pipeline_rank": stage.rank_index,
+                "layers": list(stage.layers),
+                "parameters": stage.parameters,
+                "cost_share": round(stage.cost_share, 4),
+            }
+            for stage in stages(plan)
+        ],
+        "pipeline_bubble_fraction_in_theory": bubble_in_theory(plan),
+        "deepspeed": deepspeed_json(plan),
+    }
+
+
+def bubble_in_theory(plan: RunPlan) -> float:
+    """Return (p - 1) / (m + p - 1), the idle share of 1F1B with equal stages (arXiv 2104.04473, section 2.2)."""
+    bubble = plan.pipeline_parallel_size - 1
+    return bubble / (plan.num_micro_batches + bubble)
+
+
+def describe(plan: RunPlan) -> str:
+    """Return a few lines: model, layout, batch, and one line a stage."""
+    config = plan.config
+    sequence = " + sequence parallel" if config.layout.sequence_parallel else ""
+    offload = f" + {config.zero.offload.value} offload" if config.zero.offload.value != "none" else ""
+    lines = [
+        f"model   {config.model.name}: {parameter_count(plan.model):,} parameters, "
+        f"{plan.model.num_layers} blocks of {plan.model.hidden_size}, vocabulary {plan.model.vocab_size:,}",
+        f"layout  {plan.world_size} rank{'s' * (plan.world_size > 1)} = pipeline {plan.pipeline_parallel_size} "
+        f"x tensor {plan.tensor_parallel_size} x data {plan.data_parallel_size}{sequence}, "
+        f"ZeRO-{config.zero.stage}{offload}, {config.precision.dtype.value}",
+        f"batch   {config.batch.global_batch_size} sequences of {plan.model.seq_length} tokens a step "
+        f"= {plan.tokens_per_step:,} tokens; {plan.num_micro_batches} micro-batches of "
+        f"{config.batch.micro_batch_size} a rank",
+    ]
+    if plan.uses_pipeline_engine:
+        for stage in stages(plan):
+            names = f"{stage.layers[0]} .. {stage.layers[-1]}" if len(stage.layers) > 1 else stage.layers[0]
+            lines.append(
+                f"stage {stage.index} on pipeline rank {stage.rank_index}: {names} "
+                f"({stage.parameters:,} parameters, {stage.cost_share:.0%} of the work)"
+            )
+        lines.append(
+            f"bubble  {bubble_in_theory(plan):.1%} of a step in theory, "
+            f"schedule {config.layout.pipeline_schedule.value}"
+        )
+    return "\n".join(lines)

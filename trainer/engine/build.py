@@ -1,0 +1,64 @@
+"""Build the engine that a plan asks for. The only place that constructs DeepSpeed engines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from deepspeed.runtime.config import DeepSpeedConfig
+
+from trainer.config.ds_json import deepspeed_json
+from trainer.config.plan import RunPlan
+from trainer.config.schema import PipelineSchedule
+from trainer.engine.deepspeed_engines import RepairedDualPipeVEngine, RepairedEngine, RepairedPipelineEngine
+from trainer.engine.face import Engine
+from trainer.engine.mpu import ModelParallelUnit
+from trainer.engine.optimizer import build_optimizer
+from trainer.engine.pipelined import PipelinedEngine
+from trainer.engine.plain import LanguageModel, PlainEngine
+from trainer.model.gpt import GPT, ModelContext
+from trainer.pipeline.module import build_pipeline
+from trainer.tensor_parallel.random import StepClock
+from trainer.topology.groups import ParallelGroups
+
+
+def build_engine(plan: RunPlan, groups: ParallelGroups) -> Engine:
+    """Build model, optimizer and DeepSpeed engine for this rank. Collective over the world."""
+    clock = StepClock(plan.config.train.seed)
+    context = ModelContext(
+        spec=plan.model,
+        tensor=groups.tensor,
+        seed=plan.config.train.seed,
+        sequence_parallel=plan.config.layout.sequence_parallel,
+        clock=clock,
+    )
+    if plan.uses_pipeline_engine:
+        return PipelinedEngine(_pipeline_engine(plan, groups, context), plan, groups, clock)
+    return PlainEngine(_plain_engine(plan, groups, context), plan, groups, clock)
+
+
+def _construct(engine_class: Any, plan: RunPlan, groups: ParallelGroups, model: torch.nn.Module, mpu: object) -> Any:
+    # deepspeed.initialize chooses the class by itself; a repaired one must be constructed directly.
+    settings = deepspeed_json(plan)
+    engine = engine_class(
+        args=None,
+        model=model,
+        optimizer=build_optimizer(model.parameters(), plan),
+        mpu=mpu,
+        dist_init_required=False,
+        config=settings,
+        config_class=DeepSpeedConfig(settings, mpu),
+    )
+    engine.attach(groups, plan.config.optimizer.grad_clip)
+    return engine
+
+
+def _pipeline_engine(plan: RunPlan, groups: ParallelGroups, context: ModelContext) -> Any:
+    module = build_pipeline(plan, context)
+    dual = plan.config.layout.pipeline_schedule is PipelineSchedule.dualpipev
+    return _construct(RepairedDualPipeVEngine if dual else RepairedPipelineEngine, plan, groups, module, module.mpu())
+
+
+def _plain_engine(plan: RunPlan, groups: ParallelGroups, context: ModelContext) -> Any:
+    model = LanguageModel(GPT(context)).to(groups.device)
+    return _construct(RepairedEngine, plan, groups, model, ModelParallelUnit(groups))

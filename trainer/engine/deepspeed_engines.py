@@ -1,0 +1,137 @@
+"""DeepSpeed's engines with what DeepSpeed 0.19.8 gets wrong put right. Each repair has a test against the oracle.
+
+- Tied embeddings: `_exec_reduce_tied_grads` reads `weight.grad`, but DeepSpeedZeroOptimizer with fp32 accumulation
+  keeps gradients in `param.grad_accum`; the sum over the tied copies was skipped without a word and they drifted apart.
+- fp32 with ZeRO-0: the norm left out replicated parameters of later stages, and was not reported.
+- `_INSTRUCTION_MAP` holds function objects, so overriding a method is not enough: the map is rebuilt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from deepspeed import comm as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.pipe import schedule
+from deepspeed.runtime.pipe.dualpipev import DualPipeVEngine
+from deepspeed.runtime.pipe.engine import PipelineEngine
+from deepspeed.runtime.zero.config import ZeroStageEnum
+
+from trainer.topology.groups import ParallelGroups
+
+
+def global_grad_norm(parameters: Iterable[torch.nn.Parameter], groups: ParallelGroups) -> torch.Tensor:
+    """Return the L2 norm over the whole model's gradients, each counted once. [] fp32.
+
+    Collective over pipeline and tensor groups. Parameters that every tensor-parallel rank holds count on tp rank 0;
+    copies of tied weights (`ds_pipe_replicated`) count on the first stage.
+    """
+    total = torch.zeros((), dtype=torch.float32, device=groups.device)
+    for parameter in parameters:
+        if parameter.grad is None or getattr(parameter, "ds_pipe_replicated", False):
+            continue
+        if getattr(parameter, "tensor_model_parallel", False) or groups.tensor.rank == 0:
+            total += parameter.grad.detach().float().pow(2).sum()
+    groups.tensor.all_reduce(total)
+    groups.pipeline.all_reduce(total)
+    return total.sqrt()
+
+
+class _Repaired:
+    """Mixin in front of a DeepSpeed engine class: true norm for plain optimizers, time spent computing."""
+
+    groups: ParallelGroups
+    busy_seconds: float = 0.0
+    max_grad_norm: float = 0.0
+
+    def attach(self, groups: ParallelGroups, max_grad_norm: float) -> None:
+        """Hand over what DeepSpeed's constructor has no argument for."""
+        self.groups = groups
+        self.max_grad_norm = max_grad_norm
+        self.cuda_spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def _take_model_step(self, lr_kwargs: dict[str, object] | None) -> None:
+        engine: Any = self
+        if not engine.zero_optimization():
+            parameters = [p for p in engine.module.parameters() if p.requires_grad]
+            norm = global_grad_norm(parameters, self.groups)
+            if self.max_grad_norm > 0:
+                scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+                for parameter in parameters:
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(scale)
+            engine._global_grad_norm = norm
+        super()._take_model_step(lr_kwargs)  # type: ignore[misc]
+
+    def take_busy_seconds(self) -> float:
+        """Return the seconds spent in forward and backward since the last call. Syncs with the device."""
+        if self.cuda_spans:
+            self.cuda_spans[-1][1].synchronize()
+            self.busy_seconds += sum(start.elapsed_time(end) for start, end in self.cuda_spans) / 1e3
+            self.cuda_spans.clear()
+        taken, self.busy_seconds = self.busy_seconds, 0.0
+        return taken
+
+
+class RepairedEngine(_Repaired, DeepSpeedEngine):  # type: ignore[misc]
+    """The plain engine (PP = 1, ZeRO 0 to 3)."""
+
+
+class _RepairedPipeline(_Repaired):
+    """What both pipeline engines share."""
+
+    def _exec_reduce_tied_grads(self) -> None:
+        engine: Any = self
+        optimizer = engine.optimizer
+        for weight, group in engine.module.get_tied_weights_and_groups():
+            if isinstance(optimizer, BF16_Optimizer):
+                grad = weight._hp_grad
+            elif engine.zero_optimization_stage() == ZeroStageEnum.optimizer_states:
+                grad = optimizer.get_param_gradient_attribute(weight)
+            else:
+                grad = weight.grad
+            if grad is None:
+                raise RuntimeError("a tied weight must have a gradient before its copies are summed, but has none")
+            dist.all_reduce(grad, group=group)
+
+    def _timed(self, name: str, **kwargs: object) -> None:
+        base = getattr(super(), name)
+        if self.groups.device.type == "cuda":
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            base(**kwargs)
+            end.record()
+            self.cuda_spans.append((start, end))
+        else:
+            begun = time.perf_counter()
+            base(**kwargs)
+            self.busy_seconds += time.perf_counter() - begun
+
+    def _exec_forward_pass(self, **kwargs: object) -> None:
+        self._timed("_exec_forward_pass", **kwargs)
+
+    def _exec_backward_pass(self, **kwargs: object) -> None:
+        self._timed("_exec_backward_pass", **kwargs)
+
+
+_REPAIRED_INSTRUCTIONS = {
+    schedule.ReduceTiedGrads: _RepairedPipeline._exec_reduce_tied_grads,
+    schedule.ForwardPass: _RepairedPipeline._exec_forward_pass,
+    schedule.BackwardPass: _RepairedPipeline._exec_backward_pass,
+}
+
+
+class RepairedPipelineEngine(_RepairedPipeline, PipelineEngine):  # type: ignore[misc]
+    """1F1B."""
+
+    _INSTRUCTION_MAP: ClassVar = {**PipelineEngine._INSTRUCTION_MAP, **_REPAIRED_INSTRUCTIONS}
+
+
+class RepairedDualPipeVEngine(_RepairedPipeline, DualPipeVEngine):  # type: ignore[misc]
+    """DualPipeV."""
+
+    _INSTRUCTION_MAP: ClassVar = {**DualPipeVEngine._INSTRUCTION_MAP, **_REPAIRED_INSTRUCTIONS}

@@ -1,0 +1,47 @@
+"""What DeepSpeed's plain engine asks of a model-parallel unit, answered from ParallelGroups (PP = 1)."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+
+from trainer.topology.groups import DistGroup, Group, ParallelGroups
+
+
+def _handle(group: Group) -> dist.ProcessGroup:
+    assert isinstance(group, DistGroup)
+    return group.process_group
+
+
+class ModelParallelUnit:
+    """DeepSpeed's `mpu` protocol for TP x DP. With one stage, model parallel and tensor parallel are the same ranks."""
+
+    def __init__(self, groups: ParallelGroups) -> None:
+        self._groups = groups
+
+    def get_model_parallel_rank(self) -> int:
+        """Return the tensor-parallel rank."""
+        return self._groups.tensor.rank
+
+    def get_model_parallel_world_size(self) -> int:
+        """Return the tensor-parallel size."""
+        return self._groups.tensor.size
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        """Return the tensor-parallel group."""
+        return _handle(self._groups.tensor)
+
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_group = get_model_parallel_group
+
+    def get_data_parallel_rank(self) -> int:
+        """Return the data-parallel rank."""
+        return self._groups.data.rank
+
+    def get_data_parallel_world_size(self) -> int:
+        """Return the data-parallel size."""
+        return self._groups.data.size
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        """Return the data-parallel group."""
+        return _handle(self._groups.data)

@@ -1,0 +1,42 @@
+"""AdamW over two parameter groups, with the kernel that fits where the optimizer state lives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from trainer.config.plan import RunPlan
+from trainer.config.schema import AdamImplementation, OffloadKind
+from trainer.engine.kernels import adam_implementation
+
+
+def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
+    """Split parameters: matrices (and embeddings) decay, vectors (norms, biases) do not."""
+    decayed: list[torch.nn.Parameter] = []
+    free: list[torch.nn.Parameter] = []
+    for parameter in parameters:
+        if parameter.requires_grad:
+            (decayed if parameter.ndim >= 2 else free).append(parameter)
+    groups: list[dict[str, object]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(parameters: Iterable[torch.nn.Parameter], plan: RunPlan) -> torch.optim.Optimizer:
+    """Return AdamW over `decay_groups`."""
+    config = plan.config.optimizer
+    groups = decay_groups(parameters, config.weight_decay)
+    betas = (config.beta1, config.beta2)
+    if adam_implementation(plan) is AdamImplementation.deepspeed_cpu:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(
+            groups, lr=config.lr, betas=betas, eps=config.eps, adamw_mode=True
+        )
+        return optimizer
+    state_on_cpu = plan.config.zero.offload is not OffloadKind.none
+    fused = torch.cuda.is_available() and not state_on_cpu
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused or None)

@@ -1,0 +1,87 @@
+"""Bring up the ranks' communication and the device of this rank."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from trainer.config.plan import RunPlan
+from trainer.config.schema import DeviceKind
+from trainer.errors import ConfigError
+from trainer.topology.grid import Grid
+from trainer.topology.groups import DistGroup, ParallelGroups, make_groups
+
+
+def choose_device(kind: DeviceKind, local_rank: int) -> torch.device:
+    """Return the device of this rank.
+
+    Raises:
+        ConfigError: CUDA is asked for, but there is no device with this index.
+    """
+    count = torch.cuda.device_count()
+    if kind is DeviceKind.cpu or (kind is DeviceKind.auto and count == 0):
+        return torch.device("cpu")
+    if local_rank >= count:
+        raise ConfigError(
+            f"runtime.device={kind.value} needs one CUDA device a rank, but this node has {count} and starts local "
+            f"rank {local_rank}; start fewer ranks or set runtime.device=cpu"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def _threads(plan: RunPlan) -> int:
+    configured = plan.config.runtime.threads_per_rank
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or plan.world_size)
+    return configured or max(1, len(os.sched_getaffinity(0)) // local_ranks)
+
+
+def prepare_environment(device: torch.device) -> None:
+    """Set what DeepSpeed reads from the environment while it is imported. Call before importing it."""
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # A venv's ninja is found even when the venv is not activated.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def start_world(plan: RunPlan, device: torch.device) -> tuple[ParallelGroups, DistGroup]:
+    """Initialise torch.distributed, DeepSpeed's communication and all groups.
+
+    Returns:
+        The groups of the mesh, and a gloo group over the world for host-side agreement (stop flags, memory, errors),
+        which never touches the device.
+    """
+    prepare_environment(device)
+    torch.set_num_threads(_threads(plan))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    timeout = timedelta(seconds=plan.config.runtime.timeout_s)
+    if not dist.is_initialized():
+        for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+            os.environ.setdefault(name, value)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout, **_rendezvous(plan))
+    import deepspeed
+
+    # Building this shared-memory op would make every first start on a CPU wait for a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+    grid = Grid(plan.pipeline_parallel_size, plan.data_parallel_size, plan.tensor_parallel_size)
+    groups = make_groups(grid, device)
+    control = dist.new_group(backend="gloo", timeout=timeout)
+    return groups, DistGroup(control, groups.rank, grid.size, tuple(range(grid.size)))
+
+
+def _rendezvous(plan: RunPlan) -> dict[str, object]:
+    if plan.world_size == 1 and "MASTER_ADDR" not in os.environ:
+        return {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    return {}
+
+
+def stop_world() -> None:
+    """Leave torch.distributed, if it is up."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,71 @@
+"""Writing files that are whole or not there, and disk faults in words. Low layer: standard library and errors only."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from trainer.errors import StorageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextmanager
+def storage_faults(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write `path` into a StorageError.
+
+    Raises:
+        StorageError: the disk is full or over quota, read-only, not permitted, or failing.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            reason, hint = "the disk is full", "free some space, or set run_dir to a folder on a larger disk"
+        elif error.errno in _NO_ACCESS:
+            reason, hint = "writing is not allowed there", "set run_dir to a folder that this user can write"
+        elif error.errno == errno.EIO:
+            reason, hint = "the disk reported an I/O error", "check the disk, or set run_dir to a folder on another one"
+        else:
+            raise
+        raise StorageError(
+            f"{path} must be writable, but {reason} ({error.strerror}); change run_dir", [hint]
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's list of names durable, so that a rename survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` so that a reader, or a crash at any moment, sees the old file or the new one, never a part.
+
+    Missing parent folders are made. Text is UTF-8.
+
+    Raises:
+        StorageError: the disk is full, read-only, or not writable by this user.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    # The same folder, because a rename is atomic only within one file system.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)

@@ -1,0 +1,119 @@
+"""Sample text from a checkpoint of any layout, in one process: the shards are put together first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.store import find_checkpoint
+from trainer.checkpoint.weights import read_weights
+from trainer.config.compose import from_yaml
+from trainer.config.plan import ModelSpec, make_model_spec
+from trainer.config.schema import RecomputeKind
+from trainer.data.tokenizer import Tokenizer, load_tokenizer
+from trainer.errors import CheckpointError, ConfigError
+from trainer.generation.options import GenerateOptions
+from trainer.generation.sampling import next_token
+from trainer.model.gpt import GPT, KeyValueCache, ModelContext, full_logits
+from trainer.tensor_parallel.random import StepClock
+from trainer.tensor_parallel.shard import shard_spec
+from trainer.topology.groups import SingleGroup
+
+
+def load_model(checkpoint: Path, manifest: Manifest) -> GPT:
+    """Return the whole model of a checkpoint, in evaluation mode, fp32, on CPU or the first CUDA device.
+
+    Raises:
+        CheckpointError: weights are missing or do not fit the run's config.
+    """
+    spec = replace(_model_spec(checkpoint, manifest), recompute=RecomputeKind.none)
+    model = GPT(ModelContext(spec, SingleGroup(), seed=0, sequence_parallel=False, clock=StepClock(0)))
+    tensors = read_weights(checkpoint / "weights")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            name = shard_spec(parameter).name
+            if name not in tensors:
+                raise CheckpointError(f"{checkpoint} must hold the weight {name}, but does not")
+            _copy(parameter, tensors[name], name)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device).eval()
+
+
+def _copy(parameter: torch.nn.Parameter, tensor: torch.Tensor, name: str) -> None:
+    rows = tensor.shape[0] if tensor.ndim else 0
+    fits = tensor.ndim == parameter.ndim and tensor.shape[1:] == parameter.shape[1:] and rows <= parameter.shape[0]
+    if not fits:
+        raise CheckpointError(f"{name} must have shape {tuple(parameter.shape)}, but has {tuple(tensor.shape)}")
+    # Rows beyond the vocabulary are padding of this layout; they are never drawn.
+    parameter.zero_()
+    parameter[:rows] = tensor
+
+
+def _run_dir(checkpoint: Path) -> Path:
+    return checkpoint.parent.parent
+
+
+def _model_spec(checkpoint: Path, manifest: Manifest) -> ModelSpec:
+    path = _run_dir(checkpoint) / "config.yaml"
+    if not path.is_file():
+        raise CheckpointError(f"{checkpoint} must be inside its run folder, but {path} is missing")
+    return make_model_spec(from_yaml(path.read_text()).model, manifest.vocab_size, tensor_parallel_size=1)
+
+
+@torch.inference_mode()
+def sample(model: GPT, prompt: list[int], options: GenerateOptions, eos_id: int | None, seed: int) -> list[int]:
+    """Return the tokens that follow `prompt`, up to the end-of-text token or `options.max_tokens`.
+
+    Raises:
+        ConfigError: prompt and tokens do not fit into the model's sequence length.
+    """
+    spec = model.context.spec
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    room = spec.seq_length - len(prompt)
+    wanted = options.max_tokens or room
+    if not 1 <= wanted <= room:
+        raise ConfigError(
+            f"prompt and max_tokens must fit into model.seq_length ({spec.seq_length} tokens), but the prompt has "
+            f"{len(prompt)} tokens and max_tokens is {wanted}"
+        )
+    cache = KeyValueCache(len(prompt) + wanted)
+    fresh = torch.tensor([prompt], device=device)
+    drawn: list[int] = []
+    for _ in range(wanted):
+        logits = full_logits(model(fresh, cache)[-1], model.context).float()
+        fresh = next_token(logits, options.temperature, options.top_k, options.top_p, generator).reshape(1, 1)
+        token = int(fresh)
+        if token == eos_id:
+            break
+        drawn.append(token)
+    return drawn
+
+
+def _tokenizer(checkpoint: Path) -> Tokenizer:
+    folder = _run_dir(checkpoint) / "tokenizer"
+    if not folder.is_dir():
+        raise ConfigError(
+            f"checkpoint must be of a run that has a tokenizer, but {folder} is missing (synthetic data have no text)"
+        )
+    return load_tokenizer(folder)
+
+
+def generate_text(options: GenerateOptions) -> Iterator[str]:
+    """Yield `options.num_samples` texts, each with its prompt in front.
+
+    Raises:
+        CheckpointError: there is no usable checkpoint.
+        ConfigError: the run has no tokenizer.
+    """
+    checkpoint, manifest = find_checkpoint(Path(options.checkpoint).absolute())
+    tokenizer = _tokenizer(checkpoint)
+    model = load_model(checkpoint, manifest)
+    prompt = tokenizer.encode(options.prompt) or [tokenizer.eos_id]
+    for index in range(options.num_samples):
+        drawn = sample(model, prompt, options, tokenizer.eos_id, seed=options.seed + index)
+        yield options.prompt + tokenizer.decode(drawn)

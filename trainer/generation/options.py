@@ -1,0 +1,90 @@
+"""Options of `trident generate`, parsed as key=value like every other verb. No torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from trainer.errors import ConfigError
+
+
+@dataclass
+class GenerateOptions:
+    """What to sample."""
+
+    checkpoint: str = ""
+    """A run folder (its newest checkpoint) or a checkpoint folder."""
+    prompt: str = ""
+    """Text to go on from."""
+    max_tokens: int = 0
+    """Tokens to add at most. 0: as many as the model's sequence length leaves room for."""
+    temperature: float = 0.8
+    """Divides the logits. 0: always the likeliest token (greedy)."""
+    top_k: int = 0
+    """Sample among this many likeliest tokens. 0: all."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens that together have this probability."""
+    seed: int = 0
+    """Decides the samples."""
+    num_samples: int = 1
+    """Texts to draw."""
+
+
+def usage() -> str:
+    """Return the help text."""
+    lines = ["usage: trident generate checkpoint=RUN [key=value ...]", ""]
+    lines += [f"  {field.name:<12} default {field.default!r}" for field in fields(GenerateOptions)]
+    lines += ["", "example", "  trident generate checkpoint=runs/demo prompt='def read(' max_tokens=64 temperature=0.7"]
+    return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str]) -> GenerateOptions:
+    """Return the options.
+
+    Raises:
+        ConfigError: names every unknown key, wrong type and value out of range.
+    """
+    names = [field.name for field in fields(GenerateOptions)]
+    values: dict[str, str] = {}
+    problems: list[str] = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            problems.append(f"an option must be key=value, but is {argument!r}")
+        elif key not in names:
+            close = difflib.get_close_matches(key, names, n=1)
+            problems.append(
+                f"there is no option {key!r}; "
+                + (f"did you mean {close[0]}?" if close else f"use one of {', '.join(names)}")
+            )
+        else:
+            values[key] = value
+    options = GenerateOptions()
+    for key, text in values.items():
+        try:
+            schema = OmegaConf.structured(GenerateOptions)
+            OmegaConf.update(schema, key, text)
+            setattr(options, key, getattr(schema, key))
+        except OmegaConfBaseException:
+            kind = type(getattr(options, key)).__name__
+            problems.append(f"{key} must be of type {kind}, but is {text!r}")
+    problems += _range_problems(options)
+    if problems:
+        raise ConfigError(problems, hints=["see `trident generate --help`"])
+    return options
+
+
+def _range_problems(options: GenerateOptions) -> list[str]:
+    rules = (
+        (bool(options.checkpoint), "checkpoint must name a run folder or a checkpoint, but is empty"),
+        (options.max_tokens >= 0, f"max_tokens must be at least 0, but is {options.max_tokens}"),
+        (options.num_samples >= 1, f"num_samples must be at least 1, but is {options.num_samples}"),
+        (options.temperature >= 0, f"temperature must be at least 0, but is {options.temperature}"),
+        (options.top_k >= 0, f"top_k must be at least 0, but is {options.top_k}"),
+        (0 < options.top_p <= 1, f"top_p must be above 0 and at most 1, but is {options.top_p}"),
+    )
+    return [text for holds, text in rules if not holds]

@@ -1,0 +1,1 @@
+"""Starting ranks, finding out about a launcher around us, and noticing lost ranks. No torch."""

@@ -1,0 +1,112 @@
+"""What a rank does so that a failure ends the whole run soon, and is told once. No torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from trainer.errors import PeerLostError, TridentError
+from trainer.launcher.roster import Roster, watch_peers
+from trainer.launcher.start import SUPERVISED_VARIABLE
+from trainer.log import report_failure
+
+PEER_GRACE_S = 5.0
+"""Seconds between the loss of a peer and the end of a rank that still waits for it."""
+FAILURE_MARK = "failure"
+
+
+class RankGuard:
+    """Keeps this rank's roster entry, watches its peers, and reports how it ends.
+
+    Args:
+        logs: the run's `logs` folder.
+        rank: global rank.
+    """
+
+    def __init__(self, logs: Path, rank: int) -> None:
+        self._logs = logs
+        self._rank = rank
+        self._roster = Roster(logs)
+        self._is_supervised = SUPERVISED_VARIABLE in os.environ
+
+    @staticmethod
+    def prepare(logs: Path) -> None:
+        """Remove what an earlier attempt left. One rank calls this before any enters."""
+        logs.mkdir(parents=True, exist_ok=True)
+        Roster(logs).clear()
+        (logs / FAILURE_MARK).unlink(missing_ok=True)
+
+    def enter(self) -> None:
+        """Enter the roster and start to watch the peers."""
+        self._roster.enter(self._rank)
+        self._stop_watching = watch_peers(self._roster, self._on_loss, PEER_GRACE_S)
+
+    def leave(self) -> None:
+        """Leave the roster: this rank ends in a way it controls."""
+        self._stop_watching.set()
+        self._roster.leave(self._rank)
+
+    def fail(self, error: BaseException) -> int:
+        """Report the failure that ends this rank, leave the roster, and return the exit code.
+
+        A broken collective is blamed on the peer that was lost, if one was. Only the first rank to fail speaks, and
+        where a parent watches the ranks, it names the lost ones.
+        """
+        traceback.print_exception(error, file=sys.stderr)
+        if not isinstance(error, TridentError | KeyboardInterrupt):
+            lost = self._wait_for_loss(seconds=3.0)
+            if lost:
+                error = _lost_error(lost)
+        is_told_by_parent = isinstance(error, PeerLostError) and self._is_supervised
+        if not is_told_by_parent and self._claim():
+            report_failure(self._as_trident_error(error))
+        self.leave()
+        return error.exit_code if isinstance(error, TridentError) else 1
+
+    def _as_trident_error(self, error: BaseException) -> TridentError:
+        if isinstance(error, TridentError):
+            return error
+        text = f"rank {self._rank} failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return TridentError(text, hints=[f"the traceback is at the end of {self._logs / f'rank_{self._rank}.log'}"])
+
+    def _claim(self) -> bool:
+        try:
+            os.close(os.open(self._logs / FAILURE_MARK, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        except OSError:
+            return self._rank == 0
+        return True
+
+    def _wait_for_loss(self, seconds: float) -> list[int]:
+        end = time.monotonic() + seconds
+        while not (lost := self._roster.lost()) and time.monotonic() < end:
+            time.sleep(0.1)
+        return lost
+
+    def _on_loss(self, lost: list[int]) -> None:
+        if not self._is_supervised and self._claim():
+            report_failure(_lost_error(lost))
+        self._roster.leave(self._rank)
+        sys.stderr.flush()
+        # The main thread may wait for the dead peer in a collective that never returns.
+        os._exit(PeerLostError.exit_code)
+
+
+def _lost_error(lost: list[int]) -> PeerLostError:
+    return PeerLostError(
+        lost_message(lost), hints=["start the same command again: it resumes from the last checkpoint"]
+    )
+
+
+def lost_message(lost: list[int] | tuple[int, ...]) -> str:
+    """Return the line that names lost ranks."""
+    names = ", ".join(str(rank) for rank in lost)
+    many = len(lost) > 1
+    return (
+        f"every rank must live until the run ends, but rank{'s' * many} {names} "
+        f"{'were' if many else 'was'} lost (killed, or out of host memory)"
+    )

@@ -1,0 +1,65 @@
+"""What a process says to a person. The only module that prints; every other one calls it.
+
+Rank-aware: of the ranks of a run only the reporting one speaks, so a line is seen once and not once a rank. No torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TextIO
+
+from trainer.errors import TridentError
+
+_MAX_HINTS = 3
+
+
+class _Terminal:
+    """The streams that a person sees. None: whatever sys.stdout and sys.stderr are at that moment."""
+
+    out: TextIO | None = None
+    err: TextIO | None = None
+
+
+def use_terminal(out: TextIO, err: TextIO) -> None:
+    """Send what this module prints to `out` and `err`, when a rank's own output goes to a log file."""
+    _Terminal.out, _Terminal.err = out, err
+
+
+def terminal() -> TextIO:
+    """Return the stream for progress and results."""
+    return _Terminal.out or sys.stdout
+
+
+def _error_stream() -> TextIO:
+    return _Terminal.err or sys.stderr
+
+
+def is_reporting_process() -> bool:
+    """Return True on global rank 0, and where no launcher has set `RANK`."""
+    return os.environ.get("RANK", "0") in ("", "0")
+
+
+def say(text: str) -> None:
+    """Print one line to stdout, on the reporting rank only."""
+    if is_reporting_process():
+        print(text, file=terminal(), flush=True)
+
+
+def warn(text: str) -> None:
+    """Print `warning: text` to stderr, on the reporting rank only."""
+    if is_reporting_process():
+        print(f"warning: {text}", file=_error_stream(), flush=True)
+
+
+def report_error(error: TridentError) -> None:
+    """Print an `error:` line for each problem and at most three `hint:` lines to stderr, on the reporting rank only."""
+    if is_reporting_process():
+        report_failure(error)
+
+
+def report_failure(error: TridentError) -> None:
+    """Print the same on whichever rank calls: for a fault that only this rank knows of."""
+    lines = [f"error: {problem}" for problem in error.problems]
+    lines += [f"hint: {hint}" for hint in error.hints[:_MAX_HINTS]]
+    print("\n".join(lines), file=_error_stream(), flush=True)

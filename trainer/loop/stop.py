@@ -1,0 +1,132 @@
+"""Being asked to stop: a signal sets a flag, and all ranks agree on the step after which they end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from trainer.errors import PeerLostError
+from trainer.topology.groups import DistGroup, Group
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class _Work(Protocol):
+    """What an asynchronous collective returns."""
+
+    def wait(self) -> bool: ...
+
+
+class StopRequest:
+    """Collects requests to stop on every rank and turns them into one decision for all.
+
+    Signals reach the ranks at different moments, maybe only one rank. So each step's end starts a one-element
+    max-all-reduce of the flags over `control`, and the end of the next step reads it: no rank waits for another,
+    no device is touched, and the price is that the run ends one step later.
+
+    Args:
+        control: a group on CPU over the whole world.
+        repeat_s: a second Ctrl-C within this time is taken for a launcher that hands on the first one.
+    """
+
+    def __init__(self, control: Group, repeat_s: float = 1.0) -> None:
+        self._control = control
+        self._repeat_s = repeat_s
+        self._requested = False
+        self._interrupted_at: float | None = None
+        self._flags: torch.Tensor | None = None
+        self._work: _Work | None = None
+        self._previous: dict[signal.Signals, object] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether this rank was asked to stop. Local."""
+        return self._requested
+
+    def request(self) -> None:
+        """Ask for a stop, as a signal does. Local."""
+        self._requested = True
+
+    def install(self) -> None:
+        """Listen to SIGTERM, SIGINT and SIGUSR1. Does nothing outside the main thread, where Python cannot."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in STOP_SIGNALS:
+            self._previous[number] = signal.signal(number, self._on_signal)
+
+    def uninstall(self) -> None:
+        """Put back the handlers that `install` replaced."""
+        while self._previous:
+            number, handler = self._previous.popitem()
+            # A handler that was not set from Python reads as None and cannot be put back.
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)  # type: ignore[arg-type]
+
+    def __enter__(self) -> StopRequest:
+        """Install the handlers."""
+        self.install()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Uninstall the handlers."""
+        self.uninstall()
+
+    def agreed(self) -> bool:
+        """Return whether all ranks end now. Every rank calls it once at the end of a step and gets the same answer.
+
+        Collective over `control` (asynchronous max-all-reduce); no device sync. With one rank the answer is
+        immediate, otherwise it comes at the end of the step after the request.
+
+        Raises:
+            PeerLostError: a rank died.
+        """
+        if self._control.size == 1:
+            return self._requested
+        decided = self.drain()
+        if not decided:
+            self._start()
+        return decided
+
+    def drain(self) -> bool:
+        """Finish the exchange under way, if any, and return what it decided. Collective with the last `agreed`.
+
+        Raises:
+            PeerLostError: a rank died.
+        """
+        if self._flags is None:
+            return False
+        flags, work = self._flags, self._work
+        self._flags = self._work = None
+        if work is not None:
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise PeerLostError(f"every rank must answer at the end of a step, but one is lost: {error}") from error
+        return bool(flags.item())
+
+    def _start(self) -> None:
+        self._flags = torch.tensor([float(self._requested)])
+        try:
+            if isinstance(self._control, DistGroup):
+                self._work = dist.all_reduce(
+                    self._flags, op=dist.ReduceOp.MAX, group=self._control.process_group, async_op=True
+                )
+            else:
+                self._control.all_reduce(self._flags, op="max")
+        except RuntimeError as error:
+            raise PeerLostError(f"every rank must answer at the end of a step, but one is lost: {error}") from error
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._requested = True
+        if number != signal.SIGINT:
+            return
+        now = time.monotonic()
+        if self._interrupted_at is not None and now - self._interrupted_at >= self._repeat_s:
+            raise KeyboardInterrupt
+        if self._interrupted_at is None:
+            self._interrupted_at = now

@@ -1,0 +1,73 @@
+"""metrics.jsonl: one JSON object a logged step, the record that every run leaves."""
+
+from __future__ import annotations
+
+import json
+from io import TextIOWrapper
+from pathlib import Path
+
+from trainer.files import storage_faults, write_atomically
+from trainer.loop.events import RunEnd, StepReport
+from trainer.metrics.sink import Row
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a metrics file in order, without a last line that a crash cut short. No file: no rows."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    rows: list[Row] = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+class JsonlSink:
+    """Appends rows to `path`.
+
+    Steps are strictly increasing, also over restarts: a run that resumes before its last row drops the rows it is
+    about to write again.
+
+    Raises:
+        StorageError: the disk is full, read-only, or not writable by this user.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIOWrapper | None = None
+
+    def start(self, first_step: int) -> None:
+        """Drop rows from `first_step` on and open the file for appending."""
+        kept = [row for row in read_rows(self._path) if row["step"] < first_step]
+        write_atomically(self._path, "".join(_line(row) for row in kept))
+        with storage_faults(self._path):
+            self._file = self._path.open("a", encoding="utf-8")
+
+    def advance(self, step: int) -> None:
+        """Do nothing."""
+
+    def write(self, row: Row, report: StepReport) -> None:
+        """Append the row; a reader sees it at once."""
+        assert self._file is not None, "start must be called before write"
+        with storage_faults(self._path):
+            self._file.write(_line(row))
+            self._file.flush()
+
+    def end(self, end: RunEnd) -> None:
+        """Close the file."""
+        if self._file is not None:
+            with storage_faults(self._path):
+                self._file.close()
+            self._file = None
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"

@@ -1,0 +1,26 @@
+"""Where rows of metrics go: the protocol of a sink."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from trainer.loop.events import RunEnd, StepReport
+
+Row = dict[str, float | int]
+"""One logged step: names of `row.ROW_NAMES` to finite numbers; what is unknown is left out."""
+
+
+class Sink(Protocol):
+    """Takes the rows of a run. Exists on the reporting rank only, so it may not use collectives."""
+
+    def start(self, first_step: int) -> None:
+        """Run before step `first_step`."""
+
+    def advance(self, step: int) -> None:
+        """Run after every step, logged or not; must be quick."""
+
+    def write(self, row: Row, report: StepReport) -> None:
+        """Take the row of a logged step."""
+
+    def end(self, end: RunEnd) -> None:
+        """Run once, also after a failure, maybe without `start`."""

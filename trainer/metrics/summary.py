@@ -1,0 +1,87 @@
+"""summary.json: what a run was and how it ended, in one small file."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import trainer
+from trainer.config.plan import RunPlan
+from trainer.files import write_atomically
+from trainer.loop.events import RunEnd, StepReport
+from trainer.loop.state import TrainState
+from trainer.metrics.jsonl import METRICS_FILE, read_rows
+from trainer.metrics.sink import Row
+
+SUMMARY_FILE = "summary.json"
+_PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "hydra-core", "wandb")
+
+
+class SummarySink:
+    """Writes `run_dir/summary.json` when the run ends, however it ends.
+
+    Args:
+        run_dir: the run's folder.
+        plan: numbers of the run.
+        parameters: of the whole model, without padding.
+        state: the loop's own; read at the end.
+    """
+
+    def __init__(self, run_dir: Path, plan: RunPlan, parameters: int, state: TrainState) -> None:
+        self._run_dir = run_dir
+        self._plan = plan
+        self._parameters = parameters
+        self._state = state
+        self._final: Row = {}
+
+    def start(self, first_step: int) -> None:
+        """Remember the last row of the attempts before: a run that has nothing left to do still has a final row."""
+        before = [row for row in read_rows(self._run_dir / METRICS_FILE) if row["step"] < first_step]
+        self._final = before[-1] if before else {}
+
+    def advance(self, step: int) -> None:
+        """Do nothing."""
+
+    def write(self, row: Row, report: StepReport) -> None:
+        """Remember the row."""
+        self._final = row
+
+    def end(self, end: RunEnd) -> None:
+        """Write the file, whole or not at all.
+
+        Raises:
+            StorageError: the disk is full, read-only, or not writable by this user.
+        """
+        plan = self._plan
+        summary: dict[str, object] = {
+            "status": end.status,
+            "step": end.step,
+            "parameters": self._parameters,
+            "tokens_seen": self._state.tokens_seen,
+            "final": self._final,
+            "layout": {
+                "pipeline": plan.pipeline_parallel_size,
+                "tensor": plan.tensor_parallel_size,
+                "data": plan.data_parallel_size,
+                "world_size": plan.world_size,
+            },
+            "versions": versions(),
+            "wall_time_s": end.wall_time_s,
+            "sample_ledger": self._state.sample_ledger,
+        }
+        if end.error:
+            summary["error"] = end.error
+        write_atomically(self._run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides a run's numbers. Imports none of it."""
+    found = {"trident-trainer": trainer.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,94 @@
+"""Whether wandb can be online, found out before wandb is started.
+
+A failed online start blocks for minutes and leaves wandb unable to go offline, so it must not be tried in vain.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+import socket
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from trainer.config.schema import WandbMode
+from trainer.metrics.bounded import bounded
+
+_DEFAULT_URL = "https://api.wandb.ai"
+_PROBE_S = 2.0
+
+
+@dataclass(frozen=True)
+class WandbChoice:
+    """The decided mode (never `auto`), and why it is not online."""
+
+    mode: WandbMode
+    reason: str = ""
+
+
+def choose_mode(
+    asked: WandbMode, environ: Mapping[str, str] | None = None, reachable: Callable[[str], bool] | None = None
+) -> WandbChoice:
+    """Return the mode to start wandb in.
+
+    `disabled` and `offline` are taken as asked. `auto` follows `WANDB_MODE` if that is set. `auto` and `online`
+    are online if there is an API key (`WANDB_API_KEY` or netrc) and the server answers; otherwise offline,
+    because a missing network must not stop training.
+
+    Args:
+        asked: `logging.wandb`.
+        environ: environment variables (default: the process's).
+        reachable: whether the server at a URL answers (default: a TCP connection within two seconds).
+    """
+    environ = os.environ if environ is None else environ
+    reachable = reachable or is_reachable
+    if asked is WandbMode.auto:
+        wished = environ.get("WANDB_MODE", "").lower()
+        if wished in ("disabled", "dryrun", "offline"):
+            mode = WandbMode.disabled if wished == "disabled" else WandbMode.offline
+            return WandbChoice(mode, f"WANDB_MODE={wished}")
+    if asked in (WandbMode.disabled, WandbMode.offline):
+        return WandbChoice(asked, f"logging.wandb={asked.value}")
+    url = environ.get("WANDB_BASE_URL") or _DEFAULT_URL
+    if not has_api_key(urlsplit(url).hostname or "", environ):
+        return WandbChoice(WandbMode.offline, "no API key is set (WANDB_API_KEY, or `wandb login`)")
+    if not reachable(url):
+        return WandbChoice(WandbMode.offline, f"{url} cannot be reached from here")
+    return WandbChoice(WandbMode.online)
+
+
+def has_api_key(host: str, environ: Mapping[str, str]) -> bool:
+    """Return whether wandb would find a key for `host` without asking the user."""
+    if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    home = Path(environ.get("HOME") or Path.home())
+    candidates = [Path(environ["NETRC"])] if environ.get("NETRC") else [home / ".netrc", home / "_netrc"]
+    for path in candidates:
+        try:
+            if netrc.netrc(str(path)).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def is_reachable(url: str) -> bool:
+    """Return whether a TCP connection to `url`, or to the proxy that leads there, opens within two seconds."""
+    parts = urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+    def connect() -> bool:
+        with socket.create_connection((host, port), timeout=_PROBE_S):
+            return True
+
+    try:
+        # Bounded as a whole: the time-out of a connection does not cover the name look-up.
+        return bounded(connect, _PROBE_S)
+    except (OSError, TimeoutError):
+        return False

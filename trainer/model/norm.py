@@ -1,0 +1,54 @@
+"""Normalisation over the hidden dimension.
+
+Source: LayerNorm arXiv 1607.06450; RMSNorm arXiv 1910.07467.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trainer.config.schema import NormKind
+from trainer.model.context import ModelContext
+from trainer.tensor_parallel.init import constant_parameter
+from trainer.tensor_parallel.mappings import complete_gradient
+from trainer.tensor_parallel.shard import ShardSpec
+
+
+class Norm(nn.Module):
+    """LayerNorm (with bias if the model has biases) or RMSNorm, `[..., H] -> [..., H]` in the input's dtype.
+
+    Statistics are taken in fp32. With sequence parallelism each rank sees a shard of the sequence, so backward
+    all-reduces the gradients of weight and bias over the tensor-parallel group; otherwise there is no collective.
+
+    Args:
+        name: global name, `<name>.weight` and `<name>.bias`.
+        context: of the model.
+    """
+
+    def __init__(self, name: str, context: ModelContext) -> None:
+        super().__init__()
+        spec = context.spec
+        self.kind = spec.norm
+        self.eps = spec.norm_eps
+        self.group = context.tensor
+        self.sequence_parallel = context.sequence_parallel
+        shape = (spec.hidden_size,)
+        self.weight = constant_parameter(ShardSpec(f"{name}.weight", shape), 1.0, self.group)
+        self.bias: nn.Parameter | None = None
+        if spec.norm is NormKind.layernorm and spec.bias:
+            self.bias = constant_parameter(ShardSpec(f"{name}.bias", shape), 0.0, self.group)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Normalise the last dimension."""
+        weight: torch.Tensor = self.weight
+        bias: torch.Tensor | None = self.bias
+        if self.sequence_parallel:
+            weight = complete_gradient(weight, self.group)
+            bias = None if bias is None else complete_gradient(bias, self.group)
+        shape = hidden.shape[-1:]
+        # Both kernels accumulate half-precision inputs in fp32 without keeping an fp32 copy of the input.
+        if self.kind is NormKind.layernorm:
+            return F.layer_norm(hidden, shape, weight, bias, self.eps)
+        return F.rms_norm(hidden, shape, weight, self.eps)

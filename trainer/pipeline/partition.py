@@ -1,0 +1,113 @@
+"""Cut the layers into stages by cost. Pure; no torch.
+
+Embedding and head count: a head over a large vocabulary costs as much as several blocks, an embedding almost
+nothing. Every stage holds at least one block, since a stage without parameters hangs DeepSpeed (#5792, #5078).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+from trainer.config.plan import RunPlan
+from trainer.config.schema import PipelineSchedule, RecomputeKind
+from trainer.model.accounting import layer_forward_flops, layer_parameter_counts
+from trainer.model.layers import layer_names
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Consecutive layers; `rank_index` is the pipeline rank that owns them (DualPipeV ranks own two stages)."""
+
+    index: int
+    rank_index: int
+    layers: tuple[str, ...]
+    first_layer: int
+    parameters: int
+    """Unpadded, over all tensor-parallel ranks."""
+    cost_share: float
+    """Part of the model's work in this stage, 0 to 1."""
+
+
+def partition_by_cost(costs: Sequence[float], is_block: Sequence[bool], num_stages: int) -> tuple[int, ...]:
+    """Return bounds `[0, ..., len(costs)]` of stages such that the dearest stage is as cheap as possible.
+
+    Ties are broken by the sum of squared stage costs, so that the rest is balanced as well.
+
+    Raises:
+        ValueError: there are fewer blocks than stages.
+    """
+    num_layers = len(costs)
+    if sum(is_block) < num_stages:
+        raise ValueError(f"number of blocks must be at least {num_stages} (stages), but is {sum(is_block)}")
+    prefix = [0.0]
+    blocks = [0]
+    for cost, block in zip(costs, is_block, strict=True):
+        prefix.append(prefix[-1] + cost)
+        blocks.append(blocks[-1] + int(block))
+
+    @cache
+    def best(stop: int, stages: int) -> tuple[float, float, tuple[int, ...]]:
+        """Return (dearest stage, sum of squares, bounds) for layers [0, stop) in `stages` stages."""
+        if stages == 1:
+            if blocks[stop] < 1:
+                return float("inf"), float("inf"), (0, stop)
+            return prefix[stop], prefix[stop] ** 2, (0, stop)
+        found = (float("inf"), float("inf"), (0, stop))
+        for start in range(stages - 1, stop):
+            if blocks[stop] - blocks[start] < 1:
+                break
+            dearest, squares, bounds = best(start, stages - 1)
+            own = prefix[stop] - prefix[start]
+            found = min(found, (max(dearest, own), squares + own**2, (*bounds, stop)))
+        return found
+
+    return best(num_layers, num_stages)[2]
+
+
+def layer_costs(plan: RunPlan) -> tuple[float, ...]:
+    """Return the work of every layer for one token: forward, twice that for backward, and what is recomputed."""
+    forward = layer_forward_flops(plan.model)
+    block_factor = 4.0 if plan.model.recompute is RecomputeKind.full else 3.0
+    names = layer_names(plan.model)
+    return tuple(
+        flops * (block_factor if name.startswith("blocks.") else 3.0)
+        for name, flops in zip(names, forward, strict=True)
+    )
+
+
+def _explicit_bounds(plan: RunPlan, names: Sequence[str]) -> tuple[int, ...]:
+    first_block = names.index("blocks.0")
+    inner = (first_block + block for block in plan.config.layout.stage_boundaries)
+    return (0, *inner, len(names))
+
+
+def stage_bounds(plan: RunPlan) -> tuple[int, ...]:
+    """Return layer bounds of all stages: pp of them, or 2 pp for DualPipeV."""
+    names = layer_names(plan.model)
+    if plan.config.layout.stage_boundaries:
+        return _explicit_bounds(plan, names)
+    dual = plan.config.layout.pipeline_schedule is PipelineSchedule.dualpipev
+    num_stages = plan.pipeline_parallel_size * (2 if dual else 1)
+    return partition_by_cost(layer_costs(plan), [name.startswith("blocks.") for name in names], num_stages)
+
+
+def stages(plan: RunPlan) -> tuple[Stage, ...]:
+    """Describe every stage, in order, for the plan that is shown before a run starts."""
+    names, bounds, costs = layer_names(plan.model), stage_bounds(plan), layer_costs(plan)
+    counts = layer_parameter_counts(plan.model)
+    total = sum(costs)
+    pp = plan.pipeline_parallel_size
+    return tuple(
+        Stage(
+            index=index,
+            rank_index=index if index < pp else 2 * pp - 1 - index,
+            layers=names[start:stop],
+            first_layer=start,
+            parameters=sum(counts[start:stop]),
+            cost_share=sum(costs[start:stop]) / total,
+        )
+        for index, (start, stop) in enumerate(pairwise(bounds))
+    )

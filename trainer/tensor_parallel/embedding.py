@@ -1,0 +1,115 @@
+"""Token embedding with its vocabulary cut over the tensor-parallel group; also the head that is tied to it.
+
+Source: Megatron-LM, arXiv 1909.08053, section 3.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trainer.errors import DataError
+from trainer.tensor_parallel.init import normal_parameter
+from trainer.tensor_parallel.mappings import (
+    copy_to_tensor_parallel,
+    gather_from_sequence,
+    reduce_from_tensor_parallel,
+    reduce_scatter_to_sequence,
+)
+from trainer.tensor_parallel.shard import ShardSpec
+from trainer.topology.groups import Group
+
+
+def check_token_ids(ids: torch.Tensor, vocab_size: int) -> None:
+    """Check on CPU that ids are in [0, vocab_size). On an accelerator the check would sync the host: not made.
+
+    Raises:
+        DataError: an id is outside.
+    """
+    if ids.device.type != "cpu" or ids.numel() == 0:
+        return
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        raise DataError(
+            f"token ids must be in [0, {vocab_size}), but are in [{low}, {high}]; "
+            "model.vocab_size does not fit the data"
+        )
+
+
+class VocabParallelEmbedding(nn.Module):
+    """Rows of the embedding cut over the group; rank r holds ids [r V/tp, (r + 1) V/tp).
+
+    As a layer it maps ids `[B, S]` to hidden `[S, B, H]`, or `[S/tp, B, H]` with sequence parallelism. Forward is an
+    all-reduce, or a reduce-scatter over S whose backward is an all-gather.
+    With `as_head=True` it maps hidden to this rank's logits `[S, B, V/tp]` with the same weight: see
+    `embedding_logits`.
+
+    Args:
+        name: global name, `<name>.weight`.
+        vocab_size: ids that exist.
+        padded_vocab_size: rows over all ranks; those above vocab_size start as zero and stay so.
+        hidden_size: H.
+        init_std: standard deviation of the rows at start.
+        seed: of the run.
+        group: tensor-parallel group.
+        sequence_parallel: hidden is a sequence shard.
+
+    Raises:
+        ConfigError: padded_vocab_size is not divisible by the group's size.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        vocab_size: int,
+        padded_vocab_size: int,
+        hidden_size: int,
+        *,
+        init_std: float,
+        seed: int,
+        group: Group,
+        sequence_parallel: bool,
+    ) -> None:
+        super().__init__()
+        self.group = group
+        self.sequence_parallel = sequence_parallel
+        self.vocab_size = vocab_size
+        padding = padded_vocab_size - vocab_size
+        spec = ShardSpec(f"{name}.weight", (padded_vocab_size, hidden_size), 0, (padded_vocab_size,), padding)
+        self.weight = normal_parameter(spec, init_std, seed, group)
+        self.rows = padded_vocab_size // group.size
+
+    def forward(self, tensor: torch.Tensor, as_head: bool = False) -> torch.Tensor:
+        """Embed ids `[B, S]`, or with `as_head` multiply hidden by the transposed embedding."""
+        # Both uses go through __call__, so that ZeRO-3's hooks gather the weight.
+        return self._logits(tensor) if as_head else self._embed(tensor)
+
+    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+        check_token_ids(ids, self.vocab_size)
+        ids = ids.transpose(0, 1)
+        if self.group.size == 1:
+            return F.embedding(ids, self.weight)
+        local = ids - self.group.rank * self.rows
+        elsewhere = (local < 0) | (local >= self.rows)
+        hidden = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
+        hidden = hidden.masked_fill(elsewhere.unsqueeze(-1), 0.0)
+        if self.sequence_parallel:
+            return reduce_scatter_to_sequence(hidden, self.group)
+        return reduce_from_tensor_parallel(hidden, self.group)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.sequence_parallel:
+            hidden = gather_from_sequence(hidden, self.group)
+        else:
+            hidden = copy_to_tensor_parallel(hidden, self.group)
+        return F.linear(hidden, self.weight)
+
+
+def embedding_logits(module: VocabParallelEmbedding, hidden: torch.Tensor) -> torch.Tensor:
+    """Apply the embedding as a tied head: hidden `[S, B, H]` (`[S/tp, B, H]`) to local logits `[S, B, V/tp]`.
+
+    Collective like a column-parallel linear layer.
+    """
+    logits: torch.Tensor = module(hidden, as_head=True)
+    return logits

@@ -1,0 +1,131 @@
+"""Linear layers whose weight is cut over the tensor-parallel group.
+
+Source: Megatron-LM, arXiv 1909.08053, section 3; with sequence parallelism arXiv 2205.05198, section 4.2.2.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trainer.tensor_parallel.init import constant_parameter, normal_parameter
+from trainer.tensor_parallel.mappings import (
+    complete_gradient,
+    copy_to_tensor_parallel,
+    gather_from_sequence,
+    reduce_from_tensor_parallel,
+    reduce_scatter_to_sequence,
+)
+from trainer.tensor_parallel.shard import ShardSpec
+from trainer.topology.groups import Group
+
+
+class ColumnParallelLinear(nn.Module):
+    """y = x W^T + b with the rows of W (output features) cut over the group.
+
+    Input `[S, B, in_features]`, or `[S/tp, B, in_features]` with sequence parallelism (gathered here). Output
+    `[S, B, out/tp]`, block after block as in `sections`. Collective in backward (all-reduce of the input gradient);
+    with sequence parallelism all-gather forward and reduce-scatter backward.
+
+    Args:
+        name: global name, `<name>.weight` and `<name>.bias`.
+        in_features: input width, whole on every rank.
+        sections: global widths of the fused outputs; each is cut evenly.
+        bias: add a bias (cut like the rows).
+        init_std: standard deviation of the weight at start.
+        seed: of the run.
+        group: tensor-parallel group.
+        sequence_parallel: the input is a sequence shard.
+        padding: trailing rows that are vocabulary padding.
+
+    Raises:
+        ConfigError: a section is not divisible by the group's size.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        in_features: int,
+        sections: tuple[int, ...],
+        *,
+        bias: bool,
+        init_std: float,
+        seed: int,
+        group: Group,
+        sequence_parallel: bool,
+        padding: int = 0,
+    ) -> None:
+        super().__init__()
+        self.group = group
+        self.sequence_parallel = sequence_parallel
+        rows = sum(sections)
+        spec = ShardSpec(f"{name}.weight", (rows, in_features), 0, sections, padding)
+        self.weight = normal_parameter(spec, init_std, seed, group)
+        self.bias: nn.Parameter | None = None
+        if bias:
+            self.bias = constant_parameter(ShardSpec(f"{name}.bias", (rows,), 0, sections, padding), 0.0, group)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return this rank's output features of the whole sequence."""
+        if self.sequence_parallel:
+            hidden = gather_from_sequence(hidden, self.group)
+        else:
+            hidden = copy_to_tensor_parallel(hidden, self.group)
+        return F.linear(hidden, self.weight, self.bias)
+
+
+class RowParallelLinear(nn.Module):
+    """y = x W^T + b with the columns of W (input features) cut over the group.
+
+    Input `[S, B, in/tp]`, output `[S, B, out_features]`, or `[S/tp, B, out_features]` with sequence parallelism.
+    Collective in forward (all-reduce); with sequence parallelism reduce-scatter forward and all-gather backward. The
+    bias is whole on every rank and added once, after the reduction.
+
+    Args:
+        name: global name, `<name>.weight` and `<name>.bias`.
+        in_features: global input width.
+        out_features: output width, whole on every rank.
+        bias: add a bias.
+        init_std: standard deviation of the weight at start.
+        seed: of the run.
+        group: tensor-parallel group.
+        sequence_parallel: return a sequence shard.
+
+    Raises:
+        ConfigError: in_features is not divisible by the group's size.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        init_std: float,
+        seed: int,
+        group: Group,
+        sequence_parallel: bool,
+    ) -> None:
+        super().__init__()
+        self.group = group
+        self.sequence_parallel = sequence_parallel
+        spec = ShardSpec(f"{name}.weight", (out_features, in_features), 1, (in_features,))
+        self.weight = normal_parameter(spec, init_std, seed, group)
+        self.bias: nn.Parameter | None = None
+        if bias:
+            self.bias = constant_parameter(ShardSpec(f"{name}.bias", (out_features,)), 0.0, group)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the sum over ranks, plus the bias."""
+        if self.group.size == 1:
+            return F.linear(hidden, self.weight, self.bias)
+        partial = F.linear(hidden, self.weight)
+        bias: torch.Tensor | None = self.bias
+        if self.sequence_parallel:
+            output = reduce_scatter_to_sequence(partial, self.group)
+            bias = None if bias is None else complete_gradient(bias, self.group)
+        else:
+            output = reduce_from_tensor_parallel(partial, self.group)
+        return output if bias is None else output + bias

@@ -1,0 +1,126 @@
+"""How a full tensor is cut over the tensor-parallel ranks. Travels with each parameter; checkpoints read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from trainer.errors import ConfigError
+
+_ATTRIBUTE = "trident_shard_spec"
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """Place of one parameter in the whole model.
+
+    A fused tensor is several blocks along `dim`; each block is cut evenly, so that rank r holds part r of every
+    block, in block order.
+    """
+
+    name: str
+    """Global name, the same in every layout."""
+    global_shape: tuple[int, ...]
+    """Shape over all tensor-parallel ranks, vocabulary padding included."""
+    dim: int | None = None
+    """Dimension that is cut; None: every rank holds the whole tensor."""
+    sections: tuple[int, ...] = ()
+    """Global sizes of the blocks along `dim`; they add up to `global_shape[dim]`. Empty for `dim=None`."""
+    padding: int = 0
+    """Trailing entries along `dim` that exist only to make the vocabulary divisible; always zero."""
+
+    def __post_init__(self) -> None:
+        """Check that the sections fill the dimension."""
+        found = 0 if self.dim is None else self.global_shape[self.dim]
+        if sum(self.sections) != found:
+            raise ValueError(f"sections of {self.name} must add up to {found}, but are {self.sections}")
+
+    def local_shape(self, size: int) -> tuple[int, ...]:
+        """Return the shape on one of `size` ranks."""
+        if self.dim is None:
+            return self.global_shape
+        shape = list(self.global_shape)
+        shape[self.dim] = sum(local_sections(self, size))
+        return tuple(shape)
+
+
+def local_sections(spec: ShardSpec, size: int) -> tuple[int, ...]:
+    """Return the sizes of the blocks on one of `size` ranks.
+
+    Raises:
+        ConfigError: a block cannot be cut into `size` equal parts.
+    """
+    for section in spec.sections:
+        if section % size:
+            raise ConfigError(
+                f"{spec.name} has a block of {section} rows or columns, which must be divisible by "
+                f"layout.tensor_parallel_size ({size})"
+            )
+    return tuple(section // size for section in spec.sections)
+
+
+def shard(full: torch.Tensor, spec: ShardSpec, rank: int, size: int) -> torch.Tensor:
+    """Return rank `rank`'s part of `full` (shape `spec.global_shape`) as a tensor of its own storage.
+
+    Raises:
+        ValueError: `full` has another shape.
+        ConfigError: a block cannot be cut into `size` equal parts.
+    """
+    if tuple(full.shape) != spec.global_shape:
+        raise ValueError(f"{spec.name} must have shape {spec.global_shape}, but has {tuple(full.shape)}")
+    if spec.dim is None:
+        return full.clone()
+    parts = local_sections(spec, size)
+    blocks = torch.split(full, list(spec.sections), dim=spec.dim)
+    mine = [block.narrow(spec.dim, rank * part, part) for block, part in zip(blocks, parts, strict=True)]
+    return torch.cat(mine, dim=spec.dim)
+
+
+def unshard(parts: Sequence[torch.Tensor], spec: ShardSpec) -> torch.Tensor:
+    """Return the full tensor from the parts of all ranks, in rank order. The inverse of `shard`.
+
+    Raises:
+        ValueError: a part does not have the shape that `spec` says.
+    """
+    size = len(parts)
+    expected = spec.local_shape(size)
+    for rank, part in enumerate(parts):
+        if tuple(part.shape) != expected:
+            raise ValueError(
+                f"{spec.name} on tensor-parallel rank {rank} of {size} must have shape {expected}, "
+                f"but has {tuple(part.shape)}"
+            )
+    if spec.dim is None:
+        return parts[0].clone()
+    widths = local_sections(spec, size)
+    cut = [torch.split(part, list(widths), dim=spec.dim) for part in parts]
+    return torch.cat([blocks[index] for index in range(len(widths)) for blocks in cut], dim=spec.dim)
+
+
+def without_padding(full: torch.Tensor, spec: ShardSpec) -> torch.Tensor:
+    """Return `full` without the vocabulary padding: what is the same in every layout."""
+    if spec.dim is None or spec.padding == 0:
+        return full
+    return full.narrow(spec.dim, 0, full.shape[spec.dim] - spec.padding)
+
+
+def set_shard_spec(parameter: torch.nn.Parameter, spec: ShardSpec) -> None:
+    """Attach `spec`. Cut parameters also get the marks by which DeepSpeed counts each norm contribution once."""
+    setattr(parameter, _ATTRIBUTE, spec)
+    if spec.dim is not None:
+        parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
+        parameter.model_parallel = True  # type: ignore[attr-defined]
+
+
+def shard_spec(parameter: torch.nn.Parameter) -> ShardSpec:
+    """Return the spec attached to `parameter`.
+
+    Raises:
+        ValueError: it has none, so it was not made by `trainer.tensor_parallel.init`.
+    """
+    spec = getattr(parameter, _ATTRIBUTE, None)
+    if not isinstance(spec, ShardSpec):
+        raise ValueError(f"a parameter of shape {tuple(parameter.shape)} must have a shard spec, but has none")
+    return spec
