@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TextIO
 
 from trainer.errors import TridentError
@@ -19,11 +21,18 @@ class _Terminal:
 
     out: TextIO | None = None
     err: TextIO | None = None
+    above_bar: Callable[[str], None] | None = None
+    """Prints a line above the progress bar, while there is one."""
 
 
 def use_terminal(out: TextIO, err: TextIO) -> None:
     """Send what this module prints to `out` and `err`, when a rank's own output goes to a log file."""
     _Terminal.out, _Terminal.err = out, err
+
+
+def print_above_bar(printer: Callable[[str], None] | None) -> None:
+    """Let `printer` put lines on the terminal as long as a progress bar is drawn there; None when it is gone."""
+    _Terminal.above_bar = printer
 
 
 def terminal() -> TextIO:
@@ -43,13 +52,13 @@ def is_reporting_process() -> bool:
 def say(text: str) -> None:
     """Print one line to stdout, on the reporting rank only."""
     if is_reporting_process():
-        print(text, file=terminal(), flush=True)
+        _print(text, terminal())
 
 
 def warn(text: str) -> None:
     """Print `warning: text` to stderr, on the reporting rank only."""
     if is_reporting_process():
-        print(f"warning: {text}", file=_error_stream(), flush=True)
+        _print(f"warning: {text}", _error_stream())
 
 
 def report_error(error: TridentError) -> None:
@@ -62,4 +71,26 @@ def report_failure(error: TridentError) -> None:
     """Print the same on whichever rank calls: for a fault that only this rank knows of."""
     lines = [f"error: {problem}" for problem in error.problems]
     lines += [f"hint: {hint}" for hint in error.hints[:_MAX_HINTS]]
-    print("\n".join(lines), file=_error_stream(), flush=True)
+    _print("\n".join(lines), _error_stream())
+
+
+def silence(stream: TextIO) -> None:
+    """Send what is still written to `stream` nowhere: its reader is gone (`trident train | head`).
+
+    Without this the interpreter would fail once more when it flushes the stream at its end.
+    """
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    try:
+        if _Terminal.above_bar is not None and stream.isatty():
+            _Terminal.above_bar(text)
+        else:
+            print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        # Nobody reads any more; that is no reason to stop a training run.
+        silence(stream)

@@ -61,6 +61,7 @@ def mutable_twin(kind: type) -> type:
     return dataclasses.make_dataclass(kind.__name__, fields)
 
 
+@functools.cache
 def register() -> None:
-    """Put the schema into Hydra's ConfigStore. May be called again."""
+    """Put the schema into Hydra's ConfigStore. May be called again; only the first call works."""
     ConfigStore.instance().store(name=SCHEMA_NAME, node=mutable_twin(TridentConfig))

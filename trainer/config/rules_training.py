@@ -16,7 +16,7 @@ NEEDS_FILES = (DataSource.files, DataSource.megatron)
 def warm_up(case: Case) -> Iterator[str]:
     """The warm-up ends before the run does."""
     schedule, steps = case.config.schedule, case.config.train.steps
-    if schedule.warmup_steps >= steps:
+    if schedule.warmup_steps >= steps >= 1:
         yield f"schedule.warmup_steps ({schedule.warmup_steps}) must be less than train.steps ({steps})"
 
 
@@ -24,6 +24,8 @@ def decay(case: Case) -> Iterator[str]:
     """The decay has room after the warm-up, and there is one."""
     schedule, steps = case.config.schedule, case.config.train.steps
     warmup, length = schedule.warmup_steps, resolved_decay_steps(case.config)
+    if length < 1:
+        return  # said by `minima`
     if schedule.kind is ScheduleKind.constant:
         if schedule.decay_steps is not None:
             yield "schedule.decay_steps has no effect with schedule.kind=constant; leave it out"
@@ -88,7 +90,7 @@ def vocabulary(case: Case) -> Iterator[str]:
     """Every id of the tokenizer has an embedding row; unused rows are wanted."""
     model, tokenizer = case.config.model, case.config.tokenizer
     size = model.vocab_size
-    if size is None or case.config.data.source in (DataSource.synthetic, DataSource.megatron):
+    if size is None or size < 1 or case.config.data.source in (DataSource.synthetic, DataSource.megatron):
         return
     if tokenizer.kind is TokenizerKind.pretrained:
         return  # known once it is loaded

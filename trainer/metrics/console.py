@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from trainer.config.plan import RunPlan
+from trainer.log import print_above_bar, silence, terminal
 from trainer.loop.events import RunEnd, StepReport
 from trainer.metrics.curve import loss_curve
 from trainer.metrics.jsonl import METRICS_FILE
@@ -20,6 +23,24 @@ from trainer.metrics.summary import SUMMARY_FILE
 
 _HEADER_EVERY = 30
 _WIDTH = 80
+
+
+class TrainingConsole(Console):
+    """A rich console that goes quiet when its reader goes away; rich itself would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing more."""
+        self.quiet = True
+        silence(cast(TextIO, self.file))
+
+
+def _console(stream: TextIO) -> TrainingConsole:
+    width = _WIDTH
+    if stream.isatty():
+        # The terminal need not be this process's stdout, which is where rich would look.
+        with suppress(OSError):
+            width = os.get_terminal_size(stream.fileno()).columns or _WIDTH
+    return TrainingConsole(file=stream, width=width, highlight=False)
 
 
 class ConsoleSink:
@@ -33,7 +54,7 @@ class ConsoleSink:
         parameters: of the whole model, without padding.
         device_name: of this rank's device.
         wandb_note: what wandb will do, for the banner.
-        console: where to write (default: stdout).
+        console: where to write (default: the terminal).
     """
 
     def __init__(
@@ -47,35 +68,23 @@ class ConsoleSink:
     ) -> None:
         self._plan, self._run_dir = plan, run_dir
         self._parameters, self._device_name, self._wandb_note = parameters, device_name, wandb_note
-        # A pipe has no width of its own.
-        self._console = console or Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+        self._console = console or _console(terminal())
         self._progress: Progress | None = None
         self._losses: list[tuple[int, float]] = []
         self._lines = 0
         self._skipped_steps = 0
         self._first_step = 1
-        self._started = 0.0
-        self._silent = False
+        self._first_step_ended = 0.0
 
     def say(self, text: str) -> None:
         """Print one line above the progress bar, however long it is."""
-        if self._silent:
-            return
-        try:
-            # Not wrapped: a path or a command in it must stay whole, so that it can be copied.
-            self._console.print(escape(text), soft_wrap=True, highlight=False)
-        except OSError:
-            self._silent = True
-            self._progress = None
+        # Not wrapped: a path or a command in it must stay whole, so that it can be copied.
+        self._console.print(escape(text), soft_wrap=True, highlight=False)
 
     def start(self, first_step: int) -> None:
         """Print the banner and, on a terminal, start the progress bar."""
-        self._first_step, self._started = first_step, time.perf_counter()
-        try:
-            self._console.print(self._banner())
-        except OSError:
-            self._silent = True
-            return
+        self._first_step = first_step
+        self._console.print(self._banner())
         if self._console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"),
@@ -85,13 +94,19 @@ class ConsoleSink:
                 TextColumn("eta {task.fields[eta]}"),
                 console=self._console,
                 transient=True,
+                # What libraries print belongs where the rank's output goes, not above the bar.
+                redirect_stdout=False,
+                redirect_stderr=False,
             )
             self._progress.add_task("train", total=self._plan.config.train.steps, completed=first_step - 1, eta="-")
             self._progress.start()
+            print_above_bar(self.say)
 
     def advance(self, step: int) -> None:
         """Move the progress bar."""
-        if self._progress is not None and not self._silent:
+        if step == self._first_step:
+            self._first_step_ended = time.perf_counter()
+        if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=step, eta=self._eta(step))
 
     def write(self, row: Row, report: StepReport) -> None:
@@ -101,7 +116,7 @@ class ConsoleSink:
         if self._lines % _HEADER_EVERY == 0:
             self.say("".join(f"{name:>{width}}" for name, width, _ in cells))
         self._lines += 1
-        self.say("".join(f"{text:>{width}}" for _, width, text in cells))
+        self.say("".join(f"{text:>{width}}" for _, width, text in cells).rstrip())
         if report.skipped_steps > self._skipped_steps:
             self._skipped_steps = report.skipped_steps
             self.say(
@@ -111,6 +126,7 @@ class ConsoleSink:
     def end(self, end: RunEnd) -> None:
         """Stop the progress bar and print the loss curve and the last word."""
         if self._progress is not None:
+            print_above_bar(None)
             self._progress.stop()
             self._progress = None
         unicode = "utf" in (self._console.encoding or "").lower()
@@ -141,10 +157,12 @@ class ConsoleSink:
         return cells
 
     def _eta(self, step: int) -> str:
-        """Return the time that is left, from the pace of this attempt."""
-        done = step - self._first_step + 1
+        """Return the time that is left, from the pace since this attempt's first step, which is slower than others."""
+        done = step - self._first_step
+        if done < 1:
+            return "-"
         left = self._plan.config.train.steps - step
-        return _duration((time.perf_counter() - self._started) * left / max(1, done))
+        return _duration((time.perf_counter() - self._first_step_ended) * left / done)
 
     def _banner(self) -> Table:
         plan, config = self._plan, self._plan.config
@@ -189,7 +207,7 @@ def _short(value: float) -> str:
     """Return a count in at most six characters, e.g. 12.3k."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if 0.9995 * size <= value < 999.5 * size:
-            return f"{value / size:.3g}{unit}"
+            return f"{value / size:#.3g}".rstrip(".") + unit
     return f"{value:.3g}" if value < 1000 else f"{value:.0e}"
 
 

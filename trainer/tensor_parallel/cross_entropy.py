@@ -48,7 +48,8 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         columns, here = _local_targets(targets, first, valid)
         if valid:
             for part in _chunks(logits):
-                shifted = logits[part, :, :valid].float().sub_(peak[part].unsqueeze(-1))
+                # Promotes to fp32 in one pass; always a new tensor, so that exp_ leaves the logits alone.
+                shifted = logits[part, :, :valid] - peak[part].unsqueeze(-1)
                 picked = shifted.gather(-1, columns[part].unsqueeze(-1)).squeeze(-1)
                 sums[1, part] = picked.masked_fill(~here[part], 0.0)
                 sums[0, part] = shifted.exp_().sum(dim=-1)
@@ -69,7 +70,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         if valid:
             for part in _chunks(logits):
                 # softmax - one-hot, recomputed: keeps no fp32 copy of the logits between the passes.
-                chunk = logits[part, :, :valid].float().sub_(normaliser[part].unsqueeze(-1)).exp_()
+                chunk = (logits[part, :, :valid] - normaliser[part].unsqueeze(-1)).exp_()
                 one = here[part].to(torch.float32).neg_().unsqueeze(-1)
                 chunk.scatter_add_(-1, columns[part].unsqueeze(-1), one)
                 grad[part, :, :valid] = chunk.mul_(scale)

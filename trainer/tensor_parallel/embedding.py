@@ -11,12 +11,8 @@ from torch import nn
 
 from trainer.errors import DataError
 from trainer.tensor_parallel.init import normal_parameter
-from trainer.tensor_parallel.mappings import (
-    copy_to_tensor_parallel,
-    gather_from_sequence,
-    reduce_from_tensor_parallel,
-    reduce_scatter_to_sequence,
-)
+from trainer.tensor_parallel.linear import column_parallel_linear
+from trainer.tensor_parallel.mappings import reduce_from_tensor_parallel, reduce_scatter_to_sequence
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.topology.groups import Group
 
@@ -99,11 +95,7 @@ class VocabParallelEmbedding(nn.Module):
         return reduce_from_tensor_parallel(hidden, self.group)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        if self.sequence_parallel:
-            hidden = gather_from_sequence(hidden, self.group)
-        else:
-            hidden = copy_to_tensor_parallel(hidden, self.group)
-        return F.linear(hidden, self.weight)
+        return column_parallel_linear(hidden, self.weight, None, self.group, self.sequence_parallel)
 
 
 def embedding_logits(module: VocabParallelEmbedding, hidden: torch.Tensor) -> torch.Tensor:

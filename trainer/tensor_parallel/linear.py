@@ -5,15 +5,17 @@ Source: Megatron-LM, arXiv 1909.08053, section 3; with sequence parallelism arXi
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from trainer.tensor_parallel.init import constant_parameter, normal_parameter
 from trainer.tensor_parallel.mappings import (
+    SEQUENCE_DIM,
     complete_gradient,
     copy_to_tensor_parallel,
-    gather_from_sequence,
     reduce_from_tensor_parallel,
     reduce_scatter_to_sequence,
 )
@@ -21,12 +23,46 @@ from trainer.tensor_parallel.shard import ShardSpec
 from trainer.topology.groups import Group
 
 
+class _GatheredLinear(torch.autograd.Function):
+    """Gather the sequence, multiply. Keeps only the shard for backward and gathers it again there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, group: Group
+    ) -> torch.Tensor:
+        ctx.save_for_backward(hidden, weight)
+        ctx.group, ctx.has_bias = group, bias is not None
+        return F.linear(group.all_gather(hidden, dim=SEQUENCE_DIM), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, None]:
+        hidden, weight = ctx.saved_tensors
+        grad = grads[0]
+        grad_hidden = ctx.group.reduce_scatter(grad.matmul(weight), dim=SEQUENCE_DIM)
+        flat = grad.flatten(0, -2)
+        grad_weight = flat.t().matmul(ctx.group.all_gather(hidden, dim=SEQUENCE_DIM).flatten(0, -2))
+        return grad_hidden, grad_weight, flat.sum(dim=0) if ctx.has_bias else None, None
+
+
+def column_parallel_linear(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, group: Group, sequence_parallel: bool
+) -> torch.Tensor:
+    """Multiply hidden with this rank's rows of a weight: `[S, B, in] -> [S, B, out/tp]`.
+
+    With sequence parallelism hidden is `[S/tp, B, in]`: all-gather in forward, and again in backward, which spares
+    keeping `[S, B, in]`; reduce-scatter in backward. Otherwise an all-reduce in backward. No host sync.
+    """
+    if sequence_parallel and group.size > 1:
+        output = _GatheredLinear.apply(hidden, weight, bias, group)  # type: ignore[no-untyped-call]
+        return cast(torch.Tensor, output)
+    return F.linear(copy_to_tensor_parallel(hidden, group), weight, bias)
+
+
 class ColumnParallelLinear(nn.Module):
     """y = x W^T + b with the rows of W (output features) cut over the group.
 
     Input `[S, B, in_features]`, or `[S/tp, B, in_features]` with sequence parallelism (gathered here). Output
-    `[S, B, out/tp]`, block after block as in `sections`. Collective in backward (all-reduce of the input gradient);
-    with sequence parallelism all-gather forward and reduce-scatter backward.
+    `[S, B, out/tp]`, block after block as in `sections`. Collective as `column_parallel_linear` is.
 
     Args:
         name: global name, `<name>.weight` and `<name>.bias`.
@@ -68,11 +104,7 @@ class ColumnParallelLinear(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return this rank's output features of the whole sequence."""
-        if self.sequence_parallel:
-            hidden = gather_from_sequence(hidden, self.group)
-        else:
-            hidden = copy_to_tensor_parallel(hidden, self.group)
-        return F.linear(hidden, self.weight, self.bias)
+        return column_parallel_linear(hidden, self.weight, self.bias, self.group, self.sequence_parallel)
 
 
 class RowParallelLinear(nn.Module):

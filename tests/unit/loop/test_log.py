@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 
 import pytest
 
 from trainer.errors import ConfigError, NumericsError
-from trainer.log import report_error, say, warn
+from trainer.log import print_above_bar, report_error, say, warn
 
 
 def test_the_reporting_rank_speaks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,3 +54,23 @@ def test_a_reader_that_goes_away_does_not_end_the_process() -> None:
     assert writer.wait(30) == 0
     assert writer.stderr is not None
     assert writer.stderr.read() == b""
+
+
+class _Tty(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_under_a_progress_bar_lines_go_above_it_and_files_stay_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    screen, file, above = _Tty(), io.StringIO(), list[str]()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", file)
+    print_above_bar(above.append)
+    say("saved")
+    warn("careful")
+    print_above_bar(None)
+    say("done")
+    assert above == ["saved"]
+    assert file.getvalue() == "warning: careful\n"
+    assert screen.getvalue() == "done\n"

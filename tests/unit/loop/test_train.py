@@ -8,7 +8,6 @@ from typing import cast
 
 import pytest
 import torch
-from trainer.data.batches import BatchSource, MicroBatch
 
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import (
@@ -20,6 +19,7 @@ from trainer.config.schema import (
     TrainConfig,
     TridentConfig,
 )
+from trainer.data.batches import BatchSource, MicroBatch
 from trainer.engine.face import StepResult
 from trainer.errors import NumericsError, StorageError
 from trainer.loop.evaluate import evaluate

@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import pty
 import re
+import struct
+import sys
+import termios
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +15,9 @@ import pytest
 from rich.console import Console
 
 from trainer.config.plan import RunPlan
+from trainer.log import say
 from trainer.loop.events import RunEnd, StepReport
-from trainer.metrics.console import ConsoleSink
+from trainer.metrics.console import ConsoleSink, TrainingConsole, _console
 from trainer.metrics.sink import Row
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -44,6 +51,9 @@ def test_step_lines_stand_in_columns(plan: RunPlan, row: Row, report: StepReport
         end = lines[header].index(title) + len(title)
         assert all(line[end - 1] != " " and line[end : end + 1] in ("", " ") for line in steps), title
     assert steps[0].split()[1:6] == ["10.0000", "0.750", "3.00e-04", "12.3k", "1.50"]
+    # The first step tells nothing about the pace of the others.
+    assert steps[0].split()[-1] == "-"
+    assert re.fullmatch(r"\d+m\d\ds", steps[1].split()[-1])
 
 
 def test_banner_says_what_runs_where(plan: RunPlan, row: Row, report: StepReport) -> None:
@@ -122,9 +132,34 @@ class _ClosedPipe(io.StringIO):
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_closed_pipe_does_not_stop_training(terminal: bool, plan: RunPlan, row: Row, report: StepReport) -> None:
-    console = Console(file=_ClosedPipe(), force_terminal=terminal, width=80)
+    console = TrainingConsole(file=_ClosedPipe(), force_terminal=terminal, width=80)
     sink = ConsoleSink(plan, Path("runs/tiny"), 1, "CPU", console=console)
     sink.start(1)
     sink.advance(1)
     sink.write(row, report)
     sink.end(RunEnd("finished", 1, 1.0))
+
+
+def test_width_of_the_terminal_that_is_written_to() -> None:
+    primary, secondary = pty.openpty()
+    fcntl.ioctl(secondary, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 117, 0, 0))
+    with os.fdopen(secondary, "w") as stream, os.fdopen(primary, "rb", buffering=0):
+        assert _console(stream).width == 117
+    assert _console(io.StringIO()).width == 80
+
+
+def test_lines_of_others_stand_above_the_bar(plan: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.delenv("RANK", raising=False)
+    console = TrainingConsole(file=screen, force_terminal=True, width=80)
+    sink = ConsoleSink(plan, Path("runs/tiny"), 1, "CPU", console=console)
+    sink.start(1)
+    say("saved runs/tiny/checkpoints/step_1")
+    sink.end(RunEnd("finished", 1, 1.0))
+    lines = _ESCAPE.sub("", screen.getvalue()).replace("\r", "\n").splitlines()
+    assert "saved runs/tiny/checkpoints/step_1" in [line.strip() for line in lines]

@@ -11,7 +11,8 @@ from trainer.config.plan import RunPlan
 from trainer.config.schema import LoggingConfig, WandbMode
 from trainer.loop.events import RunEnd, StepReport
 from trainer.loop.state import TrainState
-from trainer.metrics.hook import MetricsHook, make_metrics_hook
+from trainer.metrics.build import build_metrics
+from trainer.metrics.hook import MetricsHook
 from trainer.metrics.memory import MemoryMeter
 from trainer.metrics.sink import Row
 from trainer.metrics.throughput import ThroughputMeter
@@ -91,7 +92,7 @@ def test_the_whole_hook_leaves_rows_and_a_summary(
     tmp_path: Path, plan: RunPlan, report: StepReport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = TrainState(step=5, sample_ledger="abc")
-    hook = make_metrics_hook(plan, tmp_path / "run", single_process_groups(), SingleGroup(), state)
+    hook = build_metrics(plan, tmp_path / "run", state, single_process_groups(), SingleGroup())
     hook.on_start(1)
     hook.on_step(5)
     hook.on_report(report)
@@ -110,7 +111,7 @@ def test_other_ranks_write_and_print_nothing(
     tmp_path: Path, plan: RunPlan, report: StepReport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     groups = replace(single_process_groups(), rank=1)
-    hook = make_metrics_hook(plan, tmp_path / "run", groups, SingleGroup(), TrainState())
+    hook = build_metrics(plan, tmp_path / "run", TrainState(), groups, SingleGroup())
     hook.on_start(1)
     hook.on_step(5)
     hook.on_report(report)
@@ -134,7 +135,7 @@ def test_a_wandb_that_explodes_does_not_stop_the_run(
     monkeypatch.setattr(wandb, "init", explode)
     logging = LoggingConfig(wandb=WandbMode.offline, console=False)
     quiet = replace(plan, config=replace(plan.config, logging=logging))
-    hook = make_metrics_hook(quiet, tmp_path, single_process_groups(), SingleGroup(), TrainState())
+    hook = build_metrics(quiet, tmp_path, TrainState(), single_process_groups(), SingleGroup())
     hook.on_start(1)
     hook.on_report(report)
     hook.on_end(FINISHED)

@@ -158,7 +158,13 @@ def test_offline_really_writes_into_the_run_folder(tmp_path: Path, row: Row, rep
     assert voice.warned == []
     files = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 1
-    content = files[0].read_bytes()
+    content = b""
+    # wandb's own process writes the last block a moment after finish has returned.
+    for _ in range(100):
+        content = files[0].read_bytes()
+        if b"train/loss" in content:
+            break
+        time.sleep(0.1)
     assert b"train/loss" in content
     assert b"hidden_size" in content
     assert b"s3cr3t-value" not in content

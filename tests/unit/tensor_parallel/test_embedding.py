@@ -35,7 +35,7 @@ def test_embedding_and_tied_head_equal_plain_ones(size: int, sequence_parallel: 
         padded = F.pad(logit_grad, (0, size * rows - vocab_size))
         mine = hidden_grad.chunk(size)[group.rank] if sequence_parallel else hidden_grad
         gradients = (padded[..., group.rank * rows : (group.rank + 1) * rows], mine)
-        torch.autograd.backward((logits, hidden), gradients)  # type: ignore[no-untyped-call]
+        torch.autograd.backward((logits, hidden), gradients)
         return layer, hidden.detach(), logits.detach()
 
     layers, hiddens, logits = zip(*run_ranks(size, body), strict=True)
@@ -43,7 +43,7 @@ def test_embedding_and_tied_head_equal_plain_ones(size: int, sequence_parallel: 
     assert weight.shape == (vocab_size, H)
     expected = F.embedding(ids.transpose(0, 1), weight)
     expected_logits = F.linear(expected, weight)
-    torch.autograd.backward((expected_logits, expected), (logit_grad, hidden_grad))  # type: ignore[no-untyped-call]
+    torch.autograd.backward((expected_logits, expected), (logit_grad, hidden_grad))
     hidden = torch.cat(hiddens) if sequence_parallel else hiddens[-1]
     assert torch.equal(hidden, expected.detach())
     torch.testing.assert_close(torch.cat(logits, dim=-1)[..., :vocab_size], expected_logits.detach())

@@ -11,23 +11,23 @@ from trainer.tensor_parallel.shard import ShardSpec, shard, unshard
 from trainer.topology.groups import FakeGroup, Group
 
 SIZES = [1, 2, 4]
-S, B, I, O = 8, 2, 12, 24
+S, B, WIDTH, OUT = 8, 2, 12, 24
 SECTIONS = (16, 4, 4)
 
 
 def column(group: Group, sequence_parallel: bool, bias: bool = True) -> ColumnParallelLinear:
     return ColumnParallelLinear(
-        "c", I, SECTIONS, bias=bias, init_std=0.5, seed=3, group=group, sequence_parallel=sequence_parallel
+        "c", WIDTH, SECTIONS, bias=bias, init_std=0.5, seed=3, group=group, sequence_parallel=sequence_parallel
     )
 
 
 def row(group: Group, sequence_parallel: bool, bias: bool = True) -> RowParallelLinear:
     layer = RowParallelLinear(
-        "r", I, O, bias=bias, init_std=0.5, seed=3, group=group, sequence_parallel=sequence_parallel
+        "r", WIDTH, OUT, bias=bias, init_std=0.5, seed=3, group=group, sequence_parallel=sequence_parallel
     )
     if layer.bias is not None:
         with torch.no_grad():
-            layer.bias.copy_(torch.linspace(-1, 1, O))
+            layer.bias.copy_(torch.linspace(-1, 1, OUT))
     return layer
 
 
@@ -35,8 +35,8 @@ def row(group: Group, sequence_parallel: bool, bias: bool = True) -> RowParallel
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_column_parallel_equals_one_linear(size: int, sequence_parallel: bool, bias: bool) -> None:
-    x, cotangent = torch.randn(S, B, I), torch.randn(S, B, O)
-    output_spec = ShardSpec("y", (S, B, O), 2, SECTIONS)
+    x, cotangent = torch.randn(S, B, WIDTH), torch.randn(S, B, OUT)
+    output_spec = ShardSpec("y", (S, B, OUT), 2, SECTIONS)
 
     def body(group: Group) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
         layer = column(group, sequence_parallel, bias)
@@ -65,8 +65,8 @@ def test_column_parallel_equals_one_linear(size: int, sequence_parallel: bool, b
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_row_parallel_equals_one_linear(size: int, sequence_parallel: bool, bias: bool) -> None:
-    x, cotangent = torch.randn(S, B, I), torch.randn(S, B, O)
-    input_spec = ShardSpec("x", (S, B, I), 2, (I,))
+    x, cotangent = torch.randn(S, B, WIDTH), torch.randn(S, B, OUT)
+    input_spec = ShardSpec("x", (S, B, WIDTH), 2, (WIDTH,))
 
     def body(group: Group) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
         layer = row(group, sequence_parallel, bias)
@@ -99,4 +99,20 @@ def test_features_must_be_divisible() -> None:
 
 def test_a_wrong_input_width_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        column(FakeGroup(0, 2), False)(torch.zeros(S, B, I + 1))
+        column(FakeGroup(0, 2), False)(torch.zeros(S, B, WIDTH + 1))
+
+
+def test_sequence_parallel_keeps_only_its_shard_for_backward() -> None:
+    def body(group: Group) -> set[tuple[int, ...]]:
+        layer = column(group, sequence_parallel=True)
+        kept: set[tuple[int, ...]] = set()
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept.add(tuple(tensor.shape))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            layer(torch.randn(S // 2, B, WIDTH, requires_grad=True))
+        return kept
+
+    assert run_ranks(2, body) == [{(S // 2, B, WIDTH), (OUT // 2, WIDTH)}] * 2

@@ -1,0 +1,297 @@
+"""Train a tiny model in a layout, put its tensors together, and hold them against the oracle.
+
+Tolerances, fp32: losses, norms and weights to 1e-5, gradients of step 1 to 1e-6, each relative to the tensor's L2 norm.
+fp32 has 6e-8 a rounding; a sum over a few hundred terms in another order differs by a few 1e-7, and Adam's division
+by the root of a small second moment magnifies that, which `eps=1e-5` bounds. A gradient counted twice, left out, or
+scaled by 1/m is wrong by 1e-1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+
+from tests.helpers.reference import ReferenceRun, train_reference
+from trainer.config.plan import RunPlan, make_plan
+from trainer.config.schema import (
+    ActivationKind,
+    BatchConfig,
+    Dtype,
+    LayoutConfig,
+    ModelConfig,
+    NormKind,
+    OffloadKind,
+    OptimizerConfig,
+    PipelineSchedule,
+    PositionKind,
+    PrecisionConfig,
+    RecomputeKind,
+    TrainConfig,
+    TridentConfig,
+    ZeroConfig,
+)
+from trainer.tensor_parallel.shard import ShardSpec, unshard, without_padding
+
+STEPS = 5
+VOCABULARY = 61
+"""Odd, so that every tensor-parallel size pads it differently."""
+OPTIMIZER = OptimizerConfig(lr=1e-3, eps=1e-5, grad_clip=0.7)
+"""Clips: the norm of these models is about 1."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layout of one model."""
+
+    pp: int = 1
+    tp: int = 1
+    dp: int = 1
+    sequence_parallel: bool = False
+    zero: int = 1
+    offload: str = "none"
+    offload_parameters: bool = False
+    num_micro_batches: int = 2
+    tied: bool = True
+    llama: bool = False
+    schedule: str = "1f1b"
+    dtype: str = "fp32"
+    recompute: str = "none"
+    evaluate: bool = False
+
+    @property
+    def world_size(self) -> int:
+        return self.pp * self.tp * self.dp
+
+    @property
+    def name(self) -> str:
+        parts = [f"pp{self.pp}", f"tp{self.tp}", f"dp{self.dp}", f"zero{self.zero}", f"m{self.num_micro_batches}"]
+        parts += ["llama" if self.llama else "gpt2", "tied" if self.tied else "untied"]
+        parts += ["sp"] * self.sequence_parallel + [self.offload] * (self.offload != "none")
+        parts += ["offload_parameters"] * self.offload_parameters
+        parts += [self.schedule] * (self.schedule != "1f1b") + [self.dtype] * (self.dtype != "fp32")
+        parts += [f"recompute_{self.recompute}"] * (self.recompute != "none") + ["evaluate"] * self.evaluate
+        return "-".join(parts)
+
+
+def config_of(case: Case) -> TridentConfig:
+    """Return the config of a case."""
+    model = ModelConfig(
+        hidden_size=64,
+        num_layers=max(2, case.pp * (2 if case.schedule == "dualpipev" else 1)),
+        num_attention_heads=16,
+        ffn_hidden_size=96,
+        seq_length=8,
+        vocab_size=VOCABULARY,
+        vocab_pad_multiple=4,
+        tied_embeddings=case.tied,
+        recompute=RecomputeKind(case.recompute),
+    )
+    if case.llama:
+        model = replace(
+            model,
+            num_key_value_heads=8,
+            position=PositionKind.rope,
+            norm=NormKind.rmsnorm,
+            activation=ActivationKind.swiglu,
+            bias=False,
+        )
+    return TridentConfig(
+        model=model,
+        layout=LayoutConfig(
+            pipeline_parallel_size=case.pp,
+            tensor_parallel_size=case.tp,
+            data_parallel_size=case.dp,
+            sequence_parallel=case.sequence_parallel,
+            pipeline_schedule=PipelineSchedule(case.schedule),
+        ),
+        zero=ZeroConfig(
+            stage=case.zero,
+            offload=OffloadKind(case.offload),
+            offload_parameters=case.offload_parameters,
+            reduce_bucket_size=100_000,
+        ),
+        precision=PrecisionConfig(dtype=Dtype(case.dtype), initial_scale_power=8),
+        batch=BatchConfig(global_batch_size=case.num_micro_batches * case.dp, micro_batch_size=1),
+        optimizer=OPTIMIZER,
+        train=TrainConfig(steps=STEPS),
+    )
+
+
+def token_batches(global_batch_size: int, seq_length: int) -> list[torch.Tensor]:
+    """Return one [global_batch_size, seq_length + 1] tensor of random ids a step."""
+    generator = torch.Generator().manual_seed(99)
+    shape = (global_batch_size, seq_length + 1)
+    return [torch.randint(0, VOCABULARY, shape, generator=generator) for _ in range(STEPS)]
+
+
+@dataclass(frozen=True)
+class RankOutcome:
+    """What one rank saw."""
+
+    stage: int
+    tp_rank: int
+    dp_rank: int
+    losses: tuple[float, ...]
+    grad_norms: tuple[float, ...]
+    eval_losses: tuple[float, ...]
+    specs: Mapping[str, ShardSpec]
+    first_moments: Mapping[str, torch.Tensor]
+    """Of AdamW after step 1: (1 - beta1) times the clipped gradient."""
+    weights: Mapping[str, torch.Tensor]
+
+
+def run_case(rank: int, world_size: int, case: Case) -> RankOutcome:
+    """Train the case on this rank. Runs in a forked rank with torch.distributed up."""
+    from trainer.data.batches import MicroBatch
+    from trainer.engine.build import build_engine
+    from trainer.engine.world import start_world
+
+    config = config_of(case)
+    plan = make_plan(config, VOCABULARY, world_size)
+    groups, _ = start_world(plan, torch.device("cpu"))
+    engine: Any = build_engine(plan, groups)
+    place = groups.grid.coordinate(rank)
+    losses, norms, evaluations = [], [], []
+    first: dict[str, torch.Tensor] = {}
+    for step, tokens in enumerate(token_batches(config.batch.global_batch_size, config.model.seq_length), start=1):
+        rows = [tokens[m * case.dp + place.dp_rank].unsqueeze(0) for m in range(plan.num_micro_batches)]
+        batches = [MicroBatch(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
+        result = engine.train_step(batches, step, OPTIMIZER.lr)
+        losses.append(float(result.loss))
+        norms.append(float(result.grad_norm))
+        if case.evaluate:
+            evaluations.append(float(engine.evaluate(batches)))
+        if step == 1:
+            first = first_moments(engine, plan)
+    weights = dict(engine.local_parameters())
+    specs = dict(engine.shard_specs())
+    return RankOutcome(
+        place.stage, place.tp_rank, place.dp_rank, tuple(losses), tuple(norms), tuple(evaluations), specs, first, weights
+    )
+
+
+def first_moments(engine: Any, plan: RunPlan) -> dict[str, torch.Tensor]:
+    """Return AdamW's first moment of every local parameter, whole over data-parallel ranks."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    from trainer.tensor_parallel.shard import shard_spec
+
+    inner = engine._engine
+    if plan.config.zero.stage in (1, 2):
+        # DeepSpeed links the state when its first parameter group has stepped, before the second one has any.
+        inner.optimizer._hp_optimizer_states_linked = False
+        inner.optimizer._lazy_init_hp_params_optimizer_state()
+    found: dict[str, torch.Tensor] = {}
+    for parameter in inner.module.parameters():
+        if plan.config.zero.stage == 0:
+            moment = inner.basic_optimizer.state[parameter]["exp_avg"]
+        else:
+            moment = safe_get_full_optimizer_state(parameter, "exp_avg")
+        found[shard_spec(parameter).name] = moment.detach().float().reshape(shard_spec_shape(parameter, plan)).clone()
+    return found
+
+
+def shard_spec_shape(parameter: torch.nn.Parameter, plan: RunPlan) -> tuple[int, ...]:
+    """Return the shape of this rank's shard (ZeRO-3 empties the parameter itself)."""
+    from trainer.tensor_parallel.shard import shard_spec
+
+    return shard_spec(parameter).local_shape(plan.tensor_parallel_size)
+
+
+def gathered(outcomes: Sequence[RankOutcome], case: Case, kind: str) -> dict[str, torch.Tensor]:
+    """Put the shards of data-parallel rank 0 together. Copies of a tied weight must be equal bit for bit."""
+    parts: dict[tuple[str, int], dict[int, torch.Tensor]] = {}
+    for outcome in outcomes:
+        if outcome.dp_rank == 0:
+            for name, tensor in getattr(outcome, kind).items():
+                parts.setdefault((name, outcome.stage), {})[outcome.tp_rank] = tensor
+    specs = {name: spec for outcome in outcomes for name, spec in outcome.specs.items()}
+    whole: dict[str, torch.Tensor] = {}
+    for (name, stage), by_rank in parts.items():
+        spec = specs[name]
+        tensor = without_padding(unshard([by_rank[rank] for rank in range(case.tp)], spec), spec)
+        if name in whole:
+            assert torch.equal(whole[name], tensor), f"{name} on stage {stage} differs from its tied copy"
+        whole[name] = tensor
+    return whole
+
+
+@cache
+def initial_weights(config: TridentConfig) -> dict[str, torch.Tensor]:
+    """Return the whole model's weights before step 1, without padding."""
+    from trainer.model.gpt import GPT, ModelContext
+    from trainer.tensor_parallel.random import StepClock
+    from trainer.tensor_parallel.shard import shard_spec
+    from trainer.topology.groups import SingleGroup
+
+    spec = make_plan(config, VOCABULARY).model
+    model = GPT(ModelContext(spec, SingleGroup(), config.train.seed, sequence_parallel=False, clock=StepClock(0)))
+    return {shard_spec(p).name: without_padding(p.detach(), shard_spec(p)) for p in model.parameters()}
+
+
+@cache
+def reference_of(config: TridentConfig) -> ReferenceRun:
+    """Train the oracle on the same tokens."""
+    spec = make_plan(config, VOCABULARY).model
+    batches = token_batches(config.batch.global_batch_size, config.model.seq_length)
+    steps = [[(tokens[:, :-1], tokens[:, 1:])] for tokens in batches]
+    return train_reference(spec, initial_weights(config), steps, OPTIMIZER)
+
+
+def oracle_key(case: Case) -> TridentConfig:
+    """Return the config that decides the mathematics of a case, without its layout."""
+    config = config_of(case)
+    model = replace(config.model, recompute=RecomputeKind.none)
+    single = Case(num_micro_batches=case.num_micro_batches)
+    plain = config_of(single)
+    return replace(plain, model=model, batch=BatchConfig(config.batch.global_batch_size, config.batch.global_batch_size))
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Largest relative differences between a case and the oracle."""
+
+    loss: float
+    grad_norm: float
+    gradient: float
+    gradient_name: str
+    weight: float
+    weight_name: str
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the L2 norm of the difference over that of `expected`."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
+
+
+def errors_of(case: Case, outcomes: Sequence[RankOutcome]) -> Errors:
+    """Compare with the oracle; ranks must agree exactly on losses and norms among themselves."""
+    oracle = reference_of(oracle_key(case))
+    first = outcomes[0]
+    for outcome in outcomes[1:]:
+        assert outcome.losses == first.losses, "ranks report different losses"
+        assert outcome.grad_norms == first.grad_norms, "ranks report different gradient norms"
+    weights, moments = gathered(outcomes, case, "weights"), gathered(outcomes, case, "first_moments")
+    assert weights.keys() == oracle.weights.keys()
+    clip = min(1.0, OPTIMIZER.grad_clip / (oracle.grad_norms[0] + 1e-6))
+    scale = (1 - OPTIMIZER.beta1) * clip
+    gradient = max((relative(moments[n] / scale, g), n) for n, g in comparable(oracle.first_gradients).items())
+    weight = max((relative(weights[n], w), n) for n, w in oracle.weights.items())
+    return Errors(
+        loss=max(abs(a - b) / b for a, b in zip(first.losses, oracle.losses, strict=True)),
+        grad_norm=max(abs(a - b) / b for a, b in zip(first.grad_norms, oracle.grad_norms, strict=True)),
+        gradient=gradient[0],
+        gradient_name=gradient[1],
+        weight=weight[0],
+        weight_name=weight[1],
+    )
+
+
+def comparable(gradients: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Leave out gradients that are zero but for rounding."""
+    largest = max(float(g.norm()) for g in gradients.values())
+    return {name: g for name, g in gradients.items() if float(g.norm()) > 1e-6 * largest}

@@ -1,0 +1,172 @@
+"""The model with dropout: the same elements fall in every layout, and recomputation sees them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.helpers.reference import TINY, TINY_LLAMA
+from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
+from trainer.config.plan import make_model_spec
+from trainer.config.schema import ModelConfig, RecomputeKind
+from trainer.model.attention import Attention
+from trainer.model.gpt import GPT, ModelContext
+from trainer.tensor_parallel.random import StepClock
+from trainer.topology.groups import Group, SingleGroup
+
+Gradients = dict[str, torch.Tensor]
+DROPPING = replace(TINY, dropout=0.3, attention_dropout=0.2)
+MODELS = {
+    "gpt2": DROPPING,
+    "llama": replace(TINY_LLAMA, dropout=0.3, attention_dropout=0.2, sliding_window=4),
+    "hidden_only": replace(TINY, dropout=0.3),
+    "attention_only": replace(TINY, attention_dropout=0.3),
+}
+SAMPLES = 4
+
+
+def tokens() -> tuple[torch.Tensor, torch.Tensor]:
+    text = torch.randint(0, 29, (SAMPLES, 13), generator=torch.Generator().manual_seed(1))
+    return text[:, :-1].contiguous(), text[:, 1:].contiguous()
+
+
+def parts(dp: int, micro_batch_size: int) -> Iterator[tuple[int, list[slice]]]:
+    """Yield each data-parallel rank and the samples of its micro-batches."""
+    count = SAMPLES // (dp * micro_batch_size)
+    for dp_rank in range(dp):
+        starts = [(index * dp + dp_rank) * micro_batch_size for index in range(count)]
+        yield dp_rank, [slice(start, start + micro_batch_size) for start in starts]
+
+
+def step_gradients(
+    model: ModelConfig,
+    size: int = 1,
+    sequence_parallel: bool = False,
+    dp: int = 1,
+    micro_batch_size: int = SAMPLES,
+    step: int = 2,
+) -> tuple[float, Gradients]:
+    """Return loss and gradients of one training step over the whole global batch."""
+    input_ids, labels = tokens()
+
+    def body(group: Group) -> tuple[GPT, float]:
+        clock = StepClock(9)
+        gpt = GPT(ModelContext(make_model_spec(model, 29, size), group, 9, sequence_parallel, clock))
+        total = 0.0
+        for dp_rank, slices in parts(dp, micro_batch_size):
+            clock.start_step(step, dp_rank, dp, micro_batch_size)
+            for samples in slices:
+                loss = gpt.loss(input_ids[samples], labels[samples]) * (micro_batch_size / SAMPLES)
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
+        return gpt, total
+
+    models, losses = zip(*run_ranks(size, body), strict=True)
+    return losses[0], whole(models, [local_gradients(gpt) for gpt in models])
+
+
+def assert_same(found: tuple[float, Gradients], expected: tuple[float, Gradients]) -> None:
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)
+    for name, gradient in found[1].items():
+        torch.testing.assert_close(gradient, expected[1][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("size", "sequence_parallel"), [(2, False), (2, True), (4, True)])
+def test_tensor_and_sequence_parallel_drop_the_same(model: str, size: int, sequence_parallel: bool) -> None:
+    assert_same(step_gradients(MODELS[model], size, sequence_parallel), step_gradients(MODELS[model]))
+
+
+@pytest.mark.parametrize(("dp", "micro_batch_size"), [(1, 1), (2, 1), (2, 2)])
+def test_data_parallel_and_accumulation_drop_the_same(dp: int, micro_batch_size: int) -> None:
+    found = step_gradients(DROPPING, dp=dp, micro_batch_size=micro_batch_size)
+    assert_same(found, step_gradients(DROPPING))
+
+
+def test_dropout_changes_with_the_step_and_is_off_in_evaluation() -> None:
+    assert step_gradients(DROPPING, step=3)[0] != step_gradients(DROPPING)[0]
+    input_ids, labels = tokens()
+    context = ModelContext(make_model_spec(DROPPING, 29, 1), SingleGroup(), 9, False, StepClock(9))
+    gpt = GPT(context).eval()
+    plain = GPT(replace(context, spec=make_model_spec(TINY, 29, 1)))
+    assert gpt.loss(input_ids, labels).item() == pytest.approx(plain.loss(input_ids, labels).item(), rel=1e-6)
+
+
+def test_training_without_a_started_step_is_an_error() -> None:
+    gpt = GPT(ModelContext(make_model_spec(DROPPING, 29, 1), SingleGroup(), 9, False, StepClock(9)))
+    with pytest.raises(RuntimeError, match="start_step must be called before position trains"):
+        gpt(tokens()[0])
+
+
+@pytest.mark.parametrize("recompute", [RecomputeKind.selective, RecomputeKind.full])
+@pytest.mark.parametrize("model", [TINY, TINY_LLAMA, *MODELS.values()])
+def test_recomputation_gives_identical_gradients(model: ModelConfig, recompute: RecomputeKind) -> None:
+    loss, gradients = step_gradients(replace(model, recompute=recompute), dp=2, micro_batch_size=1)
+    expected_loss, expected = step_gradients(model, dp=2, micro_batch_size=1)
+    assert loss == expected_loss
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, expected[name]), name
+
+
+@pytest.mark.parametrize("recompute", [RecomputeKind.selective, RecomputeKind.full])
+def test_recomputation_works_over_tensor_parallel_ranks(recompute: RecomputeKind) -> None:
+    assert_same(step_gradients(replace(DROPPING, recompute=recompute), 2, True), step_gradients(DROPPING))
+
+
+@pytest.mark.parametrize(
+    ("recompute", "expected"), [(RecomputeKind.none, 2), (RecomputeKind.selective, 4), (RecomputeKind.full, 4)]
+)
+def test_recomputation_runs_the_attention_core_again_in_training_only(
+    recompute: RecomputeKind, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    core = Attention._core
+
+    def counted(self: Attention, *args: object) -> torch.Tensor:
+        calls.append(self.name)
+        return core(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Attention, "_core", counted)
+    step_gradients(replace(TINY, recompute=recompute))
+    assert len(calls) == expected
+    calls.clear()
+    context = ModelContext(
+        make_model_spec(replace(TINY, recompute=recompute), 29, 1), SingleGroup(), 9, False, StepClock(9)
+    )
+    gpt = GPT(context).eval()
+    gpt.loss(*tokens()).backward()  # type: ignore[no-untyped-call]
+    assert len(calls) == 2
+
+
+def test_evaluation_between_steps_leaves_training_alone() -> None:
+    input_ids, labels = tokens()
+    results = []
+    for evaluate in (False, True):
+        clock = StepClock(9)
+        config = replace(DROPPING, recompute=RecomputeKind.full)
+        gpt = GPT(ModelContext(make_model_spec(config, 29, 1), SingleGroup(), 9, False, clock))
+        clock.start_step(1, 0, 1, 2)
+        gpt.loss(input_ids[:2], labels[:2]).backward()  # type: ignore[no-untyped-call]
+        if evaluate:
+            gpt.eval()
+            with torch.no_grad():
+                gpt.loss(input_ids, labels)
+            gpt.train()
+        gpt.loss(input_ids[2:], labels[2:]).backward()  # type: ignore[no-untyped-call]
+        results.append(whole([gpt], [local_gradients(gpt)]))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_attention_dropout_path_equals_the_fused_one_without_dropping() -> None:
+    input_ids, labels = tokens()
+    config = replace(TINY_LLAMA, num_key_value_heads=2)
+    clock = StepClock(9)
+    clock.start_step(1, 0, 1, SAMPLES)
+    plain = GPT(ModelContext(make_model_spec(config, 29, 1), SingleGroup(), 9, False, clock))
+    rare = replace(config, attention_dropout=1e-9)
+    explicit = GPT(ModelContext(make_model_spec(rare, 29, 1), SingleGroup(), 9, False, clock))
+    assert local_weights(plain).keys() == local_weights(explicit).keys()
+    assert explicit.loss(input_ids, labels).item() == pytest.approx(plain.loss(input_ids, labels).item(), rel=1e-6)

@@ -1,0 +1,227 @@
+"""Single layers: precision, key/value cache, and every check's failing branch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers.reference import TINY, TINY_LLAMA
+from tests.helpers.thread_group import run_ranks
+from trainer.config.plan import make_model_spec
+from trainer.config.schema import ActivationKind, ModelConfig, NormKind, RecomputeKind
+from trainer.errors import ConfigError
+from trainer.model.attention import causal_mask
+from trainer.model.cache import KeyValueCache
+from trainer.model.gpt import (
+    GPT,
+    ModelContext,
+    build_layer,
+    embedding_logits,
+    full_logits,
+    language_model_loss,
+    layer_names,
+)
+from trainer.model.mlp import activate
+from trainer.model.norm import Norm
+from trainer.model.positions import rotate
+from trainer.tensor_parallel.embedding import VocabParallelEmbedding
+from trainer.tensor_parallel.random import StepClock
+from trainer.tensor_parallel.shard import shard_spec
+from trainer.topology.groups import FakeGroup, Group, SingleGroup
+
+VOCABULARY = 29
+WINDOWED = replace(TINY_LLAMA, num_key_value_heads=2, sliding_window=4)
+
+
+def context(model: ModelConfig, group: Group | None = None, sequence_parallel: bool = False) -> ModelContext:
+    group = group or SingleGroup()
+    return ModelContext(make_model_spec(model, VOCABULARY, group.size), group, 1, sequence_parallel, StepClock(1))
+
+
+def ids(length: int = 12, batch: int = 2) -> torch.Tensor:
+    return torch.randint(0, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(4))
+
+
+@pytest.mark.parametrize("model", [TINY, TINY_LLAMA])
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_layers_in_a_row_are_the_whole_model(model: ModelConfig, sequence_parallel: bool) -> None:
+    input_ids = ids()
+
+    def body(group: Group) -> tuple[float, float, set[str]]:
+        one = context(model, group, sequence_parallel)
+        names = layer_names(one.spec)
+        assert names == ("embedding", "position", "blocks.0", "blocks.1", "final_norm", "head")
+        layers: list[Callable[[torch.Tensor], torch.Tensor]] = []
+        found: set[str] = set()
+        for name in names:
+            if name == "head" and one.spec.tied_embeddings:
+                embedding = layers[0]
+                assert isinstance(embedding, VocabParallelEmbedding)
+                layers.append(partial(embedding_logits, embedding))
+                continue
+            layer = build_layer(name, one)
+            layers.append(layer)
+            found |= {shard_spec(parameter).name for parameter in layer.parameters()}
+        hidden = input_ids
+        for name, step in zip(names, layers, strict=True):
+            hidden = step(hidden)
+            local = 12 // group.size if sequence_parallel else 12
+            assert hidden.shape[:2] == ((12, 2) if name == "head" else (local, 2))
+        gpt = GPT(one)
+        assert {name for name, _ in gpt.named_parameters()} == found
+        assert all(shard_spec(parameter).name == name for name, parameter in gpt.named_parameters())
+        return language_model_loss(one)(hidden, input_ids).item(), gpt.loss(input_ids, input_ids).item(), found
+
+    for by_layer, at_once, found in run_ranks(2, body):
+        assert by_layer == at_once
+        assert ("head.weight" in found) != model.tied_embeddings
+
+
+@pytest.mark.parametrize("model", [TINY, TINY_LLAMA, WINDOWED])
+@pytest.mark.parametrize("pieces", [(1,) * 12, (5, 1, 1, 5), (12,)])
+def test_cached_logits_equal_the_full_forward(model: ModelConfig, pieces: tuple[int, ...]) -> None:
+    gpt = GPT(context(model)).eval()
+    text = ids()
+    with torch.inference_mode():
+        expected = gpt(text)
+        cache = KeyValueCache(12)
+        found = torch.cat([gpt(piece, cache) for piece in text.split(pieces, dim=1)])  # type: ignore[no-untyped-call]
+    assert cache.length == 12
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_cache_works_over_tensor_parallel_ranks() -> None:
+    text = ids()
+
+    def body(group: Group) -> torch.Tensor:
+        gpt = GPT(context(WINDOWED, group)).eval()
+        cache = KeyValueCache(12)
+        with torch.no_grad():
+            return torch.cat([full_logits(gpt(piece, cache), gpt.context) for piece in text.chunk(4, dim=1)])
+
+    single, ranks = run_ranks(1, body)[0], run_ranks(2, body)
+    assert single.shape == (12, 2, VOCABULARY)
+    for logits in ranks:
+        torch.testing.assert_close(logits, single, rtol=1e-5, atol=1e-6)
+
+
+def test_inference_does_not_poison_training() -> None:
+    # Tables and masks are cached: made in inference mode they could not be saved for backward.
+    for config in (replace(TINY_LLAMA, seq_length=11), replace(WINDOWED, seq_length=11)):
+        gpt = GPT(context(config))
+        with torch.inference_mode():
+            gpt(ids(11))
+        gpt.loss(ids(11), ids(11)).backward()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("model", [TINY, WINDOWED, replace(TINY_LLAMA, attention_dropout=0.1, dropout=0.1)])
+@pytest.mark.parametrize("recompute", [RecomputeKind.none, RecomputeKind.full])
+def test_half_precision_is_close_to_fp32(model: ModelConfig, dtype: torch.dtype, recompute: RecomputeKind) -> None:
+    def body(group: Group) -> tuple[torch.Tensor, torch.Tensor]:
+        losses = []
+        for cast in (torch.float32, dtype):
+            one = context(replace(model, recompute=recompute), group, sequence_parallel=True)
+            one.clock.start_step(1, 0, 1, 2)
+            gpt = GPT(one).to(cast)
+            loss = gpt.loss(ids(), ids())
+            assert loss.dtype is torch.float32
+            loss.backward()  # type: ignore[no-untyped-call]
+            assert all(p.grad is not None and p.grad.dtype is cast for p in gpt.parameters())
+            losses.append(loss.detach())
+        return losses[0], losses[1]
+
+    for exact, rounded in run_ranks(2, body):
+        torch.testing.assert_close(rounded, exact, rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("kind", list(NormKind))
+def test_norm_takes_statistics_in_fp32(kind: NormKind) -> None:
+    norm = Norm("n", context(replace(TINY, norm=kind, hidden_size=1024)))
+    x = (torch.randn(4, 1024) * 30 + 100).half()
+    expected = norm(x.float())
+    torch.testing.assert_close(norm.half()(x).float(), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_rope_keeps_late_positions_apart_in_bf16() -> None:
+    heads = torch.randn(4, 1, 1, 8).expand(4, 1, 1, 8)
+    exact = rotate(heads, 10000.0, start=4000)
+    rounded = rotate(heads.bfloat16(), 10000.0, start=4000)
+    assert rounded.dtype is torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, rtol=2e-2, atol=2e-2)
+
+
+def test_rope_scores_depend_on_distance_only() -> None:
+    query, key = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+    scores = [(rotate(query, 100.0, start + 3) * rotate(key, 100.0, start)).sum().item() for start in (0, 5, 50)]
+    assert scores == pytest.approx([scores[0]] * 3, abs=1e-4)
+    assert scores[0] != pytest.approx((query * key).sum().item(), abs=1e-4)
+
+
+def test_causal_mask_of_the_last_queries() -> None:
+    mask = causal_mask(2, 4, 2, torch.device("cpu"))
+    assert mask.tolist() == [[False, True, True, False], [False, False, True, True]]
+    assert causal_mask(2, 3, None, torch.device("cpu")).tolist() == [[True, True, False], [True, True, True]]
+
+
+def test_activations() -> None:
+    x = torch.linspace(-3, 3, 8)
+    assert torch.equal(activate(x, ActivationKind.relu), x.clamp(min=0))
+    torch.testing.assert_close(activate(x, ActivationKind.gelu), x * 0.5 * (1 + torch.erf(x / 2**0.5)))
+    assert not torch.equal(activate(x, ActivationKind.gelu), activate(x, ActivationKind.gelu_tanh))
+    gate, up = x.chunk(2)
+    torch.testing.assert_close(activate(x, ActivationKind.swiglu), gate * torch.sigmoid(gate) * up)
+
+
+def test_every_size_that_cannot_be_cut_is_named() -> None:
+    config = replace(TINY, num_attention_heads=6, num_key_value_heads=3, head_dim=4, ffn_hidden_size=10)
+    with pytest.raises(ConfigError) as caught:
+        GPT(context(config, FakeGroup(0, 4)))
+    assert caught.value.problems == (
+        "model.num_attention_heads (6) must be divisible by layout.tensor_parallel_size (4)",
+        "model.num_key_value_heads (3) must be divisible by layout.tensor_parallel_size (4)",
+        "model.ffn_hidden_size (10) must be divisible by layout.tensor_parallel_size (4)",
+    )
+    with pytest.raises(ConfigError, match=r"num_attention_heads \(4\) must be divisible by model.num_key_value_heads"):
+        build_layer("blocks.0", context(replace(TINY, num_key_value_heads=3)))
+
+
+def test_unknown_layers_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"layer must be one of embedding, .*final_norm, but is head"):
+        build_layer("head", context(TINY))
+    with pytest.raises(ValueError, match=r"but is blocks\.2"):
+        build_layer("blocks.2", context(TINY))
+
+
+def test_wrong_inputs_are_errors() -> None:
+    gpt = GPT(context(TINY))
+    with pytest.raises(ValueError, match=r"input_ids must be \[B, S\], but have shape \(12,\)"):
+        gpt(ids()[0])
+    with pytest.raises(ValueError, match=r"at most model\.seq_length \(12\) tokens .* but has 13"):
+        gpt(ids(13))
+    cache = KeyValueCache(10)
+    with torch.no_grad():
+        gpt(ids(8), cache)
+        with pytest.raises(ValueError, match="must hold at most 10 tokens, but would hold 11"):
+            gpt(ids(3), cache)
+    sharded = GPT(context(TINY, FakeGroup(0, 2), sequence_parallel=True))
+    with pytest.raises(ValueError, match=r"must be used with layout\.sequence_parallel=false"):
+        sharded(ids(), KeyValueCache(12))
+    with pytest.raises(ConfigError, match=r"sequence length \(11\) must be divisible"):
+        sharded(ids(11))
+
+
+def test_sequence_parallel_on_one_rank_is_nothing() -> None:
+    plain, sharded = GPT(context(TINY)), GPT(context(TINY, sequence_parallel=True))
+    assert plain.loss(ids(), ids()).item() == sharded.loss(ids(), ids()).item()
+
+
+def test_no_layer_holds_a_float_buffer() -> None:
+    # `module.half()` casts buffers; a cast rotary table would be wrong.
+    gpt: nn.Module = GPT(context(TINY_LLAMA))
+    assert list(gpt.buffers()) == []
