@@ -94,11 +94,11 @@ def _generate_usage() -> str:
 def _train(arguments: list[str]) -> int:
     from trainer.config.compose import compose
     from trainer.config.validate import validate
-    from trainer.launcher.environment import World, find_world, publish_world
+    from trainer.launcher.environment import World, find_world, gpu_count, publish_world
 
     world = find_world(os.environ)
     config = compose(arguments)
-    validate(config, world.size if world else None)
+    validate(config, world.size if world else None, gpu_count(os.environ))
     if world is None:
         from trainer.config.plan import make_plan
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from trainer.config.plan import RunPlan
-from trainer.config.schema import DeviceKind
+from trainer.config.schema import DeviceKind, Dtype
 from trainer.errors import ConfigError
 from trainer.topology.grid import Grid
 from trainer.topology.groups import DistGroup, ParallelGroups, make_groups
@@ -26,10 +26,12 @@ def choose_device(kind: DeviceKind, local_rank: int) -> torch.device:
     count = torch.cuda.device_count()
     if kind is DeviceKind.cpu or (kind is DeviceKind.auto and count == 0):
         return torch.device("cpu")
-    if local_rank >= count:
+    # Every rank of the node sees the same numbers, so all of them raise and none waits for the others.
+    local_ranks = max(local_rank + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if local_ranks > count:
         raise ConfigError(
-            f"runtime.device={kind.value} needs one CUDA device a rank, but this node has {count} and starts local "
-            f"rank {local_rank}; start fewer ranks or set runtime.device=cpu"
+            f"runtime.device={kind.value} needs a CUDA device for each rank, but this node has {count} and starts "
+            f"{local_ranks} ranks; start fewer ranks or set runtime.device=cpu"
         )
     return torch.device("cuda", local_rank)
 
@@ -69,10 +71,20 @@ def start_world(plan: RunPlan, device: torch.device) -> tuple[ParallelGroups, Di
     # Building this shared-memory op would make every first start on a CPU wait for a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+    _check_precision(plan, device)
     grid = Grid(plan.pipeline_parallel_size, plan.data_parallel_size, plan.tensor_parallel_size)
     groups = make_groups(grid, device)
     control = dist.new_group(backend="gloo", timeout=timeout)
     return groups, DistGroup(control, groups.rank, grid.size, tuple(range(grid.size)))
+
+
+def _check_precision(plan: RunPlan, device: torch.device) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    if plan.config.precision.dtype is Dtype.fp16 and not get_accelerator().is_fp16_supported():
+        raise ConfigError(
+            f"precision.dtype=fp16 needs a device that computes in fp16, but this {device.type} does not; use bf16 or fp32"
+        )
 
 
 def _rendezvous(plan: RunPlan) -> dict[str, object]:

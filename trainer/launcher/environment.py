@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from trainer.errors import ConfigError
 
@@ -55,3 +56,12 @@ def publish_world(world: World) -> None:
     if "MASTER_ADDR" not in os.environ and "SLURM_STEP_NODELIST" in os.environ:
         os.environ["MASTER_ADDR"] = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
         os.environ["MASTER_PORT"] = str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000)
+
+
+def gpu_count(environ: Mapping[str, str]) -> int:
+    """Return the number of NVIDIA GPUs that this process may use, without loading a CUDA library."""
+    devices = [path.name for path in Path("/dev").glob("nvidia[0-9]*")]
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or not devices:
+        return len(devices)
+    return len([item for item in visible.split(",") if item.strip() not in ("", "-1")])

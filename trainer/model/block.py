@@ -57,8 +57,13 @@ class Block(nn.Module):
     def _forward(
         self, hidden: torch.Tensor, place: MicroBatchPlace | None, cache: KeyValueCache | None
     ) -> torch.Tensor:
-        first = hidden.shape[0] * self.group.rank if self.sequence_parallel else 0
         attended = self.attention(self.attention_norm(hidden), place, cache)
-        hidden = hidden + hidden_dropout(attended, self.dropout, place, f"{self.name}.attention", first)
-        transformed = self.mlp(self.mlp_norm(hidden))
-        return hidden + hidden_dropout(transformed, self.dropout, place, f"{self.name}.mlp", first)
+        hidden = hidden + self._dropped(attended, place, "attention")
+        return hidden + self._dropped(self.mlp(self.mlp_norm(hidden)), place, "mlp")
+
+    def _dropped(self, hidden: torch.Tensor, place: MicroBatchPlace | None, part: str) -> torch.Tensor:
+        # Leaves before it reads the name: torch.compile would otherwise compile every block anew.
+        if place is None or self.dropout == 0:
+            return hidden
+        first = hidden.shape[0] * self.group.rank if self.sequence_parallel else 0
+        return hidden_dropout(hidden, self.dropout, place, f"{self.name}.{part}", first)

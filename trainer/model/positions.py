@@ -84,5 +84,6 @@ def rotate(heads: torch.Tensor, theta: float, start: int = 0) -> torch.Tensor:
     length, _, _, head_dim = heads.shape
     cos, sin = _rotary_table(start, length, head_dim, theta, heads.device)
     cos, sin = cos[:, None, None, :], sin[:, None, None, :]
-    low, high = heads.float().chunk(2, dim=-1)
+    low, high = heads.chunk(2, dim=-1)
+    # The tables are fp32, so the products are too.
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(heads.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from trainer.config.plan import make_model_spec
 from trainer.config.schema import ModelConfig, RecomputeKind
 from trainer.model.attention import Attention
 from trainer.model.gpt import GPT, ModelContext
-from trainer.tensor_parallel.random import StepClock
+from trainer.tensor_parallel import random
+from trainer.tensor_parallel.random import MicroBatchPlace, StepClock
 from trainer.topology.groups import Group, SingleGroup
 
 Gradients = dict[str, torch.Tensor]
@@ -84,6 +86,20 @@ def test_tensor_and_sequence_parallel_drop_the_same(model: str, size: int, seque
 def test_data_parallel_and_accumulation_drop_the_same(dp: int, micro_batch_size: int) -> None:
     found = step_gradients(DROPPING, dp=dp, micro_batch_size=micro_batch_size)
     assert_same(found, step_gradients(DROPPING))
+
+
+def test_every_dropout_of_the_model_has_its_own_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    mask = random.keep_mask
+
+    def noted(place: MicroBatchPlace, name: str, *args: Any) -> torch.Tensor:
+        names.append(name)
+        return mask(place, name, *args)
+
+    monkeypatch.setattr(random, "keep_mask", noted)
+    step_gradients(DROPPING)
+    blocks = [f"blocks.{i}.{part}" for i in range(2) for part in ("attention.weights", "attention", "mlp")]
+    assert names == ["position", *blocks]
 
 
 def test_dropout_changes_with_the_step_and_is_off_in_evaluation() -> None:

@@ -28,7 +28,7 @@ from trainer.model.gpt import (
 )
 from trainer.model.mlp import activate
 from trainer.model.norm import Norm
-from trainer.model.positions import rotate
+from trainer.model.positions import _rotary_table, rotate
 from trainer.tensor_parallel.embedding import VocabParallelEmbedding
 from trainer.tensor_parallel.random import StepClock
 from trainer.tensor_parallel.shard import shard_spec
@@ -110,13 +110,18 @@ def test_cache_works_over_tensor_parallel_ranks() -> None:
         torch.testing.assert_close(logits, single, rtol=1e-5, atol=1e-6)
 
 
-def test_inference_does_not_poison_training() -> None:
+@pytest.mark.parametrize("model", [TINY_LLAMA, WINDOWED, replace(WINDOWED, attention_dropout=0.1)])
+def test_inference_does_not_poison_training(model: ModelConfig) -> None:
     # Tables and masks are cached: made in inference mode they could not be saved for backward.
-    for config in (replace(TINY_LLAMA, seq_length=11), replace(WINDOWED, seq_length=11)):
-        gpt = GPT(context(config))
-        with torch.inference_mode():
-            gpt(ids(11))
-        gpt.loss(ids(11), ids(11)).backward()  # type: ignore[no-untyped-call]
+    _rotary_table.cache_clear()
+    causal_mask.cache_clear()
+    one = context(model)
+    one.clock.start_step(1, 0, 1, 2)
+    gpt = GPT(one).eval()
+    with torch.inference_mode():
+        gpt(ids())
+        assert not causal_mask(12, 12, 4, torch.device("cpu")).is_inference()
+    gpt.train().loss(ids(), ids()).backward()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

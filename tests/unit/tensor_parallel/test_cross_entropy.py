@@ -55,6 +55,15 @@ def test_equals_torch_cross_entropy(
     assert gradient[..., vocab_size:].abs().sum() == 0
 
 
+@pytest.mark.parametrize("chunk_elements", [1 << 24, 60, 61, 7])
+def test_chunks_cover_the_sequence_within_the_bound(chunk_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", chunk_elements)
+    logits = torch.zeros(S, B, 10)
+    chunks = list(cross_entropy._chunks(logits))
+    assert [position for part in chunks for position in range(S)[part]] == list(range(S))
+    assert max(logits[part].numel() for part in chunks) <= max(chunk_elements, B * 10)
+
+
 def test_large_logits_do_not_overflow() -> None:
     logits = torch.tensor([[[1e4, -1e4, 0.0, 0.0]]])
     losses, gradient = sharded(logits, torch.tensor([[1]]), 2, 4)

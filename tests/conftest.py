@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Before anything imports deepspeed: ranks compute on the CPU, one thread each, and find the venv's ninja.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+os.environ.setdefault("TRIDENT_CACHE", str(Path(tempfile.gettempdir()) / f"trident_test_cache_{os.getuid()}"))
+for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    os.environ.pop(_name, None)
+
+OPTIONAL = {"matrix": "--run-matrix", "slow": "--run-slow"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-matrix", action="store_true", help="run the whole parity matrix (more than an hour)")
+    parser.addoption("--run-slow", action="store_true", help="run tests that take minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept, left_out = [], []
+    for item in items:
+        wanted = all(config.getoption(option) for marker, option in OPTIONAL.items() if item.get_closest_marker(marker))
+        (kept if wanted and (_has_gpu() or not item.get_closest_marker("gpu")) else left_out).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,101 @@
+"""Which cases are tried: a fair sample in every run of the tests, all of them with `--run-matrix`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+from tests.helpers.parity import Case
+
+WORLD_SIZES = (1, 2, 4, 8)
+
+
+def layouts(world_size: int) -> Iterator[tuple[int, int, int, bool]]:
+    """Yield every (pp, tp, dp, sequence_parallel) of a world."""
+    sizes = [size for size in (1, 2, 4, 8) if world_size % size == 0]
+    for pp, tp in product(sizes, sizes):
+        if world_size % (pp * tp) == 0:
+            for sequence_parallel in (False, True) if tp > 1 else (False,):
+                yield pp, tp, world_size // (pp * tp), sequence_parallel
+
+
+def memory_options(pp: int) -> tuple[tuple[int, str], ...]:
+    """Return the legal (ZeRO stage, offload) pairs."""
+    with_pipeline = ((0, "none"), (1, "none"), (1, "cpu"))
+    return with_pipeline if pp > 1 else (*with_pipeline, (2, "none"), (2, "cpu"), (3, "none"), (3, "cpu"))
+
+
+def matrix_of(layout: tuple[int, int, int, bool]) -> list[Case]:
+    """Return every case of one layout: they run in the same ranks, one after the other."""
+    pp, tp, dp, sequence_parallel = layout
+    cases = [
+        Case(pp, tp, dp, sequence_parallel, zero, offload, num_micro_batches=m, tied=tied, llama=llama)
+        for (zero, offload), m, tied, llama in product(memory_options(pp), (1, 2, 8), (True, False), (False, True))
+    ]
+    if pp == 1:
+        cases += [
+            Case(pp, tp, dp, sequence_parallel, 3, "cpu", offload_parameters=True, tied=tied, llama=llama)
+            for tied, llama in product((True, False), (False, True))
+        ]
+    elif pp <= 4:
+        cases += [
+            Case(
+                pp,
+                tp,
+                dp,
+                sequence_parallel,
+                zero,
+                num_micro_batches=2 * pp,
+                tied=tied,
+                llama=llama,
+                schedule="dualpipev",
+            )
+            for zero, tied, llama in product((0, 1), (True, False), (False, True))
+        ]
+    return cases
+
+
+SAMPLE: tuple[tuple[Case, ...], ...] = (
+    (
+        Case(num_micro_batches=1),
+        Case(zero=0, llama=True, tied=False),
+        Case(zero=2, num_micro_batches=8),
+        Case(zero=3, offload="cpu", offload_parameters=True),
+        Case(recompute="full", evaluate=True),
+    ),
+    (
+        Case(dp=2, zero=0),
+        Case(dp=2, zero=1, offload="cpu", llama=True),
+        Case(dp=2, zero=2, num_micro_batches=8, evaluate=True),
+        Case(dp=2, zero=3, tied=False),
+        Case(dp=2, zero=3, offload="cpu", evaluate=True),
+    ),
+    (
+        Case(tp=2, sequence_parallel=True),
+        Case(tp=2, zero=0, llama=True),
+        Case(tp=2, zero=3, sequence_parallel=True, tied=False, llama=True),
+        Case(tp=2, recompute="selective", evaluate=True),
+    ),
+    (
+        Case(pp=2, zero=0),
+        Case(pp=2, zero=0, num_micro_batches=8, llama=True),
+        Case(pp=2, num_micro_batches=1, tied=False),
+        Case(pp=2, offload="cpu", evaluate=True, num_micro_batches=8),
+        Case(pp=2, recompute="full", evaluate=True),
+        Case(pp=2, schedule="dualpipev", num_micro_batches=4, evaluate=True),
+        Case(pp=2, schedule="dualpipev", num_micro_batches=8, zero=0, tied=False, llama=True),
+    ),
+    (Case(pp=2, dp=2, zero=0), Case(pp=2, dp=2, offload="cpu"), Case(pp=2, dp=2, num_micro_batches=8, llama=True)),
+    (Case(tp=2, dp=2, sequence_parallel=True, zero=2), Case(tp=2, dp=2, zero=3), Case(tp=2, dp=2, zero=0)),
+    (Case(pp=4), Case(pp=4, num_micro_batches=8, tied=False, llama=True), Case(pp=4, num_micro_batches=1, zero=0)),
+    (Case(tp=4, sequence_parallel=True), Case(tp=4, llama=True, tied=False)),
+    (
+        Case(pp=2, tp=2, sequence_parallel=True, recompute="selective", evaluate=True),
+        Case(pp=2, tp=2, schedule="dualpipev", num_micro_batches=4),
+    ),
+    (
+        Case(pp=2, tp=2, dp=2),
+        Case(pp=2, tp=2, dp=2, sequence_parallel=True, llama=True, offload="cpu", evaluate=True),
+    ),
+)
+"""Tuples share a layout, and so their ranks."""

@@ -1,0 +1,199 @@
+"""Text to token ids and back: a byte-level BPE trained here, raw bytes, or a pretrained tokenizer. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from trainer.config.schema import TokenizerKind, TridentConfig
+from trainer.errors import DataError
+from trainer.files import write_atomically
+
+END_OF_TEXT = "<|endoftext|>"
+DEFAULT_VOCABULARY = 2048
+TRAINING_CHARACTERS = 20_000_000
+"""Text that a BPE is trained on at most; more changes its merges little and costs minutes."""
+_FILE = "tokenizer.json"
+_KIND = "kind.json"
+_END_NAMES = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|eos|>")
+
+
+class Tokenizer(Protocol):
+    """What the rest of the project needs of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+
+    @property
+    def eos_id(self) -> int:
+        """Id that ends a document."""
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each text, without special tokens."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without special tokens."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids."""
+
+    def save(self, folder: Path) -> None:
+        """Write what `load_tokenizer` reads into an existing folder."""
+
+
+class ByteTokenizer:
+    """Ids 0 to 255 are bytes of UTF-8, 256 ends a document."""
+
+    vocab_size = 257
+    eos_id = 256
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Return the bytes of each text."""
+        return [self.encode(text) for text in texts]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the bytes of a text."""
+        return list(text.encode("utf-8", errors="replace"))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text; bytes that are no UTF-8 become U+FFFD."""
+        return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+
+    def save(self, folder: Path) -> None:
+        """Write the kind."""
+        write_atomically(folder / _KIND, json.dumps({"kind": "bytes"}))
+
+
+class FileTokenizer:
+    """A tokenizer of the `tokenizers` library.
+
+    Args:
+        text: content of a tokenizer.json.
+        origin: named in errors.
+
+    Raises:
+        DataError: it cannot be read, or has no end-of-text token.
+    """
+
+    def __init__(self, text: str, origin: str) -> None:
+        import tokenizers
+
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        # The library raises bare Exception.
+        except Exception as error:
+            raise DataError(f"{origin} must be a tokenizer.json, but cannot be read: {error}") from error
+        ids = (self._tokenizer.token_to_id(name) for name in _END_NAMES)
+        found = next((i for i in ids if i is not None), None)
+        if found is None:
+            raise DataError(
+                f"{origin} must have an end-of-text token, but has none of {', '.join(_END_NAMES)}",
+                hints=["add one of these special tokens to the tokenizer, or train one with tokenizer.kind=bpe"],
+            )
+        self.eos_id: int = found
+
+    @property
+    def vocab_size(self) -> int:
+        """Return the number of ids, special ones included."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each text."""
+        return [item.ids for item in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids)))
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json."""
+        write_atomically(folder / _FILE, self._tokenizer.to_str())
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> FileTokenizer:
+    """Train a byte-level BPE on the first `TRAINING_CHARACTERS` characters of `texts`. The same for the same text."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_bounded(texts), trainer)
+    return FileTokenizer(tokenizer.to_str(), "the trained tokenizer")
+
+
+def _bounded(texts: Iterable[str]) -> Iterator[str]:
+    left = TRAINING_CHARACTERS
+    for text in texts:
+        yield text[:left]
+        left -= len(text)
+        if left <= 0:
+            return
+
+
+def make_tokenizer(config: TridentConfig, texts: Iterable[str]) -> Tokenizer:
+    """Return the tokenizer that the config asks for; `texts` are read only to train one.
+
+    Raises:
+        DataError: a pretrained one cannot be used.
+    """
+    settings = config.tokenizer
+    if settings.kind is TokenizerKind.bytes:
+        return ByteTokenizer()
+    if settings.kind is TokenizerKind.pretrained:
+        return load_pretrained(str(settings.path))
+    return train_bpe(texts, settings.vocab_size or config.model.vocab_size or DEFAULT_VOCABULARY)
+
+
+def load_pretrained(path: str) -> FileTokenizer:
+    """Load a tokenizer.json file, a folder that holds one, or the one of a Hugging Face model.
+
+    Raises:
+        DataError: there is none.
+    """
+    local = Path(path).expanduser()
+    file = local / _FILE if local.is_dir() else local
+    if file.is_file():
+        return FileTokenizer(file.read_text(encoding="utf-8", errors="replace"), str(file))
+    if local.exists():
+        raise DataError(f"tokenizer.path must be a tokenizer.json or a folder with one, but {local} holds none")
+    return _from_hub(path)
+
+
+def _from_hub(name: str) -> FileTokenizer:
+    import huggingface_hub
+
+    try:
+        file = huggingface_hub.hf_hub_download(name, _FILE)
+    # The library raises whatever its transport raises.
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise DataError(
+            f"tokenizer.path={name} must be a local tokenizer or a Hugging Face model with a {_FILE}, but: {reason}",
+            hints=["check the name and the network, or give a local folder"],
+        ) from error
+    return FileTokenizer(Path(file).read_text(encoding="utf-8"), name)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer that `save` wrote.
+
+    Raises:
+        DataError: the folder holds none.
+    """
+    if (folder / _KIND).is_file():
+        return ByteTokenizer()
+    return load_pretrained(str(folder))
