@@ -93,12 +93,14 @@ def _generate_usage() -> str:
 
 def _train(arguments: list[str]) -> int:
     from trainer.config.compose import compose
+    from trainer.config.schema import DeviceKind
     from trainer.config.validate import validate
-    from trainer.launcher.environment import World, find_world, gpu_count, publish_world
+    from trainer.launcher.environment import World, find_world, gpu_count, prepare_environment, publish_world
 
     world = find_world(os.environ)
     config = compose(arguments)
-    validate(config, world.size if world else None, gpu_count(os.environ))
+    gpus = gpu_count(os.environ)
+    validate(config, world.size if world else None, gpus)
     if world is None:
         from trainer.config.plan import make_plan
 
@@ -108,6 +110,7 @@ def _train(arguments: list[str]) -> int:
             return start_and_watch(config, arguments)
         world = World(rank=0, local_rank=0, size=1)
     publish_world(world)
+    prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)
     from trainer.app import train_rank
 
     code = train_rank(config, world)

@@ -87,6 +87,9 @@ class CheckpointHook:
     def _write(self, temporary: Path) -> None:
         with storage_faults(temporary):
             self._engine.save(temporary / "engine")
+            # DeepSpeed leaves conversion scripts that do not know tensor and pipeline shards.
+            for script in temporary.glob("zero_to_*.py"):
+                script.unlink(missing_ok=True)
             tensors = self._engine.local_parameters()
             specs = self._engine.shard_specs()
             if self._groups.data.rank == 0:

@@ -358,8 +358,6 @@ class RuntimeConfig:
     """CPU threads of one rank. null: cores / ranks on this machine, at least 1."""
     timeout_s: int = 1800
     """Seconds after which a collective that does not finish is an error."""
-    compile: bool = False
-    """torch.compile each block."""
 
 
 @dataclass(frozen=True)

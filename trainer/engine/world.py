@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -42,14 +40,6 @@ def _threads(plan: RunPlan) -> int:
     return configured or max(1, len(os.sched_getaffinity(0)) // local_ranks)
 
 
-def prepare_environment(device: torch.device) -> None:
-    """Set what DeepSpeed reads from the environment while it is imported. Call before importing it."""
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    # A venv's ninja is found even when the venv is not activated.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-
-
 def start_world(plan: RunPlan, device: torch.device) -> tuple[ParallelGroups, DistGroup]:
     """Initialise torch.distributed, DeepSpeed's communication and all groups.
 
@@ -57,7 +47,6 @@ def start_world(plan: RunPlan, device: torch.device) -> tuple[ParallelGroups, Di
         The groups of the mesh, and a gloo group over the world for host-side agreement (stop flags, memory, errors),
         which never touches the device.
     """
-    prepare_environment(device)
     torch.set_num_threads(_threads(plan))
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,3 +66,11 @@ def gpu_count(environ: Mapping[str, str]) -> int:
     if visible is None or not devices:
         return len(devices)
     return len([item for item in visible.split(",") if item.strip() not in ("", "-1")])
+
+
+def prepare_environment(on_cpu: bool) -> None:
+    """Set what DeepSpeed reads from the environment while it is imported. Call before importing it."""
+    if on_cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # A virtual environment's ninja is found even when the environment is not activated.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
