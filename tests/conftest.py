@@ -21,6 +21,7 @@ OPTIONAL = {"matrix": "--run-matrix", "slow": "--run-slow"}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-matrix", action="store_true", help="run the whole parity matrix (more than an hour)")
+    parser.addoption("--parity-report", type=Path, help="append a JSON line for each case of the matrix to this file")
     parser.addoption("--run-slow", action="store_true", help="run tests that take minutes")
 
 
@@ -32,6 +33,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+
+
+@pytest.fixture
+def parity_report(request: pytest.FixtureRequest) -> Path | None:
+    report = request.config.getoption("--parity-report")
+    assert report is None or isinstance(report, Path)
+    return report
 
 
 def _has_gpu() -> bool:

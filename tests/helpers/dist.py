@@ -68,9 +68,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _fork(
-    fn: Callable[..., Any], rank: int, world_size: int, args: tuple[Any, ...], port: int, folder: Path
-) -> int:
+def _fork(fn: Callable[..., Any], rank: int, world_size: int, args: tuple[Any, ...], port: int, folder: Path) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()

@@ -99,3 +99,33 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
     ),
 )
 """Tuples share a layout, and so their ranks."""
+
+
+def layout_name(layout: tuple[int, int, int, bool]) -> str:
+    """Return the name of a layout."""
+    pp, tp, dp, sequence_parallel = layout
+    return f"pp{pp}-tp{tp}-dp{dp}" + "-sp" * sequence_parallel
+
+
+def _half(dtype: str) -> tuple[tuple[Case, ...], ...]:
+    """Where 16 bits and fp32 accumulation meet: each optimizer that DeepSpeed would choose, tied, on both engines."""
+    return (
+        (
+            Case(dp=2, dtype=dtype, llama=True),
+            Case(dp=2, dtype=dtype, zero=2, offload="cpu"),
+            Case(dp=2, dtype=dtype, zero=3),
+        ),
+        (
+            Case(pp=2, dtype=dtype, num_micro_batches=4),
+            Case(pp=2, dtype=dtype, num_micro_batches=4, offload="cpu"),
+            Case(pp=2, dtype=dtype, num_micro_batches=4, schedule="dualpipev"),
+            Case(pp=2, dtype=dtype, num_micro_batches=8, recompute="full", evaluate=True),
+        ),
+        (
+            Case(pp=2, tp=2, dtype=dtype, sequence_parallel=True, num_micro_batches=8),
+            Case(pp=2, tp=2, dtype=dtype, offload="cpu"),
+        ),
+    )
+
+
+HALF_PRECISION = (*_half("bf16"), *_half("fp16"))
