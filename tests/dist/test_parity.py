@@ -1,0 +1,72 @@
+"""Every layout trains the same model: held against a plain single-process PyTorch loop.
+
+The tolerances and why they are what they are: tests/helpers/parity.py. `--run-matrix --parity-report FILE` tries every
+case and writes one JSON line each; `python -m tests.helpers.parity_table FILE` makes docs/parity.md of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.dist import run_distributed
+from tests.helpers.parity import TOLERANCES, Case, Errors, errors_of, run_cases
+from tests.helpers.parity_cases import HALF_PRECISION, SAMPLE, WORLD_SIZES, layout_name, layouts, matrix_of
+
+MATRIX = [layout for world_size in WORLD_SIZES for layout in layouts(world_size)]
+
+
+def _check(case: Case, errors: Errors) -> None:
+    tolerance = TOLERANCES[case.dtype]
+    assert errors.loss < tolerance.loss, case.name
+    assert errors.grad_norm < tolerance.grad_norm, case.name
+    assert errors.gradient < tolerance.gradient, f"{case.name}: gradient of {errors.gradient_name}"
+    assert errors.weight < tolerance.weight, f"{case.name}: {errors.weight_name}"
+
+
+def _run(cases: Sequence[Case], report: Path | None = None) -> None:
+    outcomes = run_distributed(run_cases, cases[0].world_size, cases, timeout_s=60 + 20 * len(cases))
+    for index, case in enumerate(cases):
+        errors = errors_of(case, [rank[index] for rank in outcomes])
+        if report is not None:
+            with report.open("a") as file:
+                file.write(json.dumps({"case": asdict(case), "errors": asdict(errors)}) + "\n")
+        _check(case, errors)
+
+
+def _first_name(cases: Sequence[Case]) -> str:
+    return cases[0].name
+
+
+@pytest.mark.dist
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("cases", SAMPLE, ids=_first_name)
+def test_sample_equals_the_oracle(cases: tuple[Case, ...]) -> None:
+    _run(cases)
+
+
+@pytest.mark.dist
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("cases", HALF_PRECISION, ids=_first_name)
+def test_half_precision_is_near_the_oracle(cases: tuple[Case, ...]) -> None:
+    _run(cases)
+
+
+@pytest.mark.dist
+@pytest.mark.matrix
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("layout", MATRIX, ids=layout_name)
+def test_matrix_equals_the_oracle(layout: tuple[int, int, int, bool], parity_report: Path | None) -> None:
+    _run(matrix_of(layout), parity_report)
+
+
+def test_a_wrong_norm_is_noticed() -> None:
+    case = Case()
+    with pytest.raises(AssertionError, match="zero1"):
+        _check(case, Errors(0.0, 0.1, 0.0, "", 0.0, ""))
+    with pytest.raises(AssertionError, match=r"gradient of embedding\.weight"):
+        _check(case, Errors(0.0, 0.0, 1e-4, "embedding.weight", 0.0, ""))
