@@ -6,6 +6,7 @@ A failing rank fails the test with its traceback; a rank that does not end in ti
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import pickle
 import signal
@@ -26,19 +27,28 @@ STACK_S = 1.0
 
 @cache
 def warm_up() -> None:
-    """Import what every rank needs, before the first fork."""
+    """Do once, before the first fork, what every rank would do again."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     import torch
 
     # A forked child cannot use the parent's thread pool.
     torch.set_num_threads(1)
+    import cpuinfo
     import deepspeed
-    import deepspeed.runtime.engine
-    import deepspeed.runtime.pipe.engine
     import torch._dynamo
-    import torch.distributed as _dist  # noqa: F401
+    import torch._inductor.compile_fx
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+
+    import trainer.engine.build  # noqa: F401
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Loading the compiled kernel asks the compiler for its version, and each optimizer starts a process to ask for
+    # the processor's name.
+    CPUAdamBuilder().load(verbose=False)
+    processor = cpuinfo.get_cpu_info()
+    cpuinfo.get_cpu_info = lambda: processor
+    # What is imported stays; collecting garbage in a rank need not look at it.
+    gc.freeze()
 
 
 def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120) -> list[Any]:

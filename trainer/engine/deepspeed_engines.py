@@ -101,7 +101,7 @@ class _RepairedPipeline(_Repaired):
     def _timed(self, name: str, **kwargs: object) -> None:
         base = getattr(super(), name)
         if self.groups.device.type == "cuda":
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             start.record()
             base(**kwargs)
             end.record()

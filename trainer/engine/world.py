@@ -54,7 +54,7 @@ def start_world(plan: RunPlan, device: torch.device) -> tuple[ParallelGroups, Di
     if not dist.is_initialized():
         for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
             os.environ.setdefault(name, value)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout, **_rendezvous(plan))
+        _join(plan, "nccl" if device.type == "cuda" else "gloo", timeout)
     import deepspeed
 
     # Building this shared-memory op would make every first start on a CPU wait for a compiler.
@@ -72,14 +72,18 @@ def _check_precision(plan: RunPlan, device: torch.device) -> None:
 
     if plan.config.precision.dtype is Dtype.fp16 and not get_accelerator().is_fp16_supported():
         raise ConfigError(
-            f"precision.dtype=fp16 needs a device that computes in fp16, but this {device.type} does not; use bf16 or fp32"
+            f"precision.dtype=fp16 needs a device that computes in fp16, but this {device.type} does not; "
+            "use bf16 or fp32"
         )
 
 
-def _rendezvous(plan: RunPlan) -> dict[str, object]:
+def _join(plan: RunPlan, backend: str, timeout: timedelta) -> None:
     if plan.world_size == 1 and "MASTER_ADDR" not in os.environ:
-        return {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    return {}
+        # Alone there is nobody to meet, so no port is opened.
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
 
 
 def stop_world() -> None:

@@ -37,7 +37,8 @@ def train(
 
     After each step, in this order: `state` moves on; the ranks agree on stopping; on a step that reports, the loss
     is read and checked (the only host sync); `on_step` of every hook; evaluation; `on_report` of every hook.
-    A step reports when `train.log_every` divides it, when it is evaluated, and when the run ends with it.
+    A step reports when it is the first of the run, when `train.log_every` divides it, when it is evaluated, and when
+    the run ends with it.
     Hooks get `on_end` exactly once, also after a failure. Collective over the world.
 
     Returns:
@@ -118,7 +119,7 @@ class _Loop:
         self._train_step(step, rate)
         stopping = self.stop.agreed() and not is_last
         evaluates = self.validation is not None and _every(config.train.eval_every, step) and not stopping
-        reports = is_last or stopping or evaluates or _every(config.train.log_every, step)
+        reports = step == 1 or is_last or stopping or evaluates or _every(config.train.log_every, step)
         # Also before a save: it syncs the device anyhow, and what is not finite must not be kept.
         if reports or _every(config.checkpoint.every, step):
             self._check_numerics(step)
