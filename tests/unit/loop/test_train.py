@@ -178,21 +178,27 @@ def test_only_the_reporting_rank_keeps_the_ledger() -> None:
     assert (state.step, state.sample_ledger) == (2, "")
 
 
-def test_reports_come_every_log_every_and_at_the_last_step() -> None:
+def test_reports_come_at_the_first_step_every_log_every_and_at_the_last_step() -> None:
     hook = Recorder()
     run(FakeEngine(), make(steps=7, log_every=3), [hook])
-    assert [(r.step, r.loss, r.window_steps) for r in hook.reports] == [(3, 7.0, 3), (6, 4.0, 3), (7, 3.0, 1)]
-    assert [r.tokens_seen for r in hook.reports] == [768, 1536, 1792]
+    assert [(r.step, r.loss, r.window_steps) for r in hook.reports] == [
+        (1, 9.0, 1),
+        (3, 7.0, 2),
+        (6, 4.0, 3),
+        (7, 3.0, 1),
+    ]
+    assert [r.tokens_seen for r in hook.reports] == [256, 768, 1536, 1792]
 
 
 def test_hooks_run_in_order_and_steps_before_reports() -> None:
     events: list[str] = []
-    run(FakeEngine(), make(steps=2, log_every=2), [Recorder("a ", events), Recorder("b ", events)])
+    state = TrainState(step=1)
+    run(FakeEngine(), make(steps=3, log_every=3), [Recorder("a ", events), Recorder("b ", events)], state)
     assert events == [
-        *("a start 1", "b start 1"),
-        *("a step 1", "b step 1"),
+        *("a start 2", "b start 2"),
         *("a step 2", "b step 2"),
-        *("a report 2", "b report 2"),
+        *("a step 3", "b step 3"),
+        *("a report 3", "b report 3"),
         *("a end finished", "b end finished"),
     ]
 
@@ -217,7 +223,7 @@ def test_evaluation_reports_its_mean_even_between_logged_steps() -> None:
     engine, hook = FakeEngine(), Recorder()
     run(engine, make(steps=4, log_every=4, eval_every=2, eval_batches=3), [hook])
     assert engine.evaluated == [1, 2, 3, 1, 2, 3]
-    assert [(r.step, r.eval_loss) for r in hook.reports] == [(2, 2.0), (4, 2.0)]
+    assert [(r.step, r.eval_loss) for r in hook.reports] == [(1, None), (2, 2.0), (4, 2.0)]
 
 
 @pytest.mark.parametrize(("eval_every", "validation"), [(0, True), (2, False)])
@@ -261,7 +267,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_first_bad_step(bad
     with pytest.raises(NumericsError, match="at step 5") as caught:
         run(FakeEngine({5: bad, 6: bad}), make(steps=9, log_every=3), [hook])
     assert caught.value.exit_code == 5
-    assert [r.step for r in hook.reports] == [3]
+    assert [r.step for r in hook.reports] == [1, 3]
     assert "step 6" not in hook.events
     assert (hook.ends[0].status, hook.ends[0].step) == ("failed", 6)
     assert "NumericsError" in hook.ends[0].error
@@ -269,15 +275,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_first_bad_step(bad
 
 def test_a_loss_that_is_not_finite_is_found_before_a_save() -> None:
     hook = Recorder()
-    with pytest.raises(NumericsError, match="at step 1"):
-        run(FakeEngine({1: float("nan")}), make(steps=9, log_every=9, save_every=2), [hook])
-    assert hook.events == ["start 1", "step 1", "end failed"]
+    with pytest.raises(NumericsError, match="at step 3"):
+        run(FakeEngine({3: float("nan")}), make(steps=9, log_every=9, save_every=4), [hook])
+    assert hook.events == ["start 1", "step 1", "report 1", "step 2", "step 3", "end failed"]
 
 
 def test_checking_before_a_save_loses_nothing_of_the_window() -> None:
     hook = Recorder()
     run(FakeEngine(), make(steps=4, log_every=4, save_every=3), [hook])
-    assert [(r.step, r.loss, r.window_steps) for r in hook.reports] == [(4, 6.0, 4)]
+    assert [(r.step, r.loss, r.window_steps) for r in hook.reports] == [(1, 9.0, 1), (4, 6.0, 3)]
 
 
 def test_gradients_that_are_not_finite_end_the_run() -> None:
