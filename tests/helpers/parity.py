@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -286,6 +286,8 @@ def oracle_key(case: Case) -> TridentConfig:
 @dataclass(frozen=True)
 class Errors:
     """Largest relative differences between a case and the oracle."""
+
+    NUMBERS: ClassVar = ("loss", "grad_norm", "gradient", "weight")
 
     loss: float
     grad_norm: float
