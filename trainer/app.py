@@ -20,7 +20,7 @@ from trainer.engine.build import build_engine
 from trainer.engine.face import Engine
 from trainer.engine.kernels import check_compiler
 from trainer.engine.world import choose_device, start_world, stop_world
-from trainer.errors import OutOfMemoryError, Preempted
+from trainer.errors import DataError, OutOfMemoryError, Preempted
 from trainer.launcher.environment import World
 from trainer.launcher.guard import RankGuard
 from trainer.launcher.output import send_output_to
@@ -32,7 +32,7 @@ from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
 from trainer.metrics.build import build_metrics
 from trainer.run_folder import RunFolder
-from trainer.topology.agreement import together
+from trainer.topology.agreement import same_everywhere, together
 from trainer.topology.groups import DistGroup, ParallelGroups
 
 
@@ -53,6 +53,7 @@ def train_rank(config: TridentConfig, world: World) -> int:
     try:
         with StopRequest(control) as stop:
             prepared = together(control, lambda: prepare(config, say))
+            _check_same_data(prepared, control)
             plan = with_vocabulary(layout_plan, prepared.vocab_size)
             _announce(folder, plan, prepared, groups)
             end = _train(plan, prepared, folder, groups, control, stop)
@@ -70,6 +71,14 @@ def _check(config: TridentConfig, plan: RunPlan, folder: RunFolder, groups: Para
         folder.check(config)
         check_compiler(plan)
         RankGuard.prepare(folder.logs)
+
+
+def _check_same_data(prepared: PreparedData, control: DistGroup) -> None:
+    if not same_everywhere(control, prepared.content):
+        raise DataError(
+            "every node must train on the same tokens, but data.cache_dir holds different ones on some",
+            hints=["put data.cache_dir on a file system that all nodes share, or copy the same data to every node"],
+        )
 
 
 def _in_our_words(error: BaseException) -> BaseException:

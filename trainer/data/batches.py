@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 
 from trainer.config.plan import RunPlan
+from trainer.data.capacity import check_training_capacity, check_validation_capacity
 from trainer.data.dataset import TokenDataset
 from trainer.data.prepare import PreparedData
 from trainer.data.sampler import SampleOrder
-from trainer.errors import DataError
 
 Order = Callable[[int], npt.NDArray[np.int64]]
 
@@ -86,17 +86,11 @@ def training_batches(prepared: PreparedData, plan: RunPlan, dp_rank: int, device
         DataError: there are fewer samples than one global batch.
     """
     config = plan.config
+    check_training_capacity(prepared, config)
     dataset = TokenDataset(
         prepared.folder / "train.bin", prepared.dtype, plan.model.seq_length, config.data.max_samples
     )
     size = config.batch.global_batch_size
-    if len(dataset) < size:
-        raise DataError(
-            f"the training data must hold at least one global batch ({size} sequences of {plan.model.seq_length} "
-            f"tokens), but hold {prepared.train_tokens} tokens = {len(dataset)} sequences; use more data, or lower "
-            "batch.global_batch_size or model.seq_length"
-            + ("" if config.data.max_samples is None else f", or raise data.max_samples ({config.data.max_samples})")
-        )
     order = SampleOrder(len(dataset), config.train.seed)
     return _source(dataset, lambda step: order.global_batch(step, size), plan, dp_rank, device)
 
@@ -107,13 +101,9 @@ def validation_batches(prepared: PreparedData, plan: RunPlan, dp_rank: int, devi
     Raises:
         DataError: there is not one sample.
     """
+    check_validation_capacity(prepared, plan.config)
     dataset = TokenDataset(prepared.folder / "validation.bin", prepared.dtype, plan.model.seq_length)
     size = plan.config.batch.global_batch_size
-    if len(dataset) == 0:
-        raise DataError(
-            f"the validation data must hold at least one sequence of {plan.model.seq_length} tokens, but hold "
-            f"{prepared.validation_tokens} tokens; raise data.validation_fraction or set train.eval_every=0"
-        )
 
     def order(index: int) -> npt.NDArray[np.int64]:
         return np.arange((index - 1) * size, index * size, dtype=np.int64) % len(dataset)

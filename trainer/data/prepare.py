@@ -6,6 +6,7 @@ it under a lock and renames it into place; the others wait and map it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,20 +16,25 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
 import filelock
 import numpy as np
 import numpy.typing as npt
 
 from trainer.config.schema import DataSource, TokenizerKind, TridentConfig
-from trainer.data.sources import documents, identity
-from trainer.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
-from trainer.errors import DataError
+from trainer.data.shards import ShardMeta, ShardWriter, dtype_for, file_sizes, read_meta, write_meta
+from trainer.data.sources import documents, file_identity, identity
+from trainer.data.split import is_held_out, split_document
+from trainer.data.tokenizer import Tokenizer, load_pretrained, make_tokenizer, pretrained_file, wanted_entries
+from trainer.data.wording import reason
+from trainer.errors import DataError, StorageError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BATCH_DOCUMENTS = 256
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 Say = Callable[[str], None]
+Pieces = Iterator[tuple[bool, npt.NDArray[np.int64]]]
+"""(whether held out, tokens) of documents in order."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,26 @@ class PreparedData:
     validation_tokens: int
     tokenizer_folder: Path | None
     fingerprint: str
+    """Of what the tokens were made from; names the folder."""
+    content: str
+    """Hash of the tokens themselves, to compare with what other nodes have."""
 
 
 def cache_folder(config: TridentConfig) -> Path:
-    """Return where shards are cached: `data.cache_dir`, $TRIDENT_CACHE, or ~/.cache/trident."""
+    """Return where shards are cached: `data.cache_dir`, $TRIDENT_CACHE, or ~/.cache/trident.
+
+    Raises:
+        DataError: it is below a home folder that this user does not have.
+    """
     named = config.data.cache_dir or os.environ.get("TRIDENT_CACHE") or "~/.cache/trident"
-    return Path(named).expanduser()
+    try:
+        return Path(named).expanduser().absolute()
+    # Users of a container often have no home.
+    except RuntimeError as error:
+        raise DataError(
+            f"data.cache_dir must be a folder that can be written, but {named} needs a home folder and this user has "
+            "none; set data.cache_dir or TRIDENT_CACHE"
+        ) from error
 
 
 def prepare(config: TridentConfig, say: Say | None = None) -> PreparedData:
@@ -62,21 +82,21 @@ def prepare(config: TridentConfig, say: Say | None = None) -> PreparedData:
 
     Raises:
         DataError: source, tokenizer or cache folder cannot be used, or vocabularies do not fit.
+        StorageError: the cache's disk is full, read-only or failing.
     """
-    fingerprint = _fingerprint(config)
-    root = cache_folder(config)
-    folder = root / fingerprint
-    if not _is_whole(folder):
+    folder = cache_folder(config) / _fingerprint(config)
+    meta = read_meta(folder)
+    if meta is None:
         with ExitStack() as held:
             try:
-                root.mkdir(parents=True, exist_ok=True)
-                held.enter_context(filelock.FileLock(root / f"{fingerprint}.lock"))
-            except OSError as error:
-                raise DataError(f"data.cache_dir must be a folder that can be written, but {root}: {error}") from error
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(filelock.FileLock(f"{folder}.lock"))
+            # A file system without locks raises the second.
+            except (OSError, NotImplementedError) as error:
+                raise _cache_fault(folder.parent, error) from error
             # Another process may have built it while this one waited.
-            if not _is_whole(folder):
-                _build(config, folder, say or _silent)
-    return _opened(config, folder)
+            meta = read_meta(folder) or _build(config, folder, say or _silent)
+    return _opened(config, folder, meta)
 
 
 def _silent(text: str) -> None:
@@ -91,118 +111,128 @@ def _fingerprint(config: TridentConfig) -> str:
     else:
         facts += identity(data)
         facts += [tokenizer.kind.value, tokenizer.path]
-        if tokenizer.kind is TokenizerKind.bpe:
-            facts.append(tokenizer.vocab_size or config.model.vocab_size)
-        if tokenizer.kind is TokenizerKind.pretrained and Path(str(tokenizer.path)).is_file():
-            facts.append(Path(str(tokenizer.path)).stat().st_mtime_ns)
+        if data.source is DataSource.megatron:
+            # Ids are checked against it when the shards are built.
+            facts.append(config.model.vocab_size)
+        elif tokenizer.kind is TokenizerKind.bpe:
+            facts.append(wanted_entries(config))
+        if tokenizer.kind is TokenizerKind.pretrained:
+            file = pretrained_file(str(tokenizer.path))
+            facts.append(None if file is None else file_identity(file))
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
 
 
-def _is_whole(folder: Path) -> bool:
-    try:
-        meta = json.loads((folder / "meta.json").read_text())
-        return all((folder / name).stat().st_size == size for name, size in meta["sizes"].items())
-    except (OSError, ValueError, KeyError):
-        return False
+def _cache_fault(root: Path, error: BaseException) -> DataError | StorageError:
+    # The tokenizer's file speaks of run_dir; what the disk said is its cause.
+    cause = error.__cause__ if isinstance(error, StorageError) and error.__cause__ else error
+    if isinstance(cause, OSError) and cause.errno in _STORAGE:
+        return StorageError(
+            f"data.cache_dir must have room for the tokens, but {root}: {reason(cause)}",
+            hints=["free some space, or set data.cache_dir or TRIDENT_CACHE to a folder on another disk"],
+        )
+    return DataError(
+        f"data.cache_dir must be a folder that can be written, but {root}: {reason(cause)}",
+        hints=["set data.cache_dir or TRIDENT_CACHE to a folder on a local disk that this user can write"],
+    )
 
 
-def _build(config: TridentConfig, folder: Path, say: Say) -> None:
-    if folder.exists():
-        say(f"the cached tokens in {folder} are damaged: building them again")
-        shutil.rmtree(folder)
+def _build(config: TridentConfig, folder: Path, say: Say) -> ShardMeta:
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
+        if os.path.lexists(folder):
+            say(f"the cached tokens in {folder} are damaged: building them again")
+            _remove(folder)
+        if os.path.lexists(partial):
+            _remove(partial)
         partial.mkdir()
         meta = _write_tokens(config, partial, say)
-        (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+        write_meta(partial, meta)
         partial.rename(folder)
-    except OSError as error:
-        raise DataError(f"data.cache_dir must have room for the tokens, but {folder.parent}: {error}") from error
+    except (OSError, StorageError) as error:
+        raise _cache_fault(folder.parent, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return meta
 
 
-def _write_tokens(config: TridentConfig, folder: Path, say: Say) -> dict[str, object]:
-    data = config.data
-    if data.source is DataSource.synthetic:
-        tokenizer, arrays = None, _synthetic(config)
-        vocab_size = config.model.vocab_size or 0
-    elif data.source is DataSource.megatron:
-        tokenizer, arrays = None, _megatron(config)
-        vocab_size = config.model.vocab_size or 0
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
     else:
-        say(f"tokenising data.source={data.source.value}")
-        tokenizer = make_tokenizer(config, _training_part(config))
+        path.unlink()
+
+
+def _write_tokens(config: TridentConfig, folder: Path, say: Say) -> ShardMeta:
+    tokenizer = _tokenizer(config, say)
+    if tokenizer is not None:
         (folder / "tokenizer").mkdir()
         tokenizer.save(folder / "tokenizer")
-        vocab_size = tokenizer.vocab_size
-        arrays = _tokenised(config, tokenizer)
-    dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
-    writers = {name: _Shard(folder / f"{name}.bin", dtype) for name in ("train", "validation")}
-    for is_validation, tokens in arrays:
-        writers["validation" if is_validation else "train"].append(tokens)
-    for writer in writers.values():
-        writer.close()
-    return {
-        "format_version": FORMAT_VERSION,
-        "dtype": dtype,
-        "vocab_size": vocab_size,
-        "has_tokenizer": tokenizer is not None,
-        "tokens": {name: writer.tokens for name, writer in writers.items()},
-        "sizes": {f"{name}.bin": writer.path.stat().st_size for name, writer in writers.items()},
-        "blake2b": {f"{name}.bin": writer.digest.hexdigest() for name, writer in writers.items()},
-    }
+    if config.data.source is DataSource.synthetic:
+        pieces = _synthetic(config)
+    elif config.data.source is DataSource.megatron:
+        pieces = _megatron(config)
+    else:
+        assert tokenizer is not None, "text has one"
+        pieces = _tokenised(config, tokenizer)
+    ready_made = config.data.source in (DataSource.synthetic, DataSource.megatron)
+    vocab_size = config.model.vocab_size if ready_made or tokenizer is None else tokenizer.vocab_size
+    assert vocab_size is not None, "validation asks for it"
+    dtype = dtype_for(vocab_size)
+    with (
+        ShardWriter(folder / "train.bin", dtype) as train,
+        ShardWriter(folder / "validation.bin", dtype) as validation,
+    ):
+        for held_out, tokens in pieces:
+            (validation if held_out else train).append(tokens)
+    return ShardMeta(
+        format_version=FORMAT_VERSION,
+        dtype=dtype,
+        tokenizer_vocab_size=None if tokenizer is None else tokenizer.vocab_size,
+        train_tokens=train.tokens,
+        validation_tokens=validation.tokens,
+        sizes=file_sizes(folder),
+        blake2b={"train.bin": train.digest.hexdigest(), "validation.bin": validation.digest.hexdigest()},
+    )
 
 
-class _Shard:
-    """A growing file of tokens."""
-
-    def __init__(self, path: Path, dtype: str) -> None:
-        self.path = path
-        self.tokens = 0
-        self.digest = hashlib.blake2b(digest_size=16)
-        self._dtype = np.dtype(dtype)
-        self._file: BinaryIO = path.open("wb")
-
-    def append(self, tokens: npt.NDArray[np.int64]) -> None:
-        """Write tokens at the end."""
-        content = tokens.astype(self._dtype).tobytes()
-        self._file.write(content)
-        self.digest.update(content)
-        self.tokens += len(tokens)
-
-    def close(self) -> None:
-        """Make the file durable."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-
-def is_held_out(text: str, fraction: float) -> bool:
-    """Return whether a document is for validation: decided by its text alone, so that copies stay together."""
-    digest = hashlib.blake2b(text.encode("utf-8", errors="replace"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") < fraction * (1 << 64)
+def _tokenizer(config: TridentConfig, say: Say) -> Tokenizer | None:
+    source, settings = config.data.source, config.tokenizer
+    if source is DataSource.megatron and settings.kind is TokenizerKind.pretrained:
+        # Not needed to train: it travels with the run, so that the model can be sampled from.
+        return load_pretrained(str(settings.path))
+    if source in (DataSource.synthetic, DataSource.megatron):
+        return None
+    say(f"tokenising data.source={source.value}")
+    tokenizer = make_tokenizer(config, _training_part(config))
+    if settings.kind is TokenizerKind.bpe and tokenizer.vocab_size < wanted_entries(config):
+        key = "model.vocab_size" if settings.vocab_size is None and config.model.vocab_size else "tokenizer.vocab_size"
+        say(f"the text is enough for {tokenizer.vocab_size} of {key}={wanted_entries(config)} tokenizer entries")
+    return tokenizer
 
 
 def _training_part(config: TridentConfig) -> Iterator[str]:
-    fraction = config.data.validation_fraction
-    return (text for text in documents(config.data) if not is_held_out(text, fraction))
+    return (text for held_out, text in _split(config) if not held_out)
 
 
-def _tokenised(config: TridentConfig, tokenizer: Tokenizer) -> Iterator[tuple[bool, npt.NDArray[np.int64]]]:
-    source = documents(config.data)
-    while texts := list(islice(source, BATCH_DOCUMENTS)):
-        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-            yield is_held_out(text, config.data.validation_fraction), np.array([*ids, tokenizer.eos_id], dtype=np.int64)
+def _split(config: TridentConfig) -> Iterator[tuple[bool, str]]:
+    for text in documents(config.data):
+        yield from split_document(text, config.data.validation_fraction)
 
 
-def _megatron(config: TridentConfig) -> Iterator[tuple[bool, npt.NDArray[np.int64]]]:
+def _tokenised(config: TridentConfig, tokenizer: Tokenizer) -> Pieces:
+    source = _split(config)
+    while batch := list(islice(source, BATCH_DOCUMENTS)):
+        encoded = tokenizer.encode_batch([text for _, text in batch])
+        for (held_out, _), ids in zip(batch, encoded, strict=True):
+            yield held_out, np.array([*ids, tokenizer.eos_id], dtype=np.int64)
+
+
+def _megatron(config: TridentConfig) -> Pieces:
     from trainer.data.megatron import token_documents
 
     limit = config.model.vocab_size or 0
     for tokens in token_documents(config.data):
-        if len(tokens) and (tokens.min() < 0 or tokens.max() >= limit):
+        if tokens.min() < 0 or tokens.max() >= limit:
             raise DataError(
                 f"token ids of data.files must be in [0, model.vocab_size ({limit})), but one is "
                 f"{tokens.max() if tokens.max() >= limit else tokens.min()}"
@@ -210,7 +240,7 @@ def _megatron(config: TridentConfig) -> Iterator[tuple[bool, npt.NDArray[np.int6
         yield is_held_out(tokens.tobytes().hex(), config.data.validation_fraction), tokens
 
 
-def _synthetic(config: TridentConfig) -> Iterator[tuple[bool, npt.NDArray[np.int64]]]:
+def _synthetic(config: TridentConfig) -> Pieces:
     from trainer.data.synthetic import synthetic_tokens
 
     assert config.model.vocab_size is not None, "validation asks for it"
@@ -220,20 +250,40 @@ def _synthetic(config: TridentConfig) -> Iterator[tuple[bool, npt.NDArray[np.int
     yield True, tokens[len(tokens) - held_out :]
 
 
-def _opened(config: TridentConfig, folder: Path) -> PreparedData:
-    meta = json.loads((folder / "meta.json").read_text())
-    tokens = meta["tokens"]
-    if tokens["train"] == 0:
-        raise DataError(
-            f"data.source={config.data.source.value} must give at least one document to train on, but gave none"
-        )
-    tokenizer_folder = folder / "tokenizer" if meta["has_tokenizer"] else None
-    vocab_size = config.model.vocab_size or int(meta["vocab_size"])
-    if tokenizer_folder is not None:
-        _check_vocabulary(config, load_tokenizer(tokenizer_folder).vocab_size)
+def _opened(config: TridentConfig, folder: Path, meta: ShardMeta) -> PreparedData:
+    if meta.train_tokens == 0:
+        raise _nothing_to_train_on(config, meta)
+    has_tokenizer = meta.tokenizer_vocab_size is not None
+    if meta.tokenizer_vocab_size is not None:
+        _check_vocabulary(config, meta.tokenizer_vocab_size)
+    vocab_size = config.model.vocab_size or meta.tokenizer_vocab_size
+    assert vocab_size is not None, "validation asks for it"
     return PreparedData(
-        folder, vocab_size, meta["dtype"], tokens["train"], tokens["validation"], tokenizer_folder, folder.name
+        folder=folder,
+        vocab_size=vocab_size,
+        dtype=meta.dtype,
+        train_tokens=meta.train_tokens,
+        validation_tokens=meta.validation_tokens,
+        tokenizer_folder=folder / "tokenizer" if has_tokenizer else None,
+        fingerprint=folder.name,
+        content="-".join(digest for _, digest in sorted(meta.blake2b.items())),
     )
+
+
+def _nothing_to_train_on(config: TridentConfig, meta: ShardMeta) -> DataError:
+    data = config.data
+    keys = {
+        DataSource.files: "data.files",
+        DataSource.megatron: "data.files",
+        DataSource.hub: f"data.hub_path={data.hub_path}",
+    }
+    source = keys.get(data.source, f"data.source={data.source.value}")
+    if meta.validation_tokens:
+        return DataError(
+            f"{source} must leave something to train on, but data.validation_fraction={data.validation_fraction} "
+            "holds all of it out; lower data.validation_fraction, or use more data"
+        )
+    return DataError(f"{source} must give at least one document to train on, but gave none")
 
 
 def _check_vocabulary(config: TridentConfig, tokenizer_size: int) -> None:
@@ -245,8 +295,14 @@ def _check_vocabulary(config: TridentConfig, tokenizer_size: int) -> None:
             f"model.vocab_size ({wanted}) must hold all of the tokenizer's ids, but it has {tokenizer_size}; "
             f"set model.vocab_size={tokenizer_size} or null"
         )
-    if not config.tokenizer.allow_unused_ids:
+    if config.tokenizer.allow_unused_ids:
+        return
+    if config.tokenizer.kind is TokenizerKind.bpe:
         raise DataError(
-            f"model.vocab_size ({wanted}) must not exceed the tokenizer's range ({tokenizer_size}): the rows above "
-            f"would never be trained; set model.vocab_size={tokenizer_size} or null, or tokenizer.allow_unused_ids=true"
+            f"model.vocab_size ({wanted}) must not exceed the trained tokenizer's range, but the text is enough for "
+            f"only {tokenizer_size} entries; use more text, model.vocab_size=null, or tokenizer.allow_unused_ids=true"
         )
+    raise DataError(
+        f"model.vocab_size ({wanted}) must not exceed the tokenizer's range ({tokenizer_size}): the rows above "
+        f"would never be trained; set model.vocab_size={tokenizer_size} or null, or tokenizer.allow_unused_ids=true"
+    )

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import gzip
 import json
+import os
 import sysconfig
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import IO, Any, cast
 
 from trainer.config.schema import DataConfig, DataSource
+from trainer.data.wording import listed, reason
 from trainer.errors import DataError
 
-_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+_SKIPPED_FOLDERS = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idle_test",
+    "__pycache__",
+    *("encodings", "pydoc_data"),
+}
+"""Not Python that a person writes: installed packages, tests, character tables, generated help texts."""
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
+_SAVED_MARKS = ("state.json", "dataset_dict.json")
+_PARQUET_ROWS = 1024
+"""Rows held at once."""
 
 
 def documents(config: DataConfig) -> Iterator[str]:
-    """Yield the documents of a text source, in a fixed order; empty ones are left out.
+    """Yield the documents of a text source, in a fixed order; empty and null ones are left out.
 
     Raises:
         DataError: a file or data set is missing, unreadable, or not what it should be.
@@ -34,9 +52,12 @@ def identity(config: DataConfig) -> list[str]:
     Raises:
         DataError: a file is missing.
     """
+    facts = [config.text_key]
     if config.source is DataSource.hub:
-        return [str(config.hub_path), str(config.hub_name), config.hub_split, config.text_key]
-    if config.source is DataSource.stdlib:
+        facts += [str(config.hub_path), str(config.hub_name), config.hub_split]
+        folder = _hub_folder(config)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
+    elif config.source is DataSource.stdlib:
         paths = stdlib_files()
     elif config.source is DataSource.megatron:
         from trainer.data.megatron import megatron_pairs
@@ -44,45 +65,79 @@ def identity(config: DataConfig) -> list[str]:
         paths = [path for pair in megatron_pairs(config) for path in pair]
     else:
         paths = input_files(config)
-    facts = ((path, path.stat()) for path in paths)
-    return [config.text_key, *(f"{path}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in facts)]
+    return [*facts, *(file_identity(path) for path in paths)]
+
+
+def file_identity(path: Path) -> str:
+    """Return a text that changes when the file does.
+
+    Raises:
+        DataError: the file has gone.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} must be a file that can be read, but is not: {reason(error)}") from error
+    return f"{path.absolute()}:{stat.st_size}:{stat.st_mtime_ns}"
 
 
 def stdlib_files() -> list[Path]:
     """Return the running Python's own library modules, sorted, its tests left out."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    found = (p for p in root.rglob("*.py") if not _SKIPPED_FOLDERS & set(p.relative_to(root).parts))
-    return sorted(found)
+    root = sysconfig.get_paths()["stdlib"]
+    found: list[Path] = []
+    for folder, folders, names in os.walk(root):
+        # Walking through installed packages would take seconds.
+        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
+    # Distributions leave links to configuration that may not be installed.
+    return sorted(path for path in found if path.is_file())
 
 
 def _stdlib(config: DataConfig) -> Iterator[str]:
     for path in stdlib_files():
+        with _readable(path, "data.source=stdlib: library modules") as file:
+            content = file.read()
         try:
-            yield path.read_text(encoding="utf-8")
+            yield content.decode("utf-8")
         except UnicodeDecodeError:
             # A few modules are in other encodings on purpose.
             continue
 
 
 def input_files(config: DataConfig) -> list[Path]:
-    """Return the files that `data.files` names, sorted, each once.
+    """Return the files that `data.files` names, sorted by their absolute paths, each once.
 
     Raises:
-        DataError: nothing is named, a name matches nothing, or a file is of an unknown kind.
+        DataError: nothing is named, a name matches no file, or a file is of an unknown kind.
     """
-    found: set[Path] = set()
-    for pattern in config.files:
-        matches = [Path(match) for match in glob.glob(str(Path(pattern).expanduser()), recursive=True)]
-        files = [match for match in matches if match.is_file()]
-        if not files:
-            raise DataError(f"data.files must name files that exist, but {pattern!r} matches none")
-        found.update(files)
-    if not found:
+    if not config.files:
         raise DataError("data.source=files needs at least one path or glob in data.files, but it is empty")
-    for path in sorted(found):
+    found: dict[Path, Path] = {}
+    for pattern in config.files:
+        for path in _matches(pattern):
+            # A file that is named twice, or linked, would be trained on twice.
+            real = path.resolve()
+            found[real] = min(path, found.get(real, path))
+    for path in sorted(found.values()):
         if _kind(path) not in _SUFFIXES or (_kind(path) == ".parquet" and path.suffix == ".gz"):
             raise DataError(f"data.files must end in .txt, .jsonl, .parquet, .txt.gz or .jsonl.gz, but {path} does not")
-    return sorted(found)
+    return sorted(found.values())
+
+
+def _matches(pattern: str) -> list[Path]:
+    expanded = os.path.expanduser(pattern)
+    # A name that exists is meant as it is, even if it holds [ or *.
+    names = [expanded] if os.path.exists(expanded) else glob.glob(expanded, recursive=True)
+    files = [Path(name).absolute() for name in names if os.path.isfile(name)]
+    folder = next((name for name in names if os.path.isdir(name)), None)
+    if not files and folder is not None:
+        raise DataError(
+            f"data.files must name files, but {pattern!r} matches only a folder; name what is in it, for example "
+            f"data.files=[{folder.rstrip('/')}/*.txt]"
+        )
+    if not files:
+        raise DataError(f"data.files must name files that exist, but {pattern!r} matches none")
+    return files
 
 
 def _kind(path: Path) -> str:
@@ -92,45 +147,66 @@ def _kind(path: Path) -> str:
 def _files(config: DataConfig) -> Iterator[str]:
     for path in input_files(config):
         if _kind(path) == ".txt":
-            yield _decoded(_content(path), path)
+            yield _whole_text(path)
         elif _kind(path) == ".jsonl":
             yield from _jsonl(path, config.text_key)
         else:
             yield from _parquet(path, config.text_key)
 
 
-def _content(path: Path) -> bytes:
+@contextmanager
+def _readable(path: Path, what: str) -> Iterator[IO[bytes]]:
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError, gzip.BadGzipFile) as error:
-        raise DataError(f"data.files must be readable, but {path} is not: {error}") from error
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            yield cast(IO[bytes], file)
+    # gzip raises all three, by where the damage is.
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{what} must be readable, but {path} is not: {reason(error)}") from error
 
 
-def _decoded(content: bytes, path: Path) -> str:
+def _whole_text(path: Path) -> str:
+    with _readable(path, "data.files") as file:
+        content = file.read()
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"data.files must be UTF-8, but {path} is not at byte {error.start}; convert it, for example with iconv"
-        ) from error
+        raise _not_utf8(path, f"at byte {error.start}") from error
+
+
+def _not_utf8(path: Path, where: str) -> DataError:
+    return DataError(f"data.files must be UTF-8, but {path} is not {where}; convert it, for example with iconv")
 
 
 def _jsonl(path: Path, key: str) -> Iterator[str]:
-    for number, line in enumerate(_decoded(_content(path), path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"each line of {path} must be JSON, but line {number} is not: {error.msg}") from error
-        text = record.get(key) if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            have = f"has {', '.join(sorted(record))}" if isinstance(record, dict) else "is no object"
-            raise DataError(
-                f"each line of {path} must be an object with the text in data.text_key={key}, but line {number} {have}"
-            )
-        yield text
+    with _readable(path, "data.files") as file:
+        for number, line in enumerate(file, start=1):
+            content = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").strip()
+            if not content:
+                continue
+            try:
+                text = _text_of(json.loads(content.decode("utf-8")), key, path, number)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, f"in line {number}") from error
+            # Numbers of thousands of digits and very deep nesting have errors of their own.
+            except (ValueError, RecursionError) as error:
+                raise DataError(
+                    f"each line of data.files must be JSON, but line {number} of {path} is not: {reason(error)}"
+                ) from error
+            if text is not None:
+                yield text
+
+
+def _text_of(record: object, key: str, path: Path, number: int) -> str | None:
+    if isinstance(record, dict):
+        text = record.get(key, record)
+        if isinstance(text, str | None):
+            return text
+        have = f"has {type(record[key]).__name__} there" if key in record else f"has the keys {listed(sorted(record))}"
+    else:
+        have = f"is {type(record).__name__}, no object"
+    raise DataError(
+        f"each line of {path} must be an object with the text in data.text_key={key}, but line {number} {have}"
+    )
 
 
 def _parquet(path: Path, key: str) -> Iterator[str]:
@@ -138,47 +214,64 @@ def _parquet(path: Path, key: str) -> Iterator[str]:
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"data.files must be readable, but {path} is no parquet file: {error}") from error
-    with file:
-        names = file.schema_arrow.names
-        if key not in names:
-            raise DataError(f"{path} must have the column data.text_key={key}, but has {', '.join(names)}")
-        for batch in file.iter_batches(columns=[key]):
-            for text in batch.column(0).to_pylist():
-                if text is None:
-                    continue
-                if not isinstance(text, str):
-                    raise DataError(f"column {key} of {path} must hold text, but holds {type(text).__name__}")
-                yield text
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if key not in names:
+                raise DataError(f"{path} must have the column data.text_key={key}, but has {listed(names)}")
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[key]):
+                yield from _column(batch.column(0).to_pylist(), path, key)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"data.files must be readable, but {path} is no good parquet file: {reason(error)}") from error
+
+
+def _column(values: Iterable[object], path: Path, key: str) -> Iterator[str]:
+    for text in values:
+        if isinstance(text, str):
+            yield text
+        elif text is not None:
+            raise DataError(f"data.text_key={key} must be a column of text in {path}, but holds {type(text).__name__}")
 
 
 def _hub(config: DataConfig) -> Iterator[str]:
-    import datasets
-
-    path = str(config.hub_path)
+    path, key = str(config.hub_path), config.text_key
     try:
-        if Path(path).is_dir() and any((Path(path) / n).exists() for n in ("state.json", "dataset_dict.json")):
-            rows = datasets.load_from_disk(path)
-            if isinstance(rows, datasets.DatasetDict):
-                if config.hub_split not in rows:
-                    raise DataError(f"data.hub_split must be one of {', '.join(rows)}, but is {config.hub_split}")
-                rows = rows[config.hub_split]
-        else:
-            rows = datasets.load_dataset(path, config.hub_name, split=config.hub_split, streaming=True)
-        for row in rows:
-            if not isinstance(row.get(config.text_key), str):
-                raise DataError(
-                    f"{path} must have the text field data.text_key={config.text_key}, but has {', '.join(row)}"
-                )
-            yield row[config.text_key]
+        for row in _hub_rows(config):
+            if key in row and isinstance(row[key], str | None):
+                if row[key] is not None:
+                    yield row[key]
+                continue
+            have = f"holds {type(row[key]).__name__} there" if key in row else f"has {listed(row)}"
+            raise DataError(f"data.hub_path={path} must have the text field data.text_key={key}, but {have}")
     except DataError:
         raise
     # The library raises whatever its transport raises.
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
         raise DataError(
-            f"data.hub_path={path} must be a data set that can be read, but: {type(error).__name__}: {reason}",
+            f"data.hub_path={path} must be a data set that can be read, but: {type(error).__name__}: {reason(error)}",
             hints=["check the name and the network, or save it with save_to_disk and give the folder as data.hub_path"],
         ) from error
+
+
+def _hub_rows(config: DataConfig) -> Iterable[dict[str, Any]]:
+    """Open a data set; one that `save_to_disk` wrote without splits has only the one that it is."""
+    import datasets
+
+    folder = _hub_folder(config)
+    if folder is None or not any((folder / mark).exists() for mark in _SAVED_MARKS):
+        path = str(folder or config.hub_path)
+        opened: Iterable[dict[str, Any]] = datasets.load_dataset(
+            path, config.hub_name, split=config.hub_split, streaming=True
+        )
+        return opened
+    rows = datasets.load_from_disk(str(folder))
+    if isinstance(rows, datasets.DatasetDict):
+        if config.hub_split not in rows:
+            raise DataError(f"data.hub_split must be one of {listed(rows)}, but is {config.hub_split}")
+        rows = rows[config.hub_split]
+    chosen: Iterable[dict[str, Any]] = rows
+    return chosen
+
+
+def _hub_folder(config: DataConfig) -> Path | None:
+    path = os.path.expanduser(str(config.hub_path))
+    return Path(path) if os.path.isdir(path) else None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from trainer.config.schema import TokenizerKind, TridentConfig
+from trainer.data.wording import reason
 from trainer.errors import DataError
 from trainer.files import write_atomically
 
@@ -68,7 +70,7 @@ class ByteTokenizer:
 
 
 class FileTokenizer:
-    """A tokenizer of the `tokenizers` library.
+    """A tokenizer of the `tokenizers` library. Special tokens written out in a text are read as such, as it does.
 
     Args:
         text: content of a tokenizer.json.
@@ -85,7 +87,7 @@ class FileTokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
         # The library raises bare Exception.
         except Exception as error:
-            raise DataError(f"{origin} must be a tokenizer.json, but cannot be read: {error}") from error
+            raise DataError(f"{origin} must be a tokenizer.json, but cannot be read: {reason(error)}") from error
         ids = (self._tokenizer.token_to_id(name) for name in _END_NAMES)
         found = next((i for i in ids if i is not None), None)
         if found is None:
@@ -94,19 +96,25 @@ class FileTokenizer:
                 hints=["add one of these special tokens to the tokenizer, or train one with tokenizer.kind=bpe"],
             )
         self.eos_id: int = found
+        # Files saved for a classifier cut every text, or fill it up, to one length.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # The number of entries would be too small where ids have gaps.
+        self._vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     @property
     def vocab_size(self) -> int:
-        """Return the number of ids, special ones included."""
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        """Return the range of ids: the largest and one, special ones included."""
+        return self._vocab_size
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text."""
-        return [item.ids for item in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+        encoded = self._tokenizer.encode_batch([_valid(text) for text in texts], add_special_tokens=False)
+        return [item.ids for item in encoded]
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(self._tokenizer.encode(_valid(text), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens left out."""
@@ -117,8 +125,17 @@ class FileTokenizer:
         write_atomically(folder / _FILE, self._tokenizer.to_str())
 
 
+def _valid(text: str) -> str:
+    """Return the text with `?` for lone surrogates: JSON and command lines can hold them, UTF-8 cannot."""
+    return text if text.isascii() else text.encode("utf-8", errors="replace").decode("utf-8")
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int) -> FileTokenizer:
-    """Train a byte-level BPE on the first `TRAINING_CHARACTERS` characters of `texts`. The same for the same text."""
+    """Train a byte-level BPE on the first `TRAINING_CHARACTERS` characters of `texts`. The same for the same text.
+
+    Where the text has too few pairs to merge, the vocabulary is smaller than `vocab_size`: entries that no text can
+    reach would only be rows of the embedding that are never trained.
+    """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -138,7 +155,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> FileTokenizer:
 def _bounded(texts: Iterable[str]) -> Iterator[str]:
     left = TRAINING_CHARACTERS
     for text in texts:
-        yield text[:left]
+        yield _valid(text[:left])
         left -= len(text)
         if left <= 0:
             return
@@ -155,37 +172,58 @@ def make_tokenizer(config: TridentConfig, texts: Iterable[str]) -> Tokenizer:
         return ByteTokenizer()
     if settings.kind is TokenizerKind.pretrained:
         return load_pretrained(str(settings.path))
-    return train_bpe(texts, settings.vocab_size or config.model.vocab_size or DEFAULT_VOCABULARY)
+    return train_bpe(texts, wanted_entries(config))
+
+
+def wanted_entries(config: TridentConfig) -> int:
+    """Return how many entries a trained tokenizer shall have."""
+    return config.tokenizer.vocab_size or config.model.vocab_size or DEFAULT_VOCABULARY
+
+
+def pretrained_file(path: str) -> Path | None:
+    """Return the local tokenizer.json that `tokenizer.path` means, or None where it can only be a Hugging Face name.
+
+    Raises:
+        DataError: it is a folder without one.
+    """
+    local = os.path.expanduser(path)
+    file = Path(local, _FILE) if os.path.isdir(local) else Path(local)
+    if os.path.isfile(file):
+        return file
+    if os.path.exists(local):
+        raise DataError(f"tokenizer.path must be a {_FILE} or a folder with one, but {local} holds none")
+    return None
 
 
 def load_pretrained(path: str) -> FileTokenizer:
     """Load a tokenizer.json file, a folder that holds one, or the one of a Hugging Face model.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it cannot be used.
     """
-    local = Path(path).expanduser()
-    file = local / _FILE if local.is_dir() else local
-    if file.is_file():
-        return FileTokenizer(file.read_text(encoding="utf-8", errors="replace"), str(file))
-    if local.exists():
-        raise DataError(f"tokenizer.path must be a tokenizer.json or a folder with one, but {local} holds none")
-    return _from_hub(path)
+    return _from_file(pretrained_file(path) or _from_hub(path), f"tokenizer.path={path}")
 
 
-def _from_hub(name: str) -> FileTokenizer:
+def _from_file(file: Path, origin: str) -> FileTokenizer:
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DataError(f"{origin} must be readable, but is not: {reason(error)}") from error
+    return FileTokenizer(text, origin)
+
+
+def _from_hub(name: str) -> Path:
     import huggingface_hub
 
     try:
-        file = huggingface_hub.hf_hub_download(name, _FILE)
+        return Path(huggingface_hub.hf_hub_download(name, _FILE))
     # The library raises whatever its transport raises.
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
         raise DataError(
-            f"tokenizer.path={name} must be a local tokenizer or a Hugging Face model with a {_FILE}, but: {reason}",
+            f"tokenizer.path={name} must be a local tokenizer or a Hugging Face model with a {_FILE}, "
+            f"but: {reason(error)}",
             hints=["check the name and the network, or give a local folder"],
         ) from error
-    return FileTokenizer(Path(file).read_text(encoding="utf-8"), name)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -196,4 +234,4 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """
     if (folder / _KIND).is_file():
         return ByteTokenizer()
-    return load_pretrained(str(folder))
+    return _from_file(folder / _FILE, str(folder / _FILE))

@@ -1,0 +1,58 @@
+"""Whether there is enough data for the batches that a run asks for. No torch: known before a rank starts."""
+
+from __future__ import annotations
+
+from trainer.config.schema import TridentConfig
+from trainer.data.prepare import PreparedData
+from trainer.errors import DataError
+
+
+def check_capacity(prepared: PreparedData, config: TridentConfig) -> None:
+    """Check that the data hold a global batch to train on and, where it is evaluated, a sequence to evaluate.
+
+    Raises:
+        DataError: they do not.
+    """
+    check_training_capacity(prepared, config)
+    if config.train.eval_every > 0:
+        check_validation_capacity(prepared, config)
+
+
+def check_training_capacity(prepared: PreparedData, config: TridentConfig) -> None:
+    """Check that the training data hold at least one global batch.
+
+    Raises:
+        DataError: they do not.
+    """
+    size, limit, seq_length = config.batch.global_batch_size, config.data.max_samples, config.model.seq_length
+    if limit is not None and limit < size:
+        raise DataError(
+            f"data.max_samples ({limit}) must be at least batch.global_batch_size ({size}); raise it, or lower "
+            "batch.global_batch_size"
+        )
+    found = sequences(prepared.train_tokens, seq_length)
+    if found < size:
+        raise DataError(
+            f"the training data must hold at least one global batch ({size} sequences of {seq_length} tokens), but "
+            f"hold {prepared.train_tokens} tokens = {found} sequences; use more data, or lower "
+            "batch.global_batch_size or model.seq_length"
+        )
+
+
+def check_validation_capacity(prepared: PreparedData, config: TridentConfig) -> None:
+    """Check that the validation data hold at least one sequence.
+
+    Raises:
+        DataError: they do not.
+    """
+    if sequences(prepared.validation_tokens, config.model.seq_length) == 0:
+        raise DataError(
+            f"the validation data must hold at least one sequence of {config.model.seq_length} tokens, but hold "
+            f"{prepared.validation_tokens} tokens; use more data, raise data.validation_fraction, or set "
+            "train.eval_every=0"
+        )
+
+
+def sequences(tokens: int, seq_length: int) -> int:
+    """Return how many samples a stream of tokens gives: each needs one token more than its inputs, for the labels."""
+    return max(0, (tokens - 1) // seq_length)

@@ -1,0 +1,100 @@
+"""The files of a cached folder: streams of tokens, and a description that tells whether they are whole. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+_META = "meta.json"
+_ITEM_BYTES = {"uint16": 2, "uint32": 4}
+
+
+@dataclass(frozen=True)
+class ShardMeta:
+    """What meta.json holds. It is written last: a folder without it is not whole."""
+
+    format_version: int
+    dtype: str
+    """Of the .bin files: uint16 or uint32."""
+    tokenizer_vocab_size: int | None
+    """Number of ids of the tokenizer in tokenizer/, or None where there is none."""
+    train_tokens: int
+    validation_tokens: int
+    sizes: dict[str, int]
+    """Bytes of every file of the folder, by its path in it."""
+    blake2b: dict[str, str]
+    """Hash of each .bin file, to compare folders of different machines."""
+
+
+class ShardWriter:
+    """A growing file of tokens. A context manager; the file is durable when it ends.
+
+    Args:
+        path: of the file.
+        dtype: uint16 or uint32; the caller knows that every id fits.
+    """
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self.tokens = 0
+        self.digest = hashlib.blake2b(digest_size=16)
+        self._dtype = np.dtype(dtype)
+        self._file: BinaryIO = path.open("wb")
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def append(self, tokens: npt.NDArray[np.int64]) -> None:
+        """Write tokens at the end."""
+        content = tokens.astype(self._dtype).tobytes()
+        self._file.write(content)
+        self.digest.update(content)
+        self.tokens += len(tokens)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
+
+def dtype_for(vocab_size: int) -> str:
+    """Return the smallest type that holds the ids 0 to vocab_size - 1."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Return the bytes of every file of a folder, by its path in it."""
+    files: Iterable[Path] = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def write_meta(folder: Path, meta: ShardMeta) -> None:
+    """Describe a folder whose other files are complete."""
+    (folder / _META).write_text(json.dumps(asdict(meta), indent=1) + "\n")
+
+
+def read_meta(folder: Path) -> ShardMeta | None:
+    """Return the description of a folder, or None unless every file of it is there in full size.
+
+    Contents are not hashed: that would read every token at each start.
+    """
+    try:
+        meta = ShardMeta(**json.loads((folder / _META).read_text()))
+        tokens = {"train.bin": meta.train_tokens, "validation.bin": meta.validation_tokens}
+        expected = meta.sizes | {name: count * _ITEM_BYTES[meta.dtype] for name, count in tokens.items()}
+        whole = all((folder / name).stat().st_size == size for name, size in expected.items())
+    # A damaged description can be any JSON or none.
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return meta if whole else None
