@@ -5,7 +5,10 @@ A checkpoint is written under a hidden name, gets its manifest when every rank i
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from trainer.checkpoint.manifest import MANIFEST, Layout, Manifest, check_layout, file_sizes
@@ -13,6 +16,7 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.weights import write_weights
 from trainer.config.plan import RunPlan
 from trainer.engine.face import Engine
+from trainer.errors import StorageError
 from trainer.files import storage_faults, sync_folder, write_atomically
 from trainer.log import say
 from trainer.loop.events import RunEnd, StepReport
@@ -69,7 +73,10 @@ class CheckpointHook:
         temporary, final = self._store.temporary_path(step), self._store.path(step)
         try:
             together(self._control, lambda: self._begin(temporary))
-            together(self._control, lambda: self._write(temporary))
+            together(self._control, lambda: _check_shared(temporary))
+            # Two agreements: gathering weights is collective, so no rank may be missing from it after a failed save.
+            together(self._control, lambda: self._write_engine(temporary))
+            together(self._control, lambda: self._write_weights(temporary / "weights"))
             together(self._control, lambda: self._publish(temporary, final))
         except Exception:
             if self._groups.is_reporting_rank:
@@ -84,18 +91,19 @@ class CheckpointHook:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
 
-    def _write(self, temporary: Path) -> None:
-        with storage_faults(temporary):
+    def _write_engine(self, temporary: Path) -> None:
+        with storage_faults(temporary), _torch_write_faults(temporary):
             self._engine.save(temporary / "engine")
             # DeepSpeed leaves conversion scripts that do not know tensor and pipeline shards.
             for script in temporary.glob("zero_to_*.py"):
                 script.unlink(missing_ok=True)
-            tensors = self._engine.local_parameters()
-            specs = self._engine.shard_specs()
-            if self._groups.data.rank == 0:
-                write_weights(
-                    temporary / "weights", self._groups.pipeline.rank, self._groups.tensor.rank, tensors, specs
-                )
+
+    def _write_weights(self, folder: Path) -> None:
+        tensors = self._engine.local_parameters()
+        specs = self._engine.shard_specs()
+        if self._groups.data.rank == 0:
+            with storage_faults(folder):
+                write_weights(folder, self._groups.pipeline.rank, self._groups.tensor.rank, tensors, specs)
 
     def _publish(self, temporary: Path, final: Path) -> None:
         if not self._groups.is_reporting_rank:
@@ -108,13 +116,50 @@ class CheckpointHook:
             files=file_sizes(temporary),
         )
         with storage_faults(final):
+            _sync_files(temporary)
             write_atomically(temporary / MANIFEST, manifest.to_json())
             if final.exists():
                 shutil.rmtree(final)
             temporary.rename(final)
             sync_folder(final.parent)
         self._store.point_at(self._state.step)
+        replaced = self._store.delete_after(self._state.step)
+        if replaced:
+            steps = ", ".join(map(str, replaced))
+            say(f"deleted the checkpoints of steps {steps}: this run went back and trains them anew")
         self._store.delete_old(self._plan.config.checkpoint.keep)
+
+
+def _check_shared(folder: Path) -> None:
+    if not folder.is_dir():
+        raise StorageError(
+            f"run_dir must be on a file system that all nodes share, but {folder} of the first node is not seen here"
+        )
+
+
+def _sync_files(folder: Path) -> None:
+    """Make the content of every file below `folder` durable: the rename must not survive a power cut without it."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _torch_write_faults(folder: Path) -> Iterator[None]:
+    """Turn what torch's archive writer raises when a write is cut short into a StorageError."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "inline_container" not in text and "PytorchStreamWriter" not in text:
+            raise
+        raise StorageError(
+            f"{folder} must take the whole checkpoint, but a write was cut short; change run_dir",
+            ["free some space, or set run_dir to a folder on a larger disk"],
+        ) from error
 
 
 def resume(found: tuple[Path, Manifest] | None, engine: Engine, plan: RunPlan, control: DistGroup) -> TrainState:

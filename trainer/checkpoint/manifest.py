@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from trainer.config.plan import RunPlan
 from trainer.errors import CheckpointError
+from trainer.loop.state import TrainState
+from trainer.model.layers import layer_names
+from trainer.pipeline.partition import stage_bounds
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -25,11 +28,14 @@ class Layout:
     zero_stage: int
     offload: str
     dtype: str
+    stage_boundaries: tuple[int, ...]
+    """First block of each stage after the first, resolved."""
 
     @classmethod
     def of(cls, plan: RunPlan) -> Layout:
         """Return the layout of a plan."""
         config = plan.config
+        first_block = layer_names(plan.model).index("blocks.0")
         return cls(
             pipeline_parallel_size=plan.pipeline_parallel_size,
             tensor_parallel_size=plan.tensor_parallel_size,
@@ -38,6 +44,7 @@ class Layout:
             zero_stage=config.zero.stage,
             offload=config.zero.offload.value,
             dtype=config.precision.dtype.value,
+            stage_boundaries=tuple(bound - first_block for bound in stage_bounds(plan)[1:-1]),
         )
 
 
@@ -49,6 +56,8 @@ _KEYS = {
     "zero_stage": "zero.stage",
     "offload": "zero.offload",
     "dtype": "precision.dtype",
+    "stage_boundaries": "layout.stage_boundaries",
+    "vocab_size": "model.vocab_size",
 }
 
 
@@ -82,20 +91,70 @@ def read_manifest(checkpoint: Path) -> Manifest:
     """
     path = checkpoint / MANIFEST
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError(f"it must be a JSON object, but is a {type(raw).__name__}")
         if raw["format_version"] != FORMAT_VERSION:
-            raise CheckpointError(f"{path} must have format_version {FORMAT_VERSION}, but has {raw['format_version']}")
+            raise ValueError(f"format_version must be {FORMAT_VERSION}, but is {raw['format_version']!r}")
+        train_state = TrainState.from_dict(_object(raw, "train_state")).to_dict()
+        files = _object(raw, "files")
         return Manifest(
-            step=int(raw["step"]),
-            layout=Layout(**raw["layout"]),
-            train_state=dict(raw["train_state"]),
-            vocab_size=int(raw["vocab_size"]),
-            files={str(name): int(size) for name, size in raw["files"].items()},
+            step=_whole(raw, "step"),
+            layout=_layout(_object(raw, "layout")),
+            train_state=train_state,
+            vocab_size=_whole(raw, "vocab_size"),
+            files={_inside(name): _whole(files, name) for name in files},
         )
     except FileNotFoundError:
         raise CheckpointError(f"{checkpoint} must be a checkpoint, but holds no {MANIFEST}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} must be a checkpoint's manifest, but cannot be read: {error!r}") from error
+    except KeyError as error:
+        raise CheckpointError(f"{path} must be a checkpoint's manifest, but lacks {error}") from error
+    except (OSError, ValueError, RecursionError, CheckpointError) as error:
+        raise CheckpointError(f"{path} must be a checkpoint's manifest, but cannot be read: {error}") from error
+
+
+def _layout(raw: Mapping[str, object]) -> Layout:
+    boundaries = raw["stage_boundaries"]
+    if not isinstance(boundaries, list):
+        raise ValueError(f"stage_boundaries must be a list, but is {boundaries!r}")
+    return Layout(
+        pipeline_parallel_size=_whole(raw, "pipeline_parallel_size"),
+        tensor_parallel_size=_whole(raw, "tensor_parallel_size"),
+        data_parallel_size=_whole(raw, "data_parallel_size"),
+        pipeline_schedule=_text(raw, "pipeline_schedule"),
+        zero_stage=_whole(raw, "zero_stage"),
+        offload=_text(raw, "offload"),
+        dtype=_text(raw, "dtype"),
+        stage_boundaries=tuple(_whole({"stage_boundaries": item}, "stage_boundaries") for item in boundaries),
+    )
+
+
+def _object(raw: Mapping[str, object], key: str) -> Mapping[str, object]:
+    value = raw[key]
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} must be a JSON object, but is {value!r}")
+    return value
+
+
+def _whole(raw: Mapping[str, object], key: str) -> int:
+    value = raw[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{key} must be a whole number of at least 0, but is {value!r}")
+    return value
+
+
+def _text(raw: Mapping[str, object], key: str) -> str:
+    value = raw[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{key} must be text, but is {value!r}")
+    return value
+
+
+def _inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or not path.parts or ".." in path.parts:
+        raise ValueError(f"files must be below the checkpoint, but one is {name!r}")
+    return name
 
 
 def check_files(checkpoint: Path, manifest: Manifest) -> None:
@@ -114,15 +173,29 @@ def check_files(checkpoint: Path, manifest: Manifest) -> None:
 
 
 def check_layout(manifest: Manifest, plan: RunPlan, checkpoint: Path) -> None:
-    """Check that the run has the layout that wrote the checkpoint.
+    """Check that the run has the layout (and the vocabulary) that wrote the checkpoint.
 
     Raises:
         CheckpointError: names every key that differs.
     """
-    here, there = asdict(Layout.of(plan)), asdict(manifest.layout)
-    wrong = [f"{_KEYS[name]}={there[name]} (not {here[name]})" for name in here if here[name] != there[name]]
+    here = {**asdict(Layout.of(plan)), "vocab_size": plan.model.vocab_size}
+    there = {**asdict(manifest.layout), "vocab_size": manifest.vocab_size}
+    wrong = [name for name in here if here[name] != there[name]]
     if wrong:
+        found = [f"{_setting(name, there[name])} (not {_shown(here[name])})" for name in wrong]
         raise CheckpointError(
-            f"{checkpoint} can be resumed only in the layout that wrote it: {', '.join(wrong)}",
-            hints=[f"set {' '.join(item.split(' (')[0] for item in wrong)}", "or start anew with another run_dir"],
+            f"{checkpoint} can be resumed only in the layout that wrote it: {', '.join(found)}",
+            hints=[
+                f"set {' '.join(_setting(name, there[name]) for name in wrong)}",
+                "or start anew with another run_dir",
+            ],
         )
+
+
+def _setting(name: str, value: object) -> str:
+    return f"{_KEYS[name]}={_shown(value)}"
+
+
+def _shown(value: object) -> str:
+    # As Hydra reads it, without spaces that a shell would split at.
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)

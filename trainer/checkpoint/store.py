@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
-from trainer.checkpoint.manifest import Manifest, check_files, read_manifest
+from trainer.checkpoint.manifest import MANIFEST, Manifest, check_files, read_manifest
 from trainer.errors import CheckpointError
 from trainer.files import write_atomically
 from trainer.log import warn
 
 LATEST = "latest"
+_NAME = re.compile(r"step_(0|[1-9][0-9]*)")
 
 
 class CheckpointStore:
@@ -28,9 +30,10 @@ class CheckpointStore:
         return self.folder / f".step_{step}.partial"
 
     def steps(self) -> list[int]:
-        """Return the steps that have a checkpoint, ascending."""
-        found = self.folder.glob("step_*") if self.folder.is_dir() else ()
-        return sorted(int(path.name[5:]) for path in found if path.name[5:].isdigit())
+        """Return the steps that have a checkpoint, ascending. Names that this class would not give are not ours."""
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        names = (_NAME.fullmatch(path.name) for path in found if path.is_dir())
+        return sorted(int(name[1]) for name in names if name is not None)
 
     def newest_valid(self) -> tuple[Path, Manifest] | None:
         """Return the newest checkpoint whose files are all there, warning about each newer one that is not."""
@@ -49,6 +52,17 @@ class CheckpointStore:
         """Make `latest` name a step."""
         write_atomically(self.folder / LATEST, f"step_{step}\n")
 
+    def delete_after(self, step: int) -> list[int]:
+        """Delete the checkpoints of later steps, and return those steps.
+
+        A run that went back to an earlier checkpoint trains these steps anew; left alone they would be resumed from,
+        and would push the new ones out of `delete_old`.
+        """
+        later = [found for found in self.steps() if found > step]
+        for found in later:
+            shutil.rmtree(self.path(found), ignore_errors=True)
+        return later
+
     def delete_old(self, keep: int) -> None:
         """Delete all but the newest `keep` checkpoints and whatever half-written ones are left."""
         for step in self.steps()[:-keep]:
@@ -65,7 +79,7 @@ def find_checkpoint(path: Path) -> tuple[Path, Manifest]:
     """
     if not path.exists():
         raise CheckpointError(f"{path} must be a run folder or a checkpoint, but does not exist")
-    if path.name.startswith("step_"):
+    if (path / MANIFEST).is_file() or _NAME.fullmatch(path.name):
         manifest = read_manifest(path)
         check_files(path, manifest)
         return path, manifest

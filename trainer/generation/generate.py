@@ -20,7 +20,7 @@ from trainer.generation.options import GenerateOptions
 from trainer.generation.sampling import next_token
 from trainer.model.gpt import GPT, KeyValueCache, ModelContext, full_logits
 from trainer.tensor_parallel.random import StepClock
-from trainer.tensor_parallel.shard import shard_spec
+from trainer.tensor_parallel.shard import shard_spec, without_padding
 from trainer.topology.groups import SingleGroup
 
 
@@ -38,19 +38,23 @@ def load_model(checkpoint: Path, manifest: Manifest) -> GPT:
             name = shard_spec(parameter).name
             if name not in tensors:
                 raise CheckpointError(f"{checkpoint} must hold the weight {name}, but does not")
-            _copy(parameter, tensors[name], name)
+            _copy(parameter, tensors.pop(name))
+    if tensors:
+        raise CheckpointError(
+            f"{checkpoint} must hold the model of its run's config.yaml, but also holds {min(tensors)}"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval()
 
 
-def _copy(parameter: torch.nn.Parameter, tensor: torch.Tensor, name: str) -> None:
-    rows = tensor.shape[0] if tensor.ndim else 0
-    fits = tensor.ndim == parameter.ndim and tensor.shape[1:] == parameter.shape[1:] and rows <= parameter.shape[0]
-    if not fits:
-        raise CheckpointError(f"{name} must have shape {tuple(parameter.shape)}, but has {tuple(tensor.shape)}")
+def _copy(parameter: torch.nn.Parameter, tensor: torch.Tensor) -> None:
+    spec = shard_spec(parameter)
     # Rows beyond the vocabulary are padding of this layout; they are never drawn.
     parameter.zero_()
-    parameter[:rows] = tensor
+    target = without_padding(parameter, spec)
+    if target.shape != tensor.shape:
+        raise CheckpointError(f"{spec.name} must have shape {tuple(target.shape)}, but has {tuple(tensor.shape)}")
+    target.copy_(tensor)
 
 
 def _run_dir(checkpoint: Path) -> Path:
@@ -75,11 +79,12 @@ def sample(model: GPT, prompt: list[int], options: GenerateOptions, eos_id: int 
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     room = spec.seq_length - len(prompt)
-    wanted = options.max_tokens or room
-    if not 1 <= wanted <= room:
+    wanted = options.max_tokens or max(1, room)
+    if wanted > room:
+        asked = f" and max_tokens is {wanted}" if options.max_tokens else ", which leaves no room for another"
         raise ConfigError(
             f"prompt and max_tokens must fit into model.seq_length ({spec.seq_length} tokens), but the prompt has "
-            f"{len(prompt)} tokens and max_tokens is {wanted}"
+            f"{len(prompt)} tokens{asked}"
         )
     cache = KeyValueCache(len(prompt) + wanted)
     fresh = torch.tensor([prompt], device=device)

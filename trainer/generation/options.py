@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from trainer.errors import ConfigError
 
@@ -65,13 +63,11 @@ def parse(arguments: Sequence[str]) -> GenerateOptions:
             values[key] = value
     options = GenerateOptions()
     for key, text in values.items():
+        kind = type(getattr(options, key))
         try:
-            schema = OmegaConf.structured(GenerateOptions)
-            OmegaConf.update(schema, key, text)
-            setattr(options, key, getattr(schema, key))
-        except OmegaConfBaseException:
-            kind = type(getattr(options, key)).__name__
-            problems.append(f"{key} must be of type {kind}, but is {text!r}")
+            setattr(options, key, kind(text))
+        except ValueError:
+            problems.append(f"{key} must be of type {kind.__name__}, but is {text!r}")
     problems += _range_problems(options)
     if problems:
         raise ConfigError(problems, hints=["see `trident generate --help`"])
@@ -83,8 +79,12 @@ def _range_problems(options: GenerateOptions) -> list[str]:
         (bool(options.checkpoint), "checkpoint must name a run folder or a checkpoint, but is empty"),
         (options.max_tokens >= 0, f"max_tokens must be at least 0, but is {options.max_tokens}"),
         (options.num_samples >= 1, f"num_samples must be at least 1, but is {options.num_samples}"),
-        (options.temperature >= 0, f"temperature must be at least 0, but is {options.temperature}"),
+        (
+            0 <= options.temperature < math.inf,
+            f"temperature must be a number of at least 0, but is {options.temperature}",
+        ),
         (options.top_k >= 0, f"top_k must be at least 0, but is {options.top_k}"),
         (0 < options.top_p <= 1, f"top_p must be above 0 and at most 1, but is {options.top_p}"),
+        (0 <= options.seed < 2**63, f"seed must be in 0 to 2^63 - 1, but is {options.seed}"),
     )
     return [text for holds, text in rules if not holds]

@@ -22,10 +22,13 @@ def next_token(
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    scaled = logits / temperature
+    # From the largest down and in double precision: no temperature, however small, makes an infinity or a NaN of it.
+    scaled = (logits - logits.max(dim=-1, keepdim=True).values).double() / temperature
     if 0 < top_k < scaled.shape[-1]:
-        smallest_kept = scaled.topk(top_k, dim=-1).values[..., -1:]
-        scaled = scaled.masked_fill(scaled < smallest_kept, float("-inf"))
+        # By index and not by value, so that equal logits do not let more than top_k through.
+        kept = scaled.topk(top_k, dim=-1).indices
+        dropped = torch.ones_like(scaled, dtype=torch.bool).scatter(-1, kept, False)
+        scaled = scaled.masked_fill(dropped, float("-inf"))
     if top_p < 1:
         ordered, index = scaled.sort(dim=-1, descending=True)
         probabilities = ordered.softmax(dim=-1)

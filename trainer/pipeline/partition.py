@@ -6,10 +6,10 @@ nothing. Every stage holds at least one block, since a stage without parameters 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from trainer.config.plan import RunPlan
 from trainer.config.schema import PipelineSchedule, RecomputeKind
@@ -34,37 +34,37 @@ class Stage:
 def partition_by_cost(costs: Sequence[float], is_block: Sequence[bool], num_stages: int) -> tuple[int, ...]:
     """Return bounds `[0, ..., len(costs)]` of stages such that the dearest stage is as cheap as possible.
 
-    Ties are broken by the sum of squared stage costs, so that the rest is balanced as well.
+    Of those, the ones with the smallest sum of squared stage costs, so that the rest is balanced as well.
 
     Raises:
         ValueError: there are fewer blocks than stages.
     """
-    num_layers = len(costs)
     if sum(is_block) < num_stages:
         raise ValueError(f"number of blocks must be at least {num_stages} (stages), but is {sum(is_block)}")
-    prefix = [0.0]
-    blocks = [0]
-    for cost, block in zip(costs, is_block, strict=True):
-        prefix.append(prefix[-1] + cost)
-        blocks.append(blocks[-1] + int(block))
-
-    @cache
-    def best(stop: int, stages: int) -> tuple[float, float, tuple[int, ...]]:
-        """Return (dearest stage, sum of squares, bounds) for layers [0, stop) in `stages` stages."""
-        if stages == 1:
-            if blocks[stop] < 1:
-                return float("inf"), float("inf"), (0, stop)
-            return prefix[stop], prefix[stop] ** 2, (0, stop)
-        found = (float("inf"), float("inf"), (0, stop))
-        for start in range(stages - 1, stop):
-            if blocks[stop] - blocks[start] < 1:
-                break
-            dearest, squares, bounds = best(start, stages - 1)
-            own = prefix[stop] - prefix[start]
-            found = min(found, (max(dearest, own), squares + own**2, (*bounds, stop)))
-        return found
-
-    return best(num_layers, num_stages)[2]
+    stops = range(len(costs) + 1)
+    prefix = (0.0, *accumulate(costs))
+    blocks = (0, *accumulate(map(int, is_block)))
+    # For each stop, every (start, cost) of a stage [start, stop) that holds a block.
+    last_stages = [
+        [(start, prefix[stop] - prefix[start]) for start in range(stop) if blocks[stop] > blocks[start]]
+        for stop in stops
+    ]
+    # After i rounds: the dearest stage of the best cut of layers [0, stop) into i stages.
+    dearest = [0.0] + [math.inf] * len(costs)
+    for _ in range(num_stages):
+        dearest = [min((max(dearest[a], cost) for a, cost in last_stages[stop]), default=math.inf) for stop in stops]
+    # Only with the limit known can squares decide: a part of the best cut need not have the cheapest dearest stage.
+    limit = dearest[-1]
+    flattest: list[tuple[float, tuple[int, ...]]] = [(0.0, (0,))] + [(math.inf, ())] * len(costs)
+    for _ in range(num_stages):
+        flattest = [
+            min(
+                ((flattest[a][0] + cost**2, (*flattest[a][1], stop)) for a, cost in last_stages[stop] if cost <= limit),
+                default=(math.inf, ()),
+            )
+            for stop in stops
+        ]
+    return flattest[-1][1]
 
 
 def layer_costs(plan: RunPlan) -> tuple[float, ...]:

@@ -27,11 +27,14 @@ def together(control: DistGroup, action: Callable[[], T]) -> T:
         error = caught
     errors: list[Exception | None] = [None] * control.size
     dist.all_gather_object(errors, _portable(error, control.rank), group=control.process_group)
-    first = next((found for found in errors if found is not None), None)
-    if first is None:
+    failed = [rank for rank, found in enumerate(errors) if found is not None]
+    if not failed:
         return result  # type: ignore[return-value]
-    if error is not None and not isinstance(error, TridentError):
+    if error is not None and (failed[0] == control.rank or not isinstance(error, TridentError)):
+        # Not its copy, which has lost traceback and cause on the way.
         raise error
+    first = errors[failed[0]]
+    assert first is not None
     raise first
 
 
@@ -39,3 +42,10 @@ def _portable(error: Exception | None, rank: int) -> Exception | None:
     if error is None or isinstance(error, TridentError):
         return error
     return TridentError(f"rank {rank} failed: {type(error).__name__}: {error}")
+
+
+def same_everywhere(control: DistGroup, value: object) -> bool:
+    """Return whether every rank passes an equal value; the same answer on all. Collective over `control`."""
+    values: list[object] = [None] * control.size
+    dist.all_gather_object(values, value, group=control.process_group)
+    return all(other == values[0] for other in values)

@@ -48,6 +48,10 @@ class Grid:
 
     def rank(self, stage: int, dp_rank: int, tp_rank: int) -> int:
         """Return the global rank at a coordinate."""
+        sizes = (self.pipeline_parallel_size, self.data_parallel_size, self.tensor_parallel_size)
+        place = (stage, dp_rank, tp_rank)
+        if not all(0 <= index < size for index, size in zip(place, sizes, strict=True)):
+            raise ValueError(f"(stage, dp_rank, tp_rank) must be in the mesh of sizes {sizes}, but is {place}")
         return (stage * self.data_parallel_size + dp_rank) * self.tensor_parallel_size + tp_rank
 
     def pipeline_groups(self) -> list[list[int]]:

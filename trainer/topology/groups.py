@@ -36,6 +36,19 @@ class Group(Protocol):
         """Sum over the group and return this rank's chunk along `dim`: `[..., n, ...] -> [..., n / size, ...]`."""
 
 
+def _reduce_op(op: str) -> dist.ReduceOp.RedOpType:
+    if op not in ("sum", "max"):
+        raise ValueError(f"op must be sum or max, but is {op}")
+    return dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM
+
+
+def _chunk_length(tensor: torch.Tensor, dim: int, size: int) -> int:
+    length = tensor.shape[dim]
+    if length % size:
+        raise ValueError(f"dimension {dim} of {tuple(tensor.shape)} must be divisible by {size} ranks")
+    return length // size
+
+
 @dataclass(frozen=True)
 class SingleGroup:
     """A group of one: every collective is the identity."""
@@ -45,6 +58,7 @@ class SingleGroup:
 
     def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
         """Return `tensor`."""
+        _reduce_op(op)
         return tensor
 
     def all_gather(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
@@ -73,6 +87,7 @@ class FakeGroup:
 
     def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
         """Return `tensor`."""
+        _reduce_op(op)
         return tensor
 
     def all_gather(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
@@ -81,6 +96,7 @@ class FakeGroup:
 
     def reduce_scatter(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """Return this rank's chunk along `dim`."""
+        _chunk_length(tensor, dim, self.size)
         return tensor.chunk(self.size, dim=dim)[self.rank].contiguous()
 
 
@@ -96,8 +112,8 @@ class DistGroup:
 
     def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
         """Reduce in place over the group and return `tensor`. No host sync on CUDA."""
+        kind = _reduce_op(op)
         if self.size > 1:
-            kind = dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM
             dist.all_reduce(tensor, op=kind, group=self.process_group)
         return tensor
 
@@ -114,8 +130,9 @@ class DistGroup:
         """Sum over the group and return this rank's chunk along `dim`. No host sync on CUDA."""
         if self.size == 1:
             return tensor
+        length = _chunk_length(tensor, dim, self.size)
         moved = tensor.movedim(dim, 0).contiguous()
-        out = moved.new_empty((moved.shape[0] // self.size, *moved.shape[1:]))
+        out = moved.new_empty((length, *moved.shape[1:]))
         dist.reduce_scatter_tensor(out, moved, group=self.process_group)
         return out.movedim(0, dim).contiguous()
 

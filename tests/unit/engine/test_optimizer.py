@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainer.config.plan import RunPlan, make_plan
+from trainer.config.schema import (
+    AdamImplementation,
+    ModelConfig,
+    OffloadKind,
+    OptimizerConfig,
+    TridentConfig,
+    ZeroConfig,
+)
+from trainer.engine.kernels import adam_implementation, check_compiler
+from trainer.engine.optimizer import build_optimizer, decay_groups
+from trainer.errors import ConfigError
+from trainer.model.gpt import GPT, ModelContext
+from trainer.tensor_parallel.random import StepClock
+from trainer.topology.groups import SingleGroup
+
+AUTO, TORCH, CPU = AdamImplementation.auto, AdamImplementation.torch, AdamImplementation.deepspeed_cpu
+MODEL = ModelConfig(hidden_size=16, num_layers=1, num_attention_heads=2, seq_length=8)
+
+
+def plan_of(
+    implementation: AdamImplementation = AUTO, offload: OffloadKind = OffloadKind.none, stage: int = 1
+) -> RunPlan:
+    optimizer = OptimizerConfig(
+        lr=0.5, beta1=0.8, beta2=0.7, eps=1e-3, weight_decay=0.25, implementation=implementation
+    )
+    config = TridentConfig(model=MODEL, optimizer=optimizer, zero=ZeroConfig(stage=stage, offload=offload))
+    return make_plan(config, 50)
+
+
+def gpt() -> GPT:
+    return GPT(ModelContext(plan_of().model, SingleGroup(), 1, False, StepClock(1)))
+
+
+def test_matrices_and_embeddings_decay_and_vectors_do_not() -> None:
+    model = gpt()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decayed, free = decay_groups(model.parameters(), 0.25)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.25, 0.0)
+    assert isinstance(decayed["params"], list)
+    assert isinstance(free["params"], list)
+    matrices, vectors = {names[p] for p in decayed["params"]}, {names[p] for p in free["params"]}
+    assert matrices | vectors == set(names.values())
+    assert {"embedding.weight", "position.weight", "blocks.0.attention.qkv.weight"} <= matrices
+    assert {"blocks.0.attention.qkv.bias", "final_norm.weight", "final_norm.bias"} <= vectors
+    assert not matrices & vectors
+
+
+def test_an_empty_group_is_left_out_and_frozen_parameters_have_none() -> None:
+    matrix, vector = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))
+    frozen = torch.nn.Parameter(torch.zeros(2, 2), requires_grad=False)
+    assert [group["params"] for group in decay_groups([matrix, frozen], 0.1)] == [[matrix]]
+    assert [group["params"] for group in decay_groups([vector], 0.1)] == [[vector]]
+    assert decay_groups([frozen], 0.1) == []
+
+
+def test_the_optimizer_has_the_numbers_of_the_config() -> None:
+    optimizer = build_optimizer(gpt().parameters(), plan_of())
+    assert isinstance(optimizer, torch.optim.AdamW)
+    decayed, free = optimizer.param_groups
+    for group in (decayed, free):
+        assert (group["lr"], group["betas"], group["eps"]) == (0.5, (0.8, 0.7), 1e-3)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.25, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "offload", "expected"),
+    [
+        (AUTO, OffloadKind.none, TORCH),
+        (AUTO, OffloadKind.cpu, CPU),
+        (AUTO, OffloadKind.nvme, CPU),
+        (TORCH, OffloadKind.cpu, TORCH),
+        (CPU, OffloadKind.none, CPU),
+    ],
+)
+def test_the_kernel_follows_the_optimizer_state_unless_it_is_chosen(
+    implementation: AdamImplementation, offload: OffloadKind, expected: AdamImplementation
+) -> None:
+    assert adam_implementation(plan_of(implementation, offload)) is expected
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        (("g++",), "but g++ is not on PATH"),
+        (("ninja",), "but ninja is not on PATH"),
+        (("g++", "ninja"), "g++ and ninja are not"),
+    ],
+)
+def test_a_missing_compiler_is_said_before_any_rank_starts(
+    monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda tool: None if tool in missing else f"/bin/{tool}")
+    with pytest.raises(ConfigError) as caught:
+        check_compiler(plan_of(offload=OffloadKind.cpu))
+    assert words in str(caught.value)
+    assert "optimizer.implementation" in str(caught.value)
+    assert "optimizer.implementation=torch" in caught.value.hints[0]
+
+
+def test_no_compiler_is_needed_where_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda tool: None)
+    check_compiler(plan_of())
+    check_compiler(plan_of(TORCH, OffloadKind.cpu))
+    monkeypatch.setattr("shutil.which", lambda tool: f"/bin/{tool}")
+    check_compiler(plan_of(offload=OffloadKind.cpu))
+
+
+def test_kernels_need_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, trainer.engine.kernels; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from trainer.errors import ConfigError
+from trainer.generation.options import GenerateOptions, parse, usage
+
+
+def problems_of(*arguments: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        parse(arguments)
+    assert caught.value.exit_code == 2
+    assert caught.value.hints == ("see `trident generate --help`",)
+    assert not any("\n" in problem for problem in caught.value.problems)
+    return caught.value.problems
+
+
+def test_every_option_is_read_with_its_type() -> None:
+    options = parse(
+        [
+            "checkpoint=runs/demo",
+            "prompt=def f(x=1): return",
+            "max_tokens=64",
+            "temperature=1",
+            "top_k=40",
+            "top_p=0.9",
+            "seed=7",
+            "num_samples=3",
+        ]
+    )
+    assert options == GenerateOptions("runs/demo", "def f(x=1): return", 64, 1.0, 40, 0.9, 7, 3)
+    assert isinstance(options.temperature, float)
+
+
+def test_defaults_and_the_later_word_wins() -> None:
+    assert parse(["checkpoint=a", "checkpoint=b"]) == GenerateOptions(checkpoint="b")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "null", "${HOME}", "???", "{a: 1}", "[1, 2]", "007", "true", "a\nb", "ü=€", "'x'"]
+)
+def test_a_prompt_is_taken_as_it_is_typed(text: str) -> None:
+    assert parse(["checkpoint=x", f"prompt={text}"]).prompt == text
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("promt", "prompt"), ("temprature", "temperature"), ("--checkpoint", "checkpoint"), ("topk", "top_k")],
+)
+def test_a_mistyped_key_is_answered_with_what_was_meant(key: str, meant: str) -> None:
+    assert problems_of("checkpoint=x", f"{key}=1") == (f"there is no option {key!r}; did you mean {meant}?",)
+
+
+def test_a_key_like_no_other_is_answered_with_all() -> None:
+    (problem,) = problems_of("checkpoint=x", "zzz=1")
+    assert all(field.name in problem for field in fields(GenerateOptions))
+
+
+@pytest.mark.parametrize("word", ["hello", "--verbose", ""])
+def test_a_word_without_a_value(word: str) -> None:
+    assert problems_of("checkpoint=x", word) == (f"an option must be key=value, but is {word!r}",)
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("max_tokens=many", "max_tokens must be of type int, but is 'many'"),
+        ("max_tokens=1.5", "max_tokens must be of type int, but is '1.5'"),
+        ("max_tokens=", "max_tokens must be of type int, but is ''"),
+        ("seed=1e3", "seed must be of type int, but is '1e3'"),
+        ("temperature=hot", "temperature must be of type float, but is 'hot'"),
+        ("top_p=0,9", "top_p must be of type float, but is '0,9'"),
+        ("max_tokens=-1", "max_tokens must be at least 0, but is -1"),
+        ("num_samples=0", "num_samples must be at least 1, but is 0"),
+        ("temperature=-0.1", "temperature must be a number of at least 0, but is -0.1"),
+        ("temperature=nan", "temperature must be a number of at least 0, but is nan"),
+        ("temperature=inf", "temperature must be a number of at least 0, but is inf"),
+        ("top_k=-1", "top_k must be at least 0, but is -1"),
+        ("top_p=0", "top_p must be above 0 and at most 1, but is 0.0"),
+        ("top_p=1.1", "top_p must be above 0 and at most 1, but is 1.1"),
+        ("top_p=nan", "top_p must be above 0 and at most 1, but is nan"),
+        ("seed=-1", "seed must be in 0 to 2^63 - 1, but is -1"),
+        (f"seed={2**63}", f"seed must be in 0 to 2^63 - 1, but is {2**63}"),
+        ("checkpoint=", "checkpoint must name a run folder or a checkpoint, but is empty"),
+    ],
+)
+def test_a_wrong_value_is_named(word: str, problem: str) -> None:
+    assert problems_of("checkpoint=x", word) == (problem,)
+
+
+@pytest.mark.parametrize(
+    "word", ["temperature=0", "top_p=1", "top_k=0", "seed=0", f"seed={2**63 - 1}", "max_tokens=0", "num_samples=1"]
+)
+def test_the_ends_of_the_ranges_are_in(word: str) -> None:
+    parse(["checkpoint=x", word])
+
+
+def test_all_problems_are_told_at_once() -> None:
+    found = problems_of("promt=x", "stray", "max_tokens=x", "temperature=-1", "top_p=2", "top_k=-2")
+    assert len(found) == 7
+    for key in ("promt", "stray", "max_tokens", "temperature", "top_p", "top_k", "checkpoint"):
+        assert any(key in problem for problem in found), key
+
+
+def test_no_arguments_ask_for_a_checkpoint() -> None:
+    assert problems_of() == ("checkpoint must name a run folder or a checkpoint, but is empty",)
+
+
+def test_the_help_names_every_option() -> None:
+    for field in fields(GenerateOptions):
+        assert f"  {field.name} " in usage()
+
+
+def test_options_need_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, trainer.generation.options; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

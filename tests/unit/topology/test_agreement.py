@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch.distributed as dist
+
+from tests.helpers.dist import run_distributed
+from trainer.errors import ConfigError, StorageError, TridentError
+from trainer.topology.agreement import together
+from trainer.topology.groups import DistGroup
+
+pytestmark = pytest.mark.dist
+TIMEOUT_S = 60
+Failures = dict[int, Callable[[], Exception]]
+
+
+def agree(rank: int, world_size: int, failures: Failures) -> tuple[object, ...]:
+    """Return (kind, text, problems, hints, exit code, cause) of what this rank raised, or its result."""
+    handle = dist.group.WORLD
+    assert handle is not None
+    control = DistGroup(handle, rank, world_size, tuple(range(world_size)))
+
+    def action() -> int:
+        if rank in failures:
+            try:
+                raise OSError("underneath")
+            except OSError as cause:
+                raise failures[rank]() from cause
+        return rank * 10
+
+    outcome: tuple[object, ...]
+    try:
+        outcome = ("ok", together(control, action))
+    except TridentError as error:
+        cause = type(error.__cause__).__name__
+        outcome = (type(error).__name__, str(error), error.problems, error.hints, error.exit_code, cause)
+    except Exception as error:
+        outcome = (type(error).__name__, str(error), type(error.__cause__).__name__)
+    # Nobody is left in a collective: the next one works.
+    assert together(control, lambda: "next") == "next"
+    return outcome
+
+
+def boom() -> Exception:
+    return ZeroDivisionError("boom")
+
+
+def config_error() -> Exception:
+    return ConfigError(["first", "second"], hints=["do this"])
+
+
+def storage_error() -> Exception:
+    return StorageError("disk full")
+
+
+def test_each_rank_gets_its_own_result() -> None:
+    assert run_distributed(agree, 3, {}, timeout_s=TIMEOUT_S) == [("ok", 0), ("ok", 10), ("ok", 20)]
+
+
+def test_a_typed_error_of_one_rank_reaches_all_with_everything_it_says() -> None:
+    outcomes = run_distributed(agree, 3, {1: config_error}, timeout_s=TIMEOUT_S)
+    said = ("ConfigError", "first\nsecond", ("first", "second"), ("do this",), 2)
+    assert [outcome[:5] for outcome in outcomes] == [said] * 3
+    assert outcomes[1][5] == "OSError", "the rank where it happened keeps the cause"
+
+
+def test_another_error_is_itself_where_it_happened_and_named_by_rank_elsewhere() -> None:
+    outcomes = run_distributed(agree, 3, {2: boom}, timeout_s=TIMEOUT_S)
+    assert outcomes[2] == ("ZeroDivisionError", "boom", "OSError")
+    for outcome in outcomes[:2]:
+        assert outcome[:2] == ("TridentError", "rank 2 failed: ZeroDivisionError: boom")
+
+
+def test_the_lowest_failing_rank_is_the_one_that_speaks() -> None:
+    outcomes = run_distributed(agree, 3, {1: storage_error, 2: config_error}, timeout_s=TIMEOUT_S)
+    assert [outcome[:2] for outcome in outcomes] == [("StorageError", "disk full")] * 3
+
+
+def test_an_unknown_error_keeps_its_traceback_although_a_lower_rank_failed_too() -> None:
+    outcomes = run_distributed(agree, 2, {0: storage_error, 1: boom}, timeout_s=TIMEOUT_S)
+    assert outcomes[0][0] == "StorageError"
+    assert outcomes[1] == ("ZeroDivisionError", "boom", "OSError")
