@@ -39,9 +39,11 @@ groups and their options
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = [
-        a for a in (sys.argv[1:] if argv is None else argv) if not a.startswith(("--local_rank", "--local-rank"))
-    ]
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if any(word.startswith("--local") for word in arguments):
+        from trainer.config.compose import without_local_rank
+
+        arguments = without_local_rank(arguments)
     try:
         return _dispatch(arguments)
     except TridentError as error:
@@ -98,19 +100,21 @@ def _train(arguments: list[str]) -> int:
     from trainer.launcher.environment import World, find_world, gpu_count, prepare_environment, publish_world
 
     world = find_world(os.environ)
+    if world is not None:
+        publish_world(world)
     config = compose(arguments)
     gpus = gpu_count(os.environ)
     validate(config, world.size if world else None, gpus)
+    prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)
     if world is None:
         from trainer.config.plan import make_plan
+        from trainer.supervise import check_before_start, start_and_watch
 
         if make_plan(config, vocab_size=1).world_size > 1:
-            from trainer.supervise import start_and_watch
-
             return start_and_watch(config, arguments)
+        check_before_start(config)
         world = World(rank=0, local_rank=0, size=1)
-    publish_world(world)
-    prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)
+        publish_world(world)
     from trainer.app import train_rank
 
     code = train_rank(config, world)

@@ -91,6 +91,6 @@ def _print(text: str, stream: TextIO) -> None:
             _Terminal.above_bar(text)
         else:
             print(text, file=stream, flush=True)
-    except BrokenPipeError:
-        # Nobody reads any more; that is no reason to stop a training run.
+    except OSError:
+        # The pipe is closed, the terminal gone or its disk full; that is no reason to stop a training run.
         silence(stream)

@@ -6,11 +6,12 @@ import json
 import os
 from pathlib import Path
 
-from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.store import CheckpointStore, find_checkpoint
 from trainer.config.compose import differences, from_yaml, to_yaml
 from trainer.config.schema import TridentConfig
-from trainer.errors import ConfigError
+from trainer.errors import CheckpointError, ConfigError
 from trainer.files import storage_faults, write_atomically
+from trainer.launcher.roster import Roster
 
 _MAY_CHANGE = (
     "train.steps",
@@ -41,6 +42,11 @@ class RunFolder:
         self.tokenizer = path / "tokenizer"
         self.checkpoints = CheckpointStore(path)
 
+    @classmethod
+    def of(cls, config: TridentConfig) -> RunFolder:
+        """Return the folder that `run_dir` names; `~` is the user's home."""
+        return cls(Path(config.run_dir).expanduser().absolute())
+
     def log(self, rank: int) -> Path:
         """Return the log of a rank."""
         return self.logs / f"rank_{rank}.log"
@@ -51,13 +57,16 @@ class RunFolder:
         return has_rows or bool(self.checkpoints.steps())
 
     def check(self, config: TridentConfig) -> None:
-        """Check that `config` may train here.
+        """Check that `config` may train here. Writes nothing.
 
         Raises:
-            ConfigError: the folder cannot be written, belongs to another config, or is not fresh though
+            ConfigError: the folder cannot be written, is in use, belongs to another config, or is not fresh though
                 `checkpoint.resume=never`.
+            CheckpointError: `checkpoint.resume` names something that is no checkpoint.
         """
         self._check_writable()
+        self._check_free()
+        self._check_resume(config.checkpoint.resume)
         if not self.holds_training():
             return
         if config.checkpoint.resume == "never":
@@ -66,21 +75,54 @@ class RunFolder:
                 hints=["set run_dir to another folder, or checkpoint.resume=auto to go on with this one"],
             )
         if self.config.is_file():
-            earlier = from_yaml(self.config.read_text())
-            changed = [key for key in differences(earlier, config) if not key.startswith(_MAY_CHANGE)]
-            if changed:
-                raise ConfigError(
-                    f"run_dir must hold a run of this config, but {self.path} holds one that differs in "
-                    f"{', '.join(changed[:8])}{' and more' if len(changed) > 8 else ''}",
-                    hints=["set run_dir to another folder, or give these keys the values in its config.yaml"],
-                )
+            self._check_same_config(config)
 
     def _check_writable(self) -> None:
-        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        if not parent.is_dir():
-            raise ConfigError(f"run_dir must be a folder, but {parent} is a file")
+        folders = (self.path, *self.path.absolute().parents)
+        # os.path, because Path.exists raises below a folder that may not be searched.
+        parent = next(folder for folder in folders if os.path.lexists(folder))
+        if not os.path.isdir(parent):
+            what = "a file" if os.path.exists(parent) else "a link to nothing"
+            raise ConfigError(f"run_dir must be a folder, but {parent} is {what}; change run_dir")
         if not os.access(parent, os.W_OK | os.X_OK):
             raise ConfigError(f"run_dir must be in a folder that can be written, but {parent} cannot; change run_dir")
+
+    def _check_free(self) -> None:
+        ranks = Roster(self.logs).present()
+        ranks = {rank: pid for rank, pid in ranks.items() if pid != os.getpid()}
+        if ranks:
+            rank, pid = min(ranks.items())
+            raise ConfigError(
+                f"run_dir must not be in use, but rank {rank} of a run trains in {self.path} now (process {pid})",
+                hints=["wait for that run, stop it, or set run_dir to another folder"],
+            )
+
+    def _check_resume(self, resume: str) -> None:
+        if resume in ("auto", "never"):
+            return
+        try:
+            find_checkpoint(Path(resume))
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"checkpoint.resume must be auto, never, or the path of a checkpoint, but: {error}", error.hints
+            ) from error
+
+    def _check_same_config(self, config: TridentConfig) -> None:
+        try:
+            earlier = from_yaml(self.config.read_text(encoding="utf-8"))
+        except (ConfigError, OSError, UnicodeDecodeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ConfigError(
+                f"run_dir must hold a run that this version can read, but {self.config} cannot be read: {reason}",
+                hints=["set run_dir to another folder"],
+            ) from error
+        changed = [key for key in differences(earlier, config) if not key.startswith(_MAY_CHANGE)]
+        if changed:
+            raise ConfigError(
+                f"run_dir must hold a run of this config, but {self.path} holds one that differs in "
+                f"{', '.join(changed[:8])}{' and more' if len(changed) > 8 else ''}",
+                hints=["set run_dir to another folder, or give these keys the values in its config.yaml"],
+            )
 
     def write(self, config: TridentConfig, plan: dict[str, object]) -> None:
         """Write config.yaml and plan.json."""

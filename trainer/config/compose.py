@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 import trainer
 from trainer.config.keys import GROUPS, KEYS, build, coerce, did_you_mean, flatten, is_list, optional, unknown_key
@@ -67,7 +67,8 @@ class _Request:
     problems: list[str] = field(default_factory=list)
 
 
-def _without_local_rank(words: Sequence[str]) -> list[str]:
+def without_local_rank(words: Sequence[str]) -> list[str]:
+    """Return the words without `--local_rank=N` or `--local_rank N`, wherever it stands."""
     kept: list[str] = []
     rank_follows = False
     for word in words:
@@ -146,7 +147,7 @@ def _value(name: str, override: Override, word: str) -> object:
 
 def _read(words: Sequence[str]) -> _Request:
     request = _Request()
-    for word in _without_local_rank(words):
+    for word in without_local_rank(words):
         try:
             override = _parse(word)
             _check_form(override, word)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import ConfigError
+
+VISIBLE_DEVICES_VARIABLE = "TRIDENT_VISIBLE_DEVICES"
+"""The user's CUDA_VISIBLE_DEVICES, which the deepspeed launcher replaces by 0, 1, ... in the ranks it starts."""
 
 
 @dataclass(frozen=True)
@@ -18,54 +22,102 @@ class World:
     rank: int
     local_rank: int
     size: int
+    local_size: int | None = None
+    """Ranks on this machine, where the launcher tells."""
 
 
-_SLURM = {
-    "RANK": "SLURM_PROCID",
-    "WORLD_SIZE": "SLURM_NTASKS",
-    "LOCAL_RANK": "SLURM_LOCALID",
-    "LOCAL_WORLD_SIZE": "SLURM_NTASKS_PER_NODE",
-}
+_TORCH = {"RANK": "RANK", "WORLD_SIZE": "WORLD_SIZE", "LOCAL_RANK": "LOCAL_RANK"}
+_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
 
 def find_world(environ: Mapping[str, str]) -> World | None:
     """Return the launched world (deepspeed, torchrun, srun), or None when nothing started us as one of many.
 
     Raises:
-        ConfigError: the launcher's variables are incomplete or are no numbers.
+        ConfigError: the launcher's variables are incomplete, are no numbers, or contradict each other.
     """
-    names = {name: name for name in _SLURM}
+    names = _TORCH
     if "RANK" not in environ:
-        started_by_srun = "SLURM_STEP_ID" in environ and int(environ.get("SLURM_NTASKS", "1")) > 1
-        if not started_by_srun:
+        if not _is_one_of_many_tasks(environ):
             return None
         names = _SLURM
-    values: dict[str, int] = {}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        text = environ.get(names[name])
-        if text is None or not text.isdigit():
-            raise ConfigError(f"a launched rank needs the number {names[name]} in its environment, but it is {text!r}")
-        values[name] = int(text)
-    return World(values["RANK"], values["LOCAL_RANK"], values["WORLD_SIZE"])
+    rank, size, local_rank = (_number(environ, names[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if rank >= size:
+        raise ConfigError(f"{names['RANK']} must be less than {names['WORLD_SIZE']} ({size}), but is {rank}")
+    return World(rank, local_rank, size, _local_size(environ, names))
+
+
+def _is_one_of_many_tasks(environ: Mapping[str, str]) -> bool:
+    # A shell that `salloc` opens is a step of one task in an allocation of many.
+    tasks = environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or "1"
+    return "SLURM_STEP_ID" in environ and tasks != "1"
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    text = environ.get(name)
+    if text is None or not text.isdecimal():
+        found = "is not set" if text is None else f"is {text!r}"
+        raise ConfigError(f"a launched rank needs the number {name} in its environment, but it {found}")
+    return int(text)
+
+
+def _local_size(environ: Mapping[str, str], names: Mapping[str, str]) -> int | None:
+    if names is _SLURM:
+        return _slurm_local_size(environ.get("SLURM_STEP_TASKS_PER_NODE", ""), environ.get("SLURM_NODEID", ""))
+    # torchrun says LOCAL_WORLD_SIZE, the deepspeed launcher LOCAL_SIZE.
+    text = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or ""
+    return int(text) if text.isdecimal() else None
+
+
+def _slurm_local_size(tasks_per_node: str, node: str) -> int | None:
+    """Read Slurm's `4(x2),3`: two nodes with four tasks each, then one with three."""
+    counts: list[int] = []
+    for part in tasks_per_node.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            return None
+        counts += [int(match[1])] * int(match[2] or "1")
+    return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else None
 
 
 def publish_world(world: World) -> None:
     """Give torch and DeepSpeed the names they read, whatever the launcher called them."""
     facts = {"RANK": world.rank, "LOCAL_RANK": world.local_rank, "WORLD_SIZE": world.size}
+    if world.local_size is not None:
+        facts["LOCAL_WORLD_SIZE"] = world.local_size
     for name, value in facts.items():
         os.environ[name] = str(value)
-    if "MASTER_ADDR" not in os.environ and "SLURM_STEP_NODELIST" in os.environ:
-        os.environ["MASTER_ADDR"] = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
-        os.environ["MASTER_PORT"] = str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000)
+    if VISIBLE_DEVICES_VARIABLE in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[VISIBLE_DEVICES_VARIABLE]
+    nodes = os.environ.get("SLURM_STEP_NODELIST")
+    if "MASTER_ADDR" not in os.environ and nodes:
+        # Rank 0 runs on the first node; the node that called srun may be a login node.
+        os.environ["MASTER_ADDR"] = first_host(nodes)
+    if "MASTER_PORT" not in os.environ and nodes:
+        job = os.environ.get("SLURM_JOB_ID", "")
+        # Below the range from which systems hand out ports; different for jobs that share a node.
+        os.environ["MASTER_PORT"] = str(12000 + int(job if job.isdecimal() else "0") % 20000)
+
+
+def first_host(nodes: str) -> str:
+    """Return the first host of Slurm's compressed list, e.g. `node03` of `node[03-05,9],login1`."""
+    return re.split(r",(?![^\[]*\])", re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodes))[0]
 
 
 def gpu_count(environ: Mapping[str, str]) -> int:
     """Return the number of NVIDIA GPUs that this process may use, without loading a CUDA library."""
-    devices = [path.name for path in Path("/dev").glob("nvidia[0-9]*")]
+    count = sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
     visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None or not devices:
-        return len(devices)
-    return len([item for item in visible.split(",") if item.strip() not in ("", "-1")])
+    if visible is None or count == 0:
+        return count
+    usable = 0
+    for item in (text.strip() for text in visible.split(",")):
+        is_index = item.isdecimal() and int(item) < count
+        # CUDA ignores what follows the first entry that names no device.
+        if not is_index and not item.startswith(("GPU-", "MIG-")):
+            break
+        usable += 1
+    return usable
 
 
 def prepare_environment(on_cpu: bool) -> None:

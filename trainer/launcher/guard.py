@@ -9,13 +9,15 @@ import traceback
 from pathlib import Path
 
 from trainer.errors import PeerLostError, TridentError
+from trainer.files import storage_faults
 from trainer.launcher.roster import Roster, watch_peers
-from trainer.launcher.start import SUPERVISED_VARIABLE
+from trainer.launcher.start import INTERRUPTED, SUPERVISED_VARIABLE
 from trainer.log import report_failure
 
 PEER_GRACE_S = 5.0
 """Seconds between the loss of a peer and the end of a rank that still waits for it."""
-FAILURE_MARK = "failure"
+LOSS_WAIT_S = 3.0
+"""Seconds in which a peer's death must show, for a broken collective to be blamed on it."""
 
 
 class RankGuard:
@@ -35,13 +37,18 @@ class RankGuard:
     @staticmethod
     def prepare(logs: Path) -> None:
         """Remove what an earlier attempt left. One rank calls this before any enters."""
-        logs.mkdir(parents=True, exist_ok=True)
-        Roster(logs).clear()
-        (logs / FAILURE_MARK).unlink(missing_ok=True)
+        with storage_faults(logs):
+            logs.mkdir(parents=True, exist_ok=True)
+            Roster(logs).clear()
 
     def enter(self) -> None:
-        """Enter the roster and start to watch the peers."""
-        self._roster.enter(self._rank)
+        """Enter the roster and start to watch the peers.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        with storage_faults(self._logs):
+            self._roster.enter(self._rank)
         self._stop_watching = watch_peers(self._roster, self._on_loss, PEER_GRACE_S)
 
     def leave(self) -> None:
@@ -55,31 +62,34 @@ class RankGuard:
         A broken collective is blamed on the peer that was lost, if one was. Only the first rank to fail speaks, and
         where a parent watches the ranks, it names the lost ones.
         """
+        if isinstance(error, KeyboardInterrupt):
+            self.leave()
+            return INTERRUPTED
         traceback.print_exception(error, file=sys.stderr)
-        if not isinstance(error, TridentError | KeyboardInterrupt):
-            lost = self._wait_for_loss(seconds=3.0)
-            if lost:
-                error = _lost_error(lost)
-        is_told_by_parent = isinstance(error, PeerLostError) and self._is_supervised
-        if not is_told_by_parent and self._claim():
-            report_failure(self._as_trident_error(error))
+        lost: list[int] = []
+        if isinstance(error, PeerLostError) or not isinstance(error, TridentError):
+            lost = self._wait_for_loss(LOSS_WAIT_S)
+        told = _lost_error(lost) if lost else self._as_trident_error(error)
+        is_told_by_parent = bool(lost) and self._is_supervised
+        if not is_told_by_parent and self._claim(told.exit_code):
+            report_failure(told)
         self.leave()
-        return error.exit_code if isinstance(error, TridentError) else 1
+        return told.exit_code
 
     def _as_trident_error(self, error: BaseException) -> TridentError:
         if isinstance(error, TridentError):
             return error
-        text = f"rank {self._rank} failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return TridentError(text, hints=[f"the traceback is at the end of {self._logs / f'rank_{self._rank}.log'}"])
+        first_line = next(iter(str(error).splitlines()), "")
+        return TridentError(
+            f"rank {self._rank} failed: {type(error).__name__}: {first_line}",
+            hints=[f"the traceback is at the end of {self._logs / f'rank_{self._rank}.log'}"],
+        )
 
-    def _claim(self) -> bool:
+    def _claim(self, exit_code: int) -> bool:
         try:
-            os.close(os.open(self._logs / FAILURE_MARK, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return False
+            return self._roster.claim_failure(exit_code)
         except OSError:
             return self._rank == 0
-        return True
 
     def _wait_for_loss(self, seconds: float) -> list[int]:
         end = time.monotonic() + seconds
@@ -88,7 +98,7 @@ class RankGuard:
         return lost
 
     def _on_loss(self, lost: list[int]) -> None:
-        if not self._is_supervised and self._claim():
+        if not self._is_supervised and self._claim(PeerLostError.exit_code):
             report_failure(_lost_error(lost))
         self._roster.leave(self._rank)
         sys.stderr.flush()

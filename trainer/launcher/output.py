@@ -6,22 +6,40 @@ import fcntl
 import os
 import stat
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from trainer.files import storage_faults
 from trainer.launcher.start import CONSOLE_VARIABLE
 
+_CHUNK_BYTES = 1 << 16
+_TAIL_BYTES = 1 << 16
 
-def share_output() -> bool:
-    """Prepare this process's stdout for ranks that also write to it; return whether they can open it.
 
-    A shell's `> file` gives each writer its own position: without O_APPEND they would overwrite each other.
+@contextmanager
+def shared_output() -> Iterator[None]:
+    """While inside, the ranks that this process starts can open its stdout and stderr through /proc.
+
+    A socket (systemd), or a container's pipe that belongs to another user, cannot be opened: it is replaced by a pipe
+    whose content is copied there.
     """
+    with ExitStack() as stack:
+        for descriptor in (1, 2):
+            if not _share(descriptor):
+                stack.enter_context(_relayed(descriptor))
+        yield
+
+
+def _share(descriptor: int) -> bool:
+    """Make a descriptor fit for several writers; return whether another process of this user can open it."""
     try:
-        descriptor = sys.stdout.fileno()
         with open(f"/proc/{os.getpid()}/fd/{descriptor}", "a"):
             pass
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            # A shell's `> file` gives each writer its own position: without O_APPEND they overwrite each other.
             flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
             fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_APPEND)
     except (OSError, ValueError):
@@ -29,36 +47,88 @@ def share_output() -> bool:
     return True
 
 
+@contextmanager
+def _relayed(descriptor: int) -> Iterator[None]:
+    try:
+        original = os.dup(descriptor)
+    except OSError:
+        # It is closed: what is written there goes nowhere.
+        yield
+        return
+    reader, writer = os.pipe()
+    _flush()
+    os.dup2(writer, descriptor)
+    os.close(writer)
+    thread = threading.Thread(target=_copy, args=(reader, original), name="output", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        _flush()
+        # Closes the last writing end here, so that the copying ends.
+        os.dup2(original, descriptor)
+        thread.join(timeout=5.0)
+
+
+def _copy(reader: int, target: int) -> None:
+    is_open = True
+    while content := os.read(reader, _CHUNK_BYTES):
+        while content and is_open:
+            try:
+                content = content[os.write(target, content) :]
+            except OSError:
+                # Nobody reads any more. The ranks must still be able to write.
+                is_open = False
+    os.close(reader)
+    os.close(target)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with suppress(OSError, ValueError):
+                stream.flush()
+
+
 def send_output_to(log: Path) -> tuple[TextIO, TextIO]:
     """Point this process's stdout and stderr, down to C libraries, at `log`.
 
     Returns:
         The terminal's output and error streams as they were (those of the starting process where there is one).
+
+    Raises:
+        StorageError: the log cannot be written.
     """
     out, err = _terminal(1), _terminal(2)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
+    with storage_faults(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    _flush()
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    if target > 2:
+        os.close(target)
     return out, err
 
 
 def _terminal(descriptor: int) -> TextIO:
     parent = os.environ.get(CONSOLE_VARIABLE)
     if parent is not None:
-        try:
-            return open(f"/proc/{parent}/fd/{descriptor}", "a", buffering=1)
-        except OSError:
-            pass
-    return os.fdopen(os.dup(descriptor), "a", buffering=1)
-
-
-def tail(log: Path, lines: int = 20) -> list[str]:
-    """Return the last lines of a log, or nothing if there is none."""
+        with suppress(OSError):
+            return open(f"/proc/{parent}/fd/{descriptor}", "a", buffering=1, errors="replace")
     try:
-        return log.read_text(errors="replace").splitlines()[-lines:]
+        return os.fdopen(os.dup(descriptor), "a", buffering=1, errors="replace")
+    except OSError:
+        # It is closed, as for a process that detached itself.
+        return open(os.devnull, "a")
+
+
+def tail(log: Path, lines: int = 20, start: int = 0) -> list[str]:
+    """Return the last lines of a log, of what was written after the first `start` bytes; none if there is no log."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(min(start, size), size - _TAIL_BYTES))
+            return file.read().decode(errors="replace").splitlines()[-lines:]
     except OSError:
         return []

@@ -12,9 +12,48 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+
+POLL_S = 1.0
+SAME_PROCESS_S = 5.0
+"""Two readings of one process's start differ when the clock is corrected meanwhile; a reused id is far younger."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One rank's process."""
+
+    host: str
+    pid: int
+    started: float
+    """Seconds since the epoch."""
+
+    @classmethod
+    def of_this_process(cls) -> _Entry:
+        """Return the entry that this process writes."""
+        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the process is, or was, on this host."""
+        return self.host == socket.gethostname()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        try:
+            process = psutil.Process(self.pid)
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            return bool(abs(process.create_time() - self.started) < SAME_PROCESS_S)
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:
+            return True
 
 
 class Roster:
@@ -26,57 +65,73 @@ class Roster:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._failure = folder / "failure"
 
     def _path(self, rank: int) -> Path:
         return self._folder / f"rank_{rank}.pid"
 
     def clear(self) -> None:
-        """Remove the entries of an earlier attempt. Call before any rank enters."""
+        """Remove the entries and the failure of an earlier attempt. Call before any rank enters."""
         for path in self._folder.glob("rank_*.pid"):
             path.unlink(missing_ok=True)
+        self._failure.unlink(missing_ok=True)
 
     def enter(self, rank: int) -> None:
         """Write this process's entry."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        entry = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
         temporary = self._path(rank).with_suffix(".tmp")
-        temporary.write_text(json.dumps(entry))
+        temporary.write_text(json.dumps(asdict(_Entry.of_this_process())))
         temporary.replace(self._path(rank))
 
     def leave(self, rank: int) -> None:
         """Take the entry back."""
-        self._path(rank).unlink(missing_ok=True)
+        # A disk that has failed must not hide the failure that this rank ends with.
+        with suppress(OSError):
+            self._path(rank).unlink(missing_ok=True)
 
-    def _entries(self) -> dict[int, dict[str, object]]:
-        found: dict[int, dict[str, object]] = {}
+    def _entries_here(self) -> dict[int, _Entry]:
+        found: dict[int, _Entry] = {}
         for path in self._folder.glob("rank_*.pid"):
             try:
-                found[int(path.stem.removeprefix("rank_"))] = json.loads(path.read_text())
-            except (OSError, ValueError):
+                rank, raw = int(path.stem.removeprefix("rank_")), json.loads(path.read_text())
+                entry = _Entry(str(raw["host"]), int(raw["pid"]), float(raw["started"]))
+            # Not an entry of ours, or one that was taken back meanwhile.
+            except (OSError, ValueError, KeyError, TypeError):
                 continue
+            if entry.is_here and entry.pid > 0:
+                found[rank] = entry
         return found
 
     def present(self) -> dict[int, int]:
         """Return rank -> process id of the ranks of this host that are alive."""
-        return {rank: int(str(e["pid"])) for rank, e in self._entries().items() if _is_here(e) and _is_alive(e)}
+        return {rank: entry.pid for rank, entry in self._entries_here().items() if entry.is_alive}
 
     def lost(self) -> list[int]:
         """Return the ranks of this host whose process is gone without having left."""
-        return sorted(rank for rank, e in self._entries().items() if _is_here(e) and not _is_alive(e))
+        return sorted(rank for rank, entry in self._entries_here().items() if not entry.is_alive)
 
+    def claim_failure(self, exit_code: int) -> bool:
+        """Return whether this rank is the first to fail, which is the one that tells why.
 
-def _is_here(entry: dict[str, object]) -> bool:
-    return entry.get("host") == socket.gethostname()
-
-
-def _is_alive(entry: dict[str, object]) -> bool:
-    try:
-        process = psutil.Process(int(str(entry["pid"])))
-        if process.status() == psutil.STATUS_ZOMBIE:
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        try:
+            mark = os.open(self._failure, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
             return False
-        return abs(process.create_time() - float(str(entry["started"]))) < 1.0
-    except psutil.NoSuchProcess:
-        return False
+        try:
+            os.write(mark, str(exit_code).encode())
+        finally:
+            os.close(mark)
+        return True
+
+    def told_failure(self) -> int | None:
+        """Return the exit code of the failure that a rank told, or None where none did."""
+        try:
+            return int(self._failure.read_text())
+        except (OSError, ValueError):
+            return None
 
 
 def watch_peers(roster: Roster, on_loss: Callable[[list[int]], None], grace_s: float) -> threading.Event:
@@ -89,7 +144,7 @@ def watch_peers(roster: Roster, on_loss: Callable[[list[int]], None], grace_s: f
 
     def watch() -> None:
         missing_since: float | None = None
-        while not stop.wait(1.0):
+        while not stop.wait(POLL_S):
             lost = roster.lost()
             if not lost:
                 missing_since = None

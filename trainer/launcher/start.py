@@ -10,19 +10,29 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from trainer.errors import PeerLostError
+import trainer
+from trainer.errors import PeerLostError, Preempted
+from trainer.launcher.environment import VISIBLE_DEVICES_VARIABLE
 from trainer.launcher.roster import Roster
 
 CONSOLE_VARIABLE = "TRIDENT_CONSOLE_PID"
 """Process whose standard output rank 0 writes to; the launcher's own output goes to a log."""
 SUPERVISED_VARIABLE = "TRIDENT_SUPERVISED"
 """Set for ranks whose parent reports what went wrong."""
+LAUNCHER_LOG = "launcher.log"
+INTERRUPTED = 130
+"""Exit code of a run that its user killed."""
+POLL_S = 0.2
+REPEAT_S = 1.0
+"""Terminals and process managers may deliver one wish twice; a person who insists takes longer."""
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,8 @@ def launch_command(world_size: int, port: int, arguments: Sequence[str]) -> list
     """Return the deepspeed launcher's command line for `world_size` local ranks of `trident <arguments>`."""
     return [
         *(sys.executable, "-m", "deepspeed.launcher.runner"),
+        # Without this a cluster's /job/hostfile would spread the ranks over other machines.
+        *("--hostfile", os.devnull),
         *("--no_local_rank", "--num_gpus", str(world_size), "--master_port", str(port)),
         *("--module", "trainer", *arguments),
     ]
@@ -55,97 +67,136 @@ def run_ranks(
 ) -> Outcome:
     """Start the ranks, wait for them, and leave no process behind.
 
-    SIGINT and SIGTERM are handed to every rank as SIGTERM: they save at the end of their step and exit 75. A second
-    one kills them. When a rank is lost, the others get `grace_s` seconds to end.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 are handed to every rank as SIGTERM: they save at the end of their step and exit
+    75. SIGINT or SIGTERM once more kills them. When a rank is lost, the others get `grace_s` seconds to end.
     """
     log_folder.mkdir(parents=True, exist_ok=True)
     roster = Roster(log_folder)
     roster.clear()
-    venv_bin = str(Path(sys.executable).parent)
-    environment = {
-        **os.environ,
-        "PATH": f"{venv_bin}{os.pathsep}{os.environ.get('PATH', '')}",
-        CONSOLE_VARIABLE: str(os.getpid()),
-        SUPERVISED_VARIABLE: "1",
-    }
-    with (log_folder / "launcher.log").open("ab") as log:
+    # The handlers come first: a signal that arrives while the ranks are started must not leave them behind.
+    with _StopSignals() as signals, (log_folder / LAUNCHER_LOG).open("ab") as log:
         process = subprocess.Popen(
             launch_command(world_size, port or free_port(), arguments),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=_environment(),
             start_new_session=True,
         )
-        supervisor = _Supervisor(process, roster, grace_s)
-        with _ForwardedSignals(supervisor):
-            return supervisor.wait()
+        return _Supervisor(process, roster, signals, grace_s).wait()
+
+
+def _environment() -> dict[str, str]:
+    environment = dict(os.environ)
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    environment[CONSOLE_VARIABLE] = str(os.getpid())
+    environment[SUPERVISED_VARIABLE] = "1"
+    if "CUDA_VISIBLE_DEVICES" in environment:
+        environment[VISIBLE_DEVICES_VARIABLE] = environment["CUDA_VISIBLE_DEVICES"]
+    # `python -m trainer` would take a trainer.py of the user's folder before this package.
+    environment["PYTHONSAFEPATH"] = "1"
+    root = str(Path(trainer.__file__).resolve().parent.parent)
+    if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        others = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{root}{os.pathsep}{others}" if others else root
+    return environment
+
+
+class _StopSignals:
+    """While inside, signals that ask for an end are noted instead of ending this process."""
+
+    def __init__(self) -> None:
+        self._first: dict[int, float] = {}
+        self._before: dict[signal.Signals, object] = {}
+        self.insisted = False
+        """Whether SIGINT or SIGTERM came a second time."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether any of them came."""
+        return bool(self._first)
+
+    def __enter__(self) -> _StopSignals:
+        for number in _STOP_SIGNALS:
+            # What nohup or a shell without job control ignores stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        first = self._first.setdefault(number, now)
+        if number in (signal.SIGINT, signal.SIGTERM) and now - first >= REPEAT_S:
+            self.insisted = True
 
 
 class _Supervisor:
     """Waits for the launcher and watches its ranks."""
 
-    def __init__(self, process: subprocess.Popen[bytes], roster: Roster, grace_s: float) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], roster: Roster, signals: _StopSignals, grace_s: float) -> None:
         self._process = process
         self._roster = roster
+        self._signals = signals
         self._grace_s = grace_s
-        self.stop_requests = 0
+        self._is_asked = False
+        self._ended_by_user: int | None = None
+        """Exit code, if the ranks were killed because the user said so."""
 
-    def request_stop(self) -> None:
-        """Ask every rank to save and stop; the second time, kill everything."""
-        self.stop_requests += 1
-        if self.stop_requests > 1:
-            self.kill()
-            return
-        ranks = self._roster.present()
-        for pid in ranks.values():
-            _signal(pid, signal.SIGTERM)
-        if not ranks:
-            self.kill()
+    def wait(self) -> Outcome:
+        """Return when the launcher and all ranks are gone."""
+        try:
+            lost = self._watch() or self._roster.lost()
+            # A launcher that is killed leaves its ranks behind, and its own parent then exits 0.
+            broken = bool(lost or self._roster.present() or self._process.returncode < 0)
+        finally:
+            self._kill()
+        if self._ended_by_user is not None:
+            return Outcome(self._ended_by_user, (), True)
+        told = self._roster.told_failure()
+        if told is not None:
+            # Ranks that the launcher had to kill after that are no cause.
+            return Outcome(told, (), self._signals.requested)
+        code = PeerLostError.exit_code if broken else self._process.returncode
+        return Outcome(code, tuple(lost), self._signals.requested)
 
-    def kill(self) -> None:
+    def _watch(self) -> list[int]:
+        """Return the ranks that were lost, when the launcher has ended or was killed."""
+        lost: list[int] = []
+        broken_at: float | None = None
+        while self._process.poll() is None:
+            time.sleep(POLL_S)
+            self._obey()
+            lost = lost or self._roster.lost()
+            if broken_at is None and (lost or self._roster.told_failure() is not None):
+                broken_at = time.monotonic()
+            if broken_at is not None and time.monotonic() - broken_at > self._grace_s:
+                self._kill()
+        return lost
+
+    def _obey(self) -> None:
+        if self._signals.insisted:
+            self._ended_by_user = INTERRUPTED
+            self._kill()
+        elif self._signals.requested and not self._is_asked:
+            self._is_asked = True
+            ranks = self._roster.present()
+            for pid in ranks.values():
+                _signal(pid, signal.SIGTERM)
+            if not ranks:
+                # Nothing is trained yet, so there is nothing to save.
+                self._ended_by_user = Preempted.exit_code
+                self._kill()
+
+    def _kill(self) -> None:
         """SIGKILL the launcher's whole session."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             return
-
-    def wait(self) -> Outcome:
-        """Return when the launcher and all ranks are gone."""
-        lost: list[int] = []
-        lost_at = 0.0
-        while self._process.poll() is None:
-            time.sleep(0.2)
-            if not lost:
-                lost = self._roster.lost()
-                lost_at = time.monotonic()
-            elif time.monotonic() - lost_at > self._grace_s:
-                self.kill()
-        lost = lost or self._roster.lost()
-        self.kill()
-        code = self._process.returncode
-        if lost or code < 0:
-            code = PeerLostError.exit_code
-        return Outcome(code, tuple(lost), self.stop_requests > 0)
-
-
-class _ForwardedSignals:
-    """While inside, SIGINT and SIGTERM go to the ranks instead of ending this process."""
-
-    def __init__(self, supervisor: _Supervisor) -> None:
-        self._supervisor = supervisor
-        self._before: dict[signal.Signals, object] = {}
-
-    def __enter__(self) -> None:
-        def handle(signum: int, frame: FrameType | None) -> None:
-            self._supervisor.request_stop()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, handle)
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from tests.house.checks import Module, cycles, layering, named_imports, outside, reached_at_start, read_modules
+
+ORDER = (
+    "errors",
+    "files",
+    "log",
+    "config",
+    "topology",
+    "data",
+    "tensor_parallel",
+    "model",
+    "pipeline",
+    "engine",
+    "planner",
+    "loop",
+    "checkpoint",
+    "metrics",
+    "launcher",
+    "generation",
+    "description",
+    "run_folder",
+    "supervise",
+    "app",
+    "cli",
+    "__main__",
+)
+"""Rooms of the house, low to high."""
+
+LOW = {"config", "topology", "data", "tensor_parallel", "model", "pipeline", "engine", "planner", "loop"}
+APART = {
+    "log": {"files"},
+    "topology": {"config", "files"},
+    "data": {"topology"},
+    "tensor_parallel": {"config", "data", "files"},
+    "model": {"data", "files"},
+    "pipeline": {"data"},
+    "planner": {"topology", "data", "tensor_parallel", "engine"},
+    "metrics": {"checkpoint"},
+    "launcher": LOW | {"checkpoint", "metrics"},
+    "generation": {"pipeline", "engine", "planner", "loop", "metrics", "launcher"},
+    "description": LOW - {"config", "model", "pipeline", "planner"} | {"checkpoint", "metrics", "launcher"},
+    "run_folder": LOW - {"config"} | {"metrics", "generation", "description"},
+    "supervise": {"loop", "metrics", "generation"},
+    "app": {"generation", "supervise"},
+}
+"""Rooms that the order would let in, but that a room has no business with."""
+
+NO_TORCH = (
+    *("errors", "files", "log", "config", "planner", "launcher", "description", "run_folder", "supervise", "cli"),
+    *("data.capacity", "data.sampler", "data.dataset", "data.tokenizer", "generation.options"),
+    *("checkpoint.store", "checkpoint.manifest", "model.accounting", "pipeline.partition", "engine.kernels"),
+)
+"""Rooms and modules that never import torch and its like: what a person waits for before a rank starts."""
+HEAVY = ("torch", "deepspeed", "transformers", "datasets", "safetensors", "wandb")
+
+
+@pytest.fixture(scope="module")
+def modules() -> list[Module]:
+    return read_modules()
+
+
+def made_up(**sources: str) -> list[Module]:
+    """Modules by their name below the package, `__` for the dot."""
+    names = {name.replace("__", ".") if not name.startswith("_") else name for name in sources}
+    packages = {"trainer"} | {f"trainer.{name.split('.')[0]}" for name in names if "." in name}
+    found = [Module(name, "", is_package=True) for name in sorted(packages)]
+    return found + [Module(f"trainer.{name.replace('__', '.')}", text) for name, text in sources.items()]
+
+
+def test_it_reads_the_real_house(modules: Sequence[Module]) -> None:
+    assert {"trainer.cli", "trainer.config.schema", "trainer.engine"} <= {module.name for module in modules}
+    assert next(module for module in modules if module.name == "trainer.engine").is_package
+
+
+def test_rooms_import_only_from_rooms_above_them(modules: Sequence[Module]) -> None:
+    assert layering(modules, ORDER, APART) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from trainer.engine.build import build_engine",
+        "import trainer.engine.build",
+        "from trainer import engine",
+        "from ..engine import build",
+        "def lazily():\n    from trainer.engine import build",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from trainer.engine import build",
+    ],
+)
+def test_an_import_from_below_is_found(text: str) -> None:
+    found = layering(made_up(config__plan=text, engine__build=""), ORDER, APART)
+    assert found == [
+        f"trainer.config.plan:{len(text.splitlines())}: config must not import from engine, which is below"
+    ]
+
+
+def test_an_import_from_above_is_fine() -> None:
+    text = "import trainer\nfrom trainer import __version__\nfrom trainer.errors import X\nfrom trainer.config import y"
+    assert layering(made_up(config__plan=text, errors="", config__y="", cli=text), ORDER, APART) == []
+
+
+def test_rooms_that_are_kept_apart() -> None:
+    found = layering(made_up(metrics__row="from trainer.checkpoint.store import x", checkpoint__store=""), ORDER, APART)
+    assert found == ["trainer.metrics.row:1: metrics must know nothing of checkpoint"]
+
+
+def test_a_new_room_needs_a_place() -> None:
+    assert layering(made_up(attic__box=""), ORDER, APART) == [
+        "trainer.attic: 'attic' has no place in the order of rooms",
+        "trainer.attic.box: 'attic' has no place in the order of rooms",
+    ]
+
+
+def test_apart_names_only_rooms() -> None:
+    assert set(APART) <= set(ORDER)
+    assert all(ORDER.index(other) < ORDER.index(room) for room, others in APART.items() for other in others)
+
+
+def test_no_import_cycles(modules: Sequence[Module]) -> None:
+    assert cycles(modules) == []
+
+
+def test_a_cycle_is_found_and_told_once() -> None:
+    ring = {"data__a": "from trainer.data.b import x", "data__b": "from trainer.data import c"}
+    assert cycles(made_up(**ring, data__c="import trainer.data.a")) == [
+        "trainer.data.a -> trainer.data.b -> trainer.data.c -> trainer.data.a"
+    ]
+    assert cycles(made_up(**ring, data__c="def f():\n    import trainer.data.a")) == []
+    lazy = "import typing\nif typing.TYPE_CHECKING:\n    import trainer.data.a"
+    assert cycles(made_up(**ring, data__c=lazy)) == []
+
+
+def test_deepspeed_is_imported_only_where_it_is_driven(modules: Sequence[Module]) -> None:
+    assert outside(modules, "deepspeed", ("pipeline", "engine", "checkpoint")) == []
+
+
+def test_wandb_is_imported_only_by_its_sink(modules: Sequence[Module]) -> None:
+    assert outside(modules, "wandb", ("metrics.wandb_sink",)) == []
+
+
+def test_a_library_outside_its_place_is_found() -> None:
+    texts = made_up(
+        loop__a="def f():\n    import wandb.sdk", metrics__wandb_sink="import wandb", metrics__b="import wandb"
+    )
+    assert outside(texts, "wandb", ("metrics.wandb_sink",)) == [
+        "trainer.loop.a:2: wandb must not be imported here",
+        "trainer.metrics.b:1: wandb must not be imported here",
+    ]
+    assert outside(texts, "wandb", ("metrics", "loop")) == []
+    assert outside(made_up(launcher__a="command = 'deepspeed'\nimport deepspeeder"), "deepspeed", ()) == []
+
+
+def test_what_answers_before_the_ranks_start_reaches_no_torch(modules: Sequence[Module]) -> None:
+    assert reached_at_start(modules, NO_TORCH, HEAVY) == []
+
+
+def test_torch_is_found_however_it_comes_in() -> None:
+    direct = made_up(config__plan="def f():\n    import torch.cuda")
+    assert reached_at_start(direct, NO_TORCH, HEAVY) == ["trainer.config.plan:2: torch.cuda must not be imported"]
+    texts = {"cli": "from trainer.loop import state", "loop__state": "from trainer.loop.x import y"}
+    assert reached_at_start(made_up(**texts, loop__x="import torch"), NO_TORCH, HEAVY) == [
+        "trainer.cli -> trainer.loop.state -> trainer.loop.x:1: imports torch"
+    ]
+    assert reached_at_start(made_up(**texts, loop__x="def f():\n    import torch"), NO_TORCH, HEAVY) == []
+    lazy = {**texts, "cli": "def f():\n    from trainer.loop import state"}
+    assert reached_at_start(made_up(**lazy, loop__x="import torch"), NO_TORCH, HEAVY) == []
+
+
+def test_the_torch_free_list_names_what_exists(modules: Sequence[Module]) -> None:
+    places = {module.name.removeprefix("trainer.") for module in modules} | {"planner"}
+    assert set(NO_TORCH) <= places
+
+
+def test_the_model_knows_no_whole_config(modules: Sequence[Module]) -> None:
+    for room in ("model", "tensor_parallel", "topology"):
+        assert named_imports(modules, room, ("TridentConfig", "RunPlan", "LayoutConfig")) == []
+
+
+def test_a_whole_config_in_the_model_is_found() -> None:
+    texts = made_up(model__gpt="from trainer.config.plan import ModelSpec, RunPlan")
+    assert named_imports(texts, "model", ("RunPlan",)) == ["trainer.model.gpt:1: model must not know RunPlan"]
