@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 
 import torch
 
-from trainer.checkpoint.hook import CheckpointHook, resume
-from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.store import find_checkpoint
+from trainer.checkpoint.hook import CheckpointHook
+from trainer.checkpoint.resume import checkpoint_to_resume, resume
 from trainer.config.plan import RunPlan, make_plan, with_vocabulary
 from trainer.config.schema import TridentConfig
 from trainer.data.batches import BatchSource, training_batches, validation_batches
@@ -45,22 +43,23 @@ def train_rank(config: TridentConfig, world: World) -> int:
     device = choose_device(config.runtime.device, world.local_rank)
     layout_plan = make_plan(config, config.model.vocab_size or 1, world.size)
     groups, control = start_world(layout_plan, device)
-    folder = RunFolder(Path(config.run_dir).absolute())
+    folder = RunFolder.of(config)
     together(control, lambda: _check(config, layout_plan, folder, groups))
-    use_terminal(*send_output_to(folder.log(groups.rank)))
+    together(control, lambda: use_terminal(*send_output_to(folder.log(groups.rank))))
     guard = RankGuard(folder.logs, groups.rank)
-    guard.enter()
-    try:
-        with StopRequest(control) as stop:
+    # Listening first: a rank in the roster may be asked to stop at any moment.
+    with StopRequest(control) as stop:
+        together(control, guard.enter)
+        try:
             prepared = together(control, lambda: prepare(config, say))
             _check_same_data(prepared, control)
             plan = with_vocabulary(layout_plan, prepared.vocab_size)
             _announce(folder, plan, prepared, groups)
             end = _train(plan, prepared, folder, groups, control, stop)
-        if end.status == "stopped":
-            say(f"stopped after step {end.step} as asked; the same command goes on from there")
-    except BaseException as error:
-        return guard.fail(_in_our_words(error))
+        except BaseException as error:
+            return guard.fail(_in_our_words(error))
+    if end.status == "stopped":
+        say(f"stopped after step {end.step} as asked; the same command goes on from there")
     guard.leave()
     stop_world()
     return Preempted.exit_code if end.status == "stopped" else 0
@@ -112,10 +111,10 @@ def _train(
     control: DistGroup,
     stop: StopRequest,
 ) -> RunEnd:
-    found = together(control, lambda: checkpoint_to_resume(plan.config, folder))
+    found = checkpoint_to_resume(plan.config, folder.checkpoints, control)
     sources = together(control, lambda: _sources(plan, prepared, groups))
     engine = build_engine(plan, groups)
-    state = resume(found, engine, plan, control)
+    state = resume(found, engine, plan, groups, control)
     if state.step >= plan.config.train.steps:
         say(f"nothing to do: {folder.path} is at step {state.step} of train.steps={plan.config.train.steps}")
         return RunEnd("finished", state.step, 0.0)
@@ -140,16 +139,3 @@ def _hooks(
 ) -> list[Hook]:
     saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, control)
     return [saver, build_metrics(plan, folder.path, state, groups, control)]
-
-
-def checkpoint_to_resume(config: TridentConfig, folder: RunFolder) -> tuple[Path, Manifest] | None:
-    """Return the checkpoint that `checkpoint.resume` asks for, or None to start at step 1.
-
-    Raises:
-        CheckpointError: a named one is missing or damaged.
-    """
-    if config.checkpoint.resume == "never":
-        return None
-    if config.checkpoint.resume == "auto":
-        return folder.checkpoints.newest_valid()
-    return find_checkpoint(Path(config.checkpoint.resume))

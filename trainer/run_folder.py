@@ -14,6 +14,12 @@ from trainer.files import storage_faults, write_atomically
 from trainer.launcher.roster import Roster
 
 _MAY_CHANGE = (
+    "layout.",
+    "zero.",
+    "precision.",
+    "batch.micro_batch_size",
+    "model.recompute",
+    "model.vocab_pad_multiple",
     "train.steps",
     "train.log_every",
     "train.eval_every",
@@ -27,7 +33,7 @@ _MAY_CHANGE = (
     "run_dir",
     "name",
 )
-"""Keys that do not change what the earlier steps of a run computed."""
+"""Keys that do not change which run this is: how it is computed, watched and saved."""
 
 
 class RunFolder:

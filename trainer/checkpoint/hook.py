@@ -1,19 +1,19 @@
-"""Saving as a hook of the loop, and loading before it. Same-layout, through DeepSpeed's own files.
+"""Saving as a hook of the loop.
 
-A checkpoint is written under a hidden name, gets its manifest when every rank is done, and appears by one rename.
+A checkpoint is written under a hidden name, each rank its own file; it gets its manifest when every rank is done, and
+appears by one rename. Whenever the machine stops, what is under a visible name is whole.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.checkpoint.manifest import MANIFEST, Layout, Manifest, check_layout, file_sizes
-from trainer.checkpoint.store import CheckpointStore
-from trainer.checkpoint.weights import write_weights
+from trainer.checkpoint.manifest import MANIFEST, FileFacts, Manifest, describe_layout, file_facts
+from trainer.checkpoint.shards import SUFFIX, write_fragments
+from trainer.checkpoint.store import CONFIG, TENSORS, CheckpointStore
+from trainer.config.compose import to_yaml
 from trainer.config.plan import RunPlan
 from trainer.engine.face import Engine
 from trainer.errors import StorageError
@@ -21,8 +21,9 @@ from trainer.files import storage_faults, sync_folder, write_atomically
 from trainer.log import say
 from trainer.loop.events import RunEnd, StepReport
 from trainer.loop.state import TrainState
-from trainer.topology.agreement import together
+from trainer.topology.agreement import gather, together
 from trainer.topology.groups import DistGroup, ParallelGroups
+from trainer.versions import versions
 
 
 class CheckpointHook:
@@ -74,10 +75,8 @@ class CheckpointHook:
         try:
             together(self._control, lambda: self._begin(temporary))
             together(self._control, lambda: _check_shared(temporary))
-            # Two agreements: gathering weights is collective, so no rank may be missing from it after a failed save.
-            together(self._control, lambda: self._write_engine(temporary))
-            together(self._control, lambda: self._write_weights(temporary / "weights"))
-            together(self._control, lambda: self._publish(temporary, final))
+            written = gather(self._control, together(self._control, lambda: self._write(temporary)))
+            together(self._control, lambda: self._publish(temporary, final, written))
         except Exception:
             if self._groups.is_reporting_rank:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -89,34 +88,34 @@ class CheckpointHook:
         if self._groups.is_reporting_rank:
             with storage_faults(temporary):
                 shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir(parents=True)
+                (temporary / TENSORS).mkdir(parents=True)
 
-    def _write_engine(self, temporary: Path) -> None:
-        with storage_faults(temporary), _torch_write_faults(temporary):
-            self._engine.save(temporary / "engine")
-            # DeepSpeed leaves conversion scripts that do not know tensor and pipeline shards.
-            for script in temporary.glob("zero_to_*.py"):
-                script.unlink(missing_ok=True)
+    def _write(self, temporary: Path) -> FileFacts | None:
+        path = temporary / self._file_name(self._groups.rank)
+        with storage_faults(path):
+            return file_facts(path) if write_fragments(path, self._engine.fragments()) else None
 
-    def _write_weights(self, folder: Path) -> None:
-        tensors = self._engine.local_parameters()
-        specs = self._engine.shard_specs()
-        if self._groups.data.rank == 0:
-            with storage_faults(folder):
-                write_weights(folder, self._groups.pipeline.rank, self._groups.tensor.rank, tensors, specs)
+    def _file_name(self, rank: int) -> str:
+        return f"{TENSORS}/rank_{rank:05d}{SUFFIX}"
 
-    def _publish(self, temporary: Path, final: Path) -> None:
+    def _publish(self, temporary: Path, final: Path, written: Sequence[FileFacts | None]) -> None:
         if not self._groups.is_reporting_rank:
             return
+        files = {self._file_name(rank): facts for rank, facts in enumerate(written) if facts is not None}
+        with storage_faults(final):
+            write_atomically(temporary / CONFIG, to_yaml(self._plan.config))
+            files[CONFIG] = file_facts(temporary / CONFIG)
         manifest = Manifest(
             step=self._state.step,
-            layout=Layout.of(self._plan),
-            train_state=self._state.to_dict(),
             vocab_size=self._plan.model.vocab_size,
-            files=file_sizes(temporary),
+            train_state=self._state.to_dict(),
+            scalars=self._engine.scalars(),
+            layout=describe_layout(self._plan),
+            versions=versions(),
+            files=files,
         )
         with storage_faults(final):
-            _sync_files(temporary)
+            sync_folder(temporary / TENSORS)
             write_atomically(temporary / MANIFEST, manifest.to_json())
             if final.exists():
                 shutil.rmtree(final)
@@ -135,44 +134,3 @@ def _check_shared(folder: Path) -> None:
         raise StorageError(
             f"run_dir must be on a file system that all nodes share, but {folder} of the first node is not seen here"
         )
-
-
-def _sync_files(folder: Path) -> None:
-    """Make the content of every file below `folder` durable: the rename must not survive a power cut without it."""
-    for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-@contextmanager
-def _torch_write_faults(folder: Path) -> Iterator[None]:
-    """Turn what torch's archive writer raises when a write is cut short into a StorageError."""
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if "inline_container" not in text and "PytorchStreamWriter" not in text:
-            raise
-        raise StorageError(
-            f"{folder} must take the whole checkpoint, but a write was cut short; change run_dir",
-            ["free some space, or set run_dir to a folder on a larger disk"],
-        ) from error
-
-
-def resume(found: tuple[Path, Manifest] | None, engine: Engine, plan: RunPlan, control: DistGroup) -> TrainState:
-    """Load a checkpoint into the engine, or return a fresh state for None. Collective over the world.
-
-    Raises:
-        CheckpointError: it cannot be used in this layout; raised on every rank.
-    """
-    if found is None:
-        return TrainState()
-    path, manifest = found
-    check_layout(manifest, plan, path)
-    together(control, lambda: engine.load(path / "engine"))
-    state = TrainState.from_dict(manifest.train_state)
-    say(f"resumed from {path} (step {state.step})")
-    return state

@@ -1,7 +1,8 @@
-"""What a checkpoint says about itself: step, layout, progress, and the size of every file. No torch."""
+"""What a checkpoint says about itself: step, progress, who wrote it, and size and hash of every file. No torch."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,55 +11,19 @@ from pathlib import Path, PurePosixPath
 from trainer.config.plan import RunPlan
 from trainer.errors import CheckpointError
 from trainer.loop.state import TrainState
-from trainer.model.layers import layer_names
-from trainer.pipeline.partition import stage_bounds
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_CHECKSUM = "checksum"
+_BLOCK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What must be equal for DeepSpeed's own files to load."""
+class FileFacts:
+    """What a file must be."""
 
-    pipeline_parallel_size: int
-    tensor_parallel_size: int
-    data_parallel_size: int
-    pipeline_schedule: str
-    zero_stage: int
-    offload: str
-    dtype: str
-    stage_boundaries: tuple[int, ...]
-    """First block of each stage after the first, resolved."""
-
-    @classmethod
-    def of(cls, plan: RunPlan) -> Layout:
-        """Return the layout of a plan."""
-        config = plan.config
-        first_block = layer_names(plan.model).index("blocks.0")
-        return cls(
-            pipeline_parallel_size=plan.pipeline_parallel_size,
-            tensor_parallel_size=plan.tensor_parallel_size,
-            data_parallel_size=plan.data_parallel_size,
-            pipeline_schedule=config.layout.pipeline_schedule.value,
-            zero_stage=config.zero.stage,
-            offload=config.zero.offload.value,
-            dtype=config.precision.dtype.value,
-            stage_boundaries=tuple(bound - first_block for bound in stage_bounds(plan)[1:-1]),
-        )
-
-
-_KEYS = {
-    "pipeline_parallel_size": "layout.pipeline_parallel_size",
-    "tensor_parallel_size": "layout.tensor_parallel_size",
-    "data_parallel_size": "layout.data_parallel_size",
-    "pipeline_schedule": "layout.pipeline_schedule",
-    "zero_stage": "zero.stage",
-    "offload": "zero.offload",
-    "dtype": "precision.dtype",
-    "stage_boundaries": "layout.stage_boundaries",
-    "vocab_size": "model.vocab_size",
-}
+    size_bytes: int
+    blake2b: str
 
 
 @dataclass(frozen=True)
@@ -66,45 +31,62 @@ class Manifest:
     """The content of manifest.json."""
 
     step: int
-    layout: Layout
-    train_state: Mapping[str, object]
     vocab_size: int
-    files: Mapping[str, int]
-    """Relative path -> size in bytes of every file but this one."""
+    train_state: Mapping[str, object]
+    scalars: Mapping[str, float]
+    """Of the engine: counters and loss scale."""
+    layout: Mapping[str, object]
+    """Who wrote it. For people: a checkpoint can be read in any layout."""
+    versions: Mapping[str, str]
+    files: Mapping[str, FileFacts]
+    """By relative path, every file but this one."""
 
     def to_json(self) -> str:
-        """Return the file's text."""
-        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"
+        """Return the file's text, which ends with a hash of all the rest."""
+        content = {"format_version": FORMAT_VERSION, **asdict(self)}
+        return json.dumps({**content, _CHECKSUM: _checksum(content)}, indent=1) + "\n"
 
 
-def file_sizes(folder: Path) -> dict[str, int]:
-    """Return relative path -> size in bytes of every file below `folder`, the manifest excepted."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+def describe_layout(plan: RunPlan) -> dict[str, object]:
+    """Return the layout of a plan in words that its config keys use."""
+    config = plan.config
+    return {
+        "pipeline_parallel_size": plan.pipeline_parallel_size,
+        "tensor_parallel_size": plan.tensor_parallel_size,
+        "data_parallel_size": plan.data_parallel_size,
+        "sequence_parallel": config.layout.sequence_parallel,
+        "pipeline_schedule": config.layout.pipeline_schedule.value,
+        "zero_stage": config.zero.stage,
+        "offload": config.zero.offload.value,
+        "dtype": config.precision.dtype.value,
+    }
+
+
+def _checksum(content: Mapping[str, object]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+def file_facts(path: Path) -> FileFacts:
+    """Return what a file is. Reads all of it."""
+    digest = hashlib.blake2b(digest_size=16)
+    size = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            size += len(block)
+    return FileFacts(size, digest.hexdigest())
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
     """Read a checkpoint's manifest.
 
     Raises:
-        CheckpointError: it is missing, unreadable, or of another format version.
+        CheckpointError: it is missing, damaged, or of another format version.
     """
     path = checkpoint / MANIFEST
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(raw, dict):
-            raise ValueError(f"it must be a JSON object, but is a {type(raw).__name__}")
-        if raw["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format_version must be {FORMAT_VERSION}, but is {raw['format_version']!r}")
-        train_state = TrainState.from_dict(_object(raw, "train_state")).to_dict()
-        files = _object(raw, "files")
-        return Manifest(
-            step=_whole(raw, "step"),
-            layout=_layout(_object(raw, "layout")),
-            train_state=train_state,
-            vocab_size=_whole(raw, "vocab_size"),
-            files={_inside(name): _whole(files, name) for name in files},
-        )
+        return _parse(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise CheckpointError(f"{checkpoint} must be a checkpoint, but holds no {MANIFEST}") from None
     except KeyError as error:
@@ -113,20 +95,28 @@ def read_manifest(checkpoint: Path) -> Manifest:
         raise CheckpointError(f"{path} must be a checkpoint's manifest, but cannot be read: {error}") from error
 
 
-def _layout(raw: Mapping[str, object]) -> Layout:
-    boundaries = raw["stage_boundaries"]
-    if not isinstance(boundaries, list):
-        raise ValueError(f"stage_boundaries must be a list, but is {boundaries!r}")
-    return Layout(
-        pipeline_parallel_size=_whole(raw, "pipeline_parallel_size"),
-        tensor_parallel_size=_whole(raw, "tensor_parallel_size"),
-        data_parallel_size=_whole(raw, "data_parallel_size"),
-        pipeline_schedule=_text(raw, "pipeline_schedule"),
-        zero_stage=_whole(raw, "zero_stage"),
-        offload=_text(raw, "offload"),
-        dtype=_text(raw, "dtype"),
-        stage_boundaries=tuple(_whole({"stage_boundaries": item}, "stage_boundaries") for item in boundaries),
+def _parse(raw: object) -> Manifest:
+    if not isinstance(raw, dict):
+        raise ValueError(f"it must be a JSON object, but is a {type(raw).__name__}")
+    if raw["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format_version must be {FORMAT_VERSION}, but is {raw['format_version']!r}")
+    found, expected = raw[_CHECKSUM], _checksum({key: value for key, value in raw.items() if key != _CHECKSUM})
+    if found != expected:
+        raise ValueError(f"its checksum must be {expected}, but is {found}: it was changed or damaged")
+    files = _object(raw, "files")
+    return Manifest(
+        step=_whole(raw, "step"),
+        vocab_size=_whole(raw, "vocab_size"),
+        train_state=TrainState.from_dict(_object(raw, "train_state")).to_dict(),
+        scalars={name: _number(value, name) for name, value in _object(raw, "scalars").items()},
+        layout=_object(raw, "layout"),
+        versions={name: str(text) for name, text in _object(raw, "versions").items()},
+        files={_inside(name): _facts(_object(files, name)) for name in files},
     )
+
+
+def _facts(raw: Mapping[str, object]) -> FileFacts:
+    return FileFacts(_whole(raw, "size_bytes"), str(raw["blake2b"]))
 
 
 def _object(raw: Mapping[str, object], key: str) -> Mapping[str, object]:
@@ -143,11 +133,10 @@ def _whole(raw: Mapping[str, object], key: str) -> int:
     return value
 
 
-def _text(raw: Mapping[str, object], key: str) -> str:
-    value = raw[key]
-    if not isinstance(value, str):
-        raise ValueError(f"{key} must be text, but is {value!r}")
-    return value
+def _number(value: object, key: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{key} must be a number, but is {value!r}")
+    return float(value)
 
 
 def _inside(name: str) -> str:
@@ -157,45 +146,35 @@ def _inside(name: str) -> str:
     return name
 
 
-def check_files(checkpoint: Path, manifest: Manifest) -> None:
-    """Check that every file of the manifest is there in full size.
+def check_sizes(checkpoint: Path, manifest: Manifest) -> None:
+    """Check that every file of the manifest is there in full size. Reads none of them.
 
     Raises:
         CheckpointError: names the first file that is not.
     """
-    for name, size in manifest.files.items():
+    for name, facts in manifest.files.items():
         path = checkpoint / name
         if not path.is_file():
             raise CheckpointError(f"{path} must exist, but is missing")
         found = path.stat().st_size
-        if found != size:
-            raise CheckpointError(f"{path} must have {size} bytes, but has {found}")
+        if found != facts.size_bytes:
+            raise CheckpointError(f"{path} must have {facts.size_bytes} bytes, but has {found}")
 
 
-def check_layout(manifest: Manifest, plan: RunPlan, checkpoint: Path) -> None:
-    """Check that the run has the layout (and the vocabulary) that wrote the checkpoint.
+def check_content(checkpoint: Path, manifest: Manifest, part: int = 0, parts: int = 1) -> None:
+    """Check every byte of every `parts`-th file, beginning with number `part`, so that ranks share the work.
 
     Raises:
-        CheckpointError: names every key that differs.
+        CheckpointError: names the first file that is not what was saved.
     """
-    here = {**asdict(Layout.of(plan)), "vocab_size": plan.model.vocab_size}
-    there = {**asdict(manifest.layout), "vocab_size": manifest.vocab_size}
-    wrong = [name for name in here if here[name] != there[name]]
-    if wrong:
-        found = [f"{_setting(name, there[name])} (not {_shown(here[name])})" for name in wrong]
-        raise CheckpointError(
-            f"{checkpoint} can be resumed only in the layout that wrote it: {', '.join(found)}",
-            hints=[
-                f"set {' '.join(_setting(name, there[name]) for name in wrong)}",
-                "or start anew with another run_dir",
-            ],
-        )
-
-
-def _setting(name: str, value: object) -> str:
-    return f"{_KEYS[name]}={_shown(value)}"
-
-
-def _shown(value: object) -> str:
-    # As Hydra reads it, without spaces that a shell would split at.
-    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+    check_sizes(checkpoint, manifest)
+    for name in sorted(manifest.files)[part::parts]:
+        try:
+            found = file_facts(checkpoint / name)
+        except OSError as error:
+            raise CheckpointError(f"{checkpoint / name} must be readable, but: {error}") from error
+        if found != manifest.files[name]:
+            raise CheckpointError(
+                f"{checkpoint / name} must be as it was saved, but its content has changed "
+                f"(blake2b {found.blake2b}, saved {manifest.files[name].blake2b})"
+            )

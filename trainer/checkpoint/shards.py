@@ -1,110 +1,187 @@
-"""Weights as safetensors, addressed by global name: written by the ranks that own them, read by any layout."""
+"""Tensors as safetensors, addressed by name and global shape: written by the ranks that own them, read by any layout.
+
+Each rank writes one file of fragments: runs of consecutive elements of its tensor-parallel shard of a tensor. The
+file's own header says where each belongs, so a folder of such files is a whole model whoever wrote it. No pickle.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from trainer.engine.face import Fragment
 from trainer.errors import CheckpointError, ConfigError
-from trainer.tensor_parallel.shard import ShardSpec, unshard, without_padding
+from trainer.tensor_parallel.shard import ShardSpec, shard, unshard, with_padding, without_padding
 
 SPECS_KEY = "shard_specs"
-_FILE = re.compile(r"stage([0-9]+)_tp([0-9]+)\.safetensors")
+FRAGMENTS_KEY = "fragments"
+SUFFIX = ".safetensors"
 _OS_ERROR = re.compile(r"\(os error ([0-9]+)\)")
 
 
-def write_weights(
-    folder: Path, stage: int, tp_rank: int, tensors: Mapping[str, torch.Tensor], specs: Mapping[str, ShardSpec]
-) -> None:
-    """Write one rank's shards as `weights/stage<s>_tp<t>.safetensors`. Local.
+def write_fragments(path: Path, fragments: Iterable[Fragment]) -> bool:
+    """Write fragments as one durable file; return False, and write nothing, if there are none. Local.
 
     Raises:
         OSError: the file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    metadata = {SPECS_KEY: json.dumps({name: asdict(specs[name]) for name in tensors})}
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    path = folder / f"stage{stage}_tp{tp_rank}.safetensors"
+    tensors: dict[str, torch.Tensor] = {}
+    specs: dict[str, object] = {}
+    places: dict[str, object] = {}
+    for fragment in fragments:
+        key = f"{fragment.kind}/{fragment.spec.name}/{fragment.tp_rank}/{fragment.start}"
+        tensors[key] = fragment.values
+        specs[fragment.spec.name] = asdict(fragment.spec)
+        places[key] = [
+            fragment.kind,
+            fragment.spec.name,
+            fragment.tp_rank,
+            fragment.tensor_parallel_size,
+            fragment.start,
+        ]
+    if not tensors:
+        return False
     try:
-        save_file(contiguous, path, metadata=metadata)
+        save_file(tensors, path, metadata={SPECS_KEY: json.dumps(specs), FRAGMENTS_KEY: json.dumps(places)})
     except SafetensorError as error:
         # The library hides what the operating system said in its text.
         code = _OS_ERROR.search(str(error))
         if code is None:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return True
 
 
-@dataclass
-class _Shards:
-    """One tensor's parts, as found."""
+@dataclass(frozen=True)
+class _Place:
+    """Where a fragment is, and what it is a part of."""
 
-    spec: ShardSpec
-    by_rank: dict[int, torch.Tensor] = field(default_factory=dict)
-
-    def tensor_parallel_size(self) -> int:
-        """Return into how many parts the spec and the shape of a part say that the tensor was cut."""
-        if self.spec.dim is None:
-            return 1
-        part = next(iter(self.by_rank.values()))
-        length = part.shape[self.spec.dim] if part.ndim == len(self.spec.global_shape) else 0
-        return self.spec.global_shape[self.spec.dim] // length if length else 1
+    path: Path
+    key: str
+    tp_rank: int
+    tensor_parallel_size: int
+    start: int
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Return every full tensor by global name, put together from all shards, without vocabulary padding. fp32, on CPU.
+class TensorFolder:
+    """Reads tensors out of a folder that ranks wrote with `write_fragments`. Opens headers first, data on demand.
+
+    Args:
+        folder: holds the files.
 
     Raises:
-        CheckpointError: a shard is missing or cannot be read.
+        CheckpointError: there is no file, or one cannot be read.
     """
-    found: dict[str, _Shards] = {}
-    for path in sorted(folder.glob("stage*_tp*.safetensors")):
-        name = _FILE.fullmatch(path.name)
-        if name is not None:
-            _read_file(path, int(name[2]), found)
-    if not found:
-        raise CheckpointError(f"{folder} must hold weight shards (stage*_tp*.safetensors), but holds none")
-    return {name: _whole(folder, shards) for name, shards in found.items()}
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[Path, Any] = {}
+        self._specs: dict[str, ShardSpec] = {}
+        self._places: dict[tuple[str, str], list[_Place]] = {}
+        for path in sorted(folder.glob(f"*{SUFFIX}")):
+            self._read_header(path)
+        if not self._places:
+            raise CheckpointError(f"{folder} must hold tensors (*{SUFFIX}), but holds none")
+
+    def _read_header(self, path: Path) -> None:
+        try:
+            file: Any = safe_open(path, framework="pt")
+            self._files[path] = file
+            metadata = file.metadata() or {}
+            specs, places = json.loads(metadata[SPECS_KEY]), json.loads(metadata[FRAGMENTS_KEY])
+            for name, raw in specs.items():
+                spec = _spec(raw)
+                if self._specs.setdefault(name, spec) != spec:
+                    raise ValueError(f"{name} is cut as {spec} here, but as {self._specs[name]} elsewhere")
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                kind, name, tp_rank, size, start = places[key]
+                place = _Place(path, key, _count(tp_rank), _count(size), _count(start))
+                self._places.setdefault((str(kind), str(name)), []).append(place)
+        except KeyError as error:
+            raise CheckpointError(f"{path} must hold fragments, but its metadata lack {error}") from error
+        except (SafetensorError, OSError, ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"{path} must hold fragments, but cannot be read: {error}") from error
+
+    def names(self, kind: str = "weight") -> list[str]:
+        """Return the names of the tensors of a kind."""
+        return sorted(name for found, name in self._places if found == kind)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the global shape of a tensor, without vocabulary padding."""
+        spec = self._specs[name]
+        shape = list(spec.global_shape)
+        if spec.dim is not None:
+            shape[spec.dim] -= spec.padding
+        return tuple(shape)
+
+    def read(self, kind: str, name: str) -> torch.Tensor:
+        """Return a whole tensor without vocabulary padding, fp32 on CPU.
+
+        Raises:
+            CheckpointError: it is not there, or not all of it.
+        """
+        if (kind, name) not in self._places:
+            raise CheckpointError(f"{self._folder} must hold {kind} of {name}, but does not")
+        places, spec = self._places[kind, name], self._specs[name]
+        sizes = {place.tensor_parallel_size for place in places}
+        size = min(sizes)
+        try:
+            if len(sizes) != 1 or any(place.tp_rank >= size for place in places):
+                raise ValueError(f"{name} is cut for different numbers of ranks: {sorted(sizes)}")
+            ranks = range(size) if spec.dim is not None else range(1)
+            parts = [self._shard([p for p in places if p.tp_rank == rank], spec, rank, size) for rank in ranks]
+            return without_padding(unshard(parts, spec) if spec.dim is not None else parts[0], spec)
+        except (ValueError, ConfigError, SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self._folder} must hold all of {kind} of {name}, but: {error}") from error
+
+    def _shard(self, places: list[_Place], spec: ShardSpec, rank: int, size: int) -> torch.Tensor:
+        """Put one tensor-parallel rank's shard together; every element must be there exactly once."""
+        shape = spec.local_shape(size)
+        whole = torch.empty(shape, dtype=torch.float32)
+        flat, filled = whole.view(-1), 0
+        for place in sorted(places, key=lambda place: place.start):
+            if place.start != filled:
+                break
+            values = self._files[place.path].get_tensor(place.key).view(-1)
+            filled += values.numel()
+            if filled > flat.numel():
+                break
+            flat[place.start : filled] = values
+        if filled != flat.numel():
+            raise ValueError(f"elements from {filled} on of tensor-parallel rank {rank} are missing or there twice")
+        return whole
+
+    def read_shard(self, kind: str, spec: ShardSpec, rank: int, size: int) -> torch.Tensor:
+        """Return rank `rank`'s shard of a tensor as `spec` cuts it for `size` ranks, padding included.
+
+        Raises:
+            CheckpointError: it is not there, or is of another shape: another model.
+        """
+        full = self.read(kind, spec.name)
+        expected = without_padding(torch.empty(spec.global_shape, device="meta"), spec).shape
+        if full.shape != expected:
+            raise CheckpointError(
+                f"{spec.name} must have shape {tuple(expected)} for this model, but has {tuple(full.shape)} in "
+                f"{self._folder}; give model.* the values of the run that saved it"
+            )
+        return shard(with_padding(full, spec), spec, rank, size)
 
 
-def _read_file(path: Path, tp_rank: int, found: dict[str, _Shards]) -> None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            specs = json.loads((file.metadata() or {})[SPECS_KEY])
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                spec = _spec(specs[name])
-                shards = found.setdefault(name, _Shards(spec))
-                if shards.spec != spec:
-                    raise ValueError(f"{name} is cut as {spec} here, but as {shards.spec} elsewhere")
-                shards.by_rank[tp_rank] = file.get_tensor(name)
-    except KeyError as error:
-        raise CheckpointError(f"{path} must hold weight shards, but its metadata lack {error}") from error
-    except (SafetensorError, OSError, ValueError, TypeError, IndexError, RecursionError) as error:
-        raise CheckpointError(f"{path} must hold weight shards, but cannot be read: {error}") from error
-
-
-def _whole(folder: Path, shards: _Shards) -> torch.Tensor:
-    spec = shards.spec
-    size = shards.tensor_parallel_size()
-    ranks = range(size) if spec.dim is not None else sorted(shards.by_rank)[:1]
-    missing = [rank for rank in ranks if rank not in shards.by_rank]
-    if missing:
-        raise CheckpointError(
-            f"{folder} must hold {spec.name} of {size} tensor-parallel ranks, but lacks ranks {missing}"
-        )
-    try:
-        full = unshard([shards.by_rank[rank] for rank in ranks], spec)
-    except (ValueError, ConfigError) as error:
-        raise CheckpointError(f"{folder} must hold weights of one model, but {error}") from error
-    return without_padding(full, spec)
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"a rank or offset must be a whole number of at least 0, but is {value!r}")
+    return value
 
 
 def _spec(raw: Mapping[str, object]) -> ShardSpec:

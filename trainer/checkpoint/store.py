@@ -6,12 +6,16 @@ import re
 import shutil
 from pathlib import Path
 
-from trainer.checkpoint.manifest import MANIFEST, Manifest, check_files, read_manifest
+from trainer.checkpoint.manifest import MANIFEST, Manifest, check_sizes, read_manifest
 from trainer.errors import CheckpointError
 from trainer.files import write_atomically
 from trainer.log import warn
 
 LATEST = "latest"
+TENSORS = "tensors"
+"""Folder of a checkpoint's tensors."""
+CONFIG = "config.yaml"
+"""The config that trained it."""
 _NAME = re.compile(r"step_(0|[1-9][0-9]*)")
 
 
@@ -41,7 +45,7 @@ class CheckpointStore:
             path = self.path(step)
             try:
                 manifest = read_manifest(path)
-                check_files(path, manifest)
+                check_sizes(path, manifest)
             except CheckpointError as error:
                 warn(f"skipping a damaged checkpoint: {error}")
                 continue
@@ -81,7 +85,7 @@ def find_checkpoint(path: Path) -> tuple[Path, Manifest]:
         raise CheckpointError(f"{path} must be a run folder or a checkpoint, but does not exist")
     if (path / MANIFEST).is_file() or _NAME.fullmatch(path.name):
         manifest = read_manifest(path)
-        check_files(path, manifest)
+        check_sizes(path, manifest)
         return path, manifest
     run_dir = path.parent if path.name == "checkpoints" else path
     found = CheckpointStore(run_dir).newest_valid()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -21,6 +20,27 @@ class StepResult:
     """[] fp32: mean loss over the global batch, the same on every rank."""
     grad_norm: torch.Tensor
     """[] fp32: global L2 norm of the gradients before clipping, the same on every rank; not finite on an overflow."""
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Consecutive elements of one rank's shard of one tensor: what this rank alone has to write."""
+
+    kind: str
+    """weight (fp32 master), exp_avg or exp_avg_sq (AdamW's moments)."""
+    spec: ShardSpec
+    """Of the whole tensor, padding included."""
+    tp_rank: int
+    """Whose shard; 0 for a tensor that is not cut."""
+    tensor_parallel_size: int
+    start: int
+    """Of the elements in the flattened shard."""
+    values: torch.Tensor
+    """[numel] fp32 on CPU."""
+
+
+ReadShard = Callable[[str, ShardSpec], torch.Tensor]
+"""(kind, spec) -> this rank's shard of that tensor, fp32 on CPU, of shape `spec.local_shape(tensor_parallel_size)`."""
 
 
 class Engine(Protocol):
@@ -53,12 +73,14 @@ class Engine(Protocol):
     def shard_specs(self) -> Mapping[str, ShardSpec]:
         """Return how each of `local_parameters` is cut from its whole. Local."""
 
-    def save(self, folder: Path) -> None:
-        """Write model, optimizer and loss-scale state into the existing `folder`."""
+    def fragments(self) -> Iterator[Fragment]:
+        """Yield copies of the weights and moments that this rank has to write. Over all ranks: every element once.
 
-    def load(self, folder: Path) -> None:
-        """Restore what `save` wrote, for the same layout.
-
-        Raises:
-            CheckpointError: a file is missing or does not fit this layout.
+        Local. Needs a step, taken or restored.
         """
+
+    def scalars(self) -> dict[str, float]:
+        """Return counters and the dynamic loss scale. Local, the same on every rank; may sync the host."""
+
+    def restore(self, read: ReadShard, scalars: Mapping[str, float]) -> None:
+        """Take weights, moments and counters, of whatever layout wrote them. Local; call before the first step."""

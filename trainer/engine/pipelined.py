@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from trainer.config.plan import RunPlan
 from trainer.data.batches import MicroBatch
+from trainer.engine import masters
 from trainer.engine.deepspeed_engines import RepairedDualPipeVEngine, RepairedPipelineEngine
-from trainer.engine.face import StepResult
+from trainer.engine.face import Fragment, ReadShard, StepResult
 from trainer.engine.state import (
     gathered_parameters,
-    load_state,
     local_shard_specs,
-    save_state,
     set_learning_rate,
     step_result,
 )
@@ -84,10 +82,14 @@ class PipelinedEngine:
         """Return how each local parameter is cut."""
         return local_shard_specs(self._engine.module)
 
-    def save(self, folder: Path) -> None:
-        """Write DeepSpeed's files into `folder`."""
-        save_state(self._engine, folder)
+    def fragments(self) -> Iterator[Fragment]:
+        """Yield what this rank has to write."""
+        return masters.fragments(self._engine, self._groups)
 
-    def load(self, folder: Path) -> None:
-        """Restore from `folder`."""
-        load_state(self._engine, folder)
+    def scalars(self) -> dict[str, float]:
+        """Return counters and loss scale."""
+        return masters.scalars(self._engine)
+
+    def restore(self, read: ReadShard, scalars: Mapping[str, float]) -> None:
+        """Take a checkpoint's state."""
+        masters.restore(self._engine, read, scalars)

@@ -1,9 +1,8 @@
-"""What both engine faces do to a DeepSpeed engine: learning rate, results, parameters, save and load."""
+"""What both engine faces do to a DeepSpeed engine: learning rate, results, parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -11,7 +10,6 @@ import torch
 from torch import nn
 
 from trainer.engine.face import StepResult
-from trainer.errors import CheckpointError
 from trainer.tensor_parallel.shard import ShardSpec, shard_spec
 from trainer.topology.groups import ParallelGroups
 
@@ -48,22 +46,3 @@ def local_shard_specs(module: nn.Module) -> Mapping[str, ShardSpec]:
     """Return the shard spec of every local parameter by global name."""
     specs = (shard_spec(parameter) for parameter in module.parameters())
     return {spec.name: spec for spec in specs}
-
-
-def save_state(engine: Any, folder: Path) -> None:
-    """Write DeepSpeed's own files into `folder`. Collective over the world. `latest` is ours to write."""
-    engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-
-
-def load_state(engine: Any, folder: Path) -> None:
-    """Read what `save_state` wrote. Collective over the world.
-
-    Raises:
-        CheckpointError: DeepSpeed could not read it.
-    """
-    try:
-        path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name, load_lr_scheduler_states=False)
-    except (OSError, RuntimeError, AssertionError, KeyError, EOFError) as error:
-        raise CheckpointError(f"{folder} must be a complete checkpoint of this layout, but: {error}") from error
-    if path is None:
-        raise CheckpointError(f"{folder} must hold DeepSpeed's files, but holds none that this layout can read")

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.store import find_checkpoint
-from trainer.checkpoint.weights import read_weights
+from trainer.checkpoint.shards import TensorFolder
+from trainer.checkpoint.store import CONFIG, TENSORS, find_checkpoint
 from trainer.config.compose import from_yaml
 from trainer.config.plan import ModelSpec, make_model_spec
 from trainer.config.schema import RecomputeKind
@@ -20,7 +20,7 @@ from trainer.generation.options import GenerateOptions
 from trainer.generation.sampling import next_token
 from trainer.model.gpt import GPT, KeyValueCache, ModelContext, full_logits
 from trainer.tensor_parallel.random import StepClock
-from trainer.tensor_parallel.shard import shard_spec, without_padding
+from trainer.tensor_parallel.shard import shard_spec
 from trainer.topology.groups import SingleGroup
 
 
@@ -32,29 +32,18 @@ def load_model(checkpoint: Path, manifest: Manifest) -> GPT:
     """
     spec = replace(_model_spec(checkpoint, manifest), recompute=RecomputeKind.none)
     model = GPT(ModelContext(spec, SingleGroup(), seed=0, sequence_parallel=False, clock=StepClock(0)))
-    tensors = read_weights(checkpoint / "weights")
+    tensors = TensorFolder(checkpoint / TENSORS)
+    unread = set(tensors.names())
     with torch.no_grad():
         for parameter in model.parameters():
-            name = shard_spec(parameter).name
-            if name not in tensors:
-                raise CheckpointError(f"{checkpoint} must hold the weight {name}, but does not")
-            _copy(parameter, tensors.pop(name))
-    if tensors:
-        raise CheckpointError(
-            f"{checkpoint} must hold the model of its run's config.yaml, but also holds {min(tensors)}"
-        )
+            spec_of = shard_spec(parameter)
+            # Rows beyond the vocabulary are padding of this layout; they are never drawn.
+            parameter.copy_(tensors.read_shard("weight", spec_of, rank=0, size=1))
+            unread.discard(spec_of.name)
+    if unread:
+        raise CheckpointError(f"{checkpoint} must hold the model of its config.yaml, but also holds {min(unread)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval()
-
-
-def _copy(parameter: torch.nn.Parameter, tensor: torch.Tensor) -> None:
-    spec = shard_spec(parameter)
-    # Rows beyond the vocabulary are padding of this layout; they are never drawn.
-    parameter.zero_()
-    target = without_padding(parameter, spec)
-    if target.shape != tensor.shape:
-        raise CheckpointError(f"{spec.name} must have shape {tuple(target.shape)}, but has {tuple(tensor.shape)}")
-    target.copy_(tensor)
 
 
 def _run_dir(checkpoint: Path) -> Path:
@@ -62,10 +51,8 @@ def _run_dir(checkpoint: Path) -> Path:
 
 
 def _model_spec(checkpoint: Path, manifest: Manifest) -> ModelSpec:
-    path = _run_dir(checkpoint) / "config.yaml"
-    if not path.is_file():
-        raise CheckpointError(f"{checkpoint} must be inside its run folder, but {path} is missing")
-    return make_model_spec(from_yaml(path.read_text()).model, manifest.vocab_size, tensor_parallel_size=1)
+    config = from_yaml((checkpoint / CONFIG).read_text())
+    return make_model_spec(config.model, manifest.vocab_size, tensor_parallel_size=1)
 
 
 @torch.inference_mode()

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import trainer
 from trainer.config.plan import RunPlan
 from trainer.files import write_atomically
 from trainer.loop.events import RunEnd, StepReport
 from trainer.loop.state import TrainState
 from trainer.metrics.jsonl import METRICS_FILE, read_rows
 from trainer.metrics.sink import Row
+from trainer.versions import versions
 
 SUMMARY_FILE = "summary.json"
-_PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "hydra-core", "wandb")
 
 
 class SummarySink:
@@ -74,14 +71,3 @@ class SummarySink:
         if end.error:
             summary["error"] = end.error
         write_atomically(self._run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what decides a run's numbers. Imports none of it."""
-    found = {"trident-trainer": trainer.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

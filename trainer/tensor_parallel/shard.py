@@ -106,6 +106,15 @@ def without_padding(full: torch.Tensor, spec: ShardSpec) -> torch.Tensor:
     return full.narrow(spec.dim, 0, full.shape[spec.dim] - spec.padding)
 
 
+def with_padding(full: torch.Tensor, spec: ShardSpec) -> torch.Tensor:
+    """Return `full` with the vocabulary padding that `spec` asks for: zeros. The inverse of `without_padding`."""
+    if spec.dim is None or spec.padding == 0:
+        return full
+    shape = list(full.shape)
+    shape[spec.dim] = spec.padding
+    return torch.cat([full, full.new_zeros(shape)], dim=spec.dim)
+
+
 def set_shard_spec(parameter: torch.nn.Parameter, spec: ShardSpec) -> None:
     """Attach `spec`. Cut parameters also get the marks by which DeepSpeed counts each norm contribution once."""
     setattr(parameter, _ATTRIBUTE, spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 
@@ -44,8 +44,14 @@ def _portable(error: Exception | None, rank: int) -> Exception | None:
     return TridentError(f"rank {rank} failed: {type(error).__name__}: {error}")
 
 
+def gather(control: DistGroup, value: T) -> list[T]:
+    """Return every rank's value, in rank order, on every rank. Collective over `control`."""
+    values: list[T | None] = [None] * control.size
+    dist.all_gather_object(values, value, group=control.process_group)
+    return cast(list[T], values)
+
+
 def same_everywhere(control: DistGroup, value: object) -> bool:
     """Return whether every rank passes an equal value; the same answer on all. Collective over `control`."""
-    values: list[object] = [None] * control.size
-    dist.all_gather_object(values, value, group=control.process_group)
+    values = gather(control, value)
     return all(other == values[0] for other in values)
