@@ -16,6 +16,7 @@ verbs
   train      train a model; starts the ranks that the layout needs, or joins those of a launcher around it
   data       tokenise the data into memory-mapped shards, without training
   generate   sample text from a run or a checkpoint
+  checkpoint list, show or verify checkpoints
 
 options
   --help     this text, or `trident VERB --help`
@@ -156,8 +157,21 @@ def _generate(arguments: list[str]) -> int:
     return 0
 
 
+def _checkpoint(arguments: list[str]) -> int:
+    from trainer.checkpoint.inspect import checkpoint_verb
+
+    return checkpoint_verb(arguments)
+
+
+def _checkpoint_usage() -> str:
+    from trainer.checkpoint.inspect import USAGE
+
+    return USAGE
+
+
 _VERBS: dict[str, tuple[Callable[[list[str]], int], Callable[[], str]]] = {
     "train": (_train, _train_usage),
     "data": (_data, _data_usage),
     "generate": (_generate, _generate_usage),
+    "checkpoint": (_checkpoint, _checkpoint_usage),
 }

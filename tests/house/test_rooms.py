@@ -10,6 +10,7 @@ ORDER = (
     "errors",
     "files",
     "log",
+    "versions",
     "config",
     "topology",
     "data",
@@ -52,9 +53,28 @@ APART = {
 """Rooms that the order would let in, but that a room has no business with."""
 
 NO_TORCH = (
-    *("errors", "files", "log", "config", "planner", "launcher", "description", "run_folder", "supervise", "cli"),
+    *(
+        "errors",
+        "files",
+        "log",
+        "versions",
+        "config",
+        "planner",
+        "launcher",
+        "description",
+        "run_folder",
+        "supervise",
+        "cli",
+    ),
     *("data.capacity", "data.sampler", "data.dataset", "data.tokenizer", "generation.options"),
-    *("checkpoint.store", "checkpoint.manifest", "model.accounting", "pipeline.partition", "engine.kernels"),
+    *(
+        "checkpoint.store",
+        "checkpoint.manifest",
+        "checkpoint.inspect",
+        "model.accounting",
+        "pipeline.partition",
+        "engine.kernels",
+    ),
 )
 """Rooms and modules that never import torch and its like: what a person waits for before a rank starts."""
 HEAVY = ("torch", "deepspeed", "transformers", "datasets", "safetensors", "wandb")

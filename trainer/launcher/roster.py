@@ -108,7 +108,10 @@ class Roster:
 
     def lost(self) -> list[int]:
         """Return the ranks of this host whose process is gone without having left."""
-        return sorted(rank for rank, entry in self._entries_here().items() if not entry.is_alive)
+        gone = {rank: entry for rank, entry in self._entries_here().items() if not entry.is_alive}
+        # Read again: a rank may have left, and then ended, after its entry was read.
+        still = self._entries_here() if gone else {}
+        return sorted(rank for rank, entry in gone.items() if still.get(rank) == entry)
 
     def claim_failure(self, exit_code: int) -> bool:
         """Return whether this rank is the first to fail, which is the one that tells why.

@@ -159,3 +159,18 @@ def test_a_watch_that_was_stopped_is_silent(
     lose_rank(1)
     time.sleep(0.3)
     assert calls == []
+
+
+def test_a_rank_that_leaves_and_ends_while_it_is_looked_at_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_entry(tmp_path, 0)
+    write_entry(tmp_path, 1)
+    roster = Roster(tmp_path)
+
+    def has_just_ended(entry: object) -> bool:
+        roster.leave(1)
+        return False
+
+    monkeypatch.setattr(roster_module._Entry, "is_alive", property(has_just_ended))
+    assert roster.lost() == [0]
