@@ -152,6 +152,11 @@ def offload(case: Case) -> Iterator[str]:
         yield f"zero.offload=nvme needs zero.stage=3, but it is {zero.stage}; use zero.stage=3, or zero.offload=cpu"
     if kind is OffloadKind.nvme and not zero.nvme_path:
         yield "zero.offload=nvme needs zero.nvme_path; set it to a folder on a local NVMe disk"
+    if kind is OffloadKind.nvme and (case.config.checkpoint.every > 0 or case.config.checkpoint.save_final):
+        yield (
+            "zero.offload=nvme cannot be saved yet: the state on NVMe is not in the checkpoint format; "
+            "use checkpoint=none, or zero.offload=cpu"
+        )
     if zero.nvme_path is not None and kind is not OffloadKind.nvme:
         yield f"zero.nvme_path has no effect with zero.offload={kind.value}; use zero.offload=nvme, or leave it out"
     if zero.offload_parameters and zero.stage != 3:

@@ -188,7 +188,7 @@ class DataConfig:
     source: DataSource = DataSource.stdlib
     """stdlib | files | hub | megatron | synthetic."""
     files: tuple[str, ...] = ()
-    """files: paths and globs of .txt, .jsonl, .parquet (also .gz). megatron: prefixes of .bin/.idx pairs."""
+    """files: paths and globs of .txt, .jsonl, .parquet, .txt.gz, .jsonl.gz. megatron: prefixes of .bin/.idx pairs."""
     text_key: str = "text"
     """jsonl, parquet, hub: field that holds the text."""
     hub_path: str | None = None
@@ -200,7 +200,7 @@ class DataConfig:
     max_documents: int | None = None
     """Read only this many documents of the source."""
     validation_fraction: float = 0.02
-    """Share of documents held out for evaluation, chosen by a hash of the text."""
+    """Share of the text held out for evaluation, chosen by a hash of each document (of each part of a long one)."""
     max_samples: int | None = None
     """Train on only this many sequences again and again (for overfitting tests)."""
     cache_dir: str | None = None

@@ -79,7 +79,7 @@ def test_later_words_win() -> None:
 def test_command_line_wins_over_experiment_whatever_the_order() -> None:
     config = compose(["layout=dp2", "train.steps=7", "experiment=demo"])
     assert (config.layout.data_parallel_size, config.layout.tensor_parallel_size, config.train.steps) == (2, 1, 7)
-    assert config.train.eval_every == 50
+    assert config.train.eval_every == 100
 
 
 @pytest.mark.parametrize(

@@ -151,15 +151,22 @@ ZERO: list[Case] = [
         ["zero.offload=cpu needs zero.stage >= 1, but it is 0; use zero.stage=1, or zero.offload=none"],
     ),
     (
-        {"zero.offload": "nvme", "zero.nvme_path": "/nvme"},
+        {"zero.offload": "nvme", "zero.nvme_path": "/nvme", "checkpoint.save_final": False},
         ["zero.offload=nvme needs zero.stage=3, but it is 1; use zero.stage=3, or zero.offload=cpu"],
     ),
     (
-        {"zero.offload": "nvme", "zero.stage": 3},
+        {"zero.offload": "nvme", "zero.stage": 3, "zero.nvme_path": "/nvme"},
+        [
+            "zero.offload=nvme cannot be saved yet: the state on NVMe is not in the checkpoint format; "
+            "use checkpoint=none, or zero.offload=cpu"
+        ],
+    ),
+    (
+        {"zero.offload": "nvme", "zero.stage": 3, "checkpoint.save_final": False},
         ["zero.offload=nvme needs zero.nvme_path; set it to a folder on a local NVMe disk"],
     ),
     (
-        {"zero.offload": "cpu", "zero.nvme_path": "/nvme"},
+        {"zero.offload": "cpu", "zero.nvme_path": "/nvme", "checkpoint.save_final": False},
         ["zero.nvme_path has no effect with zero.offload=cpu; use zero.offload=nvme, or leave it out"],
     ),
     (
@@ -175,7 +182,7 @@ ZERO: list[Case] = [
         ["optimizer.implementation=deepspeed_cpu needs optimizer state in CPU memory; use zero.offload=cpu, runtime.device=cpu, or optimizer.implementation=auto"],
     ),
     (
-        {"optimizer.implementation": "torch", "zero.offload": "nvme", "zero.stage": 3, "zero.nvme_path": "/nvme"},
+        {"optimizer.implementation": "torch", "zero.offload": "nvme", "zero.stage": 3, "zero.nvme_path": "/nvme", "checkpoint.save_final": False},
         ["zero.offload=nvme needs optimizer.implementation=deepspeed_cpu, but it is torch; use optimizer.implementation=auto"],
     ),
 ]  # fmt: skip
