@@ -33,6 +33,13 @@ class TrainingConsole(Console):
         self.quiet = True
         silence(cast(TextIO, self.file))
 
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError:
+            # The terminal is gone (EIO) or its file's disk full; rich knows of closed pipes only.
+            self.on_broken_pipe()
+
 
 def _console(stream: TextIO) -> TrainingConsole:
     width = _WIDTH

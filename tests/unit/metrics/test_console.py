@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import os
@@ -122,17 +123,27 @@ def test_a_long_command_is_not_wrapped(plan: RunPlan) -> None:
     assert output.getvalue() == command + "\n"
 
 
-class _ClosedPipe(io.StringIO):
+class _Gone(io.StringIO):
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
     def write(self, text: str) -> int:
-        raise BrokenPipeError
+        raise self.error
 
     def flush(self) -> None:
-        raise BrokenPipeError
+        raise self.error
 
 
+GONE = (BrokenPipeError(), OSError(errno.EIO, "the terminal is gone"), OSError(errno.ENOSPC, "the disk is full"))
+
+
+@pytest.mark.parametrize("error", GONE, ids=["pipe", "terminal", "disk"])
 @pytest.mark.parametrize("terminal", [False, True])
-def test_a_closed_pipe_does_not_stop_training(terminal: bool, plan: RunPlan, row: Row, report: StepReport) -> None:
-    console = TrainingConsole(file=_ClosedPipe(), force_terminal=terminal, width=80)
+def test_a_reader_that_is_gone_does_not_stop_training(
+    terminal: bool, error: OSError, plan: RunPlan, row: Row, report: StepReport
+) -> None:
+    console = TrainingConsole(file=_Gone(error), force_terminal=terminal, width=80)
     sink = ConsoleSink(plan, Path("runs/tiny"), 1, "CPU", console=console)
     sink.start(1)
     sink.advance(1)
