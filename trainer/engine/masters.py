@@ -24,6 +24,7 @@ from trainer.topology.groups import ParallelGroups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KINDS = ("weight", *MOMENTS)
+_VANISHED = 2.0**-30
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What moves in DeepSpeed's dynamic loss scaler."""
 
@@ -109,7 +110,9 @@ def _share(numel: int, groups: ParallelGroups) -> tuple[int, int]:
 def _tensor(engine: Any, piece: Piece, kind: str) -> torch.Tensor:
     if kind == "weight":
         return piece.master
-    tensor: torch.Tensor = engine.basic_optimizer.state[piece.master][kind]
+    # fp16 runs may skip every step so far: there is no state yet, and so no moment but zero.
+    state = engine.basic_optimizer.state.get(piece.master, {})
+    tensor: torch.Tensor = state[kind] if kind in state else torch.zeros_like(piece.master)
     return tensor
 
 
@@ -125,6 +128,8 @@ def restore(engine: Any, read: ReadShard, scalars: Mapping[str, float]) -> None:
     for piece in pieces(engine):
         by_parameter.setdefault(piece.parameter, []).append(piece)
         _begin_state(engine.basic_optimizer, piece.master, int(scalars["optimizer_step"]))
+    if isinstance(engine.basic_optimizer, DeepSpeedCPUAdam):
+        _replay_steps(engine.basic_optimizer, int(scalars["optimizer_step"]))
     for parameter in engine.module.parameters():
         spec = shard_spec(parameter)
         own = by_parameter.get(parameter, [])
@@ -150,6 +155,22 @@ def _begin_state(optimizer: Any, master: torch.Tensor, step: int) -> None:
     else:
         fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
         state["step"] = torch.tensor(float(step), dtype=torch.float32, device=master.device if fused else "cpu")
+
+
+def _replay_steps(optimizer: Any, step: int) -> None:
+    """Bring DeepSpeed's CPU kernel to `step`.
+
+    It multiplies up beta^step in fp32 over the steps that it sees, but takes a power when it begins in the middle: the
+    two differ in the last bits, and so would every weight.
+    """
+    group = optimizer.param_groups[0]
+    # From here on 1 - beta^step rounds to 1 either way.
+    if max(group["betas"]) ** step < _VANISHED:
+        return
+    rest = [torch.zeros(1) for _ in range(4)]
+    numbers = (group["lr"], *group["betas"], group["eps"], 0.0, group["bias_correction"])
+    for number in range(1, step + 1):
+        optimizer.ds_opt_adam.adam_update(optimizer.opt_id, number, *numbers, *rest)
 
 
 def _set_model_weight(parameter: nn.Parameter, weight: torch.Tensor) -> None:

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from trainer.config.plan import RunPlan
 from trainer.data.batches import MicroBatch
-from trainer.engine import masters
-from trainer.engine.deepspeed_engines import RepairedEngine
-from trainer.engine.face import Fragment, ReadShard, StepResult
-from trainer.engine.state import (
-    gathered_parameters,
-    local_shard_specs,
-    set_learning_rate,
-    step_result,
-)
+from trainer.engine.face import StepResult
+from trainer.engine.wrapped import WrappedEngine
 from trainer.model.gpt import GPT
-from trainer.tensor_parallel.random import StepClock
-from trainer.tensor_parallel.shard import ShardSpec
-from trainer.topology.groups import ParallelGroups
 
 
 class LanguageModel(nn.Module):
@@ -37,29 +25,19 @@ class LanguageModel(nn.Module):
         return self.gpt.loss(input_ids, labels)
 
 
-class PlainEngine:
+class PlainEngine(WrappedEngine):
     """See `Engine`."""
-
-    def __init__(self, engine: RepairedEngine, plan: RunPlan, groups: ParallelGroups, clock: StepClock) -> None:
-        self._engine: Any = engine
-        self._plan = plan
-        self._groups = groups
-        self._clock = clock
 
     def train_step(self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float) -> StepResult:
         """Accumulate over the micro-batches; DeepSpeed steps at the last one."""
-        plan, engine = self._plan, self._engine
-        set_learning_rate(engine, learning_rate)
-        self._clock.start_step(
-            step, self._groups.data.rank, plan.data_parallel_size, plan.config.batch.micro_batch_size
-        )
+        self._begin_step(step, learning_rate)
         total = torch.zeros((), dtype=torch.float32, device=self._groups.device)
         for batch in micro_batches:
-            loss = engine(batch.input_ids, batch.labels)
+            loss = self._engine(batch.input_ids, batch.labels)
             total += loss.detach()
-            engine.backward(loss)
-            engine.step()
-        return step_result(engine, self._mean(total, len(micro_batches)), self._groups)
+            self._engine.backward(loss)
+            self._engine.step()
+        return self._result(self._mean(total, len(micro_batches)))
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
         """Average the loss over micro-batches and data-parallel ranks."""
@@ -75,34 +53,6 @@ class PlainEngine:
         self._groups.data.all_reduce(total)
         return total / (count * self._groups.data.size)
 
-    def loss_scale(self) -> float | None:
-        """Return the dynamic loss scale in fp16."""
-        return float(self._engine.optimizer.cur_scale) if self._engine.fp16_enabled() else None
-
-    def skipped_steps(self) -> int:
-        """Return the number of overflows so far."""
-        return int(self._engine.skipped_steps)
-
     def take_busy_seconds(self) -> float:
         """Return 0: without stages there is no bubble to measure."""
         return 0.0
-
-    def local_parameters(self) -> Mapping[str, torch.Tensor]:
-        """Return this rank's shards by global name."""
-        return gathered_parameters(self._engine.module)
-
-    def shard_specs(self) -> Mapping[str, ShardSpec]:
-        """Return how each local parameter is cut."""
-        return local_shard_specs(self._engine.module)
-
-    def fragments(self) -> Iterator[Fragment]:
-        """Yield what this rank has to write."""
-        return masters.fragments(self._engine, self._groups)
-
-    def scalars(self) -> dict[str, float]:
-        """Return counters and loss scale."""
-        return masters.scalars(self._engine)
-
-    def restore(self, read: ReadShard, scalars: Mapping[str, float]) -> None:
-        """Take a checkpoint's state."""
-        masters.restore(self._engine, read, scalars)

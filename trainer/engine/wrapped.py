@@ -1,0 +1,83 @@
+"""What both engine faces share: a DeepSpeed engine with its plan, its groups and the clock of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import deepspeed
+import torch
+
+from trainer.config.plan import RunPlan
+from trainer.engine import masters
+from trainer.engine.face import Fragment, ReadShard, StepResult
+from trainer.tensor_parallel.random import StepClock
+from trainer.tensor_parallel.shard import ShardSpec, shard_spec
+from trainer.topology.groups import ParallelGroups
+
+
+class WrappedEngine:
+    """The part of `Engine` that does not depend on how a step is run.
+
+    Args:
+        engine: of DeepSpeed, one of `deepspeed_engines`.
+        plan: numbers of the run.
+        groups: this rank's place.
+        clock: tells dropout where in the run it is.
+    """
+
+    def __init__(self, engine: Any, plan: RunPlan, groups: ParallelGroups, clock: StepClock) -> None:
+        self._engine = engine
+        self._plan = plan
+        self._groups = groups
+        self._clock = clock
+
+    def _begin_step(self, step: int, learning_rate: float) -> None:
+        for group in self._engine.basic_optimizer.param_groups:
+            group["lr"] = learning_rate
+        plan = self._plan
+        self._clock.start_step(
+            step, self._groups.data.rank, plan.data_parallel_size, plan.config.batch.micro_batch_size
+        )
+
+    def _result(self, loss: torch.Tensor) -> StepResult:
+        """Collect loss and gradient norm as device tensors, without reading them."""
+        norm = self._engine.get_global_grad_norm()
+        if norm is None:
+            raise RuntimeError("DeepSpeed must report a gradient norm after a step, but reported none")
+        return StepResult(loss, torch.as_tensor(norm, dtype=torch.float32, device=self._groups.device).reshape(()))
+
+    def loss_scale(self) -> float | None:
+        """Return the dynamic loss scale in fp16."""
+        return float(self._engine.optimizer.cur_scale) if self._engine.fp16_enabled() else None
+
+    def skipped_steps(self) -> int:
+        """Return the number of overflows so far."""
+        return int(self._engine.skipped_steps)
+
+    def local_parameters(self) -> Mapping[str, torch.Tensor]:
+        """Return this rank's shards by global name; what ZeRO-3 has cut is gathered first."""
+        parameters = list(self._engine.module.parameters())
+        sharded = [p for p in parameters if hasattr(p, "ds_id")]
+        found: dict[str, torch.Tensor] = {}
+        with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
+            for parameter in parameters:
+                found[shard_spec(parameter).name] = parameter.detach().to("cpu", torch.float32, copy=True)
+        return found
+
+    def shard_specs(self) -> Mapping[str, ShardSpec]:
+        """Return how each local parameter is cut."""
+        specs = (shard_spec(parameter) for parameter in self._engine.module.parameters())
+        return {spec.name: spec for spec in specs}
+
+    def fragments(self) -> Iterator[Fragment]:
+        """Yield what this rank has to write."""
+        return masters.fragments(self._engine, self._groups)
+
+    def scalars(self) -> dict[str, float]:
+        """Return counters and loss scale."""
+        return masters.scalars(self._engine)
+
+    def restore(self, read: ReadShard, scalars: Mapping[str, float]) -> None:
+        """Take a checkpoint's state."""
+        masters.restore(self._engine, read, scalars)
