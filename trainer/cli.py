@@ -99,11 +99,17 @@ def _train(arguments: list[str]) -> int:
     from trainer.config.schema import DeviceKind
     from trainer.config.validate import validate
     from trainer.launcher.environment import World, find_world, gpu_count, prepare_environment, publish_world
+    from trainer.launcher.start import SUPERVISED_VARIABLE
 
     world = find_world(os.environ)
     if world is not None:
         publish_world(world)
     config = compose(arguments)
+    if world is not None and config.launch.max_restarts > 0 and SUPERVISED_VARIABLE not in os.environ:
+        raise ConfigError(
+            f"launch.max_restarts={config.launch.max_restarts} has no effect under a launcher; use its own restarts "
+            "(torchrun --max-restarts, Slurm's requeue), or let `trident train` start the ranks"
+        )
     gpus = gpu_count(os.environ)
     validate(config, world.size if world else None, gpus)
     prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)
@@ -111,7 +117,8 @@ def _train(arguments: list[str]) -> int:
         from trainer.config.plan import make_plan
         from trainer.supervise import check_before_start, start_and_watch
 
-        if make_plan(config, vocab_size=1).world_size > 1:
+        # A run that is to be started again needs a parent that outlives it.
+        if make_plan(config, vocab_size=1).world_size > 1 or config.launch.max_restarts > 0:
             return start_and_watch(config, arguments)
         check_before_start(config)
         world = World(rank=0, local_rank=0, size=1)

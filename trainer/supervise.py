@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from trainer.launcher.output import shared_output, tail
 from trainer.launcher.roster import Roster
 from trainer.launcher.start import INTERRUPTED, LAUNCHER_LOG, Outcome, run_ranks
 from trainer.log import report_error, say
+from trainer.metrics.jsonl import read_rows
+from trainer.restarts import Restart, RestartPolicy, remember
 from trainer.run_folder import RunFolder
 
 _TAIL_LINES = 20
@@ -52,16 +55,35 @@ def start_and_watch(config: TridentConfig, arguments: Sequence[str]) -> int:
     RankGuard.prepare(folder.logs)
     launcher_log = folder.logs / LAUNCHER_LOG
     log_start = launcher_log.stat().st_size if launcher_log.exists() else 0
+    words = ["train", *arguments, f"run_dir={_quoted(folder.path)}"]
+    policy = RestartPolicy(config.launch.max_restarts, config.launch.restart_backoff_s)
     with shared_output():
-        outcome = run_ranks(
-            plan.world_size,
-            ["train", *arguments, f"run_dir={_quoted(folder.path)}"],
-            folder.logs,
-            port=config.launch.master_port,
-            grace_s=config.launch.grace_s,
-        )
-        _explain(outcome, folder, tail(launcher_log, start=log_start))
-    return outcome.exit_code
+        while True:
+            outcome = run_ranks(
+                plan.world_size, words, folder.logs, port=config.launch.master_port, grace_s=config.launch.grace_s
+            )
+            _explain(outcome, folder, tail(launcher_log, start=log_start))
+            if not _starts_again(outcome, folder, policy):
+                return outcome.exit_code
+            log_start = launcher_log.stat().st_size
+            RankGuard.prepare(folder.logs)
+            # Whatever the first attempt resumed from, the next one goes on from this run's own checkpoints.
+            words = ["train", *arguments, f"run_dir={_quoted(folder.path)}", "checkpoint.resume=auto"]
+
+
+def _starts_again(outcome: Outcome, folder: RunFolder, policy: RestartPolicy) -> bool:
+    """Return whether there is another attempt, after waiting for its time."""
+    rows = read_rows(folder.metrics)
+    step = int(rows[-1]["step"]) if rows else 0
+    wait_s = None if outcome.stop_requested else policy.wait_s(outcome.exit_code, step)
+    if wait_s is None:
+        if policy.reason:
+            say(f"not started again: {policy.reason}")
+        return False
+    remember(folder.path, Restart.now(outcome.exit_code, step, outcome.lost_ranks))
+    say(f"starting again in {wait_s:g} s, from the newest checkpoint (last step logged: {step})")
+    time.sleep(wait_s)
+    return True
 
 
 def _quoted(path: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import sys
 import time
@@ -99,8 +101,6 @@ def test_a_killed_rank_ends_the_run_and_is_named(launcher: str, rank: int, tmp_p
 
 
 def test_a_stopped_rank_does_not_hang_the_run_when_it_is_killed(tmp_path: Path) -> None:
-    import os
-
     run_dir = tmp_path / "R"
     with Running(trident("train", *SETTINGS, "train.steps=100000", f"run_dir={run_dir}"), tmp_path) as running:
         wait_until(lambda: _training(run_dir, 3), START_S, "the third step")
@@ -108,3 +108,21 @@ def test_a_stopped_rank_does_not_hang_the_run_when_it_is_killed(tmp_path: Path) 
         # Rank 0 now waits in a collective that only rank 1 could end.
         kill_rank(run_dir, 1)
         assert running.end(30).code == 7
+
+
+def test_a_killed_rank_is_started_again_and_ends_bit_for_bit(
+    tmp_path: Path, undisturbed: list[tuple[int, float, float]]
+) -> None:
+    run_dir = tmp_path / "R"
+    settings = (*SETTINGS, "checkpoint.every=2", "launch.max_restarts=1", "launch.restart_backoff_s=0")
+    with Running(trident("train", *settings, f"run_dir={run_dir}"), tmp_path) as running:
+        wait_until(lambda: _training(run_dir, 5), START_S, "the fifth step")
+        kill_rank(run_dir, 1)
+        ended = running.end(150)
+        assert running.left_behind() == []
+    assert ended.code == 0, ended.out + ended.err
+    assert "rank 1 was lost" in ended.err
+    assert "starting again in 0 s" in ended.out
+    assert _losses(run_dir) == undisturbed
+    restarts = json.loads((run_dir / "summary.json").read_text())["restarts"]
+    assert [(r["exit_code"], r["lost_ranks"]) for r in restarts] == [(7, [1])]

@@ -11,6 +11,7 @@ ORDER = (
     "files",
     "log",
     "versions",
+    "restarts",
     "config",
     "topology",
     "data",
@@ -47,7 +48,7 @@ APART = {
     "generation": {"pipeline", "engine", "planner", "loop", "metrics", "launcher"},
     "description": LOW - {"config", "model", "pipeline", "planner"} | {"checkpoint", "metrics", "launcher"},
     "run_folder": LOW - {"config"} | {"metrics", "generation", "description"},
-    "supervise": {"loop", "metrics", "generation"},
+    "supervise": {"loop", "generation"},
     "app": {"generation", "supervise"},
 }
 """Rooms that the order would let in, but that a room has no business with."""
@@ -58,6 +59,7 @@ NO_TORCH = (
         "files",
         "log",
         "versions",
+        "restarts",
         "config",
         "planner",
         "launcher",

@@ -89,6 +89,8 @@ class CheckpointHook:
             with storage_faults(temporary):
                 shutil.rmtree(temporary, ignore_errors=True)
                 (temporary / TENSORS).mkdir(parents=True)
+                # A first checkpoint is as durable as the folder of checkpoints is.
+                sync_folder(self._store.folder.parent)
 
     def _write(self, temporary: Path) -> FileFacts | None:
         path = temporary / self._file_name(self._groups.rank)
@@ -117,14 +119,11 @@ class CheckpointHook:
         with storage_faults(final):
             sync_folder(temporary / TENSORS)
             write_atomically(temporary / MANIFEST, manifest.to_json())
-            if final.exists():
-                shutil.rmtree(final)
-            temporary.rename(final)
-            sync_folder(final.parent)
+            self._store.publish(self._state.step)
         self._store.point_at(self._state.step)
-        replaced = self._store.delete_after(self._state.step)
-        if replaced:
-            steps = ", ".join(map(str, replaced))
+        later = self._store.delete_after(self._state.step)
+        if later:
+            steps = ", ".join(map(str, later))
             say(f"deleted the checkpoints of steps {steps}: this run went back and trains them anew")
         self._store.delete_old(self._plan.config.checkpoint.keep)
 

@@ -44,7 +44,7 @@ class Manifest:
     def to_json(self) -> str:
         """Return the file's text, which ends with a hash of all the rest."""
         content = {"format_version": FORMAT_VERSION, **asdict(self)}
-        return json.dumps({**content, _CHECKSUM: _checksum(content)}, indent=1) + "\n"
+        return _dump({**content, _CHECKSUM: _checksum(content)})
 
 
 def describe_layout(plan: RunPlan) -> dict[str, object]:
@@ -60,6 +60,10 @@ def describe_layout(plan: RunPlan) -> dict[str, object]:
         "offload": config.zero.offload.value,
         "dtype": config.precision.dtype.value,
     }
+
+
+def _dump(content: Mapping[str, object]) -> str:
+    return json.dumps(content, indent=1) + "\n"
 
 
 def _checksum(content: Mapping[str, object]) -> str:
@@ -86,7 +90,8 @@ def read_manifest(checkpoint: Path) -> Manifest:
     """
     path = checkpoint / MANIFEST
     try:
-        return _parse(json.loads(path.read_text(encoding="utf-8")))
+        text = path.read_bytes().decode()
+        return _parse(json.loads(text), text)
     except FileNotFoundError:
         raise CheckpointError(f"{checkpoint} must be a checkpoint, but holds no {MANIFEST}") from None
     except KeyError as error:
@@ -95,7 +100,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
         raise CheckpointError(f"{path} must be a checkpoint's manifest, but cannot be read: {error}") from error
 
 
-def _parse(raw: object) -> Manifest:
+def _parse(raw: object, text: str) -> Manifest:
     if not isinstance(raw, dict):
         raise ValueError(f"it must be a JSON object, but is a {type(raw).__name__}")
     if raw["format_version"] != FORMAT_VERSION:
@@ -103,6 +108,9 @@ def _parse(raw: object) -> Manifest:
     found, expected = raw[_CHECKSUM], _checksum({key: value for key, value in raw.items() if key != _CHECKSUM})
     if found != expected:
         raise ValueError(f"its checksum must be {expected}, but is {found}: it was changed or damaged")
+    if text != _dump(raw):
+        # The checksum does not see white space and other spellings of the same values.
+        raise ValueError("it must be as it was written, but its white space has changed")
     files = _object(raw, "files")
     return Manifest(
         step=_whole(raw, "step"),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 
 from trainer.checkpoint.manifest import Manifest, check_content, describe_layout, read_manifest
 from trainer.checkpoint.shards import TensorFolder
-from trainer.checkpoint.store import TENSORS, CheckpointStore, find_checkpoint
-from trainer.config.plan import RunPlan
+from trainer.checkpoint.store import CONFIG, CheckpointStore, find_checkpoint
+from trainer.config.compose import from_yaml
+from trainer.config.plan import RunPlan, make_model_spec
 from trainer.config.schema import TridentConfig
 from trainer.engine.face import Engine
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, ConfigError
 from trainer.log import say, warn
 from trainer.loop.state import TrainState
-from trainer.topology.agreement import together
+from trainer.topology.agreement import gather, together
 from trainer.topology.groups import DistGroup, ParallelGroups
 
 Found = tuple[Path, Manifest]
@@ -40,7 +42,8 @@ def _checked(found: Found, control: DistGroup) -> Found:
 
 
 def _newest_whole(store: CheckpointStore, control: DistGroup) -> Found | None:
-    steps = together(control, store.steps)
+    # Of one rank: nodes may see a shared folder change at different moments, and all must try the same ones.
+    steps = gather(control, together(control, store.steps))[0]
     for step in reversed(steps):
         path = store.path(step)
         try:
@@ -79,12 +82,49 @@ def resume(
     return state
 
 
+_SAME_MODEL = (
+    "hidden_size",
+    "num_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "ffn_hidden_size",
+    "position",
+    "norm",
+    "activation",
+    "bias",
+    "tied_embeddings",
+)
+"""What gives the weights their meaning. Some would fit in shape all the same, or leave tensors unread."""
+
+
+def _check_model(path: Path, plan: RunPlan) -> None:
+    try:
+        saved = from_yaml((path / CONFIG).read_text(encoding="utf-8")).model
+    except (ConfigError, OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path / CONFIG} must be a config that this version can read, but: {error}") from error
+    there, here = make_model_spec(saved, plan.model.vocab_size, 1), plan.model
+    changed = [name for name in _SAME_MODEL if getattr(there, name) != getattr(here, name)]
+    if changed:
+        found = ", ".join(f"model.{name}={_shown(getattr(there, name))}" for name in changed)
+        wanted = ", ".join(_shown(getattr(here, name)) for name in changed)
+        raise CheckpointError(
+            f"{path} must be of this model, but was trained with {found} (here {wanted}); give model.* the values of "
+            "the run that saved it"
+        )
+
+
+def _shown(value: object) -> str:
+    return str(value.value if isinstance(value, Enum) else value)
+
+
 def _load(path: Path, manifest: Manifest, engine: Engine, plan: RunPlan, groups: ParallelGroups) -> None:
     if manifest.vocab_size != plan.model.vocab_size:
         raise CheckpointError(
             f"{path} must be of a model with this vocabulary ({plan.model.vocab_size}), but has "
             f"{manifest.vocab_size}; set model.vocab_size={manifest.vocab_size}, or use the same data and tokenizer"
         )
-    tensors = TensorFolder(path / TENSORS)
+    _check_model(path, plan)
+    tensors = TensorFolder(path, manifest.files)
     rank, size = groups.tensor.rank, groups.tensor.size
     engine.restore(lambda kind, spec: tensors.read_shard(kind, spec, rank, size), manifest.scalars)

@@ -7,6 +7,7 @@ file's own header says where each belongs, so a folder of such files is a whole 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -72,25 +73,28 @@ class _Place:
     tp_rank: int
     tensor_parallel_size: int
     start: int
+    numel: int
 
 
 class TensorFolder:
-    """Reads tensors out of a folder that ranks wrote with `write_fragments`. Opens headers first, data on demand.
+    """Reads tensors out of files that ranks wrote with `write_fragments`. Opens headers first, data on demand.
 
     Args:
-        folder: holds the files.
+        folder: named in messages.
+        files: those to read, relative to it; only names with our suffix are. Whatever else lies there is not opened.
 
     Raises:
         CheckpointError: there is no file, or one cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: Iterable[str]) -> None:
         self._folder = folder
         self._files: dict[Path, Any] = {}
         self._specs: dict[str, ShardSpec] = {}
         self._places: dict[tuple[str, str], list[_Place]] = {}
-        for path in sorted(folder.glob(f"*{SUFFIX}")):
-            self._read_header(path)
+        for name in sorted(files):
+            if name.endswith(SUFFIX):
+                self._read_header(folder / name)
         if not self._places:
             raise CheckpointError(f"{folder} must hold tensors (*{SUFFIX}), but holds none")
 
@@ -106,8 +110,11 @@ class TensorFolder:
                     raise ValueError(f"{name} is cut as {spec} here, but as {self._specs[name]} elsewhere")
             for key in file.keys():  # noqa: SIM118 - not a dict
                 kind, name, tp_rank, size, start = places[key]
-                place = _Place(path, key, _count(tp_rank), _count(size), _count(start))
-                self._places.setdefault((str(kind), str(name)), []).append(place)
+                if name not in self._specs:
+                    raise ValueError(f"{key} is of a tensor whose shape is not told")
+                numel = math.prod(file.get_slice(key).get_shape())
+                place = _Place(path, key, _count(tp_rank), _count(size, 1), _count(start), numel)
+                self._places.setdefault((str(kind), name), []).append(place)
         except KeyError as error:
             raise CheckpointError(f"{path} must hold fragments, but its metadata lack {error}") from error
         except (SafetensorError, OSError, ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
@@ -132,7 +139,10 @@ class TensorFolder:
             CheckpointError: it is not there, or not all of it.
         """
         if (kind, name) not in self._places:
-            raise CheckpointError(f"{self._folder} must hold {kind} of {name}, but does not")
+            raise CheckpointError(
+                f"{self._folder} must hold {kind} of {name}, but does not; give model.* the values of the run that "
+                "saved it"
+            )
         places, spec = self._places[kind, name], self._specs[name]
         sizes = {place.tensor_parallel_size for place in places}
         size = min(sizes)
@@ -148,18 +158,20 @@ class TensorFolder:
     def _shard(self, places: list[_Place], spec: ShardSpec, rank: int, size: int) -> torch.Tensor:
         """Put one tensor-parallel rank's shard together; every element must be there exactly once."""
         shape = spec.local_shape(size)
-        whole = torch.empty(shape, dtype=torch.float32)
-        flat, filled = whole.view(-1), 0
-        for place in sorted(places, key=lambda place: place.start):
+        ordered = sorted(places, key=lambda place: place.start)
+        filled, numel = 0, math.prod(shape)
+        # Before memory is taken: a shape that is not backed by as many bytes must not take any.
+        for place in ordered:
             if place.start != filled:
-                break
+                raise ValueError(_gap(min(place.start, filled), rank))
+            filled += place.numel
+        if filled != numel:
+            raise ValueError(_gap(min(filled, numel), rank))
+        whole = torch.empty(shape, dtype=torch.float32)
+        flat = whole.view(-1)
+        for place in ordered:
             values = self._files[place.path].get_tensor(place.key).view(-1)
-            filled += values.numel()
-            if filled > flat.numel():
-                break
-            flat[place.start : filled] = values
-        if filled != flat.numel():
-            raise ValueError(f"elements from {filled} on of tensor-parallel rank {rank} are missing or there twice")
+            flat[place.start : place.start + place.numel] = values
         return whole
 
     def read_shard(self, kind: str, spec: ShardSpec, rank: int, size: int) -> torch.Tensor:
@@ -178,14 +190,27 @@ class TensorFolder:
         return shard(with_padding(full, spec), spec, rank, size)
 
 
-def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"a rank or offset must be a whole number of at least 0, but is {value!r}")
+def _gap(element: int, rank: int) -> str:
+    return f"elements from {element} on of tensor-parallel rank {rank} are missing or there twice"
+
+
+def _count(value: object, least: int = 0) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"a size, rank or offset must be a whole number of at least {least}, but is {value!r}")
     return value
 
 
 def _spec(raw: Mapping[str, object]) -> ShardSpec:
-    shape, sections, dim, padding = raw["global_shape"], raw["sections"], raw["dim"], raw["padding"]
-    if not (isinstance(shape, list) and isinstance(sections, list) and isinstance(padding, int)):
+    shape, sections, dim = raw["global_shape"], raw["sections"], raw["dim"]
+    if not (isinstance(shape, list) and isinstance(sections, list)):
         raise ValueError(f"a shard spec must hold lists of sizes, but is {raw}")
-    return ShardSpec(str(raw["name"]), tuple(shape), dim if isinstance(dim, int) else None, tuple(sections), padding)
+    spec = ShardSpec(
+        name=str(raw["name"]),
+        global_shape=tuple(map(_count, shape)),
+        dim=None if dim is None else _count(dim),
+        sections=tuple(map(_count, sections)),
+        padding=_count(raw["padding"]),
+    )
+    if spec.dim is not None and spec.padding > spec.global_shape[spec.dim]:
+        raise ValueError(f"a shard spec must hold less padding than rows, but is {raw}")
+    return spec

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer.checkpoint.manifest import MANIFEST, Manifest, check_sizes, read_manifest
 from trainer.errors import CheckpointError
-from trainer.files import write_atomically
+from trainer.files import sync_folder, write_atomically
 from trainer.log import warn
 
 LATEST = "latest"
@@ -51,6 +51,27 @@ class CheckpointStore:
                 continue
             return path, manifest
         return None
+
+    def publish(self, step: int) -> None:
+        """Give the checkpoint at `temporary_path` its name, durably; one of the same step goes.
+
+        Raises:
+            OSError: it cannot be renamed; the one of the same step stays.
+        """
+        final, replaced = self.path(step), self.folder / f".step_{step}.replaced.partial"
+        shutil.rmtree(replaced, ignore_errors=True)
+        is_there = final.exists()
+        if is_there:
+            # Deleting takes long; until the new one has the name, the old one is only out of the way.
+            final.rename(replaced)
+        try:
+            self.temporary_path(step).rename(final)
+        except OSError:
+            if is_there:
+                replaced.rename(final)
+            raise
+        sync_folder(self.folder)
+        shutil.rmtree(replaced, ignore_errors=True)
 
     def point_at(self, step: int) -> None:
         """Make `latest` name a step."""

@@ -41,6 +41,7 @@ MINIMA: dict[str, int] = {
     "runtime.threads_per_rank": 1,
     "runtime.timeout_s": 1,
     "launch.grace_s": 0,
+    "launch.max_restarts": 0,
 }
 """Smallest legal value of the integer keys; null is always legal."""
 
@@ -51,7 +52,7 @@ POSITIVE: tuple[str, ...] = (
     "optimizer.lr",
     "optimizer.eps",
 )
-NOT_NEGATIVE: tuple[str, ...] = ("optimizer.weight_decay", "optimizer.grad_clip")
+NOT_NEGATIVE: tuple[str, ...] = ("optimizer.weight_decay", "optimizer.grad_clip", "launch.restart_backoff_s")
 BELOW_ONE: tuple[str, ...] = (
     "model.dropout",
     "model.attention_dropout",

@@ -366,6 +366,10 @@ class LaunchConfig:
 
     master_port: int | None = None
     """Rendezvous port. null: a free one."""
+    max_restarts: int = 0
+    """Times that ranks started here are started again after a crash or a lost rank, from the newest checkpoint."""
+    restart_backoff_s: float = 5.0
+    """Seconds before the first restart; doubled for each further one, up to 300."""
     grace_s: int = 10
     """Seconds that surviving ranks get to end after one died."""
 

@@ -10,7 +10,7 @@ import torch
 
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.shards import TensorFolder
-from trainer.checkpoint.store import CONFIG, TENSORS, find_checkpoint
+from trainer.checkpoint.store import CONFIG, find_checkpoint
 from trainer.config.compose import from_yaml
 from trainer.config.plan import ModelSpec, make_model_spec
 from trainer.config.schema import RecomputeKind
@@ -32,7 +32,7 @@ def load_model(checkpoint: Path, manifest: Manifest) -> GPT:
     """
     spec = replace(_model_spec(checkpoint, manifest), recompute=RecomputeKind.none)
     model = GPT(ModelContext(spec, SingleGroup(), seed=0, sequence_parallel=False, clock=StepClock(0)))
-    tensors = TensorFolder(checkpoint / TENSORS)
+    tensors = TensorFolder(checkpoint, manifest.files)
     unread = set(tensors.names())
     with torch.no_grad():
         for parameter in model.parameters():
@@ -51,7 +51,7 @@ def _run_dir(checkpoint: Path) -> Path:
 
 
 def _model_spec(checkpoint: Path, manifest: Manifest) -> ModelSpec:
-    config = from_yaml((checkpoint / CONFIG).read_text())
+    config = from_yaml((checkpoint / CONFIG).read_text(encoding="utf-8"))
     return make_model_spec(config.model, manifest.vocab_size, tensor_parallel_size=1)
 
 

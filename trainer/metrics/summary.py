@@ -11,6 +11,7 @@ from trainer.loop.events import RunEnd, StepReport
 from trainer.loop.state import TrainState
 from trainer.metrics.jsonl import METRICS_FILE, read_rows
 from trainer.metrics.sink import Row
+from trainer.restarts import read_restarts
 from trainer.versions import versions
 
 SUMMARY_FILE = "summary.json"
@@ -68,6 +69,9 @@ class SummarySink:
             "wall_time_s": end.wall_time_s,
             "sample_ledger": self._state.sample_ledger,
         }
+        restarts = read_restarts(self._run_dir)
+        if restarts:
+            summary["restarts"] = restarts
         if end.error:
             summary["error"] = end.error
         write_atomically(self._run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")

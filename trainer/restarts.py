@@ -1,0 +1,95 @@
+"""Starting a run again after a crash: when, how often, and what is remembered of it. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from trainer.errors import PeerLostError, TridentError
+from trainer.files import write_atomically
+
+RESTARTS_FILE = "restarts.json"
+RESTARTABLE = (TridentError.exit_code, PeerLostError.exit_code)
+"""A fault of ours, and a lost rank. What else ends a run would end it again: wrong input, numerics, memory, disk."""
+LONGEST_WAIT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Restart:
+    """One time that a run was started again."""
+
+    exit_code: int
+    """Of the attempt before."""
+    step: int
+    """Last step that the attempt logged, 0 if none."""
+    lost_ranks: tuple[int, ...]
+    time: str
+    """UTC, ISO 8601."""
+
+    @classmethod
+    def now(cls, exit_code: int, step: int, lost_ranks: Sequence[int]) -> Restart:
+        """Return a restart of this moment."""
+        return cls(exit_code, step, tuple(lost_ranks), datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+class RestartPolicy:
+    """Decides after each attempt of one command whether there is another.
+
+    Args:
+        max_restarts: at most so many.
+        backoff_s: wait before the first restart; doubled for each further one, up to `LONGEST_WAIT_S`.
+    """
+
+    def __init__(self, max_restarts: int, backoff_s: float) -> None:
+        self._left = self._max_restarts = max_restarts
+        self._wait_s = backoff_s
+        self._failed_step: int | None = None
+        self.reason: str | None = None
+        """Why the last answer was None; empty where a restart was not to be expected."""
+
+    def wait_s(self, exit_code: int, step: int) -> float | None:
+        """Return how long to wait before the next attempt, or None if there is none; see `reason`.
+
+        Args:
+            exit_code: of the attempt that ended.
+            step: last step that it logged.
+        """
+        self.reason = self._reason_to_give_up(exit_code, step)
+        if self.reason is not None:
+            return None
+        self._left -= 1
+        self._failed_step = step
+        wait_s = min(self._wait_s, LONGEST_WAIT_S)
+        self._wait_s = 2 * wait_s
+        return wait_s
+
+    def _reason_to_give_up(self, exit_code: int, step: int) -> str | None:
+        if self._max_restarts == 0 or exit_code not in RESTARTABLE:
+            return ""
+        if step == self._failed_step:
+            return f"it failed again after step {step}, so a restart does not help"
+        if self._left == 0:
+            return f"all of launch.max_restarts={self._max_restarts} restarts are used"
+        return None
+
+
+def read_restarts(run_dir: Path) -> list[dict[str, object]]:
+    """Return the restarts of a run, oldest first; none if there were none or the file is damaged."""
+    try:
+        found = json.loads((run_dir / RESTARTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def remember(run_dir: Path, restart: Restart) -> None:
+    """Add a restart to the run's record.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    everything = [*read_restarts(run_dir), asdict(restart)]
+    write_atomically(run_dir / RESTARTS_FILE, json.dumps(everything, indent=1) + "\n")
