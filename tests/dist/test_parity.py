@@ -29,7 +29,7 @@ def _check(case: Case, errors: Errors) -> None:
 
 
 CASES_A_RANK = 8
-"""Each case leaves its process groups' threads behind; after some dozens of cases ranks do little but switch threads."""
+"""Each case leaves the threads of its process groups behind; after dozens of cases ranks do little but switch them."""
 
 
 def _run(cases: Sequence[Case], report: Path | None = None) -> None:
