@@ -26,7 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    kept, left_out = [], []
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
     for item in items:
         wanted = all(config.getoption(option) for marker, option in OPTIONAL.items() if item.get_closest_marker(marker))
         (kept if wanted and (_has_gpu() or not item.get_closest_marker("gpu")) else left_out).append(item)

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import cast
 
 import pytest
@@ -20,7 +19,7 @@ from trainer.config.schema import (
     TridentConfig,
 )
 from trainer.data.batches import BatchSource, MicroBatch
-from trainer.engine.face import StepResult
+from trainer.engine.face import Fragment, ReadShard, StepResult
 from trainer.errors import NumericsError, StorageError
 from trainer.loop.evaluate import evaluate
 from trainer.loop.events import Hook, RunEnd, StepReport
@@ -74,11 +73,14 @@ class FakeEngine:
     def shard_specs(self) -> Mapping[str, ShardSpec]:
         return {}
 
-    def save(self, folder: Path) -> None:
-        raise AssertionError
+    def fragments(self) -> Iterator[Fragment]:
+        raise AssertionError("the loop does not save")
 
-    def load(self, folder: Path) -> None:
-        raise AssertionError
+    def scalars(self) -> dict[str, float]:
+        raise AssertionError("the loop does not save")
+
+    def restore(self, read: ReadShard, scalars: Mapping[str, float]) -> None:
+        raise AssertionError("the loop does not load")
 
 
 class FakeSource:
