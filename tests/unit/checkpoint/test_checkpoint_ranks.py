@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 from unittest import mock
 
 import pytest
@@ -11,84 +9,76 @@ import torch
 import torch.distributed as dist
 
 from tests.helpers.dist import run_distributed
-from trainer.checkpoint.hook import CheckpointHook
-from trainer.checkpoint.store import CheckpointStore
-from trainer.checkpoint.weights import read_weights
-from trainer.config.plan import make_plan
-from trainer.config.schema import LayoutConfig, ModelConfig, TridentConfig
-from trainer.engine.face import Engine
-from trainer.errors import StorageError, TridentError
-from trainer.loop.state import TrainState
-from trainer.tensor_parallel.shard import ShardSpec, shard
+from tests.unit.checkpoint.checkpoint_room import (
+    FULL,
+    KINDS,
+    TENSOR_FILE,
+    FakeEngine,
+    Run,
+    config_of,
+    plan_of,
+    tensors_of,
+)
+from trainer.checkpoint.manifest import check_content
+from trainer.checkpoint.resume import checkpoint_to_resume, resume
+from trainer.checkpoint.store import CONFIG, CheckpointStore
+from trainer.config.schema import LayoutConfig
+from trainer.errors import CheckpointError, StorageError, TridentError
 from trainer.topology.grid import Grid
-from trainer.topology.groups import DistGroup, make_groups
+from trainer.topology.groups import DistGroup, ParallelGroups, make_groups
 
 pytestmark = pytest.mark.dist
-TIMEOUT_S = 60
-FULL = torch.arange(8.0)
-SPEC = ShardSpec("w", (8,), 0, (8,))
+TIMEOUT_S = 90
 FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
+FILES = [f"tensors/rank_{rank:05d}.safetensors" for rank in range(2)]
 
 
-class RankEngine:
-    """What a hook asks of an engine: one file and one shard a rank."""
-
-    def __init__(self, rank: int, tp_rank: int = 0, tp: int = 1) -> None:
-        self.rank, self.tp_rank, self.tp = rank, tp_rank, tp
-        self.fails: Exception | None = None
-        self.saves = 0
-
-    def save(self, folder: Path) -> None:
-        self.saves += 1
-        folder.mkdir(exist_ok=True)
-        (folder / f"rank{self.rank}.pt").write_bytes(b"state")
-        if self.fails is not None:
-            raise self.fails
-
-    def local_parameters(self) -> Mapping[str, torch.Tensor]:
-        # ZeRO-3 gathers here: a rank that does not come leaves the others waiting.
-        dist.barrier()
-        return {"w": shard(FULL + self.saves, SPEC, self.tp_rank, self.tp)}
-
-    def shard_specs(self) -> Mapping[str, ShardSpec]:
-        return {"w": SPEC}
-
-
-def hook_of(grid: Grid, store: CheckpointStore, engine: RankEngine, state: TrainState) -> CheckpointHook:
-    layout = LayoutConfig(tensor_parallel_size=grid.tensor_parallel_size, data_parallel_size=grid.data_parallel_size)
-    plan = make_plan(TridentConfig(model=ModelConfig(seq_length=16), layout=layout), 100)
+def groups_of(grid: Grid) -> tuple[ParallelGroups, DistGroup]:
     groups = make_groups(grid, torch.device("cpu"))
-    engine.tp_rank, engine.tp = groups.tensor.rank, groups.tensor.size
     handle = dist.group.WORLD
     assert handle is not None
-    control = DistGroup(handle, groups.rank, grid.size, tuple(range(grid.size)))
-    return CheckpointHook(store, cast(Engine, engine), plan, state, groups, control)
+    return groups, DistGroup(handle, groups.rank, grid.size, tuple(range(grid.size)))
 
 
-def full(*_: object) -> None:
+def run_of(run_dir: Path) -> Run:
+    groups, control = groups_of(Grid(1, 1, 2))
+    engine = FakeEngine(groups.rank, groups.tensor.rank, groups.tensor.size)
+    plan = plan_of(every=1, layout=LayoutConfig(tensor_parallel_size=2))
+    return Run(run_dir, control, plan, engine=engine, groups=groups)
+
+
+def full(*_: object, **__: object) -> None:
     raise FULL_DISK
 
 
 def save_on_two_ranks(
     rank: int, world_size: int, run_dir: Path, failing_rank: int | None, where: str
 ) -> tuple[str, str, int]:
-    engine, state = RankEngine(rank), TrainState(1)
-    hook = hook_of(Grid(1, 1, 2), CheckpointStore(run_dir), engine, state)
-    hook.save()
-    state.step = 2
+    run = run_of(run_dir)
+    run.steps(1)
+    run.state.step = 2
     if rank == failing_rank and where == "engine":
-        engine.fails = FULL_DISK
+        run.engine.fails = FULL_DISK
     elif rank == failing_rank:
-        mock.patch("trainer.checkpoint.hook.write_weights", full).start()
+        mock.patch(f"trainer.checkpoint.{where}", full).start()
     try:
-        hook.save()
+        run.hook.save()
     except TridentError as error:
         return type(error).__name__, str(error), error.exit_code
     return "ok", "", 0
 
 
 @pytest.mark.parametrize(
-    ("failing_rank", "where"), [(None, ""), (0, "engine"), (1, "engine"), (0, "weights"), (1, "weights")]
+    ("failing_rank", "where"),
+    [
+        (None, ""),
+        (0, "engine"),
+        (1, "engine"),
+        (1, "shards.save_file"),
+        (1, "hook.file_facts"),
+        (0, "hook.write_atomically"),
+        (0, "store.sync_folder"),
+    ],
 )
 def test_ranks_save_together_or_not_at_all(tmp_path: Path, failing_rank: int | None, where: str) -> None:
     outcomes = run_distributed(save_on_two_ranks, 2, tmp_path, failing_rank, where, timeout_s=TIMEOUT_S)
@@ -96,30 +86,97 @@ def test_ranks_save_together_or_not_at_all(tmp_path: Path, failing_rank: int | N
     assert not list(store.folder.glob(".step_*"))
     found = store.newest_valid()
     assert found is not None
-    path, manifest = found
+    check_content(*found)
+    saved = tensors_of(*found)
     if failing_rank is None:
         assert [outcome[0] for outcome in outcomes] == ["ok", "ok"]
         assert store.steps() == [1, 2]
-        assert torch.equal(read_weights(path / "weights")["w"], FULL + 2)
     else:
         assert [(kind, code) for kind, _, code in outcomes] == [("StorageError", 8)] * 2
         assert outcomes[0][1] == outcomes[1][1]
-        assert store.steps() == [1]
-        assert torch.equal(read_weights(path / "weights")["w"], FULL + 1)
-    ranks = {f"engine/rank{rank}.pt" for rank in range(2)}
-    assert manifest.files.keys() == ranks | {f"weights/stage0_tp{rank}.safetensors" for rank in range(2)}
+        # With its name on it, it is whole, even though the disk failed right after.
+        assert store.steps() == ([1, 2] if where == "store.sync_folder" else [1])
+    assert torch.equal(saved["weight"], FULL + found[1].step)
+    assert torch.equal(saved["exp_avg_sq"], 100 * (FULL + found[1].step))
+    assert found[1].files.keys() == {*FILES, CONFIG}
 
 
 def save_without_a_shared_disk(rank: int, world_size: int, run_dir: Path) -> str:
-    store, engine = CheckpointStore(run_dir / f"node{rank}"), RankEngine(rank)
-    hook = hook_of(Grid(1, 2, 1), store, engine, TrainState(1))
+    run = run_of(run_dir / f"node{rank}")
     with pytest.raises(StorageError, match="run_dir must be on a file system that all nodes share") as caught:
-        hook.save()
-    assert engine.saves == 0
-    assert store.steps() == []
+        run.steps(1)
+    assert run.engine.saves == 0
+    assert run.store.steps() == []
     return str(caught.value)
 
 
 def test_nodes_that_do_not_share_a_disk_are_told_so_instead_of_losing_their_part(tmp_path: Path) -> None:
     outcomes = run_distributed(save_without_a_shared_disk, 2, tmp_path, timeout_s=TIMEOUT_S)
     assert outcomes[0] == outcomes[1]
+
+
+def resume_on_two_ranks(rank: int, world_size: int, run_dir: Path, wanted: str) -> tuple[object, ...]:
+    """Return what this rank resumed and which files it read, or what it raised."""
+    from trainer.checkpoint import manifest
+
+    groups, control = groups_of(Grid(1, 1, 2))
+    read: list[str] = []
+    original = manifest.file_facts
+
+    def spy(path: Path) -> manifest.FileFacts:
+        read.append(path.name)
+        return original(path)
+
+    manifest.file_facts = spy
+    engine = FakeEngine()
+    try:
+        found = checkpoint_to_resume(config_of(resume=wanted), CheckpointStore(run_dir), control)
+        state = resume(found, engine, plan_of(layout=LayoutConfig(tensor_parallel_size=2)), groups, control)
+    except TridentError as error:
+        return type(error).__name__, str(error), error.exit_code
+    return state.step, {kind: tensor.tolist() for kind, tensor in engine.loaded.items()}, sorted(read)
+
+
+def save_steps(rank: int, world_size: int, run_dir: Path, last: int) -> None:
+    run_of(run_dir).steps(last)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("saved")
+    run_distributed(save_steps, 2, run_dir, 2, timeout_s=TIMEOUT_S)
+    return run_dir
+
+
+def test_ranks_share_the_reading_and_load_their_shards(saved: Path) -> None:
+    outcomes = run_distributed(resume_on_two_ranks, 2, saved, "auto", timeout_s=TIMEOUT_S)
+    for rank, (step, loaded, _) in enumerate(outcomes):
+        assert step == 2
+        expected = (FULL + 2)[4 * rank : 4 * rank + 4]
+        assert loaded == {kind: (expected * 10**index).tolist() for index, kind in enumerate(KINDS)}
+    assert sorted(outcomes[0][2] + outcomes[1][2]) == sorted(Path(name).name for name in (*FILES, CONFIG))
+
+
+@pytest.mark.parametrize("damaged", [*FILES, CONFIG])
+def test_damage_that_one_rank_sees_turns_all_of_them_to_the_older_one(
+    saved: Path, damaged: str, tmp_path: Path
+) -> None:
+    import shutil
+
+    run_dir = tmp_path / "run"
+    shutil.copytree(saved, run_dir)
+    path = CheckpointStore(run_dir).path(2) / damaged
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    outcomes = run_distributed(resume_on_two_ranks, 2, run_dir, "auto", timeout_s=TIMEOUT_S)
+    assert [outcome[0] for outcome in outcomes] == [1, 1]
+    named = run_distributed(resume_on_two_ranks, 2, run_dir, str(path.parents[damaged.count("/")]), timeout_s=TIMEOUT_S)
+    assert {outcome[0] for outcome in named} == {CheckpointError.__name__}
+    assert named[0] == named[1]
+    assert str(path) in named[0][1]
+    assert named[0][2] == 4
+
+
+def test_the_file_of_the_first_rank_is_where_one_rank_alone_writes_it() -> None:
+    assert FILES[0] == TENSOR_FILE

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.checkpoint.manifest import MANIFEST, Layout, Manifest, file_sizes
+from trainer.checkpoint.manifest import MANIFEST, Manifest, describe_layout, file_facts
 from trainer.checkpoint.store import LATEST, CheckpointStore, find_checkpoint
 from trainer.config.plan import make_plan
 from trainer.config.schema import TridentConfig
@@ -14,10 +14,12 @@ from trainer.loop.state import TrainState
 
 
 def write_checkpoint(folder: Path, step: int) -> Path:
-    (folder / "engine").mkdir(parents=True)
-    (folder / "engine" / "state.pt").write_bytes(b"x" * (step + 1))
-    plan = make_plan(TridentConfig(), 100)
-    manifest = Manifest(step, Layout.of(plan), TrainState(step).to_dict(), 100, file_sizes(folder))
+    state = folder / "tensors" / "state"
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"x" * (step + 1))
+    layout = describe_layout(make_plan(TridentConfig(), 100))
+    files = {"tensors/state": file_facts(state)}
+    manifest = Manifest(step, 100, TrainState(step).to_dict(), {}, layout, {}, files)
     (folder / MANIFEST).write_text(manifest.to_json())
     return folder
 
@@ -81,7 +83,7 @@ def test_nothing_outside_is_deleted_through_a_link(store: CheckpointStore, tmp_p
     (store.folder / ".step_8.partial").symlink_to(outside)
     store.delete_old(1)
     assert (outside / MANIFEST).is_file()
-    assert (outside / "engine" / "state.pt").is_file()
+    assert (outside / "tensors" / "state").is_file()
     assert store.steps()[-1] == 3
     assert not store.path(2).exists()
 
@@ -92,7 +94,7 @@ def test_damaged_checkpoints_are_skipped_with_a_warning_each(
 ) -> None:
     fill(store, 1, 2, 30, 4)
     for step in (30, 4):
-        manifest, state = store.path(step) / MANIFEST, store.path(step) / "engine" / "state.pt"
+        manifest, state = store.path(step) / MANIFEST, store.path(step) / "tensors" / "state"
         if damage == "manifest gone":
             manifest.unlink()
         elif damage == "manifest broken":
@@ -146,6 +148,42 @@ def test_the_newest_are_kept_and_half_written_ones_go(store: CheckpointStore, ke
     assert (store.folder / LATEST).is_file()
 
 
+def test_publishing_gives_the_name(store: CheckpointStore) -> None:
+    write_checkpoint(store.temporary_path(3), 3)
+    store.publish(3)
+    assert names(store) == ["step_3"]
+
+
+def test_publishing_replaces_the_same_step_and_leaves_nothing(store: CheckpointStore) -> None:
+    fill(store, 3)
+    (store.path(3) / "old").write_text("x")
+    write_checkpoint(store.folder / ".step_3.replaced.partial", 3)
+    write_checkpoint(store.temporary_path(3), 3)
+    store.publish(3)
+    assert names(store) == ["step_3"]
+    assert not (store.path(3) / "old").exists()
+
+
+def test_a_name_that_cannot_be_given_stays_with_the_old_one(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, 3)
+    write_checkpoint(store.temporary_path(3), 3)
+    (store.path(3) / "old").write_text("x")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self == store.temporary_path(3):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        store.publish(3)
+    assert (store.path(3) / "old").exists()
+    assert store.newest_valid() is not None
+
+
 def test_a_half_written_checkpoint_is_never_found(store: CheckpointStore) -> None:
     write_checkpoint(store.temporary_path(11), 11)
     assert store.steps() == []
@@ -188,7 +226,7 @@ class TestFind:
 
     def test_a_damaged_one_that_is_named_is_an_error_and_no_other_is_taken(self, store: CheckpointStore) -> None:
         fill(store, 3, 4)
-        (store.path(4) / "engine" / "state.pt").write_bytes(b"")
+        (store.path(4) / "tensors" / "state").write_bytes(b"")
         with pytest.raises(CheckpointError, match="must have 5 bytes, but has 0"):
             find_checkpoint(store.path(4))
         (store.path(4) / MANIFEST).unlink()

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from tests.helpers.reference import TINY, TINY_LLAMA, reference_logits
-from trainer.checkpoint.manifest import MANIFEST, Layout, Manifest, file_sizes
-from trainer.checkpoint.weights import write_weights
+from trainer.checkpoint.manifest import MANIFEST, Manifest, describe_layout, file_facts, read_manifest
+from trainer.checkpoint.shards import write_fragments
+from trainer.checkpoint.store import CONFIG, TENSORS
 from trainer.config.compose import to_yaml
 from trainer.config.plan import make_model_spec, make_plan
 from trainer.config.schema import LayoutConfig, ModelConfig, PositionKind, RecomputeKind, TridentConfig
 from trainer.data.tokenizer import ByteTokenizer, Tokenizer, train_bpe
+from trainer.engine.face import Fragment
 from trainer.errors import CheckpointError, ConfigError, TridentError
 from trainer.generation.generate import generate_text, load_model, sample
 from trainer.generation.options import GenerateOptions
@@ -130,19 +132,35 @@ def write_run(
     config = TridentConfig(model=model, layout=LayoutConfig(tensor_parallel_size=tp))
     plan = make_plan(config, tokenizer.vocab_size)
     checkpoint = run / "checkpoints" / f"step_{step}"
+    (checkpoint / TENSORS).mkdir(parents=True)
     whole = weights_of(model_of(model, tokenizer.vocab_size))
     for rank in range(tp):
         cut = GPT(ModelContext(plan.model, FakeGroup(rank, tp), 5, False, StepClock(5)))
-        specs = {s.name: s for s in map(shard_spec, cut.parameters())}
-        parts = {}
-        for name, spec in specs.items():
+        parts = []
+        for spec in map(shard_spec, cut.parameters()):
+            if spec.dim is None and rank != 0:
+                continue
             full = torch.zeros(spec.global_shape)
-            without_padding(full, spec).copy_(whole[name] + (step - 5))
-            parts[name] = shard(full, spec, rank, tp)
-        write_weights(checkpoint / "weights", 0, rank, parts, specs)
-    manifest = Manifest(step, Layout.of(plan), TrainState(step).to_dict(), tokenizer.vocab_size, file_sizes(checkpoint))
+            without_padding(full, spec).copy_(whole[spec.name] + (step - 5))
+            values = shard(full, spec, rank, tp).reshape(-1)
+            # Moments lie beside the weights; generation must not take them.
+            parts += [
+                Fragment("weight", spec, rank, tp, 0, values),
+                Fragment("exp_avg", spec, rank, tp, 0, values + 1),
+            ]
+        write_fragments(checkpoint / TENSORS / f"rank_{rank:05d}.safetensors", parts)
+    (checkpoint / CONFIG).write_text(to_yaml(config))
+    files = [path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*.*") if path.is_file()]
+    manifest = Manifest(
+        step=step,
+        vocab_size=tokenizer.vocab_size,
+        train_state=TrainState(step).to_dict(),
+        scalars={},
+        layout=describe_layout(plan),
+        versions={},
+        files={name: file_facts(checkpoint / name) for name in files},
+    )
     (checkpoint / MANIFEST).write_text(manifest.to_json())
-    (run / "config.yaml").write_text(to_yaml(config))
     (run / "tokenizer").mkdir(exist_ok=True)
     tokenizer.save(run / "tokenizer")
     return checkpoint
@@ -212,19 +230,43 @@ def empty_tokenizer(run: Path) -> None:
     (run / "tokenizer" / "kind.json").unlink()
 
 
+def in_checkpoint(run: Path) -> Path:
+    return run / "checkpoints" / "step_5"
+
+
+def seal(checkpoint: Path, name: str) -> None:
+    """Let the manifest say of a file what it is now."""
+    manifest = read_manifest(checkpoint)
+    files = {**manifest.files, name: file_facts(checkpoint / name)}
+    (checkpoint / MANIFEST).write_text(replace(manifest, files=files).to_json())
+
+
 def rewrite_config(edit: Callable[[ModelConfig], ModelConfig]) -> Callable[[Path], None]:
     def apply(run: Path) -> None:
-        (run / "config.yaml").write_text(to_yaml(TridentConfig(model=edit(replace(TINY, seq_length=24)))))
+        config = TridentConfig(model=edit(replace(TINY, seq_length=24)))
+        (in_checkpoint(run) / CONFIG).write_text(to_yaml(config))
+        seal(in_checkpoint(run), CONFIG)
 
     return apply
 
 
+def break_config(run: Path) -> None:
+    (in_checkpoint(run) / CONFIG).write_text("model: [1")
+    seal(in_checkpoint(run), CONFIG)
+
+
 def lose_weights(run: Path) -> None:
-    (run / "checkpoints" / "step_5" / "weights" / "stage0_tp1.safetensors").unlink()
+    (in_checkpoint(run) / TENSORS / "rank_00001.safetensors").unlink()
+
+
+def lose_weights_from_the_list(run: Path) -> None:
+    manifest = read_manifest(in_checkpoint(run))
+    files = {name: facts for name, facts in manifest.files.items() if "rank_00001" not in name}
+    (in_checkpoint(run) / MANIFEST).write_text(replace(manifest, files=files).to_json())
 
 
 def shorten_weights(run: Path) -> None:
-    path = run / "checkpoints" / "step_5" / "weights" / "stage0_tp0.safetensors"
+    path = in_checkpoint(run) / TENSORS / "rank_00000.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
 
 
@@ -233,22 +275,23 @@ def shorten_weights(run: Path) -> None:
     [
         (remove_tokenizer, ConfigError, "must be of a run that has a tokenizer"),
         (empty_tokenizer, TridentError, "tokenizer"),
-        (lambda run: (run / "config.yaml").unlink(), CheckpointError, "config.yaml is missing"),
-        (lambda run: (run / "config.yaml").write_text("model: [1"), ConfigError, "must be YAML"),
-        (rewrite_config(lambda m: replace(m, num_layers=3)), CheckpointError, "must hold the weight blocks.2."),
+        (lambda run: (in_checkpoint(run) / CONFIG).unlink(), CheckpointError, "must hold a whole checkpoint"),
+        (break_config, ConfigError, "must be YAML"),
+        (rewrite_config(lambda m: replace(m, num_layers=3)), CheckpointError, "must hold weight of blocks.2."),
         (rewrite_config(lambda m: replace(m, num_layers=1)), CheckpointError, "but also holds blocks.1."),
         (
             rewrite_config(lambda m: replace(m, tied_embeddings=False)),
             CheckpointError,
-            "must hold the weight head.weight",
+            "must hold weight of head.weight",
         ),
         (rewrite_config(lambda m: replace(m, hidden_size=32)), CheckpointError, "must have shape"),
         (
             rewrite_config(lambda m: replace(m, seq_length=48)),
             CheckpointError,
-            "position.weight must have shape (48, 16), but has (24, 16)",
+            "position.weight must have shape (48, 16) for this model, but has (24, 16)",
         ),
         (lose_weights, CheckpointError, "must hold a whole checkpoint"),
+        (lose_weights_from_the_list, CheckpointError, "elements from 0 on of tensor-parallel rank 1 are missing"),
         (shorten_weights, CheckpointError, "must hold a whole checkpoint"),
     ],
 )
@@ -263,6 +306,20 @@ def test_a_run_that_lacks_something_is_told_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_the_config_is_the_checkpoints_own_and_not_that_of_the_run(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    before = texts(tmp_path)
+    (tmp_path / "config.yaml").write_text("of a run that was started again, with another layout")
+    assert texts(tmp_path) == before
+
+
+def test_a_file_that_the_manifest_does_not_know_is_not_opened(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    before = texts(tmp_path)
+    (in_checkpoint(tmp_path) / TENSORS / "rank_00009.safetensors").write_bytes(b"of somebody else")
+    assert texts(tmp_path) == before
+
+
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="must hold a whole checkpoint"):
         texts(tmp_path)
@@ -272,8 +329,6 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 
 def test_padding_of_the_loaded_model_is_zero(tmp_path: Path) -> None:
     checkpoint = write_run(tmp_path, tp=2)
-    from trainer.checkpoint.manifest import read_manifest
-
     model = load_model(checkpoint, read_manifest(checkpoint))
     assert not model.training
     assert model.embedding.weight.shape[0] == 264

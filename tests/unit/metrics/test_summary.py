@@ -11,7 +11,8 @@ from trainer.errors import StorageError
 from trainer.loop.events import RunEnd, StepReport
 from trainer.loop.state import TrainState
 from trainer.metrics.sink import Row
-from trainer.metrics.summary import SummarySink, versions
+from trainer.metrics.summary import SummarySink
+from trainer.versions import versions
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -67,5 +68,5 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_storage(
 
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.metrics.summary._PACKAGES", ("torch", "surely-not-installed-package"))
+    monkeypatch.setattr("trainer.versions._PACKAGES", ("torch", "surely-not-installed-package"))
     assert set(versions()) == {"trident-trainer", "python", "torch"}

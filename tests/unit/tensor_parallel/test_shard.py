@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from trainer.errors import ConfigError
-from trainer.tensor_parallel.shard import ShardSpec, set_shard_spec, shard, shard_spec, unshard, without_padding
+from trainer.tensor_parallel.shard import (
+    ShardSpec,
+    set_shard_spec,
+    shard,
+    shard_spec,
+    unshard,
+    with_padding,
+    without_padding,
+)
 
 FUSED = ShardSpec("x.weight", (16, 3), 0, (8, 4, 4))
 
@@ -36,6 +44,24 @@ def test_without_padding_cuts_trailing_rows() -> None:
     full = torch.arange(8)
     assert without_padding(full, ShardSpec("x", (8,), 0, (8,), padding=3)).tolist() == [0, 1, 2, 3, 4]
     assert without_padding(full, ShardSpec("x", (8,))).tolist() == full.tolist()
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("padding", [0, 1, 3])
+def test_with_padding_inverts_without_padding(dim: int, padding: int) -> None:
+    shape = (8, 3) if dim == 0 else (3, 8)
+    spec = ShardSpec("x", shape, dim, (8,), padding)
+    bare = torch.ones([size - padding if axis == dim else size for axis, size in enumerate(shape)])
+    padded = with_padding(bare, spec)
+    assert tuple(padded.shape) == shape
+    assert padded.dtype == bare.dtype
+    assert torch.equal(without_padding(padded, spec), bare)
+    assert padded.sum() == bare.sum(), "padding is zero"
+
+
+def test_a_tensor_that_is_not_cut_has_no_padding() -> None:
+    full = torch.ones(5)
+    assert with_padding(full, ShardSpec("x", (5,))) is full
 
 
 def test_sections_must_fill_the_dimension() -> None:

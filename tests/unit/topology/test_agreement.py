@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from tests.helpers.dist import run_distributed
 from trainer.errors import ConfigError, StorageError, TridentError
-from trainer.topology.agreement import together
+from trainer.topology.agreement import gather, same_everywhere, together
 from trainer.topology.groups import DistGroup
 
 pytestmark = pytest.mark.dist
@@ -81,3 +81,23 @@ def test_an_unknown_error_keeps_its_traceback_although_a_lower_rank_failed_too()
     outcomes = run_distributed(agree, 2, {0: storage_error, 1: boom}, timeout_s=TIMEOUT_S)
     assert outcomes[0][0] == "StorageError"
     assert outcomes[1] == ("ZeroDivisionError", "boom", "OSError")
+
+
+def collect(rank: int, world_size: int) -> tuple[list[object], bool, bool, bool]:
+    handle = dist.group.WORLD
+    assert handle is not None
+    control = DistGroup(handle, rank, world_size, tuple(range(world_size)))
+    values: list[object] = gather(control, None if rank == 1 else {"rank": rank, "name": "x" * rank})
+    same = same_everywhere(control, ["a", 1])
+    one_differs = same_everywhere(control, "odd" if rank == world_size - 1 else "even")
+    return values, same, one_differs, same_everywhere(control, rank == 0)
+
+
+def test_every_rank_sees_the_values_of_all_in_the_order_of_ranks() -> None:
+    outcomes = run_distributed(collect, 3, timeout_s=TIMEOUT_S)
+    assert [outcome[0] for outcome in outcomes] == [[{"rank": 0, "name": ""}, None, {"rank": 2, "name": "xx"}]] * 3
+
+
+def test_whether_values_are_the_same_is_the_same_answer_on_all() -> None:
+    outcomes = run_distributed(collect, 3, timeout_s=TIMEOUT_S)
+    assert [outcome[1:] for outcome in outcomes] == [(True, False, False)] * 3

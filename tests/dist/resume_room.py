@@ -1,0 +1,183 @@
+"""Train a part of a run, save, load in the same or another layout, go on: what the tests of resuming share.
+
+Functions that take `rank` run in forked ranks; several cases follow one another in the same ranks.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.helpers.parity import OPTIMIZER, VOCABULARY, Case, config_of
+from trainer.config.schema import TridentConfig
+from trainer.engine.face import Engine
+
+GLOBAL_BATCH = 4
+SAVED, LAST = 3, 7
+
+
+@dataclass(frozen=True)
+class Run:
+    """A case of the parity tests, and what matters to resuming besides."""
+
+    case: Case
+    dropout: float = 0.0
+    initial_scale_power: int = 8
+    """fp16: 2^24 overflows for some steps, 2^40 for all of them."""
+    saved: int = SAVED
+    last: int = LAST
+
+    @property
+    def name(self) -> str:
+        parts = [self.case.name, *(["dropout"] if self.dropout else [])]
+        return "-".join(parts + [f"scale{self.initial_scale_power}"] * (self.case.dtype == "fp16"))
+
+
+def run_config(run: Run) -> TridentConfig:
+    """Return a config whose global batch is the same in every layout."""
+    config = config_of(run.case)
+    # A multiple of 5 pads the vocabulary differently for each tensor-parallel size.
+    model = replace(config.model, dropout=run.dropout, attention_dropout=run.dropout, vocab_pad_multiple=5)
+    return replace(
+        config,
+        model=model,
+        batch=replace(config.batch, global_batch_size=GLOBAL_BATCH, micro_batch_size=1),
+        precision=replace(config.precision, initial_scale_power=run.initial_scale_power, loss_scale_window=2),
+    )
+
+
+def tokens_of(step: int) -> torch.Tensor:
+    """Return the global batch of a step: [GLOBAL_BATCH, seq_length + 1]."""
+    return torch.randint(0, VOCABULARY, (GLOBAL_BATCH, 9), generator=torch.Generator().manual_seed(100 + step))
+
+
+class Trainer:
+    """An engine in its ranks, with what the loop and the composition root do around it."""
+
+    def __init__(self, run: Run, rank: int, world_size: int, run_dir: Path) -> None:
+        from trainer.checkpoint.store import CheckpointStore
+        from trainer.config.plan import make_plan
+        from trainer.engine.build import build_engine
+        from trainer.engine.world import start_world
+        from trainer.loop.state import TrainState
+
+        self.plan = make_plan(run_config(run), VOCABULARY, world_size)
+        self.groups, self.control = start_world(self.plan, torch.device("cpu"))
+        self.engine: Engine = build_engine(self.plan, self.groups)
+        self.store = CheckpointStore(run_dir)
+        self.state = TrainState()
+        self._dp_rank = self.groups.grid.coordinate(rank).dp_rank
+
+    def train(self, last: int) -> list[tuple[float, float]]:
+        """Train up to step `last`; return (loss, gradient norm) of each step."""
+        from trainer.data.batches import MicroBatch
+
+        seen = []
+        for step in range(self.state.step + 1, last + 1):
+            tokens, dp = tokens_of(step), self.plan.data_parallel_size
+            rows = [tokens[m * dp + self._dp_rank].unsqueeze(0) for m in range(self.plan.num_micro_batches)]
+            batches = [MicroBatch(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
+            result = self.engine.train_step(batches, step, OPTIMIZER.lr)
+            seen.append((float(result.loss), float(result.grad_norm)))
+            self.state.step = step
+        return seen
+
+    def save(self, run_dir: Path | None = None) -> None:
+        from trainer.checkpoint.hook import CheckpointHook
+        from trainer.checkpoint.store import CheckpointStore
+
+        store = self.store if run_dir is None else CheckpointStore(run_dir)
+        CheckpointHook(store, self.engine, self.plan, self.state, self.groups, self.control).save()
+
+    def resume(self) -> None:
+        from trainer.checkpoint.resume import checkpoint_to_resume, resume
+
+        found = checkpoint_to_resume(self.plan.config, self.store, self.control)
+        assert found is not None
+        self.state = resume(found, self.engine, self.plan, self.groups, self.control)
+
+    def everything(self) -> dict[str, Any]:
+        """Return all that this rank holds: masters, moments, what forward reads, counters."""
+        held: dict[str, Any] = {
+            f"{f.kind}/{f.spec.name}/{f.tp_rank}/{f.start}": f.values for f in self.engine.fragments()
+        }
+        held |= {f"local/{name}": tensor for name, tensor in self.engine.local_parameters().items()}
+        return held | {f"scalar/{name}": value for name, value in self.engine.scalars().items()}
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Return the names whose values are not the same bit for bit."""
+    wrong = sorted(first.keys() ^ second.keys())
+    for name in first.keys() & second.keys():
+        a, b = first[name], second[name]
+        same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        wrong += [] if same else [name]
+    return wrong
+
+
+@dataclass(frozen=True)
+class SameLayout:
+    """What one rank saw of a run that went on, and of its copy that was resumed."""
+
+    went_on: list[tuple[float, float]]
+    resumed: list[tuple[float, float]]
+    wrong: list[str]
+    scalars_when_saved: Mapping[str, float]
+
+
+def interrupt(rank: int, world_size: int, runs: Sequence[Run], folder: Path) -> list[SameLayout]:
+    """Train and save each run and go on; then resume it anew and go on as far."""
+    outcomes = []
+    for index, run in enumerate(runs):
+        run_dir = folder / str(index)
+        first = Trainer(run, rank, world_size, run_dir)
+        first.train(run.saved)
+        first.save()
+        scalars = first.engine.scalars()
+        went_on, expected = first.train(run.last), first.everything()
+        del first
+        second = Trainer(run, rank, world_size, run_dir)
+        second.resume()
+        resumed = second.train(run.last)
+        outcomes.append(SameLayout(went_on, resumed, differences(expected, second.everything()), scalars))
+        del second
+        gc.collect()
+    return outcomes
+
+
+def never_saved(rank: int, world_size: int, run: Run) -> list[tuple[float, float]]:
+    """Train a run from beginning to end."""
+    return Trainer(run, rank, world_size, Path("nowhere")).train(run.last)
+
+
+def train_sources(rank: int, world_size: int, runs: Mapping[str, Run], folder: Path) -> dict[str, list[float]]:
+    """Train each run, save it below its name, go on; return the losses after the save."""
+    losses = {}
+    for name, run in runs.items():
+        trainer = Trainer(run, rank, world_size, folder / name)
+        trainer.train(run.saved)
+        trainer.save()
+        losses[name] = [loss for loss, _ in trainer.train(run.last)]
+        del trainer
+        gc.collect()
+    return losses
+
+
+def load_pairs(
+    rank: int, world_size: int, pairs: Sequence[tuple[str, str]], runs: Mapping[str, Run], folder: Path
+) -> list[list[float]]:
+    """Load each pair's source into its target layout, save at once again, go on; return the losses."""
+    losses = []
+    for source, target in pairs:
+        trainer = Trainer(runs[target], rank, world_size, folder / source)
+        trainer.resume()
+        trainer.save(folder / f"{source}_in_{target}")
+        losses.append([loss for loss, _ in trainer.train(runs[target].last)])
+        del trainer
+        gc.collect()
+    return losses

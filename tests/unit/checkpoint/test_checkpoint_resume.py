@@ -1,0 +1,235 @@
+"""Which checkpoint a run goes on from, and what it takes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.unit.checkpoint.checkpoint_room import FULL, KINDS, TENSOR_FILE, FakeEngine, Run, config_of, plan_of
+from trainer.checkpoint.manifest import MANIFEST, read_manifest
+from trainer.checkpoint.resume import Found, checkpoint_to_resume, resume
+from trainer.checkpoint.store import CONFIG, CheckpointStore
+from trainer.config.plan import RunPlan, make_plan
+from trainer.config.schema import (
+    ActivationKind,
+    Dtype,
+    LayoutConfig,
+    ModelConfig,
+    NormKind,
+    PositionKind,
+    PrecisionConfig,
+    RecomputeKind,
+    TridentConfig,
+    ZeroConfig,
+)
+from trainer.errors import CheckpointError, StorageError
+from trainer.loop.state import TrainState
+from trainer.topology.groups import DistGroup, FakeGroup, single_process_groups
+
+
+def flip(path: Path, at: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def found_in(store: CheckpointStore, control: DistGroup, wanted: object = "auto") -> Found | None:
+    return checkpoint_to_resume(config_of(resume=str(wanted)), store, control)
+
+
+def load(found: Found | None, control: DistGroup, plan: RunPlan | None = None) -> tuple[FakeEngine, TrainState]:
+    engine = FakeEngine()
+    return engine, resume(found, engine, plan or plan_of(), single_process_groups(), control)
+
+
+def test_the_newest_is_taken_and_loaded(run: Run, control: DistGroup, capsys: pytest.CaptureFixture[str]) -> None:
+    run.steps(4)
+    found = found_in(run.store, control)
+    assert found is not None
+    engine, state = load(found, control)
+    assert state == TrainState(step=4, tokens_seen=40)
+    assert all(torch.equal(engine.loaded[kind], run.engine.values(kind)) for kind in KINDS)
+    assert engine.loaded_scalars == run.engine.scalars()
+    told = capsys.readouterr()
+    assert f"resumed from {run.store.path(4)} (step 4)\n" in told.out
+    assert "changed" not in told.out
+    assert told.err == ""
+
+
+def test_there_may_be_none_and_then_the_run_begins(run: Run, control: DistGroup) -> None:
+    assert found_in(run.store, control) is None
+    engine, state = load(None, control)
+    assert state == TrainState()
+    assert engine.loaded == {}
+
+
+def test_never_takes_none_although_there_is_one(run: Run, control: DistGroup) -> None:
+    run.steps(2)
+    assert found_in(run.store, control, "never") is None
+
+
+def test_damaged_ones_are_skipped_with_a_warning_each(
+    run: Run, control: DistGroup, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.steps(10)
+    flip(run.store.path(10) / TENSOR_FILE)
+    (run.store.path(8) / MANIFEST).unlink()
+    (run.store.path(6) / CONFIG).unlink()
+    capsys.readouterr()
+    found = found_in(run.store, control)
+    assert found is not None
+    assert found == (run.store.path(4), read_manifest(run.store.path(4)))
+    warnings = capsys.readouterr().err.splitlines()
+    assert [line.startswith("warning: skipping a damaged checkpoint: ") for line in warnings] == [True] * 3
+    for line, (step, word) in zip(warnings, [(10, TENSOR_FILE), (8, MANIFEST), (6, CONFIG)], strict=True):
+        assert f"step_{step}" in line
+        assert word in line
+    engine, state = load(found, control)
+    assert torch.equal(engine.loaded["weight"], FULL + 2)
+    assert state.step == 4
+
+
+def test_all_damaged_is_an_error_and_no_new_beginning(run: Run, control: DistGroup) -> None:
+    run.steps(4)
+    for step in (2, 4):
+        flip(run.store.path(step) / TENSOR_FILE)
+    with pytest.raises(CheckpointError, match="must hold a whole checkpoint to go on from, but all of its 2") as caught:
+        found_in(run.store, control)
+    assert caught.value.exit_code == 4
+    assert "run_dir" in caught.value.hints[0]
+    assert run.store.steps() == [2, 4]
+
+
+@pytest.mark.parametrize("below", ["checkpoint", "run"])
+def test_a_named_one_that_is_damaged_is_an_error_and_no_other_is_taken(
+    run: Run, control: DistGroup, tmp_path: Path, below: str
+) -> None:
+    run.steps(4)
+    path = run.store.path(4) if below == "checkpoint" else tmp_path
+    found = found_in(run.store, control, path)
+    assert found is not None
+    assert found[1].step == 4
+    flip(run.store.path(4) / TENSOR_FILE)
+    with pytest.raises(CheckpointError, match=r"step_4/tensors/rank_00000\.safetensors must be as it was saved"):
+        found_in(run.store, control, path)
+
+
+def test_a_named_one_may_be_older_or_elsewhere(run: Run, control: DistGroup, tmp_path: Path) -> None:
+    run.steps(4)
+    older = found_in(run.store, control, run.store.path(2))
+    assert older is not None
+    assert older[1].step == 2
+    other = found_in(CheckpointStore(tmp_path / "new"), control, tmp_path)
+    assert other is not None
+    assert other[1].step == 4
+    with pytest.raises(CheckpointError, match="does not exist"):
+        found_in(run.store, control, tmp_path / "nothing")
+
+
+def test_a_change_of_layout_is_told(run: Run, control: DistGroup, capsys: pytest.CaptureFixture[str]) -> None:
+    run.steps(2)
+    layout = LayoutConfig(tensor_parallel_size=2, data_parallel_size=4)
+    config = TridentConfig(
+        ModelConfig(seq_length=16), layout=layout, zero=ZeroConfig(3), precision=PrecisionConfig(Dtype.bf16)
+    )
+    capsys.readouterr()
+    load(found_in(run.store, control), control, make_plan(config, 100))
+    changes = "tensor_parallel_size 1 -> 2, data_parallel_size 1 -> 4, zero_stage 1 -> 3, dtype fp32 -> bf16"
+    assert f"(step 2); changed: {changes}\n" in capsys.readouterr().out
+
+
+def test_a_rank_gets_its_own_shard(run: Run, control: DistGroup) -> None:
+    run.steps(2)
+    for rank in range(4):
+        engine = FakeEngine()
+        groups = replace(single_process_groups(), tensor=FakeGroup(rank, 4))
+        resume(found_in(run.store, control), engine, plan_of(), groups, control)
+        assert torch.equal(engine.loaded["weight"], (FULL + 1)[2 * rank : 2 * rank + 2])
+
+
+def test_another_vocabulary_is_refused(run: Run, control: DistGroup) -> None:
+    run.steps(2)
+    # Padding would hide it.
+    assert plan_of(vocab_size=97).model.padded_vocab_size == plan_of(vocab_size=100).model.padded_vocab_size
+    with pytest.raises(CheckpointError, match=r"\(97\), but has 100; set model\.vocab_size=100"):
+        load(found_in(run.store, control), control, plan_of(vocab_size=97))
+
+
+SAME = ModelConfig(seq_length=16)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (replace(SAME, num_layers=3), "model.num_layers=4 (here 3)"),
+        (replace(SAME, hidden_size=32), "model.hidden_size=64, model.head_dim=16, model.ffn_hidden_size=256 (here 32"),
+        # Each of these would fit in shape.
+        (replace(SAME, num_attention_heads=8), "model.num_attention_heads=4, model.num_key_value_heads=4"),
+        (replace(SAME, norm=NormKind.rmsnorm), "model.norm=layernorm (here rmsnorm)"),
+        (replace(SAME, activation=ActivationKind.relu), "model.activation=gelu_tanh (here relu)"),
+        (replace(SAME, position=PositionKind.rope), "model.position=learned (here rope)"),
+        (replace(SAME, tied_embeddings=False), "model.tied_embeddings=True (here False)"),
+        (replace(SAME, bias=False), "model.bias=True (here False)"),
+    ],
+)
+def test_another_model_is_refused_before_anything_is_loaded(
+    run: Run, control: DistGroup, model: ModelConfig, words: str
+) -> None:
+    run.steps(2)
+    with pytest.raises(CheckpointError) as caught:
+        load(found_in(run.store, control), control, make_plan(TridentConfig(model), 100))
+    assert words in str(caught.value)
+    assert "give model.* the values of the run that saved it" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_does_not_change_the_weights_may_change(run: Run, control: DistGroup) -> None:
+    run.steps(2)
+    model = replace(
+        SAME,
+        name="other",
+        dropout=0.1,
+        recompute=RecomputeKind.full,
+        vocab_pad_multiple=64,
+        sliding_window=4,
+        head_dim=16,
+    )
+    _, state = load(found_in(run.store, control), control, make_plan(TridentConfig(model), 100))
+    assert state.step == 2
+
+
+def unreadable(path: Path) -> None:
+    path.write_bytes(b"\xff")
+
+
+@pytest.mark.parametrize("damage", [unreadable, lambda path: path.write_text("model: [1"), Path.unlink])
+def test_a_config_that_cannot_be_read_is_named(run: Run, control: DistGroup, damage: Callable[[Path], object]) -> None:
+    run.steps(2)
+    found = found_in(run.store, control)
+    damage(run.store.path(2) / CONFIG)
+    with pytest.raises(CheckpointError, match=r"config\.yaml must be a config that this version can read"):
+        load(found, control)
+
+
+def test_damage_between_the_check_and_the_loading(run: Run, control: DistGroup) -> None:
+    run.steps(2)
+    found = found_in(run.store, control)
+    assert found is not None
+    broken = (found[0], replace(found[1], train_state={"step": "x"}))
+    with pytest.raises(CheckpointError, match="step must be a whole number"):
+        load(broken, control)
+    (run.store.path(2) / TENSOR_FILE).unlink()
+    with pytest.raises(CheckpointError, match=r"rank_00000\.safetensors must hold fragments, but cannot be read"):
+        load(found, control)
+
+
+def test_what_the_engine_says_is_said(run: Run, control: DistGroup) -> None:
+    run.steps(2)
+    engine = FakeEngine()
+    engine.fails = StorageError("no room")
+    with pytest.raises(StorageError, match="no room"):
+        resume(found_in(run.store, control), engine, plan_of(), single_process_groups(), control)
