@@ -20,7 +20,7 @@ OPTIONAL = {"matrix": "--run-matrix", "slow": "--run-slow"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--run-matrix", action="store_true", help="run the whole parity and resume matrices (more than an hour)")
+    parser.addoption("--run-matrix", action="store_true", help="run the whole parity and resume matrices (hours)")
     parser.addoption("--parity-report", type=Path, help="append a JSON line for each case of the matrix to this file")
     parser.addoption("--run-slow", action="store_true", help="run tests that take minutes")
 

@@ -15,10 +15,11 @@ from trainer.checkpoint.shards import SUFFIX, write_fragments
 from trainer.checkpoint.store import CONFIG, TENSORS, CheckpointStore
 from trainer.config.compose import to_yaml
 from trainer.config.plan import RunPlan
+from trainer.config.schema import OffloadKind
 from trainer.engine.face import Engine
 from trainer.errors import StorageError
 from trainer.files import storage_faults, sync_folder, write_atomically
-from trainer.log import say
+from trainer.log import say, warn
 from trainer.loop.events import RunEnd, StepReport
 from trainer.loop.state import TrainState
 from trainer.topology.agreement import gather, together
@@ -61,6 +62,9 @@ class CheckpointHook:
     def on_end(self, end: RunEnd) -> None:
         """Save the last state of a run that stopped or finished; a failed one has nothing to trust."""
         wanted = end.status == "stopped" or (end.status == "finished" and self._plan.config.checkpoint.save_final)
+        if wanted and self._plan.config.zero.offload is OffloadKind.nvme:
+            warn("not saved: the state on NVMe is not in the checkpoint format yet")
+            return
         if wanted and self._saved_step != self._state.step:
             self.save()
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.unit.checkpoint.checkpoint_room import FULL, KINDS, TENSOR_FILE, Run,
 from trainer.checkpoint.manifest import MANIFEST, check_content, file_facts, read_manifest
 from trainer.checkpoint.store import CONFIG, LATEST
 from trainer.config.compose import from_yaml
+from trainer.config.schema import OffloadKind, ZeroConfig
 from trainer.errors import StorageError
 from trainer.topology.groups import DistGroup
 
@@ -67,6 +69,18 @@ def test_which_ends_are_saved(
     run.steps(3)
     run.end(status)
     assert run.store.steps() == saved
+
+
+def test_what_is_on_nvme_is_not_saved_when_asked_to_stop(
+    tmp_path: Path, control: DistGroup, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(every=0, save_final=False)
+    zero = ZeroConfig(stage=3, offload=OffloadKind.nvme, nvme_path="/nvme")
+    run = Run(tmp_path, control, replace(plan, config=replace(plan.config, zero=zero)))
+    run.steps(3)
+    run.end("stopped")
+    assert run.engine.saves == 0
+    assert "not saved: the state on NVMe" in capsys.readouterr().err
 
 
 def test_a_resumed_run_that_trains_nothing_saves_nothing(tmp_path: Path, control: DistGroup) -> None:
