@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
+from pathlib import Path
 
 from trainer.config.plan import RunPlan
 from trainer.config.schema import AdamImplementation, OffloadKind
 from trainer.errors import ConfigError
+
+LONGEST_COMPILATION_S = 900.0
+"""The kernel takes about a minute; a lock that is older than this belongs to nobody."""
 
 
 def adam_implementation(plan: RunPlan) -> AdamImplementation:
@@ -22,10 +28,11 @@ def check_compiler(plan: RunPlan) -> None:
     """Check that DeepSpeed's CPU Adam can be compiled here, before any rank is started.
 
     Raises:
-        ConfigError: it is wanted, but g++ or ninja is missing.
+        ConfigError: it is wanted, but g++ or ninja is missing, or an earlier compilation was killed.
     """
     if adam_implementation(plan) is not AdamImplementation.deepspeed_cpu:
         return
+    _check_lock()
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
     if missing:
         raise ConfigError(
@@ -33,3 +40,20 @@ def check_compiler(plan: RunPlan) -> None:
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not on PATH",
             hints=["install a C++ compiler, or set optimizer.implementation=torch (slower, same numbers)"],
         )
+
+
+def _check_lock() -> None:
+    """Notice what a killed compilation leaves behind: every later one would wait for it for ever."""
+    named = os.environ.get("TORCH_EXTENSIONS_DIR")
+    root = Path(named) if named else Path("~/.cache/torch_extensions").expanduser()
+    for lock in sorted(root.glob("**/cpu_adam/lock")):
+        try:
+            age_s = time.time() - lock.stat().st_mtime
+        except OSError:
+            continue
+        if age_s > LONGEST_COMPILATION_S:
+            raise ConfigError(
+                f"the cache of compiled kernels must not be locked, but {lock} is {age_s / 60:.0f} minutes old: a "
+                "compilation was killed, and every other one would wait for it",
+                hints=[f"delete {lock}"],
+            )
