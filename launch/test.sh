@@ -18,6 +18,6 @@ bin="$(cd "${TRIDENT_VENV:-.venv}/bin" && pwd)"
 
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-"$bin/shellcheck" launch/*.sh .ci/run
+"$bin/shellcheck" launch/*.sh launch/slurm.sbatch docker/*.sh .ci/run
 "$bin/mypy"
 "$bin/python" -m pytest "$@"

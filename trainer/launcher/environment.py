@@ -28,23 +28,58 @@ class World:
 
 _TORCH = {"RANK": "RANK", "WORLD_SIZE": "WORLD_SIZE", "LOCAL_RANK": "LOCAL_RANK"}
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+_OPEN_MPI = {
+    "RANK": "OMPI_COMM_WORLD_RANK",
+    "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
+    "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
+}
+_MPICH = {"RANK": "PMI_RANK", "WORLD_SIZE": "PMI_SIZE", "LOCAL_RANK": "MPI_LOCALRANKID"}
+"""Also Intel MPI."""
+_LOCAL_SIZE = {
+    # torchrun says LOCAL_WORLD_SIZE, the deepspeed launcher LOCAL_SIZE.
+    "RANK": ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"),
+    "OMPI_COMM_WORLD_RANK": ("OMPI_COMM_WORLD_LOCAL_SIZE",),
+    "PMI_RANK": ("MPI_LOCALNRANKS",),
+}
+MASTER_PORT = 29500
+"""Where ranks meet, unless the launcher says otherwise: the port that torch's launchers use."""
 
 
 def find_world(environ: Mapping[str, str]) -> World | None:
-    """Return the launched world (deepspeed, torchrun, srun), or None when nothing started us as one of many.
+    """Return the launched world (deepspeed, torchrun, srun, mpirun), or None when nothing started us as one of many.
 
     Raises:
         ConfigError: the launcher's variables are incomplete, are no numbers, or contradict each other.
     """
-    names = _TORCH
-    if "RANK" not in environ:
-        if not _is_one_of_many_tasks(environ):
-            return None
-        names = _SLURM
+    names = _launcher(environ)
+    if names is None:
+        return None
     rank, size, local_rank = (_number(environ, names[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if rank >= size:
         raise ConfigError(f"{names['RANK']} must be less than {names['WORLD_SIZE']} ({size}), but is {rank}")
-    return World(rank, local_rank, size, _local_size(environ, names))
+    world = World(rank, local_rank, size, _local_size(environ, names))
+    if names in (_OPEN_MPI, _MPICH) and world.local_size != size and not environ.get("MASTER_ADDR"):
+        raise ConfigError(
+            "ranks that mpirun starts on several machines need MASTER_ADDR, the host of rank 0, in their environment, "
+            "but it is not set",
+            hints=["mpirun -x MASTER_ADDR=HOST ... (Open MPI), or mpiexec -genv MASTER_ADDR HOST ... (MPICH, Intel)"],
+        )
+    return world
+
+
+def _launcher(environ: Mapping[str, str]) -> Mapping[str, str] | None:
+    """Return the names under which the innermost launcher tells its facts."""
+    if "RANK" in environ:
+        return _TORCH
+    # mpirun inside a job starts its helpers with srun, so Slurm's variables then count helpers, not ranks.
+    if environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
+        return _OPEN_MPI
+    is_mpich = environ.get("PMI_SIZE", "1") != "1"
+    if is_mpich and "MPI_LOCALRANKID" in environ:
+        return _MPICH
+    if _is_one_of_many_tasks(environ):
+        return _SLURM
+    return _MPICH if is_mpich else None
 
 
 def _is_one_of_many_tasks(environ: Mapping[str, str]) -> bool:
@@ -64,8 +99,7 @@ def _number(environ: Mapping[str, str], name: str) -> int:
 def _local_size(environ: Mapping[str, str], names: Mapping[str, str]) -> int | None:
     if names is _SLURM:
         return _slurm_local_size(environ.get("SLURM_STEP_TASKS_PER_NODE", ""), environ.get("SLURM_NODEID", ""))
-    # torchrun says LOCAL_WORLD_SIZE, the deepspeed launcher LOCAL_SIZE.
-    text = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or ""
+    text = next((environ[name] for name in _LOCAL_SIZE[names["RANK"]] if environ.get(name)), "")
     return int(text) if text.isdecimal() else None
 
 
@@ -97,6 +131,10 @@ def publish_world(world: World) -> None:
         job = os.environ.get("SLURM_JOB_ID", "")
         # Below the range from which systems hand out ports; different for jobs that share a node.
         os.environ["MASTER_PORT"] = str(12000 + int(job if job.isdecimal() else "0") % 20000)
+    if world.size > 1 and world.local_size == world.size:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if world.size > 1 and "MASTER_ADDR" in os.environ:
+        os.environ.setdefault("MASTER_PORT", str(MASTER_PORT))
 
 
 def first_host(nodes: str) -> str:

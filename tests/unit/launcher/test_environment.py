@@ -20,6 +20,22 @@ SRUN = {
     "SLURM_NODEID": "1",
     "SLURM_STEP_TASKS_PER_NODE": "2(x3),1(x2)",
 }
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_SIZE": "8",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "MASTER_ADDR": "node03",
+}
+MPICH = {
+    "PMI_RANK": "3",
+    "PMI_SIZE": "8",
+    "MPI_LOCALRANKID": "1",
+    "MPI_LOCALNRANKS": "2",
+    "MASTER_ADDR": "node03",
+}
+HELPER_OF_MPIRUN = {**SRUN, "SLURM_PROCID": "1", "SLURM_NTASKS": "4"}
+"""What mpirun's ranks inherit inside a Slurm job: the facts of the helper that started them."""
 NAMES = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("SLURM_STEP_NODELIST", "SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES", "TRIDENT_VISIBLE_DEVICES", "DS_ACCELERATOR"),
@@ -35,7 +51,18 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.environ["PATH"])
 
 
-@pytest.mark.parametrize("variables", [TORCHRUN, DEEPSPEED, SRUN])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        *(TORCHRUN, DEEPSPEED, SRUN, OPEN_MPI, MPICH, {**HELPER_OF_MPIRUN, **OPEN_MPI}, {**HELPER_OF_MPIRUN, **MPICH}),
+        {**SRUN, "PMI_RANK": "3", "PMI_SIZE": "8"},
+        {**OPEN_MPI, **TORCHRUN, "OMPI_COMM_WORLD_RANK": "0"},
+    ],
+    ids=[
+        *("torchrun", "deepspeed", "srun", "Open MPI", "MPICH", "Open MPI in a job", "MPICH in a job"),
+        *("srun --mpi=pmi2", "torchrun under mpirun"),
+    ],
+)
 def test_every_launcher_gives_the_same_world(variables: Mapping[str, str]) -> None:
     assert find_world(variables) == World(rank=3, local_rank=1, size=8, local_size=2)
 
@@ -48,8 +75,14 @@ def test_every_launcher_gives_the_same_world(variables: Mapping[str, str]) -> No
         {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"},
         {**SRUN, "SLURM_NTASKS": "1"},
         {**SRUN, "SLURM_STEP_NUM_TASKS": "1"},
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"},
+        {"PMI_RANK": "0", "PMI_SIZE": "1"},
+        {"JOB_COMPLETION_INDEX": "1"},
     ],
-    ids=["nothing", "no rank", "batch script", "one task", "shell of an allocation"],
+    ids=[
+        *("nothing", "no rank", "batch script", "one task", "shell of an allocation", "mpirun -n 1", "mpiexec -n 1"),
+        "one of many independent pods",
+    ],
 )
 def test_alone(variables: Mapping[str, str]) -> None:
     assert find_world(variables) is None
@@ -66,6 +99,12 @@ def test_alone(variables: Mapping[str, str]) -> None:
         ({**TORCHRUN, "RANK": "8"}, r"RANK must be less than WORLD_SIZE \(8\), but is 8"),
         ({**SRUN, "SLURM_NTASKS": "many"}, "needs the number SLURM_NTASKS in its environment, but it is 'many'"),
         ({**SRUN, "SLURM_PROCID": "x"}, "needs the number SLURM_PROCID in its environment, but it is 'x'"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "needs the number OMPI_COMM_WORLD_RANK in its environment, but it is not set"),
+        ({**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "x"}, "needs the number OMPI_COMM_WORLD_SIZE in its environment"),
+        ({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "8"}, r"OMPI_COMM_WORLD_RANK must be less than OMPI_COMM_WORLD_SIZE"),
+        ({"PMI_RANK": "0", "PMI_SIZE": "2"}, "needs the number MPI_LOCALRANKID in its environment, but it is not set"),
+        ({**OPEN_MPI, "MASTER_ADDR": ""}, "several machines need MASTER_ADDR, the host of rank 0, in their"),
+        ({**MPICH, "MPI_LOCALNRANKS": "", "MASTER_ADDR": ""}, "several machines need MASTER_ADDR, the host of rank 0"),
     ],
 )
 def test_incomplete_and_nonsense_variables(variables: Mapping[str, str], problem: str) -> None:
@@ -106,6 +145,21 @@ def test_ranks_of_a_slurm_job_meet_on_its_first_node(monkeypatch: pytest.MonkeyP
     assert os.environ["MASTER_ADDR"] == "node03"
     assert len(set(ports)) == 3
     assert all(1024 <= port < 32768 for port in ports)
+
+
+@pytest.mark.parametrize("variables", [OPEN_MPI, MPICH])
+def test_ranks_of_mpirun_on_one_machine_meet_there(variables: Mapping[str, str]) -> None:
+    local = {name: "8" if value == "2" else value for name, value in variables.items() if name != "MASTER_ADDR"}
+    world = find_world(local)
+    assert world == World(3, 1, 8, 8)
+    publish_world(world)
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("127.0.0.1", "29500")
+
+
+def test_an_address_without_a_port_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "node03")
+    publish_world(World(3, 1, 8, 2))
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("node03", "29500")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,205 @@
+#!/usr/bin/env bash
+# Train on the hosts of a hostfile, through the deepspeed launcher: with pdsh, or started on each host by you.
+# Asked to stop (Ctrl-C, SIGTERM or SIGUSR1), the run saves and this exits 75; a second time, it is ended.
+#
+# usage: bash launch/ssh.sh [option ...] [key=value ...]
+#   --hostfile FILE      a line for each node, `HOST slots=RANKS`, the first one with rank 0 (default: hostfile)
+#   --no-ssh             start the ranks of this node only; run the same command on every node
+#   --node-rank N        with --no-ssh: this node's line, from 0 (default: the line that names this host)
+#   --master-addr HOST   the first node, as the others reach it (default: its name in the hostfile)
+#   --master-port PORT   where rank 0 listens (default: 29500)
+#   --ssh-port PORT      of the nodes' ssh servers
+#   --export NAME        one more variable to hand to the other nodes; may be repeated
+#   --dry-run            print the command and do nothing
+# pdsh starts ranks in login shells that know nothing of this one. DeepSpeed hands on PYTHON*, UCX* and the like; this
+# script adds NCCL_*, GLOO_*, OMP_*, HF_*, WANDB_*, TRIDENT_*, DS_ACCELERATOR and LD_LIBRARY_PATH, but nothing that
+# looks like a secret: it would be on every node's command lines. The nodes' login shell must be bash or zsh, and the
+# current folder must exist on all of them. See local.sh for TRIDENT_VENV.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+hostfile=hostfile
+no_ssh=
+node_rank=
+address=
+port=29500
+ssh_port=
+exports=()
+dry_run=
+while [[ "${1:-}" == -* ]]; do
+    case "$1" in
+        --help | -h) print_usage "$0" && exit 0 ;;
+        --dry-run) dry_run=1 && shift && continue ;;
+        --no-ssh) no_ssh=1 && shift && continue ;;
+        --hostfile) hostfile="${2:-}" ;;
+        --node-rank) node_rank="${2:-}" ;;
+        --master-addr) address="${2:-}" ;;
+        --master-port) port="${2:-}" ;;
+        --ssh-port) ssh_port="${2:-}" ;;
+        --export) exports+=("${2:-}") ;;
+        *) fail "there is no option $1" "see --help; settings are written key=value" ;;
+    esac
+    [[ $# -ge 2 ]] || fail "$1 must have a value, but has none"
+    shift 2
+done
+
+hosts=()
+world=0
+read_hosts() {
+    [[ -r "$hostfile" ]] || fail "--hostfile must name a file, but $hostfile cannot be read"
+    local host slots rest
+    while read -r host slots rest; do
+        [[ -n "$host" && "$host" != \#* ]] || continue
+        [[ "$slots" =~ ^slots=[1-9][0-9]*$ && -z "$rest" ]] ||
+            fail "a line of $hostfile must read 'HOST slots=RANKS', but is '$host $slots${rest:+ $rest}'"
+        hosts+=("$host")
+        world=$((world + ${slots#slots=}))
+    done <"$hostfile"
+    ((${#hosts[@]} > 0)) || fail "$hostfile must name a host, but names none"
+}
+
+find_node_rank() {
+    local index here
+    here="$(hostname)"
+    for index in "${!hosts[@]}"; do
+        if [[ "${hosts[index]}" == "$here" || "${hosts[index]}" == "${here%%.*}" ]]; then
+            node_rank=$index
+        fi
+    done
+    [[ -n "$node_rank" ]] || fail "--node-rank must say which line of $hostfile this node is, since none names $here"
+}
+
+# pdsh, its patterns (%h) and the nodes' shells each read a word once more, and DeepSpeed adds quotes around spaces:
+# what is not plain is written in codes that pass through all of them.
+remote_word() {
+    local LC_ALL=C index character code
+    if [[ "$1" =~ ^[A-Za-z0-9_@+=:,./-]+$ ]]; then
+        printf '%s' "$1"
+        return
+    fi
+    printf "\$'"
+    for ((index = 0; index < ${#1}; index++)); do
+        character="${1:index:1}"
+        if [[ "$character" =~ [A-Za-z0-9_@+=:,./-] ]]; then
+            printf '%s' "$character"
+        else
+            printf -v code '%d' "'$character"
+            printf '\\x%02x' "$((code & 255))"
+        fi
+    done
+    printf "'"
+}
+
+# Print NAME=VALUE lines for DeepSpeed to export on every node.
+environment_lines() {
+    local file name value
+    for file in "$HOME/.deepspeed_env" .deepspeed_env; do
+        [[ ! -r "$file" ]] || cat "$file"
+    done
+    for name in $(compgen -e); do
+        case "$name" in
+            NCCL_* | GLOO_* | OMP_* | HF_* | WANDB_* | TRIDENT_* | DS_ACCELERATOR | LD_LIBRARY_PATH) ;;
+            *) [[ " ${exports[*]-} " == *" $name "* ]] || continue ;;
+        esac
+        value="${!name-}"
+        if [[ "$name" =~ KEY|TOKEN|SECRET|PASSW ]]; then
+            echo "warning: $name is not handed to the nodes, where everyone could read it; log in there once" >&2
+        elif [[ ! "$value" =~ ^[A-Za-z0-9_@+=:,./\ -]*$ ]]; then
+            echo "warning: $name is not handed to the nodes: its value has characters that a shell would read" >&2
+        else
+            echo "$name=$value"
+        fi
+    done
+}
+
+read_hosts
+find_trident
+address="${address:-${hosts[0]}}"
+need_number --master-port "$port"
+run_dir="$("${facts[@]}" folder "$world" "$@")"
+
+command=("${python[@]}" -m deepspeed.launcher.runner --hostfile "$hostfile" --master_addr "$address"
+    --master_port "$port" --no_local_rank)
+words=()
+if [[ -n "$no_ssh" ]]; then
+    [[ -n "$node_rank" ]] || find_node_rank
+    need_number --node-rank "$node_rank"
+    ((node_rank < ${#hosts[@]})) || fail "--node-rank must be less than ${#hosts[@]} (hosts), but is $node_rank"
+    command+=(--no_ssh --node_rank "$node_rank")
+    words=("$@")
+else
+    # Even for one host: otherwise no shell would take the codes out of the words again.
+    command+=(--launcher pdsh --force_multi ${ssh_port:+--ssh_port "$ssh_port"})
+    for word in "$@"; do words+=("$(remote_word "$word")"); done
+fi
+command+=(--module trainer train ${words[@]+"${words[@]}"})
+
+if [[ -n "$dry_run" ]]; then
+    [[ -n "$no_ssh" ]] || environment_lines | sed 's/^/# on every node: export /'
+    print_command "${command[@]}"
+    exit 0
+fi
+if [[ -z "$no_ssh" ]]; then
+    command -v pdsh >/dev/null || fail "pdsh must be installed here, but is not" "or use --no-ssh on every node"
+    DS_ENV_FILE="$(mktemp)"
+    export DS_ENV_FILE
+    trap 'rm -f "$DS_ENV_FILE"' EXIT
+    environment_lines >"$DS_ENV_FILE"
+fi
+
+# One rank that is asked is enough: all of them agree on the step after which they save and end.
+# In a trap a bare `return` would give the code of what the signal interrupted.
+# shellcheck disable=SC2329  # the trap calls it
+ask_a_rank() {
+    local file entry host pid
+    for file in "$run_dir"/logs/rank_*.pid; do
+        entry="$(sed -n 's/.*"host": "\([^"]*\)", "pid": \([0-9]*\).*/\1 \2/p' "$file" 2>/dev/null)" || continue
+        read -r host pid <<<"$entry"
+        if [[ "$host" == "$(hostname)" ]]; then
+            kill -USR1 "$pid" 2>/dev/null && return 0
+        elif [[ -z "$no_ssh" && "$file" == */rank_0.pid ]]; then
+            ssh ${ssh_port:+-p "$ssh_port"} "${hosts[0]}" kill -USR1 "$pid" && return 0
+        fi
+    done
+    return 1
+}
+
+asked=0
+too_early=
+signalled=
+# shellcheck disable=SC2329  # the trap calls it
+on_signal() {
+    signalled=1
+    asked=$((asked + 1))
+    if ((asked == 1)) && ask_a_rank; then
+        echo "asked to stop: saving; once more to end it at once" >&2
+    elif ((asked <= 2)); then
+        ((asked > 1)) || too_early=1
+        kill -TERM -- "-$launcher" 2>/dev/null || true
+    else
+        kill -KILL -- "-$launcher" 2>/dev/null || true
+    fi
+}
+
+# In a session of its own: a Ctrl-C would make the launcher end the ranks before they save.
+setsid "${command[@]}" &
+launcher=$!
+trap 'on_signal' INT TERM HUP USR1
+while :; do
+    signalled=
+    code=0
+    wait "$launcher" || code=$?
+    [[ -n "$signalled" ]] || break
+done
+# Asked when no rank worked: before the first step there is nothing to save, after the last one all is done.
+if [[ -n "$too_early" ]] && ((code != 0)); then
+    "${facts[@]}" finished "$@" || exit 75
+    exit 0
+fi
+# The deepspeed launcher also ends with 0 when its helper is killed.
+if ((code == 0)) && ! "${facts[@]}" finished "$@"; then
+    echo "error: the run must finish, but the launcher ended before it did; see $run_dir/logs" >&2
+    exit 1
+fi
+exit "$code"

@@ -1,0 +1,181 @@
+"""The launch scripts without training: lint, help, what they would run, and what they refuse."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launch.room import GOLDEN, LAUNCH, ROOT, SCRIPTS, STUBS, call
+
+pytestmark = pytest.mark.timeout(120)
+NODES = (1, 2, 128)
+RUN = ("layout=tp4_pp2_sp", "model=llama3_8b", "run_dir=/shared/runs/a b")
+QUOTED = ("layout=tp4_pp2_sp", "model=llama3_8b", 'data.files="[/data/a b.txt,$HOME/*%h]"', "data.source=files")
+BATCH = "batch.global_batch_size=128"
+UPDATE = "TRIDENT_UPDATE_GOLDEN"
+STARTERS = ("local.sh", "node.sh", "ssh.sh", "slurm.sbatch")
+
+
+def test_shellcheck() -> None:
+    shellcheck = Path(sys.executable).parent / "shellcheck"
+    files = [*SCRIPTS, ROOT / ".ci" / "run", STUBS / "ssh"]
+    done = subprocess.run([shellcheck, *files], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_lines_are_short_and_files_can_be_run(script: Path) -> None:
+    if script.name not in ("setup.sh", "demo.sh", "test.sh"):
+        assert [line for line in script.read_text().splitlines() if len(line) > 120] == []
+    assert os.access(script, os.X_OK) or script.name == "common.sh"
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("script", STARTERS)
+def test_help_names_every_option(script: str) -> None:
+    done = call(LAUNCH / script, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: " in done.stdout
+    handled = set(re.findall(r"^ +(--[a-z-]+)\) ", (LAUNCH / script).read_text(), re.MULTILINE))
+    assert handled
+    assert {option for option in handled if option not in done.stdout} == set()
+    assert "#SBATCH" not in done.stdout
+
+
+def agree(name: str, text: str) -> None:
+    """Compare with the golden file."""
+    # The environment may be inside the repository, but not the other way round.
+    text = text.replace(sys.prefix, "VENV").replace(str(ROOT), "REPO")
+    path = GOLDEN / f"{name}.txt"
+    if UPDATE in os.environ:
+        path.write_text(text)
+    assert text == path.read_text(), f"if this is meant, run again with {UPDATE}=1"
+
+
+def hostfile(folder: Path, nodes: int) -> Path:
+    path = folder / "hosts"
+    path.write_text("# the first one has rank 0\n\n" + "".join(f"gpu-{n:03} slots=8\n" for n in range(nodes)))
+    return path
+
+
+def test_local_dry_run() -> None:
+    done = call(LAUNCH / "local.sh", "--dry-run", *RUN)
+    assert done.stderr == ""
+    agree("local", done.stdout)
+
+
+@pytest.mark.parametrize("nodes", NODES)
+def test_node_dry_run(nodes: int) -> None:
+    facts = {"NNODES": str(nodes), "JOB_COMPLETION_INDEX": str(nodes - 1), "MASTER_ADDR": "trident-node-0-0.trident"}
+    done = call(LAUNCH / "node.sh", "--ranks-per-node", "8", "--dry-run", *RUN, environment=facts)
+    assert done.stderr == ""
+    agree(f"node_{nodes}", done.stdout)
+
+
+@pytest.mark.parametrize("nodes", NODES)
+def test_ssh_dry_run(nodes: int, tmp_path: Path) -> None:
+    facts = {"OMP_NUM_THREADS": "4", "NCCL_DEBUG": "WARN", "WANDB_API_KEY": "canary", "HF_HOME": "a$b", "MINE": "1"}
+    options = ("--hostfile", hostfile(tmp_path, nodes), "--ssh-port", "2222", "--export", "MINE", "--dry-run")
+    environment = {**facts, "HOME": str(tmp_path), "WANDB_MODE": "offline", "TRIDENT_CACHE": "/cache"}
+    done = call(LAUNCH / "ssh.sh", *options, *QUOTED, BATCH, environment=environment, cwd=tmp_path)
+    assert done.stderr.splitlines() == [
+        "warning: HF_HOME is not handed to the nodes: its value has characters that a shell would read",
+        "warning: WANDB_API_KEY is not handed to the nodes, where everyone could read it; log in there once",
+    ]
+    assert "canary" not in done.stdout
+    agree(f"ssh_{nodes}", done.stdout.replace(str(tmp_path), "HERE"))
+
+
+@pytest.mark.parametrize("nodes", NODES)
+def test_no_ssh_dry_run(nodes: int, tmp_path: Path) -> None:
+    options = ("--hostfile", hostfile(tmp_path, nodes), "--no-ssh", "--node-rank", str(nodes - 1), "--dry-run")
+    done = call(LAUNCH / "ssh.sh", *options, *QUOTED, BATCH)
+    assert done.stderr == ""
+    agree(f"no_ssh_{nodes}", done.stdout.replace(str(tmp_path), "HERE"))
+
+
+@pytest.mark.parametrize("nodes", NODES)
+def test_slurm_dry_run(nodes: int, tmp_path: Path) -> None:
+    facts = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": str(nodes), "SLURM_NTASKS": str(nodes * 8)}
+    texts = []
+    for container in ("", "/images/trident.sqsh", "/images/trident.sif"):
+        environment = {**facts, "SLURM_CPUS_PER_TASK": "8", "TRIDENT_CONTAINER": container, "TRIDENT_MOUNTS": "/d:/d"}
+        done = call(LAUNCH / "slurm.sbatch", "--dry-run", *RUN, environment=environment, cwd=tmp_path)
+        assert done.stderr == ""
+        texts.append(done.stdout.replace(str(tmp_path), "HERE"))
+    agree(f"slurm_{nodes}", "\n".join(texts))
+
+
+def test_sbatch_lines_are_where_sbatch_looks() -> None:
+    lines = (LAUNCH / "slurm.sbatch").read_text().splitlines()
+    first_command = next(index for index, line in enumerate(lines) if line and not line.startswith("#"))
+    asked = [line.split()[1] for line in lines[:first_command] if line.startswith("#SBATCH")]
+    assert {"--signal=B:USR1@120", "--requeue", "--open-mode=append"} <= set(asked)
+    assert sum(line.startswith("#SBATCH") for line in lines) == len(asked)
+
+
+@pytest.mark.parametrize(
+    ("words", "facts", "problem"),
+    [
+        (["--nodes", "2"], {}, "--node-rank must say which of 2 nodes this is, but nothing does"),
+        (["--nodes", "2", "--node-rank", "0"], {}, "--master-addr (MASTER_ADDR) must name node 0, but is not set"),
+        (["--nodes", "two"], {}, "--nodes (NNODES) must be a number, but is 'two'"),
+        ([], {"NNODES": "2", "NODE_RANK": "x", "MASTER_ADDR": "a"}, "--node-rank (NODE_RANK) must be a number"),
+        (
+            [],
+            {"NNODES": "2", "JOB_COMPLETION_INDEX": "2", "MASTER_ADDR": "a"},
+            "must be less than --nodes (2), but is 2",
+        ),
+        (["--ranks-per-node", "0"], {}, "--ranks-per-node must say how many ranks to start"),
+        (["--ranks-per-node"], {}, "must be a number, but is 'layout=tp4_pp2_sp'"),
+        (["--master-port", "x"], {}, "--master-port (MASTER_PORT) must be a number, but is 'x'"),
+        (["--hosts", "a"], {}, "there is no option --hosts"),
+    ],
+)
+def test_what_a_node_refuses(words: list[str], facts: dict[str, str], problem: str) -> None:
+    done = call(LAUNCH / "node.sh", *words, *RUN, environment=facts)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[0].startswith("error: ")
+    assert problem in done.stderr.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "words", "problem"),
+    [
+        (None, [], "--hostfile must name a file, but nowhere cannot be read"),
+        ("", [], "must name a host, but names none"),
+        ("a slots=8\nb 8\n", [], "must read 'HOST slots=RANKS', but is 'b 8'"),
+        ("a slots=0\n", [], "must read 'HOST slots=RANKS', but is 'a slots=0'"),
+        ("a slots=8\n", ["layout=tp2_pp2_dp2", "layout.data_parallel_size=4"], "must equal the number of ranks (8)"),
+        ("a slots=8\n", ["model.hiden_size=1"], "there is no key 'model.hiden_size'"),
+        ("a slots=8\nb slots=8\n", ["--no-ssh"], "must say which line of"),
+        ("a slots=8\n", ["--no-ssh", "--node-rank", "1"], "--node-rank must be less than 1 (hosts), but is 1"),
+    ],
+)
+def test_what_ssh_refuses(hosts: str | None, words: list[str], problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    if hosts is not None:
+        path.write_text(hosts)
+    name = "nowhere" if hosts is None else str(path)
+    done = call(LAUNCH / "ssh.sh", "--hostfile", name, "--dry-run", *words, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert problem in done.stderr.splitlines()[0]
+
+
+def test_slurm_refuses_to_run_outside_a_job_and_misplaced_options() -> None:
+    done = call(LAUNCH / "slurm.sbatch", *RUN)
+    assert (done.returncode, done.stderr.count("error: ")) == (2, 1)
+    done = call(LAUNCH / "slurm.sbatch", "--nodes=4", *RUN)
+    assert done.stderr == "error: there is no option --nodes=4; options of sbatch go before the script's name\n"
+    assert done.returncode == 2
+
+
+def test_an_environment_without_trident_is_told(tmp_path: Path) -> None:
+    done = call(LAUNCH / "local.sh", "--dry-run", environment={"TRIDENT_VENV": str(tmp_path)})
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == f"error: {tmp_path}/bin/python must have Trident installed, but has not"

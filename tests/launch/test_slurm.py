@@ -1,0 +1,79 @@
+"""launch/slurm.sbatch under stand-ins for srun and scontrol: four ranks that really train, two nodes of two tasks."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.command import Ended, Running, rows, run, wait_until
+from tests.launch.room import LAUNCH, SETTINGS, START_S, Curve, curve, noted, with_stubs
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+JOB = str(10000 + os.getpid() % 10000)
+"""Also makes the port at which the ranks meet."""
+
+
+def command(run_dir: Path) -> list[str]:
+    return ["bash", str(LAUNCH / "slurm.sbatch"), *SETTINGS, f"run_dir={run_dir}"]
+
+
+def job(log: Path) -> dict[str, str]:
+    facts = {"SLURM_JOB_ID": JOB, "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "4", "SLURM_CPUS_PER_TASK": "1"}
+    return {**with_stubs(log), **facts}
+
+
+def interrupt(run_dir: Path, log: Path, number: signal.Signals) -> Ended:
+    with Running(command(run_dir), run_dir.parent, job(log)) as running:
+        wait_until(lambda: len(rows(run_dir)) >= 3, START_S, "the third step")
+        # --signal=B: means that the batch shell gets it, and nobody else.
+        running.process.send_signal(number)
+        ended = running.end(90)
+        assert running.left_behind() == []
+    return ended
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Curve:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ended = run(command(folder / "R"), folder, START_S, job(folder / "log"))
+    assert ended.code == 0, ended.err
+    assert noted(folder / "log") == [["srun", "--kill-on-bad-exit=0", "--wait=60", "--cpus-per-task=1"]]
+    return curve(folder / "R")
+
+
+def test_preempted_it_saves_goes_back_into_the_queue_and_ends_as_if_undisturbed(
+    tmp_path: Path, undisturbed: Curve
+) -> None:
+    run_dir, log = tmp_path / "R", tmp_path / "log"
+    ended = interrupt(run_dir, log, signal.SIGUSR1)
+    assert ended.code == 75, ended.out + ended.err
+    assert noted(log)[1:] == [["scontrol", "requeue", JOB]]
+    reached = rows(run_dir)[-1]["step"]
+    assert 3 <= reached < 60
+    assert (run_dir / "checkpoints" / f"step_{reached}" / "manifest.json").is_file()
+    again = run(command(run_dir), tmp_path, START_S, job(log))
+    assert again.code == 0, again.out + again.err
+    assert f"step_{reached}" in again.out
+    assert [call[0] for call in noted(log)] == ["srun", "scontrol", "srun"]
+    assert curve(run_dir) == undisturbed
+
+
+def test_cancelled_it_saves_but_stays_out_of_the_queue(tmp_path: Path) -> None:
+    run_dir, log = tmp_path / "R", tmp_path / "log"
+    ended = interrupt(run_dir, log, signal.SIGTERM)
+    assert ended.code == 75, ended.out + ended.err
+    assert [call[0] for call in noted(log)] == ["srun"]
+    assert list((run_dir / "checkpoints").glob("step_*/manifest.json"))
+
+
+def test_a_refused_config_is_told_once_and_not_tried_again(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    words = ["bash", str(LAUNCH / "slurm.sbatch"), "layout=tp2_pp2_dp2", "data=synthetic", "model.vocab_size=256"]
+    ended = run(words, tmp_path, 60, job(log))
+    assert ended.code == 2
+    assert len(ended.errors) == 1
+    assert "must equal the number of ranks (4)" in ended.errors[0]
+    assert [call[0] for call in noted(log)] == ["srun"]
