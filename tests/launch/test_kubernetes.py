@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from kubernetes_validate import validate as validate_manifest  # type: ignore[import-untyped]
+from kubernetes_validate import validate as validate_manifest
 
 from tests.launch.room import LAUNCH
 from trainer import errors
