@@ -233,6 +233,9 @@ def to_yaml(config: TridentConfig) -> str:
         target = tree.setdefault(group, {}) if group else tree
         target[leaf] = _plain(value)
     text: str = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)
+    # Unicode's own line ends are written as they are, and read back as spaces.
+    if any(end in text for end in "\x85\u2028\u2029"):
+        text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=False, width=10_000)
     return text
 
 

@@ -152,7 +152,8 @@ def offload(case: Case) -> Iterator[str]:
         yield f"zero.offload=nvme needs zero.stage=3, but it is {zero.stage}; use zero.stage=3, or zero.offload=cpu"
     if kind is OffloadKind.nvme and not zero.nvme_path:
         yield "zero.offload=nvme needs zero.nvme_path; set it to a folder on a local NVMe disk"
-    if kind is OffloadKind.nvme and (case.config.checkpoint.every > 0 or case.config.checkpoint.save_final):
+    saves = case.config.checkpoint.every > 0 or case.config.checkpoint.save_final
+    if kind is OffloadKind.nvme and zero.stage == 3 and zero.nvme_path and saves:
         yield (
             "zero.offload=nvme cannot be saved yet: the state on NVMe is not in the checkpoint format; "
             "use checkpoint=none, or zero.offload=cpu"

@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,12 @@ def test_yaml_is_deterministic_plain_and_complete() -> None:
     assert "pipeline_schedule: 1f1b\n" in text
     for key in KEYS:
         assert f"{key.rpartition('.')[2]}:" in text
+
+
+@pytest.mark.parametrize("name", ["\x85", "a\u2028b", "\u2029", "é"])
+def test_line_ends_of_unicode_survive_yaml(name: str) -> None:
+    config = replace(TridentConfig(), name=name)
+    assert from_yaml(to_yaml(config)) == config
 
 
 @settings(max_examples=100, deadline=None)

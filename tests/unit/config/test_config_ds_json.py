@@ -16,6 +16,7 @@ NVME: dict[str, object] = {
     "zero.offload": "nvme",
     "zero.nvme_path": "/nvme",
     "zero.offload_parameters": True,
+    "checkpoint.save_final": False,
 }
 
 PLANS: dict[str, dict[str, object]] = {

@@ -49,10 +49,11 @@ def wait_for_all():
 """
 
 DRIVER = """
-import json, sys
+import json, signal, sys
 from dataclasses import asdict
 from pathlib import Path
 from trainer.launcher import start
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 command = json.loads(sys.argv[2])
 start.launch_command = lambda world_size, port, arguments: command
 start.REPEAT_S = float(sys.argv[3])
@@ -212,6 +213,15 @@ def test_one_wish_that_arrives_twice_does_not_kill(tmp_path: Path) -> None:
 )
 def test_who_insists(number: signal.Signals, insists: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start, "REPEAT_S", 0.1)
+    # The tests may run under nohup.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        _insist(number, insists)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def _insist(number: signal.Signals, insists: bool) -> None:
     with start._StopSignals() as signals:
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
