@@ -99,6 +99,8 @@ def _fork(fn: Callable[..., Any], rank: int, world_size: int, args: tuple[Any, .
         import torch.distributed as dist
 
         dist.init_process_group("gloo")
+        # A rank that is done at once must not hang up on one that is still connecting.
+        dist.barrier()
         (folder / f"{rank}.result").write_bytes(pickle.dumps(fn(rank, world_size, *args)))
         code = 0
     except BaseException:
