@@ -126,11 +126,7 @@ class TensorFolder:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the global shape of a tensor, without vocabulary padding."""
-        spec = self._specs[name]
-        shape = list(spec.global_shape)
-        if spec.dim is not None:
-            shape[spec.dim] -= spec.padding
-        return tuple(shape)
+        return self._specs[name].unpadded_shape
 
     def read(self, kind: str, name: str) -> torch.Tensor:
         """Return a whole tensor without vocabulary padding, fp32 on CPU.
@@ -181,10 +177,9 @@ class TensorFolder:
             CheckpointError: it is not there, or is of another shape: another model.
         """
         full = self.read(kind, spec.name)
-        expected = without_padding(torch.empty(spec.global_shape, device="meta"), spec).shape
-        if full.shape != expected:
+        if tuple(full.shape) != spec.unpadded_shape:
             raise CheckpointError(
-                f"{spec.name} must have shape {tuple(expected)} for this model, but has {tuple(full.shape)} in "
+                f"{spec.name} must have shape {spec.unpadded_shape} for this model, but has {tuple(full.shape)} in "
                 f"{self._folder}; give model.* the values of the run that saved it"
             )
         return shard(with_padding(full, spec), spec, rank, size)

@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import nn
 
-from trainer.tensor_parallel.shard import ShardSpec, set_shard_spec, shard
+from trainer.tensor_parallel.shard import ShardSpec, set_shard_spec, shard, with_padding
 from trainer.topology.groups import Group
 
 
@@ -19,17 +19,10 @@ def stable_hash(*parts: object) -> int:
 
 def draw_normal(spec: ShardSpec, std: float, seed: int) -> torch.Tensor:
     """Draw the full tensor of `spec` from N(0, std^2), fp32 on CPU. Vocabulary padding is zero and takes no draws."""
-    shape = list(spec.global_shape)
-    if spec.dim is not None:
-        shape[spec.dim] -= spec.padding
     # A CPU generator takes 64 bits, but manual_seed only accepts what fits a signed one.
     generator = torch.Generator(device="cpu").manual_seed(stable_hash(seed, spec.name) >> 1)
-    drawn = torch.empty(shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
-    if spec.padding == 0 or spec.dim is None:
-        return drawn
-    padding = list(spec.global_shape)
-    padding[spec.dim] = spec.padding
-    return torch.cat([drawn, drawn.new_zeros(padding)], dim=spec.dim)
+    drawn = torch.empty(spec.unpadded_shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
+    return with_padding(drawn, spec)
 
 
 def normal_parameter(spec: ShardSpec, std: float, seed: int, group: Group) -> nn.Parameter:

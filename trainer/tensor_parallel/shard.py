@@ -37,6 +37,15 @@ class ShardSpec:
         if sum(self.sections) != found:
             raise ValueError(f"sections of {self.name} must add up to {found}, but are {self.sections}")
 
+    @property
+    def unpadded_shape(self) -> tuple[int, ...]:
+        """Shape without the vocabulary padding: what is the same in every layout."""
+        if self.dim is None:
+            return self.global_shape
+        shape = list(self.global_shape)
+        shape[self.dim] -= self.padding
+        return tuple(shape)
+
     def local_shape(self, size: int) -> tuple[int, ...]:
         """Return the shape on one of `size` ranks."""
         if self.dim is None:
