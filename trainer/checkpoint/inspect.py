@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from trainer.checkpoint.manifest import Manifest, check_content, check_sizes, read_manifest
+from trainer.checkpoint.manifest import Manifest, check_file, check_sizes, read_manifest
 from trainer.checkpoint.store import CheckpointStore, find_checkpoint
 from trainer.errors import CheckpointError, ConfigError
 from trainer.log import report_error, say
@@ -95,8 +95,7 @@ def _problems(folder: Path) -> Iterator[CheckpointError]:
         return
     for name in sorted(manifest.files):
         try:
-            alone = Manifest(**{**vars(manifest), "files": {name: manifest.files[name]}})
-            check_content(folder, alone)
+            check_file(folder / name, manifest.files[name])
         except CheckpointError as error:
             yield error
 

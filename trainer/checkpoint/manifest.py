@@ -161,12 +161,15 @@ def check_sizes(checkpoint: Path, manifest: Manifest) -> None:
         CheckpointError: names the first file that is not.
     """
     for name, facts in manifest.files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            raise CheckpointError(f"{path} must exist, but is missing")
-        found = path.stat().st_size
-        if found != facts.size_bytes:
-            raise CheckpointError(f"{path} must have {facts.size_bytes} bytes, but has {found}")
+        _check_size(checkpoint / name, facts)
+
+
+def _check_size(path: Path, facts: FileFacts) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path} must exist, but is missing")
+    found = path.stat().st_size
+    if found != facts.size_bytes:
+        raise CheckpointError(f"{path} must have {facts.size_bytes} bytes, but has {found}")
 
 
 def check_content(checkpoint: Path, manifest: Manifest, part: int = 0, parts: int = 1) -> None:
@@ -177,12 +180,22 @@ def check_content(checkpoint: Path, manifest: Manifest, part: int = 0, parts: in
     """
     check_sizes(checkpoint, manifest)
     for name in sorted(manifest.files)[part::parts]:
-        try:
-            found = file_facts(checkpoint / name)
-        except OSError as error:
-            raise CheckpointError(f"{checkpoint / name} must be readable, but: {error}") from error
-        if found != manifest.files[name]:
-            raise CheckpointError(
-                f"{checkpoint / name} must be as it was saved, but its content has changed "
-                f"(blake2b {found.blake2b}, saved {manifest.files[name].blake2b})"
-            )
+        check_file(checkpoint / name, manifest.files[name])
+
+
+def check_file(path: Path, facts: FileFacts) -> None:
+    """Check every byte of one file.
+
+    Raises:
+        CheckpointError: it is not what was saved.
+    """
+    _check_size(path, facts)
+    try:
+        found = file_facts(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} must be readable, but: {error}") from error
+    if found != facts:
+        raise CheckpointError(
+            f"{path} must be as it was saved, but its content has changed "
+            f"(blake2b {found.blake2b}, saved {facts.blake2b})"
+        )
