@@ -53,6 +53,15 @@ def with_stubs(log: Path | None = None) -> dict[str, str]:
     return {**found, "STUB_LOG": str(log)} if log else found
 
 
+def stand_in(venv: Path, interpreter: str) -> dict[str, str]:
+    """Make a virtual environment whose Python is a shell script; return what the scripts must be told of it."""
+    path = venv / "bin" / "python"
+    path.parent.mkdir()
+    path.write_text(interpreter)
+    path.chmod(0o755)
+    return {"TRIDENT_VENV": str(venv)}
+
+
 def noted(log: Path) -> list[list[str]]:
     """Return the command lines that stand-ins wrote down."""
     return [json.loads(line) for line in log.read_text().splitlines()]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command import Ended, Running, rows, run, trident, wait_until
-from tests.launch.room import LAUNCH, SETTINGS, START_S, Curve, call, curve
+from tests.launch.room import LAUNCH, SETTINGS, START_S, Curve, call, curve, stand_in
 
 INTERPRETER = """#!/usr/bin/env bash
 # Stands in for Python with Trident: `-m trainer train SCRIPT` runs SCRIPT.
@@ -22,11 +22,7 @@ NODE = LAUNCH / "node.sh"
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """An environment whose ranks are shell scripts."""
-    path = tmp_path / "bin" / "python"
-    path.parent.mkdir()
-    path.write_text(INTERPRETER)
-    path.chmod(0o755)
-    return {"TRIDENT_VENV": str(tmp_path)}
+    return stand_in(tmp_path, INTERPRETER)
 
 
 def node(script: str, tmp_path: Path, environment: dict[str, str], *options: str) -> Ended:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command import Running, rows, run, trident, wait_until
-from tests.launch.room import LAUNCH, SETTINGS, START_S, call, curve, with_stubs
+from tests.launch.room import LAUNCH, SETTINGS, START_S, call, curve, stand_in, with_stubs
 
 SSH = LAUNCH / "ssh.sh"
 INTERPRETER = """#!/usr/bin/env bash
@@ -24,12 +24,8 @@ esac
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """An environment whose launcher is the last word of the command line."""
-    path = tmp_path / "bin" / "python"
-    path.parent.mkdir()
-    path.write_text(INTERPRETER)
-    path.chmod(0o755)
     (tmp_path / "hosts").write_text("a slots=2\n")
-    return {"TRIDENT_VENV": str(tmp_path)}
+    return stand_in(tmp_path, INTERPRETER)
 
 
 def words(script: str) -> list[str]:
