@@ -97,7 +97,8 @@ def test_the_exit_code_of_a_rank_is_the_runs(tmp_path: Path, monkeypatch: pytest
 
 def test_output_of_the_launcher_goes_to_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "launcher.log").write_text("earlier\n")
-    run(tmp_path, "print('noise', flush=True)", monkeypatch)
+    # One write a rank: print() writes its newline by itself where output is unbuffered (PYTHONUNBUFFERED).
+    run(tmp_path, "import os; os.write(1, b'noise\\n')", monkeypatch)
     assert (tmp_path / "launcher.log").read_text() == "earlier\nnoise\nnoise\n"
 
 
