@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 
 from trainer.config.schema import (
     ActivationKind,
+    Dtype,
     ModelConfig,
     NormKind,
+    OffloadKind,
     PositionKind,
     RecomputeKind,
     ScheduleKind,
@@ -67,6 +69,19 @@ class RunPlan:
     def uses_pipeline_engine(self) -> bool:
         """PP > 1 runs DeepSpeed's PipelineEngine; PP = 1 the plain engine with ZeRO 0-3."""
         return self.pipeline_parallel_size > 1
+
+    @property
+    def zero_stage(self) -> int:
+        """Stage that DeepSpeed runs.
+
+        One replica has nothing to shard: in fp32 on the device, stages 1 and 2 would only copy every gradient and
+        weight to flat buffers and back, so it runs stage 0. Half precision needs their fp32 master weights.
+        """
+        zero = self.config.zero
+        alone = self.data_parallel_size == 1 and zero.offload is OffloadKind.none
+        if alone and zero.stage in (1, 2) and self.config.precision.dtype is Dtype.fp32:
+            return 0
+        return zero.stage
 
     @property
     def layout_name(self) -> str:
