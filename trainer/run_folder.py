@@ -19,6 +19,7 @@ _MAY_CHANGE = (
     "precision.",
     "batch.micro_batch_size",
     "model.recompute",
+    "model.fused_loss",
     "model.vocab_pad_multiple",
     "train.steps",
     "train.log_every",
