@@ -6,12 +6,14 @@ the collectives; `FakeGroup` pretends to be rank r of n inside one process, for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
+from trainer.topology.exchange import SMALLEST, Peers
 from trainer.topology.grid import Grid
 
 
@@ -110,12 +112,38 @@ class DistGroup:
     ranks: tuple[int, ...]
     """Global ranks, in group order."""
 
+    @property
+    def _peers(self) -> Peers:
+        return Peers(self.process_group, self.rank, self.ranks)
+
+    @staticmethod
+    def _by_messages(tensor: torch.Tensor) -> bool:
+        return tensor.device.type == "cpu" and tensor.numel() >= SMALLEST and tensor.is_contiguous()
+
     def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
         """Reduce in place over the group and return `tensor`. No host sync on CUDA."""
         kind = _reduce_op(op)
-        if self.size > 1:
-            dist.all_reduce(tensor, op=kind, group=self.process_group)
+        if self.size == 1:
+            return tensor
+        if op == "sum" and self._by_messages(tensor):
+            return self._peers.all_reduce(tensor)
+        dist.all_reduce(tensor, op=kind, group=self.process_group)
         return tensor
+
+    def start_all_reduce(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begin to sum in place over the group. No host sync on CUDA, where the current stream waits."""
+        if self.size == 1:
+            return lambda: tensor
+        if self.size == 2 and self._by_messages(tensor):
+            return self._peers.start_sum(tensor)
+        work = dist.all_reduce(tensor, group=self.process_group, async_op=True)
+        assert work is not None, "this rank must be in the group"
+
+        def finish() -> torch.Tensor:
+            work.wait()
+            return tensor
+
+        return finish
 
     def all_gather(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """Return the ranks' tensors concatenated along `dim`. No host sync on CUDA."""
@@ -123,7 +151,10 @@ class DistGroup:
             return tensor
         moved = tensor.movedim(dim, 0).contiguous()
         out = moved.new_empty((self.size * moved.shape[0], *moved.shape[1:]))
-        dist.all_gather_into_tensor(out, moved, group=self.process_group)
+        if self._by_messages(moved):
+            self._peers.all_gather(moved, out.chunk(self.size))
+        else:
+            dist.all_gather_into_tensor(out, moved, group=self.process_group)
         return out.movedim(0, dim).contiguous()
 
     def reduce_scatter(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
@@ -132,9 +163,22 @@ class DistGroup:
             return tensor
         length = _chunk_length(tensor, dim, self.size)
         moved = tensor.movedim(dim, 0).contiguous()
+        if self._by_messages(moved):
+            return self._peers.reduce_scatter(moved.chunk(self.size)).movedim(0, dim).contiguous()
         out = moved.new_empty((length, *moved.shape[1:]))
         dist.reduce_scatter_tensor(out, moved, group=self.process_group)
         return out.movedim(0, dim).contiguous()
+
+
+def start_all_reduce(group: Group, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Begin to sum in place over the group; the returned function waits, and returns `tensor`.
+
+    Between the two nobody may touch `tensor`. Collective over the group; no host sync on CUDA.
+    """
+    if isinstance(group, DistGroup):
+        return group.start_all_reduce(tensor)
+    group.all_reduce(tensor)
+    return lambda: tensor
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tests.helpers.dist import run_distributed
+from trainer.topology import groups as groups_module
 from trainer.topology.grid import Grid
-from trainer.topology.groups import FakeGroup, Group, SingleGroup, make_groups, single_process_groups
+from trainer.topology.groups import FakeGroup, Group, SingleGroup, make_groups, single_process_groups, start_all_reduce
 
 TIMEOUT_S = 60
 
@@ -31,6 +32,9 @@ def collectives(rank: int, world_size: int, grid: Grid) -> dict[str, Any]:
         reduced = mine.clone()
         assert group.all_reduce(reduced) is reduced
         found[f"{axis} sum"] = reduced
+        started = mine.clone()
+        assert start_all_reduce(group, started)() is started
+        found[f"{axis} started sum"] = started
         found[f"{axis} max"] = group.all_reduce(-mine.clone(), op="max")
         for dim in (0, 1, 2, -1):
             found[f"{axis} gather {dim}"] = group.all_gather(mine, dim=dim)
@@ -50,6 +54,7 @@ def check_axis(found: dict[str, Any], axis: str, members: list[int], place: int)
     total, size = sum(tensors, torch.zeros(4, 8, 12)), len(members)
     assert found["ranks"][axis] == tuple(members)
     assert torch.equal(found[f"{axis} sum"], total)
+    assert torch.equal(found[f"{axis} started sum"], total)
     assert torch.equal(found[f"{axis} max"], torch.stack([-t for t in tensors]).amax(0))
     for dim in (0, 1, 2, -1):
         assert torch.equal(found[f"{axis} gather {dim}"], torch.cat(tensors, dim=dim))
@@ -59,8 +64,12 @@ def check_axis(found: dict[str, Any], axis: str, members: list[int], place: int)
 
 
 @pytest.mark.dist
+@pytest.mark.parametrize("smallest", [1, 1 << 30], ids=["messages", "gloo"])
 @pytest.mark.parametrize("grid", [Grid(1, 1, 2), Grid(2, 1, 2), Grid(1, 4, 1)], ids=str)
-def test_collectives_over_each_axis_against_plain_arithmetic(grid: Grid) -> None:
+def test_collectives_over_each_axis_against_plain_arithmetic(
+    grid: Grid, smallest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups_module, "SMALLEST", smallest)
     outcomes = run_distributed(collectives, grid.size, grid, timeout_s=TIMEOUT_S)
     for rank, found in enumerate(outcomes):
         at = grid.coordinate(rank)
@@ -93,6 +102,7 @@ def test_a_group_of_one_changes_nothing() -> None:
     for result in (
         group.all_reduce(tensor),
         group.all_reduce(tensor, op="max"),
+        start_all_reduce(group, tensor)(),
         group.all_gather(tensor, dim=1),
         group.reduce_scatter(tensor, dim=1),
     ):
@@ -102,6 +112,7 @@ def test_a_group_of_one_changes_nothing() -> None:
 def test_a_fake_group_has_the_shapes_of_a_real_one() -> None:
     group, tensor = FakeGroup(rank=1, size=2), torch.arange(24.0).reshape(4, 6)
     assert group.all_reduce(tensor) is tensor
+    assert start_all_reduce(group, tensor)() is tensor
     assert torch.equal(group.all_gather(tensor, dim=1), torch.cat([tensor, tensor], dim=1))
     assert torch.equal(group.reduce_scatter(tensor, dim=1), tensor[:, 3:])
     assert group.reduce_scatter(tensor, dim=1).is_contiguous()

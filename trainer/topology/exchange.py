@@ -1,0 +1,94 @@
+"""Collectives between CPU ranks as messages between pairs of them.
+
+gloo's own reduce-scatter and all-gather copy through buffers of the whole tensor: for 3 MB between two processes they
+take 8.5 and 2.5 ms, messages 0.8 and 0.7 ms. Sums are taken in rank order, so they are the same on every rank and in
+every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+SMALLEST = 1 << 14
+"""Elements from which messages pay; below, a collective is one round of latency either way."""
+
+
+@dataclass(frozen=True)
+class Peers:
+    """The ranks of a gloo group as one of them sees them."""
+
+    process_group: dist.ProcessGroup
+    rank: int
+    ranks: tuple[int, ...]
+    """Global ranks, in group order."""
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return len(self.ranks)
+
+    def _start(
+        self, sends: Sequence[torch.Tensor], receives: Sequence[torch.Tensor]
+    ) -> tuple[list[dist.Work], list[dist.Work]]:
+        """Post what goes to and comes from each rank of the group; one's own entry is left alone."""
+        others = [index for index in range(self.size) if index != self.rank]
+        arriving = [self._posted(dist.irecv(receives[i], self.ranks[i], group=self.process_group)) for i in others]
+        leaving = [self._posted(dist.isend(sends[i], self.ranks[i], group=self.process_group)) for i in others]
+        return arriving, leaving
+
+    @staticmethod
+    def _posted(work: dist.Work | None) -> dist.Work:
+        assert work is not None, "this rank must be in the group"
+        return work
+
+    def start_sum(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begin to add up a tensor of two ranks; the returned function waits and returns the sum, in place."""
+        received = torch.empty_like(tensor)
+        arriving, leaving = self._start([tensor] * 2, [received] * 2)
+
+        def finish() -> torch.Tensor:
+            _wait(arriving)
+            # In place only when the peer has what was here.
+            _wait(leaving)
+            return tensor.add_(received)
+
+        return finish
+
+    def reduce_scatter(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the sum over ranks of this rank's entry of `parts` (contiguous, one a rank)."""
+        mine = parts[self.rank]
+        received = [mine if index == self.rank else torch.empty_like(mine) for index in range(self.size)]
+        arriving, leaving = self._start(parts, received)
+        _wait(arriving)
+        total = received[0] + received[1]
+        for tensor in received[2:]:
+            total += tensor
+        _wait(leaving)
+        return total
+
+    def all_gather(self, mine: torch.Tensor, out: Sequence[torch.Tensor]) -> None:
+        """Fill `out` (one contiguous tensor a rank) with the ranks' tensors."""
+        arriving, leaving = self._start([mine] * self.size, out)
+        if out[self.rank] is not mine:
+            out[self.rank].copy_(mine)
+        _wait(arriving)
+        _wait(leaving)
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum a contiguous tensor in place over the ranks and return it."""
+        if self.size == 2:
+            return self.start_sum(tensor)()
+        flat = tensor.view(-1)
+        parts = list(flat.tensor_split(self.size))
+        parts[self.rank].copy_(self.reduce_scatter(parts))
+        self.all_gather(parts[self.rank], parts)
+        return tensor
+
+
+def _wait(works: Sequence[dist.Work]) -> None:
+    for work in works:
+        work.wait()
