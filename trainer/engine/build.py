@@ -18,6 +18,7 @@ from trainer.engine.pipelined import PipelinedEngine
 from trainer.engine.plain import LanguageModel, PlainEngine
 from trainer.model.gpt import GPT, ModelContext
 from trainer.pipeline.module import build_pipeline
+from trainer.tensor_parallel.gradients import add_gradients_in_place
 from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import ParallelGroups
 
@@ -38,6 +39,9 @@ def build_engine(plan: RunPlan, groups: ParallelGroups) -> Engine:
 
 
 def _construct(engine_class: Any, plan: RunPlan, groups: ParallelGroups, model: torch.nn.Module, mpu: object) -> Any:
+    if plan.zero_stage == 0:
+        # ZeRO's optimizers need to be told of every gradient; without them nobody looks before the step.
+        add_gradients_in_place(model.parameters())
     # deepspeed.initialize chooses the class by itself; a repaired one must be constructed directly.
     settings = deepspeed_json(plan)
     engine = engine_class(

@@ -5,17 +5,40 @@ Source: Megatron-LM, arXiv 1909.08053, section 3.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entropy
+from trainer.tensor_parallel.gradients import adds_in_place, row_gradient
 from trainer.tensor_parallel.init import normal_parameter
 from trainer.tensor_parallel.linear import column_parallel_linear
 from trainer.tensor_parallel.mappings import reduce_from_tensor_parallel, reduce_scatter_to_sequence
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.tensor_parallel.token_ids import check_token_ids
 from trainer.topology.groups import Group
+
+
+class _Rows(torch.autograd.Function):
+    """`F.embedding` whose weight gradient may be added in place."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(ids, weight)
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[None, torch.Tensor | None]:
+        ids, weight = ctx.saved_tensors
+        return None, row_gradient(weight, ids, grads[0])
+
+
+def _rows(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    if adds_in_place(weight):
+        return cast(torch.Tensor, _Rows.apply(ids, weight))  # type: ignore[no-untyped-call]
+    return F.embedding(ids, weight)
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -62,7 +85,7 @@ class VocabParallelEmbedding(nn.Module):
         self.rows = padded_vocab_size // group.size
 
     def forward(self, tensor: torch.Tensor, as_head: bool = False, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Embed ids `[B, S]`, or with `as_head` multiply hidden by the transposed embedding, or with labels its loss."""
+        """Embed ids `[B, S]`; with `as_head` multiply hidden by the transposed embedding; with labels take its loss."""
         # All uses go through __call__, so that ZeRO-3's hooks gather the weight.
         if labels is not None:
             return vocab_parallel_linear_cross_entropy(
@@ -74,10 +97,10 @@ class VocabParallelEmbedding(nn.Module):
         check_token_ids(ids, self.vocab_size)
         ids = ids.transpose(0, 1)
         if self.group.size == 1:
-            return F.embedding(ids, self.weight)
+            return _rows(ids, self.weight)
         local = ids - self.group.rank * self.rows
         elsewhere = (local < 0) | (local >= self.rows)
-        hidden = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
+        hidden = _rows(local.masked_fill(elsewhere, 0), self.weight)
         hidden = hidden.masked_fill(elsewhere.unsqueeze(-1), 0.0)
         if self.sequence_parallel:
             return reduce_scatter_to_sequence(hidden, self.group)

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from trainer.tensor_parallel.cross_entropy import local_targets
-from trainer.tensor_parallel.token_ids import check_token_ids
+from trainer.tensor_parallel.gradients import scaled_gradient
 from trainer.tensor_parallel.mappings import SEQUENCE_DIM
-from trainer.topology.groups import Group
+from trainer.tensor_parallel.token_ids import check_token_ids
+from trainer.topology.groups import Group, start_all_reduce, start_reduce_scatter
 
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 25}
 """Logits in a chunk: on the CPU 16 MiB in fp32, which stay in the cache; on a GPU enough to fill it."""
@@ -144,7 +145,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if gradients is not None:
             gradients.weight[valid:] = 0.0
         ctx.gradients, ctx.group, ctx.gathers = gradients, group, gathers
-        ctx.shape, ctx.dtype, ctx.count = whole.shape, weight.dtype, targets.numel()
+        ctx.shape, ctx.count = whole.shape, targets.numel()
+        ctx.save_for_backward(weight)
         return total / targets.numel()
 
     @staticmethod
@@ -155,12 +157,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.gradients = None
         scale = grads[0].float() / ctx.count
         hidden = gradients.rows.mul_(scale).view(ctx.shape)
-        if ctx.gathers:
-            hidden = ctx.group.reduce_scatter(hidden, dim=SEQUENCE_DIM)
-        else:
-            hidden = ctx.group.all_reduce(hidden)
-        weight = gradients.weight.mul_(scale).to(ctx.dtype)
-        return hidden, weight, None, None, None, None, None
+        finish = start_reduce_scatter(ctx.group, hidden) if ctx.gathers else start_all_reduce(ctx.group, hidden)
+        (weight,) = ctx.saved_tensors
+        grad_weight = scaled_gradient(weight, gradients.weight, scale)
+        return finish(), grad_weight, None, None, None, None, None
 
 
 def vocab_parallel_linear_cross_entropy(

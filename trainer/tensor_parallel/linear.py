@@ -11,16 +11,38 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from trainer.tensor_parallel.gradients import adds_in_place, weight_gradient
 from trainer.tensor_parallel.init import constant_parameter, normal_parameter
 from trainer.tensor_parallel.mappings import (
     SEQUENCE_DIM,
     complete_gradient,
-    copy_to_tensor_parallel,
     reduce_from_tensor_parallel,
     reduce_scatter_to_sequence,
 )
 from trainer.tensor_parallel.shard import ShardSpec
-from trainer.topology.groups import Group
+from trainer.topology.groups import Group, start_all_gather, start_all_reduce, start_reduce_scatter
+
+
+class _ColumnParallel(torch.autograd.Function):
+    """f and the matrix product in one, so that what backward sends travels while it multiplies."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, group: Group
+    ) -> torch.Tensor:
+        ctx.save_for_backward(hidden, weight)
+        ctx.group, ctx.has_bias = group, bias is not None
+        return F.linear(hidden, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight = ctx.saved_tensors
+        grad = grads[0]
+        finish = start_all_reduce(ctx.group, grad.matmul(weight)) if ctx.needs_input_grad[0] else None
+        flat = grad.flatten(0, -2)
+        grad_weight = weight_gradient(weight, flat, hidden.flatten(0, -2))
+        grad_bias = flat.sum(dim=0) if ctx.has_bias else None
+        return finish() if finish else None, grad_weight, grad_bias, None
 
 
 class _GatheredLinear(torch.autograd.Function):
@@ -35,13 +57,43 @@ class _GatheredLinear(torch.autograd.Function):
         return F.linear(group.all_gather(hidden, dim=SEQUENCE_DIM), weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
         grad = grads[0]
-        grad_hidden = ctx.group.reduce_scatter(grad.matmul(weight), dim=SEQUENCE_DIM)
+        gathered = start_all_gather(ctx.group, hidden)
+        partial = grad.matmul(weight)
+        whole = gathered()
+        reduced = start_reduce_scatter(ctx.group, partial)
         flat = grad.flatten(0, -2)
-        grad_weight = flat.t().matmul(ctx.group.all_gather(hidden, dim=SEQUENCE_DIM).flatten(0, -2))
-        return grad_hidden, grad_weight, flat.sum(dim=0) if ctx.has_bias else None, None
+        grad_weight = weight_gradient(weight, flat, whole.flatten(0, -2))
+        grad_bias = flat.sum(dim=0) if ctx.has_bias else None
+        return reduced(), grad_weight, grad_bias, None
+
+
+class _Linear(torch.autograd.Function):
+    """`F.linear` of one rank whose weight gradient may be added in place."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(hidden, weight)
+        ctx.has_bias = bias is not None
+        return F.linear(hidden, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight = ctx.saved_tensors
+        grad = grads[0]
+        flat = grad.flatten(0, -2)
+        grad_hidden = grad.matmul(weight) if ctx.needs_input_grad[0] else None
+        grad_weight = weight_gradient(weight, flat, hidden.flatten(0, -2))
+        return grad_hidden, grad_weight, flat.sum(dim=0) if ctx.has_bias else None
+
+
+def linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Multiply on this rank: `[..., in] -> [..., out]`. No collective."""
+    if adds_in_place(weight):
+        return cast(torch.Tensor, _Linear.apply(hidden, weight, bias))  # type: ignore[no-untyped-call]
+    return F.linear(hidden, weight, bias)
 
 
 def column_parallel_linear(
@@ -50,12 +102,13 @@ def column_parallel_linear(
     """Multiply hidden with this rank's rows of a weight: `[S, B, in] -> [S, B, out/tp]`.
 
     With sequence parallelism hidden is `[S/tp, B, in]`: all-gather in forward, and again in backward, which spares
-    keeping `[S, B, in]`; reduce-scatter in backward. Otherwise an all-reduce in backward. No host sync.
+    keeping `[S, B, in]`; reduce-scatter in backward. Otherwise an all-reduce in backward. What backward sends travels
+    beside a matrix product. No host sync.
     """
-    if sequence_parallel and group.size > 1:
-        output = _GatheredLinear.apply(hidden, weight, bias, group)  # type: ignore[no-untyped-call]
-        return cast(torch.Tensor, output)
-    return F.linear(copy_to_tensor_parallel(hidden, group), weight, bias)
+    if group.size == 1:
+        return linear(hidden, weight, bias)
+    function = _GatheredLinear if sequence_parallel else _ColumnParallel
+    return cast(torch.Tensor, function.apply(hidden, weight, bias, group))  # type: ignore[no-untyped-call]
 
 
 class ColumnParallelLinear(nn.Module):
@@ -152,8 +205,8 @@ class RowParallelLinear(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the sum over ranks, plus the bias."""
         if self.group.size == 1:
-            return F.linear(hidden, self.weight, self.bias)
-        partial = F.linear(hidden, self.weight)
+            return linear(hidden, self.weight, self.bias)
+        partial = linear(hidden, self.weight)
         bias: torch.Tensor | None = self.bias
         if self.sequence_parallel:
             output = reduce_scatter_to_sequence(partial, self.group)

@@ -58,25 +58,33 @@ class Peers:
 
         return finish
 
-    def reduce_scatter(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the sum over ranks of this rank's entry of `parts` (contiguous, one a rank)."""
+    def start_reduce_scatter(self, parts: Sequence[torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """Begin to sum `parts` (contiguous, one a rank); the returned function waits, and returns this rank's sum."""
         mine = parts[self.rank]
         received = [mine if index == self.rank else torch.empty_like(mine) for index in range(self.size)]
         arriving, leaving = self._start(parts, received)
-        _wait(arriving)
-        total = received[0] + received[1]
-        for tensor in received[2:]:
-            total += tensor
-        _wait(leaving)
-        return total
 
-    def all_gather(self, mine: torch.Tensor, out: Sequence[torch.Tensor]) -> None:
-        """Fill `out` (one contiguous tensor a rank) with the ranks' tensors."""
+        def finish() -> torch.Tensor:
+            _wait(arriving)
+            total = received[0] + received[1]
+            for tensor in received[2:]:
+                total += tensor
+            _wait(leaving)
+            return total
+
+        return finish
+
+    def start_all_gather(self, mine: torch.Tensor, out: Sequence[torch.Tensor]) -> Callable[[], None]:
+        """Begin to fill `out` (one contiguous tensor a rank) with the ranks' tensors."""
         arriving, leaving = self._start([mine] * self.size, out)
         if out[self.rank] is not mine:
             out[self.rank].copy_(mine)
-        _wait(arriving)
-        _wait(leaving)
+
+        def finish() -> None:
+            _wait(arriving)
+            _wait(leaving)
+
+        return finish
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a contiguous tensor in place over the ranks and return it."""
@@ -84,8 +92,8 @@ class Peers:
             return self.start_sum(tensor)()
         flat = tensor.view(-1)
         parts = list(flat.tensor_split(self.size))
-        parts[self.rank].copy_(self.reduce_scatter(parts))
-        self.all_gather(parts[self.rank], parts)
+        parts[self.rank].copy_(self.start_reduce_scatter(parts)())
+        self.start_all_gather(parts[self.rank], parts)()
         return tensor
 
 

@@ -149,25 +149,46 @@ class DistGroup:
         """Return the ranks' tensors concatenated along `dim`. No host sync on CUDA."""
         if self.size == 1:
             return tensor
-        moved = tensor.movedim(dim, 0).contiguous()
-        out = moved.new_empty((self.size * moved.shape[0], *moved.shape[1:]))
-        if self._by_messages(moved):
-            self._peers.all_gather(moved, out.chunk(self.size))
+        return self.start_all_gather(tensor.movedim(dim, 0))().movedim(0, dim).contiguous()
+
+    def start_all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begin to gather along dimension 0. No host sync on CUDA."""
+        mine = tensor.contiguous()
+        out = mine.new_empty((self.size * mine.shape[0], *mine.shape[1:]))
+        if self._by_messages(mine):
+            finish = self._peers.start_all_gather(mine, out.chunk(self.size))
         else:
-            dist.all_gather_into_tensor(out, moved, group=self.process_group)
-        return out.movedim(0, dim).contiguous()
+            work = dist.all_gather_into_tensor(out, mine, group=self.process_group, async_op=True)
+            assert work is not None, "this rank must be in the group"
+            finish = work.wait
+
+        def result() -> torch.Tensor:
+            finish()
+            return out
+
+        return result
 
     def reduce_scatter(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """Sum over the group and return this rank's chunk along `dim`. No host sync on CUDA."""
         if self.size == 1:
             return tensor
-        length = _chunk_length(tensor, dim, self.size)
-        moved = tensor.movedim(dim, 0).contiguous()
-        if self._by_messages(moved):
-            return self._peers.reduce_scatter(moved.chunk(self.size)).movedim(0, dim).contiguous()
-        out = moved.new_empty((length, *moved.shape[1:]))
-        dist.reduce_scatter_tensor(out, moved, group=self.process_group)
-        return out.movedim(0, dim).contiguous()
+        _chunk_length(tensor, dim, self.size)
+        return self.start_reduce_scatter(tensor.movedim(dim, 0))().movedim(0, dim).contiguous()
+
+    def start_reduce_scatter(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begin to sum and scatter along dimension 0. No host sync on CUDA."""
+        whole = tensor.contiguous()
+        if self._by_messages(whole):
+            return self._peers.start_reduce_scatter(whole.chunk(self.size))
+        out = whole.new_empty((_chunk_length(whole, 0, self.size), *whole.shape[1:]))
+        work = dist.reduce_scatter_tensor(out, whole, group=self.process_group, async_op=True)
+        assert work is not None, "this rank must be in the group"
+
+        def result() -> torch.Tensor:
+            work.wait()
+            return out
+
+        return result
 
 
 def start_all_reduce(group: Group, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -179,6 +200,28 @@ def start_all_reduce(group: Group, tensor: torch.Tensor) -> Callable[[], torch.T
         return group.start_all_reduce(tensor)
     group.all_reduce(tensor)
     return lambda: tensor
+
+
+def start_all_gather(group: Group, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Begin to gather `[n, ...]` along dimension 0; the returned function waits, and returns `[size * n, ...]`.
+
+    Collective over the group; no host sync on CUDA.
+    """
+    if isinstance(group, DistGroup):
+        return group.start_all_gather(tensor)
+    gathered = group.all_gather(tensor)
+    return lambda: gathered
+
+
+def start_reduce_scatter(group: Group, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Begin to sum `[size * n, ...]`; the returned function waits, and returns this rank's `[n, ...]`.
+
+    Between the two nobody may change `tensor`. Collective over the group; no host sync on CUDA.
+    """
+    if isinstance(group, DistGroup):
+        return group.start_reduce_scatter(tensor)
+    mine = group.reduce_scatter(tensor)
+    return lambda: mine
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.helpers.reference import TINY, TINY_LLAMA
+from tests.helpers.thread_group import local_gradients, run_ranks, whole
+from trainer.config.plan import make_model_spec
+from trainer.config.schema import ModelConfig
+from trainer.model.gpt import GPT, ModelContext
+from trainer.tensor_parallel.gradients import add_gradients_in_place, row_gradient, scaled_gradient, weight_gradient
+from trainer.tensor_parallel.random import StepClock
+from trainer.topology.groups import Group
+
+VOCABULARY = 13
+
+
+def gradients(model: ModelConfig, size: int, sequence_parallel: bool, in_place: bool) -> dict[str, torch.Tensor]:
+    """Return the sum of the gradients of three micro-batches."""
+    ids = torch.randint(0, VOCABULARY, (3, 2, model.seq_length + 1), generator=torch.Generator().manual_seed(5))
+    spec = make_model_spec(model, VOCABULARY, size)
+
+    def body(group: Group) -> tuple[GPT, dict[str, torch.Tensor]]:
+        gpt = GPT(ModelContext(spec, group, 3, sequence_parallel, StepClock(3)))
+        if in_place:
+            add_gradients_in_place(gpt.parameters())
+        for batch in ids:
+            gpt.loss(batch[:, :-1], batch[:, 1:]).backward()  # type: ignore[no-untyped-call]
+        return gpt, local_gradients(gpt)
+
+    models, found = zip(*run_ranks(size, body), strict=True)
+    return whole(models, found)
+
+
+@pytest.mark.parametrize("fused_loss", [True, False])
+@pytest.mark.parametrize("model", [TINY, TINY_LLAMA], ids=["gpt2", "llama"])
+@pytest.mark.parametrize(("size", "sequence_parallel"), [(1, False), (2, False), (2, True)])
+def test_gradients_added_in_place_are_those_of_autograd(
+    model: ModelConfig, size: int, sequence_parallel: bool, fused_loss: bool
+) -> None:
+    model = replace(model, fused_loss=fused_loss)
+    expected = gradients(model, size, sequence_parallel, in_place=False)
+    found = gradients(model, size, sequence_parallel, in_place=True)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def parameter(*shape: int) -> torch.nn.Parameter:
+    made = torch.nn.Parameter(torch.randn(*shape))
+    add_gradients_in_place([made])
+    return made
+
+
+def test_the_sum_stays_in_the_same_tensor() -> None:
+    weight, grad, inputs = parameter(4, 3), torch.randn(6, 4), torch.randn(6, 3)
+    assert weight_gradient(weight, grad, inputs) is None
+    assert weight.grad is not None
+    place = weight.grad.data_ptr()
+    assert weight_gradient(weight, grad, inputs) is None
+    assert scaled_gradient(weight, torch.ones(4, 3), torch.tensor(0.5)) is None
+    assert weight.grad.data_ptr() == place
+    torch.testing.assert_close(weight.grad, 2 * grad.t() @ inputs + 0.5)
+
+
+def test_rows_are_added_to_what_is_there() -> None:
+    weight, ids, grad = parameter(5, 3), torch.tensor([[1, 1], [4, 0]]), torch.randn(2, 2, 3)
+    leaf = weight.detach().clone().requires_grad_()
+    F.embedding(ids, leaf).backward(grad)  # type: ignore[no-untyped-call]
+    assert leaf.grad is not None
+    for times in (1, 2):
+        assert row_gradient(weight, ids, grad) is None
+        assert weight.grad is not None
+        torch.testing.assert_close(weight.grad, times * leaf.grad)
+
+
+def test_other_parameters_get_their_gradients_from_autograd() -> None:
+    weight, grad, inputs = torch.nn.Parameter(torch.randn(4, 3)), torch.randn(6, 4), torch.randn(6, 3)
+    torch.testing.assert_close(weight_gradient(weight, grad, inputs), grad.t() @ inputs)
+    assert scaled_gradient(weight.bfloat16(), torch.ones(4, 3), torch.tensor(0.5)).dtype is torch.bfloat16  # type: ignore[union-attr]
+    assert row_gradient(weight, torch.tensor([[1, 2]]), torch.ones(1, 2, 3)) is not None
+    assert weight.grad is None

@@ -1,0 +1,78 @@
+"""Weight gradients that are added where they belong, instead of being made, handed over and added by autograd.
+
+With several micro-batches autograd makes each weight gradient anew and then adds it to the sum so far: three passes
+over a tensor as large as the weights. A matrix product can add to its result for the price of reading it.
+Source: gradient accumulation fusion as in Megatron-LM, arXiv 2104.04473, section 4.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+_ATTRIBUTE = "trident_adds_in_place"
+
+
+def add_gradients_in_place(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Let the layers write `parameter.grad` themselves. For engines that look at gradients only before they step.
+
+    Hooks on gradients do not run for such a parameter, and its gradient is no part of the graph.
+    """
+    for parameter in parameters:
+        setattr(parameter, _ATTRIBUTE, True)
+
+
+def adds_in_place(parameter: torch.Tensor) -> bool:
+    """Return whether the layer of `parameter` writes its gradient."""
+    return getattr(parameter, _ATTRIBUTE, False) and not torch.compiler.is_compiling()
+
+
+def weight_gradient(weight: torch.Tensor, grad: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor | None:
+    """Return grad^T inputs, the gradient of `weight` [out, in]; None if it was added in place.
+
+    Args:
+        weight: the parameter.
+        grad: of the outputs, [rows, out].
+        inputs: [rows, in].
+    """
+    if not adds_in_place(weight):
+        return grad.t().mm(inputs)
+    if weight.grad is None:
+        weight.grad = grad.t().mm(inputs)
+    else:
+        weight.grad.addmm_(grad.t(), inputs)
+    return None
+
+
+def row_gradient(weight: torch.Tensor, ids: torch.Tensor, grad: torch.Tensor) -> torch.Tensor | None:
+    """Return the gradient of an embedding `weight` [V, H] whose rows `ids` have gradients `grad`; None if added.
+
+    Args:
+        weight: the parameter.
+        ids: [...].
+        grad: [..., H].
+    """
+    # On an accelerator index_add_ would add in another order every time.
+    if adds_in_place(weight) and weight.grad is not None and weight.device.type == "cpu":
+        weight.grad.index_add_(0, ids.flatten(), grad.flatten(0, -2))
+        return None
+    dense: torch.Tensor = torch.ops.aten.embedding_dense_backward(grad, ids, len(weight), -1, False)
+    if not adds_in_place(weight):
+        return dense
+    weight.grad = dense if weight.grad is None else weight.grad.add_(dense)
+    return None
+
+
+def scaled_gradient(weight: torch.Tensor, grad: torch.Tensor, scale: torch.Tensor) -> torch.Tensor | None:
+    """Return scale x grad in `weight`'s dtype, which takes over `grad`; None if it was added in place.
+
+    Args:
+        weight: the parameter.
+        grad: like it, fp32.
+        scale: [] fp32.
+    """
+    if not adds_in_place(weight):
+        return grad.mul_(scale).to(weight.dtype)
+    weight.grad = grad.mul_(scale) if weight.grad is None else weight.grad.addcmul_(grad, scale)
+    return None
