@@ -1,0 +1,60 @@
+"""What every contender starts from: the same weights and the same tokens, made by Trident's own code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.case import Case
+from trainer.data.batches import BatchSource, training_batches
+from trainer.data.prepare import prepare
+from trainer.model.gpt import GPT, ModelContext
+from trainer.tensor_parallel.random import StepClock
+from trainer.tensor_parallel.shard import shard_spec, without_padding
+from trainer.topology.groups import SingleGroup
+
+
+def set_up(case: Case) -> torch.device:
+    """Set threads and device of this rank as its environment says."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if case.device == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
+
+
+def cache_override() -> str:
+    """Return where the generated tokens are kept."""
+    return f"data.cache_dir={Path('~/.cache/trident-benchmarks').expanduser()}"
+
+
+def source(case: Case, device: torch.device, dp_rank: int = 0, data_parallel_size: int = 1) -> BatchSource:
+    """Return the tokens of one replica, in the order in which Trident trains on them."""
+    plan = case.plan((cache_override(),))
+    prepared = prepare(plan.config)
+    return training_batches(prepared, replace(plan, data_parallel_size=data_parallel_size), dp_rank, device)
+
+
+def steps(case: Case) -> Iterator[tuple[int, float]]:
+    """Yield step numbers, without end, and their learning rates."""
+    step = 0
+    while True:
+        step += 1
+        yield step, case.learning_rate(step)
+
+
+def initial_weights(case: Case) -> dict[str, torch.Tensor]:
+    """Return the whole model's weights by Trident's names, fp32, without vocabulary padding."""
+    spec = case.plan().model
+    model = GPT(ModelContext(spec, SingleGroup(), case.seed, sequence_parallel=False, clock=StepClock(case.seed)))
+    return {shard_spec(p).name: without_padding(p.detach(), shard_spec(p)) for p in model.parameters()}
+
+
+def dtype_of(case: Case) -> torch.dtype:
+    """Return the compute precision."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[case.dtype]

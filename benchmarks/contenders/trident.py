@@ -1,0 +1,103 @@
+"""Trident as its users run it: engine, loop, data, metrics. Only the checkpoints are off.
+
+Options: `overrides`, further words after `trident train`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.case import Case
+from benchmarks.contenders.common import cache_override
+from benchmarks.gate import Gate
+from trainer.config.compose import compose
+from trainer.config.plan import make_plan
+from trainer.config.validate import validate
+from trainer.data.batches import MicroBatch, training_batches
+from trainer.data.prepare import prepare
+from trainer.description import describe
+from trainer.engine.build import build_engine
+from trainer.engine.face import StepResult
+from trainer.engine.world import choose_device, start_world
+from trainer.launcher.environment import find_world, prepare_environment
+from trainer.log import say
+from trainer.loop.events import RunEnd, StepReport
+from trainer.loop.state import TrainState
+from trainer.loop.stop import StopRequest
+from trainer.loop.train import train
+from trainer.metrics.build import build_metrics
+
+
+class _Recording:
+    """An engine that keeps every step's loss, unread."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.losses: list[torch.Tensor] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def train_step(self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float) -> StepResult:
+        """Run the engine's step."""
+        result: StepResult = self._engine.train_step(micro_batches, step, learning_rate)
+        self.losses.append(result.loss.detach().clone())
+        return result
+
+
+class _GateHook:
+    """The last hook of the loop: a step is done when everything else has heard of it."""
+
+    def __init__(self, engine: _Recording, gate: Gate, facts: Mapping[str, Any]) -> None:
+        self._engine = engine
+        self._gate = gate
+        self._facts = facts
+        self._bubble: float | None = None
+        gate.extras = self._extras
+
+    def _extras(self) -> Mapping[str, Any]:
+        return {} if self._bubble is None else {"bubble_fraction": self._bubble}
+
+    def on_start(self, first_step: int) -> None:
+        """Wait for the first turn."""
+        self._gate.open(**self._facts)
+
+    def on_step(self, step: int) -> None:
+        """Nothing: what follows a step belongs to it."""
+
+    def on_report(self, report: StepReport) -> None:
+        """Count the steps since the last report."""
+        self._bubble = report.bubble_fraction
+        losses, self._engine.losses = self._engine.losses, []
+        self._gate.done(losses)
+
+    def on_end(self, end: RunEnd) -> None:
+        """Nothing."""
+
+
+def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
+    """Build and train."""
+    world = find_world(os.environ)
+    assert world is not None
+    prepare_environment(on_cpu=case.device == "cpu")
+    folder = Path(tempfile.mkdtemp(prefix="trident_benchmark_"))
+    words = [*case.overrides(), cache_override(), f"run_dir={folder}", *options.get("overrides", ())]
+    config = compose(words)
+    validate(config, world.size)
+    plan = make_plan(config, case.vocab_size, world.size)
+    device = choose_device(config.runtime.device, world.local_rank)
+    groups, control = start_world(plan, device)
+    prepared = prepare(config)
+    engine = _Recording(build_engine(plan, groups))
+    say(describe(plan))
+    state = TrainState()
+    facts = {"overrides": words, "plan": describe(plan).splitlines(), "threads": torch.get_num_threads()}
+    hooks = [build_metrics(plan, folder, state, groups, control), _GateHook(engine, gate, facts)]
+    source = training_batches(prepared, plan, groups.data.rank, device)
+    train(engine, source, None, plan, state, hooks, StopRequest(control), groups)

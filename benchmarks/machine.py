@@ -1,0 +1,79 @@
+"""Where a figure was measured: hardware, system, versions, and how busy the machine was."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from trainer.versions import versions
+
+_PEERS = ("accelerate", "lightning", "litgpt", "torchtitan", "megatron-core", "liger-kernel")
+
+
+def machine() -> dict[str, Any]:
+    """Return the facts of this machine."""
+    found: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": platform.platform(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "versions": {**versions(), **_peer_versions()},
+        "commit": _commit(),
+    }
+    gpus = _gpus()
+    return {**found, "gpus": gpus} if gpus else found
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _peer_versions() -> dict[str, str]:
+    found = {}
+    for package in _PEERS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str:
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+        )
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def _gpus() -> list[str]:
+    """Ask the driver, so that the parent of a benchmark takes no memory on the device."""
+    query = "name,memory.total,clocks.sm,clocks.max.sm,power.limit,driver_version"
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+    except OSError:
+        return []
+    return done.stdout.strip().splitlines() if done.returncode == 0 else []
