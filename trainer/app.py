@@ -8,10 +8,10 @@ import shutil
 import torch
 
 from trainer.checkpoint.hook import CheckpointHook
-from trainer.checkpoint.resume import checkpoint_to_resume, resume
+from trainer.checkpoint.resume import checkpoint_to_resume, load, starting_state
 from trainer.config.plan import RunPlan, make_plan, with_vocabulary
 from trainer.config.schema import TridentConfig
-from trainer.data.batches import BatchSource, training_batches, validation_batches
+from trainer.data.batches import BatchSource, stream_identity, training_batches, validation_batches
 from trainer.data.prepare import PreparedData, prepare
 from trainer.description import describe, plan_record
 from trainer.engine.build import build_engine
@@ -112,9 +112,11 @@ def _train(
     stop: StopRequest,
 ) -> RunEnd:
     found = checkpoint_to_resume(plan.config, folder.checkpoints, control)
-    sources = together(control, lambda: _sources(plan, prepared, groups))
+    state = together(control, lambda: starting_state(found, plan, stream_identity(prepared, plan.config)))
+    sources = together(control, lambda: _sources(plan, prepared, state.sample_length, groups))
     engine = build_engine(plan, groups)
-    state = resume(found, engine, plan, groups, control)
+    if found is not None:
+        load(found, engine, plan, groups, control)
     if state.step >= plan.config.train.steps:
         say(f"nothing to do: {folder.path} is at step {state.step} of train.steps={plan.config.train.steps}")
         return RunEnd("finished", state.step, 0.0)
@@ -122,8 +124,10 @@ def _train(
     return train(engine, *sources, plan, state, hooks, stop, groups)
 
 
-def _sources(plan: RunPlan, prepared: PreparedData, groups: ParallelGroups) -> tuple[BatchSource, BatchSource | None]:
-    training = training_batches(prepared, plan, groups.data.rank, groups.device)
+def _sources(
+    plan: RunPlan, prepared: PreparedData, sample_length: int, groups: ParallelGroups
+) -> tuple[BatchSource, BatchSource | None]:
+    training = training_batches(prepared, plan, sample_length, groups.data.rank, groups.device)
     if plan.config.train.eval_every == 0:
         return training, None
     return training, validation_batches(prepared, plan, groups.data.rank, groups.device)

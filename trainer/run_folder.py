@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer.checkpoint.store import CheckpointStore, find_checkpoint
 from trainer.config.compose import differences, from_yaml, to_yaml
-from trainer.config.schema import TridentConfig
+from trainer.config.schema import PositionKind, TridentConfig
 from trainer.errors import CheckpointError, ConfigError
 from trainer.files import storage_faults, write_atomically
 from trainer.launcher.roster import Roster
@@ -17,7 +17,7 @@ _MAY_CHANGE = (
     "layout.",
     "zero.",
     "precision.",
-    "batch.micro_batch_size",
+    "batch.",
     "model.recompute",
     "model.vocab_pad_multiple",
     "train.steps",
@@ -122,7 +122,11 @@ class RunFolder:
                 f"run_dir must hold a run that this version can read, but {self.config} cannot be read: {reason}",
                 hints=["set run_dir to another folder"],
             ) from error
-        changed = [key for key in differences(earlier, config) if not key.startswith(_MAY_CHANGE)]
+        may_change: tuple[str, ...] = _MAY_CHANGE
+        if config.model.position is PositionKind.rope:
+            # Learned positions are weights, as many as the sequence is long.
+            may_change = (*may_change, "model.seq_length")
+        changed = [key for key in differences(earlier, config) if not key.startswith(may_change)]
         if changed:
             raise ConfigError(
                 f"run_dir must hold a run of this config, but {self.path} holds one that differs in "

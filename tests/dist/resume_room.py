@@ -70,7 +70,7 @@ class Trainer:
         self.groups, self.control = start_world(self.plan, torch.device("cpu"))
         self.engine: Engine = build_engine(self.plan, self.groups)
         self.store = CheckpointStore(run_dir)
-        self.state = TrainState()
+        self.state = TrainState(sample_length=8)
         self._dp_rank = self.groups.grid.coordinate(rank).dp_rank
 
     def train(self, last: int) -> list[tuple[float, float]]:
@@ -95,11 +95,12 @@ class Trainer:
         CheckpointHook(store, self.engine, self.plan, self.state, self.groups, self.control).save()
 
     def resume(self) -> None:
-        from trainer.checkpoint.resume import checkpoint_to_resume, resume
+        from trainer.checkpoint.resume import checkpoint_to_resume, load, starting_state
 
         found = checkpoint_to_resume(self.plan.config, self.store, self.control)
         assert found is not None
-        self.state = resume(found, self.engine, self.plan, self.groups, self.control)
+        self.state = starting_state(found, self.plan, "")
+        load(found, self.engine, self.plan, self.groups, self.control)
 
     def everything(self) -> dict[str, Any]:
         """Return all that this rank holds: masters, moments, what forward reads, counters."""

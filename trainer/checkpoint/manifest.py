@@ -13,7 +13,7 @@ from trainer.errors import CheckpointError
 from trainer.loop.state import TrainState
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _CHECKSUM = "checksum"
 _BLOCK_BYTES = 1 << 22
 
@@ -59,6 +59,8 @@ def describe_layout(plan: RunPlan) -> dict[str, object]:
         "zero_stage": config.zero.stage,
         "offload": config.zero.offload.value,
         "dtype": config.precision.dtype.value,
+        "global_batch_size": config.batch.global_batch_size,
+        "seq_length": plan.model.seq_length,
     }
 
 

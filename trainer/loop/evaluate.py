@@ -14,5 +14,6 @@ def evaluate(engine: Engine, source: BatchSource, num_batches: int) -> float:
     The same batches at every call, so that evaluations of one run compare. Collective over the world; every rank
     gets the same number. One host sync, at the end.
     """
-    losses = [engine.evaluate(source.micro_batches(batch)).detach().clone() for batch in range(1, num_batches + 1)]
+    positions = (batch * source.tokens for batch in range(num_batches))
+    losses = [engine.evaluate(source.micro_batches(position)).detach().clone() for position in positions]
     return float(torch.stack(losses).mean())

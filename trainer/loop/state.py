@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from trainer.errors import CheckpointError
 
@@ -12,16 +12,23 @@ from trainer.errors import CheckpointError
 class TrainState:
     """Progress of a run. The loop alone changes it, after every optimizer step; hooks read it.
 
-    Weights, data order, dropout and learning rate are functions of the seed and the step, so this is enough
-    to go on exactly where the run stopped, in any layout.
+    Data order, dropout and learning rate are functions of the seed, the position and the step, so this is enough to go
+    on exactly where the run stopped, in any layout.
     """
 
     step: int = 0
     """Optimizer steps done."""
+    position: int = 0
+    """Tokens drawn from the stream of shuffled samples, over all ranks; the next step begins here."""
     tokens_seen: int = 0
     """Tokens trained on, over all ranks."""
     sample_ledger: str = ""
     """Rolling hash of every token id trained on, in order. Kept on the reporting rank only."""
+    sample_length: int = field(kw_only=True)
+    """Tokens of a sample, the unit in which the training data are shuffled: `model.seq_length` of the run's first step,
+    whatever it is now."""
+    stream: str = field(default="", kw_only=True)
+    """Identity of the stream that `position` counts in: of the training data and of their order."""
 
     def to_dict(self) -> dict[str, object]:
         """Return the state as plain values."""
@@ -35,16 +42,19 @@ class TrainState:
             CheckpointError: an entry is missing, or is not what it must be.
         """
         return cls(
+            sample_length=_count(values, "sample_length", least=1),
             step=_count(values, "step"),
+            position=_count(values, "position"),
+            stream=_text(values, "stream"),
             tokens_seen=_count(values, "tokens_seen"),
             sample_ledger=_text(values, "sample_ledger"),
         )
 
 
-def _count(values: Mapping[str, object], key: str) -> int:
+def _count(values: Mapping[str, object], key: str, least: int = 0) -> int:
     value = values.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise CheckpointError(f"the checkpoint's {key} must be a whole number of at least 0, but is {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise CheckpointError(f"the checkpoint's {key} must be a whole number of at least {least}, but is {value!r}")
     return value
 
 

@@ -136,14 +136,16 @@ class _Loop:
 
     def _train_step(self, step: int, rate: float) -> None:
         self.window.start_step()
-        batches = self.source.micro_batches(step)
+        position = self.state.position
+        batches = self.source.micro_batches(position)
         self.window.data_arrived()
         self.window.add(self.engine.train_step(batches, step, rate))
         self.state.step = step
+        self.state.position += self.plan.tokens_per_step
         self.state.tokens_seen += self.plan.tokens_per_step
         if self.groups.is_reporting_rank:
             # After the step is queued: on a GPU the hash runs while the device works.
-            self.state.sample_ledger = self.source.ledger(self.state.sample_ledger, step)
+            self.state.sample_ledger = self.source.ledger(self.state.sample_ledger, position)
 
     def _check_numerics(self, step: int) -> None:
         """Raise if the run has gone bad. Syncs the host with the device.

@@ -125,7 +125,7 @@ class Run:
     ) -> None:
         self.store = CheckpointStore(run_dir)
         self.engine = engine or FakeEngine()
-        self.state = TrainState(step)
+        self.state = TrainState(step, sample_length=8)
         self.hook = CheckpointHook(
             self.store, self.engine, plan or plan_of(), self.state, groups or single_process_groups(), control
         )
@@ -134,6 +134,7 @@ class Run:
         self.hook.on_start(self.state.step + 1)
         for step in range(self.state.step + 1, last + 1):
             self.state.step = step
+            self.state.position += 12
             self.state.tokens_seen += 10
             self.hook.on_step(step)
             self.hook.on_report(cast(StepReport, None))

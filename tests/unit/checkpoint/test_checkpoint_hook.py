@@ -26,7 +26,8 @@ def test_a_checkpoint_is_whole(run: Run, capsys: pytest.CaptureFixture[str]) -> 
     assert manifest.files == {name: file_facts(path / name) for name in (CONFIG, TENSOR_FILE)}
     check_content(path, manifest)
     assert (manifest.step, manifest.vocab_size) == (2, 100)
-    assert manifest.train_state == {"step": 2, "tokens_seen": 20, "sample_ledger": ""}
+    assert manifest.train_state == run.state.to_dict()
+    assert (manifest.train_state["step"], manifest.train_state["position"]) == (2, 24)
     assert manifest.scalars == {"optimizer_step": 1.0, "skipped_steps": 0.0}
     assert manifest.layout["data_parallel_size"] == 1
     assert {"trident-trainer", "python", "torch", "deepspeed"} <= manifest.versions.keys()

@@ -20,7 +20,7 @@ from tests.unit.checkpoint.checkpoint_room import (
     tensors_of,
 )
 from trainer.checkpoint.manifest import check_content
-from trainer.checkpoint.resume import checkpoint_to_resume, resume
+from trainer.checkpoint.resume import checkpoint_to_resume, load
 from trainer.checkpoint.store import CONFIG, CheckpointStore
 from trainer.config.schema import LayoutConfig
 from trainer.errors import CheckpointError, StorageError, TridentError
@@ -131,10 +131,11 @@ def resume_on_two_ranks(rank: int, world_size: int, run_dir: Path, wanted: str) 
     engine = FakeEngine()
     try:
         found = checkpoint_to_resume(config_of(resume=wanted), CheckpointStore(run_dir), control)
-        state = resume(found, engine, plan_of(layout=LayoutConfig(tensor_parallel_size=2)), groups, control)
+        assert found is not None
+        load(found, engine, plan_of(layout=LayoutConfig(tensor_parallel_size=2)), groups, control)
     except TridentError as error:
         return type(error).__name__, str(error), error.exit_code
-    return state.step, {kind: tensor.tolist() for kind, tensor in engine.loaded.items()}, sorted(read)
+    return found[1].step, {kind: tensor.tolist() for kind, tensor in engine.loaded.items()}, sorted(read)
 
 
 def save_steps(rank: int, world_size: int, run_dir: Path, last: int) -> None:

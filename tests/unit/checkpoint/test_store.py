@@ -19,7 +19,7 @@ def write_checkpoint(folder: Path, step: int) -> Path:
     state.write_bytes(b"x" * (step + 1))
     layout = describe_layout(make_plan(TridentConfig(), 100))
     files = {"tensors/state": file_facts(state)}
-    manifest = Manifest(step, 100, TrainState(step).to_dict(), {}, layout, {}, files)
+    manifest = Manifest(step, 100, TrainState(step, sample_length=8).to_dict(), {}, layout, {}, files)
     (folder / MANIFEST).write_text(manifest.to_json())
     return folder
 

@@ -154,7 +154,7 @@ def write_run(
     manifest = Manifest(
         step=step,
         vocab_size=tokenizer.vocab_size,
-        train_state=TrainState(step).to_dict(),
+        train_state=TrainState(step, sample_length=8).to_dict(),
         scalars={},
         layout=describe_layout(plan),
         versions={},

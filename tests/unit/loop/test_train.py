@@ -29,6 +29,15 @@ from trainer.loop.train import train
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.topology.groups import ParallelGroups, SingleGroup, single_process_groups
 
+TOKENS = 256
+"""Of a step."""
+
+
+def after(step: int = 0) -> TrainState:
+    """The state after a step of a run that was never interrupted."""
+    ledger = "".join(f"{number}," for number in range(1, step + 1))
+    return TrainState(step, step * TOKENS, step * TOKENS, ledger, sample_length=128)
+
 
 class FakeEngine:
     def __init__(self, losses: Mapping[int, float] | None = None, norms: Mapping[int, float] | None = None) -> None:
@@ -87,13 +96,15 @@ class FakeSource:
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
 
-    def micro_batches(self, step: int) -> list[MicroBatch]:
+    tokens = TOKENS
+
+    def micro_batches(self, position: int) -> list[MicroBatch]:
         time.sleep(self.seconds)
-        ids = torch.full((1, 4), step)
+        ids = torch.full((1, 4), 1 + position // TOKENS)
         return [MicroBatch(ids, ids)]
 
-    def ledger(self, previous: str, step: int) -> str:
-        return f"{previous}{step},"
+    def ledger(self, previous: str, position: int) -> str:
+        return f"{previous}{1 + position // TOKENS},"
 
 
 class Recorder:
@@ -148,7 +159,7 @@ def run(
         cast(BatchSource, source or FakeSource()),
         cast(BatchSource, FakeSource()) if validation else None,
         plan,
-        state if state is not None else TrainState(),
+        state if state is not None else after(),
         hooks,
         stop or StopRequest(SingleGroup()),
         groups or single_process_groups(),
@@ -163,7 +174,7 @@ def test_every_step_gets_its_batch_and_its_learning_rate() -> None:
 
 
 def test_state_moves_on_before_the_hooks_see_the_step() -> None:
-    state = TrainState()
+    state = after()
     seen: list[tuple[int, int, str]] = []
 
     class Look(Recorder):
@@ -175,7 +186,7 @@ def test_state_moves_on_before_the_hooks_see_the_step() -> None:
 
 
 def test_only_the_reporting_rank_keeps_the_ledger() -> None:
-    state = TrainState()
+    state = after()
     run(FakeEngine(), make(steps=2), [], state, groups=replace(single_process_groups(), rank=1))
     assert (state.step, state.sample_ledger) == (2, "")
 
@@ -194,7 +205,7 @@ def test_reports_come_at_the_first_step_every_log_every_and_at_the_last_step() -
 
 def test_hooks_run_in_order_and_steps_before_reports() -> None:
     events: list[str] = []
-    state = TrainState(step=1)
+    state = after(1)
     run(FakeEngine(), make(steps=3, log_every=3), [Recorder("a ", events), Recorder("b ", events)], state)
     assert events == [
         *("a start 2", "b start 2"),
@@ -206,16 +217,16 @@ def test_hooks_run_in_order_and_steps_before_reports() -> None:
 
 
 def test_resume_goes_on_from_the_next_step() -> None:
-    engine, hook, state = FakeEngine(), Recorder(), TrainState(step=2, tokens_seen=512, sample_ledger="1,2,")
+    engine, hook, state = FakeEngine(), Recorder(), after(2)
     run(engine, make(steps=4), [hook], state)
     assert [step for step, _ in engine.calls] == [3, 4]
     assert hook.events[0] == "start 3"
-    assert state == TrainState(step=4, tokens_seen=1024, sample_ledger="1,2,3,4,")
+    assert state == after(4)
 
 
 def test_a_run_that_is_done_trains_nothing_more() -> None:
     engine, hook = FakeEngine(), Recorder()
-    end = run(engine, make(steps=4), [hook], TrainState(step=4))
+    end = run(engine, make(steps=4), [hook], after(4))
     assert engine.calls == []
     assert hook.events == ["start 5", "end finished"]
     assert (end.status, end.step) == ("finished", 4)

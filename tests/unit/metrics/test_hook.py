@@ -91,7 +91,7 @@ def test_every_sink_ends_even_when_one_fails() -> None:
 def test_the_whole_hook_leaves_rows_and_a_summary(
     tmp_path: Path, plan: RunPlan, report: StepReport, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = TrainState(step=5, sample_ledger="abc")
+    state = TrainState(step=5, sample_ledger="abc", sample_length=8)
     hook = build_metrics(plan, tmp_path / "run", state, single_process_groups(), SingleGroup())
     hook.on_start(1)
     hook.on_step(5)
@@ -111,7 +111,7 @@ def test_other_ranks_write_and_print_nothing(
     tmp_path: Path, plan: RunPlan, report: StepReport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     groups = replace(single_process_groups(), rank=1)
-    hook = build_metrics(plan, tmp_path / "run", TrainState(), groups, SingleGroup())
+    hook = build_metrics(plan, tmp_path / "run", TrainState(sample_length=8), groups, SingleGroup())
     hook.on_start(1)
     hook.on_step(5)
     hook.on_report(report)
@@ -135,7 +135,7 @@ def test_a_wandb_that_explodes_does_not_stop_the_run(
     monkeypatch.setattr(wandb, "init", explode)
     logging = LoggingConfig(wandb=WandbMode.offline, console=False)
     quiet = replace(plan, config=replace(plan.config, logging=logging))
-    hook = build_metrics(quiet, tmp_path, TrainState(), single_process_groups(), SingleGroup())
+    hook = build_metrics(quiet, tmp_path, TrainState(sample_length=8), single_process_groups(), SingleGroup())
     hook.on_start(1)
     hook.on_report(report)
     hook.on_end(FINISHED)

@@ -21,7 +21,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def test_summary_of_a_finished_run(tmp_path: Path, plan: RunPlan, row: Row, report: StepReport) -> None:
-    state = TrainState()
+    state = TrainState(sample_length=8)
     sink = SummarySink(tmp_path, plan, parameters=4242, state=state)
     sink.start(1)
     sink.write({"step": 1}, report)
@@ -43,14 +43,14 @@ def test_summary_of_a_finished_run(tmp_path: Path, plan: RunPlan, row: Row, repo
 
 
 def test_summary_of_a_failed_run_says_why(tmp_path: Path, plan: RunPlan) -> None:
-    SummarySink(tmp_path, plan, 1, TrainState()).end(RunEnd("failed", 0, 0.1, "OSError: gone"))
+    SummarySink(tmp_path, plan, 1, TrainState(sample_length=8)).end(RunEnd("failed", 0, 0.1, "OSError: gone"))
     found = summary(tmp_path)
     assert (found["status"], found["error"], found["final"]) == ("failed", "OSError: gone", {})
 
 
 def test_a_resumed_run_with_nothing_left_keeps_its_final_row(tmp_path: Path, plan: RunPlan) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 9, "train/loss": 2.0}\n{"step": 11, "train/loss": 1.0}\n')
-    sink = SummarySink(tmp_path, plan, 1, TrainState(step=10))
+    sink = SummarySink(tmp_path, plan, 1, TrainState(step=10, sample_length=8))
     sink.start(11)
     sink.end(RunEnd("finished", 10, 0.1))
     assert summary(tmp_path)["final"] == {"step": 9, "train/loss": 2.0}
@@ -64,7 +64,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_storage(
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(StorageError, match=r"summary\.json"):
-        SummarySink(tmp_path, plan, 1, TrainState()).end(RunEnd("finished", 1, 0.1))
+        SummarySink(tmp_path, plan, 1, TrainState(sample_length=8)).end(RunEnd("finished", 1, 0.1))
 
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
