@@ -23,6 +23,7 @@ from trainer.engine.face import Fragment, ReadShard, StepResult
 from trainer.errors import NumericsError, StorageError
 from trainer.loop.evaluate import evaluate
 from trainer.loop.events import Hook, RunEnd, StepReport
+from trainer.loop.measures import Measures
 from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
@@ -153,6 +154,7 @@ def run(
     source: FakeSource | None = None,
     groups: ParallelGroups | None = None,
     validation: bool = True,
+    measures: Measures | None = None,
 ) -> RunEnd:
     return train(
         engine,
@@ -163,6 +165,7 @@ def run(
         hooks,
         stop or StopRequest(SingleGroup()),
         groups or single_process_groups(),
+        measures,
     )
 
 
@@ -230,6 +233,24 @@ def test_a_run_that_is_done_trains_nothing_more() -> None:
     assert engine.calls == []
     assert hook.events == ["start 5", "end finished"]
     assert (end.status, end.step) == ("finished", 4)
+
+
+def test_what_hooks_measure_goes_into_the_next_report() -> None:
+    measures, hook = Measures(), Recorder()
+
+    class Saver(Recorder):
+        def on_step(self, step: int) -> None:
+            measures.note("checkpoint/stall_ms", float(step))
+            if step == 2:
+                measures.note("checkpoint/write_ms", 7.0)
+
+    run(FakeEngine(), make(steps=5, log_every=2), [Saver(), hook], measures=measures)
+    assert [(report.step, report.measures) for report in hook.reports] == [
+        (1, {"checkpoint/stall_ms": 1.0}),
+        (2, {"checkpoint/stall_ms": 2.0, "checkpoint/write_ms": 7.0}),
+        (4, {"checkpoint/stall_ms": 4.0}),
+        (5, {"checkpoint/stall_ms": 5.0}),
+    ]
 
 
 def test_evaluation_reports_its_mean_even_between_logged_steps() -> None:
