@@ -21,6 +21,7 @@ from trainer.engine.world import choose_device, host_group, start_world, stop_wo
 from trainer.errors import DataError, OutOfMemoryError, Preempted
 from trainer.launcher.environment import World
 from trainer.launcher.guard import RankGuard
+from trainer.launcher.orphan import watch_launcher
 from trainer.launcher.output import send_output_to
 from trainer.launcher.start import SUPERVISED_VARIABLE
 from trainer.log import say, use_terminal
@@ -51,6 +52,7 @@ def train_rank(config: TridentConfig, world: World) -> int:
     # Listening first: a rank in the roster may be asked to stop at any moment.
     with StopRequest(control) as stop:
         together(control, guard.enter)
+        watch_launcher(stop.request)
         try:
             prepared = together(control, lambda: prepare(config, say))
             _check_same_data(prepared, control)
