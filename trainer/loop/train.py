@@ -187,6 +187,12 @@ class _Loop:
             self.engine.take_busy_seconds()
         return loss
 
+    def _measured(self) -> dict[str, float]:
+        measured = self.measures.take()
+        if self.state.sample_ledger:
+            measured["data/sample_ledger"] = _ledger_number(self.state.sample_ledger)
+        return measured
+
     def _report(
         self, step: int, rate: float, reading: WindowReading, bubble: float | None, eval_loss: float | None
     ) -> StepReport:
@@ -203,8 +209,13 @@ class _Loop:
             skipped_steps=self.engine.skipped_steps(),
             bubble_fraction=bubble,
             eval_loss=eval_loss,
-            measures=self.measures.take(),
+            measures=self._measured(),
         )
+
+
+def _ledger_number(ledger: str) -> int:
+    """Return the first 48 bits of a hash in hexadecimal digits: a number that every metrics sink can hold exactly."""
+    return int(ledger[:12], 16)
 
 
 def _every(interval: int, step: int) -> bool:

@@ -36,7 +36,7 @@ TOKENS = 256
 
 def after(step: int = 0) -> TrainState:
     """The state after a step of a run that was never interrupted."""
-    ledger = "".join(f"{number}," for number in range(1, step + 1))
+    ledger = "".join(f"{number:012x}," for number in range(1, step + 1))
     return TrainState(step, step * TOKENS, step * TOKENS, ledger, sample_length=128)
 
 
@@ -105,7 +105,7 @@ class FakeSource:
         return [MicroBatch(ids, ids)]
 
     def ledger(self, previous: str, position: int) -> str:
-        return f"{previous}{1 + position // TOKENS},"
+        return f"{previous}{1 + position // TOKENS:012x},"
 
 
 class Recorder:
@@ -185,7 +185,7 @@ def test_state_moves_on_before_the_hooks_see_the_step() -> None:
             seen.append((state.step, state.tokens_seen, state.sample_ledger))
 
     run(FakeEngine(), make(steps=2), [Look()], state)
-    assert seen == [(1, 256, "1,"), (2, 512, "1,2,")]
+    assert seen == [(1, 256, after(1).sample_ledger), (2, 512, after(2).sample_ledger)]
 
 
 def test_only_the_reporting_rank_keeps_the_ledger() -> None:
@@ -245,7 +245,10 @@ def test_what_hooks_measure_goes_into_the_next_report() -> None:
                 measures.note("checkpoint/write_ms", 7.0)
 
     run(FakeEngine(), make(steps=5, log_every=2), [Saver(), hook], measures=measures)
-    assert [(report.step, report.measures) for report in hook.reports] == [
+    measured = [(report.step, dict(report.measures)) for report in hook.reports]
+    # The fake ledger begins with the first step's number for ever.
+    assert [values.pop("data/sample_ledger") for _, values in measured] == [1] * 4
+    assert measured == [
         (1, {"checkpoint/stall_ms": 1.0}),
         (2, {"checkpoint/stall_ms": 2.0, "checkpoint/write_ms": 7.0}),
         (4, {"checkpoint/stall_ms": 4.0}),
