@@ -13,7 +13,7 @@ PHASES = ("start", "data", "forward", "backward", "pipeline", "optimizer", "eval
 class Progress:
     """The last thing that this rank began. A note is a few attributes, so that taking it costs nothing.
 
-    One thread writes. Another may read while a note is taken: what it sees may be half a note old, never wrong for long.
+    One thread writes. Another may read while a note is taken: it may see half of it, but not for long.
     """
 
     step: int = 0

@@ -86,7 +86,7 @@ class _Room:
     def parameter(self, name: str) -> torch.nn.Parameter:
         from trainer.tensor_parallel.shard import shard_spec
 
-        found = [p for p in self.engine._engine.module.parameters() if shard_spec(p).name == name]
+        found: list[torch.nn.Parameter] = [p for p in self.engine._engine.module.parameters() if shard_spec(p).name == name]
         assert len(found) == 1, name
         return found[0]
 
@@ -102,9 +102,11 @@ def _nothing() -> None:
 
 def _break(room: _Room, fault: Fault) -> Callable[[], None]:
     """Make the gradient of the next step bad; return what ends that."""
-    parameter, inner = room.parameter(str(fault.parameter)), room.engine._engine
+    parameter: Any = room.parameter(str(fault.parameter))
+    inner = room.engine._engine
     if not fault.after_reduction:
-        return parameter.register_hook(lambda grad: torch.full_like(grad, math.nan)).remove
+        handle = parameter.register_hook(lambda grad: torch.full_like(grad, math.nan))
+        return lambda: handle.remove()
     take = inner._take_model_step
 
     def broken(lr_kwargs: Any) -> None:

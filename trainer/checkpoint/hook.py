@@ -46,14 +46,18 @@ class CheckpointHook:
         self._groups = groups
         self._control = control
         self._saved_step = state.step
+        self._is_due = False
 
     def on_start(self, first_step: int) -> None:
         """Do nothing: there is nothing new to save yet."""
 
     def on_step(self, step: int) -> None:
-        """Save when it is time. Collective over the world when it is."""
+        """Save when it is time, or after the first applied step from then. Collective over the world when it is."""
         every = self._plan.config.checkpoint.every
-        if every > 0 and step % every == 0:
+        self._is_due = self._is_due or (every > 0 and step % every == 0)
+        # Weights that only skip may be what is wrong: they must not push out the checkpoints of before.
+        if self._is_due and self._state.skipped_in_row == 0:
+            self._is_due = False
             self.save()
 
     def on_report(self, report: StepReport) -> None:

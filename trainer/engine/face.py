@@ -66,9 +66,6 @@ class Engine(Protocol):
     def loss_scale(self) -> float | None:
         """Return the dynamic loss scale (fp16), otherwise None. Local; may sync the host."""
 
-    def skipped_steps(self) -> int:
-        """Return how many updates were skipped so far. Local."""
-
     def take_busy_seconds(self) -> float:
         """Return the seconds that this rank computed (forward and backward) since the last call. Local; may sync."""
 

@@ -94,7 +94,7 @@ def put_in_the_way(gate: StepGate, optimizer: Any) -> None:
         _stage_1_and_2(gate, optimizer)
     elif isinstance(optimizer, BF16_Optimizer):
         _bf16(gate, optimizer)
-    scaler = getattr(optimizer, "loss_scaler", None)
+    scaler: Any = getattr(optimizer, "loss_scaler", None)
     if hasattr(scaler, "raise_error_at_min_scale"):
         # How often a step may be skipped is the loop's to say.
         scaler.raise_error_at_min_scale = False

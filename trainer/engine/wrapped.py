@@ -54,10 +54,6 @@ class WrappedEngine:
         """Return the dynamic loss scale in fp16."""
         return float(self._engine.optimizer.cur_scale) if self._engine.fp16_enabled() else None
 
-    def skipped_steps(self) -> int:
-        """Return the number of steps so far whose update was not applied."""
-        return int(self._engine.skipped_steps)
-
     def local_parameters(self) -> Mapping[str, torch.Tensor]:
         """Return this rank's shards by global name; what ZeRO-3 has cut is gathered first."""
         parameters = list(self._engine.module.parameters())

@@ -25,6 +25,7 @@ ROW_NAMES = (
     "memory/peak_allocated_gib",
     "memory/peak_reserved_gib",
     "pipeline/bubble_fraction",
+    "train/skipped_batches",
 )
 """Every name a row can hold, in order. On CPU a "gpu" is a rank."""
 
@@ -33,7 +34,7 @@ def make_row(report: StepReport, throughput: Throughput, memory: MemoryPeaks) ->
     """Return the row of a report.
 
     Names without a value are left out: unknown (mfu, evaluation, bubble), or not finite (the gradient norm of a
-    step that fp16 skipped), which JSON cannot hold.
+    step that was skipped), which JSON cannot hold.
     """
     values: dict[str, float | int | None] = {
         "step": report.step,
@@ -51,5 +52,6 @@ def make_row(report: StepReport, throughput: Throughput, memory: MemoryPeaks) ->
         "memory/peak_allocated_gib": memory.allocated_gib,
         "memory/peak_reserved_gib": memory.reserved_gib,
         "pipeline/bubble_fraction": report.bubble_fraction,
+        "train/skipped_batches": report.skipped_steps,
     }
     return {name: value for name in ROW_NAMES if (value := values[name]) is not None and math.isfinite(value)}
