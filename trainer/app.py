@@ -9,6 +9,7 @@ import torch
 
 from trainer.checkpoint.hook import CheckpointHook
 from trainer.checkpoint.resume import checkpoint_to_resume, load, starting_state
+from trainer.checkpoint.rewind import rewind
 from trainer.config.plan import RunPlan, make_plan, with_vocabulary
 from trainer.config.schema import TridentConfig
 from trainer.data.batches import BatchSource, stream_identity, training_batches, validation_batches
@@ -24,13 +25,17 @@ from trainer.launcher.guard import RankGuard
 from trainer.launcher.orphan import watch_launcher
 from trainer.launcher.output import send_output_to
 from trainer.launcher.start import SUPERVISED_VARIABLE
+from trainer.launcher.watchdog import Watchdog
 from trainer.log import say, use_terminal
-from trainer.loop.events import Hook, RunEnd
+from trainer.loop.events import Hook, RunEnd, SkippedBatch
 from trainer.loop.measures import Measures
+from trainer.loop.skips import RewindCount
 from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
 from trainer.metrics.build import build_metrics
+from trainer.metrics.skipped import SKIPPED_FILE, SkippedBatchesFile
+from trainer.progress import Progress
 from trainer.run_folder import RunFolder
 from trainer.topology.agreement import same_everywhere, together
 from trainer.topology.groups import DistGroup, ParallelGroups
@@ -117,15 +122,34 @@ def _train(
     found = checkpoint_to_resume(plan.config, folder.checkpoints, control)
     state = together(control, lambda: starting_state(found, plan, stream_identity(prepared, plan.config)))
     sources = together(control, lambda: _sources(plan, prepared, state.sample_length, groups))
-    engine = build_engine(plan, groups)
+    progress = Progress()
+    engine = build_engine(plan, groups, progress)
     if found is not None:
         load(found, engine, plan, groups, control)
     if state.step >= plan.config.train.steps:
         say(f"nothing to do: {folder.path} is at step {state.step} of train.steps={plan.config.train.steps}")
         return RunEnd("finished", state.step, 0.0)
-    measures = Measures()
-    hooks = _hooks(plan, folder, engine, state, groups, control, measures)
-    return train(engine, *sources, plan, state, hooks, stop, groups, measures)
+    skipped, rewinds, measures = SkippedBatchesFile(folder.logs / SKIPPED_FILE), RewindCount(), Measures()
+    on_skip = skipped.write if groups.is_reporting_rank else _ignore
+    background = host_group(plan, groups)
+    with _watchdog(plan, folder, groups, progress):
+        while True:
+            hooks = _hooks(plan, folder, engine, state, groups, control, background, measures)
+            end = train(engine, *sources, plan, state, hooks, stop, groups, measures, progress, on_skip, rewinds)
+            if end.status != "rewound":
+                return end
+            progress.enter("hooks")
+            state = rewind(engine, state, found, plan, folder.checkpoints, groups, control)
+
+
+def _watchdog(plan: RunPlan, folder: RunFolder, groups: ParallelGroups, progress: Progress) -> Watchdog:
+    stage = groups.grid.coordinate(groups.rank).stage
+    timeouts = (plan.hang_timeout_s, plan.config.runtime.timeout_s)
+    return Watchdog(folder.logs, groups.rank, stage, plan.world_size, progress, *timeouts)
+
+
+def _ignore(batch: SkippedBatch) -> None:
+    pass
 
 
 def _sources(
@@ -144,8 +168,8 @@ def _hooks(
     state: TrainState,
     groups: ParallelGroups,
     control: DistGroup,
+    background: DistGroup,
     measures: Measures,
 ) -> list[Hook]:
-    background = host_group(plan, groups)
     saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, control, background, measures)
     return [saver, build_metrics(plan, folder.path, state, groups, control)]

@@ -55,6 +55,16 @@ def say(text: str) -> None:
         _print(text, terminal())
 
 
+def tell(text: str) -> None:
+    """Print to stdout on whichever rank calls: for what only this rank knows."""
+    _print(text, terminal())
+
+
+def record(text: str) -> None:
+    """Write a line into this rank's own log."""
+    _print(text, sys.stderr)
+
+
 def warn(text: str) -> None:
     """Print `warning: text` to stderr, on the reporting rank only."""
     if is_reporting_process():

@@ -61,12 +61,15 @@ class CheckpointHook:
         self._measures = measures
         self._under_way: tuple[Snapshot, BackgroundWork] | None = None
         self._saved_step = state.step
+        self._is_due = False
 
     def on_start(self, first_step: int) -> None:
         """Do nothing: there is nothing new to save yet."""
 
     def on_step(self, step: int) -> None:
-        """Save when it is time, and hear how an earlier save ended. Collective over the world while there is one.
+        """Save when it is time, or after the first applied step from then; hear how an earlier save ended.
+
+        Collective over the world when it is time, and while a save is under way.
 
         Raises:
             StorageError: a save failed, and `checkpoint.on_failure=stop`; raised on every rank.
@@ -74,19 +77,22 @@ class CheckpointHook:
         config = self._plan.config.checkpoint
         if self._under_way is not None and all(gather(self._control, self._under_way[1].done())):
             self._settle()
-        if config.every > 0 and step % config.every == 0:
+        self._is_due = self._is_due or (config.every > 0 and step % config.every == 0)
+        # Weights that only skip may be what is wrong: they must not push out the checkpoints of before.
+        if self._is_due and self._state.skipped_in_row == 0:
+            self._is_due = False
             self._begin(waits=not config.asynchronous)
 
     def on_report(self, report: StepReport) -> None:
         """Do nothing: reports are for metrics."""
 
     def on_end(self, end: RunEnd) -> None:
-        """Save the last state of a run that stopped or finished; a failed one has nothing to trust."""
+        """Save the last state of a run that stopped or finished; one that failed or goes back has nothing to trust."""
         if end.status == "failed":
             self._give_last_chance()
             return
         self._settle()
-        wanted = end.status == "stopped" or self._plan.config.checkpoint.save_final
+        wanted = end.status == "stopped" or (end.status == "finished" and self._plan.config.checkpoint.save_final)
         if wanted and self._plan.config.zero.offload is OffloadKind.nvme:
             warn("not saved: the state on NVMe is not in the checkpoint format yet")
             return

@@ -69,6 +69,12 @@ class RunPlan:
         return self.pipeline_parallel_size > 1
 
     @property
+    def hang_timeout_s(self) -> int:
+        """Resolved `runtime.hang_timeout_s`."""
+        runtime = self.config.runtime
+        return runtime.timeout_s // 3 if runtime.hang_timeout_s is None else runtime.hang_timeout_s
+
+    @property
     def layout_name(self) -> str:
         """Short name of the layout, e.g. `pp2_tp2_dp2`."""
         return f"pp{self.pipeline_parallel_size}_tp{self.tensor_parallel_size}_dp{self.data_parallel_size}"

@@ -36,11 +36,15 @@ MINIMA: dict[str, int] = {
     "train.log_every": 1,
     "train.eval_every": 0,
     "train.eval_batches": 1,
+    "train.max_skipped_in_row": 0,
+    "train.spike_window": 2,
+    "train.max_rewinds": 1,
     "checkpoint.every": 0,
     "checkpoint.keep": 1,
     "checkpoint.keep_every": 0,
     "runtime.threads_per_rank": 1,
     "runtime.timeout_s": 1,
+    "runtime.hang_timeout_s": 0,
     "launch.grace_s": 0,
     "launch.max_restarts": 0,
 }
@@ -52,6 +56,7 @@ POSITIVE: tuple[str, ...] = (
     "model.init_std",
     "optimizer.lr",
     "optimizer.eps",
+    "train.spike_sigmas",
 )
 NOT_NEGATIVE: tuple[str, ...] = ("optimizer.weight_decay", "optimizer.grad_clip", "launch.restart_backoff_s")
 BELOW_ONE: tuple[str, ...] = (

@@ -1,7 +1,7 @@
 """The config schema: one frozen dataclass per Hydra group. The only place where a key is declared.
 
 `register.py` makes mutable twins of these classes for Hydra (Hydra cannot compose frozen ones); what
-travels below the entry point are these frozen objects. No torch, no project imports.
+travels below the entry point are these frozen objects. No torch, no project imports but its part `schema_train.py`.
 A string literal under a field is its documentation: meaning, unit, range, what it interacts with.
 """
 
@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+
+from trainer.config.schema_train import SpikePolicy as SpikePolicy
+from trainer.config.schema_train import TrainConfig as TrainConfig
 
 
 class PositionKind(Enum):
@@ -310,22 +313,6 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Length and rhythm of the run."""
-
-    steps: int = 100
-    """Optimizer steps in the whole run, earlier attempts included."""
-    seed: int = 1234
-    """Decides initial weights, data order and dropout."""
-    log_every: int = 1
-    """Steps between rows of metrics."""
-    eval_every: int = 0
-    """Steps between evaluations. 0: never."""
-    eval_batches: int = 4
-    """Global batches in one evaluation."""
-
-
-@dataclass(frozen=True)
 class CheckpointConfig:
     """Saving and resuming."""
 
@@ -371,6 +358,9 @@ class RuntimeConfig:
     """CPU threads of one rank. null: cores / ranks on this machine, at least 1."""
     timeout_s: int = 1800
     """Seconds after which a collective that does not finish is an error."""
+    hang_timeout_s: int | None = None
+    """Seconds without progress after which the run ends (exit code 7) and says which rank is behind, in what; saving
+    may take timeout_s. null: a third of timeout_s. 0: never."""
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,13 @@ class BatchSource:
             pairs = pairs.pin_memory().to(self._device, non_blocking=True)
         return [MicroBatch(*part) for part in torch.split(pairs, size, dim=1)]
 
+    def sample_ids(self, position: int) -> list[int]:
+        """Return which samples of the data set the global batch at `position` holds, in order. Local.
+
+        As long as a sequence is one sample, the i-th is that of the batch's i-th sequence.
+        """
+        return [int(sample) for sample in self._stream.samples(position, self.tokens)]
+
     def _sequences(self, position: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         seq_length = self._plan.model.seq_length
         return self._stream.sequences(position + rows * seq_length, seq_length)

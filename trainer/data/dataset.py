@@ -63,6 +63,12 @@ class SampleStream:
         self._dataset = dataset
         self._order = order
 
+    def samples(self, start: int, tokens: int) -> npt.NDArray[np.int64]:
+        """Return the indices of the samples that the stretch of `tokens` tokens from `start` touches, in order."""
+        length = self._dataset.seq_length
+        first, last = start // length, (start + tokens - 1) // length
+        return self._order(first, last - first + 1)
+
     def sequences(self, starts: npt.NDArray[np.int64], seq_length: int) -> npt.NDArray[np.int64]:
         """Return inputs and labels of the sequences of S tokens that begin at `starts` [n], `[2, n, seq_length]`."""
         length = self._dataset.seq_length

@@ -12,6 +12,7 @@ from trainer.errors import PeerLostError, TridentError
 from trainer.files import storage_faults
 from trainer.launcher.roster import Roster, watch_peers
 from trainer.launcher.start import INTERRUPTED, SUPERVISED_VARIABLE
+from trainer.launcher.watchdog import Watchdog
 from trainer.log import report_failure
 
 PEER_GRACE_S = 5.0
@@ -40,6 +41,7 @@ class RankGuard:
         with storage_faults(logs):
             logs.mkdir(parents=True, exist_ok=True)
             Roster(logs).clear()
+            Watchdog.prepare(logs)
 
     def enter(self) -> None:
         """Enter the roster and start to watch the peers.

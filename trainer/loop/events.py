@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -19,10 +20,10 @@ class StepReport:
     loss: float
     """Mean next-token cross-entropy in nats over the global batch."""
     grad_norm: float
-    """Global L2 norm of the gradients before clipping."""
+    """Global L2 norm of the gradients before clipping; not finite if the step was skipped."""
     learning_rate: float
     tokens_seen: int
-    """Tokens trained on since step 1, over all ranks."""
+    """Tokens read since step 1, over all ranks; those of skipped batches too."""
     window_steps: int
     step_ms: float
     """Wall time of a step on this rank, data included."""
@@ -31,7 +32,7 @@ class StepReport:
     loss_scale: float | None
     """fp16: the dynamic loss scale; otherwise None."""
     skipped_steps: int
-    """Steps so far that were skipped because of an fp16 overflow."""
+    """Steps so far whose update was not applied."""
     bubble_fraction: float | None
     """Measured share of the step in which this rank's stage computed nothing, mean over stages; None for pp=1."""
     eval_loss: float | None = None
@@ -41,8 +42,27 @@ class StepReport:
 
 
 @dataclass(frozen=True)
+class SkippedBatch:
+    """A global batch whose update was not applied."""
+
+    step: int
+    position: int
+    """Where it begins in the training stream, in tokens."""
+    samples: tuple[int, ...]
+    """Indices in the training data, in the order of the batch."""
+    loss: float
+    limit: float
+    """That the spike policy held the loss against; infinity without one."""
+
+    @property
+    def is_spike(self) -> bool:
+        """Whether it was skipped because its loss, though finite, was too high."""
+        return self.limit < self.loss < math.inf
+
+
+@dataclass(frozen=True)
 class RunEnd:
-    """How the run ended. `status`: finished | stopped | failed."""
+    """How the run ended. `status`: finished | stopped | failed | rewound (it goes on from its last checkpoint)."""
 
     status: str
     step: int

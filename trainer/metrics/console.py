@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from contextlib import suppress
@@ -118,7 +119,8 @@ class ConsoleSink:
 
     def write(self, row: Row, report: StepReport) -> None:
         """Print the line of a logged step."""
-        self._losses.append((report.step, report.loss))
+        if math.isfinite(report.loss):
+            self._losses.append((report.step, report.loss))
         cells = self._cells(row, report)
         if self._lines % _HEADER_EVERY == 0:
             self.say("".join(f"{name:>{width}}" for name, width, _ in cells))
@@ -126,9 +128,10 @@ class ConsoleSink:
         self.say("".join(f"{text:>{width}}" for _, width, text in cells).rstrip())
         if report.skipped_steps > self._skipped_steps:
             self._skipped_steps = report.skipped_steps
-            self.say(
-                f"fp16 overflow: {report.skipped_steps} steps skipped so far, loss scale {report.loss_scale or 0:g}"
-            )
+            if report.loss_scale is not None:
+                self.say(
+                    f"fp16 overflow: {report.skipped_steps} steps skipped so far, loss scale {report.loss_scale:g}"
+                )
 
     def end(self, end: RunEnd) -> None:
         """Stop the progress bar and print the loss curve and the last word."""

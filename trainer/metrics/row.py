@@ -25,6 +25,7 @@ ROW_NAMES = (
     "memory/peak_allocated_gib",
     "memory/peak_reserved_gib",
     "pipeline/bubble_fraction",
+    "train/skipped_batches",
 )
 """The names of the loop's own numbers, in order; what hooks measure follows. On CPU a "gpu" is a rank."""
 
@@ -33,7 +34,7 @@ def make_row(report: StepReport, throughput: Throughput, memory: MemoryPeaks) ->
     """Return the row of a report.
 
     Names without a value are left out: unknown (mfu, evaluation, bubble), or not finite (the gradient norm of a
-    step that fp16 skipped), which JSON cannot hold.
+    step that was skipped), which JSON cannot hold.
     """
     values: dict[str, float | int | None] = {
         "step": report.step,
@@ -51,6 +52,7 @@ def make_row(report: StepReport, throughput: Throughput, memory: MemoryPeaks) ->
         "memory/peak_allocated_gib": memory.allocated_gib,
         "memory/peak_reserved_gib": memory.reserved_gib,
         "pipeline/bubble_fraction": report.bubble_fraction,
+        "train/skipped_batches": report.skipped_steps,
     }
     assert tuple(values) == ROW_NAMES
     values |= report.measures

@@ -58,6 +58,7 @@ class SummarySink:
             "step": end.step,
             "parameters": self._parameters,
             "tokens_seen": self._state.tokens_seen,
+            "skipped_batches": self._state.skipped_batches,
             "final": self._final,
             "layout": {
                 "pipeline": plan.pipeline_parallel_size,

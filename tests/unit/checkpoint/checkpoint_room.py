@@ -82,7 +82,9 @@ class FakeEngine:
     def shard_specs(self) -> Mapping[str, ShardSpec]:
         raise AssertionError
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float, loss_limit: float = 0.0
+    ) -> StepResult:
         raise AssertionError
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:

@@ -10,6 +10,7 @@ from trainer.loop.state import TrainState
 
 def test_state_survives_json() -> None:
     state = TrainState(7, 8 * 2048, 7 * 2048, "a1b2", sample_length=64, stream="c3")
+    state.skipped_batches, state.skipped_in_row, state.recent_losses = 5, 2, [0.1 + 0.2, 1e-300, 3.0]
     assert TrainState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
 
 
@@ -23,6 +24,9 @@ def test_state_survives_json() -> None:
         ("sample_ledger", None),
         ("sample_length", 0),
         ("position", -1),
+        ("skipped_in_row", -1),
+        ("recent_losses", [1.0, float("nan")]),
+        ("recent_losses", [1]),
     ],
 )
 def test_a_wrong_entry_is_named(key: str, value: object) -> None:
@@ -34,3 +38,9 @@ def test_a_wrong_entry_is_named(key: str, value: object) -> None:
 def test_a_missing_entry_is_named() -> None:
     with pytest.raises(CheckpointError, match="tokens_seen"):
         TrainState.from_dict({"step": 1, "position": 0, "sample_ledger": "", "sample_length": 8, "stream": ""})
+
+
+def test_a_checkpoint_of_before_batches_were_skipped_can_be_read() -> None:
+    state = TrainState(3, 64, 64, "a", sample_length=8, stream="s")
+    old = {key: value for key, value in state.to_dict().items() if "skipped" not in key and key != "recent_losses"}
+    assert TrainState.from_dict(old) == state

@@ -24,14 +24,17 @@ from trainer.metrics.sink import Row
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def play(plan: RunPlan, row: Row, report: StepReport, terminal: bool, first_step: int = 1) -> str:
+def play(
+    plan: RunPlan, row: Row, report: StepReport, terminal: bool, first_step: int = 1, bad_step: int | None = None
+) -> str:
     output = io.StringIO()
     console = Console(file=output, force_terminal=terminal, width=80, highlight=False)
     sink = ConsoleSink(plan, Path("runs/tiny"), 1_234_567, "CPU", "disabled", console)
     sink.start(first_step)
     for step in range(first_step, 11):
         sink.advance(step)
-        sink.write({**row, "step": step}, replace(report, step=step, loss=11.0 - step, eval_loss=None))
+        loss = float("nan") if step == bad_step else 11.0 - step
+        sink.write({**row, "step": step}, replace(report, step=step, loss=loss, eval_loss=None))
     sink.end(RunEnd("finished", 10, 83.0))
     return output.getvalue()
 
@@ -100,6 +103,13 @@ def test_optional_columns(plan: RunPlan, row: Row, report: StepReport) -> None:
 def test_an_fp16_overflow_is_told_once(plan: RunPlan, row: Row, report: StepReport) -> None:
     text = play(plan, row, replace(report, skipped_steps=2, loss_scale=512.0), terminal=False)
     assert text.count("fp16 overflow: 2 steps skipped so far, loss scale 512") == 1
+
+
+def test_a_skipped_batch_is_in_its_line_and_not_in_the_curve(plan: RunPlan, row: Row, report: StepReport) -> None:
+    text = play(plan, row, replace(report, skipped_steps=1), terminal=False, bad_step=10)
+    assert re.search(r"^ +10 +nan ", text, re.MULTILINE)
+    assert "fp16" not in text
+    assert "loss 10.0000 at step 1, 2.0000 at step 9" in text
 
 
 @pytest.mark.parametrize("value", [123456789.0, 1e-12, float("inf"), 0.0])

@@ -33,6 +33,7 @@ PROMISED = [
     "memory/peak_allocated_gib",
     "memory/peak_reserved_gib",
     "pipeline/bubble_fraction",
+    "train/skipped_batches",
 ]
 
 METER = ThroughputMeter(tokens_per_step=2048, flops_per_token=3e9, world_size=8, peak_flops=None)
@@ -75,8 +76,11 @@ def test_what_is_unknown_is_left_out(report: StepReport) -> None:
 
 
 def test_what_json_cannot_hold_is_left_out(report: StepReport) -> None:
-    row = make_row(replace(report, grad_norm=math.inf, eval_loss=math.nan), METER.measure(500.0), MEMORY)
+    bad = replace(report, loss=math.nan, grad_norm=math.inf, eval_loss=math.nan, skipped_steps=3)
+    row = make_row(bad, METER.measure(500.0), MEMORY)
+    assert "train/loss" not in row
     assert "train/grad_norm" not in row
+    assert row["train/skipped_batches"] == 3
     assert "eval/loss" not in row
     json.dumps(row, allow_nan=False)
 

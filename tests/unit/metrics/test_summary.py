@@ -35,6 +35,7 @@ def test_summary_of_a_finished_run(tmp_path: Path, plan: RunPlan, row: Row, repo
         "step": 5,
         "parameters": 4242,
         "tokens_seen": 10240,
+        "skipped_batches": 0,
         "final": row,
         "layout": {"pipeline": 2, "tensor": 2, "data": 2, "world_size": 8},
         "wall_time_s": 12.5,
