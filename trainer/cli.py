@@ -17,6 +17,7 @@ verbs
   data       tokenise the data into memory-mapped shards, without training
   generate   sample text from a run or a checkpoint
   checkpoint list, show or verify checkpoints
+  reshard    write a checkpoint anew as the ranks of another layout would have
 
 options
   --help     this text, or `trident VERB --help`
@@ -176,9 +177,22 @@ def _checkpoint_usage() -> str:
     return USAGE
 
 
+def _reshard(arguments: list[str]) -> int:
+    from trainer.resharding import reshard_verb
+
+    return reshard_verb(arguments)
+
+
+def _reshard_usage() -> str:
+    from trainer.resharding import USAGE
+
+    return USAGE
+
+
 _VERBS: dict[str, tuple[Callable[[list[str]], int], Callable[[], str]]] = {
     "train": (_train, _train_usage),
     "data": (_data, _data_usage),
     "generate": (_generate, _generate_usage),
     "checkpoint": (_checkpoint, _checkpoint_usage),
+    "reshard": (_reshard, _reshard_usage),
 }

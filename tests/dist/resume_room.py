@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tests.helpers.parity import OPTIMIZER, VOCABULARY, Case, config_of
-from trainer.config.schema import TridentConfig
+from trainer.config.schema import DataConfig, DataSource, TridentConfig
 from trainer.engine.face import Engine
 
 GLOBAL_BATCH = 4
@@ -46,6 +46,8 @@ def run_config(run: Run) -> TridentConfig:
     return replace(
         config,
         model=model,
+        # What the command line would accept; `tokens_of` is what is trained on.
+        data=DataConfig(source=DataSource.synthetic),
         batch=replace(config.batch, global_batch_size=GLOBAL_BATCH, micro_batch_size=1),
         precision=replace(config.precision, initial_scale_power=run.initial_scale_power, loss_scale_window=2),
     )

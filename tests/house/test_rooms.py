@@ -27,6 +27,7 @@ ORDER = (
     "generation",
     "description",
     "run_folder",
+    "resharding",
     "supervise",
     "app",
     "cli",
@@ -48,8 +49,9 @@ APART = {
     "generation": {"pipeline", "engine", "planner", "loop", "metrics", "launcher"},
     "description": LOW - {"config", "model", "pipeline", "planner"} | {"checkpoint", "metrics", "launcher"},
     "run_folder": LOW - {"config"} | {"metrics", "generation", "description"},
-    "supervise": {"loop", "generation"},
-    "app": {"generation", "supervise"},
+    "resharding": LOW - {"config"} | {"metrics", "launcher", "generation"},
+    "supervise": {"loop", "generation", "resharding"},
+    "app": {"generation", "resharding", "supervise"},
 }
 """Rooms that the order would let in, but that a room has no business with."""
 
@@ -65,6 +67,7 @@ NO_TORCH = (
         "launcher",
         "description",
         "run_folder",
+        "resharding",
         "supervise",
         "cli",
     ),
