@@ -17,14 +17,16 @@ from trainer.description import describe, plan_record
 from trainer.engine.build import build_engine
 from trainer.engine.face import Engine
 from trainer.engine.kernels import check_compiler
-from trainer.engine.world import choose_device, start_world, stop_world
+from trainer.engine.world import choose_device, host_group, start_world, stop_world
 from trainer.errors import DataError, OutOfMemoryError, Preempted
 from trainer.launcher.environment import World
 from trainer.launcher.guard import RankGuard
+from trainer.launcher.orphan import watch_launcher
 from trainer.launcher.output import send_output_to
 from trainer.launcher.start import SUPERVISED_VARIABLE
 from trainer.log import say, use_terminal
 from trainer.loop.events import Hook, RunEnd
+from trainer.loop.measures import Measures
 from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
@@ -50,6 +52,7 @@ def train_rank(config: TridentConfig, world: World) -> int:
     # Listening first: a rank in the roster may be asked to stop at any moment.
     with StopRequest(control) as stop:
         together(control, guard.enter)
+        watch_launcher(stop.request)
         try:
             prepared = together(control, lambda: prepare(config, say))
             _check_same_data(prepared, control)
@@ -120,8 +123,9 @@ def _train(
     if state.step >= plan.config.train.steps:
         say(f"nothing to do: {folder.path} is at step {state.step} of train.steps={plan.config.train.steps}")
         return RunEnd("finished", state.step, 0.0)
-    hooks = _hooks(plan, folder, engine, state, groups, control)
-    return train(engine, *sources, plan, state, hooks, stop, groups)
+    measures = Measures()
+    hooks = _hooks(plan, folder, engine, state, groups, control, measures)
+    return train(engine, *sources, plan, state, hooks, stop, groups, measures)
 
 
 def _sources(
@@ -140,6 +144,8 @@ def _hooks(
     state: TrainState,
     groups: ParallelGroups,
     control: DistGroup,
+    measures: Measures,
 ) -> list[Hook]:
-    saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, control)
+    background = host_group(plan, groups)
+    saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, control, background, measures)
     return [saver, build_metrics(plan, folder.path, state, groups, control)]

@@ -71,6 +71,11 @@ def test_another_config(layout: str, refused: Run, used: Path) -> None:
     assert "train.steps" not in problem, "a run may be made longer"
 
 
+def test_the_sequence_may_become_longer_only_without_learned_positions(refused: Run, used: Path) -> None:
+    answer = train(refused, "model.seq_length=32", "batch.global_batch_size=8")
+    assert answer.problems[0].endswith("holds one that differs in model.seq_length")
+
+
 def test_a_config_that_cannot_be_read(refused: Run, used: Path) -> None:
     for content in (b"model:\n  no_such_key: 3\n", b"\xff\xfe", b"- 1", b"{"):
         (used / "config.yaml").write_bytes(content)

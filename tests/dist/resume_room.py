@@ -90,11 +90,12 @@ class Trainer:
         return seen
 
     def save(self, run_dir: Path | None = None) -> None:
-        from trainer.checkpoint.hook import CheckpointHook
+        from trainer.checkpoint.save import CheckpointWriter, take_snapshot
         from trainer.checkpoint.store import CheckpointStore
 
         store = self.store if run_dir is None else CheckpointStore(run_dir)
-        CheckpointHook(store, self.engine, self.plan, self.state, self.groups, self.control).save()
+        writer = CheckpointWriter(store, self.plan, self.control)
+        writer.write(take_snapshot(self.engine, self.plan, self.state, self.groups))
 
     def resume(self) -> None:
         from trainer.checkpoint.resume import checkpoint_to_resume, load, starting_state

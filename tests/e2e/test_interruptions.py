@@ -50,7 +50,7 @@ def _interrupt(command: list[str], run_dir: Path, number: signal.Signals) -> End
     return ended
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_asked_to_stop_it_saves_and_goes_on_bit_for_bit(
     number: signal.Signals, tmp_path: Path, undisturbed: list[tuple[int, float, float]]
 ) -> None:
@@ -68,11 +68,16 @@ def test_asked_to_stop_it_saves_and_goes_on_bit_for_bit(
     assert _losses(run_dir) == undisturbed
 
 
-def test_under_torchrun_a_stopped_run_saves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_under_torchrun_a_stopped_run_saves(number: signal.Signals, tmp_path: Path) -> None:
+    """torchrun hands on SIGTERM; SIGUSR1 kills it, and its ranks notice that they are alone."""
     run_dir = tmp_path / "R"
-    command = [*TORCHRUN, "-m", "trainer", "train", *SETTINGS, f"run_dir={run_dir}"]
-    ended = _interrupt(command, run_dir, signal.SIGTERM)
-    assert ended.code != 0
+    command = [*TORCHRUN, "-m", "trainer", "train", *SETTINGS, "train.steps=100000", f"run_dir={run_dir}"]
+    with Running(command, tmp_path) as running:
+        wait_until(lambda: _training(run_dir, 3), START_S, "the third step")
+        running.process.send_signal(number)
+        assert running.end(60).code != 0
+        wait_until(lambda: not running.left_behind(), 30, "the end of every process")
     reached = rows(run_dir)[-1]["step"]
     assert (run_dir / "checkpoints" / f"step_{reached}" / "manifest.json").is_file()
 

@@ -47,6 +47,7 @@ NAMES = {
     "memory/peak_allocated_gib",
     "memory/peak_reserved_gib",
     "pipeline/bubble_fraction",
+    "data/sample_ledger",
 }
 
 

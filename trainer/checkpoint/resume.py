@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from trainer.checkpoint.manifest import Manifest, check_content, describe_layout, read_manifest
+from trainer.checkpoint.probe import check_probe, probe_loss
 from trainer.checkpoint.shards import TensorFolder
 from trainer.checkpoint.store import CONFIG, CheckpointStore, find_checkpoint
 from trainer.config.compose import from_yaml
@@ -93,10 +94,15 @@ def load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups, co
     """Load a checkpoint into a newly built engine. Collective over the world.
 
     Raises:
-        CheckpointError: it is of another model; raised on every rank.
+        CheckpointError: it is of another model, or does not give the loss that it gave when it was saved; raised on
+            every rank.
     """
     path, manifest = found
     together(control, lambda: _load(path, manifest, engine, plan, groups))
+    if manifest.layout.get("seq_length") == plan.model.seq_length:
+        loss = probe_loss(engine, plan, groups.device)
+        saved_dtype = str(manifest.layout["dtype"])
+        together(control, lambda: check_probe(manifest.probe_loss, loss, saved_dtype, plan.config.precision.dtype))
     here = describe_layout(plan)
     changed = [
         f"{key} {manifest.layout.get(key)} -> {value}"

@@ -38,6 +38,7 @@ MINIMA: dict[str, int] = {
     "train.eval_batches": 1,
     "checkpoint.every": 0,
     "checkpoint.keep": 1,
+    "checkpoint.keep_every": 0,
     "runtime.threads_per_rank": 1,
     "runtime.timeout_s": 1,
     "launch.grace_s": 0,

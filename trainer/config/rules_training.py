@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.config.plan import resolved_decay_steps
-from trainer.config.rules_common import Case, Rule
-from trainer.config.schema import DataSource, ScheduleKind, TokenizerConfig, TokenizerKind
+from trainer.config.rules_common import Case, Rule, neighbours, use
+from trainer.config.schema import DataSource, SaveFailure, ScheduleKind, TokenizerConfig, TokenizerKind
 
 SMALLEST_BPE = 257
 """256 bytes and the end-of-text id."""
@@ -138,6 +138,17 @@ def documents(case: Case) -> Iterator[str]:
         yield "data.max_documents has no effect with data.source=synthetic; use data.synthetic_tokens"
 
 
+def checkpoints(case: Case) -> Iterator[str]:
+    """What says how to save needs saves."""
+    checkpoint = case.config.checkpoint
+    every, keep_every = checkpoint.every, checkpoint.keep_every
+    if keep_every > 0 and (every == 0 or keep_every % every):
+        legal = "set checkpoint.every" if every == 0 else use(neighbours(keep_every, every), keep_every)
+        yield f"checkpoint.keep_every ({keep_every}) must be a multiple of checkpoint.every ({every}); {legal}"
+    if checkpoint.on_failure is SaveFailure.go_on and every == 0:
+        yield "checkpoint.on_failure=go_on has no effect with checkpoint.every=0; set checkpoint.every, or leave it out"
+
+
 RULES: tuple[Rule, ...] = (
     warm_up,
     decay,
@@ -147,4 +158,5 @@ RULES: tuple[Rule, ...] = (
     vocabulary,
     sources_without_text,
     documents,
+    checkpoints,
 )

@@ -100,6 +100,13 @@ class TokenizerKind(Enum):
     pretrained = "pretrained"
 
 
+class SaveFailure(Enum):
+    """What a run does when a checkpoint cannot be written. The last one of a run must be, whatever this says."""
+
+    stop = "stop"
+    go_on = "go_on"
+
+
 class DeviceKind(Enum):
     """Where the ranks compute. `auto`: CUDA if the machine has it, otherwise CPU."""
 
@@ -325,7 +332,13 @@ class CheckpointConfig:
     every: int = 0
     """Steps between saves. 0: only at the end and when asked to stop."""
     keep: int = 2
-    """Newest checkpoints kept; older ones are deleted."""
+    """Newest whole checkpoints kept; older ones are deleted."""
+    keep_every: int = 0
+    """Steps whose multiples are kept for good, besides the newest. 0: none."""
+    asynchronous: bool = True
+    """Hold the loop only while the state is copied to host memory, and write it beside the training."""
+    on_failure: SaveFailure = SaveFailure.stop
+    """When a checkpoint cannot be written, for example on a full disk: stop (exit 8), or go_on until the next one."""
     save_final: bool = True
     """Save when the last step is done."""
     resume: str = "auto"

@@ -63,8 +63,13 @@ def start_world(plan: RunPlan, device: torch.device) -> tuple[ParallelGroups, Di
     _check_precision(plan, device)
     grid = Grid(plan.pipeline_parallel_size, plan.data_parallel_size, plan.tensor_parallel_size)
     groups = make_groups(grid, device)
-    control = dist.new_group(backend="gloo", timeout=timeout)
-    return groups, DistGroup(control, groups.rank, grid.size, tuple(range(grid.size)))
+    return groups, host_group(plan, groups)
+
+
+def host_group(plan: RunPlan, groups: ParallelGroups) -> DistGroup:
+    """Return a new gloo group over the world, for a thread's collectives on host memory. Collective over the world."""
+    handle = dist.new_group(backend="gloo", timeout=timedelta(seconds=plan.config.runtime.timeout_s))
+    return DistGroup(handle, groups.rank, plan.world_size, tuple(range(plan.world_size)))
 
 
 def _check_precision(plan: RunPlan, device: torch.device) -> None:

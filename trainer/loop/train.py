@@ -17,6 +17,7 @@ from trainer.errors import NumericsError
 from trainer.log import say, warn
 from trainer.loop.evaluate import evaluate
 from trainer.loop.events import Hook, RunEnd, StepReport
+from trainer.loop.measures import Measures
 from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.window import StepWindow, WindowReading
@@ -32,6 +33,7 @@ def train(
     hooks: Sequence[Hook],
     stop: StopRequest,
     groups: ParallelGroups,
+    measures: Measures | None = None,
 ) -> RunEnd:
     """Train from the step after `state.step` to `train.steps`, or until all ranks agree to stop.
 
@@ -39,7 +41,8 @@ def train(
     is read and checked (the only host sync); `on_step` of every hook; evaluation; `on_report` of every hook.
     A step reports when it is the first of the run, when `train.log_every` divides it, when it is evaluated, and when
     the run ends with it.
-    Hooks get `on_end` exactly once, also after a failure. Collective over the world.
+    Hooks get `on_end` exactly once, also after a failure. What hooks note in `measures` goes into the next report.
+    Collective over the world.
 
     Returns:
         How the run ended: `finished`, or `stopped` (the caller saves and exits with 75).
@@ -52,7 +55,7 @@ def train(
     try:
         for hook in hooks:
             hook.on_start(state.step + 1)
-        status = _Loop(engine, source, validation, plan, state, hooks, stop, groups).run()
+        status = _Loop(engine, source, validation, plan, state, hooks, stop, groups, measures or Measures()).run()
         stop.drain()
     except BaseException as error:
         end = RunEnd("failed", state.step, time.perf_counter() - started, _reason(error))
@@ -99,6 +102,7 @@ class _Loop:
     hooks: Sequence[Hook]
     stop: StopRequest
     groups: ParallelGroups
+    measures: Measures
     window: StepWindow = field(default_factory=StepWindow)
 
     def run(self) -> str:
@@ -183,6 +187,12 @@ class _Loop:
             self.engine.take_busy_seconds()
         return loss
 
+    def _measured(self) -> dict[str, float]:
+        measured = self.measures.take()
+        if self.state.sample_ledger:
+            measured["data/sample_ledger"] = _ledger_number(self.state.sample_ledger)
+        return measured
+
     def _report(
         self, step: int, rate: float, reading: WindowReading, bubble: float | None, eval_loss: float | None
     ) -> StepReport:
@@ -199,7 +209,13 @@ class _Loop:
             skipped_steps=self.engine.skipped_steps(),
             bubble_fraction=bubble,
             eval_loss=eval_loss,
+            measures=self._measured(),
         )
+
+
+def _ledger_number(ledger: str) -> int:
+    """Return the first 48 bits of a hash in hexadecimal digits: a number that every metrics sink can hold exactly."""
+    return int(ledger[:12], 16)
 
 
 def _every(interval: int, step: int) -> bool:

@@ -26,7 +26,7 @@ ROW_NAMES = (
     "memory/peak_reserved_gib",
     "pipeline/bubble_fraction",
 )
-"""Every name a row can hold, in order. On CPU a "gpu" is a rank."""
+"""The names of the loop's own numbers, in order; what hooks measure follows. On CPU a "gpu" is a rank."""
 
 
 def make_row(report: StepReport, throughput: Throughput, memory: MemoryPeaks) -> Row:
@@ -52,4 +52,6 @@ def make_row(report: StepReport, throughput: Throughput, memory: MemoryPeaks) ->
         "memory/peak_reserved_gib": memory.reserved_gib,
         "pipeline/bubble_fraction": report.bubble_fraction,
     }
-    return {name: value for name in ROW_NAMES if (value := values[name]) is not None and math.isfinite(value)}
+    assert tuple(values) == ROW_NAMES
+    values |= report.measures
+    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}

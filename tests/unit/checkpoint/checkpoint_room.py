@@ -18,6 +18,7 @@ from trainer.config.schema import CheckpointConfig, LayoutConfig, ModelConfig, T
 from trainer.data.batches import MicroBatch
 from trainer.engine.face import Fragment, ReadShard, StepResult
 from trainer.loop.events import RunEnd, StepReport
+from trainer.loop.measures import Measures
 from trainer.loop.state import TrainState
 from trainer.tensor_parallel.shard import ShardSpec, shard
 from trainer.topology.groups import DistGroup, ParallelGroups, single_process_groups
@@ -52,6 +53,7 @@ class FakeEngine:
         self.rank = rank
         self.fails: Exception | None = None
         self.saves = 0
+        self.probe = 4.5
         self.loaded: dict[str, torch.Tensor] = {}
         self.loaded_scalars: Mapping[str, float] = {}
 
@@ -84,7 +86,7 @@ class FakeEngine:
         raise AssertionError
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
-        raise AssertionError
+        return torch.tensor(self.probe)
 
     def loss_scale(self) -> float | None:
         raise AssertionError
@@ -101,12 +103,19 @@ def config_of(**checkpoint: object) -> TridentConfig:
 
 
 def plan_of(
-    every: int = 2, keep: int = 9, save_final: bool = True, layout: LayoutConfig | None = None, vocab_size: int = 100
+    every: int = 2,
+    keep: int = 9,
+    save_final: bool = True,
+    layout: LayoutConfig | None = None,
+    vocab_size: int = 100,
+    **checkpoint: object,
 ) -> RunPlan:
+    """Saves are waited for unless told otherwise: what a test does next must not depend on a thread."""
+    settings = {"asynchronous": False, **checkpoint}
     config = TridentConfig(
         model=ModelConfig(seq_length=16),
         layout=layout or LayoutConfig(),
-        checkpoint=CheckpointConfig(every=every, keep=keep, save_final=save_final),
+        checkpoint=CheckpointConfig(every=every, keep=keep, save_final=save_final, **settings),  # type: ignore[arg-type]
     )
     return make_plan(config, vocab_size)
 
@@ -122,12 +131,22 @@ class Run:
         step: int = 0,
         engine: FakeEngine | None = None,
         groups: ParallelGroups | None = None,
+        background: DistGroup | None = None,
     ) -> None:
         self.store = CheckpointStore(run_dir)
         self.engine = engine or FakeEngine()
         self.state = TrainState(step, sample_length=8)
+        self.measures = Measures()
+        groups = groups or single_process_groups()
         self.hook = CheckpointHook(
-            self.store, self.engine, plan or plan_of(), self.state, groups or single_process_groups(), control
+            self.store,
+            self.engine,
+            plan or plan_of(),
+            self.state,
+            groups,
+            control,
+            background or control,
+            self.measures,
         )
 
     def steps(self, last: int) -> None:

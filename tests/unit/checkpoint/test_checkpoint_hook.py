@@ -28,10 +28,11 @@ def test_a_checkpoint_is_whole(run: Run, capsys: pytest.CaptureFixture[str]) -> 
     assert (manifest.step, manifest.vocab_size) == (2, 100)
     assert manifest.train_state == run.state.to_dict()
     assert (manifest.train_state["step"], manifest.train_state["position"]) == (2, 24)
-    assert manifest.scalars == {"optimizer_step": 1.0, "skipped_steps": 0.0}
+    assert manifest.scalars == {"optimizer_step": 0.0, "skipped_steps": 0.0}
+    assert manifest.probe_loss == run.engine.probe
     assert manifest.layout["data_parallel_size"] == 1
     assert {"trident-trainer", "python", "torch", "deepspeed"} <= manifest.versions.keys()
-    assert from_yaml((path / CONFIG).read_text()) == config_of(every=2, keep=9)
+    assert from_yaml((path / CONFIG).read_text()) == config_of(every=2, keep=9, asynchronous=False)
     saved = run.saved(2)
     assert all(torch.equal(saved[kind], run.engine.values(kind)) for kind in KINDS)
     assert (run.store.folder / LATEST).read_text() == "step_2\n"
@@ -144,17 +145,22 @@ FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
     ],
 )
 def test_a_failed_write_leaves_the_earlier_checkpoint_and_nothing_half_written(
-    run: Run, error: Exception, kind: type[Exception], words: str
+    run: Run, error: Exception, kind: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.steps(2)
     before = read_manifest(run.store.path(2))
-    run.engine.fails = error
+
+    def fail(path: Path, _: object) -> bool:
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr("trainer.checkpoint.save.write_fragments", fail)
     with pytest.raises(kind, match=words):
         run.steps(4)
     assert run.names() == [LATEST, "step_2"]
     assert run.store.newest_valid() == (run.store.path(2), before)
     # And the run could go on, if the disk came back.
-    run.engine.fails = None
+    monkeypatch.undo()
     run.hook.save()
     assert run.store.steps() == [2, 4]
 

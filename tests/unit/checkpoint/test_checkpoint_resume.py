@@ -61,7 +61,7 @@ def test_the_newest_is_taken_and_loaded(run: Run, control: DistGroup, capsys: py
     engine, state = loaded(found, control)
     assert state == TrainState(step=4, position=48, tokens_seen=40, sample_length=8)
     assert all(torch.equal(engine.loaded[kind], run.engine.values(kind)) for kind in KINDS)
-    assert engine.loaded_scalars == run.engine.scalars()
+    assert engine.loaded_scalars == found[1].scalars
     told = capsys.readouterr()
     assert f"resumed from {run.store.path(4)} (step 4)\n" in told.out
     assert "changed" not in told.out

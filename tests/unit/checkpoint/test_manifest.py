@@ -38,6 +38,7 @@ def manifest_of(files: dict[str, FileFacts] | None = None) -> Manifest:
         vocab_size=100,
         train_state=TrainState(step=7, tokens_seen=70, sample_ledger="abc", sample_length=8).to_dict(),
         scalars={"optimizer_step": 6.0, "cur_scale": 0.1 + 0.2},
+        probe_loss=4.5,
         layout=describe_layout(make_plan(CONFIG, 100)),
         versions={"trident-trainer": "1.0", "python": "3.12"},
         files=files or {},

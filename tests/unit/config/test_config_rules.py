@@ -188,6 +188,18 @@ ZERO: list[Case] = [
 ]  # fmt: skip
 
 TRAINING: list[Case] = [
+    (
+        {"checkpoint.every": 4, "checkpoint.keep_every": 10},
+        ["checkpoint.keep_every (10) must be a multiple of checkpoint.every (4); use 8 or 12"],
+    ),
+    (
+        {"checkpoint.keep_every": 10},
+        ["checkpoint.keep_every (10) must be a multiple of checkpoint.every (0); set checkpoint.every"],
+    ),
+    (
+        {"checkpoint.on_failure": "go_on"},
+        ["checkpoint.on_failure=go_on has no effect with checkpoint.every=0; set checkpoint.every, or leave it out"],
+    ),
     ({"schedule.warmup_steps": 100}, ["schedule.warmup_steps (100) must be less than train.steps (100)"]),
     (
         {"schedule.kind": "constant", "schedule.decay_steps": 5},

@@ -156,6 +156,7 @@ def write_run(
         vocab_size=tokenizer.vocab_size,
         train_state=TrainState(step, sample_length=8).to_dict(),
         scalars={},
+        probe_loss=4.5,
         layout=describe_layout(plan),
         versions={},
         files={name: file_facts(checkpoint / name) for name in files},

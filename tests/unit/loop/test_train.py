@@ -23,6 +23,7 @@ from trainer.engine.face import Fragment, ReadShard, StepResult
 from trainer.errors import NumericsError, StorageError
 from trainer.loop.evaluate import evaluate
 from trainer.loop.events import Hook, RunEnd, StepReport
+from trainer.loop.measures import Measures
 from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
@@ -35,7 +36,7 @@ TOKENS = 256
 
 def after(step: int = 0) -> TrainState:
     """The state after a step of a run that was never interrupted."""
-    ledger = "".join(f"{number}," for number in range(1, step + 1))
+    ledger = "".join(f"{number:012x}," for number in range(1, step + 1))
     return TrainState(step, step * TOKENS, step * TOKENS, ledger, sample_length=128)
 
 
@@ -104,7 +105,7 @@ class FakeSource:
         return [MicroBatch(ids, ids)]
 
     def ledger(self, previous: str, position: int) -> str:
-        return f"{previous}{1 + position // TOKENS},"
+        return f"{previous}{1 + position // TOKENS:012x},"
 
 
 class Recorder:
@@ -153,6 +154,7 @@ def run(
     source: FakeSource | None = None,
     groups: ParallelGroups | None = None,
     validation: bool = True,
+    measures: Measures | None = None,
 ) -> RunEnd:
     return train(
         engine,
@@ -163,6 +165,7 @@ def run(
         hooks,
         stop or StopRequest(SingleGroup()),
         groups or single_process_groups(),
+        measures,
     )
 
 
@@ -182,7 +185,7 @@ def test_state_moves_on_before_the_hooks_see_the_step() -> None:
             seen.append((state.step, state.tokens_seen, state.sample_ledger))
 
     run(FakeEngine(), make(steps=2), [Look()], state)
-    assert seen == [(1, 256, "1,"), (2, 512, "1,2,")]
+    assert seen == [(1, 256, after(1).sample_ledger), (2, 512, after(2).sample_ledger)]
 
 
 def test_only_the_reporting_rank_keeps_the_ledger() -> None:
@@ -230,6 +233,27 @@ def test_a_run_that_is_done_trains_nothing_more() -> None:
     assert engine.calls == []
     assert hook.events == ["start 5", "end finished"]
     assert (end.status, end.step) == ("finished", 4)
+
+
+def test_what_hooks_measure_goes_into_the_next_report() -> None:
+    measures, hook = Measures(), Recorder()
+
+    class Saver(Recorder):
+        def on_step(self, step: int) -> None:
+            measures.note("checkpoint/stall_ms", float(step))
+            if step == 2:
+                measures.note("checkpoint/write_ms", 7.0)
+
+    run(FakeEngine(), make(steps=5, log_every=2), [Saver(), hook], measures=measures)
+    measured = [(report.step, dict(report.measures)) for report in hook.reports]
+    # The fake ledger begins with the first step's number for ever.
+    assert [values.pop("data/sample_ledger") for _, values in measured] == [1] * 4
+    assert measured == [
+        (1, {"checkpoint/stall_ms": 1.0}),
+        (2, {"checkpoint/stall_ms": 2.0, "checkpoint/write_ms": 7.0}),
+        (4, {"checkpoint/stall_ms": 4.0}),
+        (5, {"checkpoint/stall_ms": 5.0}),
+    ]
 
 
 def test_evaluation_reports_its_mean_even_between_logged_steps() -> None:

@@ -46,6 +46,13 @@ def test_row_has_exactly_the_promised_names(report: StepReport) -> None:
     assert list(ROW_NAMES) == PROMISED
 
 
+def test_what_hooks_measured_follows(report: StepReport) -> None:
+    measures = {"data/sample_ledger": 281474976710655, "checkpoint/stall_ms": 1.5, "x/nothing": float("nan")}
+    row = make_row(replace(report, measures=measures), METER.measure(report.step_ms), MEMORY)
+    assert list(row)[-2:] == ["data/sample_ledger", "checkpoint/stall_ms"]
+    assert row["data/sample_ledger"] == 281474976710655
+
+
 def test_row_values(report: StepReport) -> None:
     row = make_row(report, METER.measure(report.step_ms), MEMORY)
     assert row["step"] == 5
