@@ -128,6 +128,7 @@ def seal(checkpoint: Path, step: int, config: TridentConfig) -> None:
         vocab_size=plan_of(config).model.vocab_size,
         train_state=TrainState(step, 10, 20, "abc", sample_length=8, stream="s").to_dict(),
         scalars={"optimizer_step": 7.0, "skipped_steps": 0.0, "global_steps": 7.0},
+        probe_loss=4.5,
         layout=describe_layout(plan_of(config)),
         versions={"torch": "1"},
         files={name: file_facts(checkpoint / name) for name in names if name != MANIFEST},
