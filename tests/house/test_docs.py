@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from trainer import errors
-from trainer.config.compose import compose
+from trainer.config.compose import compose, recompose
 from trainer.config.validate import problems
 from trainer.errors import ConfigError, TridentError
 from trainer.generation.options import parse
+from trainer.resharding import MAY_CHANGE
+from trainer.resharding import parse as parse_reshard
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -63,6 +65,22 @@ def test_command_of_the_readme_composes_and_is_legal(line: str) -> None:
 @pytest.mark.parametrize("line", [line for line in code_lines(ROOT / "README.md") if "trident generate" in line])
 def test_generate_command_of_the_readme_parses(line: str) -> None:
     assert parse(words_of(line)[2:]).checkpoint
+
+
+RESHARD_COMMANDS = [
+    line for page in PAGES for line in code_lines(page) if re.match(r"trident reshard|.* trident reshard", line)
+]
+
+
+def test_some_page_shows_how_to_reshard() -> None:
+    assert len(RESHARD_COMMANDS) > 3
+
+
+@pytest.mark.parametrize("line", RESHARD_COMMANDS)
+def test_reshard_command_of_the_documentation_composes(line: str) -> None:
+    words = words_of(line)
+    _, _, overrides = parse_reshard(words[words.index("reshard") + 1 :])
+    recompose(compose([]), overrides, MAY_CHANGE)
 
 
 def test_refusals_of_the_readme_are_what_is_said() -> None:
