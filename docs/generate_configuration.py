@@ -1,6 +1,6 @@
 """Write docs/configuration.md from the schema: every key, its type and range, its default, its meaning. No torch.
 
-The meaning of a key is the string literal under its field in trainer/config/schema.py, read from the source.
+The meaning of a key is the string literal under its field in trainer/config/schema*.py, read from the source.
 
     python docs/generate_configuration.py            write the page
     python docs/generate_configuration.py --check    exit 1 if the page is stale
@@ -17,7 +17,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_args
 
-from trainer.config import schema
+from trainer.config import schema, schema_logging
 from trainer.config.compose import compose, conf_folder, options
 from trainer.config.keys import GROUPS, KEYS, flatten, is_list, optional
 from trainer.config.rules_ranges import BELOW_ONE, CLOSED, MINIMA, NOT_NEGATIVE, POSITIVE
@@ -51,7 +51,8 @@ lists the combinations that they refuse.
 def meanings() -> dict[str, str]:
     """Return `Class.field` -> the string literal under the field, and `Class` -> its docstring."""
     found: dict[str, str] = {}
-    for node in ast.parse(inspect.getsource(schema)).body:
+    nodes = [node for module in (schema, schema_logging) for node in ast.parse(inspect.getsource(module)).body]
+    for node in nodes:
         if not isinstance(node, ast.ClassDef):
             continue
         found[node.name] = " ".join((ast.get_docstring(node) or "").split())

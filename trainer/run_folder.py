@@ -24,6 +24,7 @@ _MAY_CHANGE = (
     "train.log_every",
     "train.eval_every",
     "train.eval_batches",
+    "eval.",
     "checkpoint.",
     "logging.",
     "launch.",
