@@ -63,6 +63,11 @@ class RunFolder:
         has_rows = self.metrics.is_file() and self.metrics.stat().st_size > 0
         return has_rows or bool(self.checkpoints.steps())
 
+    def newest_checkpoint(self) -> tuple[int, Path] | None:
+        """Return step and folder of the newest checkpoint that was published, if there is one."""
+        steps = self.checkpoints.steps()
+        return (steps[-1], self.checkpoints.path(steps[-1])) if steps else None
+
     def check(self, config: TridentConfig) -> None:
         """Check that `config` may train here. Writes nothing.
 

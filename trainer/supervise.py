@@ -20,8 +20,10 @@ from trainer.launcher.roster import Roster
 from trainer.launcher.start import INTERRUPTED, LAUNCHER_LOG, Outcome, run_ranks
 from trainer.log import report_failure, say
 from trainer.metrics.jsonl import read_rows
+from trainer.metrics.tensorboard_sink import check_tensorboard
 from trainer.restarts import Restart, RestartPolicy, remember
 from trainer.run_folder import RunFolder
+from trainer.samples.check import check_samples
 
 
 def check_before_start(config: TridentConfig) -> PreparedData:
@@ -34,8 +36,10 @@ def check_before_start(config: TridentConfig) -> PreparedData:
     """
     RunFolder.of(config).check(config)
     check_compiler(make_plan(config, vocab_size=config.model.vocab_size or 1))
+    check_tensorboard(config.logging)
     prepared = prepare(config, say)
     check_capacity(prepared, config)
+    check_samples(prepared, config)
     return prepared
 
 

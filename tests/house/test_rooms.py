@@ -25,6 +25,7 @@ ORDER = (
     "metrics",
     "launcher",
     "generation",
+    "samples",
     "description",
     "run_folder",
     "supervise",
@@ -46,8 +47,9 @@ APART = {
     "metrics": {"checkpoint"},
     "launcher": LOW | {"checkpoint", "metrics"},
     "generation": {"pipeline", "engine", "planner", "loop", "metrics", "launcher"},
+    "samples": {"pipeline", "planner", "launcher", "checkpoint"},
     "description": LOW - {"config", "model", "pipeline", "planner"} | {"checkpoint", "metrics", "launcher"},
-    "run_folder": LOW - {"config"} | {"metrics", "generation", "description"},
+    "run_folder": LOW - {"config"} | {"metrics", "generation", "samples", "description"},
     "supervise": {"loop", "generation"},
     "app": {"generation", "supervise"},
 }
@@ -68,7 +70,7 @@ NO_TORCH = (
         "supervise",
         "cli",
     ),
-    *("data.capacity", "data.sampler", "data.dataset", "data.tokenizer", "generation.options"),
+    *("data.capacity", "data.sampler", "data.dataset", "data.tokenizer", "generation.options", "samples.check"),
     *(
         "checkpoint.store",
         "checkpoint.manifest",

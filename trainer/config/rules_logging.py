@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from trainer.config.rules_common import Case, Rule
-from trainer.config.schema import (
-    DataSource,
-    EvalConfig,
-    LoggingConfig,
-    OffloadKind,
-    TokenizerKind,
-    WandbMode,
-)
+from trainer.config.rules_ranges import MINIMA
+from trainer.config.schema import DataSource, EvalConfig, LoggingConfig, OffloadKind, TokenizerKind, WandbMode
 
 
 def wandb_settings(case: Case) -> Iterator[str]:
@@ -35,12 +30,19 @@ def artifacts(case: Case) -> Iterator[str]:
         )
 
 
+def _without_texts(texts: EvalConfig) -> Iterator[str]:
+    for key, default in asdict(EvalConfig()).items():
+        value = getattr(texts, key)
+        in_range = not isinstance(value, int | float) or value >= MINIMA.get(f"eval.{key}", 0)
+        if value != default and in_range:
+            yield f"eval.{key} has no effect with eval.samples=0; use for example eval.samples=2, or leave it out"
+
+
 def samples(case: Case) -> Iterator[str]:
     """Texts are written when there is an evaluation, a tokenizer and room for them."""
     config, texts = case.config, case.config.eval
-    if texts.samples == 0:
-        if texts != EvalConfig():
-            yield "eval.* has no effect with eval.samples=0; use for example eval.samples=2, or leave it out"
+    if texts.samples < 1:
+        yield from _without_texts(texts) if texts.samples == 0 else ()
         return
     if config.train.eval_every == 0:
         yield "eval.samples needs evaluations, but train.eval_every is 0; use for example train.eval_every=100"

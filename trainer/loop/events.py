@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -35,6 +36,8 @@ class StepReport:
     """Measured share of the step in which this rank's stage computed nothing, mean over stages; None for pp=1."""
     eval_loss: float | None = None
     """Mean validation loss, when this step was followed by an evaluation."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What hooks measured besides, by the name that rows give it, e.g. `checkpoint/stall_ms`."""
 
 
 @dataclass(frozen=True)
