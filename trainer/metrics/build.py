@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -91,23 +92,24 @@ def _sinks(
         sinks.append(CsvSink(run_dir / CSV_FILE))
     if logging.tensorboard:
         sinks.append(TensorBoardSink(run_dir / TENSORBOARD_FOLDER, warn))
-    sinks.append(_wandb_sink(plan, run_dir, parameters, source, choice, checkpoints))
+    notes: list[str] = []
+    sinks.append(_wandb_sink(plan, run_dir, parameters, source, choice, checkpoints, notes))
     # Last, so that its last word is the last.
-    sinks.append(_console_sink(plan, run_dir, device_name, choice))
+    sinks.append(_console_sink(plan, run_dir, device_name, choice, notes))
     return sinks
 
 
-def _console_sink(plan: RunPlan, run_dir: Path, device_name: str, choice: WandbChoice) -> Sink:
+def _console_sink(plan: RunPlan, run_dir: Path, device_name: str, choice: WandbChoice, notes: Sequence[str]) -> Sink:
     logging = plan.config.logging
     if logging.console is ConsoleKind.quiet:
-        return QuietSink(run_dir)
+        return QuietSink(run_dir, notes)
     outputs = {"wandb": f"{choice.mode.value} ({choice.reason})" if choice.reason else choice.mode.value}
     also = [CSV_FILE] * logging.csv + [TENSORBOARD_FOLDER] * logging.tensorboard
     if also:
         outputs["also"] = ", ".join(also)
     console = TrainingConsole(terminal())
     kind = LiveSink if logging.console is ConsoleKind.auto and console.can_redraw else ConsoleSink
-    return kind(plan, run_dir, device_name, outputs, console)
+    return kind(plan, run_dir, device_name, outputs, console, notes)
 
 
 def _wandb_sink(
@@ -117,6 +119,7 @@ def _wandb_sink(
     source: dict[str, object],
     choice: WandbChoice,
     checkpoints: Checkpoints | None,
+    notes: list[str],
 ) -> WandbSink:
     config = plan.config
     plan_numbers = {
@@ -137,6 +140,7 @@ def _wandb_sink(
         tags=(plan.layout_name,),
         config={**_plain_mapping(asdict(config)), "plan": plan_numbers, "versions": versions(), "source": source},
         say=say,
+        note=notes.append,
         warn=warn,
         checkpoints=checkpoints,
     )

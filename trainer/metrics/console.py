@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
 from trainer.config.plan import RunPlan
-from trainer.log import conclude
+from trainer.log import conclude, say
 from trainer.loop.events import RunEnd, StepReport
 from trainer.metrics.curve import loss_curve
 from trainer.metrics.figures import duration, number, short
@@ -17,9 +17,11 @@ from trainer.metrics.pace import Pace
 from trainer.metrics.screen import WIDTH, TrainingConsole
 from trainer.metrics.sink import Row, Sample
 from trainer.metrics.summary import SUMMARY_FILE
+from trainer.metrics.texts import SAMPLES_FILE
 
 _HEADER_EVERY = 30
-_TEXT_LINES = 6
+_MOST_TEXTS = 4
+_TEXT_LINES = 4
 _CURVE_WIDTH = 60
 
 
@@ -34,13 +36,21 @@ class ConsoleSink:
         device_name: of this rank's device.
         outputs: where metrics go besides the run's folder, e.g. `wandb` and what it will do.
         console: where to write.
+        notes: what other sinks want to be said before the last word; they add to it until then.
     """
 
     def __init__(
-        self, plan: RunPlan, run_dir: Path, device_name: str, outputs: dict[str, str], console: TrainingConsole
+        self,
+        plan: RunPlan,
+        run_dir: Path,
+        device_name: str,
+        outputs: Mapping[str, str],
+        console: TrainingConsole,
+        notes: Sequence[str] = (),
     ) -> None:
         self._plan, self._run_dir, self._device_name, self._outputs = plan, run_dir, device_name, outputs
         self._console = console
+        self._notes = notes
         self._pace = Pace(plan.config.train.steps)
         self._losses: list[tuple[int, float]] = []
         self._lines = 0
@@ -72,10 +82,12 @@ class ConsoleSink:
 
     def show(self, samples: Sequence[Sample]) -> None:
         """Print the beginning of each text."""
-        for sample in samples:
-            self.say(f"the model writes at step {sample.step}:")
-            for line in _shown(f"{sample.prompt}{sample.text}", self._console):
-                self.say(f"  | {line}")
+        self.say(f"the model writes at step {samples[0].step}:")
+        for index, sample in enumerate(samples[:_MOST_TEXTS], start=1):
+            for place, line in enumerate(_shown(f"{sample.prompt}{sample.text}", self._console)):
+                self.say(f"{'' if place else index:>3} | {line}")
+        if len(samples) > _MOST_TEXTS:
+            self.say(f"    and {len(samples) - _MOST_TEXTS} more in {SAMPLES_FILE}")
 
     def end(self, end: RunEnd) -> None:
         """Print the loss curve and the last word."""
@@ -85,7 +97,7 @@ class ConsoleSink:
         if self._losses:
             (first, before), (last, after) = self._losses[0], self._losses[-1]
             self.say(f"loss {before:.4f} at step {first}, {after:.4f} at step {last}")
-        conclude(last_word(end, self._run_dir))
+        _tell(self._notes, end, self._run_dir)
 
     def _step_line(self, row: Row, report: StepReport) -> None:
         cells = self._cells(row, report)
@@ -115,9 +127,9 @@ class ConsoleSink:
     def _banner(self, first_step: int) -> Table:
         plan, config = self._plan, self._plan.config
         table = Table.grid(padding=(0, 2, 0, 0))
-        table.width = min(WIDTH, self._console.width)
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
+        # In line with the description of the plan, which stands above.
+        table.add_column(style="bold", no_wrap=True, width=6)
+        table.add_column(overflow="fold", width=max(8, min(WIDTH, self._console.width) - 10))
         steps = f"{config.train.steps:,} = {short(config.train.steps * plan.tokens_per_step)} tokens"
         if first_step > 1:
             steps += f", resuming at step {first_step:,}"
@@ -129,10 +141,11 @@ class ConsoleSink:
 
 
 class QuietSink:
-    """Prints the last word only."""
+    """Prints the last word only; the notes go to the rank's log."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, notes: Sequence[str] = ()) -> None:
         self._run_dir = run_dir
+        self._notes = notes
 
     def start(self, first_step: int) -> None:
         """Do nothing."""
@@ -148,17 +161,18 @@ class QuietSink:
 
     def end(self, end: RunEnd) -> None:
         """Print how the run ended."""
-        conclude(last_word(end, self._run_dir))
+        _tell(self._notes, end, self._run_dir)
 
 
-def last_word(end: RunEnd, run_dir: Path) -> str:
-    """Return the last line of a run."""
-    return f"{end.status} at step {end.step} after {duration(end.wall_time_s)}; summary in {run_dir / SUMMARY_FILE}"
+def _tell(notes: Sequence[str], end: RunEnd, run_dir: Path) -> None:
+    for note in notes:
+        say(note)
+    conclude(f"{end.status} at step {end.step} after {duration(end.wall_time_s)}; summary in {run_dir / SUMMARY_FILE}")
 
 
 def _shown(text: str, console: TrainingConsole) -> list[str]:
     """Return the first lines of a text that a model wrote: it may hold anything, also what commands a terminal."""
-    room = min(WIDTH, console.width) - 4
+    room = min(WIDTH, console.width) - 6
     lines = text.expandtabs(4).split("\n")
     clean = ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
     if not console.is_unicode:

@@ -68,7 +68,8 @@ class LiveSink(ConsoleSink):
 
     def _progress(self, width: int) -> Table:
         pace = self._pace
-        head, tail = f"step {pace.step:,} of {pace.steps:,}", f"eta {pace.left()}"
+        head = f"step {pace.step:,} of {pace.steps:,}"
+        tail = f"eta {pace.left()}" if pace.step < pace.steps else "done"
         line = Table.grid(padding=(0, 2, 0, 0))
         line.add_column(no_wrap=True, overflow="crop")
         line.add_column(no_wrap=True)
@@ -91,7 +92,9 @@ class LiveSink(ConsoleSink):
         speed = [f"{short(row['perf/tokens_per_second'])} tokens/s"]
         if "perf/mfu" in row:
             speed.append(f"MFU {100 * row['perf/mfu']:.1f}%")
-        speed.append(f"{number(row['perf/tflops_per_gpu'], 2)} TFLOP/s a GPU")
+        speed.append(
+            f"{number(row['perf/tflops_per_gpu'], 2)} TFLOP/s a {'rank' if self._device_name == 'CPU' else 'GPU'}"
+        )
         speed.append(f"{number(row['time/step_ms'], 0)} ms a step")
         return {"loss": loss, "speed": speed, "memory": self._memory(row)}
 

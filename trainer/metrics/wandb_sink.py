@@ -20,12 +20,13 @@ from trainer.errors import NumericsError
 from trainer.files import write_atomically
 from trainer.loop.events import RunEnd, StepReport
 from trainer.metrics.background import Background
+from trainer.metrics.bounded import bounded
 from trainer.metrics.jsonl import read_rows
 from trainer.metrics.redact import redacted
 from trainer.metrics.sink import Row, Sample
 from trainer.metrics.stall import StallWatch
 from trainer.metrics.texts import SAMPLES_FILE
-from trainer.metrics.wandb_mode import WandbChoice
+from trainer.metrics.wandb_mode import WandbChoice, is_reachable, server_url
 from trainer.restarts import read_restarts
 
 RUN_ID_FILE = "wandb_run_id"
@@ -35,6 +36,7 @@ _INIT_S = 30.0
 _FINISH_S = 60.0
 _FINISH_AFTER_FAILURE_S = 5.0
 _UPLOAD_S = 600.0
+_TEARDOWN_S = 2.0
 _TABLE_ROWS = 200
 
 
@@ -50,7 +52,8 @@ class WandbSink:
         group: wandb group; runs of one name belong together.
         tags: more tags.
         config: what wandb shows as the run's config; secrets are taken out here.
-        say: tells the user a line.
+        say: tells the user a line now.
+        note: tells the user a line when all is done.
         warn: warns the user.
         checkpoints: finds what `logging.wandb_artifacts` uploads.
     """
@@ -64,6 +67,7 @@ class WandbSink:
         tags: tuple[str, ...],
         config: Mapping[str, object],
         say: Callable[[str], None],
+        note: Callable[[str], None],
         warn: Callable[[str], None],
         checkpoints: Checkpoints | None = None,
     ) -> None:
@@ -73,13 +77,15 @@ class WandbSink:
         self._group = group
         self._tags = tags
         self._config = redacted(config)
-        self._say, self._warn = say, warn
+        self._say, self._note, self._warn = say, note, warn
         self._run: Any = None
         self._folder: str | None = None
         self._calls = Background("wandb")
         self._is_on = False
         self._stall = StallWatch(max(1, logging.stall_alert_s), self._on_stall)
         self._texts: list[list[object]] = []
+        self._table_error: Exception | None = None
+        self._is_table_told = False
         self._best_eval: float | None = None
         self._uploads = _Uploads(checkpoints if logging.wandb_artifacts else None)
 
@@ -88,6 +94,8 @@ class WandbSink:
         if self._choice.mode is WandbMode.disabled:
             return
         self._is_on = True
+        # What wandb reports of itself would hold up the process's end where its server does not answer.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         run_id = self._run_id(first_step)
         if self._logging.wandb_artifacts:
             # A home folder may be small or read-only, and offline they must stay until they are uploaded.
@@ -109,7 +117,8 @@ class WandbSink:
         if report.eval_loss is not None:
             known = [] if self._best_eval is None else [self._best_eval]
             self._best_eval = min([report.eval_loss, *known])
-        self._log(dict(row))
+        if self._still_on():
+            self._calls.submit(lambda: self._run.log(dict(row)))
         if self._choice.mode is WandbMode.online and self._is_on and self._run is not None:
             self._uploads.offer(self._run)
 
@@ -117,7 +126,9 @@ class WandbSink:
         """Hand over the table of texts, those of this run so far included."""
         self._texts += [[sample.step, sample.prompt, sample.text] for sample in samples]
         self._texts = self._texts[-_TABLE_ROWS:]
-        self._log({"step": samples[-1].step, "samples": _Table(list(self._texts))})
+        rows, step = list(self._texts), samples[-1].step
+        if self._still_on() and not self._table_error:
+            self._calls.submit(lambda: self._log_table(step, rows))
 
     def end(self, end: RunEnd) -> None:
         """Close the run; offline, tell how to upload it."""
@@ -130,11 +141,12 @@ class WandbSink:
             _end_service()
         elif self._choice.mode is WandbMode.offline:
             folder = shlex.quote(str(self._run_dir / "wandb"))
-            self._say(f"wandb is offline ({self._choice.reason}); upload with: wandb sync {folder}")
+            self._note(f"wandb is offline ({self._choice.reason}); upload with: wandb sync {folder}")
 
     def _close(self, end: RunEnd) -> None:
-        seconds = _FINISH_AFTER_FAILURE_S if end.status == "failed" else _FINISH_S
-        if end.status == "finished" and self._uploads.has_new():
+        is_gone = self._choice.mode is WandbMode.online and not is_reachable(server_url(os.environ))
+        seconds = _FINISH_AFTER_FAILURE_S if end.status == "failed" or is_gone else _FINISH_S
+        if end.status == "finished" and not is_gone and self._uploads.has_new():
             self._say("adding the last checkpoint to wandb")
             # The run's start may still be under way.
             self._calls.finish(seconds)
@@ -149,9 +161,15 @@ class WandbSink:
         self._calls.submit(lambda: self._finish(end))
         self._calls.finish(seconds)
 
-    def _log(self, values: dict[str, object]) -> None:
-        if self._still_on():
-            self._calls.submit(lambda: self._run.log({name: _plain(value) for name, value in values.items()}))
+    def _log_table(self, step: int, rows: list[list[object]]) -> None:
+        import wandb
+
+        # Unlike a row, a table is talked over with the server.
+        try:
+            table = wandb.Table(columns=["step", "prompt", "text"], data=rows)
+            self._run.log({"step": step, "samples": table})
+        except Exception as error:
+            self._table_error = error
 
     def _alert(self, title: str, text: str, level: str) -> None:
         self._calls.submit(lambda: self._run.alert(title=title, text=text, level=level))
@@ -174,12 +192,15 @@ class WandbSink:
     def _still_on(self) -> bool:
         """Return whether wandb still takes anything; tell once when it no longer does."""
         if error := self._uploads.take_error():
-            self._warn(f"a checkpoint was not added to wandb ({type(error).__name__}: {error})")
+            self._warn(f"a checkpoint was not added to wandb ({_told(error)})")
+        if self._table_error is not None and not self._is_table_told:
+            self._is_table_told = True
+            self._warn(f"texts are no longer added to wandb ({_told(self._table_error)})")
         if self._is_on and (error := self._calls.failure) is not None:
             self._is_on = False
             self._stall.stop()
-            kept = f"; what it has is in {self._folder}" if self._folder else ""
-            self._warn(f"wandb is off for the rest of this run ({type(error).__name__}: {error}){kept}")
+            kept = f"; what it has: wandb sync --include-online {shlex.quote(self._folder)}" if self._folder else ""
+            self._warn(f"wandb is off for the rest of this run ({_told(error)}){kept}")
         return self._is_on
 
     def _run_id(self, first_step: int) -> str:
@@ -234,21 +255,6 @@ class WandbSink:
         self._run.finish(exit_code=0 if end.status == "finished" else 1)
 
 
-class _Table:
-    """Rows of a table of texts, made into wandb's own kind where wandb is called."""
-
-    def __init__(self, rows: list[list[object]]) -> None:
-        self.rows = rows
-
-
-def _plain(value: object) -> object:
-    if not isinstance(value, _Table):
-        return value
-    import wandb
-
-    return wandb.Table(columns=["step", "prompt", "text"], data=value.rows)
-
-
 class _Uploads:
     """Adds new checkpoints to the wandb run, one at a time, in a thread of its own: rows must not wait for them."""
 
@@ -297,6 +303,11 @@ class _Uploads:
             self._is_busy = False
 
 
+def _told(error: Exception) -> str:
+    """Return an error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def _end_service() -> None:
     """Kill wandb's helper processes: at the process's end wandb would wait for them, and they for the network."""
     with suppress(psutil.Error):
@@ -304,3 +315,8 @@ def _end_service() -> None:
             with suppress(psutil.Error):
                 if child.name().startswith(("wandb", "gpu_stats")):
                     child.kill()
+    # So that wandb does not look for them.
+    with suppress(Exception):
+        import wandb
+
+        bounded(wandb.teardown, _TEARDOWN_S)
