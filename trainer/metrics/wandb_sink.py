@@ -151,6 +151,8 @@ class WandbSink:
             # The run's start may still be under way.
             self._calls.finish(seconds)
             if self._run is not None and self._calls.failure is None:
+                # One may be under way.
+                self._uploads.finish(_UPLOAD_S)
                 self._uploads.offer(self._run)
                 self._uploads.finish(_UPLOAD_S)
                 seconds = _UPLOAD_S
