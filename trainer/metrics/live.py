@@ -20,6 +20,7 @@ _REDRAWS_PER_SECOND = 4
 _SPARKS = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH = 32
 _GAP = "   "
+_LEAST_BAR = 8
 
 
 class LiveSink(ConsoleSink):
@@ -75,8 +76,10 @@ class LiveSink(ConsoleSink):
         line.add_column(no_wrap=True)
         line.add_column(no_wrap=True, overflow="crop")
         bar_width = width - len(head) - len(tail) - 4
-        bar = ProgressBar(total=pace.steps, completed=pace.step, width=max(1, bar_width), pulse=False)
-        line.add_row(head, bar if bar_width >= 8 else "", tail)
+        if bar_width >= _LEAST_BAR:
+            line.add_row(head, ProgressBar(total=pace.steps, completed=pace.step, width=bar_width, pulse=False), tail)
+        else:
+            line.add_row(_fitting([head, tail], width))
         return line
 
     def _facts(self) -> dict[str, list[str]]:

@@ -136,28 +136,28 @@ class FakeNvml:
 
     ended = 0
 
-    def nvmlInit(self) -> None:  # noqa: N802
+    def nvmlInit(self) -> None:
         pass
 
-    def nvmlShutdown(self) -> None:  # noqa: N802
+    def nvmlShutdown(self) -> None:
         self.ended += 1
 
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+    def nvmlDeviceGetCount(self) -> int:
         return 2
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
         return index
 
-    def nvmlDeviceGetUtilizationRates(self, device: int) -> object:  # noqa: N802
+    def nvmlDeviceGetUtilizationRates(self, device: int) -> object:
         return type("Rates", (), {"gpu": [50, 100][device]})()
 
-    def nvmlDeviceGetMemoryInfo(self, device: int) -> object:  # noqa: N802
+    def nvmlDeviceGetMemoryInfo(self, device: int) -> object:
         return type("Memory", (), {"used": [2**30, 3 * 2**30][device]})()
 
-    def nvmlDeviceGetPowerUsage(self, device: int) -> int:  # noqa: N802
+    def nvmlDeviceGetPowerUsage(self, device: int) -> int:
         return [100_000, 250_500][device]
 
-    def nvmlDeviceGetTemperature(self, device: int, sensor: int) -> int:  # noqa: N802
+    def nvmlDeviceGetTemperature(self, device: int, sensor: int) -> int:
         assert sensor == 0
         return [60, 71][device]
 

@@ -13,8 +13,8 @@ from trainer.config.plan import RunPlan
 from trainer.config.schema import ConsoleKind, LoggingConfig, WandbMode
 from trainer.loop.events import RunEnd, StepReport
 from trainer.loop.state import TrainState
-from trainer.metrics.build import build_metrics
 from trainer.metrics.across import AcrossMeter
+from trainer.metrics.build import build_metrics
 from trainer.metrics.hook import MetricsHook
 from trainer.metrics.memory import MemoryMeter
 from trainer.metrics.sink import Row, Sample

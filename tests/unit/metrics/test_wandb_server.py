@@ -1,4 +1,4 @@
-"""The real wandb: into the run's folder, against a server that answers, one that does not, and one that is not there."""
+"""The real wandb: into the run's folder, against a server that answers, and against one that never does."""
 
 from __future__ import annotations
 

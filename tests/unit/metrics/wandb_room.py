@@ -124,7 +124,7 @@ def wandb_server() -> Iterator[Server]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = do_PUT = _reply  # noqa: N815
+        do_GET = do_POST = do_PUT = _reply
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.url = f"http://127.0.0.1:{http.server_address[1]}"
