@@ -97,10 +97,9 @@ class WandbSink:
         # What wandb reports of itself would hold up the process's end where its server does not answer.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         run_id = self._run_id(first_step)
-        if self._logging.wandb_artifacts:
-            # A home folder may be small or read-only, and offline they must stay until they are uploaded.
-            for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
-                os.environ.setdefault(name, str(self._run_dir / "wandb" / "artifacts"))
+        # What tables and artifacts are made of: the home folder may be read-only or small, and offline it must stay.
+        for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+            os.environ.setdefault(name, str(self._run_dir / "wandb" / "artifacts"))
         earlier = [row for row in read_rows(self._run_dir / SAMPLES_FILE) if row["step"] < first_step]
         self._texts = [[row["step"], row.get("prompt"), row.get("text")] for row in earlier]
         self._calls.submit(lambda: self._init(run_id))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping
 
+import psutil
 import pytest
 
 from tests.helpers.thread_group import ThreadGroup, run_ranks
@@ -97,7 +100,7 @@ def test_what_a_system_does_not_tell_is_left_out(monkeypatch: pytest.MonkeyPatch
         raise FileNotFoundError("/proc/stat")
 
     for name in ("cpu_percent", "virtual_memory", "net_io_counters"):
-        monkeypatch.setattr(node_module.psutil, name, refuse)
+        monkeypatch.setattr(psutil, name, refuse)
     assert NodeMeter(with_gpus=False).read() == {}
 
 
@@ -122,8 +125,6 @@ def test_gpus_are_read_and_never_again_after_a_failure(monkeypatch: pytest.Monke
 
 
 def test_a_driver_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    import time
-
     monkeypatch.setattr(node_module, "_GPU_S", 0.05)
     monkeypatch.setattr(node_module, "_read_gpus", lambda: time.sleep(5))
     started = time.perf_counter()
@@ -164,7 +165,7 @@ class FakeNvml:
 
 def test_two_gpus_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = FakeNvml()
-    monkeypatch.setitem(__import__("sys").modules, "pynvml", nvml)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
     assert node_module._read_gpus() == {
         "gpu_utilization_percent": 75.0,
         "gpu_memory_used_gib": 3.0,

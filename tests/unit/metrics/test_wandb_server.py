@@ -24,7 +24,9 @@ FINISHED = RunEnd("finished", 5, 1.0)
 @pytest.fixture(autouse=True)
 def fresh_wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Settings are read once a process: begin and end without wandb's helper."""
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name in ("WANDB_MODE", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     wandb_sink._end_service()
     yield
     wandb_sink._end_service()
@@ -40,7 +42,11 @@ def train(run_dir: Path, steps: range, report: StepReport, end: RunEnd = FINISHE
     return voice
 
 
-def test_offline_really_writes_into_the_run_folder(tmp_path: Path, row: Row, report: StepReport) -> None:
+def test_offline_really_writes_into_the_run_folder_and_needs_no_home(
+    tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing can be made below it, not even by root.
+    monkeypatch.setenv("HOME", "/proc/no-home")
     voice = Voice()
     sink = make_sink(tmp_path, voice)
     sink.start(1)

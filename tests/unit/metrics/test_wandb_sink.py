@@ -25,6 +25,10 @@ def ended_services(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ended: list[str] = []
     monkeypatch.setattr(wandb_sink, "_end_service", lambda: ended.append("ended"))
     monkeypatch.setattr(wandb_sink, "is_reachable", lambda url: True)
+    # The sink sets them; they are put back.
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     return ended
 
 
@@ -259,14 +263,6 @@ class Checkpoints:
 UPLOADING = LoggingConfig(wandb_artifacts=True)
 
 
-@pytest.fixture
-def no_artifact_folders(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-
-
-@pytest.mark.usefixtures("no_artifact_folders")
 def test_checkpoints_become_artifacts_once_each(
     tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,7 +285,6 @@ def test_checkpoints_become_artifacts_once_each(
     assert voice.warned == []
 
 
-@pytest.mark.usefixtures("no_artifact_folders")
 @pytest.mark.parametrize(("status", "added"), [("finished", [["step_5"]]), ("stopped", []), ("failed", [])])
 def test_offline_only_the_last_checkpoint_of_a_finished_run_is_added(
     status: str, added: list[list[str]], tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch
@@ -307,7 +302,6 @@ def test_offline_only_the_last_checkpoint_of_a_finished_run_is_added(
     assert voice.said == ["adding the last checkpoint to wandb"] * len(added)
 
 
-@pytest.mark.usefixtures("no_artifact_folders")
 def test_a_checkpoint_that_goes_away_meanwhile_costs_no_rows(
     tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
