@@ -35,8 +35,11 @@ from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
 from trainer.metrics.build import build_metrics
 from trainer.metrics.skipped import SKIPPED_FILE, SkippedBatchesFile
+from trainer.metrics.tensorboard_sink import check_tensorboard
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder
+from trainer.samples.check import check_samples
+from trainer.samples.hook import SamplesHook
 from trainer.topology.agreement import same_everywhere, together
 from trainer.topology.groups import DistGroup, ParallelGroups
 
@@ -61,6 +64,7 @@ def train_rank(config: TridentConfig, world: World) -> int:
         try:
             prepared = together(control, lambda: prepare(config, say))
             _check_same_data(prepared, control)
+            together(control, lambda: check_samples(prepared, config))
             plan = with_vocabulary(layout_plan, prepared.vocab_size)
             _announce(folder, plan, prepared, groups)
             end = _train(plan, prepared, folder, groups, control, stop)
@@ -77,6 +81,7 @@ def _check(config: TridentConfig, plan: RunPlan, folder: RunFolder, groups: Para
     if groups.is_reporting_rank:
         folder.check(config)
         check_compiler(plan)
+        check_tensorboard(config.logging)
         RankGuard.prepare(folder.logs)
 
 
@@ -172,4 +177,8 @@ def _hooks(
     measures: Measures,
 ) -> list[Hook]:
     saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, control, background, measures)
-    return [saver, build_metrics(plan, folder.path, state, groups, control)]
+    metrics = build_metrics(plan, folder.path, state, groups, control, folder.newest_checkpoint)
+    hooks: list[Hook] = [saver, metrics]
+    if plan.config.eval.samples > 0:
+        hooks.append(SamplesHook(engine, plan, folder.tokenizer, groups, control, metrics.show))
+    return hooks

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from trainer import __version__
 from trainer.errors import ConfigError, Preempted, TridentError
-from trainer.log import report_error, say
+from trainer.log import be_quiet, report_error, say
 
 _USAGE = """usage: trident VERB [key=value ...]
 
@@ -33,6 +33,9 @@ examples
   trident train
   trident train model=gpt2_124m layout=tp2_pp2 precision=bf16 batch.global_batch_size=64
   trident train data.source=files 'data.files=[corpus/*.txt]' train.steps=1000 run_dir=runs/mine
+
+options
+  --quiet    print errors and the last line only (= logging.console=quiet)
 
 groups and their options
 {groups}
@@ -97,15 +100,18 @@ def _generate_usage() -> str:
 
 def _train(arguments: list[str]) -> int:
     from trainer.config.compose import compose
-    from trainer.config.schema import DeviceKind
+    from trainer.config.schema import ConsoleKind, DeviceKind
     from trainer.config.validate import validate
     from trainer.launcher.environment import World, find_world, gpu_count, prepare_environment, publish_world
     from trainer.launcher.start import SUPERVISED_VARIABLE
 
+    # A setting like any other, so that ranks get it and config.yaml shows it.
+    arguments = ["logging.console=quiet" if word == "--quiet" else word for word in arguments]
     world = find_world(os.environ)
     if world is not None:
         publish_world(world)
     config = compose(arguments)
+    be_quiet(config.logging.console is ConsoleKind.quiet)
     if world is not None and config.launch.max_restarts > 0 and SUPERVISED_VARIABLE not in os.environ:
         raise ConfigError(
             f"launch.max_restarts={config.launch.max_restarts} has no effect under a launcher; use its own restarts "

@@ -27,6 +27,7 @@ _MAY_CHANGE = (
     "train.max_skipped_in_row",
     "train.spike_",
     "train.max_rewinds",
+    "eval.",
     "checkpoint.",
     "logging.",
     "launch.",
@@ -64,6 +65,11 @@ class RunFolder:
         """Return whether steps were already trained here."""
         has_rows = self.metrics.is_file() and self.metrics.stat().st_size > 0
         return has_rows or bool(self.checkpoints.steps())
+
+    def newest_checkpoint(self) -> tuple[int, Path] | None:
+        """Return step and folder of the newest checkpoint that was published, if there is one."""
+        steps = self.checkpoints.steps()
+        return (steps[-1], self.checkpoints.path(steps[-1])) if steps else None
 
     def check(self, config: TridentConfig) -> None:
         """Check that `config` may train here. Writes nothing.

@@ -18,12 +18,12 @@ from trainer.launcher.guard import RankGuard, lost_message
 from trainer.launcher.output import shared_output, tail
 from trainer.launcher.roster import Roster
 from trainer.launcher.start import INTERRUPTED, LAUNCHER_LOG, Outcome, run_ranks
-from trainer.log import report_error, say
+from trainer.log import report_failure, say
 from trainer.metrics.jsonl import read_rows
+from trainer.metrics.tensorboard_sink import check_tensorboard
 from trainer.restarts import Restart, RestartPolicy, remember
 from trainer.run_folder import RunFolder
-
-_TAIL_LINES = 20
+from trainer.samples.check import check_samples
 
 
 def check_before_start(config: TridentConfig) -> PreparedData:
@@ -36,8 +36,10 @@ def check_before_start(config: TridentConfig) -> PreparedData:
     """
     RunFolder.of(config).check(config)
     check_compiler(make_plan(config, vocab_size=config.model.vocab_size or 1))
+    check_tensorboard(config.logging)
     prepared = prepare(config, say)
     check_capacity(prepared, config)
+    check_samples(prepared, config)
     return prepared
 
 
@@ -96,35 +98,29 @@ def _explain(outcome: Outcome, folder: RunFolder, launcher_lines: list[str]) -> 
     """Say why the ranks ended, where they could not say it themselves."""
     if outcome.lost_ranks:
         first = outcome.lost_ranks[0]
-        _say_log(f"rank {first}", tail(folder.log(first), _TAIL_LINES))
-        report_error(
-            PeerLostError(
-                lost_message(outcome.lost_ranks),
-                hints=[
-                    f"its log is {folder.log(first)}",
-                    "start the same command again: it resumes from the last checkpoint",
-                ],
-            )
+        error = PeerLostError(
+            lost_message(outcome.lost_ranks),
+            hints=[
+                f"its log is {folder.log(first)}",
+                "start the same command again: it resumes from the last checkpoint",
+            ],
         )
+        report_failure(error, f"rank {first}", tail(folder.log(first)))
         return
     is_expected = outcome.exit_code in (0, Preempted.exit_code, INTERRUPTED)
     if not is_expected and Roster(folder.logs).told_failure() is None:
-        report_error(_early_end(outcome.exit_code, folder, launcher_lines))
+        _report_early_end(outcome.exit_code, folder, launcher_lines)
 
 
-def _early_end(exit_code: int, folder: RunFolder, lines: list[str]) -> TridentError:
-    """Return the error that a rank wrote before it had the terminal, or one that points at the launcher's log."""
+def _report_early_end(exit_code: int, folder: RunFolder, lines: list[str]) -> None:
+    """Tell the error that a rank wrote before it had the terminal, or one that points at the launcher's log."""
     problems = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if problems:
         hints = [line.removeprefix("hint: ") for line in lines if line.startswith("hint: ")]
-        return ConfigError(problems, hints)
-    _say_log("launcher", lines)
-    return TridentError(
+        report_failure(ConfigError(problems, hints))
+        return
+    error = TridentError(
         f"the deepspeed launcher must start every rank, but ended with exit code {exit_code}",
         hints=[f"its log is {folder.logs / LAUNCHER_LOG}"],
     )
-
-
-def _say_log(source: str, lines: list[str]) -> None:
-    if lines:
-        say("\n".join(f"{source} | {line}" for line in lines))
+    report_failure(error, "launcher", lines)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.cli.conftest import Answer, Run, contents
 from trainer.config.compose import compose
+from trainer.config.schema import ConsoleKind
 from trainer.launcher.roster import Roster
 from trainer.launcher.start import Outcome
 from trainer.supervise import _quoted
@@ -92,7 +93,7 @@ def test_lost_ranks_are_named_with_the_end_of_their_log(with_ranks: Callable[...
         f"its log is {log}",
         "start the same command again: it resumes from the last checkpoint",
     ]
-    shown = [line for line in answer.out.splitlines() if line.startswith("rank 1 | ")]
+    shown = [line for line in answer.err.splitlines() if line.startswith("rank 1 | ")]
     assert shown == [f"rank 1 | line {index}" for index in range(20, 40)]
 
 
@@ -110,7 +111,30 @@ def test_a_launcher_that_dies_without_a_word_shows_its_log(with_ranks: Callable[
     assert answer.code == 1
     assert answer.problems == ["the deepspeed launcher must start every rank, but ended with exit code 1"]
     assert answer.hints == [f"its log is {place / 'run' / 'logs' / 'launcher.log'}"]
-    assert "launcher | ImportError: no module" in answer.out
+    assert "launcher | ImportError: no module" in answer.err
+
+
+def test_a_quiet_run_says_only_what_went_wrong(with_ranks: Callable[..., Answer], place: Path) -> None:
+    answer = with_ranks(ended(0), "--quiet", "run_dir=fine")
+    assert (answer.code, answer.out, answer.err) == (0, "", "")
+    log = place / "run" / "logs" / "rank_1.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("killed\n")
+    answer = with_ranks(ended(7, 1), "--quiet", "run_dir=run")
+    assert answer.out == ""
+    assert answer.err.startswith("rank 1 | killed\nerror: every rank must live")
+    assert "logging:\n  console: quiet\n" in (place / "run" / "config.yaml").read_text()
+
+
+def test_quiet_reaches_the_ranks_as_a_setting(with_ranks: Callable[..., Answer]) -> None:
+    seen: list[Sequence[str]] = []
+
+    def ranks(world_size: int, arguments: Sequence[str], folder: Path, port: int | None, grace_s: float) -> Outcome:
+        seen.append(arguments)
+        return Outcome(0, (), False)
+
+    with_ranks(ranks, "--quiet")
+    assert compose(seen[0][1:]).logging.console is ConsoleKind.quiet
 
 
 def test_what_an_earlier_attempt_told_is_forgotten(with_ranks: Callable[..., Answer], place: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -35,8 +36,9 @@ def _losses(run_dir: Path) -> list[tuple[int, float, float]]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, float, float]]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    ended = run(trident("train", *SETTINGS, f"run_dir={folder / 'R'}"), folder)
-    assert ended.code == 0, ended.err
+    ended = run(trident("train", *SETTINGS, "--quiet", f"run_dir={folder / 'R'}"), folder)
+    assert (ended.code, ended.err) == (0, "")
+    assert re.fullmatch(r"finished at step 40 after \S+; summary in \S+\n", ended.out)
     return _losses(folder / "R")
 
 

@@ -1,7 +1,8 @@
 """The config schema: one frozen dataclass per Hydra group. The only place where a key is declared.
 
 `register.py` makes mutable twins of these classes for Hydra (Hydra cannot compose frozen ones); what
-travels below the entry point are these frozen objects. No torch, no project imports but its part `schema_train.py`.
+travels below the entry point are these frozen objects. No torch, no project imports but its own parts,
+`schema_train.py` and `schema_logging.py`.
 A string literal under a field is its documentation: meaning, unit, range, what it interacts with.
 """
 
@@ -10,6 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from trainer.config.schema_logging import ConsoleKind as ConsoleKind
+from trainer.config.schema_logging import EvalConfig as EvalConfig
+from trainer.config.schema_logging import LoggingConfig as LoggingConfig
+from trainer.config.schema_logging import WandbMode as WandbMode
 from trainer.config.schema_train import SpikePolicy as SpikePolicy
 from trainer.config.schema_train import TrainConfig as TrainConfig
 
@@ -116,15 +121,6 @@ class DeviceKind(Enum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
-
-
-class WandbMode(Enum):
-    """`auto`: online if an API key is found, otherwise offline."""
-
-    auto = "auto"
-    online = "online"
-    offline = "offline"
-    disabled = "disabled"
 
 
 @dataclass(frozen=True)
@@ -333,22 +329,6 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
-class LoggingConfig:
-    """Where metrics go. metrics.jsonl is always written."""
-
-    console: bool = True
-    """Progress on the terminal."""
-    wandb: WandbMode = WandbMode.auto
-    """auto | online | offline | disabled."""
-    wandb_project: str = "trident"
-    """Project name in wandb."""
-    wandb_entity: str | None = None
-    """Team or user in wandb; null: the account's default."""
-    wandb_tags: tuple[str, ...] = ()
-    """Tags of the run in wandb."""
-
-
-@dataclass(frozen=True)
 class RuntimeConfig:
     """How a process runs."""
 
@@ -391,6 +371,7 @@ class TridentConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

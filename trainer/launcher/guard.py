@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trainer.errors import PeerLostError, TridentError
 from trainer.files import storage_faults
+from trainer.launcher.output import tail
 from trainer.launcher.roster import Roster, watch_peers
 from trainer.launcher.start import INTERRUPTED, SUPERVISED_VARIABLE
 from trainer.launcher.watchdog import Watchdog
@@ -74,9 +75,19 @@ class RankGuard:
         told = _lost_error(lost) if lost else self._as_trident_error(error)
         is_told_by_parent = bool(lost) and self._is_supervised
         if not is_told_by_parent and self._claim(told.exit_code):
-            report_failure(told)
+            # A known fault says what to do; of one that nobody foresaw the log knows most.
+            is_known = isinstance(error, TridentError)
+            self._report(told, lost[0] if lost else None if is_known else self._rank)
         self.leave()
         return told.exit_code
+
+    def _report(self, error: TridentError, shown_rank: int | None) -> None:
+        """Tell the failure, after the last lines of a rank's log."""
+        if shown_rank is None:
+            report_failure(error)
+            return
+        sys.stderr.flush()
+        report_failure(error, f"rank {shown_rank}", tail(self._logs / f"rank_{shown_rank}.log"))
 
     def _as_trident_error(self, error: BaseException) -> TridentError:
         if isinstance(error, TridentError):
@@ -101,7 +112,7 @@ class RankGuard:
 
     def _on_loss(self, lost: list[int]) -> None:
         if not self._is_supervised and self._claim(PeerLostError.exit_code):
-            report_failure(_lost_error(lost))
+            self._report(_lost_error(lost), lost[0])
         self._roster.leave(self._rank)
         sys.stderr.flush()
         # The main thread may wait for the dead peer in a collective that never returns.

@@ -30,7 +30,17 @@ def shared_output() -> Iterator[None]:
         for descriptor in (1, 2):
             if not _share(descriptor):
                 stack.enter_context(_relayed(descriptor))
-        yield
+        try:
+            yield
+        finally:
+            _show_cursor()
+
+
+def _show_cursor() -> None:
+    """Bring back the cursor: a rank that is killed leaves it hidden under its live view."""
+    with suppress(OSError):
+        if os.isatty(1):
+            os.write(1, b"\x1b[?25h")
 
 
 def _share(descriptor: int) -> bool:

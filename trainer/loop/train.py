@@ -68,25 +68,27 @@ def train(
         NumericsError: loss or gradients were not finite too often, or the loss jumped and `train.spike_policy=stop`.
         PeerLostError: a rank died.
     """
-    progress = progress or Progress()
+    progress, measures = progress or Progress(), measures or Measures()
     started = time.perf_counter()
     skips = SkipPolicy(plan.config.train, state, source, on_skip, rewinds or RewindCount())
+    loop = _Loop(engine, source, validation, plan, state, hooks, stop, groups, measures, progress, skips)
     try:
-        status = _Loop(
-            engine, source, validation, plan, state, hooks, stop, groups, measures or Measures(), progress, skips
-        ).run()
+        status = loop.run()
     except BaseException as error:
-        end = RunEnd("failed", state.step, time.perf_counter() - started, _reason(error))
-        # The first failure is the one to tell; another one while ending must not hide it.
-        try:
-            _end_all(hooks, end)
-        except Exception as later:
-            warn(f"the run's record is incomplete: {later}")
+        _end_failed(hooks, RunEnd("failed", state.step, time.perf_counter() - started, _reason(error)))
         raise
     progress.enter("end")
     end = RunEnd(status, state.step, time.perf_counter() - started)
     _end_all(hooks, end)
     return end
+
+
+def _end_failed(hooks: Sequence[Hook], end: RunEnd) -> None:
+    """Call every hook's `on_end`. The first failure is the one to tell: another one while ending must not hide it."""
+    try:
+        _end_all(hooks, end)
+    except Exception as later:
+        warn(f"the run's record is incomplete: {later}")
 
 
 def _end_all(hooks: Sequence[Hook], end: RunEnd) -> None:

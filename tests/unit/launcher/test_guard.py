@@ -68,6 +68,23 @@ def test_a_fault_without_words(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert told(capsys.readouterr().err)[0] == "error: rank 0 failed: AssertionError: "
 
 
+def test_the_end_of_the_log_is_shown_of_what_nobody_foresaw(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lose_rank: Lose
+) -> None:
+    for rank in (0, 1, 2):
+        (tmp_path / f"rank_{rank}.log").write_text("\n".join(f"{rank}-{line}" for line in range(30)))
+    entered(tmp_path, 2).fail(ValueError("x"))
+    shown = [line for line in capsys.readouterr().err.splitlines() if " | " in line]
+    assert shown == [f"rank 2 | 2-{line}" for line in range(10, 30)]
+    Roster(tmp_path).clear()
+    entered(tmp_path, 0).fail(DataError("a known fault needs no log"))
+    assert " | " not in capsys.readouterr().err
+    Roster(tmp_path).clear()
+    lose_rank(1)
+    entered(tmp_path, 0).fail(RuntimeError("Connection closed by peer"))
+    assert "rank 1 | 1-29" in capsys.readouterr().err
+
+
 def test_only_the_first_rank_to_fail_speaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = entered(tmp_path, 1), entered(tmp_path, 0)
     assert first.fail(DataError("bad data")) == 2
