@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import gc
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,17 +67,19 @@ class _Room:
         # An overflow must not change the scale here, nor its absence: fp16 would round in another place.
         config = replace(config, precision=replace(config.precision, loss_scale_window=1000))
         self.plan = make_plan(config, VOCABULARY, world_size)
-        self.groups, _ = start_world(self.plan, torch.device("cpu"))
+        self.groups, self.control = start_world(self.plan, torch.device("cpu"))
         self.engine: Any = build_engine(self.plan, self.groups)
         self._dp_rank = self.groups.grid.coordinate(rank).dp_rank
 
-    def step(self, step: int, loss_limit: float = math.inf) -> Any:
+    def batches(self, step: int) -> Any:
         from trainer.data.batches import MicroBatch
 
         tokens, dp = tokens_of(step), self.plan.data_parallel_size
         rows = [tokens[m * dp + self._dp_rank].unsqueeze(0) for m in range(self.plan.num_micro_batches)]
-        batches = [MicroBatch(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
-        return self.engine.train_step(batches, step, OPTIMIZER.lr, loss_limit)
+        return [MicroBatch(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
+
+    def step(self, step: int, loss_limit: float = math.inf) -> Any:
+        return self.engine.train_step(self.batches(step), step, OPTIMIZER.lr, loss_limit)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return masters, moments, and what forward reads."""
@@ -160,3 +164,56 @@ def train_with_faults(rank: int, world_size: int, faults: Sequence[Fault]) -> li
         del room
         gc.collect()
     return outcomes
+
+
+def _spin(*_: object) -> None:
+    while True:
+        pass
+
+
+class _Source:
+    """Batches of a room's rank; the second one never comes if `sleeps`."""
+
+    def __init__(self, room: _Room, sleeps: bool) -> None:
+        self._room, self._sleeps = room, sleeps
+        self.tokens = room.plan.tokens_per_step
+
+    def micro_batches(self, position: int) -> Any:
+        if self._sleeps and position >= self.tokens:
+            time.sleep(600)
+        return self._room.batches(1 + position // self.tokens)
+
+    def ledger(self, previous: str, position: int) -> str:
+        return previous
+
+
+def train_with_watchdog(rank: int, world_size: int, fault: str, folder: Path, timeout_s: float) -> None:
+    """Train two stages under a watchdog; the second stands still in its data, a forward pass, or an evaluation."""
+    from trainer.launcher.watchdog import Watchdog
+    from trainer.log import use_terminal
+    from trainer.loop.state import TrainState
+    from trainer.loop.stop import StopRequest
+    from trainer.loop.train import train
+    from trainer.progress import Progress
+
+    told = (folder / f"told_{rank}.txt").open("w", buffering=1)
+    use_terminal(told, told)
+    room, progress = _Room(Case(pp=2, zero=1), rank, world_size), Progress()
+    inner = room.engine._engine
+    inner.progress = progress
+    passes = 0
+
+    def before_forward(module: torch.nn.Module, _: object) -> None:
+        nonlocal passes
+        passes += module.training
+        is_bad = passes == room.plan.num_micro_batches + 2 if fault == "forward" else not module.training
+        if rank == 1 and fault != "data" and is_bad:
+            _spin()
+
+    inner.module.register_forward_pre_hook(before_forward)
+    training = replace(room.plan.config.train, steps=4, eval_every=int(fault == "evaluate"), eval_batches=1)
+    plan = replace(room.plan, config=replace(room.plan.config, train=training))
+    source: Any = _Source(room, sleeps=fault == "data" and rank == 1)
+    state, stop = TrainState(sample_length=8), StopRequest(room.control)
+    with Watchdog(folder, rank, room.groups.grid.coordinate(rank).stage, world_size, progress, timeout_s, 600.0):
+        train(room.engine, source, source, plan, state, [], stop, room.groups, progress)

@@ -32,6 +32,8 @@ FEW_RANKS = 16
 """So many are listed on the terminal; `logs/hang.txt` has all."""
 STACK_S = 0.5
 """Time that a rank which does not answer gets to write its stacks from a signal handler."""
+END_S = 10.0
+"""Time to put everything together and end."""
 _OWN_TIME = ("start", "hooks", "end")
 """Phases that may take as long as a collective: starting, saving, ending."""
 _WAITING = ("torch/distributed/", "deepspeed/comm/", "trainer/loop/stop.py")
@@ -97,6 +99,8 @@ class Watchdog:
         # Over a network's file system it takes a while until a file is seen everywhere.
         self._answer_s = min(30.0, max(3.0, timeout_s / 20))
         self._stop = threading.Event()
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._stacks: TextIO | None = None
         self._stacks_path = logs / "stacks" / f"rank_{rank}.txt"
         self._watched = threading.get_ident()
@@ -116,12 +120,15 @@ class Watchdog:
                 self._stacks_path.parent.mkdir(parents=True, exist_ok=True)
                 self._stacks = self._stacks_path.open("a", encoding="utf-8")
                 faulthandler.register(_SIGNAL, self._stacks, all_threads=True)
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+            self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         """Stop to watch, and leave nothing behind where nothing happened."""
         self._stop.set()
+        if self._ends.is_set():
+            # A peer that has ended broke the collective that this rank waited in. The watch has the last word.
+            self._thread.join(self._answer_s + END_S)
         if self._stacks is not None:
             faulthandler.unregister(_SIGNAL)
             self._stacks.close()
@@ -139,6 +146,7 @@ class Watchdog:
 
     def _end(self) -> None:
         """Say where this rank is, hear the others, and end the process."""
+        self._ends.set()
         mine = self._whereabouts()
         self._write_stacks(mine)
         with suppress(OSError):
