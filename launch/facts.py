@@ -3,6 +3,10 @@
 usage: facts.py gpus                          GPUs that this process may use
        facts.py folder RANKS [key=value ...]  check the config for so many ranks, and print the run's folder
        facts.py finished [key=value ...]      exit 0 if the run in that folder has done all its steps, else 1
+       facts.py again STATUS MAX STEPS [key=value ...]
+                                              after an attempt that ended with STATUS: print how many seconds to wait
+                                              before the next and the last step logged, or exit 1 and say why there is
+                                              none. STEPS: where the attempts before it ended, with commas
 """
 
 from __future__ import annotations
@@ -14,9 +18,13 @@ from pathlib import Path
 
 from trainer.config.compose import compose
 from trainer.config.validate import validate
-from trainer.errors import TridentError
+from trainer.errors import PeerLostError, TridentError
+from trainer.launcher.attempts import last_step
 from trainer.launcher.environment import gpu_count
-from trainer.log import report_error, say
+from trainer.launcher.roster import Roster
+from trainer.log import report_error, say, warn
+from trainer.metrics.jsonl import read_rows
+from trainer.restarts import RESTARTABLE, RestartPolicy, as_exit_code
 from trainer.run_folder import RunFolder
 
 
@@ -41,6 +49,26 @@ def finished(arguments: list[str]) -> bool:
         return False
 
 
+def again(status: int, max_restarts: int, earlier: list[int], arguments: list[str]) -> str | None:
+    """Return the wait in seconds and the last step logged, or None if the run is not to be started again."""
+    config = compose(arguments)
+    run = RunFolder.of(config)
+    code = as_exit_code(status)
+    if code in RESTARTABLE:
+        # This node's ranks may only have lost a peer, which ended for a reason that would end it again.
+        code = Roster(run.logs).told_failure() or code
+    policy = RestartPolicy(max_restarts, config.launch.restart_backoff_s, option="--max-restarts")
+    for step in earlier:
+        policy.wait_s(PeerLostError.exit_code, step)
+    step = last_step(read_rows(run.metrics))
+    wait_s = policy.wait_s(code, step)
+    if wait_s is None:
+        if policy.reason:
+            warn(f"not started again: {policy.reason}")
+        return None
+    return f"{wait_s:g} {step}"
+
+
 def main(question: str, *arguments: str) -> int:
     """Answer one question on stdout."""
     try:
@@ -48,6 +76,12 @@ def main(question: str, *arguments: str) -> int:
             say(str(gpu_count(os.environ)))
         elif question == "folder":
             say(str(folder(int(arguments[0]), list(arguments[1:]))))
+        elif question == "again":
+            status, most, steps, *words = arguments
+            found = again(int(status), int(most), [int(step) for step in steps.split(",") if step], words)
+            if found is None:
+                return 1
+            say(found)
         else:
             return 0 if finished(list(arguments)) else 1
     except TridentError as error:

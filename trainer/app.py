@@ -19,6 +19,7 @@ from trainer.engine.face import Engine
 from trainer.engine.kernels import check_compiler
 from trainer.engine.world import choose_device, start_world, stop_world
 from trainer.errors import DataError, OutOfMemoryError, Preempted
+from trainer.launcher.attempts import note_restart, restarted_by
 from trainer.launcher.environment import World
 from trainer.launcher.guard import RankGuard
 from trainer.launcher.output import send_output_to
@@ -29,8 +30,9 @@ from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
 from trainer.metrics.build import build_metrics
+from trainer.metrics.jsonl import read_rows
 from trainer.run_folder import RunFolder
-from trainer.topology.agreement import same_everywhere, together
+from trainer.topology.agreement import gather, same_everywhere, together
 from trainer.topology.groups import DistGroup, ParallelGroups
 
 
@@ -44,7 +46,9 @@ def train_rank(config: TridentConfig, world: World) -> int:
     layout_plan = make_plan(config, config.model.vocab_size or 1, world.size)
     groups, control = start_world(layout_plan, device)
     folder = RunFolder.of(config)
-    together(control, lambda: _check(config, layout_plan, folder, groups))
+    # A machine that took the place of a lost one does not know that this is a restart; the others do.
+    by = next(filter(None, gather(control, restarted_by(os.environ))), None)
+    together(control, lambda: _check(config, layout_plan, folder, groups, by))
     together(control, lambda: use_terminal(*send_output_to(folder.log(groups.rank))))
     guard = RankGuard(folder.logs, groups.rank)
     # Listening first: a rank in the roster may be asked to stop at any moment.
@@ -65,10 +69,12 @@ def train_rank(config: TridentConfig, world: World) -> int:
     return Preempted.exit_code if end.status == "stopped" else 0
 
 
-def _check(config: TridentConfig, plan: RunPlan, folder: RunFolder, groups: ParallelGroups) -> None:
+def _check(config: TridentConfig, plan: RunPlan, folder: RunFolder, groups: ParallelGroups, by: str | None) -> None:
     if groups.is_reporting_rank:
         folder.check(config)
         check_compiler(plan)
+        if by is not None and SUPERVISED_VARIABLE not in os.environ:
+            note_restart(by, folder.path, folder.logs, read_rows(folder.metrics))
         RankGuard.prepare(folder.logs)
 
 

@@ -108,7 +108,7 @@ def _train(arguments: list[str]) -> int:
     if world is not None and config.launch.max_restarts > 0 and SUPERVISED_VARIABLE not in os.environ:
         raise ConfigError(
             f"launch.max_restarts={config.launch.max_restarts} has no effect under a launcher; use its own restarts "
-            "(torchrun --max-restarts, Slurm's requeue), or let `trident train` start the ranks"
+            "(--max-restarts of torchrun and of the scripts in launch/), or let `trident train` start the ranks"
         )
     gpus = gpu_count(os.environ)
     validate(config, world.size if world else None, gpus)
