@@ -97,7 +97,7 @@ def _generate_usage() -> str:
 def _train(arguments: list[str]) -> int:
     from trainer.config.compose import compose
     from trainer.config.schema import DeviceKind
-    from trainer.config.validate import validate
+    from trainer.config.validate import fill_machine, validate
     from trainer.launcher.environment import World, find_world, gpu_count, prepare_environment, publish_world
     from trainer.launcher.start import SUPERVISED_VARIABLE
 
@@ -111,6 +111,8 @@ def _train(arguments: list[str]) -> int:
             "(--max-restarts of torchrun and of the scripts in launch/), or let `trident train` start the ranks"
         )
     gpus = gpu_count(os.environ)
+    if world is None:
+        config = fill_machine(config, gpus, len(os.sched_getaffinity(0)))
     validate(config, world.size if world else None, gpus)
     prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)
     if world is None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.command import Ended, Running, rows, wait_until
-from tests.helpers.dist import run_distributed
+from tests.helpers.dist import run_distributed, train_command
 from tests.helpers.nodes import LoopbackNodes, NamespaceNodes, Nodes, can_make_namespaces
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -33,19 +33,11 @@ def curve(run_dir: Path) -> Curve:
     return [(row["step"], row["train/loss"], row["train/grad_norm"]) for row in rows(run_dir)]
 
 
-def _train(rank: int, world_size: int, words: Sequence[str]) -> int:
-    from trainer.app import train_rank
-    from trainer.config.compose import compose
-    from trainer.launcher.environment import World
-
-    return train_rank(compose(words), World(rank, rank, world_size, world_size))
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Curve:
     """The same run on one machine, which nobody disturbs."""
     run_dir = tmp_path_factory.mktemp("undisturbed") / "R"
-    assert run_distributed(_train, 8, (*SETTINGS, "checkpoint=none", f"run_dir={run_dir}")) == [0] * 8
+    assert run_distributed(train_command, 8, (*SETTINGS, "checkpoint=none", f"run_dir={run_dir}")) == [0] * 8
     return curve(run_dir)
 
 

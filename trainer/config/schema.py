@@ -1,14 +1,15 @@
 """The config schema: one frozen dataclass per Hydra group. The only place where a key is declared.
 
-`register.py` makes mutable twins of these classes for Hydra (Hydra cannot compose frozen ones); what
-travels below the entry point are these frozen objects. No torch, no project imports.
-A string literal under a field is its documentation: meaning, unit, range, what it interacts with.
+`register.py` makes mutable twins of these classes for Hydra (Hydra cannot compose frozen ones); what travels below the
+entry point are these frozen objects. A string literal under a field documents it: meaning, unit, range. No torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+
+from trainer.config.elastic import Elastic
 
 
 class PositionKind(Enum):
@@ -217,8 +218,9 @@ class LayoutConfig:
     """Number of pipeline stages; each holds whole blocks."""
     tensor_parallel_size: int = 1
     """Ranks that split every linear layer; keep them inside one node."""
-    data_parallel_size: int | None = None
-    """Replicas of the model. null: world size / (pp * tp), or 1 when the ranks are started here."""
+    data_parallel_size: int | Elastic | None = None
+    """Replicas of the model. null: world size / (pp * tp), or 1 when the ranks are started here. auto: the same, but
+    when started here as many as GPUs (without GPUs: CPU cores) and an unchanged batch.global_batch_size allow."""
     sequence_parallel: bool = False
     """Shard norms and residuals over the sequence within the tensor-parallel group."""
     pipeline_schedule: PipelineSchedule = PipelineSchedule.f1b1
