@@ -1,7 +1,9 @@
 """What the shell scripts ask about a run before it starts and after it ended. Loads no torch.
 
 usage: facts.py gpus                          GPUs that this process may use
-       facts.py folder RANKS [key=value ...]  check the config for so many ranks, and print the run's folder
+       facts.py folder HOST=RANKS,... [key=value ...]
+                                              check the config for so many ranks on these hosts, warn if ranks that talk
+                                              much would be on several, and print the run's folder
        facts.py finished [key=value ...]      exit 0 if the run in that folder has done all its steps, else 1
        facts.py again STATUS MAX STEPS [key=value ...]
                                               after an attempt that ended with STATUS: print how many seconds to wait
@@ -17,6 +19,7 @@ import sys
 from pathlib import Path
 
 from trainer.config.compose import compose
+from trainer.config.plan import make_plan
 from trainer.config.validate import validate
 from trainer.errors import PeerLostError, TridentError
 from trainer.launcher.attempts import last_step
@@ -24,18 +27,25 @@ from trainer.launcher.environment import gpu_count
 from trainer.launcher.roster import Roster
 from trainer.log import report_error, say, warn
 from trainer.metrics.jsonl import read_rows
+from trainer.pipeline.placement import placement_warning
 from trainer.restarts import RESTARTABLE, RestartPolicy, as_exit_code
 from trainer.run_folder import RunFolder
 
 
-def folder(ranks: int, arguments: list[str]) -> Path:
+def folder(places: str, arguments: list[str]) -> Path:
     """Return the run's folder.
 
     Raises:
         ConfigError: the config is wrong for this number of ranks.
     """
+    hosts = [
+        host for host, _, ranks in (place.rpartition("=") for place in places.split(",")) for _ in range(int(ranks))
+    ]
     config = compose(arguments)
-    validate(config, ranks)
+    validate(config, len(hosts))
+    warning = placement_warning(make_plan(config, config.model.vocab_size or 1, len(hosts)), hosts)
+    if warning is not None:
+        warn(warning)
     return RunFolder.of(config).path
 
 
@@ -75,7 +85,7 @@ def main(question: str, *arguments: str) -> int:
         if question == "gpus":
             say(str(gpu_count(os.environ)))
         elif question == "folder":
-            say(str(folder(int(arguments[0]), list(arguments[1:]))))
+            say(str(folder(arguments[0], list(arguments[1:]))))
         elif question == "again":
             status, most, steps, *words = arguments
             found = again(int(status), int(most), [int(step) for step in steps.split(",") if step], words)

@@ -49,7 +49,7 @@ while [[ "${1:-}" == -* ]]; do
 done
 
 hosts=()
-world=0
+places=
 read_hosts() {
     [[ -r "$hostfile" ]] || fail "--hostfile must name a file, but $hostfile cannot be read"
     local host slots rest
@@ -58,7 +58,7 @@ read_hosts() {
         [[ "$slots" =~ ^slots=[1-9][0-9]*$ && -z "$rest" ]] ||
             fail "a line of $hostfile must read 'HOST slots=RANKS', but is '$host $slots${rest:+ $rest}'"
         hosts+=("$host")
-        world=$((world + ${slots#slots=}))
+        places+="${places:+,}$host=${slots#slots=}"
     done <"$hostfile"
     ((${#hosts[@]} > 0)) || fail "$hostfile must name a host, but names none"
 }
@@ -122,7 +122,7 @@ find_trident
 address="${address:-${hosts[0]}}"
 need_number --master-port "$port"
 need_number --max-restarts "$max_restarts"
-run_dir="$("${facts[@]}" folder "$world" "$@")"
+run_dir="$("${facts[@]}" folder "$places" "$@")"
 
 command=("${python[@]}" -m deepspeed.launcher.runner --hostfile "$hostfile" --master_addr "$address"
     --master_port "$port" --no_local_rank)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 
 import torch
 
@@ -24,13 +25,14 @@ from trainer.launcher.environment import World
 from trainer.launcher.guard import RankGuard
 from trainer.launcher.output import send_output_to
 from trainer.launcher.start import SUPERVISED_VARIABLE
-from trainer.log import say, use_terminal
+from trainer.log import say, use_terminal, warn
 from trainer.loop.events import Hook, RunEnd
 from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
 from trainer.metrics.build import build_metrics
 from trainer.metrics.jsonl import read_rows
+from trainer.pipeline.placement import placement_warning
 from trainer.run_folder import RunFolder
 from trainer.topology.agreement import gather, same_everywhere, together
 from trainer.topology.groups import DistGroup, ParallelGroups
@@ -58,7 +60,7 @@ def train_rank(config: TridentConfig, world: World) -> int:
             prepared = together(control, lambda: prepare(config, say))
             _check_same_data(prepared, control)
             plan = with_vocabulary(layout_plan, prepared.vocab_size)
-            _announce(folder, plan, prepared, groups)
+            _announce(folder, plan, prepared, groups, gather(control, socket.gethostname()))
             end = _train(plan, prepared, folder, groups, control, stop)
         except BaseException as error:
             return guard.fail(_in_our_words(error))
@@ -99,7 +101,9 @@ def _in_our_words(error: BaseException) -> BaseException:
     return error
 
 
-def _announce(folder: RunFolder, plan: RunPlan, prepared: PreparedData, groups: ParallelGroups) -> None:
+def _announce(
+    folder: RunFolder, plan: RunPlan, prepared: PreparedData, groups: ParallelGroups, hosts: list[str]
+) -> None:
     if not groups.is_reporting_rank:
         return
     folder.write(plan.config, plan_record(plan))
@@ -107,6 +111,9 @@ def _announce(folder: RunFolder, plan: RunPlan, prepared: PreparedData, groups: 
         shutil.copytree(prepared.tokenizer_folder, folder.tokenizer, dirs_exist_ok=True)
     if SUPERVISED_VARIABLE not in os.environ:
         say(describe(plan))
+    warning = placement_warning(plan, hosts)
+    if warning is not None:
+        warn(warning)
 
 
 def _train(

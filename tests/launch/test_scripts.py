@@ -169,6 +169,16 @@ def test_what_ssh_refuses(hosts: str | None, words: list[str], problem: str, tmp
     assert problem in done.stderr.splitlines()[0]
 
 
+def test_ssh_warns_before_it_logs_in_anywhere_of_tensor_ranks_over_hosts(tmp_path: Path) -> None:
+    words = ("model=gpt2_124m", "layout.tensor_parallel_size=4", "batch.global_batch_size=64", "--dry-run")
+    for slots, warned in ((4, False), (2, True)):
+        (tmp_path / "hosts").write_text(f"gpu-0 slots={slots}\ngpu-1 slots={slots}\n")
+        done = call(LAUNCH / "ssh.sh", "--hostfile", tmp_path / "hosts", words[-1], *words[:-1], cwd=tmp_path)
+        assert done.returncode == 0
+        assert ("warning: tensor-parallel ranks should share a machine" in done.stderr) == warned
+        assert ("ranks 0, 1, 2, 3 are on gpu-0 and gpu-1" in done.stderr) == warned
+
+
 def test_slurm_refuses_to_run_outside_a_job_and_misplaced_options() -> None:
     done = call(LAUNCH / "slurm.sbatch", *RUN)
     assert (done.returncode, done.stderr.count("error: ")) == (2, 1)
