@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 from trainer.config import schema, schema_logging, schema_train
 from trainer.config.compose import compose, conf_folder, options
-from trainer.config.keys import GROUPS, KEYS, flatten, is_list, optional
+from trainer.config.keys import GROUPS, KEYS, flatten, is_list, number_or_word, optional
 from trainer.config.rules_ranges import BELOW_ONE, CLOSED, MINIMA, NOT_NEGATIVE, POSITIVE
 from trainer.config.schema import TridentConfig
 from trainer.log import say
@@ -72,7 +72,10 @@ def _text(node: ast.stmt) -> str:
 def type_of(key: str) -> str:
     """Return the type of a key in words, with its range."""
     kind, may_be_null = optional(KEYS[key])
-    words = f"list of {_scalar(get_args(kind)[0])}s" if is_list(kind) else _scalar(kind) + _range(key)
+    number, choices = number_or_word(kind)
+    words = f"list of {_scalar(get_args(kind)[0])}s" if is_list(kind) else _scalar(number) + _range(key)
+    if choices is not None:
+        words += f" | {_scalar(choices)}"
     return words + " or null" * may_be_null
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 
 import torch
 
@@ -20,13 +21,14 @@ from trainer.engine.face import Engine
 from trainer.engine.kernels import check_compiler
 from trainer.engine.world import choose_device, host_group, start_world, stop_world
 from trainer.errors import DataError, OutOfMemoryError, Preempted
+from trainer.launcher.attempts import note_restart, restarted_by
 from trainer.launcher.environment import World
 from trainer.launcher.guard import RankGuard
 from trainer.launcher.orphan import watch_launcher
 from trainer.launcher.output import send_output_to
 from trainer.launcher.start import SUPERVISED_VARIABLE
 from trainer.launcher.watchdog import Watchdog
-from trainer.log import say, use_terminal
+from trainer.log import say, use_terminal, warn
 from trainer.loop.events import Hook, RunEnd, SkippedBatch
 from trainer.loop.measures import Measures
 from trainer.loop.skips import RewindCount
@@ -34,13 +36,15 @@ from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
 from trainer.metrics.build import build_metrics
+from trainer.metrics.jsonl import read_rows
 from trainer.metrics.skipped import SKIPPED_FILE, SkippedBatchesFile
 from trainer.metrics.tensorboard_sink import check_tensorboard
+from trainer.pipeline.placement import placement_warning
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder
 from trainer.samples.check import check_samples
 from trainer.samples.hook import SamplesHook
-from trainer.topology.agreement import same_everywhere, together
+from trainer.topology.agreement import gather, same_everywhere, together
 from trainer.topology.groups import DistGroup, ParallelGroups
 
 
@@ -54,7 +58,9 @@ def train_rank(config: TridentConfig, world: World) -> int:
     layout_plan = make_plan(config, config.model.vocab_size or 1, world.size)
     groups, control = start_world(layout_plan, device)
     folder = RunFolder.of(config)
-    together(control, lambda: _check(config, layout_plan, folder, groups))
+    # A machine that took the place of a lost one does not know that this is a restart; the others do.
+    by = next(filter(None, gather(control, restarted_by(os.environ))), None)
+    together(control, lambda: _check(config, layout_plan, folder, groups, by))
     together(control, lambda: use_terminal(*send_output_to(folder.log(groups.rank))))
     guard = RankGuard(folder.logs, groups.rank)
     # Listening first: a rank in the roster may be asked to stop at any moment.
@@ -66,7 +72,7 @@ def train_rank(config: TridentConfig, world: World) -> int:
             _check_same_data(prepared, control)
             together(control, lambda: check_samples(prepared, config))
             plan = with_vocabulary(layout_plan, prepared.vocab_size)
-            _announce(folder, plan, prepared, groups)
+            _announce(folder, plan, prepared, groups, gather(control, socket.gethostname()))
             end = _train(plan, prepared, folder, groups, control, stop)
         except BaseException as error:
             return guard.fail(_in_our_words(error))
@@ -77,11 +83,13 @@ def train_rank(config: TridentConfig, world: World) -> int:
     return Preempted.exit_code if end.status == "stopped" else 0
 
 
-def _check(config: TridentConfig, plan: RunPlan, folder: RunFolder, groups: ParallelGroups) -> None:
+def _check(config: TridentConfig, plan: RunPlan, folder: RunFolder, groups: ParallelGroups, by: str | None) -> None:
     if groups.is_reporting_rank:
         folder.check(config)
         check_compiler(plan)
         check_tensorboard(config.logging)
+        if by is not None and SUPERVISED_VARIABLE not in os.environ:
+            note_restart(by, folder.path, folder.logs, read_rows(folder.metrics))
         RankGuard.prepare(folder.logs)
 
 
@@ -106,7 +114,9 @@ def _in_our_words(error: BaseException) -> BaseException:
     return error
 
 
-def _announce(folder: RunFolder, plan: RunPlan, prepared: PreparedData, groups: ParallelGroups) -> None:
+def _announce(
+    folder: RunFolder, plan: RunPlan, prepared: PreparedData, groups: ParallelGroups, hosts: list[str]
+) -> None:
     if not groups.is_reporting_rank:
         return
     folder.write(plan.config, plan_record(plan))
@@ -114,6 +124,9 @@ def _announce(folder: RunFolder, plan: RunPlan, prepared: PreparedData, groups: 
         shutil.copytree(prepared.tokenizer_folder, folder.tokenizer, dirs_exist_ok=True)
     if SUPERVISED_VARIABLE not in os.environ:
         say(describe(plan))
+    warning = placement_warning(plan, hosts)
+    if warning is not None:
+        warn(warning)
 
 
 def _train(

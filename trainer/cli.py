@@ -101,7 +101,7 @@ def _generate_usage() -> str:
 def _train(arguments: list[str]) -> int:
     from trainer.config.compose import compose
     from trainer.config.schema import ConsoleKind, DeviceKind
-    from trainer.config.validate import validate
+    from trainer.config.validate import fill_machine, validate
     from trainer.launcher.environment import World, find_world, gpu_count, prepare_environment, publish_world
     from trainer.launcher.start import SUPERVISED_VARIABLE
 
@@ -115,9 +115,11 @@ def _train(arguments: list[str]) -> int:
     if world is not None and config.launch.max_restarts > 0 and SUPERVISED_VARIABLE not in os.environ:
         raise ConfigError(
             f"launch.max_restarts={config.launch.max_restarts} has no effect under a launcher; use its own restarts "
-            "(torchrun --max-restarts, Slurm's requeue), or let `trident train` start the ranks"
+            "(--max-restarts of torchrun and of the scripts in launch/), or let `trident train` start the ranks"
         )
     gpus = gpu_count(os.environ)
+    if world is None:
+        config = fill_machine(config, gpus, len(os.sched_getaffinity(0)))
     validate(config, world.size if world else None, gpus)
     prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)
     if world is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from trainer.data.prepare import PreparedData, prepare
 from trainer.description import describe, plan_record
 from trainer.engine.kernels import check_compiler
 from trainer.errors import ConfigError, PeerLostError, Preempted, TridentError
+from trainer.launcher.attempts import last_step, note_restart, restarted_by
 from trainer.launcher.guard import RankGuard, lost_message
 from trainer.launcher.output import shared_output, tail
 from trainer.launcher.roster import Roster
@@ -54,6 +56,10 @@ def start_and_watch(config: TridentConfig, arguments: Sequence[str]) -> int:
     plan = make_plan(config, prepared.vocab_size)
     say(describe(plan))
     folder.write(config, plan_record(plan))
+    by = restarted_by(os.environ)
+    if by is not None:
+        # Not by this process, but with it: by the job that it is in.
+        note_restart(by, folder.path, folder.logs, read_rows(folder.metrics))
     RankGuard.prepare(folder.logs)
     launcher_log = folder.logs / LAUNCHER_LOG
     log_start = launcher_log.stat().st_size if launcher_log.exists() else 0
@@ -75,8 +81,7 @@ def start_and_watch(config: TridentConfig, arguments: Sequence[str]) -> int:
 
 def _starts_again(outcome: Outcome, folder: RunFolder, policy: RestartPolicy) -> bool:
     """Return whether there is another attempt, after waiting for its time."""
-    rows = read_rows(folder.metrics)
-    step = int(rows[-1]["step"]) if rows else 0
+    step = last_step(read_rows(folder.metrics))
     wait_s = None if outcome.stop_requested else policy.wait_s(outcome.exit_code, step)
     if wait_s is None:
         if policy.reason:

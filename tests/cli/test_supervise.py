@@ -71,6 +71,22 @@ def test_ranks_get_what_was_decided_once(with_ranks: Callable[..., Answer], plac
     assert json.loads((folder / "plan.json").read_text())["layout"]["world_size"] == 2
 
 
+def test_auto_takes_what_the_machine_has(
+    with_ranks: Callable[..., Answer], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worlds: list[int] = []
+
+    def ranks(world_size: int, *_: object) -> Outcome:
+        worlds.append(world_size)
+        return Outcome(0, (), False)
+
+    # 7 cores have room for 3 replicas of 2 ranks, but a batch of 16 splits over 2.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(7)), raising=False)
+    answer = with_ranks(ranks, "layout.data_parallel_size=auto")
+    assert (answer.code, worlds) == (0, [4])
+    assert "4 ranks = pipeline 1 x tensor 2 x data 2" in answer.out
+
+
 @pytest.mark.parametrize("code", [0, 75, 130])
 def test_expected_ends_need_no_words(code: int, with_ranks: Callable[..., Answer]) -> None:
     answer = with_ranks(ended(code, log="noise\n"))

@@ -216,4 +216,4 @@ def train_with_watchdog(rank: int, world_size: int, fault: str, folder: Path, ti
     source: Any = _Source(room, sleeps=fault == "data" and rank == 1)
     state, stop = TrainState(sample_length=8), StopRequest(room.control)
     with Watchdog(folder, rank, room.groups.grid.coordinate(rank).stage, world_size, progress, timeout_s, 600.0):
-        train(room.engine, source, source, plan, state, [], stop, room.groups, progress)
+        train(room.engine, source, source, plan, state, [], stop, room.groups, progress=progress)

@@ -134,6 +134,7 @@ def test_sbatch_lines_are_where_sbatch_looks() -> None:
         (["--ranks-per-node", "0"], {}, "--ranks-per-node must say how many ranks to start"),
         (["--ranks-per-node"], {}, "must be a number, but is 'layout=tp4_pp2_sp'"),
         (["--master-port", "x"], {}, "--master-port (MASTER_PORT) must be a number, but is 'x'"),
+        (["--max-restarts", "often"], {}, "--max-restarts must be a number, but is 'often'"),
         (["--hosts", "a"], {}, "there is no option --hosts"),
     ],
 )
@@ -153,6 +154,7 @@ def test_what_a_node_refuses(words: list[str], facts: dict[str, str], problem: s
         ("a slots=0\n", [], "must read 'HOST slots=RANKS', but is 'a slots=0'"),
         ("a slots=8\n", ["layout=tp2_pp2_dp2", "layout.data_parallel_size=4"], "must equal the number of ranks (8)"),
         ("a slots=8\n", ["model.hiden_size=1"], "there is no key 'model.hiden_size'"),
+        ("a slots=8\n", ["--max-restarts", "x"], "--max-restarts must be a number, but is 'x'"),
         ("a slots=8\nb slots=8\n", ["--no-ssh"], "must say which line of"),
         ("a slots=8\n", ["--no-ssh", "--node-rank", "1"], "--node-rank must be less than 1 (hosts), but is 1"),
     ],
@@ -167,11 +169,24 @@ def test_what_ssh_refuses(hosts: str | None, words: list[str], problem: str, tmp
     assert problem in done.stderr.splitlines()[0]
 
 
+def test_ssh_warns_before_it_logs_in_anywhere_of_tensor_ranks_over_hosts(tmp_path: Path) -> None:
+    words = ("model=gpt2_124m", "layout.tensor_parallel_size=4", "batch.global_batch_size=64", "--dry-run")
+    for slots, warned in ((4, False), (2, True)):
+        (tmp_path / "hosts").write_text(f"gpu-0 slots={slots}\ngpu-1 slots={slots}\n")
+        done = call(LAUNCH / "ssh.sh", "--hostfile", tmp_path / "hosts", words[-1], *words[:-1], cwd=tmp_path)
+        assert done.returncode == 0
+        assert ("warning: tensor-parallel ranks should share a machine" in done.stderr) == warned
+        assert ("ranks 0, 1, 2, 3 are on gpu-0 and gpu-1" in done.stderr) == warned
+
+
 def test_slurm_refuses_to_run_outside_a_job_and_misplaced_options() -> None:
     done = call(LAUNCH / "slurm.sbatch", *RUN)
     assert (done.returncode, done.stderr.count("error: ")) == (2, 1)
     done = call(LAUNCH / "slurm.sbatch", "--nodes=4", *RUN)
     assert done.stderr == "error: there is no option --nodes=4; options of sbatch go before the script's name\n"
+    assert done.returncode == 2
+    done = call(LAUNCH / "slurm.sbatch", "--max-restarts", *RUN)
+    assert done.stderr.startswith("error: --max-restarts must be a number, but is 'layout=")
     assert done.returncode == 2
 
 

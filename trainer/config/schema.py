@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from trainer.config.elastic import Elastic
 from trainer.config.schema_logging import ConsoleKind as ConsoleKind
 from trainer.config.schema_logging import EvalConfig as EvalConfig
 from trainer.config.schema_logging import LoggingConfig as LoggingConfig
@@ -223,8 +224,9 @@ class LayoutConfig:
     """Number of pipeline stages; each holds whole blocks."""
     tensor_parallel_size: int = 1
     """Ranks that split every linear layer; keep them inside one node."""
-    data_parallel_size: int | None = None
-    """Replicas of the model. null: world size / (pp * tp), or 1 when the ranks are started here."""
+    data_parallel_size: int | Elastic | None = None
+    """Replicas of the model. null: world size / (pp * tp), or 1 when the ranks are started here. auto: the same, but
+    when started here as many as GPUs (without GPUs: CPU cores) and an unchanged batch.global_batch_size allow."""
     sequence_parallel: bool = False
     """Shard norms and residuals over the sequence within the tensor-parallel group."""
     pipeline_schedule: PipelineSchedule = PipelineSchedule.f1b1

@@ -89,7 +89,7 @@ class Roster:
         with suppress(OSError):
             self._path(rank).unlink(missing_ok=True)
 
-    def _entries_here(self) -> dict[int, _Entry]:
+    def _entries(self) -> dict[int, _Entry]:
         found: dict[int, _Entry] = {}
         for path in self._folder.glob("rank_*.pid"):
             try:
@@ -98,9 +98,20 @@ class Roster:
             # Not an entry of ours, or one that was taken back meanwhile.
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-            if entry.is_here and entry.pid > 0:
+            if entry.pid > 0:
                 found[rank] = entry
         return found
+
+    def _entries_here(self) -> dict[int, _Entry]:
+        return {rank: entry for rank, entry in self._entries().items() if entry.is_here}
+
+    def left_entries(self) -> list[int]:
+        """Return the ranks of all hosts that have an entry: once nobody of the run is alive, those that were lost."""
+        return sorted(self._entries())
+
+    def has_other_hosts(self) -> bool:
+        """Return whether a rank of another host has an entry."""
+        return any(not entry.is_here for entry in self._entries().values())
 
     def present(self) -> dict[int, int]:
         """Return rank -> process id of the ranks of this host that are alive."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import trainer
 from trainer.config import compose as compose_module
 from trainer.config.compose import compose, conf_folder, differences, from_yaml, options, to_yaml
+from trainer.config.elastic import Elastic
 from trainer.config.keys import GROUPS, KEYS
 from trainer.config.schema import Dtype, LayoutConfig, OptimizerConfig, PipelineSchedule, TridentConfig
 from trainer.errors import ConfigError
@@ -61,6 +62,14 @@ def test_null_only_where_there_is_a_default_to_fall_back_on() -> None:
     assert problems_of("train.steps=null") == ("train.steps must be an integer, but is null",)
 
 
+def test_a_number_or_a_word() -> None:
+    config = compose(["layout=dp2", "layout.data_parallel_size=auto"])
+    assert config.layout.data_parallel_size is Elastic.auto
+    assert "data_parallel_size: auto\n" in to_yaml(config)
+    assert from_yaml(to_yaml(config)) == config
+    assert compose(["layout.data_parallel_size=auto", "layout.data_parallel_size=3"]).layout.data_parallel_size == 3
+
+
 def test_interpolation_is_resolved_and_checked() -> None:
     assert compose(["name=a", "run_dir=/tmp/${name}-${train.seed}"]).run_dir == "/tmp/a-1234"
     assert compose(["batch.micro_batch_size=${train.log_every}"]).batch.micro_batch_size == 1
@@ -103,6 +112,8 @@ BAD: list[tuple[str, str]] = [
     ("data.files=null", "data.files must be a list such as [a, b], but is null"),
     ("data.files={a:1}", "data.files must be a list such as [a, b], but is a mapping"),
     ("layout.stage_boundaries=[1,x]", "layout.stage_boundaries[1] must be an integer, but is 'x'"),
+    ("layout.data_parallel_size=all", "layout.data_parallel_size must be an integer or auto, but is 'all'"),
+    ("layout.data_parallel_size=1.5", "layout.data_parallel_size must be an integer or auto, but is 1.5"),
     ("precision.dtype=bf61", "precision.dtype must be one of fp32, bf16, fp16, but is 'bf61'; did you mean 'bf16'?"),
     ("precision.dtype=half", "precision.dtype must be one of fp32, bf16, fp16, but is 'half'"),
     ("zero.offload=null", "zero.offload must be one of none, cpu, nvme, but is null; did you mean 'none'?"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.launcher.conftest import wait_until
+from tests.unit.launcher.test_roster import write_entry
 from trainer.errors import CheckpointError, DataError, PeerLostError, StorageError
 from trainer.launcher import guard as guard_module
 from trainer.launcher import roster as roster_module
@@ -105,6 +106,22 @@ def test_a_broken_collective_is_blamed_on_the_lost_peer(
         f"error: {lost_message([1])}",
         "hint: start the same command again: it resumes from the last checkpoint",
     ]
+
+
+def test_a_broken_connection_to_another_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_entry(tmp_path, 5, host="elsewhere")
+    error = RuntimeError("pair.cc:553: Connection closed by peer [10.77.0.2]:40674. This is typical\nand more")
+    assert entered(tmp_path, 3).fail(error) == 7
+    assert told(capsys.readouterr().err)[0] == (
+        "error: every rank must live until the run ends, but rank 3 lost the connection to one: "
+        "pair.cc:553: Connection closed by peer [10.77.0.2]:40674. This is typical"
+    )
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), StorageError("connection reset")])
+def test_other_faults_are_not_blamed_on_another_machine(error: Exception, tmp_path: Path) -> None:
+    write_entry(tmp_path, 5, host="elsewhere")
+    assert entered(tmp_path).fail(error) == getattr(error, "exit_code", 1)
 
 
 @BROKEN

@@ -26,6 +26,7 @@ def test_enter_and_leave(tmp_path: Path) -> None:
     assert (roster.present(), roster.lost()) == ({}, [])
     roster.enter(2)
     assert (roster.present(), roster.lost()) == ({2: os.getpid()}, [])
+    assert (roster.left_entries(), roster.has_other_hosts()) == ([2], False)
     roster.leave(2)
     roster.leave(2)
     assert (roster.present(), roster.lost()) == ({}, [])
@@ -56,6 +57,9 @@ def test_other_hosts_are_not_judged(tmp_path: Path) -> None:
     write_entry(tmp_path, 0, host="elsewhere", started=0.0)
     write_entry(tmp_path, 1, host="elsewhere")
     assert (Roster(tmp_path).present(), Roster(tmp_path).lost()) == ({}, [])
+    assert Roster(tmp_path).has_other_hosts()
+    write_entry(tmp_path, 3)
+    assert Roster(tmp_path).left_entries() == [0, 1, 3]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "{}", '{"host": "H", "pid": "x", "started": 1}'])
