@@ -95,7 +95,8 @@ class ConsoleSink:
     def end(self, end: RunEnd) -> None:
         """Print the loss curve and the last word."""
         width = min(_CURVE_WIDTH, self._console.width - 12)
-        for line in loss_curve(self._losses, width=width, unicode=self._console.is_unicode):
+        curve = loss_curve(self._losses, width=width, unicode=self._console.is_unicode)
+        for line in ["", *curve] if curve else []:
             self.say(line)
         if self._losses:
             (first, before), (last, after) = self._losses[0], self._losses[-1]

@@ -140,7 +140,7 @@ class WandbSink:
             _end_service()
         elif self._choice.mode is WandbMode.offline:
             folder = shlex.quote(str(self._run_dir / "wandb"))
-            self._note(f"wandb is offline ({self._choice.reason}); upload with: wandb sync {folder}")
+            self._note(f"wandb is offline; upload with: wandb sync {folder}")
 
     def _close(self, end: RunEnd) -> None:
         is_gone = self._choice.mode is WandbMode.online and not is_reachable(server_url(os.environ))

@@ -67,7 +67,7 @@ def test_offline_really_writes_into_the_run_folder_and_needs_no_home(
         assert part in content
     assert b"s3cr3t-value" not in content
     assert (tmp_path / "wandb_run_id").read_text().strip() in files[0].name
-    assert voice.noted == [f"wandb is offline (no API key is set); upload with: wandb sync {tmp_path / 'wandb'}"]
+    assert voice.noted == [f"wandb is offline; upload with: wandb sync {tmp_path / 'wandb'}"]
 
 
 def test_the_line_that_is_printed_uploads_all_attempts_as_one_run(tmp_path: Path, report: StepReport) -> None:
