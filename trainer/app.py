@@ -69,6 +69,8 @@ def _check(config: TridentConfig, plan: RunPlan, folder: RunFolder, groups: Para
     if groups.is_reporting_rank:
         folder.check(config)
         check_compiler(plan)
+        if SUPERVISED_VARIABLE not in os.environ:
+            folder.claim(config)
         RankGuard.prepare(folder.logs)
 
 

@@ -51,6 +51,7 @@ def start_and_watch(config: TridentConfig, arguments: Sequence[str]) -> int:
     folder = RunFolder.of(config)
     plan = make_plan(config, prepared.vocab_size)
     say(describe(plan))
+    folder.claim(config)
     folder.write(config, plan_record(plan))
     RankGuard.prepare(folder.logs)
     launcher_log = folder.logs / LAUNCHER_LOG

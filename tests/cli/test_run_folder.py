@@ -56,7 +56,7 @@ def test_a_folder_that_cannot_be_written(
 
     # Tests may run as root, who may write everywhere.
     monkeypatch.setattr(os, "access", refuse)
-    answer = train(refused, f"layout={layout}", "run_dir=run/deep")
+    answer = train(refused, f"layout={layout}", "run_dir=run/deep", code=8)
     assert answer.problems == [f"run_dir must be in a folder that can be written, but {place} cannot; change run_dir"]
     assert asked == [place]
 
