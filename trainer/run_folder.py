@@ -144,7 +144,7 @@ class RunFolder:
             self._claim.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         # What was checked before may have changed until the lock was ours.
         self.check(config)
-        for folder in (self.path, self.checkpoints.folder):
+        for folder in (self.path, self.logs, self.checkpoints.folder):
             remove_unfinished(folder)
 
     def _check_resume(self, resume: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.room import Tally
+from tests.chaos.room import LAYOUTS, Rehearsal, Tally, rehearse
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class ChaosOptions:
     kills: int
     write_kills: int
     in_a_row: int
+    refusals: int
+    full_disks: int
     seed: str
     report: Path | None
 
@@ -36,6 +38,13 @@ def chaos(request: pytest.FixtureRequest) -> ChaosOptions:
         kills=option("--chaos-kills"),
         write_kills=option("--chaos-write-kills"),
         in_a_row=option("--chaos-in-a-row"),
+        refusals=option("--chaos-refusals"),
+        full_disks=option("--chaos-full-disks"),
         seed=seed,
         report=option("--chaos-report"),
     )
+
+
+@pytest.fixture(scope="session")
+def rehearsals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rehearsal]:
+    return {layout.name: rehearse(layout, tmp_path_factory.mktemp(layout.name)) for layout in LAYOUTS}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.chaos.traps import TENSORS, Event, Trap
@@ -52,7 +53,7 @@ def points_of(events: Sequence[tuple[Event, int]]) -> list[Point]:
 
 
 class PointChooser:
-    """Chooses points of a save, or of a resume, so that all kinds come before one comes again.
+    """Chooses points so that all kinds come before one comes again.
 
     Args:
         points: of all ranks.
@@ -64,31 +65,49 @@ class PointChooser:
         self._saves = saves
         self._chance = chance
         self._used: Counter[str] = Counter()
+        self._points = points
         mine = [point for point in points if point.event.name.startswith(CHECKPOINTS) or "metrics" in point.event.name]
         self._always = [point for point in mine if point.count >= saves or (point.before and not point.count)]
         self._leftovers = [point for point in mine if 0 < point.count < saves and ".partial" in point.event.name]
 
-    def next(self, run_dir: Path) -> tuple[Trap, str]:
-        """Return a trap, and the kind of place where it is."""
-        options: dict[str, list[tuple[Point, bool, bool]]] = {}
+    def kill(self, run_dir: Path) -> tuple[Trap, str]:
+        """Return where to be killed inside a save or a resume, and the kind of place."""
+        options: dict[str, list[Trap]] = {}
         for point in [*self._always, *(point for point in self._leftovers if _is_there(point, run_dir))]:
-            options.setdefault(f"before {point.kind}", []).append((point, False, False))
+            trap = Trap(point.event, self._number(point), size_bytes=point.size_bytes)
+            options.setdefault(f"before {point.kind}", []).append(trap)
             if point.is_write:
-                options.setdefault(f"inside {point.kind}", []).append((point, True, False))
+                inside = replace(trap, share=self._chance.random())
+                options.setdefault(f"inside {point.kind}", []).append(inside)
                 if point.event.name.endswith(TENSORS):
-                    options.setdefault(f"inside {point.kind} in place", []).append((point, True, True))
+                    options.setdefault(f"inside {point.kind} in place", []).append(replace(inside, in_place=True))
+        return self._rarest(options)
+
+    def refusal(self) -> tuple[Trap, str]:
+        """Return where the operating system refuses, and the kind of place."""
+        options: dict[str, list[Trap]] = {}
+        for point in self._points:
+            if point.event.what not in ("write", "fsync", "mkdir", "rename"):
+                continue
+            trap = Trap(point.event, self._number(point), size_bytes=point.size_bytes)
+            for action in (errno.ENOSPC, errno.EIO):
+                options.setdefault(f"{errno.errorcode[action]} {point.kind}", []).append(replace(trap, action=action))
+            if point.is_write:
+                inside = replace(trap, share=self._chance.random(), action=errno.EFBIG)
+                options.setdefault(f"EFBIG {point.kind}", []).append(inside)
+        return self._rarest(options)
+
+    def _rarest(self, options: Mapping[str, Sequence[Trap]]) -> tuple[Trap, str]:
         least = min(self._used[kind] for kind in options)
         kind = self._chance.choice([kind for kind in options if self._used[kind] == least])
         self._used[kind] += 1
-        point, is_inside, in_place = self._chance.choice(options[kind])
-        share = self._chance.random() if is_inside else None
-        return Trap(point.event, self._number(point), share, point.size_bytes, in_place=in_place), kind
+        return self._chance.choice(options[kind]), kind
 
     def _number(self, point: Point) -> int:
-        """Return at which of its times the event gets the trap: in one of the first two saves, or in the resume."""
-        if point.count < self._saves:
-            return 1 if point in self._leftovers else 1 + self._chance.randrange(point.before)
-        return point.before + 1 + self._chance.randrange(2 * point.count // self._saves)
+        """Return at which of its times the event gets the trap: in the first two saves, or while it resumes."""
+        if point.count >= self._saves:
+            return point.before + 1 + self._chance.randrange(2 * point.count // self._saves)
+        return 1 + self._chance.randrange(point.before or 1)
 
 
 def _is_there(point: Point, run_dir: Path) -> bool:

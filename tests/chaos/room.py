@@ -28,7 +28,8 @@ SAVES_UNDER_WAY = 0
 """Saves that may still be written while steps go on: each may cost one interval more."""
 LOST_AT_MOST = EVERY * (1 + SAVES_UNDER_WAY)
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
-PEER_LOST = 7
+PEER_LOST, DISK_FULL = 7, 8
+PAGE_BYTES = 4096
 WORDS = (
     *("data=synthetic", "data.synthetic_tokens=4096", "data.validation_fraction=0.1", "runtime.device=cpu"),
     *("model.vocab_size=61", "model.hidden_size=16", "model.num_layers=2", "model.num_attention_heads=2"),
@@ -77,17 +78,21 @@ def final_of(run_dir: Path) -> Final:
     for kind in KINDS:
         for name in tensors.names(kind):
             digest.update(f"{kind}/{name}".encode() + tensors.read(kind, name).numpy().tobytes())
-    summary = json.loads((run_dir / "summary.json").read_text())
-    assert summary["status"] == "finished"
-    assert summary["step"] == manifest.step
-    assert summary["sample_ledger"] == manifest.train_state["sample_ledger"]
-    return Final(rows_of(run_dir), digest.hexdigest(), dict(manifest.scalars), summary["sample_ledger"])
+    ledger = str(manifest.train_state["sample_ledger"])
+    return Final(rows_of(run_dir), digest.hexdigest(), dict(manifest.scalars), ledger)
+
+
+def summary_of(run_dir: Path) -> tuple[Any, ...]:
+    """Return what summary.json says of the end."""
+    path = run_dir / "summary.json"
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    return tuple(summary.get(key) for key in ("status", "step", "sample_ledger"))
 
 
 def rows_of(run_dir: Path) -> dict[int, tuple[Any, ...]]:
     """Return the numbers of each step that metrics.jsonl holds."""
     names = ("train/loss", "train/grad_norm", "train/tokens_seen", "eval/loss")
-    return {row["step"]: tuple(row.get(name) for name in names) for row in read_rows(run_dir / "metrics.jsonl")}
+    return {int(row["step"]): tuple(row.get(name) for name in names) for row in read_rows(run_dir / "metrics.jsonl")}
 
 
 def last_row(run_dir: Path) -> int:
@@ -108,6 +113,8 @@ class Rehearsal:
     final: Final
     points: tuple[Point, ...]
     steps: int
+    checkpoint_bytes: int
+    """Room that one checkpoint takes, in whole pages."""
     start_s: float
     """From the start to the first step of a resumed run."""
     step_s: float
@@ -116,9 +123,13 @@ class Rehearsal:
 def rehearse(layout: Layout, folder: Path, steps: int = STEPS) -> Rehearsal:
     """Run a layout undisturbed, and again with one kill."""
     words = (*WORDS, *layout.words, f"train.steps={steps}")
-    with World(words, layout.world_size, folder / "whole", folder / "notes_whole") as world:
+    done = dict.fromkeys(range(layout.world_size), 0)
+    whole = folder / "whole"
+    with World(words, layout.world_size, whole, folder / "notes_whole") as world:
         outcome = world.end()
-    assert outcome.codes == dict.fromkeys(range(layout.world_size), 0), outcome.output
+    assert outcome.codes == done, outcome.output
+    final = final_of(whole)
+    assert sorted(final.rows) == list(range(1, steps + 1))
     publishing = Event(0, "rename", "checkpoints/.step_N.partial")
     run_dir = folder / "killed"
     with World(words, layout.world_size, run_dir, folder / "notes_killed", [Trap(publishing, 3)]) as world:
@@ -131,18 +142,21 @@ def rehearse(layout: Layout, folder: Path, steps: int = STEPS) -> Rehearsal:
         start_s = time.monotonic() - world.started
         outcome = world.end()
         points = [point for rank in range(layout.world_size) for point in points_of(world.events(rank))]
-    assert outcome.codes == dict.fromkeys(range(layout.world_size), 0), outcome.output
-    final = final_of(folder / "whole")
-    assert sorted(final.rows) == list(range(1, steps + 1))
-    return Rehearsal(final, tuple(points), steps, start_s, (outcome.seconds - start_s) / (steps - 2 * EVERY))
+    assert outcome.codes == done, outcome.output
+    step_s = (outcome.seconds - start_s) / (steps - 3 * EVERY)
+    return Rehearsal(final, tuple(points), steps, _pages(whole / "checkpoints" / f"step_{steps}"), start_s, step_s)
+
+
+def _pages(folder: Path) -> int:
+    return sum(-(-path.stat().st_size // PAGE_BYTES) * PAGE_BYTES for path in folder.rglob("*") if path.is_file())
 
 
 @dataclass
 class Tally:
     """What happened in a campaign."""
 
-    kills: Counter[str] = field(default_factory=Counter)
-    """By what was killed where."""
+    faults: Counter[str] = field(default_factory=Counter)
+    """By what was done where."""
     runs: int = 0
     starts: int = 0
     trained: int = 0
@@ -150,6 +164,7 @@ class Tally:
     useful: int = 0
     most_lost: int = 0
     rows_lost: int = 0
+    summaries_lost: int = 0
     seconds: float = 0.0
 
     @property
@@ -159,13 +174,14 @@ class Tally:
 
     def to_dict(self) -> dict[str, object]:
         """Return all of it as plain values."""
-        return {**asdict(self), "kills": dict(self.kills), "goodput": round(self.goodput, 3)}
+        return {**asdict(self), "faults": dict(self.faults), "goodput": round(self.goodput, 3)}
 
     def __str__(self) -> str:
         return (
-            f"{self.kills.total()} kills in {self.runs} runs and {self.starts} starts, {self.seconds:.0f} s; "
+            f"{self.faults.total()} faults in {self.runs} runs and {self.starts} starts, {self.seconds:.0f} s; "
             f"goodput {self.useful}/{self.trained} steps = {self.goodput:.0%}; lost at most {self.most_lost} steps "
-            f"(interval {EVERY}); {self.rows_lost} rows missing"
+            f"(interval {EVERY}); {self.rows_lost} rows and {self.summaries_lost} "
+            "summaries missing"
         )
 
 
@@ -176,17 +192,28 @@ class Campaign:
         layout: how they compute.
         rehearsal: of the layout.
         folder: for the runs.
+        notes: folder for what this test writes, if not the same.
+        words: more of the command line.
         seed: told in every message.
     """
 
-    def __init__(self, layout: Layout, rehearsal: Rehearsal, folder: Path, seed: str) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        rehearsal: Rehearsal,
+        folder: Path,
+        seed: str,
+        notes: Path | None = None,
+        words: Sequence[str] = (),
+    ) -> None:
         self.layout = layout
         self.rehearsal = rehearsal
         self.chance = random.Random(f"{seed} {layout.name}")
         self.tally = Tally()
         self._folder = folder
+        self._notes = notes or folder
         self._seed = seed
-        self._words = (*WORDS, *layout.words, f"train.steps={rehearsal.steps}")
+        self._words = (*WORDS, *layout.words, f"train.steps={rehearsal.steps}", *words)
         self._resumed: set[int] = set()
         self._history: list[str] = []
         self.run_dir = folder / "run_0"
@@ -195,7 +222,7 @@ class Campaign:
         """Return the next start of the current run, not entered yet."""
         self.tally.starts += 1
         self._newest_before = newest(self.run_dir)
-        notes = self._folder / f"notes_{self.tally.starts}"
+        notes = self._notes / f"notes_{self.tally.starts}"
         return World(self._words, self.layout.world_size, self.run_dir, notes, traps)
 
     def judge(self, outcome: Outcome, what: str) -> bool:
@@ -218,10 +245,36 @@ class Campaign:
         self.check(set(survivors.values()) <= allowed, f"survivors ended with {survivors}", outcome)
         self.check(not outcome.unnoticed, f"ranks {outcome.unnoticed} did not notice the loss", outcome)
         if was_killed:
-            self.tally.kills[what] += 1
+            self.tally.faults[what] += 1
         if not was_killed or outcome.codes == dict.fromkeys(outcome.codes, 0):
             self._check_finished(outcome)
         return was_killed
+
+    def judge_refusal(self, outcome: Outcome, what: str) -> bool:
+        """Check one start in which the disk refused to take something; return whether that ended it.
+
+        Some refusals are no fault: a folder that is there already, an old checkpoint that stays.
+        """
+        self.note(f"{what} -> {outcome.codes}")
+        self.tally.seconds += outcome.seconds
+        resumed = self._check_resumed(outcome)
+        self.tally.trained += max(last_row(self.run_dir), newest(self.run_dir), resumed) - resumed
+        if set(outcome.codes.values()) == {0}:
+            self._check_finished(outcome)
+            return False
+        self.tally.faults[what] += 1
+        # A rank that only meets a broken collective, or nothing of it, says nothing and ends as it may.
+        self.check(DISK_FULL in outcome.codes.values(), "no rank ended with 8", outcome)
+        self.check(set(outcome.codes.values()) <= {DISK_FULL, PEER_LOST, 0, 1}, "a rank ended otherwise", outcome)
+        errors = [line for line in outcome.output.splitlines() if line.startswith("error: ")]
+        self.check(len(errors) == 1, "there must be one error line", outcome)
+        self.check(str(self.run_dir) in errors[0] and "run_dir" in errors[0], "it must name run_dir", outcome)
+        self.check("Traceback" not in outcome.output, "a traceback is no message", outcome)
+        left = [path for pattern in ("*.partial", "*.tmp") for path in self.run_dir.rglob(pattern)]
+        self.check(not left, f"left behind: {left}", outcome)
+        if newest(self.run_dir):
+            self.check(main(["checkpoint", "verify", str(self.run_dir)]) == 0, "a byte differs", outcome)
+        return True
 
     def finish(self) -> None:
         """Go on undisturbed to the end, and check what is left."""
@@ -263,11 +316,17 @@ class Campaign:
         missing = expected.rows.keys() - found.rows.keys()
         wrong = [step for step, row in found.rows.items() if expected.rows.get(step) != row]
         self.check(not wrong, f"the rows of steps {wrong} differ", outcome)
+        # Known faults: see test_known_faults.
         self.check(missing <= self._resumed, f"the rows of steps {sorted(missing)} are missing", outcome)
+        summary = summary_of(self.run_dir)
+        is_late = "nothing to do" in outcome.output
+        is_right = summary == ("finished", self.rehearsal.steps, expected.ledger)
+        self.check(is_right or is_late, f"summary.json says {summary}", outcome)
         self.check(found.tensors == expected.tensors, "weights or moments differ", outcome)
         self.check(found.counters == expected.counters, f"counters differ: {found.counters}", outcome)
         self.check(found.ledger == expected.ledger, "other tokens were trained on", outcome)
         self.tally.rows_lost += len(missing)
+        self.tally.summaries_lost += not is_right
         self._check_folder(outcome)
         self.tally.runs += 1
         self.tally.useful += self.rehearsal.steps

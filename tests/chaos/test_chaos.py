@@ -6,24 +6,24 @@ the moment for kills at an event, about for those by the clock).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.chaos.conftest import ChaosOptions
 from tests.chaos.points import PointChooser
 from tests.chaos.room import EVERY, LAYOUTS, SAVES_SEEN, Campaign, Layout, Rehearsal, rehearse
+from tests.chaos.traps import Event, Trap
+from trainer.checkpoint.store import CheckpointStore
+from trainer.engine.face import ReadShard
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(7200)]
 
 BY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 GIVE_UP = 20
 """Starts in a row in which nothing could be killed: something is wrong with the test."""
-
-
-@pytest.fixture(scope="module")
-def rehearsals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rehearsal]:
-    return {layout.name: rehearse(layout, tmp_path_factory.mktemp(layout.name)) for layout in LAYOUTS}
 
 
 def share_of(count: int, layout: Layout) -> int:
@@ -63,7 +63,7 @@ def test_killed_at_any_moment_it_goes_on_bit_for_bit(
 ) -> None:
     campaign = Campaign(layout, rehearsals[layout.name], tmp_path, chaos.seed)
     wanted, idle = share_of(chaos.kills, layout), 0
-    while campaign.tally.kills.total() < wanted:
+    while campaign.tally.faults.total() < wanted:
         idle = 0 if kill_by_the_clock(campaign) else idle + 1
         assert idle < GIVE_UP, f"nothing could be killed, --chaos-seed={chaos.seed}"
     campaign.finish()
@@ -77,8 +77,8 @@ def test_killed_inside_a_save_it_goes_on_bit_for_bit(
     campaign = Campaign(layout, rehearsals[layout.name], tmp_path, chaos.seed)
     chooser = PointChooser(campaign.rehearsal.points, SAVES_SEEN, campaign.chance)
     wanted, idle = share_of(chaos.write_kills, layout), 0
-    while campaign.tally.kills.total() < wanted:
-        trap, kind = chooser.next(campaign.run_dir)
+    while campaign.tally.faults.total() < wanted:
+        trap, kind = chooser.kill(campaign.run_dir)
         with campaign.start([trap]) as world:
             outcome = world.end(launcher_kills=campaign.chance.random() < 0.5)
         campaign.note(str(trap))
@@ -98,5 +98,57 @@ def test_killed_again_and_again_one_run_gets_to_its_end(
     for _ in range(chaos.in_a_row):
         assert kill_by_the_clock(campaign, steps=EVERY + 1 + campaign.chance.randrange(3))
     campaign.finish()
-    assert (campaign.tally.runs, campaign.tally.kills.total()) == (1, chaos.in_a_row)
+    assert (campaign.tally.runs, campaign.tally.faults.total()) == (1, chaos.in_a_row)
     chaos.tell(f"{layout.name} in a row", campaign.tally)
+
+
+def _in_place(patch: pytest.MonkeyPatch) -> None:
+    """A checkpoint is written under its own name."""
+    patch.setattr(CheckpointStore, "temporary_path", CheckpointStore.path)
+    patch.setattr(CheckpointStore, "publish", lambda self, step: None)
+
+
+def _without_moments(patch: pytest.MonkeyPatch) -> None:
+    """Resuming begins with moments of zero."""
+    from trainer.engine import masters
+
+    restore = masters.restore
+
+    def forgetful(engine: Any, read: ReadShard, scalars: Mapping[str, float]) -> None:
+        restore(engine, lambda kind, spec: read(kind, spec) * (kind == "weight"), scalars)
+
+    patch.setattr(masters, "restore", forgetful)
+
+
+def _without_tidying(patch: pytest.MonkeyPatch) -> None:
+    """What a killed run left half written stays."""
+    patch.setattr("trainer.run_folder.remove_unfinished", lambda folder: None)
+
+
+MUTATIONS = (
+    (
+        _in_place,
+        Trap(Event(0, "write", "checkpoints/step_N/.manifest.json.P.tmp"), 2, share=0.5, size_bytes=1000),
+        "resumed from 3, not 6",
+    ),
+    (_without_moments, Trap(Event(0, "mkdir", "checkpoints/.step_N.partial"), 6), r"the rows of steps \[.*\] differ"),
+    (_without_tidying, Trap(Event(0, "rename", "checkpoints/.latest.P.tmp"), 2), r"checkpoints holds \['\.latest\."),
+)
+
+
+@pytest.mark.parametrize(("mutation", "trap", "wrong"), MUTATIONS)
+def test_a_product_that_forgets_something_is_noticed(
+    mutation: Callable[[pytest.MonkeyPatch], None],
+    trap: Trap,
+    wrong: str,
+    rehearsals: dict[str, Rehearsal],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mutation(monkeypatch)
+    campaign = Campaign(LAYOUTS[0], rehearsals[LAYOUTS[0].name], tmp_path, "none")
+    with campaign.start([trap]) as world:
+        outcome = world.end()
+    assert campaign.judge(outcome, str(trap))
+    with pytest.raises(AssertionError, match=wrong):
+        campaign.finish()

@@ -8,6 +8,7 @@ audit hook cannot be taken out again.
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import re
 import resource
@@ -17,6 +18,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,8 @@ class Event:
 class Trap:
     """At the `number`-th time that its rank comes to an event, `action` happens: KILL, or an errno is raised.
 
-    With a share, a write is done up to that share of its `size_bytes` first.
+    With a share, a write is done up to that share of its `size_bytes` first; KILL and EFBIG then also hold for every
+    other file that grows as large.
     """
 
     event: Event
@@ -137,12 +140,11 @@ class Traps:
             self._meet("fsync", os.readlink(f"/proc/self/fd/{number}"))
             fsync(handle)
 
-        os.fsync = wrapped
+        setattr(os, "fsync", wrapped)  # noqa: B010 - to the type checker it is a function, not a variable
 
     def _wrap_safetensors(self) -> None:
-        import safetensors.torch
-
-        serialize = safetensors.torch.serialize_file
+        library: Any = importlib.import_module("safetensors.torch")
+        serialize = library.serialize_file
 
         def wrapped(tensors: Any, filename: Any, metadata: Any = None) -> None:
             trap = self._meet("write", os.path.abspath(filename))
@@ -153,7 +155,7 @@ class Traps:
                 self._write_a_part(Path(filename), whole, trap)
             serialize(tensors, filename, metadata=metadata)
 
-        safetensors.torch.serialize_file = wrapped
+        library.serialize_file = wrapped
 
     def _meet(self, what: str, path: str) -> Trap | None:
         """Come to an event. Returns a trap whose write of tensors the caller must break off."""
@@ -165,17 +167,19 @@ class Traps:
             size = os.stat(path).st_size
         except OSError:
             size = 0
-        os.write(self._record, f"{what} {size} {name}\n".encode())
+        # The limit of a trap that went off holds for the record as well.
+        with suppress(OSError):
+            os.write(self._record, f"{what} {size} {name}\n".encode())
         self._seen[event] += 1
         for trap in self._traps:
             if trap.event != event or trap.number != self._seen[event]:
                 continue
             if trap.share is None:
                 self._spring(trap)
-            elif name.endswith(TENSORS):
+            elif name.endswith(TENSORS) and trap.action != errno.EFBIG:
                 return trap
             else:
-                # The kernel does the rest, when the file comes to that size.
+                # The kernel does the rest, when the file comes to that size: a signal, which is fatal or ignored.
                 self._tell(trap)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (trap.limit, resource.RLIM_INFINITY))
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import fcntl
 import json
 import os
 import signal
@@ -28,6 +29,8 @@ LIMIT_S = 120.0
 """No start of these runs takes so long, on any machine."""
 GRACE_S = 20.0
 """What ranks get to notice that another is gone: their own limit is 5 s."""
+PIPE_BYTES = 1 << 20
+"""More than a start prints."""
 _SET_CHILD_SUBREAPER = 36
 
 
@@ -70,7 +73,7 @@ class World:
         run_dir: the run's folder, which is added to the words.
         notes: a folder outside of it for the records of this start.
         traps: what goes wrong.
-        out: descriptor that a person's terminal stands behind; default: a file, whose content is in the outcome.
+        out: descriptor of a person's terminal; default: a pipe, whose content is in the outcome.
     """
 
     def __init__(
@@ -88,7 +91,12 @@ class World:
         self._run_dir = run_dir
         self._notes = notes
         self._traps = traps
-        self._out = out
+        # Not a file: what makes a rank's disk fail must not silence it.
+        self._terminal, pipe = os.pipe()
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self._out = pipe if out is None else os.dup(out)
+        if out is not None:
+            os.close(pipe)
         self._before = _children()
         self.outcome = Outcome()
         self.alive: dict[int, int] = {}
@@ -101,11 +109,13 @@ class World:
         port = free_port()
         for rank in range(self._size):
             self.alive[rank] = self._pids[rank] = self._fork(rank, port)
+        os.close(self._out)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill(list(self.alive))
         self._reap(block=True)
+        os.close(self._terminal)
 
     def _fork(self, rank: int, port: int) -> int:
         sys.stdout.flush()
@@ -127,23 +137,16 @@ class World:
             code = main(self._words)
         except BaseException:
             faulthandler.dump_traceback(2)
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            sys.excepthook(*sys.exc_info())
         finally:
             os._exit(code)
 
     def _be_a_rank(self, rank: int) -> None:
-        target = self._out
-        if target is None:
-            target = os.open(self._terminal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(target, 1)
-        os.dup2(target, 2)
+        os.dup2(self._out, 1)
+        os.dup2(self._out, 2)
         sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         faulthandler.enable(2)
-
-    @property
-    def _terminal(self) -> Path:
-        return self._notes / "terminal"
 
     def _record(self, rank: int) -> Path:
         return self._notes / f"{rank}.events"
@@ -192,10 +195,10 @@ class World:
                 self.outcome.is_early = not self._lost_one_is_known()
                 if launcher_kills and any(code < 0 for code in self.outcome.codes.values()):
                     self.kill(list(self.alive))
-            if lost_at is not None and self.alive:
-                if now - lost_at > (0.0 if self.outcome.is_early else GRACE_S):
-                    self.outcome.unnoticed += [] if self.outcome.is_early else list(self.alive)
-                    self.kill(list(self.alive))
+            is_early = self.outcome.is_early
+            if lost_at is not None and now - lost_at > (0.0 if is_early else GRACE_S):
+                self.outcome.unnoticed += [] if is_early else list(self.alive)
+                self.kill(list(self.alive))
             if now - self.started > LIMIT_S:
                 raise AssertionError(f"ranks {list(self.alive)} did not end\n{self._stacks()}")
             time.sleep(POLL_S)
@@ -216,7 +219,7 @@ class World:
         outcome = self.outcome
         outcome.seconds = time.monotonic() - self.started
         outcome.sprung = [path.read_text() for path in sorted(self._notes.glob("*.sprung"))]
-        outcome.output = self._terminal.read_text(errors="replace") if self._terminal.exists() else ""
+        outcome.output = b"".join(iter(lambda: os.read(self._terminal, PIPE_BYTES), b"")).decode(errors="replace")
         left = _children() - self._before
         assert not left, f"processes are left behind: {left}"
         return outcome
