@@ -9,7 +9,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +108,11 @@ def newest(run_dir: Path) -> int:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """A run of a layout without a fault, and one with a single kill, whose events are the points to choose from."""
+    """A run of a layout without a fault, and one with a single kill."""
 
     final: Final
     points: tuple[Point, ...]
+    """To choose from."""
     steps: int
     checkpoint_bytes: int
     """Room that one checkpoint takes, in whole pages."""
@@ -120,16 +121,23 @@ class Rehearsal:
     step_s: float
 
 
-def rehearse(layout: Layout, folder: Path, steps: int = STEPS) -> Rehearsal:
-    """Run a layout undisturbed, and again with one kill."""
+def run_whole(layout: Layout, folder: Path, steps: int = STEPS) -> Rehearsal:
+    """Run a layout undisturbed."""
     words = (*WORDS, *layout.words, f"train.steps={steps}")
-    done = dict.fromkeys(range(layout.world_size), 0)
     whole = folder / "whole"
     with World(words, layout.world_size, whole, folder / "notes_whole") as world:
         outcome = world.end()
-    assert outcome.codes == done, outcome.output
+    assert set(outcome.codes.values()) == {0}, outcome.output
     final = final_of(whole)
     assert sorted(final.rows) == list(range(1, steps + 1))
+    room = _pages(whole / "checkpoints" / f"step_{steps}")
+    return Rehearsal(final, (), steps, room, outcome.seconds, outcome.seconds / steps)
+
+
+def rehearse(layout: Layout, folder: Path) -> Rehearsal:
+    """Run a layout undisturbed, and again with one kill, whose events are noted."""
+    whole = run_whole(layout, folder)
+    words = (*WORDS, *layout.words, f"train.steps={STEPS}")
     publishing = Event(0, "rename", "checkpoints/.step_N.partial")
     run_dir = folder / "killed"
     with World(words, layout.world_size, run_dir, folder / "notes_killed", [Trap(publishing, 3)]) as world:
@@ -142,9 +150,9 @@ def rehearse(layout: Layout, folder: Path, steps: int = STEPS) -> Rehearsal:
         start_s = time.monotonic() - world.started
         outcome = world.end()
         points = [point for rank in range(layout.world_size) for point in points_of(world.events(rank))]
-    assert outcome.codes == done, outcome.output
-    step_s = (outcome.seconds - start_s) / (steps - 3 * EVERY)
-    return Rehearsal(final, tuple(points), steps, _pages(whole / "checkpoints" / f"step_{steps}"), start_s, step_s)
+    assert set(outcome.codes.values()) == {0}, outcome.output
+    step_s = (outcome.seconds - start_s) / (STEPS - 3 * EVERY)
+    return replace(whole, points=tuple(points), start_s=start_s, step_s=step_s)
 
 
 def _pages(folder: Path) -> int:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.chaos.conftest import ChaosOptions
 from tests.chaos.points import PointChooser
-from tests.chaos.room import EVERY, LAYOUTS, SAVES_SEEN, Campaign, Layout, Rehearsal, rehearse
+from tests.chaos.room import EVERY, LAYOUTS, SAVES_SEEN, Campaign, Layout, Rehearsal, run_whole
 from tests.chaos.traps import Event, Trap
 from trainer.checkpoint.store import CheckpointStore
 from trainer.engine.face import ReadShard
@@ -93,7 +93,7 @@ def test_killed_again_and_again_one_run_gets_to_its_end(
 ) -> None:
     """Between two kills little more than an interval is trained, as where machines fail all the time."""
     layout = LAYOUTS[1]
-    rehearsal = rehearse(layout, tmp_path_factory.mktemp("long"), steps=(EVERY + 3) * chaos.in_a_row + EVERY)
+    rehearsal = run_whole(layout, tmp_path_factory.mktemp("long"), steps=(EVERY + 3) * chaos.in_a_row + EVERY)
     campaign = Campaign(layout, rehearsal, tmp_path, chaos.seed)
     for _ in range(chaos.in_a_row):
         assert kill_by_the_clock(campaign, steps=EVERY + 1 + campaign.chance.randrange(3))
