@@ -88,8 +88,10 @@ def _check(config: TridentConfig, plan: RunPlan, folder: RunFolder, groups: Para
         folder.check(config)
         check_compiler(plan)
         check_tensorboard(config.logging)
-        if by is not None and SUPERVISED_VARIABLE not in os.environ:
-            note_restart(by, folder.path, folder.logs, read_rows(folder.metrics))
+        if SUPERVISED_VARIABLE not in os.environ:
+            folder.claim(config)
+            if by is not None:
+                note_restart(by, folder.path, folder.logs, read_rows(folder.metrics))
         RankGuard.prepare(folder.logs)
 
 

@@ -12,6 +12,7 @@ from trainer.errors import StorageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM)
+_UNFINISHED = ".tmp"
 
 
 @contextmanager
@@ -19,7 +20,7 @@ def storage_faults(path: Path, key: str = "run_dir") -> Iterator[None]:
     """Turn the operating system's refusal to write `path`, below the folder that `key` names, into a StorageError.
 
     Raises:
-        StorageError: the disk is full or over quota, read-only, not permitted, or failing.
+        StorageError: the disk is full or over quota, read-only, not permitted, or failing; or a file may not grow.
     """
     try:
         yield
@@ -28,6 +29,8 @@ def storage_faults(path: Path, key: str = "run_dir") -> Iterator[None]:
             reason, hint = "the disk is full", f"free some space, or set {key} to a folder on a larger disk"
         elif error.errno in _NO_ACCESS:
             reason, hint = "writing is not allowed there", f"set {key} to a folder that this user can write"
+        elif error.errno == errno.EFBIG:
+            reason, hint = "a file has reached its largest size", "raise the limit that `ulimit -f` shows"
         elif error.errno == errno.EIO:
             reason, hint = "the disk reported an I/O error", f"check the disk, or set {key} to a folder on another one"
         else:
@@ -44,6 +47,13 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left of `write_atomically` in a folder. Nobody may be writing there."""
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        with suppress(OSError):
+            path.unlink()
+
+
 def write_atomically(path: Path, content: str | bytes, key: str = "run_dir") -> None:
     """Write `content` so that a reader, or a crash at any moment, sees the old file or the new one, never a part.
 
@@ -54,7 +64,7 @@ def write_atomically(path: Path, content: str | bytes, key: str = "run_dir") -> 
     """
     data = content.encode() if isinstance(content, str) else content
     # The same folder, because a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
     with storage_faults(path, key):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -19,7 +19,7 @@ from trainer.launcher.attempts import last_step, note_restart, restarted_by
 from trainer.launcher.guard import RankGuard, lost_message
 from trainer.launcher.output import shared_output, tail
 from trainer.launcher.roster import Roster
-from trainer.launcher.start import INTERRUPTED, LAUNCHER_LOG, Outcome, run_ranks
+from trainer.launcher.start import INTERRUPTED, LAUNCHER_LOG, Outcome, check_port, run_ranks
 from trainer.log import report_failure, say
 from trainer.metrics.jsonl import read_rows
 from trainer.metrics.tensorboard_sink import check_tensorboard
@@ -49,12 +49,15 @@ def start_and_watch(config: TridentConfig, arguments: Sequence[str]) -> int:
     """Check, prepare the data, show the plan, start the ranks, and return the run's exit code.
 
     Raises:
-        TridentError: as `check_before_start`.
+        TridentError: as `check_before_start`; a port that is in use, or a run folder that another run has.
     """
+    if config.launch.master_port is not None:
+        check_port(config.launch.master_port)
     prepared = check_before_start(config)
     folder = RunFolder.of(config)
     plan = make_plan(config, prepared.vocab_size)
     say(describe(plan))
+    folder.claim(config)
     folder.write(config, plan_record(plan))
     by = restarted_by(os.environ)
     if by is not None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_a_folder_that_cannot_be_written(
 
     # Tests may run as root, who may write everywhere.
     monkeypatch.setattr(os, "access", refuse)
-    answer = train(refused, f"layout={layout}", "run_dir=run/deep")
+    answer = train(refused, f"layout={layout}", "run_dir=run/deep", code=8)
     assert answer.problems == [f"run_dir must be in a folder that can be written, but {place} cannot; change run_dir"]
     assert asked == [place]
 
@@ -112,6 +113,15 @@ def test_a_folder_in_which_ranks_work(layout: str, refused: Run, place: Path, mo
     monkeypatch.setattr("trainer.run_folder.os.getpid", lambda: own + 1)
     answer = train(refused, f"layout={layout}")
     assert f"rank 0 of a run trains in {place / 'run'} now (process {own})" in answer.problems[0]
+
+
+def test_a_port_that_another_run_uses(refused: Run) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        problem = train(refused, "layout=tp2", f"launch.master_port={port}").problems[0]
+    assert problem.startswith(f"launch.master_port must be a port that can be listened on, but {port} cannot")
 
 
 def test_home_is_understood(refused: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

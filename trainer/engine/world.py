@@ -87,8 +87,17 @@ def _join(plan: RunPlan, backend: str, timeout: timedelta) -> None:
         # Alone there is nobody to meet, so no port is opened.
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
-    else:
+        return
+    try:
         dist.init_process_group(backend, timeout=timeout)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ.get("MASTER_PORT")
+        raise ConfigError(
+            f"the ranks must meet at a port that is free on the first machine, but MASTER_PORT={port} is in use there; "
+            "set another one, with the launcher's option for it where it has one"
+        ) from error
 
 
 def stop_world() -> None:

@@ -188,12 +188,13 @@ def test_a_guard_that_left_ends_nothing(tmp_path: Path, lose_rank: Lose, exits: 
 
 
 def test_a_folder_that_cannot_be_written_is_a_storage_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, text: str) -> int:
+    def refuse(_handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(StorageError, match="the disk is full"):
         RankGuard(tmp_path, 0).enter()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_prepare_forgets_an_earlier_attempt(tmp_path: Path, lose_rank: Lose) -> None:

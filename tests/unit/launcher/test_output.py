@@ -62,6 +62,26 @@ def test_a_rank_splits_noise_from_what_a_person_reads(tmp_path: Path) -> None:
     assert len(log.read_text().splitlines()) == 8, "a log grows with every attempt"
 
 
+_NOISE = """
+import logging, sys
+from pathlib import Path
+from trainer.launcher.output import send_output_to
+logging.basicConfig(stream=sys.stdout, level="INFO")
+out, err = send_output_to(Path("/dev/full"))
+logging.info("library noise")
+print("python noise", flush=True)
+sys.stderr.write("python complaint" * 10000)
+print("step 1", file=out)
+sys.stdout.write("left in the buffer")
+"""
+
+
+def test_a_log_on_a_full_disk_loses_its_lines_and_nothing_else() -> None:
+    command = [sys.executable, "-c", _NOISE]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "step 1\n", "")
+
+
 def test_a_console_that_is_gone_leaves_the_ranks_own(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _RANK, str(tmp_path / "log")]
     nobody = environment(TRIDENT_CONSOLE_PID="999999999")

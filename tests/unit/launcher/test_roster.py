@@ -117,6 +117,16 @@ def test_a_claim_where_nothing_can_be_written_is_an_error(tmp_path: Path) -> Non
         Roster(tmp_path / "missing").claim_failure(1)
 
 
+def test_a_claim_on_a_full_disk_counts_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", refuse)
+    roster = Roster(tmp_path)
+    assert [roster.claim_failure(code) for code in (5, 1)] == [True, False]
+    assert roster.told_failure() == 8
+
+
 def test_leaving_a_broken_disk_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, missing_ok: bool = False) -> None:
         raise OSError(30, "Read-only file system")
