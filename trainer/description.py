@@ -62,13 +62,14 @@ def describe(plan: RunPlan) -> str:
     """Return a few lines: model, layout, batch, and one line a stage."""
     config = plan.config
     sequence = " + sequence parallel" if config.layout.sequence_parallel else ""
+    unsharded = " (one replica: nothing to shard)" if plan.zero_stage != config.zero.stage else ""
     offload = f" + {config.zero.offload.value} offload" if config.zero.offload.value != "none" else ""
     lines = [
         f"model   {config.model.name}: {parameter_count(plan.model):,} parameters, "
         f"{plan.model.num_layers} blocks of {plan.model.hidden_size}, vocabulary {plan.model.vocab_size:,}",
         f"layout  {plan.world_size} rank{'s' * (plan.world_size > 1)} = pipeline {plan.pipeline_parallel_size} "
         f"x tensor {plan.tensor_parallel_size} x data {plan.data_parallel_size}{sequence}, "
-        f"ZeRO-{config.zero.stage}{offload}, {config.precision.dtype.value}",
+        f"ZeRO-{config.zero.stage}{unsharded}{offload}, {config.precision.dtype.value}",
         f"batch   {config.batch.global_batch_size} sequences of {plan.model.seq_length} tokens a step "
         f"= {plan.tokens_per_step:,} tokens; {plan.num_micro_batches} micro-batches of "
         f"{config.batch.micro_batch_size} a rank",

@@ -84,10 +84,10 @@ class RunFolder:
         """Check that `config` may train here. Writes nothing.
 
         Raises:
-            ConfigError: the folder is in use, belongs to another config, or is not fresh though
+            ConfigError: the folder may not be written, is in use, belongs to another config, or is not fresh though
                 `checkpoint.resume=never`.
             CheckpointError: `checkpoint.resume` names something that is no checkpoint.
-            StorageError: the folder cannot be written.
+            StorageError: its file system is read-only.
         """
         self._check_writable()
         self._check_free()
@@ -110,7 +110,9 @@ class RunFolder:
             what = "a file" if os.path.exists(parent) else "a link to nothing"
             raise ConfigError(f"run_dir must be a folder, but {parent} is {what}; change run_dir")
         if not os.access(parent, os.W_OK | os.X_OK):
-            raise StorageError(f"run_dir must be in a folder that can be written, but {parent} cannot; change run_dir")
+            if os.statvfs(parent).f_flag & os.ST_RDONLY:
+                raise StorageError(f"run_dir must be on a disk that can be written, but that of {parent} is read-only")
+            raise ConfigError(f"run_dir must be in a folder that can be written, but {parent} cannot; change run_dir")
 
     def _check_free(self) -> None:
         ranks = Roster(self.logs).present()

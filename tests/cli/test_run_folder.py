@@ -57,9 +57,19 @@ def test_a_folder_that_cannot_be_written(
 
     # Tests may run as root, who may write everywhere.
     monkeypatch.setattr(os, "access", refuse)
-    answer = train(refused, f"layout={layout}", "run_dir=run/deep", code=8)
+    answer = train(refused, f"layout={layout}", "run_dir=run/deep")
     assert answer.problems == [f"run_dir must be in a folder that can be written, but {place} cannot; change run_dir"]
     assert asked == [place]
+
+
+def test_a_disk_that_is_read_only(refused: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Disk:
+        f_flag = os.ST_RDONLY
+
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "statvfs", lambda path: Disk)
+    answer = train(refused, "run_dir=run/deep", code=8)
+    assert answer.problems == [f"run_dir must be on a disk that can be written, but that of {place} is read-only"]
 
 
 @LAYOUTS

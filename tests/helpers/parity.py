@@ -211,13 +211,13 @@ def first_moments(engine: Any, plan: RunPlan) -> dict[str, torch.Tensor]:
     from trainer.tensor_parallel.shard import shard_spec
 
     inner = engine._engine
-    if plan.config.zero.stage in (1, 2):
+    if plan.zero_stage in (1, 2):
         # DeepSpeed links the state when its first parameter group has stepped, before the second one has any.
         inner.optimizer._hp_optimizer_states_linked = False
         inner.optimizer._lazy_init_hp_params_optimizer_state()
     found: dict[str, torch.Tensor] = {}
     for parameter in inner.module.parameters():
-        if plan.config.zero.stage == 0:
+        if plan.zero_stage == 0:
             moment = inner.basic_optimizer.state[parameter]["exp_avg"]
         else:
             moment = safe_get_full_optimizer_state(parameter, "exp_avg")

@@ -24,7 +24,7 @@ def deepspeed_json(plan: RunPlan) -> dict[str, object]:
         "train_micro_batch_size_per_gpu": config.batch.micro_batch_size,
         "gradient_accumulation_steps": plan.num_micro_batches,
         # Without ZeRO DeepSpeed's norm leaves out parameters of later stages; our engine clips there.
-        "gradient_clipping": config.optimizer.grad_clip if config.zero.stage > 0 else 0.0,
+        "gradient_clipping": config.optimizer.grad_clip if plan.zero_stage > 0 else 0.0,
         "zero_optimization": _zero(plan),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -61,7 +61,7 @@ def _precision(plan: RunPlan) -> dict[str, object]:
 
 def _zero(plan: RunPlan) -> dict[str, object]:
     zero = plan.config.zero
-    if zero.stage == 0:
+    if plan.zero_stage == 0:
         return {"stage": 0}
     result: dict[str, object] = {
         "stage": zero.stage,

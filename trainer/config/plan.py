@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 
 from trainer.config.schema import (
     ActivationKind,
+    Dtype,
     ModelConfig,
     NormKind,
+    OffloadKind,
     PositionKind,
     RecomputeKind,
     ScheduleKind,
@@ -73,6 +75,19 @@ class RunPlan:
         """Resolved `runtime.hang_timeout_s`."""
         runtime = self.config.runtime
         return runtime.timeout_s // 3 if runtime.hang_timeout_s is None else runtime.hang_timeout_s
+
+    @property
+    def zero_stage(self) -> int:
+        """Stage that DeepSpeed runs.
+
+        One replica has nothing to shard: in fp32 on the device, stages 1 and 2 would only copy every gradient and
+        weight to flat buffers and back, so it runs stage 0. Half precision needs their fp32 master weights.
+        """
+        zero = self.config.zero
+        alone = self.data_parallel_size == 1 and zero.offload is OffloadKind.none
+        if alone and zero.stage in (1, 2) and self.config.precision.dtype is Dtype.fp32:
+            return 0
+        return zero.stage
 
     @property
     def layout_name(self) -> str:

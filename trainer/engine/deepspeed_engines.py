@@ -34,10 +34,10 @@ def global_grad_norm(parameters: Iterable[torch.nn.Parameter], groups: ParallelG
     Collective over pipeline and tensor groups. Parameters that every tensor-parallel rank holds count on tp rank 0;
     copies of tied weights (`ds_pipe_replicated`) count on the first stage.
     """
+    counted = [p.grad for p in parameters if p.grad is not None and is_counted(p, groups)]
     total = torch.zeros((), dtype=torch.float32, device=groups.device)
-    for parameter in parameters:
-        if parameter.grad is not None and is_counted(parameter, groups):
-            total += parameter.grad.detach().float().pow(2).sum()
+    if counted:
+        total = torch.stack(torch._foreach_norm(counted, 2.0, torch.float32)).pow(2).sum()
     groups.tensor.all_reduce(total)
     groups.pipeline.all_reduce(total)
     return total.sqrt()
@@ -89,8 +89,12 @@ class _Repaired:
                 parameter.grad = None
         elif self.max_grad_norm > 0:
             scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-            for parameter in parameters:
-                parameter.grad.mul_(scale)
+            torch._foreach_mul_([p.grad for p in parameters], scale)
+
+    def buffered_allreduce_fallback(self, *arguments: Any, **named: Any) -> None:
+        """Average gradients over replicas without ZeRO; alone there is nothing to copy to a buffer and back."""
+        if self.groups.data.size > 1:
+            super().buffered_allreduce_fallback(*arguments, **named)  # type: ignore[misc]
 
     def take_busy_seconds(self) -> float:
         """Return the seconds spent in forward and backward since the last call. Syncs with the device."""

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from trainer.config.plan import RunPlan
 from trainer.config.schema import DeviceKind, Dtype
+from trainer.engine.host_memory import keep_freed_memory
 from trainer.errors import ConfigError
 from trainer.topology.grid import Grid
 from trainer.topology.groups import DistGroup, ParallelGroups, make_groups
@@ -50,6 +51,8 @@ def start_world(plan: RunPlan, device: torch.device) -> tuple[ParallelGroups, Di
     torch.set_num_threads(_threads(plan))
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     timeout = timedelta(seconds=plan.config.runtime.timeout_s)
     if not dist.is_initialized():
         for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):

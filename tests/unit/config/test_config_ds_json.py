@@ -23,7 +23,9 @@ PLANS: dict[str, dict[str, object]] = {
     "fp32 stage 0": {"zero.stage": 0},
     "fp32 stage 0 pp": {"zero.stage": 0, **TWO_STAGES},
     "fp32 stage 1": {},
+    "fp32 stage 1 dp": {"layout.data_parallel_size": 2},
     "fp32 stage 1 pp": TWO_STAGES,
+    "fp32 stage 2 dp": {"layout.data_parallel_size": 2, "zero.stage": 2},
     "bf16 stage 1 pp dp": {**TWO_STAGES, "precision.dtype": "bf16", "layout.data_parallel_size": 2},
     "bf16 stage 1 pp offload": {**TWO_STAGES, "precision.dtype": "bf16", "zero.offload": "cpu"},
     "fp16 stage 1 pp": {**TWO_STAGES, "precision.dtype": "fp16"},
@@ -59,7 +61,7 @@ def test_deepspeed_accepts_and_reads_what_was_meant(name: str) -> None:
     read = DeepSpeedConfig(alone)
 
     zero, config = read.zero_config, plan.config
-    assert int(zero.stage) == config.zero.stage
+    assert int(zero.stage) == plan.zero_stage
     assert read.gradient_accumulation_steps == plan.num_micro_batches
     assert read.train_micro_batch_size_per_gpu == 2
     assert read.grad_accum_dtype == "fp32"
@@ -69,13 +71,13 @@ def test_deepspeed_accepts_and_reads_what_was_meant(name: str) -> None:
     assert not read.wall_clock_breakdown
     assert not read.monitor_config.enabled
     assert read.steps_per_print is None
-    assert read.gradient_clipping == (config.optimizer.grad_clip if config.zero.stage else 0.0)
+    assert read.gradient_clipping == (config.optimizer.grad_clip if plan.zero_stage else 0.0)
     assert read.zero_allow_untested_optimizer
     assert not read.zero_force_ds_cpu_optimizer
     if plan.uses_pipeline_engine:
         assert read.pipeline["pipe_partitioned"] is read.pipeline["grad_partitioned"] is False
     assert read.communication_data_type is None
-    if config.zero.stage > 0:
+    if plan.zero_stage > 0:
         assert zero.reduce_bucket_size == config.zero.reduce_bucket_size
         place = "none" if zero.offload_optimizer is None else str(zero.offload_optimizer.device)
         assert place == config.zero.offload.value
@@ -97,11 +99,33 @@ def test_batch_numbers_multiply() -> None:
 
 def test_clipping_is_left_to_our_engine_without_zero() -> None:
     assert json_with(zero__stage=0)["gradient_clipping"] == 0.0
-    assert json_with(optimizer__grad_clip=0.7)["gradient_clipping"] == 0.7
+    assert json_with(optimizer__grad_clip=0.7, layout__data_parallel_size=2)["gradient_clipping"] == 0.7
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage"),
+    [
+        ({}, 0),
+        ({"zero.stage": 2}, 0),
+        (TWO_STAGES, 0),
+        ({"zero.stage": 0}, 0),
+        ({"zero.stage": 3}, 3),
+        ({"layout.data_parallel_size": 2}, 1),
+        ({"layout.data_parallel_size": 2, "zero.stage": 2}, 2),
+        ({"precision.dtype": "bf16"}, 1),
+        ({"precision.dtype": "fp16", "zero.stage": 2}, 2),
+        ({"zero.offload": "cpu"}, 1),
+    ],
+)
+def test_one_replica_in_fp32_shards_nothing(changes: dict[str, object], stage: int) -> None:
+    plan = plan_with(changes)
+    zero = deepspeed_json(plan)["zero_optimization"]
+    assert isinstance(zero, dict)
+    assert (plan.zero_stage, zero["stage"]) == (stage, stage)
 
 
 def test_pipeline_travels_whole_tensors_and_does_not_overlap() -> None:
-    piped = deepspeed_json(plan_with(TWO_STAGES))
+    piped = deepspeed_json(plan_with({**TWO_STAGES, "layout.data_parallel_size": 2}))
     assert piped["pipeline"] == {
         "pipe_partitioned": False,
         "grad_partitioned": False,
@@ -112,8 +136,9 @@ def test_pipeline_travels_whole_tensors_and_does_not_overlap() -> None:
     assert isinstance(zero, dict)
     assert zero["overlap_comm"] is False
     assert "pipeline" not in json_with()
-    assert json_with()["zero_optimization"]["overlap_comm"] is True
-    assert json_with(zero__overlap_comm=False)["zero_optimization"]["overlap_comm"] is False
+    assert json_with(layout__data_parallel_size=2)["zero_optimization"]["overlap_comm"] is True
+    off = json_with(layout__data_parallel_size=2, zero__overlap_comm=False)
+    assert off["zero_optimization"]["overlap_comm"] is False
 
 
 def test_precision() -> None:

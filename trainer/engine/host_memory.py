@@ -1,0 +1,57 @@
+"""Memory of tensors on the CPU: keep what is freed, in huge pages. No torch.
+
+glibc gives every large block back to the kernel when it is freed, so a training step faults in, and the kernel clears,
+all its activations anew: a tenth of a step and more. Kept blocks cost nothing but that a process stays as large as it
+once was.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+_TRIM_THRESHOLD = -1
+_MMAP_THRESHOLD = -3
+_LARGEST = (1 << 31) - 1
+"""glibc takes these thresholds as int."""
+_RESERVED = 2040 << 20
+"""Bytes of address space that the heap is given at once; less than the threshold above, or they would be given back."""
+_HUGE_PAGE = 1 << 21
+_MADV_HUGEPAGE = 14
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep large freed blocks for the next step; return whether it listens. Local, takes no memory."""
+    try:
+        libc = ctypes.CDLL(None)
+        mallopt = libc.mallopt
+    except (OSError, AttributeError):
+        return False  # another C library
+    kept = bool(mallopt(_MMAP_THRESHOLD, _LARGEST)) and bool(mallopt(_TRIM_THRESHOLD, _LARGEST))
+    if kept:
+        _use_huge_pages(libc)
+    return kept
+
+
+def _use_huge_pages(libc: ctypes.CDLL) -> None:
+    """Ask for huge pages on the heap, grown beforehand to the size of a step: advice does not reach later growth."""
+    libc.malloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes = [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    # Never touched, so it is address space and no memory; a limit on that makes it fail, and nothing is lost.
+    libc.free(libc.malloc(_RESERVED))
+    for start, end in heap_ranges():
+        first = -(-start // _HUGE_PAGE) * _HUGE_PAGE
+        if end > first:
+            libc.madvise(first, end - first, _MADV_HUGEPAGE)
+
+
+def heap_ranges() -> list[tuple[int, int]]:
+    """Return the address ranges of this process's heap."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return []
+    fields = [line.split() for line in lines if line.endswith("[heap]")]
+    return [(int(start, 16), int(end, 16)) for start, end in (field[0].split("-") for field in fields)]
