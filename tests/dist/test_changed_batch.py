@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
 SETTINGS = (
     *("data=synthetic", "model.vocab_size=64", "data.synthetic_tokens=4096", "runtime.device=cpu"),
     *("model.hidden_size=16", "model.num_layers=2", "model.num_attention_heads=2", "model.seq_length=8"),
-    *("model.position=rope", "logging.wandb=disabled", "logging.console=false", "launch.max_restarts=0"),
+    *("model.position=rope", "logging.wandb=disabled", "logging.console=quiet", "launch.max_restarts=0"),
 )
 
 
