@@ -10,7 +10,7 @@ from trainer.errors import ConfigError
 from trainer.model.accounting import parameter_count
 
 MAX_PARAMETERS = 1_000_000_000
-"""Four bytes each, twice, in the memory of one rank's host; and while it computes on its CPU, all others wait."""
+"""Up to 12 bytes each in the memory of one rank's host; and while it computes on its CPU, all others wait."""
 
 
 def check_samples(prepared: PreparedData, config: TridentConfig) -> None:

@@ -70,7 +70,7 @@ class WeightGatherer:
             part = torch.empty(spec.local_shape(self._groups.tensor.size), dtype=torch.float32)
             dist.recv(part, src=rank, group=self._control.process_group)
             parts.append(part)
-        return without_padding(unshard(parts, spec) if spec.dim is not None else parts[0], spec)
+        return without_padding(unshard(parts, spec) if len(parts) > 1 else parts[0], spec)
 
     def _find_sources(self) -> list[_Source]:
         """Return the same list on every rank. Collective over `control`."""
