@@ -42,6 +42,10 @@ class SmallDisk:
         """Set its size."""
         self._mount(f"remount,size={size_bytes}")
 
+    def set_read_only(self, is_read_only: bool) -> None:
+        """Refuse every change, or allow them again."""
+        self._mount("remount,ro" if is_read_only else "remount,rw")
+
     def fill(self) -> None:
         """Take all the room that is left."""
         with (self.path / "filler").open("ab", buffering=0) as file, suppress(OSError):
@@ -122,6 +126,21 @@ def test_metrics_on_a_full_disk_end_the_run(
     # One page holds some rows more.
     assert 2 <= last_row(campaign.run_dir) < 27
     disk.empty()
+    campaign.finish()
+
+
+def test_a_read_only_disk_is_found_before_anything_is_done(
+    rehearsals: dict[str, Rehearsal], chaos: ChaosOptions, disk: SmallDisk, tmp_path: Path
+) -> None:
+    campaign = Campaign(LAYOUTS[1], rehearsals[LAYOUTS[1].name], disk.path, chaos.seed, tmp_path)
+    disk.set_read_only(True)
+    with campaign.start() as world:
+        outcome = world.end()
+    assert DISK_FULL in outcome.codes.values(), outcome.output
+    errors = [line for line in outcome.output.splitlines() if line.startswith("error: ")]
+    assert errors == [f"error: run_dir must be in a folder that can be written, but {disk.path} cannot; change run_dir"]
+    assert list(disk.path.iterdir()) == []
+    disk.set_read_only(False)
     campaign.finish()
 
 

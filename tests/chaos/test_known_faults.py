@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.room import EVERY, LAYOUTS, STEPS, WORDS, Rehearsal, rows_of, summary_of
+from tests.chaos.room import EVERY, LAYOUTS, STEPS, WORDS, Rehearsal, newest, rows_of, summary_of
 from tests.chaos.traps import Event, Trap
 from tests.chaos.world import World
+from trainer.cli import main
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
@@ -44,3 +45,22 @@ def test_a_run_killed_after_its_last_save_gets_its_summary(rehearsals: dict[str,
     killed_and_resumed(Trap(Event(0, "write", ".summary.json.P.tmp")), run_dir, tmp_path)
     assert rows_of(run_dir) == rehearsals[SINGLE.name].final.rows
     assert summary_of(run_dir)[:2] == ("finished", STEPS)
+
+
+@pytest.mark.xfail(strict=True, reason="a run that has nothing left to do does not finish its last save")
+def test_a_run_killed_in_its_last_save_is_tidied(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    killed_and_resumed(Trap(Event(0, "write", "checkpoints/.latest.P.tmp"), STEPS // EVERY), run_dir, tmp_path)
+    assert newest(run_dir) == STEPS
+    names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    latest = (run_dir / "checkpoints" / "latest").read_text()
+    assert (latest, names) == (f"step_{STEPS}\n", ["latest", f"step_{STEPS - EVERY}", f"step_{STEPS}"])
+
+
+@pytest.mark.xfail(strict=True, reason="old checkpoints are deleted under their own names")
+def test_a_kill_while_an_old_one_is_deleted_leaves_no_damaged_one(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    trap = Trap(Event(0, "rmdir", "checkpoints/step_N/tensors"))
+    with World(COMMAND, 1, run_dir, tmp_path / "killed", [trap]) as world:
+        assert world.end().sprung
+    assert main(["checkpoint", "verify", str(run_dir)]) == 0

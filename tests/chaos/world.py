@@ -25,7 +25,7 @@ from tests.helpers.dist import warm_up
 from trainer.launcher.start import free_port
 
 POLL_S = 0.01
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 """No start of these runs takes so long, on any machine."""
 GRACE_S = 20.0
 """What ranks get to notice that another is gone: their own limit is 5 s."""
@@ -114,7 +114,7 @@ class World:
 
     def __exit__(self, *_: object) -> None:
         self.kill(list(self.alive))
-        self._reap(block=True)
+        self.reap(block=True)
         os.close(self._terminal)
 
     def _fork(self, rank: int, port: int) -> int:
@@ -158,8 +158,8 @@ class World:
                 os.kill(self.alive[rank], signal.SIGKILL)
                 self.outcome.killed.append(rank)
 
-    def _reap(self, block: bool = False) -> list[int]:
-        """Note the ranks that have ended."""
+    def reap(self, block: bool = False) -> list[int]:
+        """Note the ranks that have ended since the last time, and return them."""
         done = []
         for rank, pid in list(self.alive.items()):
             found, status = os.waitpid(pid, 0 if block else os.WNOHANG)
@@ -172,7 +172,7 @@ class World:
     def wait_until(self, condition: Callable[[], bool], until: float) -> bool:
         """Wait for a condition, but no longer than the first end of a rank or the moment `until`."""
         while not condition():
-            if self._reap() or time.monotonic() > until:
+            if self.reap() or time.monotonic() > until:
                 return False
             time.sleep(POLL_S)
         return True
@@ -188,7 +188,7 @@ class World:
         """
         lost_at: float | None = None
         while self.alive:
-            self._reap()
+            self.reap()
             now = time.monotonic()
             if lost_at is None and any(code != 0 for code in self.outcome.codes.values()):
                 lost_at = now
