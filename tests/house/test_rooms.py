@@ -28,6 +28,7 @@ ORDER = (
     "description",
     "run_folder",
     "supervise",
+    "sweep",
     "app",
     "cli",
     "__main__",
@@ -49,7 +50,8 @@ APART = {
     "description": LOW - {"config", "model", "pipeline", "planner"} | {"checkpoint", "metrics", "launcher"},
     "run_folder": LOW - {"config"} | {"metrics", "generation", "description"},
     "supervise": {"loop", "generation"},
-    "app": {"generation", "supervise"},
+    "sweep": LOW - {"config"} | {"checkpoint", "metrics", "generation", "supervise"},
+    "app": {"generation", "supervise", "sweep"},
 }
 """Rooms that the order would let in, but that a room has no business with."""
 
@@ -66,6 +68,7 @@ NO_TORCH = (
         "description",
         "run_folder",
         "supervise",
+        "sweep",
         "cli",
     ),
     *("data.capacity", "data.sampler", "data.dataset", "data.tokenizer", "generation.options"),
