@@ -24,10 +24,16 @@ options
   --version  the version
 """
 
-_TRAIN_USAGE = """usage: trident train [group=option ...] [key=value ...]
+_TRAIN_USAGE = """usage: trident train [--multirun [--fail-fast] [--dry-run]] [group=option ...] [key=value ...]
 
 Keys are those of the config, for example layout.tensor_parallel_size=2 or optimizer.lr=1e-3. Under `torchrun`, `srun`,
 or `deepspeed --no_local_rank --module trainer train ...` the process joins the ranks that were started.
+
+options
+  --multirun, -m  train once for each combination of values, as in optimizer.lr=1e-3,3e-4 layout=single,dp2: one run
+                  after the other, each in its own folder, and a table at the end
+  --fail-fast     with --multirun: stop when a run fails
+  --dry-run       with --multirun: check every run, print its command, and start none
 
 examples
   trident train
@@ -99,6 +105,10 @@ def _generate_usage() -> str:
 
 
 def _train(arguments: list[str]) -> int:
+    if any(word in ("--multirun", "-m", "--dry-run", "--fail-fast") for word in arguments):
+        from trainer.sweep import multirun
+
+        return multirun(arguments)
     from trainer.config.compose import compose
     from trainer.config.schema import ConsoleKind, DeviceKind
     from trainer.config.validate import fill_machine, validate

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
+from trainer.config.multirun import quoted
 from trainer.config.plan import make_plan
 from trainer.config.schema import TridentConfig
 from trainer.data.capacity import check_capacity
@@ -66,7 +65,7 @@ def start_and_watch(config: TridentConfig, arguments: Sequence[str]) -> int:
     RankGuard.prepare(folder.logs)
     launcher_log = folder.logs / LAUNCHER_LOG
     log_start = launcher_log.stat().st_size if launcher_log.exists() else 0
-    words = ["train", *arguments, f"run_dir={_quoted(folder.path)}"]
+    words = ["train", *arguments, f"run_dir={quoted(str(folder.path))}"]
     policy = RestartPolicy(config.launch.max_restarts, config.launch.restart_backoff_s)
     with shared_output():
         while True:
@@ -79,7 +78,7 @@ def start_and_watch(config: TridentConfig, arguments: Sequence[str]) -> int:
             log_start = launcher_log.stat().st_size
             RankGuard.prepare(folder.logs)
             # Whatever the first attempt resumed from, the next one goes on from this run's own checkpoints.
-            words = ["train", *arguments, f"run_dir={_quoted(folder.path)}", "checkpoint.resume=auto"]
+            words = ["train", *arguments, f"run_dir={quoted(str(folder.path))}", "checkpoint.resume=auto"]
 
 
 def _starts_again(outcome: Outcome, folder: RunFolder, policy: RestartPolicy) -> bool:
@@ -94,12 +93,6 @@ def _starts_again(outcome: Outcome, folder: RunFolder, policy: RestartPolicy) ->
     say(f"starting again in {wait_s:g} s, from the newest checkpoint (last step logged: {step})")
     time.sleep(wait_s)
     return True
-
-
-def _quoted(path: Path) -> str:
-    """Return a path as Hydra's grammar reads it back; backslashes count as such only before a quote."""
-    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), str(path))
-    return f"'{escaped}'"
 
 
 def _explain(outcome: Outcome, folder: RunFolder, launcher_lines: list[str]) -> None:

@@ -12,10 +12,10 @@ import pytest
 
 from tests.cli.conftest import Answer, Run, contents
 from trainer.config.compose import compose
+from trainer.config.multirun import quoted
 from trainer.config.schema import ConsoleKind
 from trainer.launcher.roster import Roster
 from trainer.launcher.start import Outcome
-from trainer.supervise import _quoted
 
 WORDS = (
     *("train", "data=synthetic", "model.vocab_size=512", "data.synthetic_tokens=8192", "model.seq_length=16"),
@@ -186,4 +186,4 @@ def test_data_are_prepared_before_the_folder_is_written(
     ["/a b/c,d", "/it's", "/a\\b", "/a\\", "/a\\'b", "/x=y", "/[a]", "/{x: 1}", "/\u00e4", '/q"q', "/\\\\'", "/%s"],
 )
 def test_any_folder_name_reaches_the_ranks(path: str) -> None:
-    assert compose([f"run_dir={_quoted(Path(path))}"]).run_dir == path
+    assert compose([f"run_dir={quoted(path)}"]).run_dir == path

@@ -31,6 +31,7 @@ ORDER = (
     "run_folder",
     "resharding",
     "supervise",
+    "sweep",
     "app",
     "cli",
     "__main__",
@@ -54,7 +55,8 @@ APART = {
     "run_folder": LOW - {"config"} | {"metrics", "generation", "samples", "description"},
     "resharding": LOW - {"config"} | {"metrics", "launcher", "generation", "samples"},
     "supervise": {"loop", "generation", "resharding"},
-    "app": {"generation", "resharding", "supervise"},
+    "sweep": LOW - {"config"} | {"checkpoint", "metrics", "generation", "samples", "resharding", "supervise"},
+    "app": {"generation", "resharding", "supervise", "sweep"},
 }
 """Rooms that the order would let in, but that a room has no business with."""
 
@@ -73,6 +75,7 @@ NO_TORCH = (
         "run_folder",
         "resharding",
         "supervise",
+        "sweep",
         "cli",
     ),
     *("data.capacity", "data.sampler", "data.dataset", "data.tokenizer", "generation.options", "samples.check"),

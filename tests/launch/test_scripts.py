@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.room import GOLDEN, LAUNCH, ROOT, SCRIPTS, STUBS, call
+from tests.launch.room import GOLDEN, LAUNCH, ROOT, SCRIPTS, STUBS, call, noted, with_stubs
+from trainer.config.compose import compose
 
 pytestmark = pytest.mark.timeout(120)
 NODES = (1, 2, 128)
@@ -18,7 +19,7 @@ RUN = ("layout=tp4_pp2_sp", "model=llama3_8b", "run_dir=/shared/runs/a b")
 QUOTED = ("layout=tp4_pp2_sp", "model=llama3_8b", 'data.files="[/data/a b.txt,$HOME/*%h]"', "data.source=files")
 BATCH = "batch.global_batch_size=128"
 UPDATE = "TRIDENT_UPDATE_GOLDEN"
-STARTERS = ("local.sh", "node.sh", "ssh.sh", "slurm.sbatch")
+STARTERS = ("local.sh", "node.sh", "ssh.sh", "slurm.sbatch", "slurm_sweep.sh")
 
 
 def test_shellcheck() -> None:
@@ -109,6 +110,46 @@ def test_slurm_dry_run(nodes: int, tmp_path: Path) -> None:
         assert done.stderr == ""
         texts.append(done.stdout.replace(str(tmp_path), "HERE"))
     agree(f"slurm_{nodes}", "\n".join(texts))
+
+
+SWEEP = ("model=gpt2_124m", "optimizer.lr=3e-4,6e-4", "layout=single,tp2")
+
+
+def test_sweep_dry_run(tmp_path: Path) -> None:
+    options = ("--dry-run", "--nodes=2", "--max-restarts", "3", "--time=4:00:00")
+    done = call(LAUNCH / "slurm_sweep.sh", *options, *SWEEP, "run_dir=/shared/it is", cwd=tmp_path)
+    assert done.stderr == ""
+    agree("slurm_sweep", done.stdout.replace(str(tmp_path), "HERE"))
+
+
+def test_a_sweep_submits_one_job_a_point(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    words = ("--nodes=2", *SWEEP, "run_dir=a b")
+    done = call(LAUNCH / "slurm_sweep.sh", *words, environment=with_stubs(log), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *_, last = noted(log)
+    assert len(noted(log)) == 4
+    script = str(LAUNCH / "slurm.sbatch")
+    assert first[:4] == ["sbatch", "--job-name=trident-1", "--nodes=2", script]
+    assert last[4:7] == ["model=gpt2_124m", "optimizer.lr=0.0006", "layout=tp2"]
+    folder = compose(last[4:]).run_dir
+    assert folder == str(tmp_path / "a b" / "optimizer.lr=0.0006,layout=tp2")
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--nodes", "2"], "an option of sbatch must be written --name=value, but is --nodes"),
+        (["--max-restarts", "x"], "--max-restarts must be a number, but is 'x'"),
+        (["optimizer.lr=1"], "--multirun needs a key with several values"),
+        (["layout=tp2,tp3"], "there is no layout=tp3"),
+    ],
+)
+def test_what_a_sweep_refuses(words: list[str], problem: str, tmp_path: Path) -> None:
+    done = call(LAUNCH / "slurm_sweep.sh", *words, environment=with_stubs(tmp_path / "log"), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert problem in done.stderr.splitlines()[0]
+    assert not (tmp_path / "log").exists()
 
 
 def test_sbatch_lines_are_where_sbatch_looks() -> None:

@@ -129,7 +129,7 @@ def _check_form(override: Override, word: str) -> None:
         rest = word.partition("=")[2]
         if name in KEYS and is_list(KEYS[name]):
             raise ConfigError(f"{name} must be one list, but '{rest}' gives several values; write {name}=[{rest}]")
-        raise ConfigError(f"{name} must be one value, but '{rest}' gives several; start one run for each value")
+        raise ConfigError(f"{name} must be one value, but '{rest}' gives several; add --multirun for one run each")
 
 
 def _choice(group: str, value: object) -> str | None:

@@ -105,12 +105,18 @@ def run_ranks(
 
 
 def _environment() -> dict[str, str]:
-    environment = dict(os.environ)
+    environment = python_environment()
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     environment[CONSOLE_VARIABLE] = str(os.getpid())
     environment[SUPERVISED_VARIABLE] = "1"
     if "CUDA_VISIBLE_DEVICES" in environment:
         environment[VISIBLE_DEVICES_VARIABLE] = environment["CUDA_VISIBLE_DEVICES"]
+    return environment
+
+
+def python_environment() -> dict[str, str]:
+    """Return the environment in which `python -m trainer` is this very package, wherever it is started."""
+    environment = dict(os.environ)
     # `python -m trainer` would take a trainer.py of the user's folder before this package.
     environment["PYTHONSAFEPATH"] = "1"
     root = str(Path(trainer.__file__).resolve().parent.parent)
