@@ -27,6 +27,7 @@ from trainer.launcher.start import SUPERVISED_VARIABLE
 from trainer.launcher.watchdog import Watchdog
 from trainer.log import say, use_terminal
 from trainer.loop.events import Hook, RunEnd, SkippedBatch
+from trainer.loop.replicas import ReplicaCheck
 from trainer.loop.skips import RewindCount
 from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
@@ -166,4 +167,6 @@ def _hooks(
     control: DistGroup,
 ) -> list[Hook]:
     saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, control)
-    return [saver, build_metrics(plan, folder.path, state, groups, control)]
+    # Before the saver: weights that differ are not worth keeping.
+    check = ReplicaCheck(engine, plan, groups, control)
+    return [check, saver, build_metrics(plan, folder.path, state, groups, control)]
