@@ -31,6 +31,7 @@ from trainer.launcher.watchdog import Watchdog
 from trainer.log import say, use_terminal, warn
 from trainer.loop.events import Hook, RunEnd, SkippedBatch
 from trainer.loop.measures import Measures
+from trainer.loop.replicas import ReplicaCheck
 from trainer.loop.skips import RewindCount
 from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
@@ -191,9 +192,11 @@ def _hooks(
     background: DistGroup,
     measures: Measures,
 ) -> list[Hook]:
+    # Before the saver: weights that differ are not worth keeping.
+    check = ReplicaCheck(engine, plan, groups, control)
     saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, control, background, measures)
     metrics = build_metrics(plan, folder.path, state, groups, control, folder.newest_checkpoint)
-    hooks: list[Hook] = [saver, metrics]
+    hooks: list[Hook] = [check, saver, metrics]
     if plan.config.eval.samples > 0:
         hooks.append(SamplesHook(engine, plan, folder.tokenizer, groups, control, metrics.show))
     return hooks

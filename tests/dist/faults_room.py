@@ -217,3 +217,34 @@ def train_with_watchdog(rank: int, world_size: int, fault: str, folder: Path, ti
     state, stop = TrainState(sample_length=8), StopRequest(room.control)
     with Watchdog(folder, rank, room.groups.grid.coordinate(rank).stage, world_size, progress, timeout_s, 600.0):
         train(room.engine, source, source, plan, state, [], stop, room.groups, progress=progress)
+
+
+def check_replicas(rank: int, world_size: int, cases: Sequence[tuple[Case, str]]) -> list[str]:
+    """Train two steps of each case under the check; then change one element on the last rank, and check again.
+
+    Returns what each case ended with.
+    """
+    from trainer.errors import NumericsError
+    from trainer.loop.replicas import ReplicaCheck
+
+    ended = []
+    for case, name in cases:
+        room = _Room(case, rank, world_size)
+        runtime = replace(room.plan.config.runtime, check_replicas_every=2)
+        plan = replace(room.plan, config=replace(room.plan.config, runtime=runtime))
+        check = ReplicaCheck(room.engine, plan, room.groups, room.control)
+        for step in (1, 2):
+            room.step(step)
+            check.on_step(step)
+        if rank == world_size - 1:
+            with torch.no_grad():
+                room.parameter(name).view(-1)[0] += 0.5
+        check.on_step(3)
+        try:
+            check.on_step(4)
+            ended.append("nothing")
+        except NumericsError as error:
+            ended.append(str(error))
+        del room
+        gc.collect()
+    return ended

@@ -205,6 +205,18 @@ def adam_implementation(case: Case) -> Iterator[str]:
         )
 
 
+def replicas(case: Case) -> Iterator[str]:
+    """There is something to compare: with ZeRO-3 the data-parallel ranks hold no copies."""
+    config, tp = case.config, case.config.layout.tensor_parallel_size
+    copies = tp > 1 or (case.dp > 1 and config.zero.stage < 3)
+    if config.runtime.check_replicas_every > 0 and not copies:
+        yield (
+            "runtime.check_replicas_every compares weights that several ranks hold, and has no effect with "
+            f"layout.tensor_parallel_size={tp}, layout.data_parallel_size={case.dp} and "
+            f"zero.stage={config.zero.stage}; leave it out"
+        )
+
+
 RULES: tuple[Rule, ...] = (
     world_size,
     devices,
@@ -215,4 +227,5 @@ RULES: tuple[Rule, ...] = (
     zero_stage,
     offload,
     adam_implementation,
+    replicas,
 )

@@ -49,6 +49,7 @@ MINIMA: dict[str, int] = {
     "runtime.threads_per_rank": 1,
     "runtime.timeout_s": 1,
     "runtime.hang_timeout_s": 0,
+    "runtime.check_replicas_every": 0,
     "launch.grace_s": 0,
     "launch.max_restarts": 0,
 }

@@ -343,6 +343,9 @@ class RuntimeConfig:
     hang_timeout_s: int | None = None
     """Seconds without progress after which the run ends (exit code 7) and says which rank is behind, in what; saving
     may take timeout_s. null: a third of timeout_s. 0: never."""
+    check_replicas_every: int = 0
+    """Steps between comparisons of the weights that several ranks hold alike; where they differ, the run ends (exit
+    code 5). 0: never."""
 
 
 @dataclass(frozen=True)

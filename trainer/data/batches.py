@@ -56,6 +56,9 @@ class BatchSource:
         """Return this rank's micro-batches of the global batch that begins `position` tokens into the stream, in order.
 
         Local; no host sync.
+
+        Raises:
+            DataError: a token id is not in the vocabulary.
         """
         plan, size = self._plan, self._plan.config.batch.micro_batch_size
         rows = np.arange(plan.config.batch.global_batch_size).reshape(-1, plan.data_parallel_size, size)
@@ -72,8 +75,18 @@ class BatchSource:
         return [int(sample) for sample in self._stream.samples(position, self.tokens)]
 
     def _sequences(self, position: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        seq_length = self._plan.model.seq_length
-        return self._stream.sequences(position + rows * seq_length, seq_length)
+        seq_length, vocab_size = self._plan.model.seq_length, self._plan.model.vocab_size
+        starts = position + rows * seq_length
+        pairs = self._stream.sequences(starts, seq_length)
+        if pairs.max() >= vocab_size:
+            _, row, place = np.unravel_index(int(pairs.argmax()), pairs.shape)
+            sample = self._stream.samples(int(starts[row] + place), 1)[0]
+            raise DataError(
+                f"every token id must be less than the vocabulary's size ({vocab_size}), but sample {sample} of the "
+                f"data holds {pairs.max()}; set model.vocab_size to that of the tokenizer that made them",
+                hints=["if it is right already the data are damaged: prepare them anew"],
+            )
+        return pairs
 
     def ledger(self, previous: str, position: int) -> str:
         """Return the rolling hash after a global batch: of `previous`, its position, and every token id in it."""

@@ -48,6 +48,17 @@ def test_saves_come_every_so_many_steps_and_at_the_end(run: Run) -> None:
     assert run.engine.saves == 3
 
 
+def test_while_batches_are_skipped_nothing_is_saved_and_then_it_is_made_up_for(run: Run) -> None:
+    run.steps(2)
+    run.state.skipped_in_row = 1
+    run.steps(4)
+    run.steps(7)
+    assert run.store.steps() == [2]
+    run.state.skipped_in_row = 0
+    run.steps(9)
+    assert run.store.steps() == [2, 8]
+
+
 def test_the_last_step_is_saved_once(run: Run) -> None:
     run.steps(4)
     run.end("finished")

@@ -293,6 +293,10 @@ TRAINING: list[Case] = [
         ["train.spike_policy=rewind goes back to a checkpoint and needs checkpoint.every > 0, but it is 0"],
     ),
     (
+        {"runtime.check_replicas_every": 5, "layout.data_parallel_size": 2, "zero.stage": 3},
+        ["runtime.check_replicas_every compares weights that several ranks hold, and has no effect with layout.tensor_parallel_size=1, layout.data_parallel_size=2 and zero.stage=3; leave it out"],
+    ),
+    (
         {"runtime.hang_timeout_s": 1800},
         ["runtime.hang_timeout_s (1800) must be less than runtime.timeout_s (1800), after which collectives fail by themselves"],
     ),

@@ -18,6 +18,7 @@ from trainer.data.capacity import check_capacity
 from trainer.data.dataset import Order, SampleStream, TokenDataset
 from trainer.data.prepare import PreparedData
 from trainer.data.sampler import SampleOrder
+from trainer.errors import DataError
 
 CPU = torch.device("cpu")
 SEQ_LENGTH = 5
@@ -306,3 +307,26 @@ def test_one_sequence_is_enough_to_evaluate(tmp_path: Path) -> None:
     prepared = data(tmp_path, np.arange(100), np.arange(6))
     source = validation_batches(prepared, plan(), 0, CPU)
     assert [batch.input_ids.tolist() for batch in source.micro_batches(0)] == [[[0, 1, 2, 3, 4]]] * 12
+
+
+def test_an_id_beyond_the_vocabulary_is_refused_and_its_sample_named(tmp_path: Path) -> None:
+    tokens = np.arange(401)
+    tokens[7 * SEQ_LENGTH + 3] = 10**4
+    source = training_batches(data(tmp_path, tokens), plan(), SEQ_LENGTH, 0, CPU)
+    places = {position: source.sample_ids(position) for position in range(0, 80 * SEQ_LENGTH, TOKENS)}
+    for position, samples in places.items():
+        if 7 not in samples:
+            source.micro_batches(position)
+            continue
+        with pytest.raises(DataError, match=r"less than the vocabulary's size \(10000\), but sample 7 .* holds 10000"):
+            source.micro_batches(position)
+
+
+def test_the_samples_of_a_batch_are_those_of_its_sequences(prepared: PreparedData) -> None:
+    source = training_batches(prepared, plan(), SEQ_LENGTH, 0, CPU)
+    rows = torch.cat([batch.input_ids for batch in source.micro_batches(TOKENS)])
+    assert source.sample_ids(TOKENS) == [int(row[0]) // SEQ_LENGTH for row in rows]
+    longer = training_batches(prepared, plan(model__seq_length=2 * SEQ_LENGTH), SEQ_LENGTH, 0, CPU)
+    # From the middle of a sample on, one more is touched.
+    assert len(longer.sample_ids(2)) == 2 * GLOBAL_BATCH + 1
+    assert longer.sample_ids(0) == source.sample_ids(0) + source.sample_ids(TOKENS)
