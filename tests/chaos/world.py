@@ -60,8 +60,11 @@ def warm() -> None:
     from trainer.config.compose import compose
 
     compose(["data=synthetic"])
-    # Orphans of the ranks become children of this process, where they are seen.
-    ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _adopt_orphans(yes: bool) -> None:
+    """Let orphans of the ranks become children of this process, where they are seen."""
+    ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0)
 
 
 class World:
@@ -91,13 +94,7 @@ class World:
         self._run_dir = run_dir
         self._notes = notes
         self._traps = traps
-        # Not a file: what makes a rank's disk fail must not silence it.
-        self._terminal, pipe = os.pipe()
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        self._out = pipe if out is None else os.dup(out)
-        if out is not None:
-            os.close(pipe)
-        self._before = _children()
+        self._screen = out
         self.outcome = Outcome()
         self.alive: dict[int, int] = {}
         """Rank -> process id."""
@@ -105,19 +102,27 @@ class World:
         notes.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> World:
+        _adopt_orphans(True)
+        self._before = _children()
+        # Not a file: what makes a rank's disk fail must not silence it.
+        self._terminal, writer = os.pipe()
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self.started, self.started_ns = time.monotonic(), time.time_ns()
         port = free_port()
         for rank in range(self._size):
-            self.alive[rank] = self._pids[rank] = self._fork(rank, port)
-        os.close(self._out)
+            self.alive[rank] = self._pids[rank] = self._fork(
+                rank, port, writer if self._screen is None else self._screen
+            )
+        os.close(writer)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill(list(self.alive))
         self.reap(block=True)
         os.close(self._terminal)
+        _adopt_orphans(False)
 
-    def _fork(self, rank: int, port: int) -> int:
+    def _fork(self, rank: int, port: int, screen: int) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
@@ -126,7 +131,7 @@ class World:
         # What the interpreter ends with after an exception that nobody caught.
         code = 1
         try:
-            self._be_a_rank(rank)
+            _show_on(screen)
             if self._size > 1:
                 facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self._size, "LOCAL_WORLD_SIZE": self._size}
                 os.environ.update({key: str(value) for key, value in facts.items()})
@@ -140,13 +145,6 @@ class World:
             sys.excepthook(*sys.exc_info())
         finally:
             os._exit(code)
-
-    def _be_a_rank(self, rank: int) -> None:
-        os.dup2(self._out, 1)
-        os.dup2(self._out, 2)
-        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-        faulthandler.enable(2)
 
     def _record(self, rank: int) -> Path:
         return self._notes / f"{rank}.events"
@@ -234,6 +232,15 @@ class World:
         time.sleep(1.0)
         logs = [(path, path.read_text(errors="replace")) for path in self._run_dir.glob("logs/*.log")]
         return "\n".join(f"--- {path.name}\n{text[-3000:]}" for path, text in logs)
+
+
+def _show_on(screen: int) -> None:
+    """Point this process's output at a descriptor."""
+    os.dup2(screen, 1)
+    os.dup2(screen, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    faulthandler.enable(2)
 
 
 def _children() -> set[int]:

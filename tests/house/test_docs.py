@@ -136,3 +136,43 @@ def test_readme_lists_every_metric_and_exit_code() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, TridentError)]
     assert [name for name in ROW_NAMES if f"`{name}`" not in text] == []
     assert [kind.__name__ for kind in kinds if f"\n| {kind.exit_code} | " not in text] == []
+
+
+def named_tests(text: str) -> list[tuple[str, str]]:
+    """Return (file, function) of every test that a page names by its node id."""
+    return re.findall(r"`?(tests/[\w/]+\.py)::(test_\w+)", text)
+
+
+def missing_tests(text: str) -> list[str]:
+    """Return the node ids on a page that lead nowhere."""
+    missing = []
+    for file, function in named_tests(text):
+        path = ROOT / file
+        tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])
+        names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        missing += [] if function in names else [f"{file}::{function}"]
+    return missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    assert missing_tests(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_test_that_is_gone_is_noticed() -> None:
+    real = "tests/house/test_docs.py::test_a_test_that_is_gone_is_noticed"
+    gone = ["tests/house/test_docs.py::test_nothing", "tests/house/test_missing.py::test_a"]
+    assert missing_tests(f"| `{real}` `{gone[0]}` | {gone[1]}") == gone
+
+
+def test_the_table_of_faults_is_whole() -> None:
+    """Every row of the table says what happens, and names a test or admits that there is none."""
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = [re.split(r"(?<!\\)\|", line) for line in text.splitlines() if re.match(r"\| \d+ \| .*\|.*\|.*\|", line)]
+    faults = [row for row in rows if len(row) == 7]
+    assert [int(row[1]) for row in faults] == list(range(1, 37))
+    for row in faults:
+        assert row[3].strip(), row
+        assert named_tests(row[4]) or row[4].strip() == "-", row
+        assert row[5].strip(), row
+    assert len(named_tests("".join(row[4] for row in faults))) > 60
