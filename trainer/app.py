@@ -149,7 +149,8 @@ def _train(
         load(found, engine, plan, groups, control)
     if state.step >= plan.config.train.steps:
         say(f"nothing to do: {folder.path} is at step {state.step} of train.steps={plan.config.train.steps}")
-        return RunEnd("finished", state.step, 0.0)
+        if together(control, lambda: folder.is_concluded(state.step)):
+            return RunEnd("finished", state.step, 0.0)
     skipped, rewinds, measures = SkippedBatchesFile(folder.logs / SKIPPED_FILE), RewindCount(), Measures()
     on_skip = skipped.write if groups.is_reporting_rank else _ignore
     background = host_group(plan, groups)

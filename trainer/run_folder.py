@@ -56,6 +56,7 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.plan = path / "plan.json"
         self.metrics = path / "metrics.jsonl"
+        self.summary = path / "summary.json"
         self.logs = path / "logs"
         self.tokenizer = path / "tokenizer"
         self.checkpoints = CheckpointStore(path)
@@ -79,6 +80,14 @@ class RunFolder:
         """Return step and folder of the newest checkpoint that was published, if there is one."""
         steps = self.checkpoints.steps()
         return (steps[-1], self.checkpoints.path(steps[-1])) if steps else None
+
+    def is_concluded(self, step: int) -> bool:
+        """Return whether the summary says that the run finished at `step`. A run that was killed then has no such."""
+        try:
+            summary = json.loads(self.summary.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(summary, dict) and (summary.get("status"), summary.get("step")) == ("finished", step)
 
     def check(self, config: TridentConfig) -> None:
         """Check that `config` may train here. Writes nothing.

@@ -64,7 +64,13 @@ class CheckpointHook:
         self._is_due = False
 
     def on_start(self, first_step: int) -> None:
-        """Do nothing: there is nothing new to save yet."""
+        """Finish what a killed run left of its last save: `latest`, and what need not be kept. Local.
+
+        Raises:
+            StorageError: `latest` cannot be written.
+        """
+        if self._groups.is_reporting_rank:
+            self._writer.tidy(self._state.step)
 
     def on_step(self, step: int) -> None:
         """Save when it is time, or after the first applied step from then; hear how an earlier save ended.

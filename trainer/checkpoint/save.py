@@ -96,6 +96,16 @@ class CheckpointWriter:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
 
+    def tidy(self, step: int) -> None:
+        """Finish what a killed run left of saving the step that it goes on from. Local, for one rank.
+
+        Raises:
+            StorageError: `latest` cannot be written.
+        """
+        if step in self._store.steps():
+            self._store.point_at(step)
+            self._store.delete_old(self._config.keep, self._config.keep_every)
+
     @property
     def _is_first(self) -> bool:
         return self._peers.rank == 0

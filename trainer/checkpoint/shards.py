@@ -72,6 +72,8 @@ def write_fragments(path: Path, fragments: Iterable[Fragment]) -> bool:
         if code is None:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+    # The library makes files that only their owner may read; ours follow the umask, as their folder does.
+    path.chmod(path.parent.stat().st_mode & 0o666)
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return True

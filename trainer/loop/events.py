@@ -78,7 +78,7 @@ class Hook(Protocol):
         """Run before step `first_step`."""
 
     def on_step(self, step: int) -> None:
-        """Run after every optimizer step. Must not sync the host with the device."""
+        """Run last of all after every optimizer step. Must not sync the host with the device."""
 
     def on_report(self, report: StepReport) -> None:
         """Run after a step that logs (`train.log_every`), and after an evaluation. May use collectives."""

@@ -41,7 +41,7 @@ def train(
     """Train from the step after `state.step` to `train.steps`, or until all ranks agree to stop.
 
     After each step, in this order: `state` moves on; a step whose update was not applied is counted; the ranks agree
-    on stopping; on a step that reports, the loss is read; `on_step` of every hook; evaluation; `on_report` of every
+    on stopping; on a step that reports, the loss is read, evaluation, `on_report` of every hook; `on_step` of every
     hook. A step reports when it is the first of the run, when `train.log_every` divides it, when it is evaluated, and
     when the run ends with it.
     A skipped step is a step: its number, learning rate and data are used up, so that all that follows stays in place.
@@ -165,12 +165,13 @@ class _Loop:
         self.window.stop_step()
         reading = self.window.close() if reports else None
         bubble = self._bubble_fraction(reading.seconds) if reading else None
-        for hook in self.hooks:
-            hook.on_step(step)
         if reading is not None:
             report = self._report(step, rate, reading, bubble, self._evaluate() if evaluates else None)
             for hook in self.hooks:
                 hook.on_report(report)
+        # After the report: a step that was saved must have its row, whenever the run is killed.
+        for hook in self.hooks:
+            hook.on_step(step)
         return "stopped" if stopping else None
 
     def _train_step(self, step: int, rate: float) -> bool:

@@ -38,6 +38,7 @@ class MetricsHook:
 
     def on_report(self, report: StepReport) -> None:
         """Measure and hand out the row. Collective over the control group of the meter."""
+        self.on_step(report.step)
         across = self._across.measure()
         if not self._sinks:
             return

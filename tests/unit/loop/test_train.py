@@ -226,15 +226,15 @@ def test_reports_come_at_the_first_step_every_log_every_and_at_the_last_step() -
     assert [r.tokens_seen for r in hook.reports] == [256, 768, 1536, 1792]
 
 
-def test_hooks_run_in_order_and_steps_before_reports() -> None:
+def test_hooks_run_in_order_and_a_step_that_may_be_saved_has_its_row_first() -> None:
     events: list[str] = []
     state = after(1)
     run(FakeEngine(), make(steps=3, log_every=3), [Recorder("a ", events), Recorder("b ", events)], state)
     assert events == [
         *("a start 2", "b start 2"),
         *("a step 2", "b step 2"),
-        *("a step 3", "b step 3"),
         *("a report 3", "b report 3"),
+        *("a step 3", "b step 3"),
         *("a end finished", "b end finished"),
     ]
 
