@@ -57,7 +57,11 @@ def test_a_terminal_of_eighty_columns_in_the_c_locale_without_home_or_wandb(tmp_
     lines = [line.rstrip() for line in _ESCAPE.sub("", sent).replace("\r", "\n").splitlines()]
     long = [line for line in lines if len(line) > 80]
     assert [line for line in long if str(tmp_path) not in line] == [], "only what is to be copied whole may be longer"
-    for start in ("model   gpt_debug", "wandb   offline (http://127.0.0.1:9 cannot be reached from here)", "step 6 of 6"):
+    for start in (
+        "model   gpt_debug",
+        "wandb   offline (http://127.0.0.1:9 cannot be reached from here)",
+        "step 6 of 6",
+    ):
         assert any(line.startswith(start) for line in lines), start
     assert any(line.startswith("memory  stage 0: ") for line in lines)
     assert "the model writes at step 3:" in lines
