@@ -9,6 +9,7 @@ import pytest
 from tests.cli.conftest import Answer, Run
 from trainer.config.compose import compose, to_yaml
 from trainer.launcher.roster import Roster
+from trainer.run_folder import RunFolder
 
 SYNTHETIC = (
     *("data=synthetic", "model.vocab_size=512", "data.synthetic_tokens=8192", "model.seq_length=16"),
@@ -138,3 +139,17 @@ def test_home_is_understood(refused: Run, place: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HOME", str(place))
     (place / "file").touch()
     assert f"but {place / 'file'} is a file" in train(refused, "run_dir='~/file/run'").problems[0]
+
+
+def test_the_newest_checkpoint_is_found_whatever_lies_beside_it(place: Path) -> None:
+    folder = RunFolder(place / "run")
+    assert folder.newest_checkpoint() is None
+    for name in ("step_9", "step_10", ".step_11.partial", "step_x"):
+        (place / "run" / "checkpoints" / name).mkdir(parents=True)
+    assert folder.newest_checkpoint() == (10, place / "run" / "checkpoints" / "step_10")
+
+
+@LAYOUTS
+def test_what_a_run_shows_may_change(layout: str, used: Path) -> None:
+    words = [*SYNTHETIC, f"layout={layout}", "logging.csv=true", "logging.console=quiet"]
+    RunFolder.of(compose(words)).check(compose(words))

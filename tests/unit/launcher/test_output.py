@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import socket
 import subprocess
 import sys
@@ -192,3 +193,12 @@ def test_the_tail_of_a_huge_log_is_read_from_its_end(tmp_path: Path, monkeypatch
         file.seek(0, os.SEEK_END)
         file.write(b"\nlast\n")
     assert tail(log, 1) == ["last"]
+
+
+def test_a_killed_rank_does_not_leave_the_terminal_without_a_cursor() -> None:
+    primary, secondary = pty.openpty()
+    code = "from trainer.launcher.output import shared_output\nwith shared_output():\n    pass\n"
+    subprocess.run([sys.executable, "-c", code], env=environment(), stdout=secondary, timeout=TIMEOUT_S, check=True)
+    os.close(secondary)
+    with os.fdopen(primary, "rb", buffering=0) as screen:
+        assert screen.read(64) == b"\x1b[?25h"

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -157,6 +158,36 @@ def test_a_quiet_run_prints_one_line(
     play(with_logging(plan, LoggingConfig(wandb=WandbMode.disabled, console=ConsoleKind.quiet)), tmp_path, report)
     line = f"finished at step 5 after 0m01s; summary in {tmp_path / 'summary.json'}\n"
     assert capsys.readouterr() == (line, "")
+
+
+@pytest.mark.parametrize(("group", "expected"), [(None, "tiny"), ("sweep", "sweep")])
+def test_wandb_gets_the_whole_config(
+    group: str | None,
+    expected: str,
+    tmp_path: Path,
+    plan: RunPlan,
+    report: StepReport,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import wandb
+
+    calls: list[dict[str, Any]] = []
+
+    def init(**kwargs: Any) -> None:
+        calls.append(kwargs)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(wandb, "init", init)
+    play(with_logging(plan, LoggingConfig(wandb=WandbMode.offline, wandb_group=group)), tmp_path, report)
+    [call] = calls
+    config = call["config"]
+    assert call["group"] == expected
+    assert config["model"]["seq_length"] == 128
+    assert config["eval"]["prompts"] == [""]
+    assert config["plan"]["layout"] == "pp2_tp2_dp2"
+    assert (config["plan"]["data_parallel_size"], config["plan"]["tokens_per_step"]) == (2, 2048)
+    assert config["versions"].keys() >= {"trident-trainer", "torch", "deepspeed"}
+    assert config["source"] == json.loads((tmp_path / "summary.json").read_text()).get("source", {})
 
 
 def test_other_ranks_write_and_print_nothing(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from trainer.loop.events import RunEnd, StepReport
 from trainer.loop.state import TrainState
 from trainer.metrics.sink import Row
 from trainer.metrics.summary import SummarySink
-from trainer.versions import versions
+from trainer.versions import source_commit, versions
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -66,6 +67,38 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_storage(
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(StorageError, match=r"summary\.json"):
         SummarySink(tmp_path, plan, 1, TrainState(sample_length=8)).end(RunEnd("finished", 1, 0.1))
+
+
+def test_summary_of_a_source_tree_names_its_commit(tmp_path: Path, plan: RunPlan) -> None:
+    SummarySink(tmp_path, plan, 1, TrainState(), {"commit": "abc", "has_changes": True}).end(RunEnd("failed", 0, 0.1))
+    assert summary(tmp_path)["source"] == {"commit": "abc", "has_changes": True}
+
+
+def git(folder: Path, *words: str) -> str:
+    settings = ("-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false")
+    done = subprocess.run(["git", "-C", str(folder), *settings, *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_commit_of_a_source_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    assert source_commit(tree) == {}
+    git(tree, "init", "-q")
+    assert source_commit(tree) == {}, "a repository without a commit has none"
+    (tree / "a.py").write_text("a = 1\n")
+    git(tree, "add", "a.py")
+    git(tree, "commit", "-q", "-m", "First")
+    commit = git(tree, "rev-parse", "HEAD")
+    (tree / "untracked").touch()
+    assert source_commit(tree) == {"commit": commit, "has_changes": False}
+    (tree / "a.py").write_text("a = 2\n")
+    assert source_commit(tree) == {"commit": commit, "has_changes": True}
+    below = tree / "site-packages"
+    below.mkdir()
+    assert source_commit(below) == {}, "an installed package is not of the repository around it"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert source_commit(tree) == {}, "no git, no commit"
 
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:

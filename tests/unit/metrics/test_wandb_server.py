@@ -82,7 +82,9 @@ def test_the_line_that_is_printed_uploads_all_attempts_as_one_run(tmp_path: Path
     with wandb_server() as server:
         environment = {**os.environ, "WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "HOME": str(tmp_path)}
         script = f"{Path(sys.executable).parent}/{command}"
-        done = subprocess.run(script, shell=True, env=environment, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(
+            script, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
+        )
     assert done.returncode == 0, done.stderr
     [run] = server.history
     assert run == (run_dir / "wandb_run_id").read_text().strip()
