@@ -71,7 +71,7 @@ class PointChooser:
         self._leftovers = [point for point in mine if 0 < point.count < saves and ".partial" in point.event.name]
 
     def kill(self, run_dir: Path) -> tuple[Trap, str]:
-        """Return where to be killed inside a save or a resume, and the kind of place; every other time inside a write."""
+        """Return where to be killed in a save or a resume, half of them inside a write, and the kind of place."""
         before: dict[str, list[Trap]] = {}
         inside: dict[str, list[Trap]] = {}
         for point in [*self._always, *(point for point in self._leftovers if _is_there(point, run_dir))]:
