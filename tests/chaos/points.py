@@ -71,17 +71,18 @@ class PointChooser:
         self._leftovers = [point for point in mine if 0 < point.count < saves and ".partial" in point.event.name]
 
     def kill(self, run_dir: Path) -> tuple[Trap, str]:
-        """Return where to be killed inside a save or a resume, and the kind of place."""
-        options: dict[str, list[Trap]] = {}
+        """Return where to be killed in a save or a resume, half of them inside a write, and the kind of place."""
+        before: dict[str, list[Trap]] = {}
+        inside: dict[str, list[Trap]] = {}
         for point in [*self._always, *(point for point in self._leftovers if _is_there(point, run_dir))]:
             trap = Trap(point.event, self._number(point), size_bytes=point.size_bytes)
-            options.setdefault(f"before {point.kind}", []).append(trap)
+            before.setdefault(f"before {point.kind}", []).append(trap)
             if point.is_write:
-                inside = replace(trap, share=self._chance.random())
-                options.setdefault(f"inside {point.kind}", []).append(inside)
+                part = replace(trap, share=self._chance.random())
+                inside.setdefault(f"inside {point.kind}", []).append(part)
                 if point.event.name.endswith(TENSORS):
-                    options.setdefault(f"inside {point.kind} in place", []).append(replace(inside, in_place=True))
-        return self._rarest(options)
+                    inside.setdefault(f"inside {point.kind} in place", []).append(replace(part, in_place=True))
+        return self._rarest(self._chance.choice([before, inside]))
 
     def refusal(self) -> tuple[Trap, str]:
         """Return where the operating system refuses, and the kind of place."""
