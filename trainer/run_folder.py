@@ -24,6 +24,7 @@ _MAY_CHANGE = (
     "precision.",
     "batch.",
     "model.recompute",
+    "model.fused_loss",
     "model.vocab_pad_multiple",
     "train.steps",
     "train.log_every",

@@ -80,6 +80,7 @@ class Case:
     schedule: str = "1f1b"
     dtype: str = "fp32"
     recompute: str = "none"
+    fused_loss: bool = True
     evaluate: bool = False
 
     @property
@@ -93,6 +94,7 @@ class Case:
         parts += ["sp"] * self.sequence_parallel + [self.offload] * (self.offload != "none")
         parts += ["offload_parameters"] * self.offload_parameters
         parts += [self.schedule] * (self.schedule != "1f1b") + [self.dtype] * (self.dtype != "fp32")
+        parts += ["unfused_loss"] * (not self.fused_loss)
         parts += [f"recompute_{self.recompute}"] * (self.recompute != "none") + ["evaluate"] * self.evaluate
         return "-".join(parts)
 
@@ -109,6 +111,7 @@ def config_of(case: Case) -> TridentConfig:
         vocab_pad_multiple=4,
         tied_embeddings=case.tied,
         recompute=RecomputeKind(case.recompute),
+        fused_loss=case.fused_loss,
     )
     if case.llama:
         model = replace(
@@ -275,7 +278,7 @@ def reference_of(config: TridentConfig) -> ReferenceRun:
 def oracle_key(case: Case) -> TridentConfig:
     """Return the config that decides the mathematics of a case, without its layout."""
     config = config_of(case)
-    model = replace(config.model, recompute=RecomputeKind.none)
+    model = replace(config.model, recompute=RecomputeKind.none, fused_loss=True)
     single = Case(num_micro_batches=case.num_micro_batches)
     plain = config_of(single)
     return replace(

@@ -59,7 +59,7 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
     (
         Case(num_micro_batches=1),
         Case(zero=0, llama=True, tied=False),
-        Case(zero=2, num_micro_batches=8),
+        Case(zero=2, num_micro_batches=8, fused_loss=False),
         Case(zero=3, offload="cpu", offload_parameters=True),
         Case(recompute="full", evaluate=True),
     ),
@@ -72,15 +72,15 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
     ),
     (
         Case(tp=2, sequence_parallel=True),
-        Case(tp=2, zero=0, llama=True),
+        Case(tp=2, zero=0, llama=True, fused_loss=False),
         Case(tp=2, zero=3, sequence_parallel=True, tied=False, llama=True),
         Case(tp=2, recompute="selective", evaluate=True),
     ),
     (
         Case(pp=2, zero=0),
-        Case(pp=2, zero=0, num_micro_batches=8, llama=True),
+        Case(pp=2, zero=0, num_micro_batches=8, llama=True, tied=False, fused_loss=False),
         Case(pp=2, num_micro_batches=1, tied=False),
-        Case(pp=2, offload="cpu", evaluate=True, num_micro_batches=8),
+        Case(pp=2, offload="cpu", evaluate=True, num_micro_batches=8, fused_loss=False),
         Case(pp=2, recompute="full", evaluate=True),
         Case(pp=2, schedule="dualpipev", num_micro_batches=4, evaluate=True),
         Case(pp=2, schedule="dualpipev", num_micro_batches=8, zero=0, tied=False, llama=True),

@@ -46,6 +46,8 @@ class ModelSpec:
     attention_dropout: float
     init_std: float
     recompute: RecomputeKind
+    fused_loss: bool = True
+    """Head and loss in one, without the whole logits."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def make_model_spec(model: ModelConfig, vocab_size: int, tensor_parallel_size: i
         attention_dropout=model.attention_dropout,
         init_std=model.init_std,
         recompute=model.recompute,
+        fused_loss=model.fused_loss,
     )
 
 

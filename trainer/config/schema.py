@@ -172,6 +172,8 @@ class ModelConfig:
     """Standard deviation of weights at start; residual outputs use init_std / sqrt(2 num_layers)."""
     recompute: RecomputeKind = RecomputeKind.none
     """Activation checkpointing of each block."""
+    fused_loss: bool = True
+    """Compute head and loss a few rows at a time, never the whole logits: less memory, same numbers."""
 
 
 @dataclass(frozen=True)

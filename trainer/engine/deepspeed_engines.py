@@ -142,7 +142,7 @@ class _RepairedPipeline(_Repaired):
                 raise RuntimeError("a tied weight must have a gradient before its copies are summed, but has none")
             dist.all_reduce(grad, group=group)
 
-    def _timed(self, name: str, **kwargs: object) -> None:
+    def _timed(self, name: str, **kwargs: Any) -> None:
         base = getattr(super(), name)
         if self.groups.device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -155,10 +155,13 @@ class _RepairedPipeline(_Repaired):
             base(**kwargs)
             self.busy_seconds += time.perf_counter() - begun
 
-    def _exec_forward_pass(self, **kwargs: object) -> None:
+    def _exec_forward_pass(self, **kwargs: Any) -> None:
+        engine: Any = self
+        # Present where the micro-batch was loaded on the last stage: the fused loss is one of its layers.
+        engine.module.label_slot.labels = engine.pipe_buffers["labels"][kwargs["buffer_id"]]
         self._timed("_exec_forward_pass", **kwargs)
 
-    def _exec_backward_pass(self, **kwargs: object) -> None:
+    def _exec_backward_pass(self, **kwargs: Any) -> None:
         self._timed("_exec_backward_pass", **kwargs)
 
 

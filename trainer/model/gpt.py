@@ -18,8 +18,8 @@ from trainer.model.layers import block_name, layer_names
 from trainer.model.norm import Norm
 from trainer.model.positions import PositionLayer
 from trainer.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
-from trainer.tensor_parallel.embedding import VocabParallelEmbedding, embedding_logits
-from trainer.tensor_parallel.linear import ColumnParallelLinear
+from trainer.tensor_parallel.embedding import VocabParallelEmbedding, embedding_logits, embedding_loss
+from trainer.tensor_parallel.head import VocabParallelHead
 
 __all__ = [
     "GPT",
@@ -27,6 +27,7 @@ __all__ = [
     "ModelContext",
     "build_layer",
     "embedding_logits",
+    "embedding_loss",
     "full_logits",
     "language_model_loss",
     "layer_names",
@@ -47,18 +48,17 @@ def _build_embedding(context: ModelContext) -> VocabParallelEmbedding:
     )
 
 
-def _build_head(context: ModelContext) -> ColumnParallelLinear:
+def _build_head(context: ModelContext) -> VocabParallelHead:
     spec = context.spec
-    return ColumnParallelLinear(
+    return VocabParallelHead(
         "head",
+        spec.vocab_size,
+        spec.padded_vocab_size,
         spec.hidden_size,
-        (spec.padded_vocab_size,),
-        bias=False,
         init_std=spec.init_std,
         seed=context.seed,
         group=context.tensor,
         sequence_parallel=context.sequence_parallel,
-        padding=spec.padded_vocab_size - spec.vocab_size,
     )
 
 
@@ -88,7 +88,7 @@ def build_layer(name: str, context: ModelContext) -> nn.Module:
 
 
 def language_model_loss(context: ModelContext) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Return the loss: logits `[S, B, V/tp]` and labels `[B, S]` to the mean cross-entropy, [] fp32.
+    """Return the loss of model.fused_loss=false: logits `[S, B, V/tp]` and labels `[B, S]` to the mean, [] fp32.
 
     Collective over the tensor-parallel group in forward; see `vocab_parallel_cross_entropy`.
     """
@@ -126,10 +126,12 @@ class GPT(nn.Module):
         self.head = None if spec.tied_embeddings else _build_head(context)
         self._loss = language_model_loss(context)
 
-    def forward(self, input_ids: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
-        """Map ids `[B, S]` to this rank's logits `[S, B, V/tp]`. With a cache, ids continue the tokens in it.
+    def forward(
+        self, input_ids: torch.Tensor, cache: KeyValueCache | None = None, labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Map ids `[B, S]` to this rank's logits `[S, B, V/tp]`, or with labels `[B, S]` to the mean loss, [] fp32.
 
-        Collective over the tensor-parallel group.
+        With a cache, ids continue the tokens in it. Collective over the tensor-parallel group.
 
         Raises:
             ValueError: ids are not `[B, S]`, or a cache is used with sequence parallelism.
@@ -145,11 +147,18 @@ class GPT(nn.Module):
         hidden = self.final_norm(hidden)
         if cache is not None:
             cache.advance(input_ids.shape[1])
+        if labels is not None and self.context.spec.fused_loss:
+            return self._fused_loss(hidden, labels)
+        logits = embedding_logits(self.embedding, hidden) if self.head is None else self.head(hidden)
+        return logits if labels is None else self._loss(logits, labels)
+
+    def _fused_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self.head is None:
-            return embedding_logits(self.embedding, hidden)
-        logits: torch.Tensor = self.head(hidden)
-        return logits
+            return embedding_loss(self.embedding, hidden, labels)
+        loss: torch.Tensor = self.head(hidden, labels)
+        return loss
 
     def loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of labels `[B, S]`, [] fp32, the same on every tensor-parallel rank."""
-        return self._loss(self(input_ids), labels)
+        loss: torch.Tensor = self(input_ids, labels=labels)
+        return loss

@@ -7,6 +7,8 @@ Masks and positions are computed where they are needed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
@@ -16,9 +18,10 @@ from torch import nn
 
 from trainer.config.plan import RunPlan
 from trainer.config.schema import PipelineSchedule
-from trainer.model.gpt import ModelContext, build_layer, embedding_logits, language_model_loss
+from trainer.model.gpt import ModelContext, build_layer, embedding_logits, embedding_loss, language_model_loss
 from trainer.model.layers import layer_names
 from trainer.pipeline.partition import stage_bounds
+from trainer.tensor_parallel.embedding import VocabParallelEmbedding
 
 TIED_KEY = "embedding"
 
@@ -68,15 +71,75 @@ class TiedEmbeddingSpec(TiedLayerSpec):  # type: ignore[misc]
         return build_layer("embedding", self.context)
 
 
-def layer_specs(context: ModelContext) -> list[LayerSpec]:
-    """Return one spec a layer, in order; a tied head shares the embedding's weight."""
-    tied = context.spec.tied_embeddings
+@dataclass
+class LabelSlot:
+    """Where the engine puts the labels of the micro-batch that it is about to send through the last stage.
+
+    DeepSpeed gives labels to a loss function behind the layers. The fused loss is a layer: DeepSpeed's hooks on what a
+    stage returns (they clear and scale gradients) must see the loss, not what the head is applied to.
+    """
+
+    labels: torch.Tensor | None = None
+    """[B, S]; None on stages without the head."""
+
+    def take(self) -> torch.Tensor:
+        """Return the labels, once."""
+        labels, self.labels = self.labels, None
+        if labels is None:
+            raise RuntimeError("the engine must put labels down before the last stage runs, but put none")
+        return labels
+
+
+class LossHead(nn.Module):
+    """An untied head that returns the loss.
+
+    Args:
+        head: takes hidden and labels.
+        slot: where the labels are.
+    """
+
+    def __init__(self, head: nn.Module, slot: LabelSlot) -> None:
+        super().__init__()
+        self.head = head
+        self.slot = slot
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss of the micro-batch."""
+        loss: torch.Tensor = self.head(hidden, self.slot.take())
+        return loss
+
+
+class LossHeadSpec(NamedLayerSpec):
+    """Builds the untied head with its loss."""
+
+    def __init__(self, context: ModelContext, slot: LabelSlot) -> None:
+        super().__init__("head", context)
+        self.slot = slot
+
+    def build(self, log: bool = False) -> nn.Module:
+        """Build the layer."""
+        return LossHead(super().build(log), self.slot)
+
+
+def _tied_loss(slot: LabelSlot, module: VocabParallelEmbedding, hidden: torch.Tensor) -> torch.Tensor:
+    return embedding_loss(module, hidden, slot.take())
+
+
+def layer_specs(context: ModelContext, slot: LabelSlot) -> list[LayerSpec]:
+    """Return one spec a layer, in order; a tied head shares the embedding's weight.
+
+    With model.fused_loss the last layer returns the loss of the labels in `slot`, otherwise logits.
+    """
+    tied, fused = context.spec.tied_embeddings, context.spec.fused_loss
     specs: list[LayerSpec] = []
     for name in layer_names(context.spec):
         if tied and name == "embedding":
             specs.append(TiedEmbeddingSpec(context))
         elif tied and name == "head":
-            specs.append(TiedEmbeddingSpec(context, forward_fn=embedding_logits))
+            forward = partial(_tied_loss, slot) if fused else embedding_logits
+            specs.append(TiedEmbeddingSpec(context, forward_fn=forward))
+        elif name == "head" and fused:
+            specs.append(LossHeadSpec(context, slot))
         else:
             specs.append(NamedLayerSpec(name, context))
     return specs
@@ -89,9 +152,13 @@ def build_pipeline(plan: RunPlan, context: ModelContext) -> PipelineModule:
     )
     dual = plan.config.layout.pipeline_schedule is PipelineSchedule.dualpipev
     module_class = BoundedDualPipeVModule if dual else BoundedPipelineModule
-    loss = language_model_loss(context)
+    unfused = language_model_loss(context)
 
-    def loss_fn(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return loss(logits, labels)
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return unfused(logits, labels)
 
-    return module_class(stage_bounds(plan), layer_specs(context), topology=topology, loss_fn=loss_fn)
+    slot = LabelSlot()
+    loss_fn = None if context.spec.fused_loss else loss
+    module = module_class(stage_bounds(plan), layer_specs(context, slot), topology=topology, loss_fn=loss_fn)
+    module.label_slot = slot
+    return module

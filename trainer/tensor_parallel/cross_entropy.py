@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from trainer.tensor_parallel.embedding import check_token_ids
+from trainer.tensor_parallel.token_ids import check_token_ids
 from trainer.topology.groups import Group
 
 CHUNK_ELEMENTS = 1 << 24
@@ -26,7 +26,7 @@ def _chunks(logits: torch.Tensor) -> Iterator[slice]:
         yield slice(start, min(start + step, length))
 
 
-def _local_targets(targets: torch.Tensor, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def local_targets(targets: torch.Tensor, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (column on this rank, clamped; whether the target is on this rank)."""
     local = targets - first
     here = (local >= 0) & (local < count)
@@ -45,7 +45,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         group.all_reduce(peak, op="max")
         # One collective for both sums.
         sums = torch.zeros((2, *shape), dtype=torch.float32, device=logits.device)
-        columns, here = _local_targets(targets, first, valid)
+        columns, here = local_targets(targets, first, valid)
         if valid:
             for part in _chunks(logits):
                 # Promotes to fp32 in one pass; always a new tensor, so that exp_ leaves the logits alone.
@@ -66,7 +66,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         scale = grads[0].float() / targets.numel()
         grad = torch.empty_like(logits)
         grad[..., valid:] = 0.0
-        columns, here = _local_targets(targets, ctx.first, valid)
+        columns, here = local_targets(targets, ctx.first, valid)
         if valid:
             for part in _chunks(logits):
                 # softmax - one-hot, recomputed: keeps no fp32 copy of the logits between the passes.

@@ -9,28 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.errors import DataError
+from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entropy
 from trainer.tensor_parallel.init import normal_parameter
 from trainer.tensor_parallel.linear import column_parallel_linear
 from trainer.tensor_parallel.mappings import reduce_from_tensor_parallel, reduce_scatter_to_sequence
 from trainer.tensor_parallel.shard import ShardSpec
+from trainer.tensor_parallel.token_ids import check_token_ids
 from trainer.topology.groups import Group
-
-
-def check_token_ids(ids: torch.Tensor, vocab_size: int) -> None:
-    """Check on CPU that ids are in [0, vocab_size). On an accelerator the check would sync the host: not made.
-
-    Raises:
-        DataError: an id is outside.
-    """
-    if ids.device.type != "cpu" or ids.numel() == 0:
-        return
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= vocab_size:
-        raise DataError(
-            f"token ids must be in [0, {vocab_size}), but are in [{low}, {high}]; "
-            "model.vocab_size does not fit the data"
-        )
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -38,8 +23,8 @@ class VocabParallelEmbedding(nn.Module):
 
     As a layer it maps ids `[B, S]` to hidden `[S, B, H]`, or `[S/tp, B, H]` with sequence parallelism. Forward is an
     all-reduce, or a reduce-scatter over S whose backward is an all-gather.
-    With `as_head=True` it maps hidden to this rank's logits `[S, B, V/tp]` with the same weight: see
-    `embedding_logits`.
+    With `as_head=True` it maps hidden to this rank's logits `[S, B, V/tp]` with the same weight, and with labels to
+    the loss: see `embedding_logits` and `embedding_loss`.
 
     Args:
         name: global name, `<name>.weight`.
@@ -76,9 +61,13 @@ class VocabParallelEmbedding(nn.Module):
         self.weight = normal_parameter(spec, init_std, seed, group)
         self.rows = padded_vocab_size // group.size
 
-    def forward(self, tensor: torch.Tensor, as_head: bool = False) -> torch.Tensor:
-        """Embed ids `[B, S]`, or with `as_head` multiply hidden by the transposed embedding."""
-        # Both uses go through __call__, so that ZeRO-3's hooks gather the weight.
+    def forward(self, tensor: torch.Tensor, as_head: bool = False, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Embed ids `[B, S]`, or with `as_head` multiply hidden by the transposed embedding, or with labels its loss."""
+        # All uses go through __call__, so that ZeRO-3's hooks gather the weight.
+        if labels is not None:
+            return vocab_parallel_linear_cross_entropy(
+                tensor, self.weight, labels, self.group, self.vocab_size, self.sequence_parallel
+            )
         return self._logits(tensor) if as_head else self._embed(tensor)
 
     def _embed(self, ids: torch.Tensor) -> torch.Tensor:
@@ -105,3 +94,12 @@ def embedding_logits(module: VocabParallelEmbedding, hidden: torch.Tensor) -> to
     """
     logits: torch.Tensor = module(hidden, as_head=True)
     return logits
+
+
+def embedding_loss(module: VocabParallelEmbedding, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Apply the embedding as a tied head and take the mean cross-entropy of labels `[B, S]`, [] fp32.
+
+    Collective as `vocab_parallel_linear_cross_entropy` is.
+    """
+    loss: torch.Tensor = module(hidden, as_head=True, labels=labels)
+    return loss
