@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from trainer.tensor_parallel.cross_entropy import local_targets
-from trainer.tensor_parallel.token_ids import check_token_ids
 from trainer.tensor_parallel.mappings import SEQUENCE_DIM
+from trainer.tensor_parallel.token_ids import check_token_ids
 from trainer.topology.groups import Group
 
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 25}
@@ -155,10 +155,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.gradients = None
         scale = grads[0].float() / ctx.count
         hidden = gradients.rows.mul_(scale).view(ctx.shape)
-        if ctx.gathers:
-            hidden = ctx.group.reduce_scatter(hidden, dim=SEQUENCE_DIM)
-        else:
-            hidden = ctx.group.all_reduce(hidden)
+        group = ctx.group
+        hidden = group.reduce_scatter(hidden, dim=SEQUENCE_DIM) if ctx.gathers else group.all_reduce(hidden)
         weight = gradients.weight.mul_(scale).to(ctx.dtype)
         return hidden, weight, None, None, None, None, None
 

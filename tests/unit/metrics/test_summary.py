@@ -70,7 +70,8 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_storage(
 
 
 def test_summary_of_a_source_tree_names_its_commit(tmp_path: Path, plan: RunPlan) -> None:
-    SummarySink(tmp_path, plan, 1, TrainState(sample_length=8), {"commit": "abc", "has_changes": True}).end(RunEnd("failed", 0, 0.1))
+    source = {"commit": "abc", "has_changes": True}
+    SummarySink(tmp_path, plan, 1, TrainState(sample_length=8), source).end(RunEnd("failed", 0, 0.1))
     assert summary(tmp_path)["source"] == {"commit": "abc", "has_changes": True}
 
 
