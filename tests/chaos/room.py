@@ -273,7 +273,7 @@ class Campaign:
         errors = [line for line in outcome.output.splitlines() if line.startswith("error: ")]
         self.check(len(errors) == 1, "there must be one error line", outcome)
         self.check(str(self.run_dir) in errors[0] and "run_dir" in errors[0], "it must name run_dir", outcome)
-        self.check("Traceback" not in outcome.output, "a traceback is no message", outcome)
+        self.check("Traceback" not in outcome.said, "a traceback is no message", outcome)
         left = [path for pattern in ("*.partial", "*.tmp") for path in self.run_dir.rglob(pattern)]
         self.check(not left, f"left behind: {left}", outcome)
         if newest(self.run_dir):
@@ -304,14 +304,14 @@ class Campaign:
 
     def _check_resumed(self, outcome: Outcome) -> int:
         """Return the step from which a start went on: that of the newest checkpoint, never an older one."""
-        found = _RESUMED.search(outcome.output)
+        found = _RESUMED.search(outcome.said)
         if found is None:
-            trained = last_row(self.run_dir) > self._newest_before and "saved" in outcome.output
+            trained = last_row(self.run_dir) > self._newest_before and "saved" in outcome.said
             self.check(not (trained and self._newest_before), "it began anew", outcome)
             return self._newest_before
         step = int(found[1])
         self.check(step == self._newest_before, f"resumed from {step}, not {self._newest_before}", outcome)
-        self.check("damaged" not in outcome.output, "a kill damaged a checkpoint", outcome)
+        self.check("damaged" not in outcome.said, "a kill damaged a checkpoint", outcome)
         return step
 
     def _check_finished(self, outcome: Outcome) -> None:

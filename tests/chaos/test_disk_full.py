@@ -138,7 +138,7 @@ def test_a_read_only_disk_is_found_before_anything_is_done(
         outcome = world.end()
     assert DISK_FULL in outcome.codes.values(), outcome.output
     errors = [line for line in outcome.output.splitlines() if line.startswith("error: ")]
-    assert errors == [f"error: run_dir must be in a folder that can be written, but {disk.path} cannot; change run_dir"]
+    assert errors == [f"error: run_dir must be on a disk that can be written, but that of {disk.path} is read-only"]
     assert list(disk.path.iterdir()) == []
     disk.set_read_only(False)
     campaign.finish()

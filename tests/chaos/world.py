@@ -11,6 +11,7 @@ import faulthandler
 import fcntl
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -34,6 +35,9 @@ PIPE_BYTES = 1 << 20
 _SET_CHILD_SUBREAPER = 36
 
 
+_OF_A_LOG = re.compile(r"(rank [0-9]+|launcher) \| ")
+
+
 @dataclass
 class Outcome:
     """How one start ended."""
@@ -51,6 +55,11 @@ class Outcome:
     output: str = ""
     """What a person would see."""
     seconds: float = 0.0
+
+    @property
+    def said(self) -> str:
+        """What the start itself said, without the last lines of logs that it shows of a rank that failed."""
+        return "\n".join(line for line in self.output.splitlines() if not _OF_A_LOG.match(line))
 
 
 def warm() -> None:

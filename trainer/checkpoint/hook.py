@@ -10,7 +10,7 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.config.plan import RunPlan
 from trainer.config.schema import OffloadKind, SaveFailure
 from trainer.engine.face import Engine
-from trainer.errors import StorageError
+from trainer.errors import StorageError, TridentError
 from trainer.log import say, warn
 from trainer.loop.events import RunEnd, StepReport
 from trainer.loop.measures import Measures
@@ -149,7 +149,10 @@ class CheckpointHook:
             return
         try:
             work.result()
-        except Exception as error:
+        except TridentError as error:
             warn(f"step {snapshot.step} is not saved: {error}")
+        except Exception:
+            # What a broken connection says is of no use to anybody.
+            warn(f"step {snapshot.step} is not saved: a rank was lost while it was written")
         else:
             say(f"saved {self._store.path(snapshot.step)}")

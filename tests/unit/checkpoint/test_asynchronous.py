@@ -197,6 +197,18 @@ def test_a_run_that_fails_tells_that_its_save_failed_too(
     assert "step 2 is not saved" in capsys.readouterr().err
 
 
+def test_a_save_that_a_lost_rank_broke_is_told_in_words(
+    tmp_path: Path, control: DistGroup, gate: Gate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(tmp_path, control)
+    gate.error = RuntimeError("Connection closed by peer")
+    gate.open.set()
+    run.steps(2)
+    finished(run)
+    run.end("failed")
+    assert "step 2 is not saved: a rank was lost while it was written" in capsys.readouterr().err
+
+
 def test_too_little_room_is_known_before_anything_is_written(
     tmp_path: Path, control: DistGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
