@@ -192,7 +192,7 @@ def _report(runs: Sequence[_Run], codes: Sequence[int]) -> None:
     records = [_record(run, code) for run, code in zip(runs, codes, strict=False)]
     records += [{"point": run.point.name, "status": "not started"} for run in runs[len(codes) :]]
     write_atomically(runs[0].folder.parent / SWEEP_FILE, json.dumps(records, indent=1) + "\n")
-    heads = ("run", "status", "step", "train/loss", "eval/loss", "tokens/s")
+    heads = ("run", "status", "step", "train/loss", "eval/loss", "tokens/s", "GiB")
     rows = [
         (
             str(record["point"]),
@@ -212,7 +212,12 @@ def _report(runs: Sequence[_Run], codes: Sequence[int]) -> None:
         say(f"* lowest {'eval/loss' if 'eval/loss' in records[best] else 'train/loss'}, in {records[best]['run_dir']}")
 
 
-_NUMBERS = (("train/loss", ".4f"), ("eval/loss", ".4f"), ("perf/tokens_per_second", ",.0f"))
+_NUMBERS = (
+    ("train/loss", ".4f"),
+    ("eval/loss", ".4f"),
+    ("perf/tokens_per_second", ",.0f"),
+    ("memory/peak_allocated_gib", ".2f"),
+)
 
 
 def _record(run: _Run, code: int) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def test_each_point_has_its_folder_and_a_row(sweep: Sweep, place: Path) -> None:
         ["run", str(number)] for number in (1, 2, 3, 4)
     ]
     table = answer.out.splitlines()[-6:]
-    assert table[0].split() == ["run", "status", "step", "train/loss", "eval/loss", "tokens/s"]
+    assert table[0].split() == ["run", "status", "step", "train/loss", "eval/loss", "tokens/s", "GiB"]
     assert table[3].split() == ["*", names[2], "finished", "3", "0.1000", "1,234"]
     assert table[5] == f"* lowest train/loss, in {root / names[2]}"
     assert [record["point"] for record in records(place)] == names

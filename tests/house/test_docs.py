@@ -14,6 +14,7 @@ import pytest
 
 from trainer import errors
 from trainer.config.compose import compose, recompose
+from trainer.config.multirun import points
 from trainer.config.validate import problems
 from trainer.errors import ConfigError, TridentError
 from trainer.generation.options import parse
@@ -42,6 +43,13 @@ def words_of(line: str) -> list[str]:
 
 
 README_COMMANDS = [line for line in code_lines(ROOT / "README.md") if line.startswith(COMMANDS)]
+TUTORIAL_COMMANDS = [line for line in code_lines(ROOT / "docs" / "tutorial.md") if line.startswith(COMMANDS)]
+GENERATE_COMMANDS = [
+    line
+    for page in ("README.md", "docs/tutorial.md")
+    for line in code_lines(ROOT / page)
+    if line.startswith("trident generate")
+]
 
 
 def test_readme_shows_every_way_to_launch() -> None:
@@ -53,17 +61,19 @@ def test_readme_shows_every_way_to_launch() -> None:
     }
 
 
-@pytest.mark.parametrize("line", README_COMMANDS)
-def test_command_of_the_readme_composes_and_is_legal(line: str) -> None:
+@pytest.mark.parametrize("line", README_COMMANDS + TUTORIAL_COMMANDS)
+def test_command_composes_and_is_legal(line: str) -> None:
     words = words_of(line)
     verb = words.index("train") if "train" in words else words.index("data")
     counts = [int(words[words.index(option) + 1]) for option in RANKS if option in words]
-    config = compose(words[verb + 1 :])
-    assert problems(config, counts[0] if counts else None) == []
+    settings = [word for word in words[verb + 1 :] if word != "--multirun"]
+    runs = [point.words for point in points(settings)] if "--multirun" in words else [settings]
+    for run in runs:
+        assert problems(compose(run), counts[0] if counts else None) == []
 
 
-@pytest.mark.parametrize("line", [line for line in code_lines(ROOT / "README.md") if "trident generate" in line])
-def test_generate_command_of_the_readme_parses(line: str) -> None:
+@pytest.mark.parametrize("line", GENERATE_COMMANDS)
+def test_generate_command_parses(line: str) -> None:
     assert parse(words_of(line)[2:]).checkpoint
 
 
@@ -81,6 +91,21 @@ def test_reshard_command_of_the_documentation_composes(line: str) -> None:
     words = words_of(line)
     _, _, overrides = parse_reshard(words[words.index("reshard") + 1 :])
     recompose(compose([]), overrides, MAY_CHANGE)
+
+
+def test_the_tutorial_goes_all_the_way() -> None:
+    assert len(TUTORIAL_COMMANDS) >= 12
+    text = " ".join(TUTORIAL_COMMANDS)
+    for step in (
+        "layout=dp2",
+        "micro_batch_size=1",
+        "zero=stage3",
+        "layout=pp2",
+        "layout=tp2",
+        "tp2_pp2_dp2",
+        "offload",
+    ):
+        assert step in text
 
 
 def test_refusals_of_the_readme_are_what_is_said() -> None:
@@ -102,8 +127,9 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     assert [target for target in targets if target and not (page.parent / target).exists()] == []
 
 
-def test_configuration_reference_is_fresh() -> None:
-    command = [sys.executable, "docs/generate_configuration.py", "--check"]
+@pytest.mark.parametrize("script", ["generate_configuration.py", "draw_axes.py"])
+def test_what_is_generated_is_fresh(script: str) -> None:
+    command = [sys.executable, f"docs/{script}", "--check"]
     done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
