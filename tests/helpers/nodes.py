@@ -19,6 +19,8 @@ import psutil
 from tests.helpers.command import Running
 
 _READY_S = 20.0
+_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
+"""What a test starts ends with it, even when the test is killed."""
 
 
 @dataclass
@@ -43,7 +45,7 @@ def can_make_namespaces() -> bool:
     """Return whether this user may make network namespaces with devices between them."""
     if os.geteuid() != 0:
         return False
-    trial = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "sh", "-c"]
+    trial = [*_WITH_PARENT, "unshare", "--net", "--uts", "--mount", "--pid", "--fork", "sh", "-c"]
     try:
         done = subprocess.run(
             [*trial, "ip link add name br0 type bridge && ip link add va type veth peer name vb && hostname trial"],
@@ -60,7 +62,7 @@ def _hold(options: Sequence[str], setup: str) -> _Holder:
     """Start `unshare` with these options, run `setup` inside, and keep what it made."""
     script = f"set -e; {setup}\necho ready; exec sleep infinity"
     outside = subprocess.Popen(
-        ["unshare", *options, "sh", "-c", script], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+        [*_WITH_PARENT, "unshare", *options, "sh", "-c", script], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
     )
     assert outside.stdout is not None
     if outside.stdout.readline() != b"ready\n":
