@@ -144,7 +144,11 @@ def _train(arguments: list[str]) -> int:
         publish_world(world)
     from trainer.app import train_rank
 
-    code = train_rank(config, world)
+    try:
+        code = train_rank(config, world)
+    except TridentError as error:
+        report_error(error)
+        code = error.exit_code
     if code not in (0, Preempted.exit_code):
         # Peers may hang in a collective; communication libraries must not wait for them at exit.
         _leave_now(code)

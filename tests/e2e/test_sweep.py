@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 SETTINGS = (
     *("data=synthetic", "model.vocab_size=256", "model.hidden_size=32", "model.seq_length=32", "train.steps=4"),
     *("runtime.device=cpu", "logging=local", "checkpoint=none", "optimizer.grad_clip=0"),
+    "train.max_skipped_in_row=0",
 )
 
 

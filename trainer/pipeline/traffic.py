@@ -43,9 +43,9 @@ def tensor_link_bytes(plan: RunPlan, stage: Stage) -> float:
     rounds = sum(_rounds(plan, layer) for layer in stage.layers)
     in_bytes = rounds * whole
     if "head" in stage.layers:
-        # The loss: a maximum, and two sums, of one number a position.
         positions = plan.model.seq_length * plan.config.batch.micro_batch_size
-        in_bytes += 2 * 3 * positions * _FP32_BYTES
+        # The loss. Fused: two numbers a position of every rank, gathered; otherwise a maximum and two sums.
+        in_bytes += (size * 2 if plan.model.fused_loss else 2 * 3) * positions * _FP32_BYTES
     return in_bytes * (size - 1) / size * plan.num_micro_batches
 
 
@@ -62,7 +62,8 @@ def _rounds(plan: RunPlan, layer: str) -> float:
     if layer == "position" and sharded and plan.model.position is PositionKind.learned:
         # Gradients of the positions, `[S, H]`.
         return 1 / plan.config.batch.micro_batch_size
-    return (3 if sharded else 2) if layer == "head" else 0
+    # Fused, the head's gradients are made in forward, where its input is whole.
+    return (3 if sharded and not plan.model.fused_loss else 2) if layer == "head" else 0
 
 
 def node_traffic(plan: RunPlan, nodes: Sequence[Hashable]) -> NodeTraffic:

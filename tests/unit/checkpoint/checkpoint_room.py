@@ -139,6 +139,7 @@ class Run:
         self.engine = engine or FakeEngine()
         self.state = TrainState(step, sample_length=8)
         self.measures = Measures()
+        self._has_started = False
         groups = groups or single_process_groups()
         self.hook = CheckpointHook(
             self.store,
@@ -152,7 +153,9 @@ class Run:
         )
 
     def steps(self, last: int) -> None:
-        self.hook.on_start(self.state.step + 1)
+        if not self._has_started:
+            self.hook.on_start(self.state.step + 1)
+            self._has_started = True
         for step in range(self.state.step + 1, last + 1):
             self.state.step = step
             self.state.position += 12

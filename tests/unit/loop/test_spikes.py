@@ -96,7 +96,7 @@ def test_rewind_ends_the_call_behind_the_data_of_the_jump() -> None:
     state, hook = after(), Recorder()
     end = run(FakeEngine({6: 100.0}), plan_with(SpikePolicy.rewind), [hook], state)
     assert (end.status, state.step, state.position) == ("rewound", 6, after(6).position)
-    assert hook.events[-2:] == ["report 5", "end rewound"]
+    assert hook.events[-3:] == ["report 5", "step 5", "end rewound"]
 
 
 def test_rewinds_without_progress_end_the_run() -> None:

@@ -72,7 +72,7 @@ def test_one_row_goes_to_every_sink(report: StepReport) -> None:
     hook.on_end(FINISHED)
     assert sinks[0].events == sinks[1].events
     kinds = [event[0] for event in sinks[0].events if isinstance(event, tuple)]
-    assert kinds == ["start", "advance", "write", "show", "end"]
+    assert kinds == ["start", "advance", "advance", "write", "show", "end"]
 
 
 def test_a_rank_without_sinks_takes_part_in_the_same_collectives(report: StepReport) -> None:
