@@ -91,8 +91,9 @@ class BatchSource:
     def ledger(self, previous: str, position: int) -> str:
         """Return the rolling hash after a global batch: of `previous`, its position, and every token id in it."""
         digest = hashlib.blake2b(f"{previous}:{position}:".encode(), digest_size=16)
-        for row in range(self._plan.config.batch.global_batch_size):
-            digest.update(self._sequences(position, np.array([row])).astype("<u4").tobytes())
+        pairs = self._sequences(position, np.arange(self._plan.config.batch.global_batch_size))
+        # A sequence at a time: its inputs, then its labels.
+        digest.update(pairs.swapaxes(0, 1).astype("<u4").tobytes())
         return digest.hexdigest()
 
 
