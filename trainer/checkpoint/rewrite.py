@@ -18,8 +18,7 @@ import torch
 from trainer.checkpoint.container import ITEM_BYTES, ContainerWriter
 from trainer.checkpoint.manifest import FileFacts, Manifest, check_file
 from trainer.checkpoint.placement import Placement
-from trainer.checkpoint.shards import BLOCK, SUFFIX, Place, TensorFolder, address, cut_run, file_metadata
-from trainer.checkpoint.store import TENSORS
+from trainer.checkpoint.shards import BLOCK, Place, TensorFolder, address, cut_run, file_metadata, rank_file
 from trainer.config.plan import RunPlan
 from trainer.errors import CheckpointError, StorageError
 from trainer.model.accounting import parameter_count
@@ -50,17 +49,13 @@ def rewrite_tensors(source: Path, manifest: Manifest, plan: RunPlan, target: Pat
     placement = Placement(plan)
     contents = _contents(tensors, placement)
     _check_room(contents, target)
-    writers = {rank: content.writer(target / _file_name(rank)) for rank, content in sorted(contents.items())}
+    writers = {rank: content.writer(target / rank_file(rank)) for rank, content in sorted(contents.items())}
     digests = _write(tensors, placement, writers)
-    files = {_file_name(rank): writer.finish() for rank, writer in writers.items()}
+    files = {rank_file(rank): writer.finish() for rank, writer in writers.items()}
     for name, facts in files.items():
         check_file(target / name, facts)
     _check_same(TensorFolder(target, files), digests, target)
     return files
-
-
-def _file_name(rank: int) -> str:
-    return f"{TENSORS}/rank_{rank:05d}{SUFFIX}"
 
 
 def _check_model(tensors: TensorFolder, source: Path, plan: RunPlan) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trainer.checkpoint.manifest import MANIFEST, FileFacts, Manifest, describe_layout, file_facts
 from trainer.checkpoint.probe import probe_loss
-from trainer.checkpoint.shards import SUFFIX, write_fragments
+from trainer.checkpoint.shards import rank_file, write_fragments
 from trainer.checkpoint.store import CONFIG, TENSORS, CheckpointStore
 from trainer.config.compose import to_yaml
 from trainer.config.plan import RunPlan
@@ -127,14 +127,14 @@ class CheckpointWriter:
             )
 
     def _write(self, temporary: Path, snapshot: Snapshot) -> FileFacts | None:
-        path = temporary / _file_name(self._peers.rank)
+        path = temporary / rank_file(self._peers.rank)
         with storage_faults(path):
             return file_facts(path) if write_fragments(path, snapshot.fragments) else None
 
     def _publish(self, temporary: Path, snapshot: Snapshot, written: Sequence[FileFacts | None]) -> None:
         if not self._is_first:
             return
-        files = {_file_name(rank): facts for rank, facts in enumerate(written) if facts is not None}
+        files = {rank_file(rank): facts for rank, facts in enumerate(written) if facts is not None}
         step = snapshot.step
         with storage_faults(self._store.path(step)):
             write_atomically(temporary / CONFIG, snapshot.config)
@@ -148,10 +148,6 @@ class CheckpointWriter:
             steps = ", ".join(map(str, later))
             say(f"deleted the checkpoints of steps {steps}: this run went back and trains them anew")
         self._store.delete_old(self._config.keep, self._config.keep_every)
-
-
-def _file_name(rank: int) -> str:
-    return f"{TENSORS}/rank_{rank:05d}{SUFFIX}"
 
 
 def _check_shared(folder: Path) -> None:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from trainer.checkpoint.container import ITEM_BYTES, read_header, read_values
 from trainer.checkpoint.regions import Footprint, Region, footprint, regions, whole_footprint
+from trainer.checkpoint.store import TENSORS
 from trainer.engine.face import Fragment
 from trainer.errors import CheckpointError, ConfigError
 from trainer.tensor_parallel.shard import ShardSpec, shard, with_padding
@@ -34,6 +35,11 @@ _OS_ERROR = re.compile(r"\(os error ([0-9]+)\)")
 
 Place = list[str | int]
 """What a file says of a fragment: kind, name of the tensor, tensor-parallel rank and size, first element."""
+
+
+def rank_file(rank: int) -> str:
+    """Return the name of a rank's file of tensors, relative to its checkpoint."""
+    return f"{TENSORS}/rank_{rank:05d}{SUFFIX}"
 
 
 def address(kind: str, spec: ShardSpec, tp_rank: int, size: int, start: int) -> tuple[str, Place]:
