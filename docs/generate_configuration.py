@@ -1,6 +1,6 @@
 """Write docs/configuration.md from the schema: every key, its type and range, its default, its meaning. No torch.
 
-The meaning of a key is the string literal under its field in trainer/config/schema.py, read from the source.
+The meaning of a key is the string literal under its field in trainer/config/schema*.py, read from the source.
 
     python docs/generate_configuration.py            write the page
     python docs/generate_configuration.py --check    exit 1 if the page is stale
@@ -17,9 +17,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_args
 
-from trainer.config import schema
+from trainer.config import schema, schema_logging, schema_train
 from trainer.config.compose import compose, conf_folder, options
-from trainer.config.keys import GROUPS, KEYS, flatten, is_list, optional
+from trainer.config.keys import GROUPS, KEYS, flatten, is_list, number_or_word, optional
 from trainer.config.rules_ranges import BELOW_ONE, CLOSED, MINIMA, NOT_NEGATIVE, POSITIVE
 from trainer.config.schema import TridentConfig
 from trainer.log import say
@@ -51,7 +51,9 @@ lists the combinations that they refuse.
 def meanings() -> dict[str, str]:
     """Return `Class.field` -> the string literal under the field, and `Class` -> its docstring."""
     found: dict[str, str] = {}
-    for node in ast.parse(inspect.getsource(schema)).body:
+    parts = (schema, schema_train, schema_logging)
+    nodes = [node for module in parts for node in ast.parse(inspect.getsource(module)).body]
+    for node in nodes:
         if not isinstance(node, ast.ClassDef):
             continue
         found[node.name] = " ".join((ast.get_docstring(node) or "").split())
@@ -70,7 +72,10 @@ def _text(node: ast.stmt) -> str:
 def type_of(key: str) -> str:
     """Return the type of a key in words, with its range."""
     kind, may_be_null = optional(KEYS[key])
-    words = f"list of {_scalar(get_args(kind)[0])}s" if is_list(kind) else _scalar(kind) + _range(key)
+    number, choices = number_or_word(kind)
+    words = f"list of {_scalar(get_args(kind)[0])}s" if is_list(kind) else _scalar(number) + _range(key)
+    if choices is not None:
+        words += f" | {_scalar(choices)}"
     return words + " or null" * may_be_null
 
 

@@ -21,6 +21,27 @@ need_number() {
     [[ "$2" =~ ^[0-9]+$ ]] || fail "$1 must be a number, but is '$2'"
 }
 
+# Return 0 after the time to wait if an attempt that ended with status $1 is to be followed by another; the rest are
+# settings. Reads `max_restarts`, keeps `restarts` and `ended_at`. A signal ends the wait: look at `asked` then.
+restarts=0
+ended_at=
+starts_again() {
+    local status="$1" answer pause
+    shift
+    # 0 and 75: it is done, or was asked. 130 and 143: by Ctrl-C or SIGTERM, which nobody handed on.
+    [[ "${max_restarts:-0}" != 0 && ! "$status" =~ ^(0|75|130|143)$ ]] || return 1
+    answer="$("${facts[@]}" again "$status" "$max_restarts" "$ended_at" "$@")" || return 1
+    restarts=$((restarts + 1))
+    ended_at+="${ended_at:+,}${answer#* }"
+    echo "starting again in ${answer% *} s, from the newest checkpoint (last step logged: ${answer#* })" >&2
+    sleep "${answer% *}" &
+    pause=$!
+    while [[ "${asked:-0}" == 0 ]] && kill -0 "$pause" 2>/dev/null; do sleep 0.2; done
+    kill "$pause" 2>/dev/null || true
+    # The ranks count it in restarts.json and summary.json.
+    export TRIDENT_RESTART_COUNT="$restarts"
+}
+
 # Set `python` (a command: the interpreter that has Trident) and `trident` (the same with the module).
 # Looks at TRIDENT_VENV, at .venv beside this folder, and at python3; a source tree beside this folder goes first.
 find_trident() {

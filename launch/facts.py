@@ -1,8 +1,14 @@
 """What the shell scripts ask about a run before it starts and after it ended. Loads no torch.
 
 usage: facts.py gpus                          GPUs that this process may use
-       facts.py folder RANKS [key=value ...]  check the config for so many ranks, and print the run's folder
+       facts.py folder HOST=RANKS,... [key=value ...]
+                                              check the config for so many ranks on these hosts, warn if ranks that talk
+                                              much would be on several, and print the run's folder
        facts.py finished [key=value ...]      exit 0 if the run in that folder has done all its steps, else 1
+       facts.py again STATUS MAX STEPS [key=value ...]
+                                              after an attempt that ended with STATUS: print how many seconds to wait
+                                              before the next and the last step logged, or exit 1 and say why there is
+                                              none. STEPS: where the attempts before it ended, with commas
 """
 
 from __future__ import annotations
@@ -13,21 +19,33 @@ import sys
 from pathlib import Path
 
 from trainer.config.compose import compose
+from trainer.config.plan import make_plan
 from trainer.config.validate import validate
-from trainer.errors import TridentError
+from trainer.errors import PeerLostError, TridentError
+from trainer.launcher.attempts import last_step
 from trainer.launcher.environment import gpu_count
-from trainer.log import report_error, say
+from trainer.launcher.roster import Roster
+from trainer.log import report_error, say, warn
+from trainer.metrics.jsonl import read_rows
+from trainer.pipeline.placement import placement_warning
+from trainer.restarts import RESTARTABLE, RestartPolicy, as_exit_code
 from trainer.run_folder import RunFolder
 
 
-def folder(ranks: int, arguments: list[str]) -> Path:
+def folder(places: str, arguments: list[str]) -> Path:
     """Return the run's folder.
 
     Raises:
         ConfigError: the config is wrong for this number of ranks.
     """
+    hosts = [
+        host for host, _, ranks in (place.rpartition("=") for place in places.split(",")) for _ in range(int(ranks))
+    ]
     config = compose(arguments)
-    validate(config, ranks)
+    validate(config, len(hosts))
+    warning = placement_warning(make_plan(config, config.model.vocab_size or 1, len(hosts)), hosts)
+    if warning is not None:
+        warn(warning)
     return RunFolder.of(config).path
 
 
@@ -41,13 +59,39 @@ def finished(arguments: list[str]) -> bool:
         return False
 
 
+def again(status: int, max_restarts: int, earlier: list[int], arguments: list[str]) -> str | None:
+    """Return the wait in seconds and the last step logged, or None if the run is not to be started again."""
+    config = compose(arguments)
+    run = RunFolder.of(config)
+    code = as_exit_code(status)
+    if code in RESTARTABLE:
+        # This node's ranks may only have lost a peer, which ended for a reason that would end it again.
+        code = Roster(run.logs).told_failure() or code
+    policy = RestartPolicy(max_restarts, config.launch.restart_backoff_s, option="--max-restarts")
+    for step in earlier:
+        policy.wait_s(PeerLostError.exit_code, step)
+    step = last_step(read_rows(run.metrics))
+    wait_s = policy.wait_s(code, step)
+    if wait_s is None:
+        if policy.reason:
+            warn(f"not started again: {policy.reason}")
+        return None
+    return f"{wait_s:g} {step}"
+
+
 def main(question: str, *arguments: str) -> int:
     """Answer one question on stdout."""
     try:
         if question == "gpus":
             say(str(gpu_count(os.environ)))
         elif question == "folder":
-            say(str(folder(int(arguments[0]), list(arguments[1:]))))
+            say(str(folder(arguments[0], list(arguments[1:]))))
+        elif question == "again":
+            status, most, steps, *words = arguments
+            found = again(int(status), int(most), [int(step) for step in steps.split(",") if step], words)
+            if found is None:
+                return 1
+            say(found)
         else:
             return 0 if finished(list(arguments)) else 1
     except TridentError as error:

@@ -10,6 +10,8 @@
 #   --master-port PORT   where rank 0 listens (default: 29500)
 #   --ssh-port PORT      of the nodes' ssh servers
 #   --export NAME        one more variable to hand to the other nodes; may be repeated
+#   --max-restarts N     after a crash or a lost rank or node, start again from the newest checkpoint; with --no-ssh,
+#                        give the same on every node (default: 0)
 #   --dry-run            print the command and do nothing
 # pdsh starts ranks in login shells that know nothing of this one. DeepSpeed hands on PYTHON*, UCX* and the like; this
 # script adds NCCL_*, GLOO_*, OMP_*, HF_*, WANDB_*, TRIDENT_*, DS_ACCELERATOR and LD_LIBRARY_PATH, but nothing that
@@ -25,6 +27,7 @@ node_rank=
 address=
 port=29500
 ssh_port=
+max_restarts=0
 exports=()
 dry_run=
 while [[ "${1:-}" == -* ]]; do
@@ -38,6 +41,7 @@ while [[ "${1:-}" == -* ]]; do
         --master-port) port="${2:-}" ;;
         --ssh-port) ssh_port="${2:-}" ;;
         --export) exports+=("${2:-}") ;;
+        --max-restarts) max_restarts="${2:-}" ;;
         *) fail "there is no option $1" "see --help; settings are written key=value" ;;
     esac
     [[ $# -ge 2 ]] || fail "$1 must have a value, but has none"
@@ -45,7 +49,7 @@ while [[ "${1:-}" == -* ]]; do
 done
 
 hosts=()
-world=0
+places=
 read_hosts() {
     [[ -r "$hostfile" ]] || fail "--hostfile must name a file, but $hostfile cannot be read"
     local host slots rest
@@ -54,7 +58,7 @@ read_hosts() {
         [[ "$slots" =~ ^slots=[1-9][0-9]*$ && -z "$rest" ]] ||
             fail "a line of $hostfile must read 'HOST slots=RANKS', but is '$host $slots${rest:+ $rest}'"
         hosts+=("$host")
-        world=$((world + ${slots#slots=}))
+        places+="${places:+,}$host=${slots#slots=}"
     done <"$hostfile"
     ((${#hosts[@]} > 0)) || fail "$hostfile must name a host, but names none"
 }
@@ -117,7 +121,8 @@ read_hosts
 find_trident
 address="${address:-${hosts[0]}}"
 need_number --master-port "$port"
-run_dir="$("${facts[@]}" folder "$world" "$@")"
+need_number --max-restarts "$max_restarts"
+run_dir="$("${facts[@]}" folder "$places" "$@")"
 
 command=("${python[@]}" -m deepspeed.launcher.runner --hostfile "$hostfile" --master_addr "$address"
     --master_port "$port" --no_local_rank)
@@ -145,7 +150,6 @@ if [[ -z "$no_ssh" ]]; then
     DS_ENV_FILE="$(mktemp)"
     export DS_ENV_FILE
     trap 'rm -f "$DS_ENV_FILE"' EXIT
-    environment_lines >"$DS_ENV_FILE"
 fi
 
 # One rank that is asked is enough: all of them agree on the step after which they save and end.
@@ -166,13 +170,16 @@ ask_a_rank() {
 }
 
 asked=0
+launcher=
 too_early=
 signalled=
 # shellcheck disable=SC2329  # the trap calls it
 on_signal() {
     signalled=1
     asked=$((asked + 1))
-    if ((asked == 1)) && ask_a_rank; then
+    if [[ -z "$launcher" ]] || ! kill -0 "$launcher" 2>/dev/null; then
+        return 0
+    elif ((asked == 1)) && ask_a_rank; then
         echo "asked to stop: saving; once more to end it at once" >&2
     elif ((asked <= 2)); then
         ((asked > 1)) || too_early=1
@@ -182,24 +189,52 @@ on_signal() {
     fi
 }
 
-# In a session of its own: a Ctrl-C would make the launcher end the ranks before they save.
-setsid "${command[@]}" &
-launcher=$!
+# The first node writes that the run has finished, perhaps a moment after this one has.
+has_finished() {
+    local tries=1
+    [[ -z "$no_ssh" || "$node_rank" == 0 ]] || tries=5
+    for ((; tries > 0; tries--)); do
+        "${facts[@]}" finished "$@" && return 0
+        ((tries == 1)) || sleep 1
+    done
+    return 1
+}
+
+# Set `code`: how the launcher ended.
+run_launcher() {
+    [[ -n "$no_ssh" ]] || environment_lines >"$DS_ENV_FILE"
+    # In a session of its own: a Ctrl-C would make the launcher end the ranks before they save.
+    setsid "${command[@]}" &
+    launcher=$!
+    while :; do
+        signalled=
+        code=0
+        wait "$launcher" || code=$?
+        [[ -n "$signalled" ]] || break
+    done
+    # A rank that still hangs would meet those of the next attempt.
+    kill -KILL -- "-$launcher" 2>/dev/null || true
+}
+
 trap 'on_signal' INT TERM HUP USR1
 while :; do
-    signalled=
-    code=0
-    wait "$launcher" || code=$?
-    [[ -n "$signalled" ]] || break
+    run_launcher
+    # The deepspeed launcher also ends with 0 when its helper is killed.
+    unfinished=
+    if ((code == 0)) && ! has_finished "$@"; then
+        unfinished=1
+        code=1
+    fi
+    ((asked == 0)) || break
+    starts_again "$code" "$@" || break
+    ((asked == 0)) || exit 75
 done
 # Asked when no rank worked: before the first step there is nothing to save, after the last one all is done.
 if [[ -n "$too_early" ]] && ((code != 0)); then
     "${facts[@]}" finished "$@" || exit 75
     exit 0
 fi
-# The deepspeed launcher also ends with 0 when its helper is killed.
-if ((code == 0)) && ! "${facts[@]}" finished "$@"; then
+if [[ -n "$unfinished" ]]; then
     echo "error: the run must finish, but the launcher ended before it did; see $run_dir/logs" >&2
-    exit 1
 fi
 exit "$code"

@@ -22,6 +22,13 @@ OPTIONAL = {"matrix": "--run-matrix", "slow": "--run-slow"}
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-matrix", action="store_true", help="run the whole parity and resume matrices (hours)")
     parser.addoption("--parity-report", type=Path, help="append a JSON line for each case of the matrix to this file")
+    parser.addoption("--chaos-kills", type=int, default=20, help="runs killed at a random moment")
+    parser.addoption("--chaos-write-kills", type=int, default=30, help="runs killed inside a save or a resume")
+    parser.addoption("--chaos-in-a-row", type=int, default=10, help="kills of one run, one after the other")
+    parser.addoption("--chaos-refusals", type=int, default=20, help="writes that the disk refuses")
+    parser.addoption("--chaos-full-disks", type=int, default=3, help="small disks that fill up, in each layout")
+    parser.addoption("--chaos-seed", help="do the same kills again; the seed is printed")
+    parser.addoption("--chaos-report", type=Path, help="append a JSON line for each campaign to this file")
     parser.addoption("--run-slow", action="store_true", help="run tests that take minutes")
 
 

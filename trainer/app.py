@@ -4,33 +4,48 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 
 import torch
 
 from trainer.checkpoint.hook import CheckpointHook
-from trainer.checkpoint.resume import checkpoint_to_resume, resume
+from trainer.checkpoint.resume import checkpoint_to_resume, load, starting_state
+from trainer.checkpoint.rewind import rewind
 from trainer.config.plan import RunPlan, make_plan, with_vocabulary
 from trainer.config.schema import TridentConfig
-from trainer.data.batches import BatchSource, training_batches, validation_batches
+from trainer.data.batches import BatchSource, stream_identity, training_batches, validation_batches
 from trainer.data.prepare import PreparedData, prepare
 from trainer.description import describe, plan_record
 from trainer.engine.build import build_engine
 from trainer.engine.face import Engine
 from trainer.engine.kernels import check_compiler
-from trainer.engine.world import choose_device, start_world, stop_world
+from trainer.engine.world import choose_device, host_group, start_world, stop_world
 from trainer.errors import DataError, OutOfMemoryError, Preempted
+from trainer.launcher.attempts import note_restart, restarted_by
 from trainer.launcher.environment import World
 from trainer.launcher.guard import RankGuard
+from trainer.launcher.orphan import watch_launcher
 from trainer.launcher.output import send_output_to
 from trainer.launcher.start import SUPERVISED_VARIABLE
-from trainer.log import say, use_terminal
-from trainer.loop.events import Hook, RunEnd
+from trainer.launcher.watchdog import Watchdog
+from trainer.log import say, use_terminal, warn
+from trainer.loop.events import Hook, RunEnd, SkippedBatch
+from trainer.loop.measures import Measures
+from trainer.loop.replicas import ReplicaCheck
+from trainer.loop.skips import RewindCount
 from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
 from trainer.metrics.build import build_metrics
+from trainer.metrics.jsonl import read_rows
+from trainer.metrics.skipped import SKIPPED_FILE, SkippedBatchesFile
+from trainer.metrics.tensorboard_sink import check_tensorboard
+from trainer.pipeline.placement import placement_warning
+from trainer.progress import Progress
 from trainer.run_folder import RunFolder
-from trainer.topology.agreement import same_everywhere, together
+from trainer.samples.check import check_samples
+from trainer.samples.hook import SamplesHook
+from trainer.topology.agreement import gather, same_everywhere, together
 from trainer.topology.groups import DistGroup, ParallelGroups
 
 
@@ -44,17 +59,21 @@ def train_rank(config: TridentConfig, world: World) -> int:
     layout_plan = make_plan(config, config.model.vocab_size or 1, world.size)
     groups, control = start_world(layout_plan, device)
     folder = RunFolder.of(config)
-    together(control, lambda: _check(config, layout_plan, folder, groups))
+    # A machine that took the place of a lost one does not know that this is a restart; the others do.
+    by = next(filter(None, gather(control, restarted_by(os.environ))), None)
+    together(control, lambda: _check(config, layout_plan, folder, groups, by))
     together(control, lambda: use_terminal(*send_output_to(folder.log(groups.rank))))
     guard = RankGuard(folder.logs, groups.rank)
     # Listening first: a rank in the roster may be asked to stop at any moment.
     with StopRequest(control) as stop:
         together(control, guard.enter)
+        watch_launcher(stop.request)
         try:
             prepared = together(control, lambda: prepare(config, say))
             _check_same_data(prepared, control)
+            together(control, lambda: check_samples(prepared, config))
             plan = with_vocabulary(layout_plan, prepared.vocab_size)
-            _announce(folder, plan, prepared, groups)
+            _announce(folder, plan, prepared, groups, gather(control, socket.gethostname()))
             end = _train(plan, prepared, folder, groups, control, stop)
         except BaseException as error:
             return guard.fail(_in_our_words(error))
@@ -65,10 +84,15 @@ def train_rank(config: TridentConfig, world: World) -> int:
     return Preempted.exit_code if end.status == "stopped" else 0
 
 
-def _check(config: TridentConfig, plan: RunPlan, folder: RunFolder, groups: ParallelGroups) -> None:
+def _check(config: TridentConfig, plan: RunPlan, folder: RunFolder, groups: ParallelGroups, by: str | None) -> None:
     if groups.is_reporting_rank:
         folder.check(config)
         check_compiler(plan)
+        check_tensorboard(config.logging)
+        if SUPERVISED_VARIABLE not in os.environ:
+            folder.claim(config)
+            if by is not None:
+                note_restart(by, folder.path, folder.logs, read_rows(folder.metrics))
         RankGuard.prepare(folder.logs)
 
 
@@ -93,7 +117,9 @@ def _in_our_words(error: BaseException) -> BaseException:
     return error
 
 
-def _announce(folder: RunFolder, plan: RunPlan, prepared: PreparedData, groups: ParallelGroups) -> None:
+def _announce(
+    folder: RunFolder, plan: RunPlan, prepared: PreparedData, groups: ParallelGroups, hosts: list[str]
+) -> None:
     if not groups.is_reporting_rank:
         return
     folder.write(plan.config, plan_record(plan))
@@ -101,6 +127,9 @@ def _announce(folder: RunFolder, plan: RunPlan, prepared: PreparedData, groups: 
         shutil.copytree(prepared.tokenizer_folder, folder.tokenizer, dirs_exist_ok=True)
     if SUPERVISED_VARIABLE not in os.environ:
         say(describe(plan))
+    warning = placement_warning(plan, hosts)
+    if warning is not None:
+        warn(warning)
 
 
 def _train(
@@ -112,18 +141,43 @@ def _train(
     stop: StopRequest,
 ) -> RunEnd:
     found = checkpoint_to_resume(plan.config, folder.checkpoints, control)
-    sources = together(control, lambda: _sources(plan, prepared, groups))
-    engine = build_engine(plan, groups)
-    state = resume(found, engine, plan, groups, control)
+    state = together(control, lambda: starting_state(found, plan, stream_identity(prepared, plan.config)))
+    sources = together(control, lambda: _sources(plan, prepared, state.sample_length, groups))
+    progress = Progress()
+    engine = build_engine(plan, groups, progress)
+    if found is not None:
+        load(found, engine, plan, groups, control)
     if state.step >= plan.config.train.steps:
         say(f"nothing to do: {folder.path} is at step {state.step} of train.steps={plan.config.train.steps}")
-        return RunEnd("finished", state.step, 0.0)
-    hooks = _hooks(plan, folder, engine, state, groups, control)
-    return train(engine, *sources, plan, state, hooks, stop, groups)
+        if together(control, lambda: folder.is_concluded(state.step)):
+            return RunEnd("finished", state.step, 0.0)
+    skipped, rewinds, measures = SkippedBatchesFile(folder.logs / SKIPPED_FILE), RewindCount(), Measures()
+    on_skip = skipped.write if groups.is_reporting_rank else _ignore
+    background = host_group(plan, groups)
+    with _watchdog(plan, folder, groups, progress):
+        while True:
+            hooks = _hooks(plan, folder, engine, state, groups, control, background, measures)
+            end = train(engine, *sources, plan, state, hooks, stop, groups, measures, progress, on_skip, rewinds)
+            if end.status != "rewound":
+                return end
+            progress.enter("hooks")
+            state = rewind(engine, state, found, plan, folder.checkpoints, groups, control)
 
 
-def _sources(plan: RunPlan, prepared: PreparedData, groups: ParallelGroups) -> tuple[BatchSource, BatchSource | None]:
-    training = training_batches(prepared, plan, groups.data.rank, groups.device)
+def _watchdog(plan: RunPlan, folder: RunFolder, groups: ParallelGroups, progress: Progress) -> Watchdog:
+    stage = groups.grid.coordinate(groups.rank).stage
+    timeouts = (plan.hang_timeout_s, plan.config.runtime.timeout_s)
+    return Watchdog(folder.logs, groups.rank, stage, plan.world_size, progress, *timeouts)
+
+
+def _ignore(batch: SkippedBatch) -> None:
+    pass
+
+
+def _sources(
+    plan: RunPlan, prepared: PreparedData, sample_length: int, groups: ParallelGroups
+) -> tuple[BatchSource, BatchSource | None]:
+    training = training_batches(prepared, plan, sample_length, groups.data.rank, groups.device)
     if plan.config.train.eval_every == 0:
         return training, None
     return training, validation_batches(prepared, plan, groups.data.rank, groups.device)
@@ -136,6 +190,14 @@ def _hooks(
     state: TrainState,
     groups: ParallelGroups,
     control: DistGroup,
+    background: DistGroup,
+    measures: Measures,
 ) -> list[Hook]:
-    saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, control)
-    return [saver, build_metrics(plan, folder.path, state, groups, control)]
+    # Before the saver: weights that differ are not worth keeping.
+    check = ReplicaCheck(engine, plan, groups, control)
+    saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, control, background, measures)
+    metrics = build_metrics(plan, folder.path, state, groups, control, folder.newest_checkpoint)
+    hooks: list[Hook] = [check, saver, metrics]
+    if plan.config.eval.samples > 0:
+        hooks.append(SamplesHook(engine, plan, folder.tokenizer, groups, control, metrics.show))
+    return hooks

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from trainer import __version__
 from trainer.errors import ConfigError, Preempted, TridentError
-from trainer.log import report_error, say
+from trainer.log import be_quiet, report_error, say
 
 _USAGE = """usage: trident VERB [key=value ...]
 
@@ -17,21 +17,31 @@ verbs
   data       tokenise the data into memory-mapped shards, without training
   generate   sample text from a run or a checkpoint
   checkpoint list, show or verify checkpoints
+  reshard    write a checkpoint anew as the ranks of another layout would have
 
 options
   --help     this text, or `trident VERB --help`
   --version  the version
 """
 
-_TRAIN_USAGE = """usage: trident train [group=option ...] [key=value ...]
+_TRAIN_USAGE = """usage: trident train [--multirun [--fail-fast] [--dry-run]] [group=option ...] [key=value ...]
 
 Keys are those of the config, for example layout.tensor_parallel_size=2 or optimizer.lr=1e-3. Under `torchrun`, `srun`,
 or `deepspeed --no_local_rank --module trainer train ...` the process joins the ranks that were started.
+
+options
+  --multirun, -m  train once for each combination of values, as in optimizer.lr=1e-3,3e-4 layout=single,dp2: one run
+                  after the other, each in its own folder, and a table at the end
+  --fail-fast     with --multirun: stop when a run fails
+  --dry-run       with --multirun: check every run, print its command, and start none
 
 examples
   trident train
   trident train model=gpt2_124m layout=tp2_pp2 precision=bf16 batch.global_batch_size=64
   trident train data.source=files 'data.files=[corpus/*.txt]' train.steps=1000 run_dir=runs/mine
+
+options
+  --quiet    print errors and the last line only (= logging.console=quiet)
 
 groups and their options
 {groups}
@@ -95,22 +105,31 @@ def _generate_usage() -> str:
 
 
 def _train(arguments: list[str]) -> int:
+    if any(word in ("--multirun", "-m", "--dry-run", "--fail-fast") for word in arguments):
+        from trainer.sweep import multirun
+
+        return multirun(arguments)
     from trainer.config.compose import compose
-    from trainer.config.schema import DeviceKind
-    from trainer.config.validate import validate
+    from trainer.config.schema import ConsoleKind, DeviceKind
+    from trainer.config.validate import fill_machine, validate
     from trainer.launcher.environment import World, find_world, gpu_count, prepare_environment, publish_world
     from trainer.launcher.start import SUPERVISED_VARIABLE
 
+    # A setting like any other, so that ranks get it and config.yaml shows it.
+    arguments = ["logging.console=quiet" if word == "--quiet" else word for word in arguments]
     world = find_world(os.environ)
     if world is not None:
         publish_world(world)
     config = compose(arguments)
+    be_quiet(config.logging.console is ConsoleKind.quiet)
     if world is not None and config.launch.max_restarts > 0 and SUPERVISED_VARIABLE not in os.environ:
         raise ConfigError(
             f"launch.max_restarts={config.launch.max_restarts} has no effect under a launcher; use its own restarts "
-            "(torchrun --max-restarts, Slurm's requeue), or let `trident train` start the ranks"
+            "(--max-restarts of torchrun and of the scripts in launch/), or let `trident train` start the ranks"
         )
     gpus = gpu_count(os.environ)
+    if world is None:
+        config = fill_machine(config, gpus, len(os.sched_getaffinity(0)))
     validate(config, world.size if world else None, gpus)
     prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)
     if world is None:
@@ -125,7 +144,11 @@ def _train(arguments: list[str]) -> int:
         publish_world(world)
     from trainer.app import train_rank
 
-    code = train_rank(config, world)
+    try:
+        code = train_rank(config, world)
+    except TridentError as error:
+        report_error(error)
+        code = error.exit_code
     if code not in (0, Preempted.exit_code):
         # Peers may hang in a collective; communication libraries must not wait for them at exit.
         _leave_now(code)
@@ -176,9 +199,22 @@ def _checkpoint_usage() -> str:
     return USAGE
 
 
+def _reshard(arguments: list[str]) -> int:
+    from trainer.resharding import reshard_verb
+
+    return reshard_verb(arguments)
+
+
+def _reshard_usage() -> str:
+    from trainer.resharding import USAGE
+
+    return USAGE
+
+
 _VERBS: dict[str, tuple[Callable[[list[str]], int], Callable[[], str]]] = {
     "train": (_train, _train_usage),
     "data": (_data, _data_usage),
     "generate": (_generate, _generate_usage),
     "checkpoint": (_checkpoint, _checkpoint_usage),
+    "reshard": (_reshard, _reshard_usage),
 }

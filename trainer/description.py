@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from trainer.config.ds_json import deepspeed_json
 from trainer.config.plan import RunPlan
 from trainer.model.accounting import flops_per_token, parameter_count
 from trainer.pipeline.partition import stages
+
+_WIDTH = 80
 
 
 def plan_record(plan: RunPlan) -> dict[str, object]:
@@ -81,4 +85,8 @@ def describe(plan: RunPlan) -> str:
             f"bubble  {bubble_in_theory(plan):.1%} of a step in theory, "
             f"schedule {config.layout.pipeline_schedule.value}"
         )
-    return "\n".join(lines)
+    return "\n".join(_wrapped(line) for line in lines)
+
+
+def _wrapped(line: str) -> str:
+    return textwrap.fill(line, _WIDTH, subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False)

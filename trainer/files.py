@@ -12,29 +12,30 @@ from trainer.errors import StorageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM)
+_UNFINISHED = ".tmp"
 
 
 @contextmanager
-def storage_faults(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write `path` into a StorageError.
+def storage_faults(path: Path, key: str = "run_dir") -> Iterator[None]:
+    """Turn the operating system's refusal to write `path`, below the folder that `key` names, into a StorageError.
 
     Raises:
-        StorageError: the disk is full or over quota, read-only, not permitted, or failing.
+        StorageError: the disk is full or over quota, read-only, not permitted, or failing; or a file may not grow.
     """
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            reason, hint = "the disk is full", "free some space, or set run_dir to a folder on a larger disk"
+            reason, hint = "the disk is full", f"free some space, or set {key} to a folder on a larger disk"
         elif error.errno in _NO_ACCESS:
-            reason, hint = "writing is not allowed there", "set run_dir to a folder that this user can write"
+            reason, hint = "writing is not allowed there", f"set {key} to a folder that this user can write"
+        elif error.errno == errno.EFBIG:
+            reason, hint = "a file has reached its largest size", "raise the limit that `ulimit -f` shows"
         elif error.errno == errno.EIO:
-            reason, hint = "the disk reported an I/O error", "check the disk, or set run_dir to a folder on another one"
+            reason, hint = "the disk reported an I/O error", f"check the disk, or set {key} to a folder on another one"
         else:
             raise
-        raise StorageError(
-            f"{path} must be writable, but {reason} ({error.strerror}); change run_dir", [hint]
-        ) from error
+        raise StorageError(f"{path} must be writable, but {reason} ({error.strerror}); change {key}", [hint]) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -46,18 +47,25 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left of `write_atomically` in a folder. Nobody may be writing there."""
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        with suppress(OSError):
+            path.unlink()
+
+
+def write_atomically(path: Path, content: str | bytes, key: str = "run_dir") -> None:
     """Write `content` so that a reader, or a crash at any moment, sees the old file or the new one, never a part.
 
-    Missing parent folders are made. Text is UTF-8.
+    Missing parent folders are made. Text is UTF-8. `key` names the folder in messages.
 
     Raises:
         StorageError: the disk is full, read-only, or not writable by this user.
     """
     data = content.encode() if isinstance(content, str) else content
     # The same folder, because a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with storage_faults(path):
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
+    with storage_faults(path, key):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:

@@ -1,13 +1,14 @@
 """What a process says to a person. The only module that prints; every other one calls it.
 
-Rank-aware: of the ranks of a run only the reporting one speaks, so a line is seen once and not once a rank. No torch.
+Rank-aware: of the ranks of a run only the reporting one speaks, so a line is seen once and not once a rank. Where a
+rank's own output goes to a log, the log has these lines too, also those that a quiet run does not show. No torch.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TextIO
 
@@ -22,7 +23,8 @@ class _Terminal:
     out: TextIO | None = None
     err: TextIO | None = None
     above_bar: Callable[[str], None] | None = None
-    """Prints a line above the progress bar, while there is one."""
+    """Prints a line above the live view, while there is one."""
+    is_quiet: bool = False
 
 
 def use_terminal(out: TextIO, err: TextIO) -> None:
@@ -31,8 +33,13 @@ def use_terminal(out: TextIO, err: TextIO) -> None:
 
 
 def print_above_bar(printer: Callable[[str], None] | None) -> None:
-    """Let `printer` put lines on the terminal as long as a progress bar is drawn there; None when it is gone."""
+    """Let `printer` put lines on the terminal as long as a live view is drawn there; None when it is gone."""
     _Terminal.above_bar = printer
+
+
+def be_quiet(is_quiet: bool = True) -> None:
+    """Show only errors and the last line of a run (`conclude`)."""
+    _Terminal.is_quiet = is_quiet
 
 
 def terminal() -> TextIO:
@@ -50,15 +57,36 @@ def is_reporting_process() -> bool:
 
 
 def say(text: str) -> None:
-    """Print one line to stdout, on the reporting rank only."""
+    """Print one line to stdout, on the reporting rank only; nothing in a quiet run."""
     if is_reporting_process():
+        _record(text)
+        if not _Terminal.is_quiet:
+            _print(text, terminal())
+
+
+def conclude(text: str) -> None:
+    """Print the last line of a run to stdout, on the reporting rank only, also in a quiet one."""
+    if is_reporting_process():
+        _record(text)
         _print(text, terminal())
 
 
+def tell(text: str) -> None:
+    """Print to stdout on whichever rank calls: for what only this rank knows."""
+    _print(text, terminal())
+
+
+def record(text: str) -> None:
+    """Write a line into this rank's own log."""
+    _print(text, sys.stderr)
+
+
 def warn(text: str) -> None:
-    """Print `warning: text` to stderr, on the reporting rank only."""
+    """Print `warning: text` to stderr, on the reporting rank only; nothing in a quiet run."""
     if is_reporting_process():
-        _print(f"warning: {text}", _error_stream())
+        _record(f"warning: {text}")
+        if not _Terminal.is_quiet:
+            _print(f"warning: {text}", _error_stream())
 
 
 def report_error(error: TridentError) -> None:
@@ -67,11 +95,18 @@ def report_error(error: TridentError) -> None:
         report_failure(error)
 
 
-def report_failure(error: TridentError) -> None:
-    """Print the same on whichever rank calls: for a fault that only this rank knows of."""
+def report_failure(error: TridentError, log_of: str = "", log_lines: Sequence[str] = ()) -> None:
+    """Print the same on whichever rank calls: for a fault that only this rank knows of.
+
+    Args:
+        error: what to tell.
+        log_of: whose log the lines are of, e.g. `rank 1`.
+        log_lines: the end of that log, shown before the error.
+    """
     lines = [f"error: {problem}" for problem in error.problems]
     lines += [f"hint: {hint}" for hint in error.hints[:_MAX_HINTS]]
-    _print("\n".join(lines), _error_stream())
+    _record("\n".join(lines))
+    _print("\n".join([*(f"{log_of} | {line}" for line in log_lines), *lines]), _error_stream())
 
 
 def silence(stream: TextIO) -> None:
@@ -83,6 +118,13 @@ def silence(stream: TextIO) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+
+
+def _record(text: str) -> None:
+    """Write a line into this rank's log, where its own output goes."""
+    if _Terminal.out is not None:
+        with suppress(OSError, ValueError):
+            print(text, flush=True)
 
 
 def _print(text: str, stream: TextIO) -> None:

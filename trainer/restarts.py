@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,6 +15,9 @@ from trainer.files import write_atomically
 RESTARTS_FILE = "restarts.json"
 RESTARTABLE = (TridentError.exit_code, PeerLostError.exit_code)
 """A fault of ours, and a lost rank. What else ends a run would end it again: wrong input, numerics, memory, disk."""
+_FATAL_SIGNALS = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGKILL, signal.SIGSEGV)
+_LOST_RANK_CODES = {base + sign * number for number in _FATAL_SIGNALS for base, sign in ((128, 1), (256, -1))}
+"""How a shell (128 + signal) and the deepspeed launcher (256 - signal) say that a rank died by one."""
 LONGEST_WAIT_S = 300.0
 
 
@@ -21,18 +25,26 @@ LONGEST_WAIT_S = 300.0
 class Restart:
     """One time that a run was started again."""
 
-    exit_code: int
-    """Of the attempt before."""
+    exit_code: int | None
+    """Of the attempt before; None where nothing tells."""
     step: int
     """Last step that the attempt logged, 0 if none."""
     lost_ranks: tuple[int, ...]
+    """Ranks that ended without a word."""
     time: str
     """UTC, ISO 8601."""
+    by: str
+    """Who started it again."""
 
     @classmethod
-    def now(cls, exit_code: int, step: int, lost_ranks: Sequence[int]) -> Restart:
+    def now(cls, exit_code: int | None, step: int, lost_ranks: Sequence[int], by: str = "trident") -> Restart:
         """Return a restart of this moment."""
-        return cls(exit_code, step, tuple(lost_ranks), datetime.now(UTC).isoformat(timespec="seconds"))
+        return cls(exit_code, step, tuple(lost_ranks), datetime.now(UTC).isoformat(timespec="seconds"), by)
+
+
+def as_exit_code(status: int) -> int:
+    """Return a launcher's exit status as one of ours: a rank that died by a signal is a lost one."""
+    return PeerLostError.exit_code if status in _LOST_RANK_CODES else status
 
 
 class RestartPolicy:
@@ -41,9 +53,11 @@ class RestartPolicy:
     Args:
         max_restarts: at most so many.
         backoff_s: wait before the first restart; doubled for each further one, up to `LONGEST_WAIT_S`.
+        option: what the user set `max_restarts` with.
     """
 
-    def __init__(self, max_restarts: int, backoff_s: float) -> None:
+    def __init__(self, max_restarts: int, backoff_s: float, option: str = "launch.max_restarts") -> None:
+        self._option = option
         self._left = self._max_restarts = max_restarts
         self._wait_s = backoff_s
         self._failed_step: int | None = None
@@ -72,7 +86,7 @@ class RestartPolicy:
         if step == self._failed_step:
             return f"it failed again after step {step}, so a restart does not help"
         if self._left == 0:
-            return f"all of launch.max_restarts={self._max_restarts} restarts are used"
+            return f"all of {self._option}={self._max_restarts} restarts are used"
         return None
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import socket
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from trainer.checkpoint.store import CheckpointStore, find_checkpoint
 from trainer.config.compose import differences, from_yaml, to_yaml
-from trainer.config.schema import TridentConfig
-from trainer.errors import CheckpointError, ConfigError
-from trainer.files import storage_faults, write_atomically
+from trainer.config.schema import PositionKind, TridentConfig
+from trainer.errors import CheckpointError, ConfigError, StorageError
+from trainer.files import remove_unfinished, storage_faults, write_atomically
 from trainer.launcher.roster import Roster
+from trainer.log import warn
 
 _MAY_CHANGE = (
     "layout.",
     "zero.",
     "precision.",
-    "batch.micro_batch_size",
+    "batch.",
     "model.recompute",
     "model.fused_loss",
     "model.vocab_pad_multiple",
@@ -25,6 +30,10 @@ _MAY_CHANGE = (
     "train.log_every",
     "train.eval_every",
     "train.eval_batches",
+    "train.max_skipped_in_row",
+    "train.spike_",
+    "train.max_rewinds",
+    "eval.",
     "checkpoint.",
     "logging.",
     "launch.",
@@ -35,6 +44,9 @@ _MAY_CHANGE = (
     "name",
 )
 """Keys that do not change which run this is: how it is computed, watched and saved."""
+LOCK = "lock"
+"""File of a run's folder that the process which trains there holds a lock on."""
+_OWNER_BYTES = 200
 
 
 class RunFolder:
@@ -45,9 +57,11 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.plan = path / "plan.json"
         self.metrics = path / "metrics.jsonl"
+        self.summary = path / "summary.json"
         self.logs = path / "logs"
         self.tokenizer = path / "tokenizer"
         self.checkpoints = CheckpointStore(path)
+        self._claim: IO[bytes] | None = None
 
     @classmethod
     def of(cls, config: TridentConfig) -> RunFolder:
@@ -63,13 +77,27 @@ class RunFolder:
         has_rows = self.metrics.is_file() and self.metrics.stat().st_size > 0
         return has_rows or bool(self.checkpoints.steps())
 
+    def newest_checkpoint(self) -> tuple[int, Path] | None:
+        """Return step and folder of the newest checkpoint that was published, if there is one."""
+        steps = self.checkpoints.steps()
+        return (steps[-1], self.checkpoints.path(steps[-1])) if steps else None
+
+    def is_concluded(self, step: int) -> bool:
+        """Return whether the summary says that the run finished at `step`. A run that was killed then has no such."""
+        try:
+            summary = json.loads(self.summary.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(summary, dict) and (summary.get("status"), summary.get("step")) == ("finished", step)
+
     def check(self, config: TridentConfig) -> None:
         """Check that `config` may train here. Writes nothing.
 
         Raises:
-            ConfigError: the folder cannot be written, is in use, belongs to another config, or is not fresh though
+            ConfigError: the folder may not be written, is in use, belongs to another config, or is not fresh though
                 `checkpoint.resume=never`.
             CheckpointError: `checkpoint.resume` names something that is no checkpoint.
+            StorageError: its file system is read-only.
         """
         self._check_writable()
         self._check_free()
@@ -92,6 +120,8 @@ class RunFolder:
             what = "a file" if os.path.exists(parent) else "a link to nothing"
             raise ConfigError(f"run_dir must be a folder, but {parent} is {what}; change run_dir")
         if not os.access(parent, os.W_OK | os.X_OK):
+            if os.statvfs(parent).f_flag & os.ST_RDONLY:
+                raise StorageError(f"run_dir must be on a disk that can be written, but that of {parent} is read-only")
             raise ConfigError(f"run_dir must be in a folder that can be written, but {parent} cannot; change run_dir")
 
     def _check_free(self) -> None:
@@ -103,6 +133,40 @@ class RunFolder:
                 f"run_dir must not be in use, but rank {rank} of a run trains in {self.path} now (process {pid})",
                 hints=["wait for that run, stop it, or set run_dir to another folder"],
             )
+
+    def claim(self, config: TridentConfig) -> None:
+        """Keep other runs out of the folder as long as this object lives, and tidy up after a killed one.
+
+        The operating system takes the lock back from a process that ends, however it does. One process of a run calls
+        this, before anything is written.
+
+        Raises:
+            ConfigError: another run has claimed it; otherwise as `check`, which is done again.
+            StorageError: the folder cannot be written.
+        """
+        with storage_faults(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            # Not inherited by processes that this one starts; they must not keep the lock.
+            self._claim = (self.path / LOCK).open("a+b", buffering=0)
+        try:
+            fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._claim.seek(0)
+            owner = self._claim.read(_OWNER_BYTES).decode(errors="replace").strip()
+            raise ConfigError(
+                f"run_dir must not be in use, but a run trains in {self.path} now ({owner or 'it has just started'})",
+                hints=["wait for that run, stop it, or set run_dir to another folder"],
+            ) from None
+        except OSError as error:
+            warn(f"the file system of {self.path} cannot lock ({error.strerror}): do not start two runs there at once")
+        # Only for people: the lock is what counts, and a full disk is told of when it matters.
+        with suppress(OSError):
+            self._claim.truncate(0)
+            self._claim.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        # What was checked before may have changed until the lock was ours.
+        self.check(config)
+        for folder in (self.path, self.logs, self.checkpoints.folder):
+            remove_unfinished(folder)
 
     def _check_resume(self, resume: str) -> None:
         if resume in ("auto", "never"):
@@ -123,7 +187,11 @@ class RunFolder:
                 f"run_dir must hold a run that this version can read, but {self.config} cannot be read: {reason}",
                 hints=["set run_dir to another folder"],
             ) from error
-        changed = [key for key in differences(earlier, config) if not key.startswith(_MAY_CHANGE)]
+        may_change: tuple[str, ...] = _MAY_CHANGE
+        if config.model.position is PositionKind.rope:
+            # Learned positions are weights, as many as the sequence is long.
+            may_change = (*may_change, "model.seq_length")
+        changed = [key for key in differences(earlier, config) if not key.startswith(may_change)]
         if changed:
             raise ConfigError(
                 f"run_dir must hold a run of this config, but {self.path} holds one that differs in "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
+from trainer.config.multirun import quoted
 from trainer.config.plan import make_plan
 from trainer.config.schema import TridentConfig
 from trainer.data.capacity import check_capacity
@@ -14,16 +14,17 @@ from trainer.data.prepare import PreparedData, prepare
 from trainer.description import describe, plan_record
 from trainer.engine.kernels import check_compiler
 from trainer.errors import ConfigError, PeerLostError, Preempted, TridentError
+from trainer.launcher.attempts import last_step, note_restart, restarted_by
 from trainer.launcher.guard import RankGuard, lost_message
 from trainer.launcher.output import shared_output, tail
 from trainer.launcher.roster import Roster
-from trainer.launcher.start import INTERRUPTED, LAUNCHER_LOG, Outcome, run_ranks
-from trainer.log import report_error, say
+from trainer.launcher.start import INTERRUPTED, LAUNCHER_LOG, Outcome, check_port, run_ranks
+from trainer.log import report_failure, say
 from trainer.metrics.jsonl import read_rows
+from trainer.metrics.tensorboard_sink import check_tensorboard
 from trainer.restarts import Restart, RestartPolicy, remember
 from trainer.run_folder import RunFolder
-
-_TAIL_LINES = 20
+from trainer.samples.check import check_samples
 
 
 def check_before_start(config: TridentConfig) -> PreparedData:
@@ -36,8 +37,10 @@ def check_before_start(config: TridentConfig) -> PreparedData:
     """
     RunFolder.of(config).check(config)
     check_compiler(make_plan(config, vocab_size=config.model.vocab_size or 1))
+    check_tensorboard(config.logging)
     prepared = prepare(config, say)
     check_capacity(prepared, config)
+    check_samples(prepared, config)
     return prepared
 
 
@@ -45,17 +48,24 @@ def start_and_watch(config: TridentConfig, arguments: Sequence[str]) -> int:
     """Check, prepare the data, show the plan, start the ranks, and return the run's exit code.
 
     Raises:
-        TridentError: as `check_before_start`.
+        TridentError: as `check_before_start`; a port that is in use, or a run folder that another run has.
     """
+    if config.launch.master_port is not None:
+        check_port(config.launch.master_port)
     prepared = check_before_start(config)
     folder = RunFolder.of(config)
     plan = make_plan(config, prepared.vocab_size)
     say(describe(plan))
+    folder.claim(config)
     folder.write(config, plan_record(plan))
+    by = restarted_by(os.environ)
+    if by is not None:
+        # Not by this process, but with it: by the job that it is in.
+        note_restart(by, folder.path, folder.logs, read_rows(folder.metrics))
     RankGuard.prepare(folder.logs)
     launcher_log = folder.logs / LAUNCHER_LOG
     log_start = launcher_log.stat().st_size if launcher_log.exists() else 0
-    words = ["train", *arguments, f"run_dir={_quoted(folder.path)}"]
+    words = ["train", *arguments, f"run_dir={quoted(str(folder.path))}"]
     policy = RestartPolicy(config.launch.max_restarts, config.launch.restart_backoff_s)
     with shared_output():
         while True:
@@ -68,13 +78,12 @@ def start_and_watch(config: TridentConfig, arguments: Sequence[str]) -> int:
             log_start = launcher_log.stat().st_size
             RankGuard.prepare(folder.logs)
             # Whatever the first attempt resumed from, the next one goes on from this run's own checkpoints.
-            words = ["train", *arguments, f"run_dir={_quoted(folder.path)}", "checkpoint.resume=auto"]
+            words = ["train", *arguments, f"run_dir={quoted(str(folder.path))}", "checkpoint.resume=auto"]
 
 
 def _starts_again(outcome: Outcome, folder: RunFolder, policy: RestartPolicy) -> bool:
     """Return whether there is another attempt, after waiting for its time."""
-    rows = read_rows(folder.metrics)
-    step = int(rows[-1]["step"]) if rows else 0
+    step = last_step(read_rows(folder.metrics))
     wait_s = None if outcome.stop_requested else policy.wait_s(outcome.exit_code, step)
     if wait_s is None:
         if policy.reason:
@@ -86,45 +95,33 @@ def _starts_again(outcome: Outcome, folder: RunFolder, policy: RestartPolicy) ->
     return True
 
 
-def _quoted(path: Path) -> str:
-    """Return a path as Hydra's grammar reads it back; backslashes count as such only before a quote."""
-    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), str(path))
-    return f"'{escaped}'"
-
-
 def _explain(outcome: Outcome, folder: RunFolder, launcher_lines: list[str]) -> None:
     """Say why the ranks ended, where they could not say it themselves."""
     if outcome.lost_ranks:
         first = outcome.lost_ranks[0]
-        _say_log(f"rank {first}", tail(folder.log(first), _TAIL_LINES))
-        report_error(
-            PeerLostError(
-                lost_message(outcome.lost_ranks),
-                hints=[
-                    f"its log is {folder.log(first)}",
-                    "start the same command again: it resumes from the last checkpoint",
-                ],
-            )
+        error = PeerLostError(
+            lost_message(outcome.lost_ranks),
+            hints=[
+                f"its log is {folder.log(first)}",
+                "start the same command again: it resumes from the last checkpoint",
+            ],
         )
+        report_failure(error, f"rank {first}", tail(folder.log(first)))
         return
     is_expected = outcome.exit_code in (0, Preempted.exit_code, INTERRUPTED)
     if not is_expected and Roster(folder.logs).told_failure() is None:
-        report_error(_early_end(outcome.exit_code, folder, launcher_lines))
+        _report_early_end(outcome.exit_code, folder, launcher_lines)
 
 
-def _early_end(exit_code: int, folder: RunFolder, lines: list[str]) -> TridentError:
-    """Return the error that a rank wrote before it had the terminal, or one that points at the launcher's log."""
+def _report_early_end(exit_code: int, folder: RunFolder, lines: list[str]) -> None:
+    """Tell the error that a rank wrote before it had the terminal, or one that points at the launcher's log."""
     problems = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if problems:
         hints = [line.removeprefix("hint: ") for line in lines if line.startswith("hint: ")]
-        return ConfigError(problems, hints)
-    _say_log("launcher", lines)
-    return TridentError(
+        report_failure(ConfigError(problems, hints))
+        return
+    error = TridentError(
         f"the deepspeed launcher must start every rank, but ended with exit code {exit_code}",
         hints=[f"its log is {folder.logs / LAUNCHER_LOG}"],
     )
-
-
-def _say_log(source: str, lines: list[str]) -> None:
-    if lines:
-        say("\n".join(f"{source} | {line}" for line in lines))
+    report_failure(error, "launcher", lines)

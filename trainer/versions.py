@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import trainer
 
+_GIT_S = 5.0
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "hydra-core", "wandb")
 
 
@@ -19,3 +23,29 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def source_commit(root: Path | None = None) -> dict[str, object]:
+    """Return `commit` and `has_changes` of the source tree that runs; empty where there is none, or no git to ask.
+
+    Args:
+        root: of the tree (default: the folder that holds this package).
+    """
+    root = root or Path(trainer.__file__).resolve().parent.parent
+    # An installed package may lie below somebody else's repository.
+    if not (root / ".git").exists():
+        return {}
+    try:
+        commit = _git(root, "rev-parse", "HEAD").strip()
+        return {"commit": commit, "has_changes": bool(_git(root, "status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def _git(root: Path, *words: str) -> str:
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    command = ["git", "-C", str(root), *words]
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_GIT_S, check=True
+    )
+    return done.stdout

@@ -10,6 +10,7 @@ import pytest
 
 from trainer.cli import main
 from trainer.launcher.start import Outcome
+from trainer.log import be_quiet
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,11 +42,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to stand in; the environment is put back."""
+    """An empty folder to stand in; environment and voice are put back."""
     monkeypatch.chdir(tmp_path)
     before = dict(os.environ)
     os.environ["TRIDENT_CACHE"] = str(cache)
     yield tmp_path
+    be_quiet(False)
     os.environ.clear()
     os.environ.update(before)
 

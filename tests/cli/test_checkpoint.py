@@ -6,6 +6,7 @@ import pytest
 
 from trainer.checkpoint.manifest import MANIFEST, Manifest, file_facts
 from trainer.cli import main
+from trainer.loop.state import TrainState
 
 
 @pytest.fixture
@@ -19,8 +20,9 @@ def run_dir(tmp_path: Path) -> Path:
         manifest = Manifest(
             step=step,
             vocab_size=257,
-            train_state={"step": step, "tokens_seen": 1000 * step, "sample_ledger": "abc"},
+            train_state=TrainState(step, 1000 * step, 1000 * step, "abc", sample_length=8).to_dict(),
             scalars={"optimizer_step": float(step)},
+            probe_loss=4.5,
             layout={"pipeline_parallel_size": 2, "tensor_parallel_size": 1, "data_parallel_size": 4},
             versions={"torch": "2.13.0"},
             files={"tensors/rank_00000.safetensors": file_facts(file)},

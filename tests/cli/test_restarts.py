@@ -8,7 +8,7 @@ import pytest
 
 from tests.cli.conftest import Answer, Run
 from trainer.launcher.start import Outcome
-from trainer.restarts import LONGEST_WAIT_S, Restart, RestartPolicy, read_restarts, remember
+from trainer.restarts import LONGEST_WAIT_S, Restart, RestartPolicy, as_exit_code, read_restarts, remember
 
 WORDS = (
     *("train", "data=synthetic", "model.vocab_size=512", "data.synthetic_tokens=8192", "model.seq_length=16"),
@@ -59,6 +59,17 @@ def test_a_lost_rank_and_then_success(start: tuple[list[float], object], place: 
     assert "starting again in 2 s, from the newest checkpoint (last step logged: 3)" in answer.out
     found = read_restarts(place / "runs" / "default")
     assert [(r["exit_code"], r["step"], r["lost_ranks"]) for r in found] == [(7, 3, [1]), (1, 9, [])]
+    assert {r["by"] for r in found} == {"trident"}
+
+
+def test_a_requeued_job_counts_too(
+    start: tuple[list[float], object], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, run = start
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert run(Ranks((7, 3, (1,)), (0, 20, ())), "launch.max_restarts=3").code == 0  # type: ignore[operator]
+    found = read_restarts(place / "runs" / "default")
+    assert [(r["by"], r["exit_code"], r["step"]) for r in found] == [("Slurm", None, 0), ("trident", 7, 3)]
 
 
 def test_the_same_step_twice(start: tuple[list[float], object]) -> None:
@@ -117,6 +128,14 @@ def test_no_effect_under_a_launcher(trident: Run, monkeypatch: pytest.MonkeyPatc
 def test_waits_grow_and_are_bounded() -> None:
     policy = RestartPolicy(20, 100.0)
     assert [policy.wait_s(7, step) for step in range(4)] == [100.0, 200.0, LONGEST_WAIT_S, LONGEST_WAIT_S]
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(0, 0), (1, 1), (2, 2), (75, 75), (137, 7), (139, 7), (247, 7), (245, 7), (143, 143), (130, 130)],
+)
+def test_a_launchers_status(status: int, code: int) -> None:
+    assert as_exit_code(status) == code
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", "[1]"])

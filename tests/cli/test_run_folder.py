@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tests.cli.conftest import Answer, Run
 from trainer.config.compose import compose, to_yaml
 from trainer.launcher.roster import Roster
+from trainer.run_folder import RunFolder
 
 SYNTHETIC = (
     *("data=synthetic", "model.vocab_size=512", "data.synthetic_tokens=8192", "model.seq_length=16"),
@@ -61,6 +63,16 @@ def test_a_folder_that_cannot_be_written(
     assert asked == [place]
 
 
+def test_a_disk_that_is_read_only(refused: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Disk:
+        f_flag = os.ST_RDONLY
+
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "statvfs", lambda path: Disk)
+    answer = train(refused, "run_dir=run/deep", code=8)
+    assert answer.problems == [f"run_dir must be on a disk that can be written, but that of {place} is read-only"]
+
+
 @LAYOUTS
 def test_another_config(layout: str, refused: Run, used: Path) -> None:
     answer = train(refused, f"layout={layout}", "model.num_layers=2", "optimizer.lr=1e-5", "train.steps=7")
@@ -69,6 +81,11 @@ def test_another_config(layout: str, refused: Run, used: Path) -> None:
     assert "model.num_layers" in problem
     assert "optimizer.lr" in problem
     assert "train.steps" not in problem, "a run may be made longer"
+
+
+def test_the_sequence_may_become_longer_only_without_learned_positions(refused: Run, used: Path) -> None:
+    answer = train(refused, "model.seq_length=32", "batch.global_batch_size=8")
+    assert answer.problems[0].endswith("holds one that differs in model.seq_length")
 
 
 def test_a_config_that_cannot_be_read(refused: Run, used: Path) -> None:
@@ -109,7 +126,30 @@ def test_a_folder_in_which_ranks_work(layout: str, refused: Run, place: Path, mo
     assert f"rank 0 of a run trains in {place / 'run'} now (process {own})" in answer.problems[0]
 
 
+def test_a_port_that_another_run_uses(refused: Run) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        problem = train(refused, "layout=tp2", f"launch.master_port={port}").problems[0]
+    assert problem.startswith(f"launch.master_port must be a port that can be listened on, but {port} cannot")
+
+
 def test_home_is_understood(refused: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(place))
     (place / "file").touch()
     assert f"but {place / 'file'} is a file" in train(refused, "run_dir='~/file/run'").problems[0]
+
+
+def test_the_newest_checkpoint_is_found_whatever_lies_beside_it(place: Path) -> None:
+    folder = RunFolder(place / "run")
+    assert folder.newest_checkpoint() is None
+    for name in ("step_9", "step_10", ".step_11.partial", "step_x"):
+        (place / "run" / "checkpoints" / name).mkdir(parents=True)
+    assert folder.newest_checkpoint() == (10, place / "run" / "checkpoints" / "step_10")
+
+
+@LAYOUTS
+def test_what_a_run_shows_may_change(layout: str, used: Path) -> None:
+    words = [*SYNTHETIC, f"layout={layout}", "logging.csv=true", "logging.console=quiet"]
+    RunFolder.of(compose(words)).check(compose(words))

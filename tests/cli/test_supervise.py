@@ -12,9 +12,10 @@ import pytest
 
 from tests.cli.conftest import Answer, Run, contents
 from trainer.config.compose import compose
+from trainer.config.multirun import quoted
+from trainer.config.schema import ConsoleKind
 from trainer.launcher.roster import Roster
 from trainer.launcher.start import Outcome
-from trainer.supervise import _quoted
 
 WORDS = (
     *("train", "data=synthetic", "model.vocab_size=512", "data.synthetic_tokens=8192", "model.seq_length=16"),
@@ -70,6 +71,22 @@ def test_ranks_get_what_was_decided_once(with_ranks: Callable[..., Answer], plac
     assert json.loads((folder / "plan.json").read_text())["layout"]["world_size"] == 2
 
 
+def test_auto_takes_what_the_machine_has(
+    with_ranks: Callable[..., Answer], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worlds: list[int] = []
+
+    def ranks(world_size: int, *_: object) -> Outcome:
+        worlds.append(world_size)
+        return Outcome(0, (), False)
+
+    # 7 cores have room for 3 replicas of 2 ranks, but a batch of 16 splits over 2.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(7)), raising=False)
+    answer = with_ranks(ranks, "layout.data_parallel_size=auto")
+    assert (answer.code, worlds) == (0, [4])
+    assert "4 ranks = pipeline 1 x tensor 2 x data 2" in answer.out
+
+
 @pytest.mark.parametrize("code", [0, 75, 130])
 def test_expected_ends_need_no_words(code: int, with_ranks: Callable[..., Answer]) -> None:
     answer = with_ranks(ended(code, log="noise\n"))
@@ -92,7 +109,7 @@ def test_lost_ranks_are_named_with_the_end_of_their_log(with_ranks: Callable[...
         f"its log is {log}",
         "start the same command again: it resumes from the last checkpoint",
     ]
-    shown = [line for line in answer.out.splitlines() if line.startswith("rank 1 | ")]
+    shown = [line for line in answer.err.splitlines() if line.startswith("rank 1 | ")]
     assert shown == [f"rank 1 | line {index}" for index in range(20, 40)]
 
 
@@ -110,7 +127,30 @@ def test_a_launcher_that_dies_without_a_word_shows_its_log(with_ranks: Callable[
     assert answer.code == 1
     assert answer.problems == ["the deepspeed launcher must start every rank, but ended with exit code 1"]
     assert answer.hints == [f"its log is {place / 'run' / 'logs' / 'launcher.log'}"]
-    assert "launcher | ImportError: no module" in answer.out
+    assert "launcher | ImportError: no module" in answer.err
+
+
+def test_a_quiet_run_says_only_what_went_wrong(with_ranks: Callable[..., Answer], place: Path) -> None:
+    answer = with_ranks(ended(0), "--quiet", "run_dir=fine")
+    assert (answer.code, answer.out, answer.err) == (0, "", "")
+    log = place / "run" / "logs" / "rank_1.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("killed\n")
+    answer = with_ranks(ended(7, 1), "--quiet", "run_dir=run")
+    assert answer.out == ""
+    assert answer.err.startswith("rank 1 | killed\nerror: every rank must live")
+    assert "logging:\n  console: quiet\n" in (place / "run" / "config.yaml").read_text()
+
+
+def test_quiet_reaches_the_ranks_as_a_setting(with_ranks: Callable[..., Answer]) -> None:
+    seen: list[Sequence[str]] = []
+
+    def ranks(world_size: int, arguments: Sequence[str], folder: Path, port: int | None, grace_s: float) -> Outcome:
+        seen.append(arguments)
+        return Outcome(0, (), False)
+
+    with_ranks(ranks, "--quiet")
+    assert compose(seen[0][1:]).logging.console is ConsoleKind.quiet
 
 
 def test_what_an_earlier_attempt_told_is_forgotten(with_ranks: Callable[..., Answer], place: Path) -> None:
@@ -146,4 +186,4 @@ def test_data_are_prepared_before_the_folder_is_written(
     ["/a b/c,d", "/it's", "/a\\b", "/a\\", "/a\\'b", "/x=y", "/[a]", "/{x: 1}", "/\u00e4", '/q"q', "/\\\\'", "/%s"],
 )
 def test_any_folder_name_reaches_the_ranks(path: str) -> None:
-    assert compose([f"run_dir={_quoted(Path(path))}"]).run_dir == path
+    assert compose([f"run_dir={quoted(path)}"]).run_dir == path

@@ -55,6 +55,9 @@ def test_the_block_blocks(tmp_path: Path) -> None:
         (["train", "run_dir=/dev/null/x"], 2, "", "error: run_dir must be a folder"),
         (["train", "checkpoint.resume=none"], 4, "", "error: checkpoint.resume must be"),
         (["generate", "top_p=2"], 2, "", "error: "),
+        (["reshard", "--help"], 0, "usage: trident reshard", ""),
+        (["reshard", "run", "layout=tp2"], 2, "", "error: usage must be `trident reshard SRC DST"),
+        (["reshard", "none", "target", "layout=tp2"], 4, "", "error: "),
     ],
 )
 def test_help_and_wrong_input_need_no_torch(words: list[str], code: int, out: str, err: str, tmp_path: Path) -> None:

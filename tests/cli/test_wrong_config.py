@@ -157,6 +157,16 @@ def test_the_launched_world_must_be_the_mesh(
     assert part in answer.problems[0]
 
 
+def test_auto_names_the_worlds_that_keep_the_batch(refused: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "10")):
+        monkeypatch.setenv(name, value)
+    answer = refused("train", *SYNTHETIC, "layout=tp2", "layout.data_parallel_size=auto", "batch.global_batch_size=48")
+    assert answer.problems == [
+        "layout.data_parallel_size=auto makes 5 replicas of 10 ranks, but batch.global_batch_size (48) must be "
+        "divisible by batch.micro_batch_size (1) x 5; start 8 or 12 ranks"
+    ]
+
+
 @pytest.mark.parametrize("launcher", ["torchrun", "srun"])
 def test_of_many_ranks_only_the_first_speaks(launcher: str, trident: Run) -> None:
     def answer_of(rank: int) -> Answer:

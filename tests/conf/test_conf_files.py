@@ -23,6 +23,7 @@ COMPANIONS: dict[tuple[str, str], list[str]] = {
     ("data", "synthetic"): ["model.vocab_size=2048"],
     ("tokenizer", "pretrained"): ["tokenizer.path=openai-community/gpt2"],
     ("zero", "stage3_infinity"): ["zero.nvme_path=/local_nvme", "checkpoint=none"],
+    ("eval", "samples"): ["train.eval_every=10"],
     ("layout", "tp8_pp4_sp"): ["model=gpt2_124m", "model.num_attention_heads=8"],
     ("layout", "tp8_pp8_sp"): ["model=llama3_70b"],
 }

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tests.helpers.parity import OPTIMIZER, VOCABULARY, Case, config_of
-from trainer.config.schema import TridentConfig
+from trainer.config.schema import DataConfig, DataSource, TridentConfig
 from trainer.engine.face import Engine
 
 GLOBAL_BATCH = 4
@@ -46,6 +46,8 @@ def run_config(run: Run) -> TridentConfig:
     return replace(
         config,
         model=model,
+        # What the command line would accept; `tokens_of` is what is trained on.
+        data=DataConfig(source=DataSource.synthetic),
         batch=replace(config.batch, global_batch_size=GLOBAL_BATCH, micro_batch_size=1),
         precision=replace(config.precision, initial_scale_power=run.initial_scale_power, loss_scale_window=2),
     )
@@ -70,7 +72,7 @@ class Trainer:
         self.groups, self.control = start_world(self.plan, torch.device("cpu"))
         self.engine: Engine = build_engine(self.plan, self.groups)
         self.store = CheckpointStore(run_dir)
-        self.state = TrainState()
+        self.state = TrainState(sample_length=8)
         self._dp_rank = self.groups.grid.coordinate(rank).dp_rank
 
     def train(self, last: int) -> list[tuple[float, float]]:
@@ -88,18 +90,20 @@ class Trainer:
         return seen
 
     def save(self, run_dir: Path | None = None) -> None:
-        from trainer.checkpoint.hook import CheckpointHook
+        from trainer.checkpoint.save import CheckpointWriter, take_snapshot
         from trainer.checkpoint.store import CheckpointStore
 
         store = self.store if run_dir is None else CheckpointStore(run_dir)
-        CheckpointHook(store, self.engine, self.plan, self.state, self.groups, self.control).save()
+        writer = CheckpointWriter(store, self.plan, self.control)
+        writer.write(take_snapshot(self.engine, self.plan, self.state, self.groups))
 
     def resume(self) -> None:
-        from trainer.checkpoint.resume import checkpoint_to_resume, resume
+        from trainer.checkpoint.resume import checkpoint_to_resume, load, starting_state
 
         found = checkpoint_to_resume(self.plan.config, self.store, self.control)
         assert found is not None
-        self.state = resume(found, self.engine, self.plan, self.groups, self.control)
+        self.state = starting_state(found, self.plan, "")
+        load(found, self.engine, self.plan, self.groups, self.control)
 
     def everything(self) -> dict[str, Any]:
         """Return all that this rank holds: masters, moments, what forward reads, counters."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -35,8 +36,9 @@ def _losses(run_dir: Path) -> list[tuple[int, float, float]]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, float, float]]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    ended = run(trident("train", *SETTINGS, f"run_dir={folder / 'R'}"), folder)
-    assert ended.code == 0, ended.err
+    ended = run(trident("train", *SETTINGS, "--quiet", f"run_dir={folder / 'R'}"), folder)
+    assert (ended.code, ended.err) == (0, "")
+    assert re.fullmatch(r"finished at step 40 after \S+; summary in \S+\n", ended.out)
     return _losses(folder / "R")
 
 
@@ -50,7 +52,7 @@ def _interrupt(command: list[str], run_dir: Path, number: signal.Signals) -> End
     return ended
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_asked_to_stop_it_saves_and_goes_on_bit_for_bit(
     number: signal.Signals, tmp_path: Path, undisturbed: list[tuple[int, float, float]]
 ) -> None:
@@ -68,11 +70,16 @@ def test_asked_to_stop_it_saves_and_goes_on_bit_for_bit(
     assert _losses(run_dir) == undisturbed
 
 
-def test_under_torchrun_a_stopped_run_saves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_under_torchrun_a_stopped_run_saves(number: signal.Signals, tmp_path: Path) -> None:
+    """torchrun hands on SIGTERM; SIGUSR1 kills it, and its ranks notice that they are alone."""
     run_dir = tmp_path / "R"
-    command = [*TORCHRUN, "-m", "trainer", "train", *SETTINGS, f"run_dir={run_dir}"]
-    ended = _interrupt(command, run_dir, signal.SIGTERM)
-    assert ended.code != 0
+    command = [*TORCHRUN, "-m", "trainer", "train", *SETTINGS, "train.steps=100000", f"run_dir={run_dir}"]
+    with Running(command, tmp_path) as running:
+        wait_until(lambda: _training(run_dir, 3), START_S, "the third step")
+        running.process.send_signal(number)
+        assert running.end(60).code != 0
+        wait_until(lambda: not running.left_behind(), 30, "the end of every process")
     reached = rows(run_dir)[-1]["step"]
     assert (run_dir / "checkpoints" / f"step_{reached}" / "manifest.json").is_file()
 

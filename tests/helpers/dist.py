@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,13 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout
             for pid in pids.values():
                 _kill(pid)
         return [pickle.loads((folder / f"{rank}.result").read_bytes()) for rank in range(world_size)]
+
+
+def train_command(rank: int, world_size: int, words: Sequence[str]) -> int:
+    """Run `trident train <words>` as a rank that a launcher started; return its exit code."""
+    from trainer.cli import main
+
+    return main(["train", *words])
 
 
 def _free_port() -> int:

@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 
 from trainer import errors
-from trainer.config.compose import compose
+from trainer.config.compose import compose, recompose
+from trainer.config.multirun import points
 from trainer.config.validate import problems
 from trainer.errors import ConfigError, TridentError
 from trainer.generation.options import parse
+from trainer.resharding import MAY_CHANGE
+from trainer.resharding import parse as parse_reshard
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -40,6 +43,13 @@ def words_of(line: str) -> list[str]:
 
 
 README_COMMANDS = [line for line in code_lines(ROOT / "README.md") if line.startswith(COMMANDS)]
+TUTORIAL_COMMANDS = [line for line in code_lines(ROOT / "docs" / "tutorial.md") if line.startswith(COMMANDS)]
+GENERATE_COMMANDS = [
+    line
+    for page in ("README.md", "docs/tutorial.md")
+    for line in code_lines(ROOT / page)
+    if line.startswith("trident generate")
+]
 
 
 def test_readme_shows_every_way_to_launch() -> None:
@@ -51,18 +61,51 @@ def test_readme_shows_every_way_to_launch() -> None:
     }
 
 
-@pytest.mark.parametrize("line", README_COMMANDS)
-def test_command_of_the_readme_composes_and_is_legal(line: str) -> None:
+@pytest.mark.parametrize("line", README_COMMANDS + TUTORIAL_COMMANDS)
+def test_command_composes_and_is_legal(line: str) -> None:
     words = words_of(line)
     verb = words.index("train") if "train" in words else words.index("data")
     counts = [int(words[words.index(option) + 1]) for option in RANKS if option in words]
-    config = compose(words[verb + 1 :])
-    assert problems(config, counts[0] if counts else None) == []
+    settings = [word for word in words[verb + 1 :] if word != "--multirun"]
+    runs = [point.words for point in points(settings)] if "--multirun" in words else [settings]
+    for run in runs:
+        assert problems(compose(run), counts[0] if counts else None) == []
 
 
-@pytest.mark.parametrize("line", [line for line in code_lines(ROOT / "README.md") if "trident generate" in line])
-def test_generate_command_of_the_readme_parses(line: str) -> None:
+@pytest.mark.parametrize("line", GENERATE_COMMANDS)
+def test_generate_command_parses(line: str) -> None:
     assert parse(words_of(line)[2:]).checkpoint
+
+
+RESHARD_COMMANDS = [
+    line for page in PAGES for line in code_lines(page) if re.match(r"trident reshard|.* trident reshard", line)
+]
+
+
+def test_some_page_shows_how_to_reshard() -> None:
+    assert len(RESHARD_COMMANDS) > 3
+
+
+@pytest.mark.parametrize("line", RESHARD_COMMANDS)
+def test_reshard_command_of_the_documentation_composes(line: str) -> None:
+    words = words_of(line)
+    _, _, overrides = parse_reshard(words[words.index("reshard") + 1 :])
+    recompose(compose([]), overrides, MAY_CHANGE)
+
+
+def test_the_tutorial_goes_all_the_way() -> None:
+    assert len(TUTORIAL_COMMANDS) >= 12
+    text = " ".join(TUTORIAL_COMMANDS)
+    for step in (
+        "layout=dp2",
+        "micro_batch_size=1",
+        "zero=stage3",
+        "layout=pp2",
+        "layout=tp2",
+        "tp2_pp2_dp2",
+        "offload",
+    ):
+        assert step in text
 
 
 def test_refusals_of_the_readme_are_what_is_said() -> None:
@@ -84,8 +127,9 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     assert [target for target in targets if target and not (page.parent / target).exists()] == []
 
 
-def test_configuration_reference_is_fresh() -> None:
-    command = [sys.executable, "docs/generate_configuration.py", "--check"]
+@pytest.mark.parametrize("script", ["generate_configuration.py", "draw_axes.py"])
+def test_what_is_generated_is_fresh(script: str) -> None:
+    command = [sys.executable, f"docs/{script}", "--check"]
     done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -118,3 +162,43 @@ def test_readme_lists_every_metric_and_exit_code() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, TridentError)]
     assert [name for name in ROW_NAMES if f"`{name}`" not in text] == []
     assert [kind.__name__ for kind in kinds if f"\n| {kind.exit_code} | " not in text] == []
+
+
+def named_tests(text: str) -> list[tuple[str, str]]:
+    """Return (file, function) of every test that a page names by its node id."""
+    return re.findall(r"`?(tests/[\w/]+\.py)::(test_\w+)", text)
+
+
+def missing_tests(text: str) -> list[str]:
+    """Return the node ids on a page that lead nowhere."""
+    missing = []
+    for file, function in named_tests(text):
+        path = ROOT / file
+        tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])
+        names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        missing += [] if function in names else [f"{file}::{function}"]
+    return missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    assert missing_tests(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_test_that_is_gone_is_noticed() -> None:
+    real = "tests/house/test_docs.py::test_a_test_that_is_gone_is_noticed"
+    gone = ["tests/house/test_docs.py::test_nothing", "tests/house/test_missing.py::test_a"]
+    assert missing_tests(f"| `{real}` `{gone[0]}` | {gone[1]}") == gone
+
+
+def test_the_table_of_faults_is_whole() -> None:
+    """Every row of the table says what happens, and names a test or admits that there is none."""
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = [re.split(r"(?<!\\)\|", line) for line in text.splitlines() if re.match(r"\| \d+ \| .*\|.*\|.*\|", line)]
+    faults = [row for row in rows if len(row) == 7]
+    assert [int(row[1]) for row in faults] == list(range(1, 37))
+    for row in faults:
+        assert row[3].strip(), row
+        assert named_tests(row[4]) or row[4].strip() == "-", row
+        assert row[5].strip(), row
+    assert len(named_tests("".join(row[4] for row in faults))) > 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 from tests.helpers.command import Ended, Running, rows, run, trident, wait_until
 from tests.launch.room import LAUNCH, SETTINGS, START_S, Curve, call, curve, stand_in
 
-INTERPRETER = """#!/usr/bin/env bash
-# Stands in for Python with Trident: `-m trainer train SCRIPT` runs SCRIPT.
-[[ "$1" == -m ]] || exit 0
-eval "${@: -1}"
+INTERPRETER = f"""#!/usr/bin/env bash
+# Stands in for Python with Trident: `-m trainer train [key=value ...] SCRIPT` runs SCRIPT. Questions get real answers.
+case "$1" in
+    *facts.py) exec {sys.executable} "${{@:1:$#-1}}" ;;
+    -m) eval "${{@: -1}}" ;;
+esac
 """
 NODE = LAUNCH / "node.sh"
 
@@ -78,9 +81,74 @@ def test_asked_before_the_ranks_listen_it_wants_another_run(tmp_path: Path, envi
         assert running.end(20).code == 75
 
 
+AGAIN = """
+echo $(($(cat count.$RANK 2>/dev/null || echo 0) + 1)) >count.$RANK
+n=$(cat count.$RANK)
+mkdir -p R/logs
+"""
+"""Counts the attempts of a rank in `n`."""
+
+
+def restarted(script: str, tmp_path: Path, environment: dict[str, str], *options: str) -> Ended:
+    words = ("--ranks-per-node", "2", "--max-restarts", "2", *options)
+    settings = ("data=synthetic", "model.vocab_size=256", "run_dir=R", "launch.restart_backoff_s=0")
+    return run(["bash", str(NODE), *words, *settings, AGAIN + script], tmp_path, 60, environment)
+
+
+def test_a_killed_rank_is_started_again_with_all_of_the_node(tmp_path: Path, environment: dict[str, str]) -> None:
+    script = """
+    echo "{\\"step\\": $((n * 5))}" >>R/metrics.jsonl
+    if [[ "$RANK$n" == 11 ]]; then kill -KILL $$; fi
+    echo "rank $RANK, restart ${TRIDENT_RESTART_COUNT:-none}"
+    """
+    ended = restarted(script, tmp_path, environment)
+    assert ended.code == 0, ended
+    assert sorted(ended.out.splitlines()) == [
+        *("rank 0, restart 1", "rank 0, restart none", "rank 1, restart 1"),
+    ]
+    assert "starting again in 0 s, from the newest checkpoint (last step logged: 5)" in ended.err
+
+
+def test_at_most_so_often(tmp_path: Path, environment: dict[str, str]) -> None:
+    script = """[[ "$RANK" == 0 ]] || exit 0; echo "{\\"step\\": $n}" >>R/metrics.jsonl; exit 7"""
+    ended = restarted(script, tmp_path, environment)
+    assert ended.code == 7
+    assert (tmp_path / "count.0").read_text() == "3\n"
+    assert "warning: not started again: all of --max-restarts=2 restarts are used" in ended.err
+
+
+def test_not_when_the_same_step_fails_twice(tmp_path: Path, environment: dict[str, str]) -> None:
+    ended = restarted("exit 1", tmp_path, environment)
+    assert (ended.code, (tmp_path / "count.0").read_text()) == (1, "2\n")
+    assert "it failed again after step 0" in ended.err
+
+
+@pytest.mark.parametrize("script", ["exit 5", 'echo 5 >R/logs/failure; [[ "$RANK" == 1 ]] || exit 7'])
+def test_not_for_what_would_fail_again_here_or_on_another_node(
+    script: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    ended = restarted(script, tmp_path, environment)
+    assert ended.code in (5, 7)
+    assert (tmp_path / "count.0").read_text() == "1\n"
+    assert "again" not in ended.err
+
+
+def test_asked_while_it_waits(tmp_path: Path, environment: dict[str, str]) -> None:
+    words = ("--ranks-per-node", "1", "--max-restarts", "2", "run_dir=R", "launch.restart_backoff_s=200")
+    with Running(["bash", str(NODE), *words, "echo ended; exit 7"], tmp_path, environment) as running:
+        assert running.process.stderr is not None
+        assert "starting again in 200 s" in running.process.stderr.readline()
+        running.process.send_signal(signal.SIGTERM)
+        ended = running.end(20)
+        assert running.left_behind() == []
+    assert (ended.code, ended.out) == (75, "ended\n")
+
+
 def test_one_node_leaves_the_ranks_to_trident(tmp_path: Path, environment: dict[str, str]) -> None:
     done = call(NODE, "echo alone: ${RANK:-no rank}", environment=environment, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "alone: no rank\n")
+    done = call(NODE, "--max-restarts", "3", "--dry-run", "layout=tp2", environment=environment, cwd=tmp_path)
+    assert done.stdout.endswith("train layout=tp2 launch.max_restarts=3\n")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.room import GOLDEN, LAUNCH, ROOT, SCRIPTS, STUBS, call
+from tests.launch.room import GOLDEN, LAUNCH, ROOT, SCRIPTS, STUBS, call, noted, with_stubs
+from trainer.config.compose import compose
 
 pytestmark = pytest.mark.timeout(120)
 NODES = (1, 2, 128)
@@ -18,7 +19,7 @@ RUN = ("layout=tp4_pp2_sp", "model=llama3_8b", "run_dir=/shared/runs/a b")
 QUOTED = ("layout=tp4_pp2_sp", "model=llama3_8b", 'data.files="[/data/a b.txt,$HOME/*%h]"', "data.source=files")
 BATCH = "batch.global_batch_size=128"
 UPDATE = "TRIDENT_UPDATE_GOLDEN"
-STARTERS = ("local.sh", "node.sh", "ssh.sh", "slurm.sbatch")
+STARTERS = ("local.sh", "node.sh", "ssh.sh", "slurm.sbatch", "slurm_sweep.sh")
 
 
 def test_shellcheck() -> None:
@@ -111,6 +112,46 @@ def test_slurm_dry_run(nodes: int, tmp_path: Path) -> None:
     agree(f"slurm_{nodes}", "\n".join(texts))
 
 
+SWEEP = ("model=gpt2_124m", "optimizer.lr=3e-4,6e-4", "layout=single,tp2")
+
+
+def test_sweep_dry_run(tmp_path: Path) -> None:
+    options = ("--dry-run", "--nodes=2", "--max-restarts", "3", "--time=4:00:00")
+    done = call(LAUNCH / "slurm_sweep.sh", *options, *SWEEP, "run_dir=/shared/it is", cwd=tmp_path)
+    assert done.stderr == ""
+    agree("slurm_sweep", done.stdout.replace(str(tmp_path), "HERE"))
+
+
+def test_a_sweep_submits_one_job_a_point(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    words = ("--nodes=2", *SWEEP, "run_dir=a b")
+    done = call(LAUNCH / "slurm_sweep.sh", *words, environment=with_stubs(log), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *_, last = noted(log)
+    assert len(noted(log)) == 4
+    script = str(LAUNCH / "slurm.sbatch")
+    assert first[:4] == ["sbatch", "--job-name=trident-1", "--nodes=2", script]
+    assert last[4:7] == ["model=gpt2_124m", "optimizer.lr=0.0006", "layout=tp2"]
+    folder = compose(last[4:]).run_dir
+    assert folder == str(tmp_path / "a b" / "optimizer.lr=0.0006,layout=tp2")
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--nodes", "2"], "an option of sbatch must be written --name=value, but is --nodes"),
+        (["--max-restarts", "x"], "--max-restarts must be a number, but is 'x'"),
+        (["optimizer.lr=1"], "--multirun needs a key with several values"),
+        (["layout=tp2,tp3"], "there is no layout=tp3"),
+    ],
+)
+def test_what_a_sweep_refuses(words: list[str], problem: str, tmp_path: Path) -> None:
+    done = call(LAUNCH / "slurm_sweep.sh", *words, environment=with_stubs(tmp_path / "log"), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert problem in done.stderr.splitlines()[0]
+    assert not (tmp_path / "log").exists()
+
+
 def test_sbatch_lines_are_where_sbatch_looks() -> None:
     lines = (LAUNCH / "slurm.sbatch").read_text().splitlines()
     first_command = next(index for index, line in enumerate(lines) if line and not line.startswith("#"))
@@ -134,6 +175,7 @@ def test_sbatch_lines_are_where_sbatch_looks() -> None:
         (["--ranks-per-node", "0"], {}, "--ranks-per-node must say how many ranks to start"),
         (["--ranks-per-node"], {}, "must be a number, but is 'layout=tp4_pp2_sp'"),
         (["--master-port", "x"], {}, "--master-port (MASTER_PORT) must be a number, but is 'x'"),
+        (["--max-restarts", "often"], {}, "--max-restarts must be a number, but is 'often'"),
         (["--hosts", "a"], {}, "there is no option --hosts"),
     ],
 )
@@ -153,6 +195,7 @@ def test_what_a_node_refuses(words: list[str], facts: dict[str, str], problem: s
         ("a slots=0\n", [], "must read 'HOST slots=RANKS', but is 'a slots=0'"),
         ("a slots=8\n", ["layout=tp2_pp2_dp2", "layout.data_parallel_size=4"], "must equal the number of ranks (8)"),
         ("a slots=8\n", ["model.hiden_size=1"], "there is no key 'model.hiden_size'"),
+        ("a slots=8\n", ["--max-restarts", "x"], "--max-restarts must be a number, but is 'x'"),
         ("a slots=8\nb slots=8\n", ["--no-ssh"], "must say which line of"),
         ("a slots=8\n", ["--no-ssh", "--node-rank", "1"], "--node-rank must be less than 1 (hosts), but is 1"),
     ],
@@ -167,11 +210,24 @@ def test_what_ssh_refuses(hosts: str | None, words: list[str], problem: str, tmp
     assert problem in done.stderr.splitlines()[0]
 
 
+def test_ssh_warns_before_it_logs_in_anywhere_of_tensor_ranks_over_hosts(tmp_path: Path) -> None:
+    words = ("model=gpt2_124m", "layout.tensor_parallel_size=4", "batch.global_batch_size=64", "--dry-run")
+    for slots, warned in ((4, False), (2, True)):
+        (tmp_path / "hosts").write_text(f"gpu-0 slots={slots}\ngpu-1 slots={slots}\n")
+        done = call(LAUNCH / "ssh.sh", "--hostfile", tmp_path / "hosts", words[-1], *words[:-1], cwd=tmp_path)
+        assert done.returncode == 0
+        assert ("warning: tensor-parallel ranks should share a machine" in done.stderr) == warned
+        assert ("ranks 0, 1, 2, 3 are on gpu-0 and gpu-1" in done.stderr) == warned
+
+
 def test_slurm_refuses_to_run_outside_a_job_and_misplaced_options() -> None:
     done = call(LAUNCH / "slurm.sbatch", *RUN)
     assert (done.returncode, done.stderr.count("error: ")) == (2, 1)
     done = call(LAUNCH / "slurm.sbatch", "--nodes=4", *RUN)
     assert done.stderr == "error: there is no option --nodes=4; options of sbatch go before the script's name\n"
+    assert done.returncode == 2
+    done = call(LAUNCH / "slurm.sbatch", "--max-restarts", *RUN)
+    assert done.stderr.startswith("error: --max-restarts must be a number, but is 'layout=")
     assert done.returncode == 2
 
 

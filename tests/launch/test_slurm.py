@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -54,11 +55,13 @@ def test_preempted_it_saves_goes_back_into_the_queue_and_ends_as_if_undisturbed(
     reached = rows(run_dir)[-1]["step"]
     assert 3 <= reached < 60
     assert (run_dir / "checkpoints" / f"step_{reached}" / "manifest.json").is_file()
-    again = run(command(run_dir), tmp_path, START_S, job(log))
+    again = run(command(run_dir), tmp_path, START_S, {**job(log), "SLURM_RESTART_COUNT": "1"})
     assert again.code == 0, again.out + again.err
     assert f"step_{reached}" in again.out
     assert [call[0] for call in noted(log)] == ["srun", "scontrol", "srun"]
     assert curve(run_dir) == undisturbed
+    [restart] = json.loads((run_dir / "summary.json").read_text())["restarts"]
+    assert (restart["by"], restart["exit_code"], restart["step"]) == ("Slurm", 75, reached)
 
 
 def test_cancelled_it_saves_but_stays_out_of_the_queue(tmp_path: Path) -> None:
@@ -67,6 +70,31 @@ def test_cancelled_it_saves_but_stays_out_of_the_queue(tmp_path: Path) -> None:
     assert ended.code == 75, ended.out + ended.err
     assert [call[0] for call in noted(log)] == ["srun"]
     assert list((run_dir / "checkpoints").glob("step_*/manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("options", "restarts", "code", "requeued"),
+    [
+        (["--max-restarts", "2"], "1", 7, True),
+        (["--max-restarts", "2"], "1", 137, True),
+        (["--max-restarts", "2"], "2", 7, False),
+        (["--max-restarts", "2"], "0", 5, False),
+        ([], "0", 7, False),
+    ],
+)
+def test_after_a_crash_the_job_goes_back_into_the_queue_so_often(
+    options: list[str], restarts: str, code: int, requeued: bool, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    trident = tmp_path / "bin" / "trident"
+    trident.parent.mkdir()
+    trident.write_text(f"#!/bin/sh\nexit {code}\n")
+    trident.chmod(0o755)
+    facts = {**job(log), "TRIDENT_VENV": str(tmp_path), "SLURM_RESTART_COUNT": restarts}
+    ended = run(["bash", str(LAUNCH / "slurm.sbatch"), *options, *SETTINGS], tmp_path, 60, facts)
+    assert ended.code == code
+    assert (["scontrol", "requeue", JOB] in noted(log)) == requeued
+    assert ("back into the queue" in ended.out) == requeued
 
 
 def test_a_refused_config_is_told_once_and_not_tried_again(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ INTERPRETER = """#!/usr/bin/env bash
 case "$*" in
     *"facts.py folder"*) echo "$PWD/R" ;;
     *"facts.py finished"*) [[ -e finished ]] ;;
+    *"facts.py again"*) echo "again $3 $4" >>asked && echo "0.1 8" ;;
     *deepspeed.launcher.runner*) eval "${@: -1}" ;;
 esac
 """
@@ -51,6 +52,21 @@ def test_asked_before_training_it_ends_the_launcher(tmp_path: Path, environment:
         running.process.send_signal(signal.SIGTERM)
         assert running.end(20).code == 75
         assert running.left_behind() == []
+
+
+def test_a_lost_rank_is_started_again(tmp_path: Path, environment: dict[str, str]) -> None:
+    script = "echo ${TRIDENT_RESTART_COUNT:-0}; [[ -n ${TRIDENT_RESTART_COUNT:-} ]] || exit 247; touch finished"
+    done = call(str(SSH), "--max-restarts", "1", *words(script)[1:], environment=environment, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "0\n1\n")
+    assert "starting again in 0.1 s, from the newest checkpoint (last step logged: 8)" in done.stderr
+    assert (tmp_path / "asked").read_text() == "again 247 1\n"
+
+
+def test_a_launcher_that_ends_well_too_early_is_started_again(tmp_path: Path, environment: dict[str, str]) -> None:
+    script = "[[ -z ${TRIDENT_RESTART_COUNT:-} ]] || touch finished"
+    done = call(str(SSH), "--max-restarts", "1", *words(script)[1:], environment=environment, cwd=tmp_path)
+    assert (done.returncode, "error:" in done.stderr) == (0, False)
+    assert (tmp_path / "asked").read_text() == "again 1 1\n"
 
 
 @pytest.mark.e2e

@@ -3,6 +3,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -133,14 +134,19 @@ def test_help_from_an_unrelated_folder(installed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_training_from_an_unrelated_folder(installed: Path, tmp_path: Path) -> None:
+def test_training_from_an_unrelated_folder_through_the_launch_script(installed: Path, tmp_path: Path) -> None:
     words = ["experiment=debug", "data=synthetic", "model.vocab_size=512", "train.steps=2", "runtime.device=cpu"]
     run = tmp_path / "run"
-    command = [str(installed / "trident"), "train", *words, f"run_dir={run}"]
-    check(command, tmp_path, 280, TRIDENT_CACHE=str(tmp_path / "cache"))
+    # The scripts are not in the wheel; a copy of them finds the environment that is named, and no source tree.
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    for name in ("local.sh", "common.sh"):
+        shutil.copy(ROOT / "launch" / name, scripts)
+    command = ["bash", str(scripts / "local.sh"), *words, "layout=dp2", f"run_dir={run}"]
+    check(command, tmp_path, 280, TRIDENT_CACHE=str(tmp_path / "cache"), TRIDENT_VENV=str(installed.parent))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
-    assert json.loads((run / "plan.json").read_text())["layout"]["world_size"] == 1
+    assert json.loads((run / "plan.json").read_text())["layout"]["world_size"] == 2
     assert "steps: 2" in (run / "config.yaml").read_text()
     assert not (run / "checkpoints").exists(), "experiment=debug saves nothing"

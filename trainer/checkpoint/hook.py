@@ -1,34 +1,44 @@
-"""Saving as a hook of the loop.
-
-A checkpoint is written under a hidden name, each rank its own file; it gets its manifest when every rank is done, and
-appears by one rename. Whenever the machine stops, what is under a visible name is whole.
-"""
+"""Saving as a hook of the loop: when, and what happens if it fails."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
-from pathlib import Path
+import time
 
-from trainer.checkpoint.manifest import MANIFEST, FileFacts, Manifest, describe_layout, file_facts
-from trainer.checkpoint.shards import SUFFIX, write_fragments
-from trainer.checkpoint.store import CONFIG, TENSORS, CheckpointStore
-from trainer.config.compose import to_yaml
+from trainer.checkpoint.background import BackgroundWork
+from trainer.checkpoint.save import CheckpointWriter, Snapshot, take_snapshot
+from trainer.checkpoint.store import CheckpointStore
 from trainer.config.plan import RunPlan
-from trainer.config.schema import OffloadKind
+from trainer.config.schema import OffloadKind, SaveFailure
 from trainer.engine.face import Engine
-from trainer.errors import StorageError
-from trainer.files import storage_faults, sync_folder, write_atomically
+from trainer.errors import StorageError, TridentError
 from trainer.log import say, warn
 from trainer.loop.events import RunEnd, StepReport
+from trainer.loop.measures import Measures
 from trainer.loop.state import TrainState
 from trainer.topology.agreement import gather, together
 from trainer.topology.groups import DistGroup, ParallelGroups
-from trainer.versions import versions
+
+_LAST_CHANCE_S = 10.0
+"""How long a run that failed waits for the checkpoint that it was writing."""
 
 
 class CheckpointHook:
-    """Saves every `checkpoint.every` steps, at the end, and when the run is asked to stop."""
+    """Saves every `checkpoint.every` steps, at the end, and when the run is asked to stop.
+
+    With `checkpoint.asynchronous` the loop is held only while the state is copied to host memory; a thread on each
+    rank writes it while training goes on. The ranks find out together, at the end of a step, that it is done or has
+    failed. There is never more than one under way: the next one waits for it.
+
+    Args:
+        store: the run's checkpoints.
+        engine: whose state is saved.
+        plan: numbers of the run.
+        state: of the loop.
+        groups: this rank's place.
+        control: a group on CPU over the whole world, for the loop's thread.
+        background: another one like it, for the threads that write.
+        measures: told how long a save held the loop and took.
+    """
 
     def __init__(
         self,
@@ -38,6 +48,8 @@ class CheckpointHook:
         state: TrainState,
         groups: ParallelGroups,
         control: DistGroup,
+        background: DistGroup,
+        measures: Measures,
     ) -> None:
         self._store = store
         self._engine = engine
@@ -45,22 +57,47 @@ class CheckpointHook:
         self._state = state
         self._groups = groups
         self._control = control
+        self._writer = CheckpointWriter(store, plan, background)
+        self._measures = measures
+        self._under_way: tuple[Snapshot, BackgroundWork] | None = None
         self._saved_step = state.step
+        self._is_due = False
 
     def on_start(self, first_step: int) -> None:
-        """Do nothing: there is nothing new to save yet."""
+        """Finish what a killed run left of its last save: `latest`, and what need not be kept. Local.
+
+        Raises:
+            StorageError: `latest` cannot be written.
+        """
+        if self._groups.is_reporting_rank:
+            self._writer.tidy(self._state.step)
 
     def on_step(self, step: int) -> None:
-        """Save when it is time. Collective over the world when it is."""
-        every = self._plan.config.checkpoint.every
-        if every > 0 and step % every == 0:
-            self.save()
+        """Save when it is time, or after the first applied step from then; hear how an earlier save ended.
+
+        Collective over the world when it is time, and while a save is under way.
+
+        Raises:
+            StorageError: a save failed, and `checkpoint.on_failure=stop`; raised on every rank.
+        """
+        config = self._plan.config.checkpoint
+        if self._under_way is not None and all(gather(self._control, self._under_way[1].done())):
+            self._settle()
+        self._is_due = self._is_due or (config.every > 0 and step % config.every == 0)
+        # Weights that only skip may be what is wrong: they must not push out the checkpoints of before.
+        if self._is_due and self._state.skipped_in_row == 0:
+            self._is_due = False
+            self._begin(waits=not config.asynchronous)
 
     def on_report(self, report: StepReport) -> None:
         """Do nothing: reports are for metrics."""
 
     def on_end(self, end: RunEnd) -> None:
-        """Save the last state of a run that stopped or finished; a failed one has nothing to trust."""
+        """Save the last state of a run that stopped or finished; one that failed or goes back has nothing to trust."""
+        if end.status == "failed":
+            self._give_last_chance()
+            return
+        self._settle()
         wanted = end.status == "stopped" or (end.status == "finished" and self._plan.config.checkpoint.save_final)
         if wanted and self._plan.config.zero.offload is OffloadKind.nvme:
             warn("not saved: the state on NVMe is not in the checkpoint format yet")
@@ -69,71 +106,53 @@ class CheckpointHook:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint of the current step. Collective over the world.
+        """Write a checkpoint of the current step and wait for it. Collective over the world.
 
         Raises:
             StorageError: a rank could not write; raised on every rank, earlier checkpoints stay as they are.
         """
-        step = self._state.step
-        temporary, final = self._store.temporary_path(step), self._store.path(step)
-        try:
-            together(self._control, lambda: self._begin(temporary))
-            together(self._control, lambda: _check_shared(temporary))
-            written = gather(self._control, together(self._control, lambda: self._write(temporary)))
-            together(self._control, lambda: self._publish(temporary, final, written))
-        except Exception:
-            if self._groups.is_reporting_rank:
-                shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        self._saved_step = step
-        say(f"saved {final}")
+        self._begin(waits=True, may_fail=False)
 
-    def _begin(self, temporary: Path) -> None:
-        if self._groups.is_reporting_rank:
-            with storage_faults(temporary):
-                shutil.rmtree(temporary, ignore_errors=True)
-                (temporary / TENSORS).mkdir(parents=True)
-                # A first checkpoint is as durable as the folder of checkpoints is.
-                sync_folder(self._store.folder.parent)
+    def _begin(self, waits: bool, may_fail: bool = True) -> None:
+        started = time.perf_counter()
+        self._settle(may_fail)
+        snapshot = together(self._control, lambda: take_snapshot(self._engine, self._plan, self._state, self._groups))
+        work = BackgroundWork(lambda: self._writer.write(snapshot), "checkpoint")
+        self._under_way = snapshot, work
+        if waits:
+            self._settle(may_fail)
+        self._measures.note("checkpoint/stall_ms", 1000 * (time.perf_counter() - started))
 
-    def _write(self, temporary: Path) -> FileFacts | None:
-        path = temporary / self._file_name(self._groups.rank)
-        with storage_faults(path):
-            return file_facts(path) if write_fragments(path, self._engine.fragments()) else None
-
-    def _file_name(self, rank: int) -> str:
-        return f"{TENSORS}/rank_{rank:05d}{SUFFIX}"
-
-    def _publish(self, temporary: Path, final: Path, written: Sequence[FileFacts | None]) -> None:
-        if not self._groups.is_reporting_rank:
+    def _settle(self, may_fail: bool = True) -> None:
+        """Wait for the save under way, if there is one, and say how it ended. Every rank gets the same answer."""
+        if self._under_way is None:
             return
-        files = {self._file_name(rank): facts for rank, facts in enumerate(written) if facts is not None}
-        with storage_faults(final):
-            write_atomically(temporary / CONFIG, to_yaml(self._plan.config))
-            files[CONFIG] = file_facts(temporary / CONFIG)
-        manifest = Manifest(
-            step=self._state.step,
-            vocab_size=self._plan.model.vocab_size,
-            train_state=self._state.to_dict(),
-            scalars=self._engine.scalars(),
-            layout=describe_layout(self._plan),
-            versions=versions(),
-            files=files,
-        )
-        with storage_faults(final):
-            sync_folder(temporary / TENSORS)
-            write_atomically(temporary / MANIFEST, manifest.to_json())
-            self._store.publish(self._state.step)
-        self._store.point_at(self._state.step)
-        later = self._store.delete_after(self._state.step)
-        if later:
-            steps = ", ".join(map(str, later))
-            say(f"deleted the checkpoints of steps {steps}: this run went back and trains them anew")
-        self._store.delete_old(self._plan.config.checkpoint.keep)
+        (snapshot, work), self._under_way = self._under_way, None
+        try:
+            seconds = work.result()
+        except StorageError as error:
+            if not may_fail or self._plan.config.checkpoint.on_failure is SaveFailure.stop:
+                raise
+            warn(f"step {snapshot.step} is not saved: {error}")
+            return
+        self._measures.note("checkpoint/write_ms", 1000 * seconds)
+        self._saved_step = snapshot.step
+        say(f"saved {self._store.path(snapshot.step)}")
 
-
-def _check_shared(folder: Path) -> None:
-    if not folder.is_dir():
-        raise StorageError(
-            f"run_dir must be on a file system that all nodes share, but {folder} of the first node is not seen here"
-        )
+    def _give_last_chance(self) -> None:
+        """Let a save under way end, without collectives of this thread: peers may be gone."""
+        if self._under_way is None:
+            return
+        (snapshot, work), self._under_way = self._under_way, None
+        if not work.wait(_LAST_CHANCE_S):
+            warn(f"step {snapshot.step} is not saved: the run failed while it was written")
+            return
+        try:
+            work.result()
+        except TridentError as error:
+            warn(f"step {snapshot.step} is not saved: {error}")
+        except Exception:
+            # What a broken connection says is of no use to anybody.
+            warn(f"step {snapshot.step} is not saved: a rank was lost while it was written")
+        else:
+            say(f"saved {self._store.path(snapshot.step)}")

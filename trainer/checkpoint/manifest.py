@@ -13,7 +13,7 @@ from trainer.errors import CheckpointError
 from trainer.loop.state import TrainState
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _CHECKSUM = "checksum"
 _BLOCK_BYTES = 1 << 22
 
@@ -35,6 +35,8 @@ class Manifest:
     train_state: Mapping[str, object]
     scalars: Mapping[str, float]
     """Of the engine: counters and loss scale."""
+    probe_loss: float
+    """Loss on the fixed micro-batch, see `probe`."""
     layout: Mapping[str, object]
     """Who wrote it. For people: a checkpoint can be read in any layout."""
     versions: Mapping[str, str]
@@ -59,6 +61,8 @@ def describe_layout(plan: RunPlan) -> dict[str, object]:
         "zero_stage": config.zero.stage,
         "offload": config.zero.offload.value,
         "dtype": config.precision.dtype.value,
+        "global_batch_size": config.batch.global_batch_size,
+        "seq_length": plan.model.seq_length,
     }
 
 
@@ -117,6 +121,7 @@ def _parse(raw: object, text: str) -> Manifest:
         vocab_size=_whole(raw, "vocab_size"),
         train_state=TrainState.from_dict(_object(raw, "train_state")).to_dict(),
         scalars={name: _number(value, name) for name, value in _object(raw, "scalars").items()},
+        probe_loss=_number(raw["probe_loss"], "probe_loss"),
         layout=_object(raw, "layout"),
         versions={name: str(text) for name, text in _object(raw, "versions").items()},
         files={_inside(name): _facts(_object(files, name)) for name in files},

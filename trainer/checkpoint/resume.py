@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
 from trainer.checkpoint.manifest import Manifest, check_content, describe_layout, read_manifest
+from trainer.checkpoint.probe import check_probe, probe_loss
 from trainer.checkpoint.shards import TensorFolder
 from trainer.checkpoint.store import CONFIG, CheckpointStore, find_checkpoint
 from trainer.config.compose import from_yaml
 from trainer.config.plan import RunPlan, make_model_spec
 from trainer.config.schema import TridentConfig
 from trainer.engine.face import Engine
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.log import say, warn
 from trainer.loop.state import TrainState
 from trainer.topology.agreement import gather, together
@@ -59,27 +61,55 @@ def _newest_whole(store: CheckpointStore, control: DistGroup) -> Found | None:
     return None
 
 
-def resume(
-    found: Found | None, engine: Engine, plan: RunPlan, groups: ParallelGroups, control: DistGroup
-) -> TrainState:
-    """Load a checkpoint into a newly built engine, or return a fresh state for None. Collective over the world.
+def starting_state(found: Found | None, plan: RunPlan, stream: str) -> TrainState:
+    """Return how far the run has come: where a checkpoint was, or the very beginning for None.
+
+    Args:
+        found: what `checkpoint_to_resume` returned.
+        plan: numbers of this run.
+        stream: identity of this run's training stream.
 
     Raises:
-        CheckpointError: it is of another model; raised on every rank.
+        DataError: the run folder's own checkpoint was trained on another stream. One that `checkpoint.resume` names
+            may have been: the new stream is read from its beginning.
     """
     if found is None:
-        return TrainState()
+        return TrainState(sample_length=plan.model.seq_length, stream=stream)
+    state = TrainState.from_dict(found[1].train_state)
+    if state.stream == stream:
+        return state
+    if plan.config.checkpoint.resume == "auto":
+        raise DataError(
+            "the training data must be those that this run began with, but their content has changed since",
+            hints=[
+                f"to train on with other data set run_dir to another folder and checkpoint.resume={found[0]}",
+                "otherwise put back the data, or set run_dir to another folder to start anew",
+            ],
+        )
+    say("other data or another seed than the checkpoint's: reading them from their first sample")
+    return replace(state, position=0, sample_length=plan.model.seq_length, stream=stream)
+
+
+def load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups, control: DistGroup) -> None:
+    """Load a checkpoint into a newly built engine. Collective over the world.
+
+    Raises:
+        CheckpointError: it is of another model, or does not give the loss that it gave when it was saved; raised on
+            every rank.
+    """
     path, manifest = found
     together(control, lambda: _load(path, manifest, engine, plan, groups))
-    state = TrainState.from_dict(manifest.train_state)
+    if manifest.layout.get("seq_length") == plan.model.seq_length:
+        loss = probe_loss(engine, plan, groups.device)
+        saved_dtype = str(manifest.layout["dtype"])
+        together(control, lambda: check_probe(manifest.probe_loss, loss, saved_dtype, plan.config.precision.dtype))
     here = describe_layout(plan)
     changed = [
         f"{key} {manifest.layout.get(key)} -> {value}"
         for key, value in here.items()
         if manifest.layout.get(key) != value
     ]
-    say(f"resumed from {path} (step {state.step})" + (f"; changed: {', '.join(changed)}" if changed else ""))
-    return state
+    say(f"resumed from {path} (step {manifest.step})" + (f"; changed: {', '.join(changed)}" if changed else ""))
 
 
 _SAME_MODEL = (

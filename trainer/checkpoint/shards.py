@@ -11,22 +11,46 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from trainer.checkpoint.container import ITEM_BYTES, read_header, read_values
+from trainer.checkpoint.regions import Footprint, Region, footprint, regions, whole_footprint
+from trainer.checkpoint.store import TENSORS
 from trainer.engine.face import Fragment
 from trainer.errors import CheckpointError, ConfigError
-from trainer.tensor_parallel.shard import ShardSpec, shard, unshard, with_padding, without_padding
+from trainer.tensor_parallel.shard import ShardSpec, shard, with_padding
 
 SPECS_KEY = "shard_specs"
 FRAGMENTS_KEY = "fragments"
 SUFFIX = ".safetensors"
+BLOCK = 1 << 20
+"""Elements that are read or written at once: what memory is taken besides the tensor itself."""
 _OS_ERROR = re.compile(r"\(os error ([0-9]+)\)")
+
+
+Place = list[str | int]
+"""What a file says of a fragment: kind, name of the tensor, tensor-parallel rank and size, first element."""
+
+
+def rank_file(rank: int) -> str:
+    """Return the name of a rank's file of tensors, relative to its checkpoint."""
+    return f"{TENSORS}/rank_{rank:05d}{SUFFIX}"
+
+
+def address(kind: str, spec: ShardSpec, tp_rank: int, size: int, start: int) -> tuple[str, Place]:
+    """Return the key of a fragment in its file, and its place."""
+    return f"{kind}/{spec.name}/{tp_rank}/{start}", [kind, spec.name, tp_rank, size, start]
+
+
+def file_metadata(specs: Iterable[ShardSpec], places: Mapping[str, Place]) -> dict[str, str]:
+    """Return what the header of a file says besides sizes: how its tensors are cut, and key -> place."""
+    cuts = {spec.name: asdict(spec) for spec in specs}
+    return {SPECS_KEY: json.dumps(cuts), FRAGMENTS_KEY: json.dumps(dict(places))}
 
 
 def write_fragments(path: Path, fragments: Iterable[Fragment]) -> bool:
@@ -36,29 +60,26 @@ def write_fragments(path: Path, fragments: Iterable[Fragment]) -> bool:
         OSError: the file cannot be written.
     """
     tensors: dict[str, torch.Tensor] = {}
-    specs: dict[str, object] = {}
-    places: dict[str, object] = {}
+    specs: dict[str, ShardSpec] = {}
+    places: dict[str, Place] = {}
     for fragment in fragments:
-        key = f"{fragment.kind}/{fragment.spec.name}/{fragment.tp_rank}/{fragment.start}"
-        tensors[key] = fragment.values
-        specs[fragment.spec.name] = asdict(fragment.spec)
-        places[key] = [
-            fragment.kind,
-            fragment.spec.name,
-            fragment.tp_rank,
-            fragment.tensor_parallel_size,
-            fragment.start,
-        ]
+        key, place = address(
+            fragment.kind, fragment.spec, fragment.tp_rank, fragment.tensor_parallel_size, fragment.start
+        )
+        tensors[key], places[key] = fragment.values, place
+        specs[fragment.spec.name] = fragment.spec
     if not tensors:
         return False
     try:
-        save_file(tensors, path, metadata={SPECS_KEY: json.dumps(specs), FRAGMENTS_KEY: json.dumps(places)})
+        save_file(tensors, path, metadata=file_metadata(specs.values(), places))
     except SafetensorError as error:
         # The library hides what the operating system said in its text.
         code = _OS_ERROR.search(str(error))
         if code is None:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+    # The library makes files that only their owner may read; ours follow the umask, as their folder does.
+    path.chmod(path.parent.stat().st_mode & 0o666)
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return True
@@ -69,7 +90,7 @@ class _Place:
     """Where a fragment is, and what it is a part of."""
 
     path: Path
-    key: str
+    first_byte: int
     tp_rank: int
     tensor_parallel_size: int
     start: int
@@ -77,7 +98,7 @@ class _Place:
 
 
 class TensorFolder:
-    """Reads tensors out of files that ranks wrote with `write_fragments`. Opens headers first, data on demand.
+    """Reads tensors out of files that ranks wrote with `write_fragments`. Reads headers first, data on demand.
 
     Args:
         folder: named in messages.
@@ -89,7 +110,6 @@ class TensorFolder:
 
     def __init__(self, folder: Path, files: Iterable[str]) -> None:
         self._folder = folder
-        self._files: dict[Path, Any] = {}
         self._specs: dict[str, ShardSpec] = {}
         self._places: dict[tuple[str, str], list[_Place]] = {}
         for name in sorted(files):
@@ -100,25 +120,26 @@ class TensorFolder:
 
     def _read_header(self, path: Path) -> None:
         try:
-            file: Any = safe_open(path, framework="pt")
-            self._files[path] = file
-            metadata = file.metadata() or {}
+            metadata, tensors = read_header(path)
             specs, places = json.loads(metadata[SPECS_KEY]), json.loads(metadata[FRAGMENTS_KEY])
             for name, raw in specs.items():
                 spec = _spec(raw)
                 if self._specs.setdefault(name, spec) != spec:
                     raise ValueError(f"{name} is cut as {spec} here, but as {self._specs[name]} elsewhere")
-            for key in file.keys():  # noqa: SIM118 - not a dict
+            for key, (first_byte, numel) in tensors.items():
                 kind, name, tp_rank, size, start = places[key]
                 if name not in self._specs:
                     raise ValueError(f"{key} is of a tensor whose shape is not told")
-                numel = math.prod(file.get_slice(key).get_shape())
-                place = _Place(path, key, _count(tp_rank), _count(size, 1), _count(start), numel)
+                place = _Place(path, first_byte, _count(tp_rank), _count(size, 1), _count(start), numel)
                 self._places.setdefault((str(kind), name), []).append(place)
         except KeyError as error:
             raise CheckpointError(f"{path} must hold fragments, but its metadata lack {error}") from error
         except (SafetensorError, OSError, ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path} must hold fragments, but cannot be read: {error}") from error
+
+    def kinds(self) -> list[str]:
+        """Return what there is of some tensor: weight and the names of moments."""
+        return sorted({kind for kind, _ in self._places})
 
     def names(self, kind: str = "weight") -> list[str]:
         """Return the names of the tensors of a kind."""
@@ -128,12 +149,45 @@ class TensorFolder:
         """Return the global shape of a tensor, without vocabulary padding."""
         return self._specs[name].unpadded_shape
 
+    def spec(self, name: str) -> ShardSpec:
+        """Return how a tensor is cut here."""
+        return self._specs[name]
+
     def read(self, kind: str, name: str) -> torch.Tensor:
-        """Return a whole tensor without vocabulary padding, fp32 on CPU.
+        """Return a whole tensor without vocabulary padding, fp32 on CPU. Takes its memory and that of a block.
 
         Raises:
             CheckpointError: it is not there, or not all of it.
         """
+        places = self._whole(kind, name)
+        spec = self._specs[name]
+        whole = torch.empty(spec.unpadded_shape, dtype=torch.float32)
+        self._fill(whole, whole_footprint(spec), places, spec)
+        return whole
+
+    def read_shard(self, kind: str, spec: ShardSpec, rank: int, size: int) -> torch.Tensor:
+        """Return rank `rank`'s shard of a tensor as `spec` cuts it for `size` ranks, padding included.
+
+        Reads only blocks that hold a part of it: of a checkpoint that was cut alike, nothing but that shard.
+
+        Raises:
+            CheckpointError: it is not there, not all of it, or is of another shape: another model.
+        """
+        places = self._whole(kind, spec.name)
+        saved = self._specs[spec.name]
+        if saved.unpadded_shape != spec.unpadded_shape:
+            raise CheckpointError(
+                f"{spec.name} must have shape {spec.unpadded_shape} for this model, but has {saved.unpadded_shape} in "
+                f"{self._folder}; give model.* the values of the run that saved it"
+            )
+        if saved.dim != spec.dim:
+            return shard(with_padding(self.read(kind, spec.name), spec), spec, rank, size)
+        found = torch.zeros(spec.local_shape(size), dtype=torch.float32)
+        self._fill(found, footprint(spec, rank, size), places, saved)
+        return found
+
+    def _whole(self, kind: str, name: str) -> list[_Place]:
+        """Return the places of a tensor; every element must be there exactly once. Reads none, takes no memory."""
         if (kind, name) not in self._places:
             raise CheckpointError(
                 f"{self._folder} must hold {kind} of {name}, but does not; give model.* the values of the run that "
@@ -145,44 +199,82 @@ class TensorFolder:
         try:
             if len(sizes) != 1 or any(place.tp_rank >= size for place in places):
                 raise ValueError(f"{name} is cut for different numbers of ranks: {sorted(sizes)}")
-            ranks = range(size) if spec.dim is not None else range(1)
-            parts = [self._shard([p for p in places if p.tp_rank == rank], spec, rank, size) for rank in ranks]
-            return without_padding(unshard(parts, spec) if spec.dim is not None else parts[0], spec)
-        except (ValueError, ConfigError, SafetensorError, OSError) as error:
+            numel = math.prod(spec.local_shape(size))
+            for rank in range(size) if spec.dim is not None else range(1):
+                _check_complete([place for place in places if place.tp_rank == rank], numel, rank)
+        except (ValueError, ConfigError) as error:
             raise CheckpointError(f"{self._folder} must hold all of {kind} of {name}, but: {error}") from error
+        return [place for place in places if spec.dim is not None or place.tp_rank == 0]
 
-    def _shard(self, places: list[_Place], spec: ShardSpec, rank: int, size: int) -> torch.Tensor:
-        """Put one tensor-parallel rank's shard together; every element must be there exactly once."""
-        shape = spec.local_shape(size)
-        ordered = sorted(places, key=lambda place: place.start)
-        filled, numel = 0, math.prod(shape)
-        # Before memory is taken: a shape that is not backed by as many bytes must not take any.
-        for place in ordered:
-            if place.start != filled:
-                raise ValueError(_gap(min(place.start, filled), rank))
-            filled += place.numel
-        if filled != numel:
-            raise ValueError(_gap(min(filled, numel), rank))
-        whole = torch.empty(shape, dtype=torch.float32)
-        flat = whole.view(-1)
-        for place in ordered:
-            values = self._files[place.path].get_tensor(place.key).view(-1)
-            flat[place.start : place.start + place.numel] = values
-        return whole
+    def _fill(self, target: torch.Tensor, wanted: Footprint, places: list[_Place], saved: ShardSpec) -> None:
+        """Copy what of `saved` is `wanted` to where it belongs."""
+        matrix = target.view(wanted.rows, wanted.width)
+        for place in places:
+            source = footprint(saved, place.tp_rank, place.tensor_parallel_size)
+            for first in range(0, place.numel, BLOCK):
+                count = min(BLOCK, place.numel - first)
+                shared = list(regions(place.start + first, count, source, wanted))
+                if not shared:
+                    continue
+                try:
+                    block = read_values(place.path, place.first_byte + ITEM_BYTES * first, count)
+                except OSError as error:
+                    raise CheckpointError(f"{place.path} must be readable, but: {error}") from error
+                for region in shared:
+                    _in_other(matrix, region).copy_(_in_run(block, region))
 
-    def read_shard(self, kind: str, spec: ShardSpec, rank: int, size: int) -> torch.Tensor:
-        """Return rank `rank`'s shard of a tensor as `spec` cuts it for `size` ranks, padding included.
 
-        Raises:
-            CheckpointError: it is not there, or is of another shape: another model.
-        """
-        full = self.read(kind, spec.name)
-        if tuple(full.shape) != spec.unpadded_shape:
-            raise CheckpointError(
-                f"{spec.name} must have shape {spec.unpadded_shape} for this model, but has {tuple(full.shape)} in "
-                f"{self._folder}; give model.* the values of the run that saved it"
-            )
-        return shard(with_padding(full, spec), spec, rank, size)
+def cut_run(whole: torch.Tensor, spec: ShardSpec, rank: int, size: int, start: int, numel: int) -> torch.Tensor:
+    """Return `numel` elements of a rank's flattened shard from `start` on, vocabulary padding zero.
+
+    Args:
+        whole: the tensor, of shape `spec.unpadded_shape`.
+        spec: how it is cut.
+        rank: tensor-parallel rank.
+        size: number of such ranks.
+        start: in the flattened shard.
+        numel: how many.
+    """
+    there = whole_footprint(spec)
+    matrix = whole.view(there.rows, there.width)
+    run = torch.zeros(numel, dtype=torch.float32)
+    for region in regions(start, numel, footprint(spec, rank, size), there):
+        _in_run(run, region).copy_(_in_other(matrix, region))
+    return run
+
+
+def padded_to(spec: ShardSpec, rows: int) -> ShardSpec:
+    """Return the spec with the vocabulary padding of another layout: `rows` entries along `dim`.
+
+    Raises:
+        ValueError: the tensor has more entries than that, or is not cut.
+    """
+    if spec.dim is None or rows < spec.unpadded_shape[spec.dim]:
+        raise ValueError(f"{spec.name} must have at most {rows} rows, but has shape {spec.unpadded_shape}")
+    shape = list(spec.global_shape)
+    more = rows - shape[spec.dim]
+    shape[spec.dim] = rows
+    sections = (*spec.sections[:-1], spec.sections[-1] + more)
+    return replace(spec, global_shape=tuple(shape), sections=sections, padding=spec.padding + more)
+
+
+def _in_run(run: torch.Tensor, region: Region) -> torch.Tensor:
+    band = run.narrow(0, region.offset, region.rows * region.stride).view(region.rows, region.stride)
+    return band.narrow(1, region.column, region.width)
+
+
+def _in_other(matrix: torch.Tensor, region: Region) -> torch.Tensor:
+    return matrix.narrow(0, region.other_row, region.rows).narrow(1, region.other_column, region.width)
+
+
+def _check_complete(places: list[_Place], numel: int, rank: int) -> None:
+    filled = 0
+    for place in sorted(places, key=lambda place: place.start):
+        if place.start != filled:
+            raise ValueError(_gap(min(place.start, filled), rank))
+        filled += place.numel
+    if filled != numel:
+        raise ValueError(_gap(min(filled, numel), rank))
 
 
 def _gap(element: int, rank: int) -> str:

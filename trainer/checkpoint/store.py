@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from trainer.checkpoint.manifest import MANIFEST, Manifest, check_sizes, read_manifest
@@ -85,15 +86,37 @@ class CheckpointStore:
         """
         later = [found for found in self.steps() if found > step]
         for found in later:
-            shutil.rmtree(self.path(found), ignore_errors=True)
+            self._delete(found)
         return later
 
-    def delete_old(self, keep: int) -> None:
-        """Delete all but the newest `keep` checkpoints and whatever half-written ones are left."""
-        for step in self.steps()[:-keep]:
-            shutil.rmtree(self.path(step), ignore_errors=True)
+    def delete_old(self, keep: int, keep_every: int = 0) -> None:
+        """Delete what need not be kept, and whatever half-written or half-deleted ones are left.
+
+        The newest `keep` whole ones stay, damaged ones among them too, and multiples of `keep_every` unless it is 0.
+        """
+        whole = 0
+        for step in reversed(self.steps()):
+            if whole >= keep and not (keep_every > 0 and step % keep_every == 0):
+                self._delete(step)
+            elif whole < keep:
+                whole += self._is_whole(step)
         for partial in self.folder.glob(".step_*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
+
+    def _is_whole(self, step: int) -> bool:
+        try:
+            check_sizes(self.path(step), read_manifest(self.path(step)))
+        except CheckpointError:
+            return False
+        return True
+
+    def _delete(self, step: int) -> None:
+        # Hidden first: a run that dies while it deletes leaves nothing that looks like a damaged checkpoint.
+        hidden = self.folder / f".step_{step}.deleted.partial"
+        shutil.rmtree(hidden, ignore_errors=True)
+        with suppress(OSError):
+            self.path(step).rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def find_checkpoint(path: Path) -> tuple[Path, Manifest]:

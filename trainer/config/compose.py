@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import trainer
-from trainer.config.keys import GROUPS, KEYS, build, coerce, did_you_mean, flatten, is_list, optional, unknown_key
+from trainer.config.keys import (
+    GROUPS,
+    KEYS,
+    build,
+    coerce,
+    did_you_mean,
+    flatten,
+    is_list,
+    joined,
+    optional,
+    unknown_key,
+)
 from trainer.config.schema import TridentConfig
 from trainer.errors import ConfigError
 
@@ -118,7 +129,7 @@ def _check_form(override: Override, word: str) -> None:
         rest = word.partition("=")[2]
         if name in KEYS and is_list(KEYS[name]):
             raise ConfigError(f"{name} must be one list, but '{rest}' gives several values; write {name}=[{rest}]")
-        raise ConfigError(f"{name} must be one value, but '{rest}' gives several; start one run for each value")
+        raise ConfigError(f"{name} must be one value, but '{rest}' gives several; add --multirun for one run each")
 
 
 def _choice(group: str, value: object) -> str | None:
@@ -215,6 +226,34 @@ def compose(overrides: Sequence[str]) -> TridentConfig:
     if request.problems:
         raise ConfigError(request.problems)
     return build(_compose(request))
+
+
+def recompose(config: TridentConfig, overrides: Sequence[str], may_change: Collection[str]) -> TridentConfig:
+    """Return a finished config with overrides on top: a key sets itself, a group all keys that the group has.
+
+    Args:
+        config: of an earlier run.
+        overrides: words as for `compose`.
+        may_change: groups, and single keys, that the words may name.
+
+    Raises:
+        ConfigError: every override that cannot be used, or that names something else.
+    """
+    request = _read(overrides)
+    problems = list(request.problems)
+    for name in (*request.choices, *request.values):
+        if name not in may_change and name.partition(".")[0] not in may_change:
+            problems.append(f"'{name}' cannot be changed here; only {joined(may_change, 'and')} can")
+    for name, value in request.values.items():
+        if "${" in str(value):
+            problems.append(f"{name} must be a value here, but is {value!r}")
+    if problems:
+        raise ConfigError(problems)
+    composed = _compose(request)
+    changed = {
+        key: composed[key] for key in composed if key in request.values or key.partition(".")[0] in request.choices
+    }
+    return build({**{key: _plain(value) for key, value in flatten(config).items()}, **changed})
 
 
 def _plain(value: object) -> object:

@@ -70,11 +70,20 @@ OTHER_NAMES: dict[str, str] = {
 
 def optional(kind: Any) -> tuple[Any, bool]:
     """Split `X | None` into (X, True); anything else is (kind, False)."""
-    if get_origin(kind) in (Union, UnionType):
-        inner = [part for part in get_args(kind) if part is not NoneType]
-        assert len(inner) == 1, f"a field has one type or that type and None, not {kind}"
-        return inner[0], True
+    if get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind):
+        inner = tuple(part for part in get_args(kind) if part is not NoneType)
+        return Union[inner], True  # noqa: UP007 - built at run time
     return kind, False
+
+
+def number_or_word(kind: Any) -> tuple[Any, type[Enum] | None]:
+    """Split `int | Words`, where `Words` is an enum, into (int, Words); anything else is (kind, None)."""
+    if get_origin(kind) not in (Union, UnionType):
+        return kind, None
+    number, words = get_args(kind)
+    assert number is int, f"a field of several types is an integer or a word, not {kind}"
+    assert issubclass(words, Enum), f"a field of several types is an integer or a word, not {kind}"
+    return number, words
 
 
 def is_list(kind: Any) -> bool:
@@ -142,7 +151,21 @@ def _as_choice(value: object, kind: type[Enum]) -> Enum:
     raise ValueError(f"must be one of {', '.join(choices)}")
 
 
+def _as_number_or_word(value: object, words: type[Enum]) -> int | float | Enum:
+    try:
+        return _as_choice(value, words)
+    except ValueError:
+        pass
+    try:
+        return _as_number(value, int)
+    except ValueError:
+        raise ValueError(f"must be an integer or {joined(member.value for member in words)}") from None
+
+
 def _as_scalar(value: object, kind: Any) -> object:
+    _, words = number_or_word(kind)
+    if words is not None:
+        return _as_number_or_word(value, words)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return _as_choice(value, kind)
     if kind is bool:

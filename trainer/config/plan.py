@@ -73,6 +73,12 @@ class RunPlan:
         return self.pipeline_parallel_size > 1
 
     @property
+    def hang_timeout_s(self) -> int:
+        """Resolved `runtime.hang_timeout_s`."""
+        runtime = self.config.runtime
+        return runtime.timeout_s // 3 if runtime.hang_timeout_s is None else runtime.hang_timeout_s
+
+    @property
     def zero_stage(self) -> int:
         """Stage that DeepSpeed runs.
 
@@ -128,7 +134,7 @@ def make_model_spec(model: ModelConfig, vocab_size: int, tensor_parallel_size: i
 def data_parallel_size(config: TridentConfig, world_size: int | None) -> int:
     """Return dp: as configured, or what the launched world leaves for it, or 1."""
     layout = config.layout
-    if layout.data_parallel_size is not None:
+    if isinstance(layout.data_parallel_size, int):
         return layout.data_parallel_size
     model_parallel = layout.pipeline_parallel_size * layout.tensor_parallel_size
     return 1 if world_size is None else max(1, world_size // model_parallel)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from enum import Enum
-from typing import Any, Optional, cast, get_args, get_type_hints
+from typing import Any, Optional, Union, cast, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 
-from trainer.config.keys import is_list, optional
+from trainer.config.keys import is_list, number_or_word, optional
 from trainer.config.schema import TridentConfig
 
 SCHEMA_NAME = "trident_schema"
@@ -36,6 +36,9 @@ def _twin_annotation(kind: Any) -> Any:
         twin = list[_twin_annotation(get_args(inner)[0])]  # type: ignore[misc]
     elif isinstance(inner, type) and issubclass(inner, Enum):
         twin = enum_twin(inner)
+    elif number_or_word(inner)[1] is not None:
+        # OmegaConf has no union with an enum; which words there are is checked when the config is built.
+        twin = Union[int, str]  # noqa: UP007
     else:
         twin = inner
     return Optional[twin] if may_be_none else twin  # noqa: UP045 - built at run time

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
-from trainer.config.rules_common import Case, Rule, legal_tensor_parallel_sizes, neighbours, use
+from trainer.config.elastic import Elastic
+from trainer.config.keys import joined
+from trainer.config.rules_common import Case, Rule, divisors, legal_tensor_parallel_sizes, neighbours, use
 from trainer.config.schema import AdamImplementation, DeviceKind, Dtype, OffloadKind, PipelineSchedule
 
 
@@ -20,7 +22,7 @@ def world_size(case: Case) -> Iterator[str]:
     if world is None or pp * tp * case.dp == world:
         return
     factors = f"layout.pipeline_parallel_size ({pp}) x layout.tensor_parallel_size ({tp})"
-    if dp is not None:
+    if isinstance(dp, int):
         factors += f" x layout.data_parallel_size ({dp})"
         found = f"{factors} = {pp * tp * dp} must equal the number of ranks ({world})"
     else:
@@ -93,12 +95,28 @@ def batch_over_ranks(case: Case) -> Iterator[str]:
     """A step is a whole number of micro-batches on every replica."""
     batch, dp = case.config.batch, case.dp
     unit = batch.micro_batch_size * dp
-    if batch.global_batch_size % unit:
+    is_elastic = case.config.layout.data_parallel_size is Elastic.auto and case.world_size is not None
+    if is_elastic and batch.global_batch_size % batch.micro_batch_size == 0 and batch.global_batch_size % unit:
+        worlds = _worlds_near(case)
+        yield (
+            f"layout.data_parallel_size=auto makes {dp} replicas of {case.world_size} ranks, but "
+            f"batch.global_batch_size ({batch.global_batch_size}) must be divisible by batch.micro_batch_size "
+            f"({batch.micro_batch_size}) x {dp}; start {joined(worlds)} ranks"
+        )
+    elif batch.global_batch_size % unit:
         yield (
             f"batch.global_batch_size ({batch.global_batch_size}) must be divisible by batch.micro_batch_size "
             f"({batch.micro_batch_size}) x layout.data_parallel_size ({dp}) = {unit}; "
             f"{use(neighbours(batch.global_batch_size, unit), batch.global_batch_size)}"
         )
+
+
+def _worlds_near(case: Case) -> list[int]:
+    """Return the worlds just below and above this one whose replicas share the global batch evenly."""
+    layout, batch = case.config.layout, case.config.batch
+    replicas = divisors(batch.global_batch_size // batch.micro_batch_size)
+    near = [max(n for n in replicas if n < case.dp), *[n for n in replicas if n > case.dp][:1]]
+    return [n * layout.pipeline_parallel_size * layout.tensor_parallel_size for n in near]
 
 
 def dual_pipe(case: Case) -> Iterator[str]:
@@ -187,6 +205,18 @@ def adam_implementation(case: Case) -> Iterator[str]:
         )
 
 
+def replicas(case: Case) -> Iterator[str]:
+    """There is something to compare: with ZeRO-3 the data-parallel ranks hold no copies."""
+    config, tp = case.config, case.config.layout.tensor_parallel_size
+    copies = tp > 1 or (case.dp > 1 and config.zero.stage < 3)
+    if config.runtime.check_replicas_every > 0 and not copies:
+        yield (
+            "runtime.check_replicas_every compares weights that several ranks hold, and has no effect with "
+            f"layout.tensor_parallel_size={tp}, layout.data_parallel_size={case.dp} and "
+            f"zero.stage={config.zero.stage}; leave it out"
+        )
+
+
 RULES: tuple[Rule, ...] = (
     world_size,
     devices,
@@ -197,4 +227,5 @@ RULES: tuple[Rule, ...] = (
     zero_stage,
     offload,
     adam_implementation,
+    replicas,
 )

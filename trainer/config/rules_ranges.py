@@ -36,10 +36,20 @@ MINIMA: dict[str, int] = {
     "train.log_every": 1,
     "train.eval_every": 0,
     "train.eval_batches": 1,
+    "train.max_skipped_in_row": 0,
+    "train.spike_window": 2,
+    "train.max_rewinds": 1,
+    "eval.samples": 0,
+    "eval.max_tokens": 1,
+    "eval.seed": 0,
     "checkpoint.every": 0,
     "checkpoint.keep": 1,
+    "checkpoint.keep_every": 0,
+    "logging.stall_alert_s": 0,
     "runtime.threads_per_rank": 1,
     "runtime.timeout_s": 1,
+    "runtime.hang_timeout_s": 0,
+    "runtime.check_replicas_every": 0,
     "launch.grace_s": 0,
     "launch.max_restarts": 0,
 }
@@ -51,8 +61,14 @@ POSITIVE: tuple[str, ...] = (
     "model.init_std",
     "optimizer.lr",
     "optimizer.eps",
+    "train.spike_sigmas",
 )
-NOT_NEGATIVE: tuple[str, ...] = ("optimizer.weight_decay", "optimizer.grad_clip", "launch.restart_backoff_s")
+NOT_NEGATIVE: tuple[str, ...] = (
+    "optimizer.weight_decay",
+    "optimizer.grad_clip",
+    "launch.restart_backoff_s",
+    "eval.temperature",
+)
 BELOW_ONE: tuple[str, ...] = (
     "model.dropout",
     "model.attention_dropout",
@@ -66,6 +82,7 @@ CLOSED: dict[str, tuple[float, float]] = {
     "schedule.min_lr_ratio": (0, 1),
     "launch.master_port": (1, 65535),
     "train.seed": (0, 2**63 - 1),
+    "eval.seed": (0, 2**63 - 1),
 }
 NOT_EMPTY: tuple[str, ...] = ("name", "run_dir", "checkpoint.resume", "data.text_key", "data.hub_split")
 

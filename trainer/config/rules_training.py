@@ -1,12 +1,21 @@
-"""Rules about what is read and for how long: data, tokenizer, schedule, evaluation."""
+"""Rules about what is read and for how long: data, tokenizer, schedule, evaluation, faults on the way."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from trainer.config.plan import resolved_decay_steps
-from trainer.config.rules_common import Case, Rule
-from trainer.config.schema import DataSource, ScheduleKind, TokenizerConfig, TokenizerKind
+from trainer.config.rules_common import Case, Rule, neighbours, use
+from trainer.config.schema import (
+    DataSource,
+    Dtype,
+    SaveFailure,
+    ScheduleKind,
+    SpikePolicy,
+    TokenizerConfig,
+    TokenizerKind,
+    TrainConfig,
+)
 
 SMALLEST_BPE = 257
 """256 bytes and the end-of-text id."""
@@ -138,6 +147,56 @@ def documents(case: Case) -> Iterator[str]:
         yield "data.max_documents has no effect with data.source=synthetic; use data.synthetic_tokens"
 
 
+def checkpoints(case: Case) -> Iterator[str]:
+    """What says how to save needs saves."""
+    checkpoint = case.config.checkpoint
+    every, keep_every = checkpoint.every, checkpoint.keep_every
+    if keep_every > 0 and (every == 0 or keep_every % every):
+        legal = "set checkpoint.every" if every == 0 else use(neighbours(keep_every, every), keep_every)
+        yield f"checkpoint.keep_every ({keep_every}) must be a multiple of checkpoint.every ({every}); {legal}"
+    if checkpoint.on_failure is SaveFailure.go_on and every == 0:
+        yield "checkpoint.on_failure=go_on has no effect with checkpoint.every=0; set checkpoint.every, or leave it out"
+
+
+def skipping(case: Case) -> Iterator[str]:
+    """fp16 may skip: that is how it finds its loss scale."""
+    train, dtype = case.config.train, case.config.precision.dtype
+    if dtype is Dtype.fp16 and train.max_skipped_in_row == 0:
+        yield (
+            "train.max_skipped_in_row must be at least 1 with precision.dtype=fp16, which skips steps until its loss "
+            "scale fits, but is 0"
+        )
+
+
+def spikes(case: Case) -> Iterator[str]:
+    """A spike policy has what it works with, and its settings belong to one."""
+    train, default = case.config.train, TrainConfig()
+    if train.spike_policy is SpikePolicy.none:
+        for key, least in (("spike_window", 2), ("spike_sigmas", 0)):
+            value = getattr(train, key)
+            # What is too small is said by `minima`.
+            if value != getattr(default, key) and value >= least:
+                yield f"train.{key} has no effect with train.spike_policy=none; leave it out, or set a policy"
+    if train.spike_policy is not SpikePolicy.rewind:
+        if train.max_rewinds != default.max_rewinds and train.max_rewinds >= 1:
+            yield (
+                f"train.max_rewinds has no effect with train.spike_policy={train.spike_policy.value}; "
+                "use train.spike_policy=rewind, or leave it out"
+            )
+    elif case.config.checkpoint.every == 0:
+        yield "train.spike_policy=rewind goes back to a checkpoint and needs checkpoint.every > 0, but it is 0"
+
+
+def hang_timeout(case: Case) -> Iterator[str]:
+    """The watchdog speaks before the collectives fail."""
+    runtime = case.config.runtime
+    if runtime.hang_timeout_s is not None and runtime.hang_timeout_s >= runtime.timeout_s >= 1:
+        yield (
+            f"runtime.hang_timeout_s ({runtime.hang_timeout_s}) must be less than runtime.timeout_s "
+            f"({runtime.timeout_s}), after which collectives fail by themselves"
+        )
+
+
 RULES: tuple[Rule, ...] = (
     warm_up,
     decay,
@@ -147,4 +206,8 @@ RULES: tuple[Rule, ...] = (
     vocabulary,
     sources_without_text,
     documents,
+    checkpoints,
+    skipping,
+    spikes,
+    hang_timeout,
 )

@@ -1,7 +1,8 @@
 """The config schema: one frozen dataclass per Hydra group. The only place where a key is declared.
 
 `register.py` makes mutable twins of these classes for Hydra (Hydra cannot compose frozen ones); what
-travels below the entry point are these frozen objects. No torch, no project imports.
+travels below the entry point are these frozen objects. No torch, no project imports but its own parts,
+`schema_train.py` and `schema_logging.py`.
 A string literal under a field is its documentation: meaning, unit, range, what it interacts with.
 """
 
@@ -9,6 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+
+from trainer.config.elastic import Elastic
+from trainer.config.schema_logging import ConsoleKind as ConsoleKind
+from trainer.config.schema_logging import EvalConfig as EvalConfig
+from trainer.config.schema_logging import LoggingConfig as LoggingConfig
+from trainer.config.schema_logging import WandbMode as WandbMode
+from trainer.config.schema_train import SpikePolicy as SpikePolicy
+from trainer.config.schema_train import TrainConfig as TrainConfig
 
 
 class PositionKind(Enum):
@@ -100,21 +109,19 @@ class TokenizerKind(Enum):
     pretrained = "pretrained"
 
 
+class SaveFailure(Enum):
+    """What a run does when a checkpoint cannot be written. The last one of a run must be, whatever this says."""
+
+    stop = "stop"
+    go_on = "go_on"
+
+
 class DeviceKind(Enum):
     """Where the ranks compute. `auto`: CUDA if the machine has it, otherwise CPU."""
 
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
-
-
-class WandbMode(Enum):
-    """`auto`: online if an API key is found, otherwise offline."""
-
-    auto = "auto"
-    online = "online"
-    offline = "offline"
-    disabled = "disabled"
 
 
 @dataclass(frozen=True)
@@ -219,8 +226,9 @@ class LayoutConfig:
     """Number of pipeline stages; each holds whole blocks."""
     tensor_parallel_size: int = 1
     """Ranks that split every linear layer; keep them inside one node."""
-    data_parallel_size: int | None = None
-    """Replicas of the model. null: world size / (pp * tp), or 1 when the ranks are started here."""
+    data_parallel_size: int | Elastic | None = None
+    """Replicas of the model. null: world size / (pp * tp), or 1 when the ranks are started here. auto: the same, but
+    when started here as many as GPUs (without GPUs: CPU cores) and an unchanged batch.global_batch_size allow."""
     sequence_parallel: bool = False
     """Shard norms and residuals over the sequence within the tensor-parallel group."""
     pipeline_schedule: PipelineSchedule = PipelineSchedule.f1b1
@@ -305,49 +313,23 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Length and rhythm of the run."""
-
-    steps: int = 100
-    """Optimizer steps in the whole run, earlier attempts included."""
-    seed: int = 1234
-    """Decides initial weights, data order and dropout."""
-    log_every: int = 1
-    """Steps between rows of metrics."""
-    eval_every: int = 0
-    """Steps between evaluations. 0: never."""
-    eval_batches: int = 4
-    """Global batches in one evaluation."""
-
-
-@dataclass(frozen=True)
 class CheckpointConfig:
     """Saving and resuming."""
 
     every: int = 0
     """Steps between saves. 0: only at the end and when asked to stop."""
     keep: int = 2
-    """Newest checkpoints kept; older ones are deleted."""
+    """Newest whole checkpoints kept; older ones are deleted."""
+    keep_every: int = 0
+    """Steps whose multiples are kept for good, besides the newest. 0: none."""
+    asynchronous: bool = True
+    """Hold the loop only while the state is copied to host memory, and write it beside the training."""
+    on_failure: SaveFailure = SaveFailure.stop
+    """When a checkpoint cannot be written, for example on a full disk: stop (exit 8), or go_on until the next one."""
     save_final: bool = True
     """Save when the last step is done."""
     resume: str = "auto"
     """auto: continue from the newest checkpoint in run_dir if there is one. never. Or a checkpoint's path."""
-
-
-@dataclass(frozen=True)
-class LoggingConfig:
-    """Where metrics go. metrics.jsonl is always written."""
-
-    console: bool = True
-    """Progress on the terminal."""
-    wandb: WandbMode = WandbMode.auto
-    """auto | online | offline | disabled."""
-    wandb_project: str = "trident"
-    """Project name in wandb."""
-    wandb_entity: str | None = None
-    """Team or user in wandb; null: the account's default."""
-    wandb_tags: tuple[str, ...] = ()
-    """Tags of the run in wandb."""
 
 
 @dataclass(frozen=True)
@@ -360,6 +342,12 @@ class RuntimeConfig:
     """CPU threads of one rank. null: cores / ranks on this machine, at least 1."""
     timeout_s: int = 1800
     """Seconds after which a collective that does not finish is an error."""
+    hang_timeout_s: int | None = None
+    """Seconds without progress after which the run ends (exit code 7) and says which rank is behind, in what; saving
+    may take timeout_s. null: a third of timeout_s. 0: never."""
+    check_replicas_every: int = 0
+    """Steps between comparisons of the weights that several ranks hold alike; where they differ, the run ends (exit
+    code 5). 0: never."""
 
 
 @dataclass(frozen=True)
@@ -390,6 +378,7 @@ class TridentConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

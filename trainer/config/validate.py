@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from trainer.config import rules_layout, rules_model, rules_ranges, rules_training
+from dataclasses import replace
+
+from trainer.config import rules_layout, rules_logging, rules_model, rules_ranges, rules_training
+from trainer.config.elastic import Elastic
 from trainer.config.rules_common import Case, Rule
-from trainer.config.schema import TridentConfig
+from trainer.config.schema import DeviceKind, TridentConfig
 from trainer.errors import ConfigError
 
 ARITHMETIC: tuple[Rule, ...] = (*rules_model.RULES, *rules_layout.RULES)
@@ -14,10 +17,35 @@ ARITHMETIC: tuple[Rule, ...] = (*rules_model.RULES, *rules_layout.RULES)
 def problems(config: TridentConfig, world_size: int | None = None, device_count: int | None = None) -> list[str]:
     """Return one line for each thing that is wrong with the config; an empty list if it can run."""
     case = Case(config, world_size, device_count)
-    rules = [*rules_ranges.RULES, *rules_training.RULES]
+    rules = [*rules_ranges.RULES, *rules_training.RULES, *rules_logging.RULES]
     if rules_ranges.sizes_are_positive(case):
         rules[1:1] = ARITHMETIC
     return [line for rule in rules for line in rule(case)]
+
+
+def fill_machine(config: TridentConfig, device_count: int, cores: int) -> TridentConfig:
+    """Return the config with `layout.data_parallel_size=auto` replaced by what this machine holds.
+
+    That is the largest number of replicas, at least 1, that has a GPU (on the CPU: a core) for each rank and breaks no
+    rule, so that the global batch size can stay as it is.
+
+    Args:
+        config: as composed.
+        device_count: CUDA devices of this machine.
+        cores: CPU cores that this process may use.
+    """
+    layout = config.layout
+    if layout.data_parallel_size is not Elastic.auto:
+        return config
+    on_cpu = config.runtime.device is DeviceKind.cpu or device_count == 0
+    ranks_of_a_replica = max(1, layout.pipeline_parallel_size * layout.tensor_parallel_size)
+    room = (cores if on_cpu else device_count) // ranks_of_a_replica
+    # A replica reads at least one sequence a step.
+    for replicas in range(min(room, config.batch.global_batch_size), 1, -1):
+        filled = replace(config, layout=replace(layout, data_parallel_size=replicas))
+        if not problems(filled, None, device_count):
+            return filled
+    return replace(config, layout=replace(layout, data_parallel_size=1))
 
 
 def validate(config: TridentConfig, world_size: int | None = None, device_count: int | None = None) -> None:

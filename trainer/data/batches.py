@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +10,12 @@ import numpy.typing as npt
 import torch
 
 from trainer.config.plan import RunPlan
+from trainer.config.schema import TridentConfig
 from trainer.data.capacity import check_training_capacity, check_validation_capacity
-from trainer.data.dataset import TokenDataset
+from trainer.data.dataset import SampleStream, TokenDataset
 from trainer.data.prepare import PreparedData
 from trainer.data.sampler import SampleOrder
-
-Order = Callable[[int], npt.NDArray[np.int64]]
+from trainer.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -32,67 +31,97 @@ class MicroBatch:
 class BatchSource:
     """The micro-batches of one data-parallel rank.
 
-    Micro-batch m of data-parallel rank d holds samples `[(m * dp + d) * B, ... + B)` of the global batch: whatever the
-    layout, a step trains on the same samples.
+    Micro-batch m of data-parallel rank d holds sequences `[(m * dp + d) * B, ... + B)` of the global batch: whatever
+    the layout, a step trains on the same sequences.
 
     Args:
-        dataset: the samples.
-        order: step (from 1) -> samples of its global batch.
-        micro_batch_size: B.
+        stream: the tokens.
+        plan: sizes of batch, sequence and layout.
         dp_rank: d.
-        data_parallel_size: dp.
         device: where the tensors go.
     """
 
-    def __init__(
-        self,
-        dataset: TokenDataset,
-        order: Order,
-        micro_batch_size: int,
-        dp_rank: int,
-        data_parallel_size: int,
-        device: torch.device,
-    ) -> None:
-        self._dataset = dataset
-        self._order = order
-        self._micro_batch_size = micro_batch_size
+    def __init__(self, stream: SampleStream, plan: RunPlan, dp_rank: int, device: torch.device) -> None:
+        self._stream = stream
+        self._plan = plan
         self._dp_rank = dp_rank
-        self._data_parallel_size = data_parallel_size
         self._device = device
 
-    def micro_batches(self, step: int) -> list[MicroBatch]:
-        """Return this rank's micro-batches of a step, in order. Local; no host sync."""
-        grouped = self._order(step).reshape(-1, self._data_parallel_size, self._micro_batch_size)
-        return [self._load(samples) for samples in grouped[:, self._dp_rank]]
+    @property
+    def tokens(self) -> int:
+        """Tokens of a global batch."""
+        return self._plan.tokens_per_step
 
-    def _load(self, samples: npt.NDArray[np.int64]) -> MicroBatch:
-        tokens = torch.from_numpy(np.stack([self._dataset.sample(int(index)) for index in samples]))
+    def micro_batches(self, position: int) -> list[MicroBatch]:
+        """Return this rank's micro-batches of the global batch that begins `position` tokens into the stream, in order.
+
+        Local; no host sync.
+
+        Raises:
+            DataError: a token id is not in the vocabulary.
+        """
+        plan, size = self._plan, self._plan.config.batch.micro_batch_size
+        rows = np.arange(plan.config.batch.global_batch_size).reshape(-1, plan.data_parallel_size, size)
+        pairs = torch.from_numpy(self._sequences(position, rows[:, self._dp_rank].reshape(-1)))
         if self._device.type == "cuda":
-            tokens = tokens.pin_memory().to(self._device, non_blocking=True)
-        return MicroBatch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+            pairs = pairs.pin_memory().to(self._device, non_blocking=True)
+        return [MicroBatch(*part) for part in torch.split(pairs, size, dim=1)]
 
-    def ledger(self, previous: str, step: int) -> str:
-        """Return the rolling hash after a step: of `previous`, the step, and every token id of the global batch."""
-        digest = hashlib.blake2b(f"{previous}:{step}:".encode(), digest_size=16)
-        for index in self._order(step):
-            digest.update(self._dataset.sample(int(index)).tobytes())
+    def sample_ids(self, position: int) -> list[int]:
+        """Return which samples of the data set the global batch at `position` holds, in order. Local.
+
+        As long as a sequence is one sample, the i-th is that of the batch's i-th sequence.
+        """
+        return [int(sample) for sample in self._stream.samples(position, self.tokens)]
+
+    def _sequences(self, position: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        seq_length, vocab_size = self._plan.model.seq_length, self._plan.model.vocab_size
+        starts = position + rows * seq_length
+        pairs = self._stream.sequences(starts, seq_length)
+        if pairs.max() >= vocab_size:
+            _, row, place = np.unravel_index(int(pairs.argmax()), pairs.shape)
+            sample = self._stream.samples(int(starts[row] + place), 1)[0]
+            raise DataError(
+                f"every token id must be less than the vocabulary's size ({vocab_size}), but sample {sample} of the "
+                f"data holds {pairs.max()}; set model.vocab_size to that of the tokenizer that made them",
+                hints=["if it is right already the data are damaged: prepare them anew"],
+            )
+        return pairs
+
+    def ledger(self, previous: str, position: int) -> str:
+        """Return the rolling hash after a global batch: of `previous`, its position, and every token id in it."""
+        digest = hashlib.blake2b(f"{previous}:{position}:".encode(), digest_size=16)
+        pairs = self._sequences(position, np.arange(self._plan.config.batch.global_batch_size))
+        # A sequence at a time: its inputs, then its labels.
+        digest.update(pairs.swapaxes(0, 1).astype("<u4").tobytes())
         return digest.hexdigest()
 
 
-def training_batches(prepared: PreparedData, plan: RunPlan, dp_rank: int, device: torch.device) -> BatchSource:
-    """Return the training data of a rank, shuffled by the run's seed.
+def stream_identity(prepared: PreparedData, config: TridentConfig) -> str:
+    """Return a hash of what decides which token is where in the training stream, for samples of one length."""
+    decides = f"{prepared.content}:{config.data.max_samples}:{config.train.seed}"
+    return hashlib.blake2b(decides.encode(), digest_size=16).hexdigest()
+
+
+def training_batches(
+    prepared: PreparedData, plan: RunPlan, sample_length: int, dp_rank: int, device: torch.device
+) -> BatchSource:
+    """Return the training data of a rank, shuffled by the run's seed in samples of `sample_length` tokens.
 
     Raises:
         DataError: there are fewer samples than one global batch.
     """
     config = plan.config
     check_training_capacity(prepared, config)
-    dataset = TokenDataset(
-        prepared.folder / "train.bin", prepared.dtype, plan.model.seq_length, config.data.max_samples
+    dataset = TokenDataset(prepared.folder / "train.bin", prepared.dtype, sample_length, config.data.max_samples)
+    if len(dataset) == 0:
+        raise DataError(
+            f"the training data must hold at least one sample of {sample_length} tokens, the sequence length that this "
+            f"run began with, but hold {prepared.train_tokens} tokens; use the data that it began with"
+        )
+    return BatchSource(
+        SampleStream(dataset, SampleOrder(len(dataset), config.train.seed).samples), plan, dp_rank, device
     )
-    size = config.batch.global_batch_size
-    order = SampleOrder(len(dataset), config.train.seed)
-    return _source(dataset, lambda step: order.global_batch(step, size), plan, dp_rank, device)
 
 
 def validation_batches(prepared: PreparedData, plan: RunPlan, dp_rank: int, device: torch.device) -> BatchSource:
@@ -103,13 +132,8 @@ def validation_batches(prepared: PreparedData, plan: RunPlan, dp_rank: int, devi
     """
     check_validation_capacity(prepared, plan.config)
     dataset = TokenDataset(prepared.folder / "validation.bin", prepared.dtype, plan.model.seq_length)
-    size = plan.config.batch.global_batch_size
 
-    def order(index: int) -> npt.NDArray[np.int64]:
-        return np.arange((index - 1) * size, index * size, dtype=np.int64) % len(dataset)
+    def in_order(first: int, count: int) -> npt.NDArray[np.int64]:
+        return np.arange(first, first + count, dtype=np.int64) % len(dataset)
 
-    return _source(dataset, order, plan, dp_rank, device)
-
-
-def _source(dataset: TokenDataset, order: Order, plan: RunPlan, dp_rank: int, device: torch.device) -> BatchSource:
-    return BatchSource(dataset, order, plan.config.batch.micro_batch_size, dp_rank, plan.data_parallel_size, device)
+    return BatchSource(SampleStream(dataset, in_order), plan, dp_rank, device)

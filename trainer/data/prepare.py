@@ -127,7 +127,7 @@ def _cache_fault(root: Path, error: BaseException) -> DataError | StorageError:
     cause = error.__cause__ if isinstance(error, StorageError) and error.__cause__ else error
     if isinstance(cause, OSError) and cause.errno in _STORAGE:
         return StorageError(
-            f"data.cache_dir must have room for the tokens, but {root}: {reason(cause)}",
+            f"data.cache_dir must be on a disk that takes the tokens, but {root}: {reason(cause)}",
             hints=["free some space, or set data.cache_dir or TRIDENT_CACHE to a folder on another disk"],
         )
     return DataError(

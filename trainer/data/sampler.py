@@ -1,9 +1,8 @@
-"""Which samples a step trains on: a pure function of (seed, step), whatever the layout and however often it restarts.
+"""The order in which a run reads its samples: a pure function of the seed, whatever the layout and the batch size.
 
-Position p of the run (p = 0, 1, ...; step s takes positions (s - 1) * B to s * B - 1) belongs to epoch p // N and reads
-sample permutation_epoch(p % N). The permutation is a keyed Feistel network over the next power of four, walked until
-it lands inside [0, N): no table, so a rank among thousands holds nothing. Source: Black and Rogaway, "Ciphers with
-arbitrary finite domains", CT-RSA 2002. No torch.
+Place p of the order (p = 0, 1, ...) belongs to epoch p // N and holds sample permutation_epoch(p % N). The permutation
+is a keyed Feistel network over the next power of four, walked until it lands inside [0, N): no table, so a rank among
+thousands holds nothing. Source: Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002. No torch.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ class SampleOrder:
         self._half = np.uint64(max(1, ((num_samples - 1).bit_length() + 1) // 2))
         self._mask = np.uint64((1 << int(self._half)) - 1)
 
-    def global_batch(self, step: int, global_batch_size: int) -> npt.NDArray[np.int64]:
-        """Return the samples of a step (counted from 1), `[global_batch_size]`, in the order of the global batch."""
-        if step < 1:
-            raise ValueError(f"steps are counted from 1, but step is {step}")
-        positions = np.arange((step - 1) * global_batch_size, step * global_batch_size, dtype=np.int64)
-        epochs, offsets = np.divmod(positions, self.num_samples)
-        samples = np.empty_like(positions)
+    def samples(self, first: int, count: int) -> npt.NDArray[np.int64]:
+        """Return the samples at places `first` to `first + count - 1`, `[count]`."""
+        if first < 0:
+            raise ValueError(f"places are counted from 0, but first is {first}")
+        places = np.arange(first, first + count, dtype=np.int64)
+        epochs, offsets = np.divmod(places, self.num_samples)
+        samples = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             samples[here] = self.permuted(offsets[here], int(epoch))

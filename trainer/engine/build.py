@@ -18,13 +18,21 @@ from trainer.engine.pipelined import PipelinedEngine
 from trainer.engine.plain import LanguageModel, PlainEngine
 from trainer.model.gpt import GPT, ModelContext
 from trainer.pipeline.module import build_pipeline
+from trainer.progress import Progress
 from trainer.tensor_parallel.gradients import add_gradients_in_place
 from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import ParallelGroups
 
 
-def build_engine(plan: RunPlan, groups: ParallelGroups) -> Engine:
-    """Build model, optimizer and DeepSpeed engine for this rank. Collective over the world."""
+def build_engine(plan: RunPlan, groups: ParallelGroups, progress: Progress | None = None) -> Engine:
+    """Build model, optimizer and DeepSpeed engine for this rank. Collective over the world.
+
+    Args:
+        plan: numbers of the run.
+        groups: this rank's place.
+        progress: where the engine notes what it does; None if nobody looks.
+    """
+    progress = progress or Progress()
     clock = StepClock(plan.config.train.seed)
     context = ModelContext(
         spec=plan.model,
@@ -34,11 +42,13 @@ def build_engine(plan: RunPlan, groups: ParallelGroups) -> Engine:
         clock=clock,
     )
     if plan.uses_pipeline_engine:
-        return PipelinedEngine(_pipeline_engine(plan, groups, context), plan, groups, clock)
-    return PlainEngine(_plain_engine(plan, groups, context), plan, groups, clock)
+        return PipelinedEngine(_pipeline_engine(plan, groups, context, progress), plan, groups, clock)
+    return PlainEngine(_plain_engine(plan, groups, context, progress), plan, groups, clock)
 
 
-def _construct(engine_class: Any, plan: RunPlan, groups: ParallelGroups, model: torch.nn.Module, mpu: object) -> Any:
+def _construct(
+    engine_class: Any, plan: RunPlan, groups: ParallelGroups, model: torch.nn.Module, mpu: object, progress: Progress
+) -> Any:
     if plan.zero_stage == 0:
         # ZeRO's optimizers need to be told of every gradient; without them nobody looks before the step.
         add_gradients_in_place(model.parameters())
@@ -53,16 +63,17 @@ def _construct(engine_class: Any, plan: RunPlan, groups: ParallelGroups, model: 
         config=settings,
         config_class=DeepSpeedConfig(settings, mpu),
     )
-    engine.attach(groups, plan.config.optimizer.grad_clip)
+    engine.attach(groups, plan.config.optimizer.grad_clip, progress)
     return engine
 
 
-def _pipeline_engine(plan: RunPlan, groups: ParallelGroups, context: ModelContext) -> Any:
+def _pipeline_engine(plan: RunPlan, groups: ParallelGroups, context: ModelContext, progress: Progress) -> Any:
     module = build_pipeline(plan, context)
     dual = plan.config.layout.pipeline_schedule is PipelineSchedule.dualpipev
-    return _construct(RepairedDualPipeVEngine if dual else RepairedPipelineEngine, plan, groups, module, module.mpu())
+    engine_class = RepairedDualPipeVEngine if dual else RepairedPipelineEngine
+    return _construct(engine_class, plan, groups, module, module.mpu(), progress)
 
 
-def _plain_engine(plan: RunPlan, groups: ParallelGroups, context: ModelContext) -> Any:
+def _plain_engine(plan: RunPlan, groups: ParallelGroups, context: ModelContext, progress: Progress) -> Any:
     model = LanguageModel(GPT(context)).to(groups.device)
-    return _construct(RepairedEngine, plan, groups, model, ModelParallelUnit(groups))
+    return _construct(RepairedEngine, plan, groups, model, ModelParallelUnit(groups), progress)

@@ -4,12 +4,14 @@
   keeps gradients in `param.grad_accum`; the sum over the tied copies was skipped without a word and they drifted apart.
 - fp32 with ZeRO-0: the norm left out replicated parameters of later stages, and was not reported.
 - `_INSTRUCTION_MAP` holds function objects, so overriding a method is not enough: the map is rebuilt.
+- A step that is not finite was applied or not depending on optimizer and precision: all ask the gate (`engine.gate`).
+- With ZeRO-2 and CPU offload the gradients of a skipped step stayed, and every later step was skipped as well.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +23,8 @@ from deepspeed.runtime.pipe.dualpipev import DualPipeVEngine
 from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.zero.config import ZeroStageEnum
 
+from trainer.engine.gate import StepGate, forget_gradients, is_counted, put_in_the_way
+from trainer.progress import Progress
 from trainer.topology.groups import ParallelGroups
 
 
@@ -30,13 +34,7 @@ def global_grad_norm(parameters: Iterable[torch.nn.Parameter], groups: ParallelG
     Collective over pipeline and tensor groups. Parameters that every tensor-parallel rank holds count on tp rank 0;
     copies of tied weights (`ds_pipe_replicated`) count on the first stage.
     """
-    counted = [
-        parameter.grad
-        for parameter in parameters
-        if parameter.grad is not None
-        and not getattr(parameter, "ds_pipe_replicated", False)
-        and (getattr(parameter, "tensor_model_parallel", False) or groups.tensor.rank == 0)
-    ]
+    counted = [p.grad for p in parameters if p.grad is not None and is_counted(p, groups)]
     total = torch.zeros((), dtype=torch.float32, device=groups.device)
     if counted:
         total = torch.stack(torch._foreach_norm(counted, 2.0, torch.float32)).pow(2).sum()
@@ -46,28 +44,52 @@ def global_grad_norm(parameters: Iterable[torch.nn.Parameter], groups: ParallelG
 
 
 class _Repaired:
-    """Mixin in front of a DeepSpeed engine class: true norm for plain optimizers, time spent computing."""
+    """Mixin in front of a DeepSpeed engine class: the gate, true norm for plain optimizers, time spent computing."""
 
     groups: ParallelGroups
+    gate: StepGate
+    progress: Progress
     busy_seconds: float = 0.0
     max_grad_norm: float = 0.0
 
-    def attach(self, groups: ParallelGroups, max_grad_norm: float) -> None:
+    def attach(self, groups: ParallelGroups, max_grad_norm: float, progress: Progress) -> None:
         """Hand over what DeepSpeed's constructor has no argument for."""
         self.groups = groups
         self.max_grad_norm = max_grad_norm
+        self.progress = progress
         self.cuda_spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self.gate = StepGate(groups)
+        engine: Any = self
+        engine.optimizer.overflow = False
+        put_in_the_way(self.gate, engine.optimizer)
 
     def _take_model_step(self, lr_kwargs: dict[str, object] | None) -> None:
         engine: Any = self
         if not engine.zero_optimization():
-            parameters = [p for p in engine.module.parameters() if p.requires_grad]
-            norm = global_grad_norm(parameters, self.groups)
-            if self.max_grad_norm > 0:
-                scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-                torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], scale)
-            engine._global_grad_norm = norm
+            self._judge_plain_step()
+        scaler = engine.optimizer.loss_scaler if engine.fp16_enabled() else None
+        before = dict(vars(scaler)) if scaler is not None else {}
         super()._take_model_step(lr_kwargs)  # type: ignore[misc]
+        if engine.optimizer.overflow:
+            forget_gradients(engine.optimizer)
+            if scaler is not None and self.gate.refused_for_loss():
+                # That was no overflow, so it says nothing about the scale.
+                vars(scaler).update(before)
+
+    def _judge_plain_step(self) -> None:
+        """Clip, or leave the plain optimizer without gradients: it then does nothing. Syncs host and device."""
+        engine: Any = self
+        parameters = [p for p in engine.module.parameters() if p.grad is not None]
+        unseen = (p.grad for p in parameters if not is_counted(p, self.groups))
+        norm = self.gate.judge(global_grad_norm(parameters, self.groups), unseen)
+        engine.optimizer.overflow = not torch.isfinite(norm).item()
+        engine._global_grad_norm = norm
+        if engine.optimizer.overflow:
+            for parameter in parameters:
+                parameter.grad = None
+        elif self.max_grad_norm > 0:
+            scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_([p.grad for p in parameters], scale)
 
     def buffered_allreduce_fallback(self, *arguments: Any, **named: Any) -> None:
         """Average gradients over replicas without ZeRO; alone there is nothing to copy to a buffer and back."""
@@ -90,6 +112,21 @@ class RepairedEngine(_Repaired, DeepSpeedEngine):  # type: ignore[misc]
 
 class _RepairedPipeline(_Repaired):
     """What both pipeline engines share."""
+
+    _known_loss: torch.Tensor | None = None
+
+    def _take_model_step(self, lr_kwargs: dict[str, object] | None) -> None:
+        with torch.no_grad():
+            loss = self._aggregate_total_loss()
+        self.gate.see_loss(loss)
+        super()._take_model_step(lr_kwargs)
+        self._known_loss = loss
+
+    def _aggregate_total_loss(self) -> torch.Tensor:
+        # `train_batch` asks once more at its end. Only there is an answer at hand.
+        known, self._known_loss = self._known_loss, None
+        loss: torch.Tensor = super()._aggregate_total_loss() if known is None else known  # type: ignore[misc]
+        return loss
 
     def _exec_reduce_tied_grads(self) -> None:
         engine: Any = self
@@ -128,6 +165,14 @@ class _RepairedPipeline(_Repaired):
         self._timed("_exec_backward_pass", **kwargs)
 
 
+def _noted(kind: type, run: Callable[..., None]) -> Callable[..., None]:
+    def execute(self: _RepairedPipeline, **kwargs: object) -> None:
+        self.progress.execute(kind.__name__)
+        run(self, **kwargs)
+
+    return execute
+
+
 _REPAIRED_INSTRUCTIONS = {
     schedule.ReduceTiedGrads: _RepairedPipeline._exec_reduce_tied_grads,
     schedule.ForwardPass: _RepairedPipeline._exec_forward_pass,
@@ -135,13 +180,18 @@ _REPAIRED_INSTRUCTIONS = {
 }
 
 
+def _instructions(theirs: dict[type, Callable[..., None]]) -> dict[type, Callable[..., None]]:
+    """Return DeepSpeed's instructions with ours in place of some, each noted before it runs."""
+    return {kind: _noted(kind, run) for kind, run in {**theirs, **_REPAIRED_INSTRUCTIONS}.items()}
+
+
 class RepairedPipelineEngine(_RepairedPipeline, PipelineEngine):  # type: ignore[misc]
     """1F1B."""
 
-    _INSTRUCTION_MAP: ClassVar = {**PipelineEngine._INSTRUCTION_MAP, **_REPAIRED_INSTRUCTIONS}
+    _INSTRUCTION_MAP: ClassVar = _instructions(PipelineEngine._INSTRUCTION_MAP)
 
 
 class RepairedDualPipeVEngine(_RepairedPipeline, DualPipeVEngine):  # type: ignore[misc]
     """DualPipeV."""
 
-    _INSTRUCTION_MAP: ClassVar = {**DualPipeVEngine._INSTRUCTION_MAP, **_REPAIRED_INSTRUCTIONS}
+    _INSTRUCTION_MAP: ClassVar = _instructions(DualPipeVEngine._INSTRUCTION_MAP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,7 +20,10 @@ class StepResult:
     loss: torch.Tensor
     """[] fp32: mean loss over the global batch, the same on every rank."""
     grad_norm: torch.Tensor
-    """[] fp32: global L2 norm of the gradients before clipping, the same on every rank; not finite on an overflow."""
+    """[] fp32: global L2 norm of the gradients before clipping, the same on every rank; not finite if skipped."""
+    skipped: bool = False
+    """Whether the update was not applied: loss or gradients were not finite somewhere, or the loss was too high. The
+    same on every rank; known to the host."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,14 @@ ReadShard = Callable[[str, ShardSpec], torch.Tensor]
 class Engine(Protocol):
     """Trains one model in one layout. Every method is collective over the world unless it says otherwise."""
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float, loss_limit: float = math.inf
+    ) -> StepResult:
         """Run forward and backward on this rank's micro-batches of `step`, then the optimizer with `learning_rate`.
 
-        No host sync of ours.
+        If loss or gradients are not finite on any rank, or the loss is above `loss_limit` (rounded to fp32), the
+        update is skipped on all of them: weights, moments and the optimizer's step counters stay as they are. The
+        host reads one number for that, the gradient norm, after backward.
         """
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
@@ -57,9 +65,6 @@ class Engine(Protocol):
 
     def loss_scale(self) -> float | None:
         """Return the dynamic loss scale (fp16), otherwise None. Local; may sync the host."""
-
-    def skipped_steps(self) -> int:
-        """Return how many steps so far were skipped because of an overflow. Local."""
 
     def take_busy_seconds(self) -> float:
         """Return the seconds that this rank computed (forward and backward) since the last call. Local; may sync."""

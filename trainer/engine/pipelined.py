@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -20,9 +21,12 @@ def _pairs(micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[torch.Tensor, 
 class PipelinedEngine(WrappedEngine):
     """See `Engine`."""
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float, loss_limit: float = math.inf
+    ) -> StepResult:
         """Run the pipeline schedule once."""
-        self._begin_step(step, learning_rate)
+        self._begin_step(step, learning_rate, loss_limit)
+        self._engine.progress.enter("pipeline")
         loss = self._engine.train_batch(_pairs(micro_batches))
         return self._result(loss.detach().float().reshape(()))
 

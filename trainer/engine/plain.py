@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -28,16 +29,25 @@ class LanguageModel(nn.Module):
 class PlainEngine(WrappedEngine):
     """See `Engine`."""
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float, loss_limit: float = math.inf
+    ) -> StepResult:
         """Accumulate over the micro-batches; DeepSpeed steps at the last one."""
-        self._begin_step(step, learning_rate)
+        self._begin_step(step, learning_rate, loss_limit)
+        note, mean = self._engine.progress.enter, torch.zeros(())
         total = torch.zeros((), dtype=torch.float32, device=self._groups.device)
-        for batch in micro_batches:
+        for number, batch in enumerate(micro_batches, start=1):
+            note("forward", number)
             loss = self._engine(batch.input_ids, batch.labels)
             total += loss.detach()
+            note("backward", number)
             self._engine.backward(loss)
+            if number == len(micro_batches):
+                note("optimizer")
+                mean = self._mean(total, number)
+                self._engine.gate.see_loss(mean)
             self._engine.step()
-        return self._result(self._mean(total, len(micro_batches)))
+        return self._result(mean)
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
         """Average the loss over micro-batches and data-parallel ranks."""

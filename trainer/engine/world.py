@@ -66,8 +66,13 @@ def start_world(plan: RunPlan, device: torch.device) -> tuple[ParallelGroups, Di
     _check_precision(plan, device)
     grid = Grid(plan.pipeline_parallel_size, plan.data_parallel_size, plan.tensor_parallel_size)
     groups = make_groups(grid, device)
-    control = dist.new_group(backend="gloo", timeout=timeout)
-    return groups, DistGroup(control, groups.rank, grid.size, tuple(range(grid.size)))
+    return groups, host_group(plan, groups)
+
+
+def host_group(plan: RunPlan, groups: ParallelGroups) -> DistGroup:
+    """Return a new gloo group over the world, for a thread's collectives on host memory. Collective over the world."""
+    handle = dist.new_group(backend="gloo", timeout=timedelta(seconds=plan.config.runtime.timeout_s))
+    return DistGroup(handle, groups.rank, plan.world_size, tuple(range(plan.world_size)))
 
 
 def _check_precision(plan: RunPlan, device: torch.device) -> None:
@@ -85,8 +90,17 @@ def _join(plan: RunPlan, backend: str, timeout: timedelta) -> None:
         # Alone there is nobody to meet, so no port is opened.
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
-    else:
+        return
+    try:
         dist.init_process_group(backend, timeout=timeout)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ.get("MASTER_PORT")
+        raise ConfigError(
+            f"the ranks must meet at a port that is free on the first machine, but MASTER_PORT={port} is in use there; "
+            "set another one, with the launcher's option for it where it has one"
+        ) from error
 
 
 def stop_world() -> None:

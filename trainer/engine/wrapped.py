@@ -32,7 +32,8 @@ class WrappedEngine:
         self._groups = groups
         self._clock = clock
 
-    def _begin_step(self, step: int, learning_rate: float) -> None:
+    def _begin_step(self, step: int, learning_rate: float, loss_limit: float) -> None:
+        self._engine.gate.begin_step(loss_limit)
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = learning_rate
         plan = self._plan
@@ -45,15 +46,13 @@ class WrappedEngine:
         norm = self._engine.get_global_grad_norm()
         if norm is None:
             raise RuntimeError("DeepSpeed must report a gradient norm after a step, but reported none")
-        return StepResult(loss, torch.as_tensor(norm, dtype=torch.float32, device=self._groups.device).reshape(()))
+        norm = torch.as_tensor(norm, dtype=torch.float32, device=self._groups.device).reshape(())
+        # Known to the host: it decided whether the optimizer runs.
+        return StepResult(loss, norm, skipped=bool(self._engine.optimizer.overflow))
 
     def loss_scale(self) -> float | None:
         """Return the dynamic loss scale in fp16."""
         return float(self._engine.optimizer.cur_scale) if self._engine.fp16_enabled() else None
-
-    def skipped_steps(self) -> int:
-        """Return the number of overflows so far."""
-        return int(self._engine.skipped_steps)
 
     def local_parameters(self) -> Mapping[str, torch.Tensor]:
         """Return this rank's shards by global name; what ZeRO-3 has cut is gathered first."""

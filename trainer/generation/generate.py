@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +20,24 @@ from trainer.generation.options import GenerateOptions
 from trainer.generation.sampling import next_token
 from trainer.model.gpt import GPT, KeyValueCache, ModelContext, full_logits
 from trainer.tensor_parallel.random import StepClock
-from trainer.tensor_parallel.shard import shard_spec
+from trainer.tensor_parallel.shard import ShardSpec, shard_spec
 from trainer.topology.groups import SingleGroup
+
+
+def whole_model(spec: ModelSpec) -> GPT:
+    """Return a model in one piece, in evaluation mode, fp32 on CPU, its weights still to be filled in."""
+    context = ModelContext(
+        replace(spec, recompute=RecomputeKind.none), SingleGroup(), seed=0, sequence_parallel=False, clock=StepClock(0)
+    )
+    return GPT(context).eval()
+
+
+@torch.no_grad()
+def fill(model: GPT, read: Callable[[ShardSpec], torch.Tensor]) -> set[str]:
+    """Set every parameter to what `read` returns for it, padding included; return their names."""
+    for parameter in model.parameters():
+        parameter.copy_(read(shard_spec(parameter)))
+    return {shard_spec(parameter).name for parameter in model.parameters()}
 
 
 def load_model(checkpoint: Path, manifest: Manifest) -> GPT:
@@ -30,20 +46,14 @@ def load_model(checkpoint: Path, manifest: Manifest) -> GPT:
     Raises:
         CheckpointError: weights are missing or do not fit the run's config.
     """
-    spec = replace(_model_spec(checkpoint, manifest), recompute=RecomputeKind.none)
-    model = GPT(ModelContext(spec, SingleGroup(), seed=0, sequence_parallel=False, clock=StepClock(0)))
+    model = whole_model(_model_spec(checkpoint, manifest))
     tensors = TensorFolder(checkpoint, manifest.files)
-    unread = set(tensors.names())
-    with torch.no_grad():
-        for parameter in model.parameters():
-            spec_of = shard_spec(parameter)
-            # Rows beyond the vocabulary are padding of this layout; they are never drawn.
-            parameter.copy_(tensors.read_shard("weight", spec_of, rank=0, size=1))
-            unread.discard(spec_of.name)
+    # Rows beyond the vocabulary are padding of this layout; they are never drawn.
+    read = fill(model, lambda spec: tensors.read_shard("weight", spec, rank=0, size=1))
+    unread = set(tensors.names()) - read
     if unread:
         raise CheckpointError(f"{checkpoint} must hold the model of its config.yaml, but also holds {min(unread)}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval()
+    return model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _run_dir(checkpoint: Path) -> Path:

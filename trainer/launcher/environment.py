@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import ConfigError
+from trainer.launcher.network import INTERFACE_VARIABLE, interface_for_peers
 
 VISIBLE_DEVICES_VARIABLE = "TRIDENT_VISIBLE_DEVICES"
 """The user's CUDA_VISIBLE_DEVICES, which the deepspeed launcher replaces by 0, 1, ... in the ranks it starts."""
@@ -135,6 +136,10 @@ def publish_world(world: World) -> None:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if world.size > 1 and "MASTER_ADDR" in os.environ:
         os.environ.setdefault("MASTER_PORT", str(MASTER_PORT))
+    if world.local_size is not None and world.local_size < world.size and not os.environ.get(INTERFACE_VARIABLE):
+        interface = interface_for_peers(os.environ.get("MASTER_ADDR", ""))
+        if interface is not None:
+            os.environ[INTERFACE_VARIABLE] = interface
 
 
 def first_host(nodes: str) -> str:

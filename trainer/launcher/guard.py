@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 import traceback
@@ -10,14 +11,22 @@ from pathlib import Path
 
 from trainer.errors import PeerLostError, TridentError
 from trainer.files import storage_faults
+from trainer.launcher.output import tail
 from trainer.launcher.roster import Roster, watch_peers
 from trainer.launcher.start import INTERRUPTED, SUPERVISED_VARIABLE
+from trainer.launcher.watchdog import Watchdog
 from trainer.log import report_failure
 
 PEER_GRACE_S = 5.0
 """Seconds between the loss of a peer and the end of a rank that still waits for it."""
 LOSS_WAIT_S = 3.0
 """Seconds in which a peer's death must show, for a broken collective to be blamed on it."""
+_BROKEN_CONNECTION = re.compile(
+    "connection closed|connection reset|connection refused|broken pipe|timed out waiting|remote process exited|"
+    "no route to host|network error",
+    re.IGNORECASE,
+)
+"""How gloo, NCCL and torch's store word it that the other end is gone."""
 
 
 class RankGuard:
@@ -40,6 +49,7 @@ class RankGuard:
         with storage_faults(logs):
             logs.mkdir(parents=True, exist_ok=True)
             Roster(logs).clear()
+            Watchdog.prepare(logs)
 
     def enter(self) -> None:
         """Enter the roster and start to watch the peers.
@@ -69,12 +79,36 @@ class RankGuard:
         lost: list[int] = []
         if isinstance(error, PeerLostError) or not isinstance(error, TridentError):
             lost = self._wait_for_loss(LOSS_WAIT_S)
-        told = _lost_error(lost) if lost else self._as_trident_error(error)
+        told = _lost_error(lost) if lost else self._lost_elsewhere(error) or self._as_trident_error(error)
         is_told_by_parent = bool(lost) and self._is_supervised
         if not is_told_by_parent and self._claim(told.exit_code):
-            report_failure(told)
+            # A known fault says what to do; of one that nobody foresaw the log knows most.
+            is_known = isinstance(error, TridentError)
+            self._report(told, lost[0] if lost else None if is_known else self._rank)
         self.leave()
         return told.exit_code
+
+    def _report(self, error: TridentError, shown_rank: int | None) -> None:
+        """Tell the failure, after the last lines of a rank's log."""
+        if shown_rank is None:
+            report_failure(error)
+            return
+        sys.stderr.flush()
+        report_failure(error, f"rank {shown_rank}", tail(self._logs / f"rank_{shown_rank}.log"))
+
+    def _lost_elsewhere(self, error: BaseException) -> PeerLostError | None:
+        """Return the error for a peer of another machine, whose process cannot be looked at from here."""
+        first_line = next(iter(str(error).splitlines()), "")
+        is_broken = not isinstance(error, TridentError) and _BROKEN_CONNECTION.search(first_line)
+        if not is_broken or not self._roster.has_other_hosts():
+            return None
+        return PeerLostError(
+            f"every rank must live until the run ends, but rank {self._rank} lost the connection to one: {first_line}",
+            hints=[
+                "a machine, or a rank on another machine, is gone: see the other logs in the same folder",
+                "start the same command again on every machine: it resumes from the last checkpoint",
+            ],
+        )
 
     def _as_trident_error(self, error: BaseException) -> TridentError:
         if isinstance(error, TridentError):
@@ -99,7 +133,7 @@ class RankGuard:
 
     def _on_loss(self, lost: list[int]) -> None:
         if not self._is_supervised and self._claim(PeerLostError.exit_code):
-            report_failure(_lost_error(lost))
+            self._report(_lost_error(lost), lost[0])
         self._roster.leave(self._rank)
         sys.stderr.flush()
         # The main thread may wait for the dead peer in a collective that never returns.

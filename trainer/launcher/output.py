@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import stat
 import sys
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from trainer.files import storage_faults
 from trainer.launcher.start import CONSOLE_VARIABLE
@@ -30,7 +31,17 @@ def shared_output() -> Iterator[None]:
         for descriptor in (1, 2):
             if not _share(descriptor):
                 stack.enter_context(_relayed(descriptor))
-        yield
+        try:
+            yield
+        finally:
+            _show_cursor()
+
+
+def _show_cursor() -> None:
+    """Bring back the cursor: a rank that is killed leaves it hidden under its live view."""
+    with suppress(OSError):
+        if os.isatty(1):
+            os.write(1, b"\x1b[?25h")
 
 
 def _share(descriptor: int) -> bool:
@@ -93,6 +104,8 @@ def _flush() -> None:
 def send_output_to(log: Path) -> tuple[TextIO, TextIO]:
     """Point this process's stdout and stderr, down to C libraries, at `log`.
 
+    What cannot be written there is lost, and is no fault: a full disk shows where something is written that counts.
+
     Returns:
         The terminal's output and error streams as they were (those of the starting process where there is one).
 
@@ -108,7 +121,34 @@ def send_output_to(log: Path) -> tuple[TextIO, TextIO]:
     os.dup2(target, 2)
     if target > 2:
         os.close(target)
+    sys.stdout, sys.stderr = _forgiving(1), _forgiving(2)
     return out, err
+
+
+class _ForgivingFile(io.RawIOBase):
+    """A file that takes everything: what cannot be written is lost."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        """Return the descriptor that is written to."""
+        return self._descriptor
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, content: Any, /) -> int:
+        """Write as much as can be, and say that it was all."""
+        with suppress(OSError):
+            os.write(self._descriptor, content)
+        return memoryview(content).nbytes
+
+
+def _forgiving(descriptor: int) -> TextIO:
+    buffer = io.BufferedWriter(_ForgivingFile(descriptor))
+    return io.TextIOWrapper(buffer, encoding="utf-8", errors="replace", line_buffering=True)
 
 
 def _terminal(descriptor: int) -> TextIO:

@@ -18,6 +18,9 @@ from pathlib import Path
 
 import psutil
 
+from trainer.errors import StorageError
+from trainer.files import write_atomically
+
 POLL_S = 1.0
 SAME_PROCESS_S = 5.0
 """Two readings of one process's start differ when the clock is corrected meanwhile; a reused id is far younger."""
@@ -77,11 +80,12 @@ class Roster:
         self._failure.unlink(missing_ok=True)
 
     def enter(self, rank: int) -> None:
-        """Write this process's entry."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._path(rank).with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(_Entry.of_this_process())))
-        temporary.replace(self._path(rank))
+        """Write this process's entry.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        write_atomically(self._path(rank), json.dumps(asdict(_Entry.of_this_process())))
 
     def leave(self, rank: int) -> None:
         """Take the entry back."""
@@ -89,7 +93,7 @@ class Roster:
         with suppress(OSError):
             self._path(rank).unlink(missing_ok=True)
 
-    def _entries_here(self) -> dict[int, _Entry]:
+    def _entries(self) -> dict[int, _Entry]:
         found: dict[int, _Entry] = {}
         for path in self._folder.glob("rank_*.pid"):
             try:
@@ -98,9 +102,20 @@ class Roster:
             # Not an entry of ours, or one that was taken back meanwhile.
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-            if entry.is_here and entry.pid > 0:
+            if entry.pid > 0:
                 found[rank] = entry
         return found
+
+    def _entries_here(self) -> dict[int, _Entry]:
+        return {rank: entry for rank, entry in self._entries().items() if entry.is_here}
+
+    def left_entries(self) -> list[int]:
+        """Return the ranks of all hosts that have an entry: once nobody of the run is alive, those that were lost."""
+        return sorted(self._entries())
+
+    def has_other_hosts(self) -> bool:
+        """Return whether a rank of another host has an entry."""
+        return any(not entry.is_here for entry in self._entries().values())
 
     def present(self) -> dict[int, int]:
         """Return rank -> process id of the ranks of this host that are alive."""
@@ -124,7 +139,9 @@ class Roster:
         except FileExistsError:
             return False
         try:
-            os.write(mark, str(exit_code).encode())
+            # A full disk still takes the name; `told_failure` knows what an empty mark means.
+            with suppress(OSError):
+                os.write(mark, str(exit_code).encode())
         finally:
             os.close(mark)
         return True
@@ -132,7 +149,7 @@ class Roster:
     def told_failure(self) -> int | None:
         """Return the exit code of the failure that a rank told, or None where none did."""
         try:
-            return int(self._failure.read_text())
+            return int(self._failure.read_text() or StorageError.exit_code)
         except (OSError, ValueError):
             return None
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 import trainer
-from trainer.errors import PeerLostError, Preempted
+from trainer.errors import ConfigError, PeerLostError, Preempted
 from trainer.launcher.environment import VISIBLE_DEVICES_VARIABLE
 from trainer.launcher.roster import Roster
 
@@ -49,6 +49,24 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def check_port(port: int) -> None:
+    """Check that ranks can meet at a port of this machine.
+
+    Raises:
+        ConfigError: it is in use, or may not be opened.
+    """
+    with socket.socket() as probe:
+        # As torch does: connections that are only waiting to be forgotten do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise ConfigError(
+                f"launch.master_port must be a port that can be listened on, but {port} cannot ({error.strerror}); use "
+                "another one, or null for a free one"
+            ) from error
 
 
 def launch_command(world_size: int, port: int, arguments: Sequence[str]) -> list[str]:
@@ -87,12 +105,18 @@ def run_ranks(
 
 
 def _environment() -> dict[str, str]:
-    environment = dict(os.environ)
+    environment = python_environment()
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     environment[CONSOLE_VARIABLE] = str(os.getpid())
     environment[SUPERVISED_VARIABLE] = "1"
     if "CUDA_VISIBLE_DEVICES" in environment:
         environment[VISIBLE_DEVICES_VARIABLE] = environment["CUDA_VISIBLE_DEVICES"]
+    return environment
+
+
+def python_environment() -> dict[str, str]:
+    """Return the environment in which `python -m trainer` is this very package, wherever it is started."""
+    environment = dict(os.environ)
     # `python -m trainer` would take a trainer.py of the user's folder before this package.
     environment["PYTHONSAFEPATH"] = "1"
     root = str(Path(trainer.__file__).resolve().parent.parent)

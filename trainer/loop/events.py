@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -18,10 +20,10 @@ class StepReport:
     loss: float
     """Mean next-token cross-entropy in nats over the global batch."""
     grad_norm: float
-    """Global L2 norm of the gradients before clipping."""
+    """Global L2 norm of the gradients before clipping; not finite if the step was skipped."""
     learning_rate: float
     tokens_seen: int
-    """Tokens trained on since step 1, over all ranks."""
+    """Tokens read since step 1, over all ranks; those of skipped batches too."""
     window_steps: int
     step_ms: float
     """Wall time of a step on this rank, data included."""
@@ -30,16 +32,37 @@ class StepReport:
     loss_scale: float | None
     """fp16: the dynamic loss scale; otherwise None."""
     skipped_steps: int
-    """Steps so far that were skipped because of an fp16 overflow."""
+    """Steps so far whose update was not applied."""
     bubble_fraction: float | None
     """Measured share of the step in which this rank's stage computed nothing, mean over stages; None for pp=1."""
     eval_loss: float | None = None
     """Mean validation loss, when this step was followed by an evaluation."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What hooks measured since the report before, this rank, by the names of the metrics row."""
+
+
+@dataclass(frozen=True)
+class SkippedBatch:
+    """A global batch whose update was not applied."""
+
+    step: int
+    position: int
+    """Where it begins in the training stream, in tokens."""
+    samples: tuple[int, ...]
+    """Indices in the training data, in the order of the batch."""
+    loss: float
+    limit: float
+    """That the spike policy held the loss against; infinity without one."""
+
+    @property
+    def is_spike(self) -> bool:
+        """Whether it was skipped because its loss, though finite, was too high."""
+        return self.limit < self.loss < math.inf
 
 
 @dataclass(frozen=True)
 class RunEnd:
-    """How the run ended. `status`: finished | stopped | failed."""
+    """How the run ended. `status`: finished | stopped | failed | rewound (it goes on from its last checkpoint)."""
 
     status: str
     step: int
@@ -55,7 +78,7 @@ class Hook(Protocol):
         """Run before step `first_step`."""
 
     def on_step(self, step: int) -> None:
-        """Run after every optimizer step. Must not sync the host with the device."""
+        """Run last of all after every optimizer step. Must not sync the host with the device."""
 
     def on_report(self, report: StepReport) -> None:
         """Run after a step that logs (`train.log_every`), and after an evaluation. May use collectives."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from trainer.errors import CheckpointError
 
@@ -12,16 +13,29 @@ from trainer.errors import CheckpointError
 class TrainState:
     """Progress of a run. The loop alone changes it, after every optimizer step; hooks read it.
 
-    Weights, data order, dropout and learning rate are functions of the seed and the step, so this is enough
-    to go on exactly where the run stopped, in any layout.
+    Data order, dropout and learning rate are functions of the seed, the position and the step, so this is enough to go
+    on exactly where the run stopped, in any layout.
     """
 
     step: int = 0
-    """Optimizer steps done."""
+    """Optimizer steps done, skipped ones included."""
+    position: int = 0
+    """Tokens drawn from the stream of shuffled samples, over all ranks; the next step begins here."""
     tokens_seen: int = 0
-    """Tokens trained on, over all ranks."""
+    """Tokens read, over all ranks; those of skipped batches too."""
     sample_ledger: str = ""
-    """Rolling hash of every token id trained on, in order. Kept on the reporting rank only."""
+    """Rolling hash of every token id read, in order. Kept on the reporting rank only."""
+    sample_length: int = field(kw_only=True)
+    """Tokens of a sample, the unit in which the training data are shuffled: `model.seq_length` of the run's first step,
+    whatever it is now."""
+    stream: str = field(default="", kw_only=True)
+    """Identity of the stream that `position` counts in: of the training data and of their order."""
+    skipped_batches: int = field(default=0, kw_only=True)
+    """Steps whose update was not applied."""
+    skipped_in_row: int = field(default=0, kw_only=True)
+    """How many of them were the last ones."""
+    recent_losses: list[float] = field(default_factory=list, kw_only=True)
+    """What the spike policy compares with: losses of the last applied steps, oldest first; none without a policy."""
 
     def to_dict(self) -> dict[str, object]:
         """Return the state as plain values."""
@@ -34,17 +48,25 @@ class TrainState:
         Raises:
             CheckpointError: an entry is missing, or is not what it must be.
         """
+        # Checkpoints of before batches were skipped do not have these.
+        with_defaults = {"skipped_batches": 0, "skipped_in_row": 0, "recent_losses": [], **values}
         return cls(
+            sample_length=_count(values, "sample_length", least=1),
             step=_count(values, "step"),
+            position=_count(values, "position"),
+            stream=_text(values, "stream"),
             tokens_seen=_count(values, "tokens_seen"),
             sample_ledger=_text(values, "sample_ledger"),
+            skipped_batches=_count(with_defaults, "skipped_batches"),
+            skipped_in_row=_count(with_defaults, "skipped_in_row"),
+            recent_losses=_losses(with_defaults, "recent_losses"),
         )
 
 
-def _count(values: Mapping[str, object], key: str) -> int:
+def _count(values: Mapping[str, object], key: str, least: int = 0) -> int:
     value = values.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise CheckpointError(f"the checkpoint's {key} must be a whole number of at least 0, but is {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise CheckpointError(f"the checkpoint's {key} must be a whole number of at least {least}, but is {value!r}")
     return value
 
 
@@ -53,3 +75,10 @@ def _text(values: Mapping[str, object], key: str) -> str:
     if not isinstance(value, str):
         raise CheckpointError(f"the checkpoint's {key} must be text, but is {value!r}")
     return value
+
+
+def _losses(values: Mapping[str, object], key: str) -> list[float]:
+    value = values.get(key)
+    if not isinstance(value, list) or not all(isinstance(loss, float) and math.isfinite(loss) for loss in value):
+        raise CheckpointError(f"the checkpoint's {key} must be a list of finite numbers, but is {value!r}")
+    return list(value)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,13 +12,15 @@ from trainer.config.plan import RunPlan
 from trainer.data.batches import BatchSource
 from trainer.engine.face import Engine
 from trainer.engine.schedule import learning_rate
-from trainer.errors import NumericsError
 from trainer.log import say, warn
 from trainer.loop.evaluate import evaluate
-from trainer.loop.events import Hook, RunEnd, StepReport
+from trainer.loop.events import Hook, RunEnd, SkippedBatch, StepReport
+from trainer.loop.measures import Measures
+from trainer.loop.skips import RewindCount, SkipPolicy
 from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.window import StepWindow, WindowReading
+from trainer.progress import Progress
 from trainer.topology.groups import ParallelGroups
 
 
@@ -32,39 +33,62 @@ def train(
     hooks: Sequence[Hook],
     stop: StopRequest,
     groups: ParallelGroups,
+    measures: Measures | None = None,
+    progress: Progress | None = None,
+    on_skip: Callable[[SkippedBatch], None] = lambda batch: None,
+    rewinds: RewindCount | None = None,
 ) -> RunEnd:
     """Train from the step after `state.step` to `train.steps`, or until all ranks agree to stop.
 
-    After each step, in this order: `state` moves on; the ranks agree on stopping; on a step that reports, the loss
-    is read and checked (the only host sync); `on_step` of every hook; evaluation; `on_report` of every hook.
-    A step reports when it is the first of the run, when `train.log_every` divides it, when it is evaluated, and when
-    the run ends with it.
+    After each step, in this order: `state` moves on; a step whose update was not applied is counted; the ranks agree
+    on stopping; on a step that reports, the loss is read, evaluation, `on_report` of every hook; `on_step` of every
+    hook. A step reports when it is the first of the run, when `train.log_every` divides it, when it is evaluated, and
+    when the run ends with it.
+    A skipped step is a step: its number, learning rate and data are used up, so that all that follows stays in place.
     Hooks get `on_end` exactly once, also after a failure. Collective over the world.
 
+    Args:
+        engine: of this rank.
+        source: training data.
+        validation: what to evaluate on; None for nothing.
+        plan: of the run.
+        state: where to begin; moved on.
+        hooks: called in this order.
+        stop: asks all ranks whether the run ends.
+        groups: this rank's place.
+        measures: what hooks note there goes into the next report.
+        progress: where the loop notes what it does; None if nobody looks.
+        on_skip: called on every rank with each bad batch.
+        rewinds: how often earlier calls of this run ended as `rewound`.
+
     Returns:
-        How the run ended: `finished`, or `stopped` (the caller saves and exits with 75).
+        How the run ended: `finished`; `stopped` (exit with 75); `rewound` (load the last checkpoint, go on from here).
 
     Raises:
-        NumericsError: loss or gradients are not finite.
+        NumericsError: loss or gradients were not finite too often, or the loss jumped and `train.spike_policy=stop`.
         PeerLostError: a rank died.
     """
+    progress, measures = progress or Progress(), measures or Measures()
     started = time.perf_counter()
+    skips = SkipPolicy(plan.config.train, state, source, on_skip, rewinds or RewindCount())
+    loop = _Loop(engine, source, validation, plan, state, hooks, stop, groups, measures, progress, skips)
     try:
-        for hook in hooks:
-            hook.on_start(state.step + 1)
-        status = _Loop(engine, source, validation, plan, state, hooks, stop, groups).run()
-        stop.drain()
+        status = loop.run()
     except BaseException as error:
-        end = RunEnd("failed", state.step, time.perf_counter() - started, _reason(error))
-        # The first failure is the one to tell; another one while ending must not hide it.
-        try:
-            _end_all(hooks, end)
-        except Exception as later:
-            warn(f"the run's record is incomplete: {later}")
+        _end_failed(hooks, RunEnd("failed", state.step, time.perf_counter() - started, _reason(error)))
         raise
+    progress.enter("end")
     end = RunEnd(status, state.step, time.perf_counter() - started)
     _end_all(hooks, end)
     return end
+
+
+def _end_failed(hooks: Sequence[Hook], end: RunEnd) -> None:
+    """Call every hook's `on_end`. The first failure is the one to tell: another one while ending must not hide it."""
+    try:
+        _end_all(hooks, end)
+    except Exception as later:
+        warn(f"the run's record is incomplete: {later}")
 
 
 def _end_all(hooks: Sequence[Hook], end: RunEnd) -> None:
@@ -99,71 +123,73 @@ class _Loop:
     hooks: Sequence[Hook]
     stop: StopRequest
     groups: ParallelGroups
+    measures: Measures
+    progress: Progress
+    skips: SkipPolicy
     window: StepWindow = field(default_factory=StepWindow)
 
     def run(self) -> str:
-        """Run the steps and return the status."""
+        """Start the hooks, run the steps and return the status."""
+        for hook in self.hooks:
+            hook.on_start(self.state.step + 1)
+        status = self._steps()
+        self.stop.drain()
+        return status
+
+    def _steps(self) -> str:
         last = self.plan.config.train.steps
         if self.plan.uses_pipeline_engine:
             self.engine.take_busy_seconds()
         for step in range(self.state.step + 1, last + 1):
-            if self._step(step, is_last=step == last):
+            status = self._step(step, is_last=step == last)
+            if status == "stopped":
                 say(f"asked to stop: ended after step {step}")
-                return "stopped"
+            if status is not None:
+                return status
         return "finished"
 
-    def _step(self, step: int, is_last: bool) -> bool:
-        """Run one step and everything that follows it; return whether the ranks agreed to stop before the last one."""
+    def _step(self, step: int, is_last: bool) -> str | None:
+        """Run one step and everything that follows it; return the status if the run ends before its last step."""
         config = self.plan.config
         rate = learning_rate(step, config.optimizer, config.schedule, config.train.steps, self.plan.decay_steps)
-        self._train_step(step, rate)
+        goes_back = self._train_step(step, rate)
+        self.progress.enter("hooks")
+        if goes_back:
+            return "rewound"
         stopping = self.stop.agreed() and not is_last
         evaluates = self.validation is not None and _every(config.train.eval_every, step) and not stopping
         reports = step == 1 or is_last or stopping or evaluates or _every(config.train.log_every, step)
-        # Also before a save: it syncs the device anyhow, and what is not finite must not be kept.
+        # Also before a save: it would wait for the device anyhow, and that time is the step's.
         if reports or _every(config.checkpoint.every, step):
-            self._check_numerics(step)
+            self.window.read()
         self.window.stop_step()
         reading = self.window.close() if reports else None
         bubble = self._bubble_fraction(reading.seconds) if reading else None
-        for hook in self.hooks:
-            hook.on_step(step)
         if reading is not None:
             report = self._report(step, rate, reading, bubble, self._evaluate() if evaluates else None)
             for hook in self.hooks:
                 hook.on_report(report)
-        return stopping
+        # After the report: a step that was saved must have its row, whenever the run is killed.
+        for hook in self.hooks:
+            hook.on_step(step)
+        return "stopped" if stopping else None
 
-    def _train_step(self, step: int, rate: float) -> None:
+    def _train_step(self, step: int, rate: float) -> bool:
+        """Train one step, move the state on, and return whether the run must go back to a checkpoint."""
+        self.progress.begin_step(step)
         self.window.start_step()
-        batches = self.source.micro_batches(step)
+        position, limit = self.state.position, self.skips.spikes.limit()
+        batches = self.source.micro_batches(position)
         self.window.data_arrived()
-        self.window.add(self.engine.train_step(batches, step, rate))
+        result = self.engine.train_step(batches, step, rate, limit)
+        self.window.add(result)
         self.state.step = step
+        self.state.position += self.plan.tokens_per_step
         self.state.tokens_seen += self.plan.tokens_per_step
         if self.groups.is_reporting_rank:
-            # After the step is queued: on a GPU the hash runs while the device works.
-            self.state.sample_ledger = self.source.ledger(self.state.sample_ledger, step)
-
-    def _check_numerics(self, step: int) -> None:
-        """Raise if the run has gone bad. Syncs the host with the device.
-
-        The numbers are the same on all ranks, so all raise or none does.
-        """
-        losses, grad_norm = self.window.read()
-        hints = (
-            "lower optimizer.lr, raise schedule.warmup_steps, or set optimizer.grad_clip=1.0",
-            "with precision.dtype=fp16 try bf16 (or fp32): its range is that of fp32",
-            "resume from a checkpoint before that step with checkpoint.resume=PATH",
-        )
-        for index, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                bad_step = step - len(losses) + 1 + index
-                raise NumericsError(f"the loss must be finite, but was {loss} at step {bad_step}", hints)
-        # Under fp16 an overflow is expected now and then: the engine skips that step and lowers the loss scale.
-        if not math.isfinite(grad_norm) and self.engine.loss_scale() is None:
-            found = f"was {grad_norm} at step {step} (loss {losses[-1]:.4f})"
-            raise NumericsError(f"the gradient norm must be finite, but {found}", hints)
+            # After the step is queued: on a GPU the hash runs while the optimizer does.
+            self.state.sample_ledger = self.source.ledger(self.state.sample_ledger, position)
+        return self.skips.judge(result, limit, position, is_fp16=self.engine.loss_scale() is not None)
 
     def _bubble_fraction(self, seconds: float) -> float | None:
         """Return the idle share of the window, mean over ranks. Collective over the world with pp > 1."""
@@ -175,11 +201,18 @@ class _Loop:
 
     def _evaluate(self) -> float:
         assert self.validation is not None
-        loss = evaluate(self.engine, self.validation, self.plan.config.train.eval_batches)
+        loss = evaluate(self.engine, self.validation, self.plan.config.train.eval_batches, self.progress)
+        self.progress.enter("hooks")
         if self.plan.uses_pipeline_engine:
             # What the evaluation computed must not count as work of the next window.
             self.engine.take_busy_seconds()
         return loss
+
+    def _measured(self) -> dict[str, float]:
+        measured = self.measures.take()
+        if self.state.sample_ledger:
+            measured["data/sample_ledger"] = _ledger_number(self.state.sample_ledger)
+        return measured
 
     def _report(
         self, step: int, rate: float, reading: WindowReading, bubble: float | None, eval_loss: float | None
@@ -194,10 +227,16 @@ class _Loop:
             step_ms=reading.step_ms,
             data_wait_ms=reading.data_wait_ms,
             loss_scale=self.engine.loss_scale(),
-            skipped_steps=self.engine.skipped_steps(),
+            skipped_steps=self.state.skipped_batches,
             bubble_fraction=bubble,
             eval_loss=eval_loss,
+            measures=self._measured(),
         )
+
+
+def _ledger_number(ledger: str) -> int:
+    """Return the first 48 bits of a hash in hexadecimal digits: a number that every metrics sink can hold exactly."""
+    return int(ledger[:12], 16)
 
 
 def _every(interval: int, step: int) -> bool:

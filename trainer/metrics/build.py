@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -9,24 +11,38 @@ from pathlib import Path
 import torch
 
 from trainer.config.plan import RunPlan
-from trainer.log import say, warn
+from trainer.config.schema import ConsoleKind
+from trainer.log import say, terminal, warn
 from trainer.loop.state import TrainState
-from trainer.metrics.console import ConsoleSink
+from trainer.metrics.across import AcrossMeter
+from trainer.metrics.console import ConsoleSink, QuietSink
+from trainer.metrics.csv_sink import CSV_FILE, CsvSink
 from trainer.metrics.hook import MetricsHook
 from trainer.metrics.jsonl import METRICS_FILE, JsonlSink
+from trainer.metrics.live import LiveSink
 from trainer.metrics.memory import MemoryMeter
+from trainer.metrics.node import NodeMeter
 from trainer.metrics.peaks import peak_flops_per_second
+from trainer.metrics.screen import TrainingConsole
 from trainer.metrics.sink import Sink
 from trainer.metrics.summary import SummarySink
+from trainer.metrics.tensorboard_sink import TENSORBOARD_FOLDER, TensorBoardSink
+from trainer.metrics.texts import SAMPLES_FILE, TextSink
 from trainer.metrics.throughput import ThroughputMeter
 from trainer.metrics.wandb_mode import WandbChoice, choose_mode
-from trainer.metrics.wandb_sink import WandbSink
+from trainer.metrics.wandb_sink import Checkpoints, WandbSink
 from trainer.model.accounting import flops_per_token, parameter_count
 from trainer.topology.groups import Group, ParallelGroups
+from trainer.versions import source_commit, versions
 
 
 def build_metrics(
-    plan: RunPlan, run_dir: Path, state: TrainState, groups: ParallelGroups, control: Group
+    plan: RunPlan,
+    run_dir: Path,
+    state: TrainState,
+    groups: ParallelGroups,
+    control: Group,
+    checkpoints: Checkpoints | None = None,
 ) -> MetricsHook:
     """Build the hook with the sinks that the config asks for.
 
@@ -38,6 +54,7 @@ def build_metrics(
         state: the loop's own state; the summary reads it at the end.
         groups: this rank's place.
         control: a group on CPU over the whole world.
+        checkpoints: finds the newest checkpoint, for `logging.wandb_artifacts`.
     """
     device_name = torch.cuda.get_device_name(groups.device) if groups.device.type == "cuda" else None
     throughput = ThroughputMeter(
@@ -46,44 +63,86 @@ def build_metrics(
         world_size=plan.world_size,
         peak_flops=peak_flops_per_second(device_name, plan.config.precision.dtype),
     )
-    sinks = _sinks(plan, run_dir, state, device_name or "CPU") if groups.is_reporting_rank else []
-    return MetricsHook(throughput, MemoryMeter(groups.device, control), sinks)
+    reads_node = plan.config.logging.system_metrics and os.environ.get("LOCAL_RANK", "0") == "0"
+    across = AcrossMeter(
+        memory=MemoryMeter(groups.device),
+        node=NodeMeter(with_gpus=groups.device.type == "cuda") if reads_node else None,
+        stages=[groups.grid.coordinate(rank).stage for rank in range(groups.grid.size)],
+        control=control,
+    )
+    sinks = _sinks(plan, run_dir, state, device_name or "CPU", checkpoints) if groups.is_reporting_rank else []
+    return MetricsHook(throughput, across, sinks)
 
 
-def _sinks(plan: RunPlan, run_dir: Path, state: TrainState, device_name: str) -> list[Sink]:
+def _sinks(
+    plan: RunPlan, run_dir: Path, state: TrainState, device_name: str, checkpoints: Checkpoints | None
+) -> list[Sink]:
     """Return the sinks in the order in which they are written: the record first."""
-    config = plan.config
+    logging = plan.config.logging
     parameters = parameter_count(plan.model)
-    choice = choose_mode(config.logging.wandb)
+    source = source_commit()
+    choice = choose_mode(logging.wandb)
     # The summary before jsonl: at the start it reads the rows that jsonl is about to cut.
-    sinks: list[Sink] = [SummarySink(run_dir, plan, parameters, state), JsonlSink(run_dir / METRICS_FILE)]
-    if config.logging.console:
-        sinks.append(ConsoleSink(plan, run_dir, parameters, device_name, wandb_note=_wandb_note(choice)))
-    sinks.append(_wandb_sink(plan, run_dir, parameters, choice))
+    sinks: list[Sink] = [
+        SummarySink(run_dir, plan, parameters, state, source),
+        JsonlSink(run_dir / METRICS_FILE),
+        TextSink(run_dir / SAMPLES_FILE),
+    ]
+    if logging.csv:
+        sinks.append(CsvSink(run_dir / CSV_FILE))
+    if logging.tensorboard:
+        sinks.append(TensorBoardSink(run_dir / TENSORBOARD_FOLDER, warn))
+    notes: list[str] = []
+    sinks.append(_wandb_sink(plan, run_dir, parameters, source, choice, checkpoints, notes))
+    # Last, so that its last word is the last.
+    sinks.append(_console_sink(plan, run_dir, device_name, choice, notes))
     return sinks
 
 
-def _wandb_note(choice: WandbChoice) -> str:
-    return f"{choice.mode.value} ({choice.reason})" if choice.reason else choice.mode.value
+def _console_sink(plan: RunPlan, run_dir: Path, device_name: str, choice: WandbChoice, notes: Sequence[str]) -> Sink:
+    logging = plan.config.logging
+    if logging.console is ConsoleKind.quiet:
+        return QuietSink(run_dir, notes)
+    outputs = {"wandb": f"{choice.mode.value} ({choice.reason})" if choice.reason else choice.mode.value}
+    also = [CSV_FILE] * logging.csv + [TENSORBOARD_FOLDER] * logging.tensorboard
+    if also:
+        outputs["also"] = ", ".join(also)
+    console = TrainingConsole(terminal())
+    kind = LiveSink if logging.console is ConsoleKind.auto and console.can_redraw else ConsoleSink
+    return kind(plan, run_dir, device_name, outputs, console, notes)
 
 
-def _wandb_sink(plan: RunPlan, run_dir: Path, parameters: int, choice: WandbChoice) -> WandbSink:
+def _wandb_sink(
+    plan: RunPlan,
+    run_dir: Path,
+    parameters: int,
+    source: dict[str, object],
+    choice: WandbChoice,
+    checkpoints: Checkpoints | None,
+    notes: list[str],
+) -> WandbSink:
+    config = plan.config
     plan_numbers = {
         "parameters": parameters,
         "layout": plan.layout_name,
+        "pipeline_parallel_size": plan.pipeline_parallel_size,
+        "tensor_parallel_size": plan.tensor_parallel_size,
+        "data_parallel_size": plan.data_parallel_size,
         "world_size": plan.world_size,
         "num_micro_batches": plan.num_micro_batches,
         "tokens_per_step": plan.tokens_per_step,
     }
     return WandbSink(
         run_dir=run_dir,
-        logging=plan.config.logging,
+        logging=config.logging,
         choice=choice,
-        group=plan.config.name,
+        group=config.logging.wandb_group or config.name,
         tags=(plan.layout_name,),
-        config={**_plain_mapping(asdict(plan.config)), "plan": plan_numbers},
+        config={**_plain_mapping(asdict(config)), "plan": plan_numbers, "versions": versions(), "source": source},
         say=say,
+        note=notes.append,
         warn=warn,
+        checkpoints=checkpoints,
     )
 
 

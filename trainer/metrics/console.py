@@ -1,228 +1,185 @@
-"""What a person sees while a run trains: a banner, a line a logged step, a progress bar, the loss curve."""
+"""What a person sees while a run trains, as lines: what runs, a line a logged step, the loss curve, the last word."""
 
 from __future__ import annotations
 
-import os
-import time
-from contextlib import suppress
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO, cast
 
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from trainer.config.plan import RunPlan
-from trainer.log import print_above_bar, silence, terminal
+from trainer.log import conclude, say
 from trainer.loop.events import RunEnd, StepReport
 from trainer.metrics.curve import loss_curve
-from trainer.metrics.jsonl import METRICS_FILE
-from trainer.metrics.sink import Row
+from trainer.metrics.figures import duration, number, short
+from trainer.metrics.pace import Pace
+from trainer.metrics.screen import WIDTH, TrainingConsole
+from trainer.metrics.sink import Row, Sample
 from trainer.metrics.summary import SUMMARY_FILE
+from trainer.metrics.texts import SAMPLES_FILE
 
 _HEADER_EVERY = 30
-_WIDTH = 80
-
-
-class TrainingConsole(Console):
-    """A rich console that goes quiet when its reader goes away; rich itself would end the process."""
-
-    def on_broken_pipe(self) -> None:
-        """Print nothing more."""
-        self.quiet = True
-        silence(cast(TextIO, self.file))
-
-    def _check_buffer(self) -> None:
-        try:
-            super()._check_buffer()
-        except OSError:
-            # The terminal is gone (EIO) or its file's disk full; rich knows of closed pipes only.
-            self.on_broken_pipe()
-
-
-def _console(stream: TextIO) -> TrainingConsole:
-    width = _WIDTH
-    if stream.isatty():
-        # The terminal need not be this process's stdout, which is where rich would look.
-        with suppress(OSError):
-            width = os.get_terminal_size(stream.fileno()).columns or _WIDTH
-    return TrainingConsole(file=stream, width=width, highlight=False)
+_MOST_TEXTS = 4
+_TEXT_LINES = 4
+_CURVE_WIDTH = 60
 
 
 class ConsoleSink:
-    """Writes to a terminal, or plain lines to a pipe or file. At most 80 columns, none wrapped.
+    """Writes lines to a terminal, pipe or file. At most 80 columns, none wrapped.
 
     A terminal that goes away (a closed pipe) silences the sink; it does not stop training.
 
     Args:
         plan: numbers of the run.
         run_dir: the run's folder.
-        parameters: of the whole model, without padding.
         device_name: of this rank's device.
-        wandb_note: what wandb will do, for the banner.
-        console: where to write (default: the terminal).
+        outputs: where metrics go besides the run's folder, e.g. `wandb` and what it will do.
+        console: where to write.
+        notes: what other sinks want to be said before the last word; they add to it until then.
     """
 
     def __init__(
         self,
         plan: RunPlan,
         run_dir: Path,
-        parameters: int,
         device_name: str,
-        wandb_note: str = "disabled",
-        console: Console | None = None,
+        outputs: Mapping[str, str],
+        console: TrainingConsole,
+        notes: Sequence[str] = (),
     ) -> None:
-        self._plan, self._run_dir = plan, run_dir
-        self._parameters, self._device_name, self._wandb_note = parameters, device_name, wandb_note
-        self._console = console or _console(terminal())
-        self._progress: Progress | None = None
+        self._plan, self._run_dir, self._device_name, self._outputs = plan, run_dir, device_name, outputs
+        self._console = console
+        self._notes = notes
+        self._pace = Pace(plan.config.train.steps)
         self._losses: list[tuple[int, float]] = []
         self._lines = 0
         self._skipped_steps = 0
-        self._first_step = 1
-        self._first_step_ended = 0.0
 
     def say(self, text: str) -> None:
-        """Print one line above the progress bar, however long it is."""
+        """Print one line, however long it is, above what is drawn."""
         # Not wrapped: a path or a command in it must stay whole, so that it can be copied.
         self._console.print(escape(text), soft_wrap=True, highlight=False)
 
     def start(self, first_step: int) -> None:
-        """Print the banner and, on a terminal, start the progress bar."""
-        self._first_step = first_step
-        self._console.print(self._banner())
-        if self._console.is_terminal:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("eta {task.fields[eta]}"),
-                console=self._console,
-                transient=True,
-                # What libraries print belongs where the rank's output goes, not above the bar.
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            self._progress.add_task("train", total=self._plan.config.train.steps, completed=first_step - 1, eta="-")
-            self._progress.start()
-            print_above_bar(self.say)
+        """Say what runs where."""
+        self._pace.start(first_step)
+        self._console.print(self._banner(first_step))
 
     def advance(self, step: int) -> None:
-        """Move the progress bar."""
-        if step == self._first_step:
-            self._first_step_ended = time.perf_counter()
-        if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=step, eta=self._eta(step))
+        """Note the step."""
+        self._pace.advance(step)
 
     def write(self, row: Row, report: StepReport) -> None:
         """Print the line of a logged step."""
-        self._losses.append((report.step, report.loss))
+        if math.isfinite(report.loss):
+            self._losses.append((report.step, report.loss))
+        self._step_line(row, report)
+        if report.skipped_steps > self._skipped_steps:
+            self._skipped_steps = report.skipped_steps
+            if report.loss_scale is not None:
+                self.say(
+                    f"fp16 overflow: {report.skipped_steps} steps skipped so far, loss scale {report.loss_scale:g}"
+                )
+
+    def show(self, samples: Sequence[Sample]) -> None:
+        """Print the beginning of each text."""
+        self.say(f"the model writes at step {samples[0].step}:")
+        for index, sample in enumerate(samples[:_MOST_TEXTS], start=1):
+            for place, line in enumerate(_shown(f"{sample.prompt}{sample.text}", self._console)):
+                self.say(f"{'' if place else index:>3} | {line}")
+        if len(samples) > _MOST_TEXTS:
+            self.say(f"    and {len(samples) - _MOST_TEXTS} more in {SAMPLES_FILE}")
+
+    def end(self, end: RunEnd) -> None:
+        """Print the loss curve and the last word."""
+        width = min(_CURVE_WIDTH, self._console.width - 12)
+        curve = loss_curve(self._losses, width=width, unicode=self._console.is_unicode)
+        for line in ["", *curve] if curve else []:
+            self.say(line)
+        if self._losses:
+            (first, before), (last, after) = self._losses[0], self._losses[-1]
+            self.say(f"loss {before:.4f} at step {first}, {after:.4f} at step {last}")
+        _tell(self._notes, end, self._run_dir)
+
+    def _step_line(self, row: Row, report: StepReport) -> None:
         cells = self._cells(row, report)
         if self._lines % _HEADER_EVERY == 0:
             self.say("".join(f"{name:>{width}}" for name, width, _ in cells))
         self._lines += 1
         self.say("".join(f"{text:>{width}}" for _, width, text in cells).rstrip())
-        if report.skipped_steps > self._skipped_steps:
-            self._skipped_steps = report.skipped_steps
-            self.say(
-                f"fp16 overflow: {report.skipped_steps} steps skipped so far, loss scale {report.loss_scale or 0:g}"
-            )
-
-    def end(self, end: RunEnd) -> None:
-        """Stop the progress bar and print the loss curve and the last word."""
-        if self._progress is not None:
-            print_above_bar(None)
-            self._progress.stop()
-            self._progress = None
-        unicode = "utf" in (self._console.encoding or "").lower()
-        for line in loss_curve(self._losses, width=min(60, self._console.width - 12), unicode=unicode):
-            self.say(line)
-        if self._losses:
-            (first, before), (last, after) = self._losses[0], self._losses[-1]
-            self.say(f"loss {before:.4f} at step {first}, {after:.4f} at step {last}")
-        what = f"{end.status} at step {end.step} after {_duration(end.wall_time_s)}"
-        self.say(f"{what}; summary in {self._run_dir / SUMMARY_FILE}")
 
     def _cells(self, row: Row, report: StepReport) -> list[tuple[str, int, str]]:
         """Return (title, width, text) of each column; columns that this run never fills are not there."""
         cells = [
             ("step", 7, str(report.step)),
-            ("loss", 9, _number(report.loss, 4)),
-            ("grad", 9, _number(report.grad_norm, 3)),
+            ("loss", 9, number(report.loss, 4)),
+            ("grad", 9, number(report.grad_norm, 3)),
             ("lr", 9, f"{report.learning_rate:.2e}"),
-            ("tok/s", 7, _short(row["perf/tokens_per_second"])),
-            ("TF/gpu", 8, _number(row["perf/tflops_per_gpu"], 2)),
+            ("tok/s", 7, short(row["perf/tokens_per_second"])),
+            ("TF/gpu", 8, number(row["perf/tflops_per_gpu"], 2)),
         ]
         if "perf/mfu" in row:
             cells.append(("mfu", 6, f"{100 * row['perf/mfu']:.1f}%"))
-        cells.append(("GiB", 7, _number(row["memory/peak_allocated_gib"], 1)))
-        cells.append(("eta", 8, self._eta(report.step)))
+        cells.append(("GiB", 7, number(row["memory/peak_allocated_gib"], 1)))
+        cells.append(("eta", 8, self._pace.left()))
         if self._plan.config.train.eval_every > 0:
-            cells.append(("eval", 8, "" if report.eval_loss is None else _number(report.eval_loss, 3)))
+            cells.append(("eval", 8, "" if report.eval_loss is None else number(report.eval_loss, 3)))
         return cells
 
-    def _eta(self, step: int) -> str:
-        """Return the time that is left, from the pace since this attempt's first step, which is slower than others."""
-        done = step - self._first_step
-        if done < 1:
-            return "-"
-        left = self._plan.config.train.steps - step
-        return _duration((time.perf_counter() - self._first_step_ended) * left / done)
-
-    def _banner(self) -> Table:
+    def _banner(self, first_step: int) -> Table:
         plan, config = self._plan, self._plan.config
-        table = Table(title=f"Trident: {config.name}", title_justify="left", show_header=False, box=None, width=_WIDTH)
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
-        layout = (
-            f"pipeline {plan.pipeline_parallel_size} x tensor {plan.tensor_parallel_size} x data "
-            f"{plan.data_parallel_size} = {plan.world_size} rank{'s' if plan.world_size > 1 else ''}"
-        )
-        batch = (
-            f"{config.batch.global_batch_size} sequences x {config.model.seq_length} tokens = "
-            f"{plan.tokens_per_step:,} tokens per step ({plan.num_micro_batches} micro-batches of "
-            f"{config.batch.micro_batch_size})"
-        )
-        steps = f"{config.train.steps:,} = {config.train.steps * plan.tokens_per_step:,} tokens"
-        if self._first_step > 1:
-            steps += f", resuming at step {self._first_step:,}"
-        rows = {
-            "model": f"{config.model.name}, {self._parameters:,} parameters ({_short(self._parameters)})",
-            "layout": layout + (", sequence parallel" if config.layout.sequence_parallel else ""),
-            "zero": f"stage {config.zero.stage}, offload {config.zero.offload.value}",
-            "device": f"{self._device_name}, {config.precision.dtype.value}",
-            "batch": batch,
-            "steps": steps,
-            "metrics": str(self._run_dir / METRICS_FILE),
-            "wandb": self._wandb_note,
-        }
+        table = Table.grid(padding=(0, 2, 0, 0))
+        # In line with the description of the plan, which stands above.
+        table.add_column(style="bold", no_wrap=True, width=6)
+        table.add_column(overflow="fold", width=max(8, min(WIDTH, self._console.width) - 10))
+        steps = f"{config.train.steps:,} = {short(config.train.steps * plan.tokens_per_step)} tokens"
+        if first_step > 1:
+            steps += f", resuming at step {first_step:,}"
+        rows = {"run": config.name, "device": f"{self._device_name}, {config.precision.dtype.value}", "steps": steps}
+        rows |= {"folder": str(self._run_dir), **self._outputs}
         for name, text in rows.items():
             table.add_row(name, escape(text))
         return table
 
 
-def _number(value: float, digits: int) -> str:
-    """Return a number in at most seven characters."""
-    text = f"{value:.{digits}f}"
-    vanishes = 0 < abs(value) < 10.0**-digits
-    return f"{value:.1e}" if vanishes or len(text) > 7 else text
+class QuietSink:
+    """Prints the last word only; the notes go to the rank's log."""
+
+    def __init__(self, run_dir: Path, notes: Sequence[str] = ()) -> None:
+        self._run_dir = run_dir
+        self._notes = notes
+
+    def start(self, first_step: int) -> None:
+        """Do nothing."""
+
+    def advance(self, step: int) -> None:
+        """Do nothing."""
+
+    def write(self, row: Row, report: StepReport) -> None:
+        """Do nothing."""
+
+    def show(self, samples: Sequence[Sample]) -> None:
+        """Do nothing."""
+
+    def end(self, end: RunEnd) -> None:
+        """Print how the run ended."""
+        _tell(self._notes, end, self._run_dir)
 
 
-def _short(value: float) -> str:
-    """Return a count in at most six characters, e.g. 12.3k."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if 0.9995 * size <= value < 999.5 * size:
-            return f"{value / size:#.3g}".rstrip(".") + unit
-    return f"{value:.3g}" if value < 1000 else f"{value:.0e}"
+def _tell(notes: Sequence[str], end: RunEnd, run_dir: Path) -> None:
+    for note in notes:
+        say(note)
+    conclude(f"{end.status} at step {end.step} after {duration(end.wall_time_s)}; summary in {run_dir / SUMMARY_FILE}")
 
 
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
-    if hours >= 100:
-        return f"{hours // 24}d{hours % 24}h"
-    if hours:
-        return f"{hours}h{rest // 60:02d}m"
-    return f"{rest // 60}m{rest % 60:02d}s"
+def _shown(text: str, console: TrainingConsole) -> list[str]:
+    """Return the first lines of a text that a model wrote: it may hold anything, also what commands a terminal."""
+    room = min(WIDTH, console.width) - 6
+    lines = text.expandtabs(4).split("\n")
+    clean = ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
+    if not console.is_unicode:
+        clean = [line.encode("ascii", errors="replace").decode() for line in clean]
+    cut = [line if len(line) <= room else f"{line[: room - 3]}..." for line in clean]
+    return cut if len(cut) <= _TEXT_LINES else [*cut[: _TEXT_LINES - 1], "..."]

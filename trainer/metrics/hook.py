@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainer.loop.events import RunEnd, StepReport
-from trainer.metrics.memory import MemoryMeter
+from trainer.metrics.across import AcrossMeter
 from trainer.metrics.row import make_row
-from trainer.metrics.sink import Sink
+from trainer.metrics.sink import Sample, Sink
 from trainer.metrics.throughput import ThroughputMeter
 
 
@@ -16,13 +16,13 @@ class MetricsHook:
 
     Args:
         throughput: turns step time into rates.
-        memory: measures memory; its collective is why this hook must exist on every rank.
+        across: measures memory and nodes; its collective is why this hook must exist on every rank.
         sinks: where rows go, in order; empty on all ranks but the reporting one.
     """
 
-    def __init__(self, throughput: ThroughputMeter, memory: MemoryMeter, sinks: Sequence[Sink]) -> None:
+    def __init__(self, throughput: ThroughputMeter, across: AcrossMeter, sinks: Sequence[Sink]) -> None:
         self._throughput = throughput
-        self._memory = memory
+        self._across = across
         self._sinks = tuple(sinks)
 
     def on_start(self, first_step: int) -> None:
@@ -31,19 +31,25 @@ class MetricsHook:
             sink.start(first_step)
 
     def on_step(self, step: int) -> None:
-        """Sample memory and advance the progress bar. Local, no device sync."""
-        self._memory.sample()
+        """Sample memory and move the view on. Local, no device sync."""
+        self._across.sample()
         for sink in self._sinks:
             sink.advance(step)
 
     def on_report(self, report: StepReport) -> None:
-        """Measure and hand out the row. Collective over the control group of the memory meter."""
-        memory = self._memory.measure()
+        """Measure and hand out the row. Collective over the control group of the meter."""
+        self.on_step(report.step)
+        across = self._across.measure()
         if not self._sinks:
             return
-        row = make_row(report, self._throughput.measure(report.step_ms), memory)
+        row = make_row(report, self._throughput.measure(report.step_ms), across)
         for sink in self._sinks:
             sink.write(row, report)
+
+    def show(self, samples: Sequence[Sample]) -> None:
+        """Hand out texts that the model wrote. Local; on the reporting rank."""
+        for sink in self._sinks:
+            sink.show(samples)
 
     def on_end(self, end: RunEnd) -> None:
         """End every sink, even when one fails; raise the first failure. Local."""

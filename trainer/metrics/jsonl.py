@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 
 from trainer.files import storage_faults, write_atomically
 from trainer.loop.events import RunEnd, StepReport
-from trainer.metrics.sink import Row
+from trainer.metrics.sink import Row, Sample
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -30,6 +31,21 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def line_of(row: Mapping[str, object]) -> str:
+    """Return a row as a line of JSON."""
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def drop_rows_from(path: Path, first_step: int) -> None:
+    """Leave only whole rows of steps before `first_step`, which a resumed run writes again.
+
+    Raises:
+        StorageError: the disk is full, read-only, or not writable by this user.
+    """
+    kept = [row for row in read_rows(path) if row["step"] < first_step]
+    write_atomically(path, "".join(line_of(row) for row in kept))
+
+
 class JsonlSink:
     """Appends rows to `path`.
 
@@ -46,8 +62,7 @@ class JsonlSink:
 
     def start(self, first_step: int) -> None:
         """Drop rows from `first_step` on and open the file for appending."""
-        kept = [row for row in read_rows(self._path) if row["step"] < first_step]
-        write_atomically(self._path, "".join(_line(row) for row in kept))
+        drop_rows_from(self._path, first_step)
         with storage_faults(self._path):
             self._file = self._path.open("a", encoding="utf-8")
 
@@ -58,8 +73,11 @@ class JsonlSink:
         """Append the row; a reader sees it at once."""
         assert self._file is not None, "start must be called before write"
         with storage_faults(self._path):
-            self._file.write(_line(row))
+            self._file.write(line_of(row))
             self._file.flush()
+
+    def show(self, samples: Sequence[Sample]) -> None:
+        """Do nothing: texts have a file of their own."""
 
     def end(self, end: RunEnd) -> None:
         """Close the file."""

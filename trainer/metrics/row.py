@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from trainer.loop.events import StepReport
-from trainer.metrics.memory import MemoryPeaks
+from trainer.metrics.across import Across
 from trainer.metrics.sink import Row
 from trainer.metrics.throughput import Throughput
 
@@ -25,15 +25,18 @@ ROW_NAMES = (
     "memory/peak_allocated_gib",
     "memory/peak_reserved_gib",
     "pipeline/bubble_fraction",
+    "train/skipped_batches",
 )
-"""Every name a row can hold, in order. On CPU a "gpu" is a rank."""
+"""The names that every run knows, in order. On CPU a "gpu" is a rank. `make_row` adds others after them."""
 
 
-def make_row(report: StepReport, throughput: Throughput, memory: MemoryPeaks) -> Row:
-    """Return the row of a report.
+def make_row(report: StepReport, throughput: Throughput, across: Across) -> Row:
+    """Return the row of a report: `ROW_NAMES`, then what depends on the run.
 
+    That is `memory/stage<k>/peak_allocated_gib` with more than one stage, `system/node<k>/...` when nodes were read,
+    and what hooks measured (`StepReport.measures`).
     Names without a value are left out: unknown (mfu, evaluation, bubble), or not finite (the gradient norm of a
-    step that fp16 skipped), which JSON cannot hold.
+    step that was skipped), which JSON cannot hold.
     """
     values: dict[str, float | int | None] = {
         "step": report.step,
@@ -48,8 +51,15 @@ def make_row(report: StepReport, throughput: Throughput, memory: MemoryPeaks) ->
         "perf/mfu": throughput.mfu,
         "time/step_ms": report.step_ms,
         "time/data_wait_ms": report.data_wait_ms,
-        "memory/peak_allocated_gib": memory.allocated_gib,
-        "memory/peak_reserved_gib": memory.reserved_gib,
+        "memory/peak_allocated_gib": across.fullest.allocated_gib,
+        "memory/peak_reserved_gib": across.fullest.reserved_gib,
         "pipeline/bubble_fraction": report.bubble_fraction,
+        "train/skipped_batches": report.skipped_steps,
     }
-    return {name: value for name in ROW_NAMES if (value := values[name]) is not None and math.isfinite(value)}
+    if len(across.stages) > 1:
+        values |= {f"memory/stage{k}/peak_allocated_gib": peak for k, peak in enumerate(across.stages)}
+    for k, node in enumerate(across.nodes):
+        values |= {f"system/node{k}/{name}": value for name, value in node.items()}
+    values = {**report.measures, **values}
+    ordered = [*ROW_NAMES, *(name for name in values if name not in ROW_NAMES)]
+    return {name: value for name in ordered if (value := values[name]) is not None and math.isfinite(value)}

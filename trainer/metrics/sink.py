@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from trainer.loop.events import RunEnd, StepReport
 
 Row = dict[str, float | int]
-"""One logged step: names of `row.ROW_NAMES` to finite numbers; what is unknown is left out."""
+"""One logged step: names to finite numbers; what is unknown is left out. See `row.py` for the names."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text that the model wrote during training."""
+
+    step: int
+    prompt: str
+    text: str
+    """What follows the prompt."""
 
 
 class Sink(Protocol):
@@ -21,6 +33,9 @@ class Sink(Protocol):
 
     def write(self, row: Row, report: StepReport) -> None:
         """Take the row of a logged step."""
+
+    def show(self, samples: Sequence[Sample]) -> None:
+        """Take the texts of one evaluation."""
 
     def end(self, end: RunEnd) -> None:
         """Run once, also after a failure, maybe without `start`."""

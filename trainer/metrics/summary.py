@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainer.config.plan import RunPlan
@@ -10,7 +11,7 @@ from trainer.files import write_atomically
 from trainer.loop.events import RunEnd, StepReport
 from trainer.loop.state import TrainState
 from trainer.metrics.jsonl import METRICS_FILE, read_rows
-from trainer.metrics.sink import Row
+from trainer.metrics.sink import Row, Sample
 from trainer.restarts import read_restarts
 from trainer.versions import versions
 
@@ -25,13 +26,22 @@ class SummarySink:
         plan: numbers of the run.
         parameters: of the whole model, without padding.
         state: the loop's own; read at the end.
+        source: commit of the source tree, if there is one.
     """
 
-    def __init__(self, run_dir: Path, plan: RunPlan, parameters: int, state: TrainState) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        plan: RunPlan,
+        parameters: int,
+        state: TrainState,
+        source: Mapping[str, object] | None = None,
+    ) -> None:
         self._run_dir = run_dir
         self._plan = plan
         self._parameters = parameters
         self._state = state
+        self._source = source
         self._final: Row = {}
 
     def start(self, first_step: int) -> None:
@@ -46,6 +56,9 @@ class SummarySink:
         """Remember the row."""
         self._final = row
 
+    def show(self, samples: Sequence[Sample]) -> None:
+        """Do nothing."""
+
     def end(self, end: RunEnd) -> None:
         """Write the file, whole or not at all.
 
@@ -58,6 +71,7 @@ class SummarySink:
             "step": end.step,
             "parameters": self._parameters,
             "tokens_seen": self._state.tokens_seen,
+            "skipped_batches": self._state.skipped_batches,
             "final": self._final,
             "layout": {
                 "pipeline": plan.pipeline_parallel_size,
@@ -69,6 +83,8 @@ class SummarySink:
             "wall_time_s": end.wall_time_s,
             "sample_ledger": self._state.sample_ledger,
         }
+        if self._source:
+            summary["source"] = dict(self._source)
         restarts = read_restarts(self._run_dir)
         if restarts:
             summary["restarts"] = restarts

@@ -52,12 +52,17 @@ def choose_mode(
             return WandbChoice(mode, f"WANDB_MODE={wished}")
     if asked in (WandbMode.disabled, WandbMode.offline):
         return WandbChoice(asked, f"logging.wandb={asked.value}")
-    url = environ.get("WANDB_BASE_URL") or _DEFAULT_URL
+    url = server_url(environ)
     if not has_api_key(urlsplit(url).hostname or "", environ):
         return WandbChoice(WandbMode.offline, "no API key is set (WANDB_API_KEY, or `wandb login`)")
     if not reachable(url):
         return WandbChoice(WandbMode.offline, f"{url} cannot be reached from here")
     return WandbChoice(WandbMode.online)
+
+
+def server_url(environ: Mapping[str, str]) -> str:
+    """Return where wandb sends to."""
+    return environ.get("WANDB_BASE_URL") or _DEFAULT_URL
 
 
 def has_api_key(host: str, environ: Mapping[str, str]) -> bool:

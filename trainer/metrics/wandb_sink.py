@@ -1,25 +1,43 @@
-"""Rows to Weights & Biases. Nothing that wandb does, or fails to do, can stop or hang training."""
+"""Rows, texts and checkpoints to Weights & Biases. Nothing that wandb does, or fails to do, can stop or slow training.
+
+wandb is only ever called in threads of its own: the loop hands over what is to be logged and goes on.
+"""
 
 from __future__ import annotations
 
+import os
 import secrets
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from trainer.config.schema import LoggingConfig, WandbMode
+from trainer.errors import NumericsError
 from trainer.files import write_atomically
 from trainer.loop.events import RunEnd, StepReport
+from trainer.metrics.background import Background
 from trainer.metrics.bounded import bounded
+from trainer.metrics.jsonl import read_rows
 from trainer.metrics.redact import redacted
-from trainer.metrics.sink import Row
-from trainer.metrics.wandb_mode import WandbChoice
+from trainer.metrics.sink import Row, Sample
+from trainer.metrics.stall import StallWatch
+from trainer.metrics.texts import SAMPLES_FILE
+from trainer.metrics.wandb_mode import WandbChoice, is_reachable, server_url
+from trainer.restarts import read_restarts
 
 RUN_ID_FILE = "wandb_run_id"
+Checkpoints = Callable[[], tuple[int, Path] | None]
+"""Returns step and folder of the newest checkpoint that is whole, if there is one."""
 _INIT_S = 30.0
-_LOG_S = 10.0
 _FINISH_S = 60.0
 _FINISH_AFTER_FAILURE_S = 5.0
+_UPLOAD_S = 600.0
+_TEARDOWN_S = 2.0
+_TABLE_ROWS = 200
 
 
 class WandbSink:
@@ -29,13 +47,15 @@ class WandbSink:
 
     Args:
         run_dir: the run's folder.
-        logging: project, entity, tags.
+        logging: project, entity, tags, alerts, artifacts.
         choice: mode, decided beforehand (`choose_mode`).
         group: wandb group; runs of one name belong together.
         tags: more tags.
         config: what wandb shows as the run's config; secrets are taken out here.
-        say: tells the user a line.
+        say: tells the user a line now.
+        note: tells the user a line when all is done.
         warn: warns the user.
+        checkpoints: finds what `logging.wandb_artifacts` uploads.
     """
 
     def __init__(
@@ -47,7 +67,9 @@ class WandbSink:
         tags: tuple[str, ...],
         config: Mapping[str, object],
         say: Callable[[str], None],
+        note: Callable[[str], None],
         warn: Callable[[str], None],
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self._run_dir = run_dir
         self._logging = logging
@@ -55,34 +77,132 @@ class WandbSink:
         self._group = group
         self._tags = tags
         self._config = redacted(config)
-        self._say, self._warn = say, warn
+        self._say, self._note, self._warn = say, note, warn
         self._run: Any = None
-        self._sync_dir: str | None = None
+        self._folder: str | None = None
+        self._calls = Background("wandb")
+        self._is_on = False
+        self._stall = StallWatch(max(1, logging.stall_alert_s), self._on_stall)
+        self._texts: list[list[object]] = []
+        self._table_error: Exception | None = None
+        self._is_table_told = False
+        self._best_eval: float | None = None
+        self._uploads = _Uploads(checkpoints if logging.wandb_artifacts else None)
 
     def start(self, first_step: int) -> None:
         """Start the wandb run, or continue it when the run resumes."""
         if self._choice.mode is WandbMode.disabled:
             return
+        self._is_on = True
+        # What wandb reports of itself would hold up the process's end where its server does not answer.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         run_id = self._run_id(first_step)
-        self._run = self._guarded("start", lambda: self._init(run_id), _INIT_S + 5)
+        # What tables and artifacts are made of: the home folder may be read-only or small, and offline it must stay.
+        for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+            os.environ.setdefault(name, str(self._run_dir / "wandb" / "artifacts"))
+        earlier = [row for row in read_rows(self._run_dir / SAMPLES_FILE) if row["step"] < first_step]
+        self._texts = [[row["step"], row.get("prompt"), row.get("text")] for row in earlier]
+        self._calls.submit(lambda: self._init(run_id))
+        self._tell_restart(first_step)
+        if self._logging.stall_alert_s > 0:
+            self._stall.start(first_step - 1)
 
     def advance(self, step: int) -> None:
-        """Do nothing."""
+        """Note that the run is alive."""
+        self._stall.beat(step)
 
     def write(self, row: Row, report: StepReport) -> None:
-        """Log the row."""
-        if self._run is not None:
-            self._guarded("log", lambda: self._run.log(dict(row)), _LOG_S)
+        """Hand the row over; while online, a new checkpoint too."""
+        if report.eval_loss is not None:
+            known = [] if self._best_eval is None else [self._best_eval]
+            self._best_eval = min([report.eval_loss, *known])
+        if self._still_on():
+            self._calls.submit(lambda: self._run.log(dict(row)))
+        if self._choice.mode is WandbMode.online and self._is_on and self._run is not None:
+            self._uploads.offer(self._run)
+
+    def show(self, samples: Sequence[Sample]) -> None:
+        """Hand over the table of texts, those of this run so far included."""
+        self._texts += [[sample.step, sample.prompt, sample.text] for sample in samples]
+        self._texts = self._texts[-_TABLE_ROWS:]
+        rows, step = list(self._texts), samples[-1].step
+        if self._still_on() and not self._table_error:
+            self._calls.submit(lambda: self._log_table(step, rows))
 
     def end(self, end: RunEnd) -> None:
         """Close the run; offline, tell how to upload it."""
-        if self._run is None:
+        self._stall.stop()
+        if self._still_on():
+            self._close(end)
+        if self._choice.mode is WandbMode.disabled:
             return
-        seconds = _FINISH_AFTER_FAILURE_S if end.status == "failed" else _FINISH_S
-        self._guarded("finish", lambda: self._finish(end), seconds)
-        self._run = None
-        if self._choice.mode is WandbMode.offline and self._sync_dir:
-            self._say(f"wandb is offline ({self._choice.reason}); upload with: wandb sync {self._sync_dir}")
+        if not self._still_on():
+            _end_service()
+        elif self._choice.mode is WandbMode.offline:
+            folder = shlex.quote(str(self._run_dir / "wandb"))
+            self._note(f"wandb is offline; upload with: wandb sync {folder}")
+
+    def _close(self, end: RunEnd) -> None:
+        is_gone = self._choice.mode is WandbMode.online and not is_reachable(server_url(os.environ))
+        seconds = _FINISH_AFTER_FAILURE_S if end.status == "failed" or is_gone else _FINISH_S
+        if end.status == "finished" and not is_gone and self._uploads.has_new():
+            self._say("adding the last checkpoint to wandb")
+            # The run's start may still be under way.
+            self._calls.finish(seconds)
+            if self._run is not None and self._calls.failure is None:
+                # One may be under way.
+                self._uploads.finish(_UPLOAD_S)
+                self._uploads.offer(self._run)
+                self._uploads.finish(_UPLOAD_S)
+                seconds = _UPLOAD_S
+        if end.status == "failed":
+            what = "Loss or gradients not finite" if end.error.startswith(NumericsError.__name__) else "Training failed"
+            self._alert(what, f"after step {end.step}: {end.error}", "ERROR")
+        self._calls.submit(lambda: self._run.summary.update(self._summary(end)))
+        self._calls.submit(lambda: self._finish(end))
+        self._calls.finish(seconds)
+
+    def _log_table(self, step: int, rows: list[list[object]]) -> None:
+        import wandb
+
+        # Unlike a row, a table is talked over with the server.
+        try:
+            table = wandb.Table(columns=["step", "prompt", "text"], data=rows)
+            self._run.log({"step": step, "samples": table})
+        except Exception as error:
+            self._table_error = error
+
+    def _alert(self, title: str, text: str, level: str) -> None:
+        self._calls.submit(lambda: self._run.alert(title=title, text=text, level=level))
+
+    def _on_stall(self, step: int, seconds: float) -> None:
+        self._alert("No step ends", f"{self._run_dir}: nothing for {seconds:.0f} s after step {step}", "WARN")
+
+    def _tell_restart(self, first_step: int) -> None:
+        restarts = read_restarts(self._run_dir)
+        if first_step == 1 and not restarts:
+            return
+        text = f"{self._run_dir} goes on at step {first_step}"
+        if restarts:
+            last = restarts[-1]
+            text += f"; restart {len(restarts)}, after exit code {last.get('exit_code')} at step {last.get('step')}"
+            lost = last.get("lost_ranks")
+            text += f", ranks lost: {lost}" if lost else ""
+        self._alert("Training started again", text, "WARN" if restarts else "INFO")
+
+    def _still_on(self) -> bool:
+        """Return whether wandb still takes anything; tell once when it no longer does."""
+        if error := self._uploads.take_error():
+            self._warn(f"a checkpoint was not added to wandb ({_told(error)})")
+        if self._table_error is not None and not self._is_table_told:
+            self._is_table_told = True
+            self._warn(f"texts are no longer added to wandb ({_told(self._table_error)})")
+        if self._is_on and (error := self._calls.failure) is not None:
+            self._is_on = False
+            self._stall.stop()
+            kept = f"; what it has: wandb sync --include-online {shlex.quote(self._folder)}" if self._folder else ""
+            self._warn(f"wandb is off for the rest of this run ({_told(error)}){kept}")
+        return self._is_on
 
     def _run_id(self, first_step: int) -> str:
         """Return the id of the run to continue; a run that starts from step 1 gets a new one."""
@@ -93,46 +213,111 @@ class WandbSink:
         write_atomically(path, run_id + "\n")
         return run_id
 
-    def _init(self, run_id: str) -> Any:
+    def _init(self, run_id: str) -> None:
         import wandb
 
-        online = self._choice.mode is WandbMode.online
         run = wandb.init(
             project=self._logging.wandb_project,
             entity=self._logging.wandb_entity,
             dir=str(self._run_dir),
             id=run_id,
-            # Offline there is nothing to look up: wandb would only warn.
-            resume="allow" if online else None,
-            mode="online" if online else "offline",
+            # Offline it is kept for `wandb sync`, which then continues the run instead of writing over it.
+            resume="allow",
+            mode="online" if self._choice.mode is WandbMode.online else "offline",
             name=self._run_dir.name,
             group=self._group,
             job_type="train",
             tags=[*self._logging.wandb_tags, *self._tags],
             config=self._config,
-            # console=off: wandb must not stand between the progress bar and the terminal.
+            # console=off: wandb must not stand between the live view and the terminal.
             settings=wandb.Settings(
-                init_timeout=_INIT_S, finish_timeout=_FINISH_S, console="off", silent=True, disable_code=True
+                init_timeout=_INIT_S,
+                finish_timeout=_UPLOAD_S if self._logging.wandb_artifacts else _FINISH_S,
+                console="off",
+                silent=True,
+                disable_code=True,
             ),
         )
         # Our own step axis: a run that resumes from an earlier step would otherwise lose rows, because wandb drops
         # what is not beyond its own step.
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
-        self._sync_dir = str(run.settings.sync_dir)
-        return run
+        self._folder = str(run.settings.sync_dir)
+        self._run = run
+
+    def _summary(self, end: RunEnd) -> dict[str, object]:
+        found: dict[str, object] = {"run/status": end.status, "run/wall_time_s": end.wall_time_s}
+        found["run/restarts"] = len(read_restarts(self._run_dir))
+        return found | ({} if self._best_eval is None else {"eval/best_loss": self._best_eval})
 
     def _finish(self, end: RunEnd) -> None:
         if end.status == "stopped":
             self._run.mark_preempting()
         self._run.finish(exit_code=0 if end.status == "finished" else 1)
 
-    def _guarded(self, what: str, call: Callable[[], Any], seconds: float) -> Any:
-        """Return `call()`; if it fails or takes too long, warn, switch the sink off and return None."""
+
+class _Uploads:
+    """Adds new checkpoints to the wandb run, one at a time, in a thread of its own: rows must not wait for them."""
+
+    def __init__(self, checkpoints: Checkpoints | None) -> None:
+        self._checkpoints = checkpoints
+        self._calls = Background("wandb-artifacts")
+        self._done_step = 0
+        self._is_busy = False
+        self._error: Exception | None = None
+
+    def has_new(self) -> bool:
+        """Return whether there is a checkpoint that was not added yet."""
+        newest = self._checkpoints() if self._checkpoints else None
+        return newest is not None and newest[0] > self._done_step
+
+    def offer(self, run: Any) -> None:
+        """Add the newest checkpoint, unless it was added or another one is under way."""
+        newest = self._checkpoints() if self._checkpoints and not self._is_busy else None
+        if newest is None or newest[0] <= self._done_step:
+            return
+        self._done_step, self._is_busy = newest[0], True
+        self._calls.submit(lambda: self._add(run, *newest))
+
+    def finish(self, seconds: float) -> None:
+        """Wait until everything was handed to wandb, for at most `seconds`."""
+        self._calls.finish(seconds)
+        self._error = self._error or self._calls.failure
+
+    def take_error(self) -> Exception | None:
+        """Return a failure that was not told yet."""
+        error, self._error = self._error, None
+        return error
+
+    def _add(self, run: Any, step: int, folder: Path) -> None:
+        import wandb
+
         try:
-            return bounded(call, seconds)
+            artifact = wandb.Artifact(f"checkpoint-{run.id}", type="model", metadata={"step": step})
+            # wandb copies the files first: this run may delete them before they are uploaded.
+            artifact.add_dir(str(folder))
+            run.log_artifact(artifact, aliases=[f"step_{step}"])
+        # Not even a checkpoint that went away meanwhile is a reason to stop logging.
         except Exception as error:
-            self._run = None
-            self._sync_dir = None
-            self._warn(f"wandb is off for the rest of this run ({what} failed: {type(error).__name__}: {error})")
-            return None
+            self._error = error
+        finally:
+            self._is_busy = False
+
+
+def _told(error: Exception) -> str:
+    """Return an error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _end_service() -> None:
+    """Kill wandb's helper processes: at the process's end wandb would wait for them, and they for the network."""
+    with suppress(psutil.Error):
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if child.name().startswith(("wandb", "gpu_stats")):
+                    child.kill()
+    # So that wandb does not look for them.
+    with suppress(Exception):
+        import wandb
+
+        bounded(wandb.teardown, _TEARDOWN_S)

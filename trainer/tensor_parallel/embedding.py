@@ -85,7 +85,7 @@ class VocabParallelEmbedding(nn.Module):
         self.rows = padded_vocab_size // group.size
 
     def forward(self, tensor: torch.Tensor, as_head: bool = False, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Embed ids `[B, S]`; with `as_head` multiply hidden by the transposed embedding; with labels take its loss."""
+        """Embed ids `[B, S]`; with `as_head` multiply by the transposed embedding, with labels return its loss."""
         # All uses go through __call__, so that ZeRO-3's hooks gather the weight.
         if labels is not None:
             return vocab_parallel_linear_cross_entropy(

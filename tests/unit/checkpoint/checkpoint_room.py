@@ -18,6 +18,7 @@ from trainer.config.schema import CheckpointConfig, LayoutConfig, ModelConfig, T
 from trainer.data.batches import MicroBatch
 from trainer.engine.face import Fragment, ReadShard, StepResult
 from trainer.loop.events import RunEnd, StepReport
+from trainer.loop.measures import Measures
 from trainer.loop.state import TrainState
 from trainer.tensor_parallel.shard import ShardSpec, shard
 from trainer.topology.groups import DistGroup, ParallelGroups, single_process_groups
@@ -52,6 +53,7 @@ class FakeEngine:
         self.rank = rank
         self.fails: Exception | None = None
         self.saves = 0
+        self.probe = 4.5
         self.loaded: dict[str, torch.Tensor] = {}
         self.loaded_scalars: Mapping[str, float] = {}
 
@@ -80,11 +82,13 @@ class FakeEngine:
     def shard_specs(self) -> Mapping[str, ShardSpec]:
         raise AssertionError
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float, loss_limit: float = 0.0
+    ) -> StepResult:
         raise AssertionError
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
-        raise AssertionError
+        return torch.tensor(self.probe)
 
     def loss_scale(self) -> float | None:
         raise AssertionError
@@ -101,12 +105,19 @@ def config_of(**checkpoint: object) -> TridentConfig:
 
 
 def plan_of(
-    every: int = 2, keep: int = 9, save_final: bool = True, layout: LayoutConfig | None = None, vocab_size: int = 100
+    every: int = 2,
+    keep: int = 9,
+    save_final: bool = True,
+    layout: LayoutConfig | None = None,
+    vocab_size: int = 100,
+    **checkpoint: object,
 ) -> RunPlan:
+    """Saves are waited for unless told otherwise: what a test does next must not depend on a thread."""
+    settings = {"asynchronous": False, **checkpoint}
     config = TridentConfig(
         model=ModelConfig(seq_length=16),
         layout=layout or LayoutConfig(),
-        checkpoint=CheckpointConfig(every=every, keep=keep, save_final=save_final),
+        checkpoint=CheckpointConfig(every=every, keep=keep, save_final=save_final, **settings),  # type: ignore[arg-type]
     )
     return make_plan(config, vocab_size)
 
@@ -122,18 +133,32 @@ class Run:
         step: int = 0,
         engine: FakeEngine | None = None,
         groups: ParallelGroups | None = None,
+        background: DistGroup | None = None,
     ) -> None:
         self.store = CheckpointStore(run_dir)
         self.engine = engine or FakeEngine()
-        self.state = TrainState(step)
+        self.state = TrainState(step, sample_length=8)
+        self.measures = Measures()
+        self._has_started = False
+        groups = groups or single_process_groups()
         self.hook = CheckpointHook(
-            self.store, self.engine, plan or plan_of(), self.state, groups or single_process_groups(), control
+            self.store,
+            self.engine,
+            plan or plan_of(),
+            self.state,
+            groups,
+            control,
+            background or control,
+            self.measures,
         )
 
     def steps(self, last: int) -> None:
-        self.hook.on_start(self.state.step + 1)
+        if not self._has_started:
+            self.hook.on_start(self.state.step + 1)
+            self._has_started = True
         for step in range(self.state.step + 1, last + 1):
             self.state.step = step
+            self.state.position += 12
             self.state.tokens_seen += 10
             self.hook.on_step(step)
             self.hook.on_report(cast(StepReport, None))

@@ -7,6 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from tests.unit.checkpoint.checkpoint_room import Run
+from tests.unit.checkpoint.reshard_room import make_run
 from trainer.topology.groups import DistGroup
 
 
@@ -27,3 +28,10 @@ def control() -> Iterator[DistGroup]:
 @pytest.fixture
 def run(tmp_path: Path, control: DistGroup) -> Run:
     return Run(tmp_path, control)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A run folder with a checkpoint of random tensors, to be resharded."""
+    make_run(tmp_path / "source")
+    return tmp_path / "source"

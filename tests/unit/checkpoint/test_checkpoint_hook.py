@@ -26,11 +26,13 @@ def test_a_checkpoint_is_whole(run: Run, capsys: pytest.CaptureFixture[str]) -> 
     assert manifest.files == {name: file_facts(path / name) for name in (CONFIG, TENSOR_FILE)}
     check_content(path, manifest)
     assert (manifest.step, manifest.vocab_size) == (2, 100)
-    assert manifest.train_state == {"step": 2, "tokens_seen": 20, "sample_ledger": ""}
-    assert manifest.scalars == {"optimizer_step": 1.0, "skipped_steps": 0.0}
+    assert manifest.train_state == run.state.to_dict()
+    assert (manifest.train_state["step"], manifest.train_state["position"]) == (2, 24)
+    assert manifest.scalars == {"optimizer_step": 0.0, "skipped_steps": 0.0}
+    assert manifest.probe_loss == run.engine.probe
     assert manifest.layout["data_parallel_size"] == 1
     assert {"trident-trainer", "python", "torch", "deepspeed"} <= manifest.versions.keys()
-    assert from_yaml((path / CONFIG).read_text()) == config_of(every=2, keep=9)
+    assert from_yaml((path / CONFIG).read_text()) == config_of(every=2, keep=9, asynchronous=False)
     saved = run.saved(2)
     assert all(torch.equal(saved[kind], run.engine.values(kind)) for kind in KINDS)
     assert (run.store.folder / LATEST).read_text() == "step_2\n"
@@ -44,6 +46,17 @@ def test_saves_come_every_so_many_steps_and_at_the_end(run: Run) -> None:
     run.end("finished")
     assert run.store.steps() == [2, 4, 5]
     assert run.engine.saves == 3
+
+
+def test_while_batches_are_skipped_nothing_is_saved_and_then_it_is_made_up_for(run: Run) -> None:
+    run.steps(2)
+    run.state.skipped_in_row = 1
+    run.steps(4)
+    run.steps(7)
+    assert run.store.steps() == [2]
+    run.state.skipped_in_row = 0
+    run.steps(9)
+    assert run.store.steps() == [2, 8]
 
 
 def test_the_last_step_is_saved_once(run: Run) -> None:
@@ -60,6 +73,7 @@ def test_the_last_step_is_saved_once(run: Run) -> None:
         ("stopped", True, [3]),
         ("stopped", False, [3]),
         ("failed", True, []),
+        ("rewound", True, []),
     ],
 )
 def test_which_ends_are_saved(
@@ -143,17 +157,22 @@ FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
     ],
 )
 def test_a_failed_write_leaves_the_earlier_checkpoint_and_nothing_half_written(
-    run: Run, error: Exception, kind: type[Exception], words: str
+    run: Run, error: Exception, kind: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.steps(2)
     before = read_manifest(run.store.path(2))
-    run.engine.fails = error
+
+    def fail(path: Path, _: object) -> bool:
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr("trainer.checkpoint.save.write_fragments", fail)
     with pytest.raises(kind, match=words):
         run.steps(4)
     assert run.names() == [LATEST, "step_2"]
     assert run.store.newest_valid() == (run.store.path(2), before)
     # And the run could go on, if the disk came back.
-    run.engine.fails = None
+    monkeypatch.undo()
     run.hook.save()
     assert run.store.steps() == [2, 4]
 

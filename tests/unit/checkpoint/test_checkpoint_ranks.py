@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 from unittest import mock
 
@@ -19,10 +21,12 @@ from tests.unit.checkpoint.checkpoint_room import (
     plan_of,
     tensors_of,
 )
+from trainer.checkpoint import shards
 from trainer.checkpoint.manifest import check_content
-from trainer.checkpoint.resume import checkpoint_to_resume, resume
+from trainer.checkpoint.resume import checkpoint_to_resume, load
 from trainer.checkpoint.store import CONFIG, CheckpointStore
 from trainer.config.schema import LayoutConfig
+from trainer.engine.face import Fragment
 from trainer.errors import CheckpointError, StorageError, TridentError
 from trainer.topology.grid import Grid
 from trainer.topology.groups import DistGroup, ParallelGroups, make_groups
@@ -57,9 +61,7 @@ def save_on_two_ranks(
     run = run_of(run_dir)
     run.steps(1)
     run.state.step = 2
-    if rank == failing_rank and where == "engine":
-        run.engine.fails = FULL_DISK
-    elif rank == failing_rank:
+    if rank == failing_rank == failing_rank:
         mock.patch(f"trainer.checkpoint.{where}", full).start()
     try:
         run.hook.save()
@@ -72,11 +74,10 @@ def save_on_two_ranks(
     ("failing_rank", "where"),
     [
         (None, ""),
-        (0, "engine"),
-        (1, "engine"),
+        (0, "save.write_fragments"),
         (1, "shards.save_file"),
-        (1, "hook.file_facts"),
-        (0, "hook.write_atomically"),
+        (1, "save.file_facts"),
+        (0, "save.write_atomically"),
         (0, "store.sync_folder"),
     ],
 )
@@ -101,11 +102,54 @@ def test_ranks_save_together_or_not_at_all(tmp_path: Path, failing_rank: int | N
     assert found[1].files.keys() == {*FILES, CONFIG}
 
 
+def save_beside_the_training(rank: int, world_size: int, run_dir: Path, failing_rank: int | None) -> list[str]:
+    """Return how each step ended on this rank. Rank 1 writes only after both ranks trained two steps more."""
+    groups, control = groups_of(Grid(1, 1, 2))
+    handle = dist.new_group(backend="gloo")
+    background = DistGroup(handle, rank, world_size, (0, 1))
+    plan = plan_of(every=2, layout=LayoutConfig(tensor_parallel_size=2), asynchronous=True)
+    engine = FakeEngine(groups.rank, groups.tensor.rank, groups.tensor.size)
+    run = Run(run_dir, control, plan, engine=engine, groups=groups, background=background)
+    trained = threading.Event()
+    write = shards.write_fragments
+
+    def held(path: Path, fragments: Iterable[Fragment]) -> bool:
+        assert rank == 0 or trained.wait(TIMEOUT_S)
+        if rank == failing_rank:
+            raise FULL_DISK
+        return write(path, fragments)
+
+    mock.patch("trainer.checkpoint.save.write_fragments", held).start()
+    seen = []
+    run.steps(2)
+    for step in range(3, 8):
+        run.state.step = step
+        if step == 5:
+            trained.set()
+            under_way = run.hook._under_way
+            assert under_way is None or under_way[1].wait(TIMEOUT_S)
+        try:
+            # Not a step that saves by itself.
+            run.hook.on_step(2 * step + 1)
+        except StorageError as error:
+            seen.append(str(error.exit_code))
+            break
+        seen.append(",".join(map(str, run.store.steps())))
+    return seen
+
+
+@pytest.mark.parametrize("failing_rank", [None, 0, 1])
+def test_ranks_find_out_together_how_a_save_in_the_background_ended(tmp_path: Path, failing_rank: int | None) -> None:
+    first, second = run_distributed(save_beside_the_training, 2, tmp_path, failing_rank, timeout_s=TIMEOUT_S)
+    assert first == second
+    assert first == (["", "", "2", "2", "2"] if failing_rank is None else ["", "", "8"])
+    assert not list((tmp_path / "checkpoints").glob(".step_*"))
+
+
 def save_without_a_shared_disk(rank: int, world_size: int, run_dir: Path) -> str:
     run = run_of(run_dir / f"node{rank}")
     with pytest.raises(StorageError, match="run_dir must be on a file system that all nodes share") as caught:
         run.steps(1)
-    assert run.engine.saves == 0
     assert run.store.steps() == []
     return str(caught.value)
 
@@ -131,10 +175,11 @@ def resume_on_two_ranks(rank: int, world_size: int, run_dir: Path, wanted: str) 
     engine = FakeEngine()
     try:
         found = checkpoint_to_resume(config_of(resume=wanted), CheckpointStore(run_dir), control)
-        state = resume(found, engine, plan_of(layout=LayoutConfig(tensor_parallel_size=2)), groups, control)
+        assert found is not None
+        load(found, engine, plan_of(layout=LayoutConfig(tensor_parallel_size=2)), groups, control)
     except TridentError as error:
         return type(error).__name__, str(error), error.exit_code
-    return state.step, {kind: tensor.tolist() for kind, tensor in engine.loaded.items()}, sorted(read)
+    return found[1].step, {kind: tensor.tolist() for kind, tensor in engine.loaded.items()}, sorted(read)
 
 
 def save_steps(rank: int, world_size: int, run_dir: Path, last: int) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from tests.unit.checkpoint.checkpoint_room import FULL, KINDS, TENSOR_FILE, FakeEngine, Run, config_of, plan_of
 from trainer.checkpoint.manifest import MANIFEST, read_manifest
-from trainer.checkpoint.resume import Found, checkpoint_to_resume, resume
+from trainer.checkpoint.resume import Found, checkpoint_to_resume, load, starting_state
 from trainer.checkpoint.store import CONFIG, CheckpointStore
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import (
@@ -26,7 +26,7 @@ from trainer.config.schema import (
     TridentConfig,
     ZeroConfig,
 )
-from trainer.errors import CheckpointError, StorageError
+from trainer.errors import CheckpointError, DataError, StorageError
 from trainer.loop.state import TrainState
 from trainer.topology.groups import DistGroup, FakeGroup, single_process_groups
 
@@ -41,19 +41,27 @@ def found_in(store: CheckpointStore, control: DistGroup, wanted: object = "auto"
     return checkpoint_to_resume(config_of(resume=str(wanted)), store, control)
 
 
-def load(found: Found | None, control: DistGroup, plan: RunPlan | None = None) -> tuple[FakeEngine, TrainState]:
-    engine = FakeEngine()
-    return engine, resume(found, engine, plan or plan_of(), single_process_groups(), control)
+def needed(found: Found | None) -> Found:
+    assert found is not None
+    return found
+
+
+def loaded(found: Found | None, control: DistGroup, plan: RunPlan | None = None) -> tuple[FakeEngine, TrainState]:
+    engine, plan = FakeEngine(), plan or plan_of()
+    state = starting_state(found, plan, "")
+    if found is not None:
+        load(found, engine, plan, single_process_groups(), control)
+    return engine, state
 
 
 def test_the_newest_is_taken_and_loaded(run: Run, control: DistGroup, capsys: pytest.CaptureFixture[str]) -> None:
     run.steps(4)
     found = found_in(run.store, control)
     assert found is not None
-    engine, state = load(found, control)
-    assert state == TrainState(step=4, tokens_seen=40)
+    engine, state = loaded(found, control)
+    assert state == TrainState(step=4, position=48, tokens_seen=40, sample_length=8)
     assert all(torch.equal(engine.loaded[kind], run.engine.values(kind)) for kind in KINDS)
-    assert engine.loaded_scalars == run.engine.scalars()
+    assert engine.loaded_scalars == found[1].scalars
     told = capsys.readouterr()
     assert f"resumed from {run.store.path(4)} (step 4)\n" in told.out
     assert "changed" not in told.out
@@ -62,8 +70,8 @@ def test_the_newest_is_taken_and_loaded(run: Run, control: DistGroup, capsys: py
 
 def test_there_may_be_none_and_then_the_run_begins(run: Run, control: DistGroup) -> None:
     assert found_in(run.store, control) is None
-    engine, state = load(None, control)
-    assert state == TrainState()
+    engine, state = loaded(None, control)
+    assert state == TrainState(sample_length=plan_of().model.seq_length)
     assert engine.loaded == {}
 
 
@@ -88,7 +96,7 @@ def test_damaged_ones_are_skipped_with_a_warning_each(
     for line, (step, word) in zip(warnings, [(10, TENSOR_FILE), (8, MANIFEST), (6, CONFIG)], strict=True):
         assert f"step_{step}" in line
         assert word in line
-    engine, state = load(found, control)
+    engine, state = loaded(found, control)
     assert torch.equal(engine.loaded["weight"], FULL + 2)
     assert state.step == 4
 
@@ -137,7 +145,7 @@ def test_a_change_of_layout_is_told(run: Run, control: DistGroup, capsys: pytest
         ModelConfig(seq_length=16), layout=layout, zero=ZeroConfig(3), precision=PrecisionConfig(Dtype.bf16)
     )
     capsys.readouterr()
-    load(found_in(run.store, control), control, make_plan(config, 100))
+    loaded(found_in(run.store, control), control, make_plan(config, 100))
     changes = "tensor_parallel_size 1 -> 2, data_parallel_size 1 -> 4, zero_stage 1 -> 3, dtype fp32 -> bf16"
     assert f"(step 2); changed: {changes}\n" in capsys.readouterr().out
 
@@ -147,7 +155,7 @@ def test_a_rank_gets_its_own_shard(run: Run, control: DistGroup) -> None:
     for rank in range(4):
         engine = FakeEngine()
         groups = replace(single_process_groups(), tensor=FakeGroup(rank, 4))
-        resume(found_in(run.store, control), engine, plan_of(), groups, control)
+        load(needed(found_in(run.store, control)), engine, plan_of(), groups, control)
         assert torch.equal(engine.loaded["weight"], (FULL + 1)[2 * rank : 2 * rank + 2])
 
 
@@ -156,7 +164,7 @@ def test_another_vocabulary_is_refused(run: Run, control: DistGroup) -> None:
     # Padding would hide it.
     assert plan_of(vocab_size=97).model.padded_vocab_size == plan_of(vocab_size=100).model.padded_vocab_size
     with pytest.raises(CheckpointError, match=r"\(97\), but has 100; set model\.vocab_size=100"):
-        load(found_in(run.store, control), control, plan_of(vocab_size=97))
+        loaded(found_in(run.store, control), control, plan_of(vocab_size=97))
 
 
 SAME = ModelConfig(seq_length=16)
@@ -181,7 +189,7 @@ def test_another_model_is_refused_before_anything_is_loaded(
 ) -> None:
     run.steps(2)
     with pytest.raises(CheckpointError) as caught:
-        load(found_in(run.store, control), control, make_plan(TridentConfig(model), 100))
+        loaded(found_in(run.store, control), control, make_plan(TridentConfig(model), 100))
     assert words in str(caught.value)
     assert "give model.* the values of the run that saved it" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -198,7 +206,7 @@ def test_what_does_not_change_the_weights_may_change(run: Run, control: DistGrou
         sliding_window=4,
         head_dim=16,
     )
-    _, state = load(found_in(run.store, control), control, make_plan(TridentConfig(model), 100))
+    _, state = loaded(found_in(run.store, control), control, make_plan(TridentConfig(model), 100))
     assert state.step == 2
 
 
@@ -212,19 +220,19 @@ def test_a_config_that_cannot_be_read_is_named(run: Run, control: DistGroup, dam
     found = found_in(run.store, control)
     damage(run.store.path(2) / CONFIG)
     with pytest.raises(CheckpointError, match=r"config\.yaml must be a config that this version can read"):
-        load(found, control)
+        loaded(found, control)
 
 
 def test_damage_between_the_check_and_the_loading(run: Run, control: DistGroup) -> None:
     run.steps(2)
     found = found_in(run.store, control)
     assert found is not None
-    broken = (found[0], replace(found[1], train_state={"step": "x"}))
+    broken = (found[0], replace(found[1], train_state={"sample_length": 8, "step": "x"}))
     with pytest.raises(CheckpointError, match="step must be a whole number"):
-        load(broken, control)
+        loaded(broken, control)
     (run.store.path(2) / TENSOR_FILE).unlink()
     with pytest.raises(CheckpointError, match=r"rank_00000\.safetensors must hold fragments, but cannot be read"):
-        load(found, control)
+        loaded(found, control)
 
 
 def test_what_the_engine_says_is_said(run: Run, control: DistGroup) -> None:
@@ -232,4 +240,22 @@ def test_what_the_engine_says_is_said(run: Run, control: DistGroup) -> None:
     engine = FakeEngine()
     engine.fails = StorageError("no room")
     with pytest.raises(StorageError, match="no room"):
-        resume(found_in(run.store, control), engine, plan_of(), single_process_groups(), control)
+        load(needed(found_in(run.store, control)), engine, plan_of(), single_process_groups(), control)
+
+
+def test_other_data_in_the_same_run_are_refused(run: Run, control: DistGroup) -> None:
+    run.steps(2)
+    found = found_in(run.store, control)
+    with pytest.raises(DataError, match="must be those that this run began with") as caught:
+        starting_state(found, plan_of(), "other")
+    assert f"checkpoint.resume={run.store.path(2)}" in caught.value.hints[0]
+
+
+def test_a_named_checkpoint_goes_on_with_other_data_from_their_beginning(run: Run, control: DistGroup) -> None:
+    run.steps(2)
+    found = found_in(run.store, control, run.store.path(2))
+    plan = make_plan(config_of(resume=str(run.store.path(2))), 10)
+    state = starting_state(found, plan, "other")
+    assert (state.step, state.tokens_seen, state.position) == (2, 20, 0)
+    assert (state.stream, state.sample_length) == ("other", plan.model.seq_length)
+    assert starting_state(found, plan, "").position == 24

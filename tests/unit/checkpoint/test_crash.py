@@ -180,7 +180,7 @@ def _without_fsync_of(folder: str) -> Callable[[], AbstractContextManager[object
         if found.name != folder:
             sync_folder(found)
 
-    return lambda: mock.patch("trainer.checkpoint.hook.sync_folder", some)
+    return lambda: mock.patch("trainer.checkpoint.save.sync_folder", some)
 
 
 def _without_fsync_of_the_manifest() -> AbstractContextManager[object]:

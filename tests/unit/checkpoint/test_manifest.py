@@ -36,8 +36,9 @@ def manifest_of(files: dict[str, FileFacts] | None = None) -> Manifest:
     return Manifest(
         step=7,
         vocab_size=100,
-        train_state=TrainState(step=7, tokens_seen=70, sample_ledger="abc").to_dict(),
+        train_state=TrainState(step=7, tokens_seen=70, sample_ledger="abc", sample_length=8).to_dict(),
         scalars={"optimizer_step": 6.0, "cur_scale": 0.1 + 0.2},
+        probe_loss=4.5,
         layout=describe_layout(make_plan(CONFIG, 100)),
         versions={"trident-trainer": "1.0", "python": "3.12"},
         files=files or {},
@@ -84,6 +85,8 @@ def test_the_layout_of_a_plan() -> None:
         "zero_stage": 1,
         "offload": "cpu",
         "dtype": "fp32",
+        "global_batch_size": CONFIG.batch.global_batch_size,
+        "seq_length": CONFIG.model.seq_length,
     }
 
 
@@ -141,7 +144,7 @@ GOOD = FileFacts(5, "ab" * 16)
         (put(True, "scalars", "cur_scale"), "cur_scale must be a number, but is True"),
         (put(3, "versions"), "versions must be a JSON object"),
         (put([["step", 7]], "train_state"), "train_state must be a JSON object"),
-        (put({"step": 7}, "train_state"), "tokens_seen must be a whole number"),
+        (put({"sample_length": 8, "step": 7}, "train_state"), "position must be a whole number"),
         (put("7", "train_state", "step"), "step must be a whole number"),
         (put(["a"], "files"), "files must be a JSON object"),
         (put({"a": 5}, "files"), "a must be a JSON object"),

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.unit.checkpoint.checkpoint_room import cut
+from trainer.checkpoint.container import read_values
 from trainer.checkpoint.shards import FRAGMENTS_KEY, SPECS_KEY, TensorFolder, write_fragments
 from trainer.config.plan import make_model_spec
 from trainer.config.schema import ModelConfig
@@ -369,3 +370,56 @@ def test_another_fault_of_the_library_stays_what_it_is(tmp_path: Path, monkeypat
     monkeypatch.setattr("trainer.checkpoint.shards.save_file", fail)
     with pytest.raises(SafetensorError, match="InvalidTensorView"):
         write_fragments(tmp_path / "x.safetensors", [run_of(0, 10)])
+
+
+@pytest.mark.parametrize(("tp", "size", "share"), [(4, 4, 1), (2, 4, 2), (4, 2, 2), (4, 1, 4)])
+def test_a_rank_reads_only_fragments_that_hold_a_part_of_its_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tp: int, size: int, share: int
+) -> None:
+    spec = ShardSpec("x", (8, 3), 0, (8,))
+    full = torch.arange(24.0).reshape(8, 3)
+    for rank in range(tp):
+        write(tmp_path, rank, cut(full, spec, rank, tp))
+    read: list[int] = []
+
+    def counted(path: Path, first_byte: int, numel: int) -> torch.Tensor:
+        read.append(numel)
+        return read_values(path, first_byte, numel)
+
+    monkeypatch.setattr("trainer.checkpoint.shards.read_values", counted)
+    tensors = opened(tmp_path)
+    for rank in range(size):
+        read.clear()
+        assert torch.equal(tensors.read_shard("weight", spec, rank, size), shard(full, spec, rank, size))
+        assert sum(read) == 24 // 4 * share
+
+
+def test_a_tensor_is_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.checkpoint.shards.BLOCK", 5)
+    write_cut(tmp_path, 4)
+    tensors = opened(tmp_path)
+    assert torch.equal(tensors.read("weight", "cut"), FULL["cut"])
+    for rank in range(2):
+        found = tensors.read_shard("weight", SPECS["cut"], rank, 2)
+        assert torch.equal(found, shard(FULL["cut"], SPECS["cut"], rank, 2))
+
+
+def test_a_tensor_that_is_cut_along_another_dimension_now(tmp_path: Path) -> None:
+    write_cut(tmp_path)
+    other = ShardSpec("cut", (8, 3), 1, (3,))
+    assert torch.equal(opened(tmp_path).read_shard("weight", other, 2, 3), FULL["cut"][:, 2:])
+    assert torch.equal(opened(tmp_path).read_shard("weight", ShardSpec("cut", (8, 3)), 0, 1), FULL["cut"])
+
+
+def test_a_file_that_vanishes_is_told(tmp_path: Path) -> None:
+    write_cut(tmp_path)
+    tensors = opened(tmp_path)
+    (tmp_path / name_of(1)).unlink()
+    with pytest.raises(CheckpointError, match=r"rank_00001\.safetensors must be readable, but: .*No such file"):
+        tensors.read("weight", "cut")
+
+
+def test_half_precision_is_not_taken_for_fp32(tmp_path: Path) -> None:
+    save_file({"x": torch.ones(2, dtype=torch.float16)}, tmp_path / name_of(0), metadata=metadata())
+    with pytest.raises(CheckpointError, match="x must be F32, but is F16"):
+        opened(tmp_path)

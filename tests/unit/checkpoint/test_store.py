@@ -19,7 +19,7 @@ def write_checkpoint(folder: Path, step: int) -> Path:
     state.write_bytes(b"x" * (step + 1))
     layout = describe_layout(make_plan(TridentConfig(), 100))
     files = {"tensors/state": file_facts(state)}
-    manifest = Manifest(step, 100, TrainState(step).to_dict(), {}, layout, {}, files)
+    manifest = Manifest(step, 100, TrainState(step, sample_length=8).to_dict(), {}, 4.5, layout, {}, files)
     (folder / MANIFEST).write_text(manifest.to_json())
     return folder
 
@@ -240,3 +240,27 @@ def test_the_store_needs_no_torch() -> None:
 
     code = "import sys, trainer.checkpoint.store; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_multiples_are_kept_for_good_and_damaged_ones_do_not_count(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    fill(store, *range(10, 80, 10))
+    (store.path(70) / MANIFEST).write_text("{")
+    store.delete_old(keep=2, keep_every=30)
+    # 70 is damaged, so 60 and 50 are the newest two; 30 is kept for good, 60 is both.
+    assert store.steps() == [30, 50, 60, 70]
+    store.delete_old(keep=1)
+    assert store.steps() == [60, 70]
+
+
+def test_a_deletion_that_dies_leaves_nothing_with_a_visible_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path)
+    fill(store, 1, 2, 3)
+    monkeypatch.setattr("trainer.checkpoint.store.shutil.rmtree", lambda path, ignore_errors: None)
+    store.delete_old(keep=1)
+    assert store.steps() == [3]
+    monkeypatch.undo()
+    store.delete_old(keep=1)
+    assert sorted(path.name for path in store.folder.iterdir()) == ["step_3"]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import trainer
 from trainer.config import compose as compose_module
 from trainer.config.compose import compose, conf_folder, differences, from_yaml, options, to_yaml
+from trainer.config.elastic import Elastic
 from trainer.config.keys import GROUPS, KEYS
 from trainer.config.schema import Dtype, LayoutConfig, OptimizerConfig, PipelineSchedule, TridentConfig
 from trainer.errors import ConfigError
@@ -61,6 +62,14 @@ def test_null_only_where_there_is_a_default_to_fall_back_on() -> None:
     assert problems_of("train.steps=null") == ("train.steps must be an integer, but is null",)
 
 
+def test_a_number_or_a_word() -> None:
+    config = compose(["layout=dp2", "layout.data_parallel_size=auto"])
+    assert config.layout.data_parallel_size is Elastic.auto
+    assert "data_parallel_size: auto\n" in to_yaml(config)
+    assert from_yaml(to_yaml(config)) == config
+    assert compose(["layout.data_parallel_size=auto", "layout.data_parallel_size=3"]).layout.data_parallel_size == 3
+
+
 def test_interpolation_is_resolved_and_checked() -> None:
     assert compose(["name=a", "run_dir=/tmp/${name}-${train.seed}"]).run_dir == "/tmp/a-1234"
     assert compose(["batch.micro_batch_size=${train.log_every}"]).batch.micro_batch_size == 1
@@ -103,6 +112,8 @@ BAD: list[tuple[str, str]] = [
     ("data.files=null", "data.files must be a list such as [a, b], but is null"),
     ("data.files={a:1}", "data.files must be a list such as [a, b], but is a mapping"),
     ("layout.stage_boundaries=[1,x]", "layout.stage_boundaries[1] must be an integer, but is 'x'"),
+    ("layout.data_parallel_size=all", "layout.data_parallel_size must be an integer or auto, but is 'all'"),
+    ("layout.data_parallel_size=1.5", "layout.data_parallel_size must be an integer or auto, but is 1.5"),
     ("precision.dtype=bf61", "precision.dtype must be one of fp32, bf16, fp16, but is 'bf61'; did you mean 'bf16'?"),
     ("precision.dtype=half", "precision.dtype must be one of fp32, bf16, fp16, but is 'half'"),
     ("zero.offload=null", "zero.offload must be one of none, cpu, nvme, but is null; did you mean 'none'?"),
@@ -119,7 +130,7 @@ BAD: list[tuple[str, str]] = [
     ("vocab_size=2", "there is no key 'vocab_size'; did you mean 'model.vocab_size' or 'tokenizer.vocab_size'?"),
     ("zero.foo=1", "there is no key 'zero.foo'; zero has stage, offload, offload_parameters, nvme_path, reduce_bucket_size and overlap_comm"),
     ("data.files.0=x", "there is no key 'data.files.0'; did you mean 'data.files'?"),
-    ("+zzz=1", "there is no key 'zzz'; keys start with model, tokenizer, data, layout, zero, precision, batch, optimizer, schedule, train, checkpoint, logging, runtime, launch or experiment"),
+    ("+zzz=1", "there is no key 'zzz'; keys start with model, tokenizer, data, layout, zero, precision, batch, optimizer, schedule, train, eval, checkpoint, logging, runtime, launch or experiment"),
     ("+model.hiden_size=1", "there is no key 'model.hiden_size'; did you mean 'model.hidden_size'?"),
     ("+train.steps=1", "'+train.steps=1' would add a key, but 'train.steps' exists; write train.steps=1"),
     ("++train.steps=1", "'++train.steps=1' would add a key, but 'train.steps' exists; write train.steps=1"),
@@ -128,9 +139,9 @@ BAD: list[tuple[str, str]] = [
     ("~model", "'~model' would remove a key, but every key must have a value; write model=..."),
     ("model@x=gpt_debug", "'model@x=gpt_debug' moves a group to another place, but a group has one place; write model=gpt_debug"),
     ("hydra.run.dir=x", "'hydra.run.dir=x' has no effect: Trident uses Hydra only to compose; the run's folder is run_dir"),
-    ("optimizer.lr=1,2", "optimizer.lr must be one value, but '1,2' gives several; start one run for each value"),
-    ("model=gpt_debug,gpt2_124m", "model must be one value, but 'gpt_debug,gpt2_124m' gives several; start one run for each value"),
-    ("optimizer.lr=range(1,3)", "optimizer.lr must be one value, but 'range(1,3)' gives several; start one run for each value"),
+    ("optimizer.lr=1,2", "optimizer.lr must be one value, but '1,2' gives several; add --multirun for one run each"),
+    ("model=gpt_debug,gpt2_124m", "model must be one value, but 'gpt_debug,gpt2_124m' gives several; add --multirun for one run each"),
+    ("optimizer.lr=range(1,3)", "optimizer.lr must be one value, but 'range(1,3)' gives several; add --multirun for one run each"),
     ("data.files=a,b", "data.files must be one list, but 'a,b' gives several values; write data.files=[a,b]"),
     ("--deepspeed", "there is no option '--deepspeed'; settings are written key=value, for example train.steps=10"),
     ("train.steps", "'train.steps' must be written key=value, for example train.steps=10; did you mean 'train.steps=...'?"),

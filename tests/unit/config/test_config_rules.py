@@ -188,6 +188,18 @@ ZERO: list[Case] = [
 ]  # fmt: skip
 
 TRAINING: list[Case] = [
+    (
+        {"checkpoint.every": 4, "checkpoint.keep_every": 10},
+        ["checkpoint.keep_every (10) must be a multiple of checkpoint.every (4); use 8 or 12"],
+    ),
+    (
+        {"checkpoint.keep_every": 10},
+        ["checkpoint.keep_every (10) must be a multiple of checkpoint.every (0); set checkpoint.every"],
+    ),
+    (
+        {"checkpoint.on_failure": "go_on"},
+        ["checkpoint.on_failure=go_on has no effect with checkpoint.every=0; set checkpoint.every, or leave it out"],
+    ),
     ({"schedule.warmup_steps": 100}, ["schedule.warmup_steps (100) must be less than train.steps (100)"]),
     (
         {"schedule.kind": "constant", "schedule.decay_steps": 5},
@@ -261,6 +273,33 @@ TRAINING: list[Case] = [
         {"data.source": "megatron", "data.files": ["a"], "model.vocab_size": 300, "tokenizer.kind": "bytes"},
         ["data.source=megatron holds token ids already, so tokenizer.kind=bytes cannot make them; use tokenizer=pretrained with the tokenizer that made them, or leave it out"],
     ),
+    (
+        {"precision.dtype": "fp16", "train.max_skipped_in_row": 0},
+        ["train.max_skipped_in_row must be at least 1 with precision.dtype=fp16, which skips steps until its loss scale fits, but is 0"],
+    ),
+    (
+        {"train.spike_window": 64, "train.spike_sigmas": 4.0},
+        [
+            "train.spike_window has no effect with train.spike_policy=none; leave it out, or set a policy",
+            "train.spike_sigmas has no effect with train.spike_policy=none; leave it out, or set a policy",
+        ],
+    ),
+    (
+        {"train.spike_policy": "skip", "train.max_rewinds": 5},
+        ["train.max_rewinds has no effect with train.spike_policy=skip; use train.spike_policy=rewind, or leave it out"],
+    ),
+    (
+        {"train.spike_policy": "rewind"},
+        ["train.spike_policy=rewind goes back to a checkpoint and needs checkpoint.every > 0, but it is 0"],
+    ),
+    (
+        {"runtime.check_replicas_every": 5, "layout.data_parallel_size": 2, "zero.stage": 3},
+        ["runtime.check_replicas_every compares weights that several ranks hold, and has no effect with layout.tensor_parallel_size=1, layout.data_parallel_size=2 and zero.stage=3; leave it out"],
+    ),
+    (
+        {"runtime.hang_timeout_s": 1800},
+        ["runtime.hang_timeout_s (1800) must be less than runtime.timeout_s (1800), after which collectives fail by themselves"],
+    ),
 ]  # fmt: skip
 
 MINIMUM: list[Case] = [
@@ -283,6 +322,7 @@ RANGES: list[Case] = [
     ({"model.rope_theta": 0.0}, ["model.rope_theta must be greater than 0, but is 0.0"]),
     ({"model.norm_eps": 0.0}, ["model.norm_eps must be greater than 0, but is 0.0"]),
     ({"model.init_std": 0.0}, ["model.init_std must be greater than 0, but is 0.0"]),
+    ({"train.spike_sigmas": -1.0}, ["train.spike_sigmas must be greater than 0, but is -1.0"]),
     ({"precision.initial_scale_power": 32}, ["precision.initial_scale_power must be 0 to 31, but is 32"]),
     ({"schedule.min_lr_ratio": 1.5}, ["schedule.min_lr_ratio must be 0 to 1, but is 1.5"]),
     ({"launch.master_port": 70000}, ["launch.master_port must be 1 to 65535, but is 70000"]),

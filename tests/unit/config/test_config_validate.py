@@ -20,7 +20,7 @@ from trainer.config.schema import (
     TokenizerKind,
     TridentConfig,
 )
-from trainer.config.validate import problems, validate
+from trainer.config.validate import fill_machine, problems, validate
 from trainer.errors import ConfigError
 
 BASE: dict[str, object] = {
@@ -99,6 +99,11 @@ FACTORS = "layout.pipeline_parallel_size (2) x layout.tensor_parallel_size (2)"
         ({**LAYOUT_222, "layout.data_parallel_size": None}, 16, []),
         ({**LAYOUT_222, "layout.data_parallel_size": None}, 3, [f"the number of ranks (3) must be divisible by {FACTORS} = 4; start 4 ranks (layout.data_parallel_size=1)"]),
         ({"layout.data_parallel_size": None}, 3, ["batch.global_batch_size (16) must be divisible by batch.micro_batch_size (1) x layout.data_parallel_size (3) = 3; use 15 or 18"]),
+        ({**LAYOUT_222, "layout.data_parallel_size": "auto"}, 16, []),
+        ({**LAYOUT_222, "layout.data_parallel_size": "auto"}, 3, [f"the number of ranks (3) must be divisible by {FACTORS} = 4; start 4 ranks (layout.data_parallel_size=1)"]),
+        ({**LAYOUT_222, "layout.data_parallel_size": "auto"}, 12, ["layout.data_parallel_size=auto makes 3 replicas of 12 ranks, but batch.global_batch_size (16) must be divisible by batch.micro_batch_size (1) x 3; start 8 or 16 ranks"]),
+        ({"layout.data_parallel_size": "auto", "batch.micro_batch_size": 2}, 40, ["layout.data_parallel_size=auto makes 40 replicas of 40 ranks, but batch.global_batch_size (16) must be divisible by batch.micro_batch_size (2) x 40; start 8 ranks"]),
+        ({"layout.data_parallel_size": "auto", "batch.micro_batch_size": 3}, 2, ["batch.global_batch_size (16) must be divisible by batch.micro_batch_size (3) x layout.data_parallel_size (2) = 6; use 12 or 18"]),
     ],
 )  # fmt: skip
 def test_world_size(changes: dict[str, object], world_size: int, messages: list[str]) -> None:
@@ -193,11 +198,39 @@ def test_every_config_gets_a_verdict_and_what_is_accepted_makes_a_plan(
 
 
 def test_every_number_of_the_schema_has_a_range() -> None:
-    from trainer.config.keys import optional
+    from trainer.config.keys import number_or_word, optional
     from trainer.config.rules_ranges import BELOW_ONE, CLOSED, NOT_NEGATIVE, POSITIVE
 
     ranged = {*MINIMA, *BELOW_ONE, *CLOSED, *NOT_NEGATIVE, *POSITIVE}
-    numbers = {key for key, kind in KEYS.items() if optional(kind)[0] in (int, float)}
+    numbers = {key for key, kind in KEYS.items() if number_or_word(optional(kind)[0])[0] in (int, float)}
     numbers -= {"tokenizer.vocab_size"}  # has a rule of its own, in rules_training
     assert numbers == ranged
     assert set(flatten(TridentConfig())) == set(KEYS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices", "cores", "replicas"),
+    [
+        ({}, 0, 2, 2),
+        ({}, 0, 1, 1),
+        ({}, 0, 64, 16),
+        ({}, 0, 7, 4),
+        ({}, 8, 2, 8),
+        ({"runtime.device": "cpu"}, 8, 2, 2),
+        ({"layout.pipeline_parallel_size": 2, "layout.tensor_parallel_size": 2}, 8, 64, 2),
+        ({"layout.pipeline_parallel_size": 2, "layout.tensor_parallel_size": 2}, 0, 2, 1),
+        ({"batch.micro_batch_size": 4}, 0, 64, 4),
+        ({"batch.micro_batch_size": 3}, 0, 64, 1),
+        ({"batch.global_batch_size": 12}, 8, 2, 6),
+        ({"layout.pipeline_parallel_size": 2, "layout.pipeline_schedule": "dualpipev"}, 8, 2, 4),
+        ({"layout.pipeline_parallel_size": 0, "batch.global_batch_size": 0}, 8, 2, 1),
+    ],
+)
+def test_auto_fills_the_machine_and_keeps_the_global_batch(
+    changes: dict[str, object], devices: int, cores: int, replicas: int
+) -> None:
+    config = config_with({"layout.data_parallel_size": "auto", **changes})
+    assert fill_machine(config, devices, cores).layout.data_parallel_size == replicas
+    for size in (3, None):
+        config = config_with({**changes, "layout.data_parallel_size": size})
+        assert fill_machine(config, devices, cores) == config

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from hypothesis import strategies as st
 
 from tests.unit.data.data_room import config, told
 from trainer.config.plan import RunPlan, make_plan
-from trainer.data.batches import BatchSource, training_batches, validation_batches
+from trainer.data.batches import BatchSource, stream_identity, training_batches, validation_batches
 from trainer.data.capacity import check_capacity
-from trainer.data.dataset import TokenDataset
+from trainer.data.dataset import Order, SampleStream, TokenDataset
 from trainer.data.prepare import PreparedData
 from trainer.data.sampler import SampleOrder
+from trainer.errors import DataError
 
 CPU = torch.device("cpu")
 SEQ_LENGTH = 5
 GLOBAL_BATCH = 12
+TOKENS = GLOBAL_BATCH * SEQ_LENGTH
 
 
 def data(folder: Path, train: npt.ArrayLike, validation: npt.ArrayLike = (), dtype: str = "uint16") -> PreparedData:
@@ -86,7 +89,10 @@ def test_a_sample_that_is_not_there(prepared: PreparedData, index: int) -> None:
 
 def global_batch(prepared: PreparedData, dp: int, micro: int, step: int) -> list[list[int]]:
     """Put the micro-batches of all ranks back together, as the docstring of BatchSource says they lie."""
-    ranks = [training_batches(prepared, plan(dp, micro), rank, CPU).micro_batches(step) for rank in range(dp)]
+    ranks = [
+        training_batches(prepared, plan(dp, micro), SEQ_LENGTH, rank, CPU).micro_batches((step - 1) * TOKENS)
+        for rank in range(dp)
+    ]
     rows: list[list[int]] = []
     for index in range(GLOBAL_BATCH // (dp * micro)):
         for rank in range(dp):
@@ -105,21 +111,75 @@ def global_batch(prepared: PreparedData, dp: int, micro: int, step: int) -> list
 def test_every_layout_trains_on_the_same_samples_in_the_same_order(prepared: PreparedData, dp: int, micro: int) -> None:
     order = SampleOrder(80, 1234)
     for step in (1, 2, 7, 8, 1000):
-        starts = SEQ_LENGTH * order.global_batch(step, GLOBAL_BATCH)
+        starts = SEQ_LENGTH * order.samples((step - 1) * GLOBAL_BATCH, GLOBAL_BATCH)
         expected = [list(range(start, start + SEQ_LENGTH + 1)) for start in starts.tolist()]
         assert global_batch(prepared, dp, micro, step) == expected
 
 
 def test_an_epoch_trains_on_every_sample_once(tmp_path: Path) -> None:
     prepared = data(tmp_path, np.arange(GLOBAL_BATCH * 4 * SEQ_LENGTH + 3))
-    source = training_batches(prepared, plan(), 0, CPU)
-    seen = [label for step in range(1, 5) for batch in source.micro_batches(step) for label in batch.labels.flatten()]
+    source = training_batches(prepared, plan(), SEQ_LENGTH, 0, CPU)
+    seen = [
+        label for step in range(4) for batch in source.micro_batches(step * TOKENS) for label in batch.labels.flatten()
+    ]
     assert sorted(int(label) for label in seen) == list(range(1, GLOBAL_BATCH * 4 * SEQ_LENGTH + 1))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(1, 9), st.lists(st.tuples(st.integers(1, 6), st.integers(1, 12)), min_size=1, max_size=12))
+def test_other_batch_sizes_and_sequence_lengths_on_the_way_lose_and_repeat_nothing(
+    tmp_path_factory: pytest.TempPathFactory, sample_length: int, batches: list[tuple[int, int]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "stream.bin"
+    np.arange(40 * sample_length + 1, dtype="uint16").tofile(path)
+    dataset = TokenDataset(path, "uint16", sample_length)
+    stream = SampleStream(dataset, SampleOrder(40, 7).samples)
+    position, inputs, labels = 0, [], []
+    for count, seq_length in batches:
+        pairs = stream.sequences(position + seq_length * np.arange(count), seq_length)
+        assert pairs.shape == (2, count, seq_length)
+        inputs += pairs[0].flatten().tolist()
+        labels += pairs[1].flatten().tolist()
+        position += count * seq_length
+    order = SampleOrder(40, 7).samples(0, 1 + position // sample_length)
+    expected = [token for sample in order for token in dataset.sample(int(sample))[:-1].tolist()][:position]
+    assert inputs == expected
+    assert labels == [token + 1 for token in expected]
+
+
+def test_a_run_may_change_its_batch_and_go_on_where_it_was(prepared: PreparedData) -> None:
+    before = training_batches(prepared, plan(), SEQ_LENGTH, 0, CPU)
+    after = training_batches(prepared, plan(dp=2, batch__global_batch_size=4, model__seq_length=15), SEQ_LENGTH, 0, CPU)
+    second = before.micro_batches(TOKENS)
+    longer = after.micro_batches(TOKENS)
+    assert [len(second), len(longer), after.tokens] == [12, 2, 60]
+    assert longer[0].input_ids.flatten().tolist() == torch.cat([b.input_ids for b in second[:3]]).flatten().tolist()
+    assert longer[1].labels.flatten().tolist() == torch.cat([b.labels for b in second[6:9]]).flatten().tolist()
+
+
+def test_the_identity_of_a_stream(prepared: PreparedData) -> None:
+    base = stream_identity(prepared, plan().config)
+    assert stream_identity(prepared, plan(dp=2, batch__global_batch_size=24).config) == base
+    others = [
+        stream_identity(prepared, plan(train__seed=1).config),
+        stream_identity(prepared, plan(data__max_samples=50).config),
+        stream_identity(replace(prepared, content="other"), plan().config),
+    ]
+    assert len({base, *others}) == 4
+
+
+def test_data_without_one_sample_of_the_first_length(tmp_path: Path) -> None:
+    prepared = data(tmp_path, np.arange(100))
+    expected = (
+        "the training data must hold at least one sample of 100 tokens, the sequence length that this run began with, "
+        "but hold 100 tokens; use the data that it began with"
+    )
+    assert told(lambda: training_batches(prepared, plan(), 100, 0, CPU)) == expected
 
 
 def test_the_seed_decides_the_order(prepared: PreparedData) -> None:
     def first(seed: int) -> list[int]:
-        batches = training_batches(prepared, plan(train__seed=seed), 0, CPU).micro_batches(1)
+        batches = training_batches(prepared, plan(train__seed=seed), SEQ_LENGTH, 0, CPU).micro_batches(0)
         return [int(batch.input_ids[0, 0]) for batch in batches]
 
     assert first(1) == first(1)
@@ -129,21 +189,21 @@ def test_the_seed_decides_the_order(prepared: PreparedData) -> None:
 def rolling(source: BatchSource, steps: int = 3) -> list[str]:
     hashes = [""]
     for step in range(1, steps + 1):
-        hashes.append(source.ledger(hashes[-1], step))
+        hashes.append(source.ledger(hashes[-1], (step - 1) * TOKENS))
     return hashes[1:]
 
 
 def test_the_ledger_is_the_same_for_every_layout_and_rank(prepared: PreparedData) -> None:
-    expected = rolling(training_batches(prepared, plan(), 0, CPU))
+    expected = rolling(training_batches(prepared, plan(), SEQ_LENGTH, 0, CPU))
     assert len(set(expected)) == 3
     for dp, micro in layouts(GLOBAL_BATCH):
         for rank in (0, dp - 1):
-            assert rolling(training_batches(prepared, plan(dp, micro), rank, CPU)) == expected
+            assert rolling(training_batches(prepared, plan(dp, micro), SEQ_LENGTH, rank, CPU)) == expected
 
 
 def test_the_ledger_does_not_depend_on_the_type_of_the_file(tmp_path: Path) -> None:
     ledgers = [
-        rolling(training_batches(data(tmp_path / dtype, np.arange(401), dtype=dtype), plan(), 0, CPU))
+        rolling(training_batches(data(tmp_path / dtype, np.arange(401), dtype=dtype), plan(), SEQ_LENGTH, 0, CPU))
         for dtype in ("uint16", "uint32")
     ]
     assert ledgers[0] == ledgers[1]
@@ -151,33 +211,38 @@ def test_the_ledger_does_not_depend_on_the_type_of_the_file(tmp_path: Path) -> N
 
 def test_one_other_token_changes_the_ledger_from_its_step_on(tmp_path: Path) -> None:
     tokens = np.arange(401)
-    base = training_batches(data(tmp_path / "base", tokens), plan(), 0, CPU)
-    sample = int(SampleOrder(80, 1234).global_batch(2, GLOBAL_BATCH)[-1])
+    base = training_batches(data(tmp_path / "base", tokens), plan(), SEQ_LENGTH, 0, CPU)
+    sample = int(SampleOrder(80, 1234).samples(GLOBAL_BATCH, GLOBAL_BATCH)[-1])
     changed = tokens.copy()
     changed[sample * SEQ_LENGTH + 2] += 1
-    other = training_batches(data(tmp_path / "other", changed), plan(), 0, CPU)
+    other = training_batches(data(tmp_path / "other", changed), plan(), SEQ_LENGTH, 0, CPU)
     same = [left == right for left, right in zip(rolling(base), rolling(other), strict=True)]
     assert same == [True, False, False]
 
 
 def test_the_ledger_depends_on_step_order_and_past(prepared: PreparedData) -> None:
-    base = training_batches(prepared, plan(), 0, CPU)
+    base = training_batches(prepared, plan(), SEQ_LENGTH, 0, CPU)
     dataset = TokenDataset(prepared.folder / "train.bin", "uint16", SEQ_LENGTH)
-    constant = BatchSource(dataset, lambda _step: np.arange(4), 1, 0, 1, CPU)
-    swapped = BatchSource(dataset, lambda _step: np.arange(4)[::-1], 1, 0, 1, CPU)
-    assert constant.ledger("", 1) == constant.ledger("", 1)
-    assert len({constant.ledger("", 1), constant.ledger("", 2), constant.ledger("x", 1), swapped.ledger("", 1)}) == 4
-    assert rolling(base) != rolling(training_batches(prepared, plan(train__seed=1), 0, CPU))
+
+    def source(order: Order) -> BatchSource:
+        return BatchSource(SampleStream(dataset, order), plan(), 0, CPU)
+
+    constant = source(lambda first, count: np.arange(first, first + count) % GLOBAL_BATCH)
+    swapped = source(lambda first, count: -1 - np.arange(first, first + count) % GLOBAL_BATCH + GLOBAL_BATCH)
+    ledgers = [constant.ledger("", 0), constant.ledger("", TOKENS), constant.ledger("x", 0), swapped.ledger("", 0)]
+    assert constant.ledger("", 0) == ledgers[0]
+    assert len(set(ledgers)) == 4
+    assert rolling(base) != rolling(training_batches(prepared, plan(train__seed=1), SEQ_LENGTH, 0, CPU))
 
 
 def test_validation_is_in_order_and_starts_again(prepared: PreparedData) -> None:
     rows: list[int] = []
     source = validation_batches(prepared, plan(micro=2, batch__global_batch_size=6), 0, CPU)
-    for index in (1, 2, 3):
-        rows += [int(first) for batch in source.micro_batches(index) for first in batch.input_ids[:, 0]]
+    for index in range(3):
+        rows += [int(first) for batch in source.micro_batches(index * source.tokens) for first in batch.input_ids[:, 0]]
     assert rows == [1000 + SEQ_LENGTH * (index % 8) for index in range(18)]
-    assert [batch.labels.tolist() for batch in source.micro_batches(1)] == [
-        batch.labels.tolist() for batch in source.micro_batches(1)
+    assert [batch.labels.tolist() for batch in source.micro_batches(0)] == [
+        batch.labels.tolist() for batch in source.micro_batches(0)
     ]
 
 
@@ -185,7 +250,7 @@ def test_validation_is_in_order_and_starts_again(prepared: PreparedData) -> None
 def test_validation_is_the_same_for_every_layout(prepared: PreparedData, dp: int, micro: int) -> None:
     rows: dict[int, int] = {}
     for rank in range(dp):
-        batches = validation_batches(prepared, plan(dp, micro), rank, CPU).micro_batches(2)
+        batches = validation_batches(prepared, plan(dp, micro), rank, CPU).micro_batches(TOKENS)
         for index, batch in enumerate(batches):
             for row, first in enumerate(batch.input_ids[:, 0].tolist()):
                 rows[(index * dp + rank) * micro + row] = first
@@ -193,9 +258,9 @@ def test_validation_is_the_same_for_every_layout(prepared: PreparedData, dp: int
 
 
 def test_few_samples_are_seen_again_and_again(prepared: PreparedData) -> None:
-    source = training_batches(prepared, plan(data__max_samples=GLOBAL_BATCH), 0, CPU)
-    for step in (1, 2, 3):
-        firsts = sorted(int(batch.input_ids[0, 0]) for batch in source.micro_batches(step))
+    source = training_batches(prepared, plan(data__max_samples=GLOBAL_BATCH), SEQ_LENGTH, 0, CPU)
+    for step in range(3):
+        firsts = sorted(int(batch.input_ids[0, 0]) for batch in source.micro_batches(step * TOKENS))
         assert firsts == [SEQ_LENGTH * index for index in range(GLOBAL_BATCH)]
 
 
@@ -206,14 +271,14 @@ def test_data_smaller_than_a_batch(tmp_path: Path, tokens: int, samples: int) ->
         "the training data must hold at least one global batch (12 sequences of 5 tokens), but hold "
         f"{tokens} tokens = {samples} sequences; use more data, or lower batch.global_batch_size or model.seq_length"
     )
-    assert told(lambda: training_batches(prepared, plan(), 0, CPU)) == expected
+    assert told(lambda: training_batches(prepared, plan(), SEQ_LENGTH, 0, CPU)) == expected
     assert told(lambda: check_capacity(prepared, plan().config)) == expected
 
 
 def test_data_of_exactly_one_batch(tmp_path: Path) -> None:
     prepared = data(tmp_path, np.arange(61))
     check_capacity(prepared, plan().config)
-    assert len(training_batches(prepared, plan(), 0, CPU).micro_batches(5)) == 12
+    assert len(training_batches(prepared, plan(), SEQ_LENGTH, 0, CPU).micro_batches(4 * TOKENS)) == 12
 
 
 def test_fewer_samples_asked_for_than_a_batch_has(prepared: PreparedData) -> None:
@@ -222,7 +287,7 @@ def test_fewer_samples_asked_for_than_a_batch_has(prepared: PreparedData) -> Non
         "batch.global_batch_size"
     )
     limited = plan(data__max_samples=11)
-    assert told(lambda: training_batches(prepared, limited, 0, CPU)) == expected
+    assert told(lambda: training_batches(prepared, limited, SEQ_LENGTH, 0, CPU)) == expected
     assert told(lambda: check_capacity(prepared, limited.config)) == expected
 
 
@@ -241,4 +306,27 @@ def test_nothing_to_evaluate(tmp_path: Path, tokens: int) -> None:
 def test_one_sequence_is_enough_to_evaluate(tmp_path: Path) -> None:
     prepared = data(tmp_path, np.arange(100), np.arange(6))
     source = validation_batches(prepared, plan(), 0, CPU)
-    assert [batch.input_ids.tolist() for batch in source.micro_batches(1)] == [[[0, 1, 2, 3, 4]]] * 12
+    assert [batch.input_ids.tolist() for batch in source.micro_batches(0)] == [[[0, 1, 2, 3, 4]]] * 12
+
+
+def test_an_id_beyond_the_vocabulary_is_refused_and_its_sample_named(tmp_path: Path) -> None:
+    tokens = np.arange(401)
+    tokens[7 * SEQ_LENGTH + 3] = 10**4
+    source = training_batches(data(tmp_path, tokens), plan(), SEQ_LENGTH, 0, CPU)
+    places = {position: source.sample_ids(position) for position in range(0, 80 * SEQ_LENGTH, TOKENS)}
+    for position, samples in places.items():
+        if 7 not in samples:
+            source.micro_batches(position)
+            continue
+        with pytest.raises(DataError, match=r"less than the vocabulary's size \(10000\), but sample 7 .* holds 10000"):
+            source.micro_batches(position)
+
+
+def test_the_samples_of_a_batch_are_those_of_its_sequences(prepared: PreparedData) -> None:
+    source = training_batches(prepared, plan(), SEQ_LENGTH, 0, CPU)
+    rows = torch.cat([batch.input_ids for batch in source.micro_batches(TOKENS)])
+    assert source.sample_ids(TOKENS) == [int(row[0]) // SEQ_LENGTH for row in rows]
+    longer = training_batches(prepared, plan(model__seq_length=2 * SEQ_LENGTH), SEQ_LENGTH, 0, CPU)
+    # From the middle of a sample on, one more is touched.
+    assert len(longer.sample_ids(2)) == 2 * GLOBAL_BATCH + 1
+    assert longer.sample_ids(0) == source.sample_ids(0) + source.sample_ids(TOKENS)

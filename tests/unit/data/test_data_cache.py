@@ -242,7 +242,9 @@ def test_a_full_disk_is_a_fault_of_storage(
             prepare(wanted)
     assert caught.value.exit_code == 8
     expected = f"[Errno {number}] {os.strerror(number)}"
-    assert str(caught.value) == f"data.cache_dir must have room for the tokens, but {tmp_path}/cache: {expected}"
+    assert (
+        str(caught.value) == f"data.cache_dir must be on a disk that takes the tokens, but {tmp_path}/cache: {expected}"
+    )
     assert [path.suffix for path in (tmp_path / "cache").glob("*")] in ([], [".lock"])
     assert prepare(wanted).train_tokens > 0
 

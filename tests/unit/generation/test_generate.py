@@ -154,8 +154,9 @@ def write_run(
     manifest = Manifest(
         step=step,
         vocab_size=tokenizer.vocab_size,
-        train_state=TrainState(step).to_dict(),
+        train_state=TrainState(step, sample_length=8).to_dict(),
         scalars={},
+        probe_loss=4.5,
         layout=describe_layout(plan),
         versions={},
         files={name: file_facts(checkpoint / name) for name in files},

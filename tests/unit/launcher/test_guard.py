@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.launcher.conftest import wait_until
+from tests.unit.launcher.test_roster import write_entry
 from trainer.errors import CheckpointError, DataError, PeerLostError, StorageError
 from trainer.launcher import guard as guard_module
 from trainer.launcher import roster as roster_module
@@ -68,6 +69,23 @@ def test_a_fault_without_words(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert told(capsys.readouterr().err)[0] == "error: rank 0 failed: AssertionError: "
 
 
+def test_the_end_of_the_log_is_shown_of_what_nobody_foresaw(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lose_rank: Lose
+) -> None:
+    for rank in (0, 1, 2):
+        (tmp_path / f"rank_{rank}.log").write_text("\n".join(f"{rank}-{line}" for line in range(30)))
+    entered(tmp_path, 2).fail(ValueError("x"))
+    shown = [line for line in capsys.readouterr().err.splitlines() if " | " in line]
+    assert shown == [f"rank 2 | 2-{line}" for line in range(10, 30)]
+    Roster(tmp_path).clear()
+    entered(tmp_path, 0).fail(DataError("a known fault needs no log"))
+    assert " | " not in capsys.readouterr().err
+    Roster(tmp_path).clear()
+    lose_rank(1)
+    entered(tmp_path, 0).fail(RuntimeError("Connection closed by peer"))
+    assert "rank 1 | 1-29" in capsys.readouterr().err
+
+
 def test_only_the_first_rank_to_fail_speaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = entered(tmp_path, 1), entered(tmp_path, 0)
     assert first.fail(DataError("bad data")) == 2
@@ -88,6 +106,22 @@ def test_a_broken_collective_is_blamed_on_the_lost_peer(
         f"error: {lost_message([1])}",
         "hint: start the same command again: it resumes from the last checkpoint",
     ]
+
+
+def test_a_broken_connection_to_another_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_entry(tmp_path, 5, host="elsewhere")
+    error = RuntimeError("pair.cc:553: Connection closed by peer [10.77.0.2]:40674. This is typical\nand more")
+    assert entered(tmp_path, 3).fail(error) == 7
+    assert told(capsys.readouterr().err)[0] == (
+        "error: every rank must live until the run ends, but rank 3 lost the connection to one: "
+        "pair.cc:553: Connection closed by peer [10.77.0.2]:40674. This is typical"
+    )
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), StorageError("connection reset")])
+def test_other_faults_are_not_blamed_on_another_machine(error: Exception, tmp_path: Path) -> None:
+    write_entry(tmp_path, 5, host="elsewhere")
+    assert entered(tmp_path).fail(error) == getattr(error, "exit_code", 1)
 
 
 @BROKEN
@@ -154,12 +188,13 @@ def test_a_guard_that_left_ends_nothing(tmp_path: Path, lose_rank: Lose, exits: 
 
 
 def test_a_folder_that_cannot_be_written_is_a_storage_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, text: str) -> int:
+    def refuse(_handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(StorageError, match="the disk is full"):
         RankGuard(tmp_path, 0).enter()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_prepare_forgets_an_earlier_attempt(tmp_path: Path, lose_rank: Lose) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import socket
 import subprocess
 import sys
@@ -60,6 +61,26 @@ def test_a_rank_splits_noise_from_what_a_person_reads(tmp_path: Path) -> None:
     assert sorted(log.read_text().splitlines()) == ["C complaint", "C noise", "python complaint", "python noise"]
     subprocess.run(command, env=environment(), capture_output=True, timeout=TIMEOUT_S, check=True)
     assert len(log.read_text().splitlines()) == 8, "a log grows with every attempt"
+
+
+_NOISE = """
+import logging, sys
+from pathlib import Path
+from trainer.launcher.output import send_output_to
+logging.basicConfig(stream=sys.stdout, level="INFO")
+out, err = send_output_to(Path("/dev/full"))
+logging.info("library noise")
+print("python noise", flush=True)
+sys.stderr.write("python complaint" * 10000)
+print("step 1", file=out)
+sys.stdout.write("left in the buffer")
+"""
+
+
+def test_a_log_on_a_full_disk_loses_its_lines_and_nothing_else() -> None:
+    command = [sys.executable, "-c", _NOISE]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "step 1\n", "")
 
 
 def test_a_console_that_is_gone_leaves_the_ranks_own(tmp_path: Path) -> None:
@@ -172,3 +193,12 @@ def test_the_tail_of_a_huge_log_is_read_from_its_end(tmp_path: Path, monkeypatch
         file.seek(0, os.SEEK_END)
         file.write(b"\nlast\n")
     assert tail(log, 1) == ["last"]
+
+
+def test_a_killed_rank_does_not_leave_the_terminal_without_a_cursor() -> None:
+    primary, secondary = pty.openpty()
+    code = "from trainer.launcher.output import shared_output\nwith shared_output():\n    pass\n"
+    subprocess.run([sys.executable, "-c", code], env=environment(), stdout=secondary, timeout=TIMEOUT_S, check=True)
+    os.close(secondary)
+    with os.fdopen(primary, "rb", buffering=0) as screen:
+        assert screen.read(64) == b"\x1b[?25h"

@@ -26,6 +26,7 @@ def test_enter_and_leave(tmp_path: Path) -> None:
     assert (roster.present(), roster.lost()) == ({}, [])
     roster.enter(2)
     assert (roster.present(), roster.lost()) == ({2: os.getpid()}, [])
+    assert (roster.left_entries(), roster.has_other_hosts()) == ([2], False)
     roster.leave(2)
     roster.leave(2)
     assert (roster.present(), roster.lost()) == ({}, [])
@@ -56,6 +57,9 @@ def test_other_hosts_are_not_judged(tmp_path: Path) -> None:
     write_entry(tmp_path, 0, host="elsewhere", started=0.0)
     write_entry(tmp_path, 1, host="elsewhere")
     assert (Roster(tmp_path).present(), Roster(tmp_path).lost()) == ({}, [])
+    assert Roster(tmp_path).has_other_hosts()
+    write_entry(tmp_path, 3)
+    assert Roster(tmp_path).left_entries() == [0, 1, 3]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "{}", '{"host": "H", "pid": "x", "started": 1}'])
@@ -111,6 +115,16 @@ def test_of_many_claims_one_wins(tmp_path: Path) -> None:
 def test_a_claim_where_nothing_can_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="missing"):
         Roster(tmp_path / "missing").claim_failure(1)
+
+
+def test_a_claim_on_a_full_disk_counts_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", refuse)
+    roster = Roster(tmp_path)
+    assert [roster.claim_failure(code) for code in (5, 1)] == [True, False]
+    assert roster.told_failure() == 8
 
 
 def test_leaving_a_broken_disk_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,9 +14,10 @@ import psutil
 import pytest
 
 from tests.unit.launcher.conftest import wait_until
+from trainer.errors import ConfigError
 from trainer.launcher import start
 from trainer.launcher.roster import Roster
-from trainer.launcher.start import Outcome, free_port, launch_command, run_ranks
+from trainer.launcher.start import Outcome, check_port, free_port, launch_command, run_ranks
 
 ROOT = Path(__file__).resolve().parents[3]
 TIMEOUT_S = 30.0
@@ -269,6 +271,16 @@ def test_the_command_is_the_deepspeed_launchers() -> None:
 
 def test_a_free_port_is_free() -> None:
     assert 1024 <= free_port() <= 65535
+
+
+def test_a_port_in_use_is_refused() -> None:
+    check_port(free_port())
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"{port} cannot \(Address already in use\); use another one, or null"):
+            check_port(port)
 
 
 def test_ranks_are_told_about_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:

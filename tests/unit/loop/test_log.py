@@ -6,8 +6,15 @@ import sys
 
 import pytest
 
+from trainer import log
 from trainer.errors import ConfigError, NumericsError
-from trainer.log import print_above_bar, report_error, say, warn
+from trainer.log import be_quiet, conclude, print_above_bar, report_error, report_failure, say, use_terminal, warn
+
+
+@pytest.fixture(autouse=True)
+def fresh_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("out", "err", "above_bar", "is_quiet"):
+        monkeypatch.setattr(log._Terminal, name, getattr(log._Terminal, name))
 
 
 def test_the_reporting_rank_speaks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,3 +81,50 @@ def test_under_a_progress_bar_lines_go_above_it_and_files_stay_files(monkeypatch
     assert above == ["saved"]
     assert file.getvalue() == "warning: careful\n"
     assert screen.getvalue() == "done\n"
+
+
+def test_a_quiet_run_shows_errors_and_the_last_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    be_quiet()
+    say("hello")
+    warn("careful")
+    report_error(NumericsError("bad"))
+    conclude("finished")
+    assert capsys.readouterr() == ("finished\n", "error: bad\n")
+    be_quiet(False)
+    say("hello")
+    assert capsys.readouterr().out == "hello\n"
+
+
+def test_only_the_reporting_rank_concludes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    conclude("finished")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("is_quiet", [False, True])
+def test_the_log_of_a_rank_has_what_its_run_said(
+    is_quiet: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    out, err = io.StringIO(), io.StringIO()
+    use_terminal(out, err)
+    be_quiet(is_quiet)
+    say("hello")
+    warn("careful")
+    report_error(NumericsError("bad", ["do this"]))
+    conclude("finished")
+    assert capsys.readouterr() == ("hello\nwarning: careful\nerror: bad\nhint: do this\nfinished\n", "")
+    shown = (
+        ("", "error: bad\nhint: do this\n")
+        if is_quiet
+        else ("hello\n", "warning: careful\nerror: bad\nhint: do this\n")
+    )
+    assert (out.getvalue(), err.getvalue()) == (f"{shown[0]}finished\n", shown[1])
+
+
+def test_the_end_of_a_log_stands_before_the_error(capsys: pytest.CaptureFixture[str]) -> None:
+    report_failure(NumericsError("bad"), "rank 3", ["one", "two"])
+    assert capsys.readouterr().err == "rank 3 | one\nrank 3 | two\nerror: bad\n"

@@ -9,19 +9,38 @@ from trainer.loop.state import TrainState
 
 
 def test_state_survives_json() -> None:
-    state = TrainState(step=7, tokens_seen=7 * 2048, sample_ledger="a1b2")
+    state = TrainState(7, 8 * 2048, 7 * 2048, "a1b2", sample_length=64, stream="c3")
+    state.skipped_batches, state.skipped_in_row, state.recent_losses = 5, 2, [0.1 + 0.2, 1e-300, 3.0]
     assert TrainState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("step", -1), ("step", "7"), ("step", True), ("tokens_seen", 1.5), ("sample_ledger", None)]
+    ("key", "value"),
+    [
+        ("step", -1),
+        ("step", "7"),
+        ("step", True),
+        ("tokens_seen", 1.5),
+        ("sample_ledger", None),
+        ("sample_length", 0),
+        ("position", -1),
+        ("skipped_in_row", -1),
+        ("recent_losses", [1.0, float("nan")]),
+        ("recent_losses", [1]),
+    ],
 )
 def test_a_wrong_entry_is_named(key: str, value: object) -> None:
-    values = {**TrainState().to_dict(), key: value}
+    values = {**TrainState(sample_length=8).to_dict(), key: value}
     with pytest.raises(CheckpointError, match=key):
         TrainState.from_dict(values)
 
 
 def test_a_missing_entry_is_named() -> None:
     with pytest.raises(CheckpointError, match="tokens_seen"):
-        TrainState.from_dict({"step": 1, "sample_ledger": ""})
+        TrainState.from_dict({"step": 1, "position": 0, "sample_ledger": "", "sample_length": 8, "stream": ""})
+
+
+def test_a_checkpoint_of_before_batches_were_skipped_can_be_read() -> None:
+    state = TrainState(3, 64, 64, "a", sample_length=8, stream="s")
+    old = {key: value for key, value in state.to_dict().items() if "skipped" not in key and key != "recent_losses"}
+    assert TrainState.from_dict(old) == state

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -22,19 +23,29 @@ from trainer.data.batches import BatchSource, MicroBatch
 from trainer.engine.face import Fragment, ReadShard, StepResult
 from trainer.errors import NumericsError, StorageError
 from trainer.loop.evaluate import evaluate
-from trainer.loop.events import Hook, RunEnd, StepReport
+from trainer.loop.events import Hook, RunEnd, SkippedBatch, StepReport
+from trainer.loop.measures import Measures
+from trainer.loop.skips import RewindCount
 from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.topology.groups import ParallelGroups, SingleGroup, single_process_groups
 
+TOKENS = 256
+"""Of a step."""
+
+
+def after(step: int = 0) -> TrainState:
+    """The state after a step of a run that was never interrupted."""
+    ledger = "".join(f"{number:012x}," for number in range(1, step + 1))
+    return TrainState(step, step * TOKENS, step * TOKENS, ledger, sample_length=128)
+
 
 class FakeEngine:
     def __init__(self, losses: Mapping[int, float] | None = None, norms: Mapping[int, float] | None = None) -> None:
         self.losses, self.norms = losses or {}, norms or {}
         self.scale: float | None = None
-        self.skipped = 0
         self.busy_s = 0.0
         self.seconds_per_step = 0.0
         self.seconds_per_evaluation = 0.0
@@ -43,12 +54,16 @@ class FakeEngine:
         # One buffer for all steps, as an engine may have.
         self.loss = torch.zeros(())
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float, loss_limit: float = math.inf
+    ) -> StepResult:
         assert float(micro_batches[0].input_ids[0, 0]) == step
         self.calls.append((step, learning_rate))
         time.sleep(self.seconds_per_step)
-        self.loss.fill_(self.losses.get(step, 10.0 - step))
-        return StepResult(self.loss, torch.tensor(self.norms.get(step, 1.0)))
+        loss, norm = self.losses.get(step, 10.0 - step), self.norms.get(step, 1.0)
+        self.loss.fill_(loss)
+        applied = math.isfinite(loss) and loss <= loss_limit and math.isfinite(norm)
+        return StepResult(self.loss, torch.tensor(norm), skipped=not applied)
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
         time.sleep(self.seconds_per_evaluation)
@@ -59,9 +74,6 @@ class FakeEngine:
 
     def loss_scale(self) -> float | None:
         return self.scale
-
-    def skipped_steps(self) -> int:
-        return self.skipped
 
     def take_busy_seconds(self) -> float:
         taken, self.busy_s = self.busy_s, 0.0
@@ -87,13 +99,18 @@ class FakeSource:
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
 
-    def micro_batches(self, step: int) -> list[MicroBatch]:
+    tokens = TOKENS
+
+    def micro_batches(self, position: int) -> list[MicroBatch]:
         time.sleep(self.seconds)
-        ids = torch.full((1, 4), step)
+        ids = torch.full((1, 4), 1 + position // TOKENS)
         return [MicroBatch(ids, ids)]
 
-    def ledger(self, previous: str, step: int) -> str:
-        return f"{previous}{step},"
+    def sample_ids(self, position: int) -> list[int]:
+        return [10 * (1 + position // TOKENS), 10 * (1 + position // TOKENS) + 1]
+
+    def ledger(self, previous: str, position: int) -> str:
+        return f"{previous}{1 + position // TOKENS:012x},"
 
 
 class Recorder:
@@ -121,10 +138,21 @@ class Recorder:
 
 
 def make(
-    steps: int = 4, log_every: int = 1, eval_every: int = 0, eval_batches: int = 2, save_every: int = 0
+    steps: int = 4,
+    log_every: int = 1,
+    eval_every: int = 0,
+    eval_batches: int = 2,
+    save_every: int = 0,
+    max_skipped_in_row: int = 0,
 ) -> RunPlan:
     config = TridentConfig(
-        train=TrainConfig(steps=steps, log_every=log_every, eval_every=eval_every, eval_batches=eval_batches),
+        train=TrainConfig(
+            steps=steps,
+            log_every=log_every,
+            eval_every=eval_every,
+            eval_batches=eval_batches,
+            max_skipped_in_row=max_skipped_in_row,
+        ),
         batch=BatchConfig(global_batch_size=2),
         optimizer=OptimizerConfig(lr=1.0),
         schedule=ScheduleConfig(kind=ScheduleKind.constant, warmup_steps=2),
@@ -142,16 +170,22 @@ def run(
     source: FakeSource | None = None,
     groups: ParallelGroups | None = None,
     validation: bool = True,
+    measures: Measures | None = None,
+    on_skip: Callable[[SkippedBatch], None] = lambda batch: None,
+    rewinds: RewindCount | None = None,
 ) -> RunEnd:
     return train(
         engine,
         cast(BatchSource, source or FakeSource()),
         cast(BatchSource, FakeSource()) if validation else None,
         plan,
-        state if state is not None else TrainState(),
+        state if state is not None else after(),
         hooks,
         stop or StopRequest(SingleGroup()),
         groups or single_process_groups(),
+        measures,
+        on_skip=on_skip,
+        rewinds=rewinds,
     )
 
 
@@ -163,7 +197,7 @@ def test_every_step_gets_its_batch_and_its_learning_rate() -> None:
 
 
 def test_state_moves_on_before_the_hooks_see_the_step() -> None:
-    state = TrainState()
+    state = after()
     seen: list[tuple[int, int, str]] = []
 
     class Look(Recorder):
@@ -171,11 +205,11 @@ def test_state_moves_on_before_the_hooks_see_the_step() -> None:
             seen.append((state.step, state.tokens_seen, state.sample_ledger))
 
     run(FakeEngine(), make(steps=2), [Look()], state)
-    assert seen == [(1, 256, "1,"), (2, 512, "1,2,")]
+    assert seen == [(1, 256, after(1).sample_ledger), (2, 512, after(2).sample_ledger)]
 
 
 def test_only_the_reporting_rank_keeps_the_ledger() -> None:
-    state = TrainState()
+    state = after()
     run(FakeEngine(), make(steps=2), [], state, groups=replace(single_process_groups(), rank=1))
     assert (state.step, state.sample_ledger) == (2, "")
 
@@ -192,33 +226,54 @@ def test_reports_come_at_the_first_step_every_log_every_and_at_the_last_step() -
     assert [r.tokens_seen for r in hook.reports] == [256, 768, 1536, 1792]
 
 
-def test_hooks_run_in_order_and_steps_before_reports() -> None:
+def test_hooks_run_in_order_and_a_step_that_may_be_saved_has_its_row_first() -> None:
     events: list[str] = []
-    state = TrainState(step=1)
+    state = after(1)
     run(FakeEngine(), make(steps=3, log_every=3), [Recorder("a ", events), Recorder("b ", events)], state)
     assert events == [
         *("a start 2", "b start 2"),
         *("a step 2", "b step 2"),
-        *("a step 3", "b step 3"),
         *("a report 3", "b report 3"),
+        *("a step 3", "b step 3"),
         *("a end finished", "b end finished"),
     ]
 
 
 def test_resume_goes_on_from_the_next_step() -> None:
-    engine, hook, state = FakeEngine(), Recorder(), TrainState(step=2, tokens_seen=512, sample_ledger="1,2,")
+    engine, hook, state = FakeEngine(), Recorder(), after(2)
     run(engine, make(steps=4), [hook], state)
     assert [step for step, _ in engine.calls] == [3, 4]
     assert hook.events[0] == "start 3"
-    assert state == TrainState(step=4, tokens_seen=1024, sample_ledger="1,2,3,4,")
+    assert state == after(4)
 
 
 def test_a_run_that_is_done_trains_nothing_more() -> None:
     engine, hook = FakeEngine(), Recorder()
-    end = run(engine, make(steps=4), [hook], TrainState(step=4))
+    end = run(engine, make(steps=4), [hook], after(4))
     assert engine.calls == []
     assert hook.events == ["start 5", "end finished"]
     assert (end.status, end.step) == ("finished", 4)
+
+
+def test_what_hooks_measure_goes_into_the_next_report() -> None:
+    measures, hook = Measures(), Recorder()
+
+    class Saver(Recorder):
+        def on_step(self, step: int) -> None:
+            measures.note("checkpoint/stall_ms", float(step))
+            if step == 2:
+                measures.note("checkpoint/write_ms", 7.0)
+
+    run(FakeEngine(), make(steps=5, log_every=2), [Saver(), hook], measures=measures)
+    measured = [(report.step, dict(report.measures)) for report in hook.reports]
+    # The fake ledger begins with the first step's number for ever.
+    assert [values.pop("data/sample_ledger") for _, values in measured] == [1] * 4
+    assert measured == [
+        (1, {}),
+        (2, {"checkpoint/stall_ms": 1.0}),
+        (4, {"checkpoint/stall_ms": 3.0, "checkpoint/write_ms": 7.0}),
+        (5, {"checkpoint/stall_ms": 4.0}),
+    ]
 
 
 def test_evaluation_reports_its_mean_even_between_logged_steps() -> None:
@@ -252,7 +307,7 @@ def test_stop_ends_after_the_step_and_reports_it(capsys: pytest.CaptureFixture[s
 
     end = run(FakeEngine(), make(steps=9, log_every=100, eval_every=3), [Ask(), hook], stop=stop)
     assert (end.status, end.step) == ("stopped", 3)
-    assert hook.events[-3:] == ["step 3", "report 3", "end stopped"]
+    assert hook.events[-3:] == ["report 3", "step 3", "end stopped"]
     assert hook.reports[0].eval_loss is None
     assert "step 3" in capsys.readouterr().out
 
@@ -264,22 +319,42 @@ def test_stop_at_the_last_step_is_a_finished_run() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_first_bad_step(bad: float) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_at_once_if_no_batch_may_be_skipped(bad: float) -> None:
     hook = Recorder()
     with pytest.raises(NumericsError, match="at step 5") as caught:
         run(FakeEngine({5: bad, 6: bad}), make(steps=9, log_every=3), [hook])
     assert caught.value.exit_code == 5
+    assert "it holds samples 50, 51 of the training data" in str(caught.value)
     assert [r.step for r in hook.reports] == [1, 3]
-    assert "step 6" not in hook.events
-    assert (hook.ends[0].status, hook.ends[0].step) == ("failed", 6)
+    assert "step 5" not in hook.events
+    assert (hook.ends[0].status, hook.ends[0].step) == ("failed", 5)
     assert "NumericsError" in hook.ends[0].error
 
 
-def test_a_loss_that_is_not_finite_is_found_before_a_save() -> None:
-    hook = Recorder()
-    with pytest.raises(NumericsError, match="at step 3"):
-        run(FakeEngine({3: float("nan")}), make(steps=9, log_every=9, save_every=4), [hook])
-    assert hook.events == ["start 1", "step 1", "report 1", "step 2", "step 3", "end failed"]
+def test_bad_batches_are_skipped_and_counted_until_there_are_too_many_in_a_row() -> None:
+    nan, hook, skipped, state = float("nan"), Recorder(), list[SkippedBatch](), after()
+    engine = FakeEngine({2: nan, 4: nan, 5: nan, 7: nan, 8: nan}, norms={9: nan})
+    with pytest.raises(NumericsError, match="at step 9, the batch number 3") as caught:
+        run(engine, make(steps=12, max_skipped_in_row=2), [hook], state, on_skip=skipped.append)
+    assert [batch.step for batch in skipped] == [2, 4, 5, 7, 8, 9]
+    assert skipped[1].samples == (40, 41)
+    assert "a gradient was not finite (loss 1.0000)" in str(caught.value)
+    assert "train.max_skipped_in_row=2" in str(caught.value)
+    assert [(r.step, r.skipped_steps) for r in hook.reports] == list(enumerate((0, 1, 1, 2, 3, 3, 4, 5), start=1))
+    assert (state.step, state.skipped_batches, state.skipped_in_row) == (9, 6, 3)
+
+
+def test_a_skipped_batch_uses_up_its_step_and_its_data() -> None:
+    engine, state = FakeEngine({2: float("nan")}), after()
+    run(engine, make(steps=4, max_skipped_in_row=1), [], state)
+    assert engine.calls == [(1, 0.5), (2, 1.0), (3, 1.0), (4, 1.0)]
+    assert state == replace(after(4), skipped_batches=1)
+
+
+def test_the_count_in_a_row_goes_on_after_a_resume() -> None:
+    state = replace(after(3), skipped_batches=2, skipped_in_row=2)
+    with pytest.raises(NumericsError, match="at step 4, the batch number 3"):
+        run(FakeEngine({4: float("nan")}), make(steps=9, max_skipped_in_row=2), [], state)
 
 
 def test_checking_before_a_save_loses_nothing_of_the_window() -> None:
@@ -289,15 +364,22 @@ def test_checking_before_a_save_loses_nothing_of_the_window() -> None:
 
 
 def test_gradients_that_are_not_finite_end_the_run() -> None:
-    with pytest.raises(NumericsError, match="gradient norm must be finite, but was inf at step 2"):
+    with pytest.raises(NumericsError, match=r"a gradient was not finite .* at step 2"):
         run(FakeEngine(norms={2: float("inf")}), make(), [])
 
 
-def test_an_fp16_overflow_is_no_error() -> None:
-    engine, hook = FakeEngine(norms={2: float("inf")}), Recorder()
-    engine.scale, engine.skipped = 1024.0, 1
-    assert run(engine, make(), [hook]).status == "finished"
+def test_an_fp16_overflow_is_an_everyday_event_until_there_are_too_many_in_a_row(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    engine, hook, skipped = FakeEngine(norms={2: float("inf")}), Recorder(), list[SkippedBatch]()
+    engine.scale = 1024.0
+    assert run(engine, make(max_skipped_in_row=1), [hook], on_skip=skipped.append).status == "finished"
     assert (hook.reports[1].loss_scale, hook.reports[1].skipped_steps) == (1024.0, 1)
+    assert (skipped, capsys.readouterr().err) == ([], "")
+    engine.norms = {2: float("inf"), 3: float("inf")}
+    with pytest.raises(NumericsError, match="at step 3, the batch number 2"):
+        run(engine, make(max_skipped_in_row=1), [], on_skip=skipped.append)
+    assert [batch.step for batch in skipped] == [3]
 
 
 class _Boom(Recorder):
@@ -363,10 +445,12 @@ def test_bubble_is_measured_with_a_pipeline_only() -> None:
     assert hook.reports[0].bubble_fraction is None
 
     class Half(FakeEngine):
-        def train_step(self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float) -> StepResult:
+        def train_step(
+            self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float, loss_limit: float = math.inf
+        ) -> StepResult:
             time.sleep(0.1)
             self.busy_s += 0.05
-            return super().train_step(micro_batches, step, learning_rate)
+            return super().train_step(micro_batches, step, learning_rate, loss_limit)
 
     plan = replace(make(steps=4, eval_every=2), pipeline_parallel_size=2)
     engine = Half()

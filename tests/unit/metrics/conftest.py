@@ -60,5 +60,6 @@ def row() -> Row:
         "train/tokens_seen": 10240,
         "perf/tokens_per_second": 12345.0,
         "perf/tflops_per_gpu": 1.5,
+        "time/step_ms": 500.0,
         "memory/peak_allocated_gib": 1.25,
     }

@@ -1,50 +1,36 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
-import os
-import pty
 import re
-import struct
-import sys
-import termios
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from tests.unit.metrics.console_room import ASCII, console_of, play, seen
 from trainer.config.plan import RunPlan
-from trainer.log import say
 from trainer.loop.events import RunEnd, StepReport
-from trainer.metrics.console import ConsoleSink, TrainingConsole, _console
-from trainer.metrics.sink import Row
+from trainer.metrics.console import ConsoleSink, QuietSink
+from trainer.metrics.live import LiveSink
+from trainer.metrics.screen import TrainingConsole
+from trainer.metrics.sink import Row, Sample
 
-_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
-
-def play(plan: RunPlan, row: Row, report: StepReport, terminal: bool, first_step: int = 1) -> str:
-    output = io.StringIO()
-    console = Console(file=output, force_terminal=terminal, width=80, highlight=False)
-    sink = ConsoleSink(plan, Path("runs/tiny"), 1_234_567, "CPU", "disabled", console)
-    sink.start(first_step)
-    for step in range(first_step, 11):
-        sink.advance(step)
-        sink.write({**row, "step": step}, replace(report, step=step, loss=11.0 - step, eval_loss=None))
-    sink.end(RunEnd("finished", 10, 83.0))
-    return output.getvalue()
+@pytest.fixture(autouse=True)
+def reporting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
 
 
 def test_plain_output_has_no_escapes_and_fits_eighty_columns(plan: RunPlan, row: Row, report: StepReport) -> None:
-    text = play(plan, row, report, terminal=False)
+    text = play(ConsoleSink, plan, row, report)
     assert "\x1b" not in text
     assert "\r" not in text
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
 
 
 def test_step_lines_stand_in_columns(plan: RunPlan, row: Row, report: StepReport) -> None:
-    lines = play(plan, row, report, terminal=False).splitlines()
+    lines = play(ConsoleSink, plan, row, replace(report, eval_loss=None)).splitlines()
     header = next(index for index, line in enumerate(lines) if line.split()[:2] == ["step", "loss"])
     steps = lines[header + 1 : header + 11]
     assert [line.split()[0] for line in steps] == [str(step) for step in range(1, 11)]
@@ -57,70 +43,133 @@ def test_step_lines_stand_in_columns(plan: RunPlan, row: Row, report: StepReport
     assert re.fullmatch(r"\d+m\d\ds", steps[1].split()[-1])
 
 
-def test_banner_says_what_runs_where(plan: RunPlan, row: Row, report: StepReport) -> None:
-    text = play(plan, row, report, terminal=False)
-    for part in (
-        "Trident: tiny",
-        "1,234,567 parameters (1.23M)",
-        "pipeline 2 x tensor 2 x data 2 = 8 ranks",
-        "2,048 tokens per step",
-        "20,480 tokens",
-        "runs/tiny/metrics.jsonl",
-        "disabled",
-    ):
-        assert part in " ".join(text.split()), part
+def test_the_beginning_says_what_runs_where(plan: RunPlan, row: Row, report: StepReport) -> None:
+    text = " ".join(play(ConsoleSink, plan, row, report).split())
+    for part in ("run tiny", "device CPU, fp32", "steps 10 = 20.5k tokens", "folder runs/tiny", "wandb disabled"):
+        assert part in text, part
     assert "resuming" not in text
-    assert "resuming at step 4" in play(plan, row, report, terminal=False, first_step=4)
+    assert "resuming at step 4" in play(ConsoleSink, plan, row, report, first_step=4)
 
 
-def test_the_end_shows_a_loss_curve_that_falls(plan: RunPlan, row: Row, report: StepReport) -> None:
-    text = play(plan, row, report, terminal=False)
-    assert "•" in text or "*" in text
+def test_the_end_shows_a_loss_curve_that_falls_and_the_last_word(
+    plan: RunPlan, row: Row, report: StepReport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = play(ConsoleSink, plan, row, report)
+    assert text.count("•") == 10
     assert "loss 10.0000 at step 1, 1.0000 at step 10" in text
-    assert "finished at step 10 after 1m23s; summary in runs/tiny/summary.json" in text
+    assert capsys.readouterr().out == "finished at step 10 after 1m23s; summary in runs/tiny/summary.json\n"
 
 
-def test_a_terminal_gets_a_progress_bar_and_the_same_lines(plan: RunPlan, row: Row, report: StepReport) -> None:
-    text = play(plan, row, report, terminal=True)
-    assert "\x1b[" in text
-    assert "10/10" in text
-    plain = _ESCAPE.sub("", text)
-    assert "10.0000" in plain
-    assert all(len(line.split("\r")[-1].rstrip()) <= 80 for line in plain.splitlines())
+@pytest.mark.parametrize("kind", [ConsoleSink, LiveSink])
+@pytest.mark.parametrize("width", [20, 40, 80, 120])
+def test_ascii_only_and_no_line_too_long(
+    kind: type[ConsoleSink], width: int, plan: RunPlan, row: Row, report: StepReport
+) -> None:
+    text = play(kind, plan, row, report, terminal=kind is LiveSink, width=width, environ=ASCII)
+    assert text.isascii()
+    assert "*" in text
+    if kind is LiveSink:
+        assert max(map(len, seen(text))) <= max(width, len("loss 10.0000 at step 1, 1.0000 at step 10"))
 
 
 def test_optional_columns(plan: RunPlan, row: Row, report: StepReport) -> None:
-    text = play(plan, {**row, "perf/mfu": 0.4321}, report, terminal=False)
+    text = play(ConsoleSink, plan, {**row, "perf/mfu": 0.4321}, report)
     assert "mfu" in text
     assert "43.2%" in text
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
-    assert "mfu" not in play(plan, row, report, terminal=False)
+    assert "mfu" not in play(ConsoleSink, plan, row, report)
 
 
-def test_an_fp16_overflow_is_told_once(plan: RunPlan, row: Row, report: StepReport) -> None:
-    text = play(plan, row, replace(report, skipped_steps=2, loss_scale=512.0), terminal=False)
+@pytest.mark.parametrize("kind", [ConsoleSink, LiveSink])
+def test_an_fp16_overflow_is_told_once(kind: type[ConsoleSink], plan: RunPlan, row: Row, report: StepReport) -> None:
+    overflown = replace(report, skipped_steps=2, loss_scale=512.0)
+    text = play(kind, plan, row, overflown, terminal=kind is LiveSink)
     assert text.count("fp16 overflow: 2 steps skipped so far, loss scale 512") == 1
+
+
+def test_a_skipped_batch_is_in_its_line_and_not_in_the_curve(plan: RunPlan, row: Row, report: StepReport) -> None:
+    text = play(ConsoleSink, plan, row, replace(report, skipped_steps=1, loss_scale=None), bad_step=10)
+    assert re.search(r"^ +10 +nan ", text, re.MULTILINE)
+    assert "fp16" not in text
+    live = play(LiveSink, plan, row, replace(report, loss_scale=None), terminal=True, bad_step=10)
+    assert "not finite: the batch was skipped" in live
+    assert "loss 10.0000 at step 1, 2.0000 at step 9" in text
 
 
 @pytest.mark.parametrize("value", [123456789.0, 1e-12, float("inf"), 0.0])
 def test_extreme_numbers_do_not_break_the_columns(value: float, plan: RunPlan, row: Row, report: StepReport) -> None:
     extreme: Row = {**row, "perf/tokens_per_second": value, "perf/tflops_per_gpu": value}
-    text = play(plan, extreme, replace(report, grad_norm=value), terminal=False)
+    text = play(ConsoleSink, plan, extreme, replace(report, grad_norm=value))
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+
+
+def sink_on(output: io.StringIO, plan: RunPlan, environ: dict[str, str] | None = None) -> ConsoleSink:
+    return ConsoleSink(plan, Path("runs/[red]x"), "CPU", {}, console_of(output, environ=environ))
 
 
 def test_text_in_brackets_is_no_markup(plan: RunPlan) -> None:
     output = io.StringIO()
-    sink = ConsoleSink(plan, Path("runs/[red]x"), 1, "CPU", console=Console(file=output, width=80))
+    sink = sink_on(output, plan)
     sink.say("files=[a,b] [bold]")
     assert output.getvalue() == "files=[a,b] [bold]\n"
+    sink.start(1)
+    assert "runs/[red]x" in output.getvalue()
 
 
 def test_a_long_command_is_not_wrapped(plan: RunPlan) -> None:
     output = io.StringIO()
     command = "wandb sync " + "/very/long/path" * 20
-    ConsoleSink(plan, Path("runs/x"), 1, "CPU", console=Console(file=output, width=80)).say(command)
+    sink_on(output, plan).say(command)
     assert output.getvalue() == command + "\n"
+
+
+def test_texts_are_shown_in_part_and_can_do_nothing_to_the_terminal(plan: RunPlan) -> None:
+    output = io.StringIO()
+    samples = [
+        Sample(50, "def ", "f(x):\n\treturn \x1b[31mé[bold]\x07"),
+        Sample(50, "", "x" * 200),
+        Sample(50, "", "\n".join("abcdefg")),
+        *(Sample(50, "", str(number)) for number in range(3)),
+    ]
+    sink_on(output, plan).show(samples)
+    assert output.getvalue().splitlines() == [
+        "the model writes at step 50:",
+        "  1 | def f(x):",
+        "    |     return ?[31mé[bold]?",
+        f"  2 | {'x' * 71}...",
+        "  3 | a",
+        "    | b",
+        "    | c",
+        "    | ...",
+        "  4 | 0",
+        "    and 2 more in samples.jsonl",
+    ]
+    output = io.StringIO()
+    sink_on(output, plan, ASCII).show(samples[:1])
+    assert "return ?[31m?[bold]?" in output.getvalue()
+
+
+def test_notes_come_before_the_last_word(plan: RunPlan, capsys: pytest.CaptureFixture[str]) -> None:
+    notes: list[str] = []
+    output = io.StringIO()
+    sink = ConsoleSink(plan, Path("runs/x"), "CPU", {}, console_of(output), notes)
+    notes.append("wandb is offline")
+    sink.end(RunEnd("stopped", 3, 2.0))
+    told = ["wandb is offline", "stopped at step 3 after 0m02s; summary in runs/x/summary.json"]
+    assert capsys.readouterr().out.splitlines() == told
+
+
+def test_quiet_is_the_last_word(
+    row: Row, report: StepReport, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.log._Terminal.is_quiet", True)
+    sink = QuietSink(Path("runs/x"), ["wandb is offline"])
+    sink.start(1)
+    sink.advance(1)
+    sink.write(row, report)
+    sink.show([Sample(1, "", "x")])
+    sink.end(RunEnd("finished", 3, 2.0))
+    assert capsys.readouterr().out == "finished at step 3 after 0m02s; summary in runs/x/summary.json\n"
 
 
 class _Gone(io.StringIO):
@@ -139,38 +188,14 @@ GONE = (BrokenPipeError(), OSError(errno.EIO, "the terminal is gone"), OSError(e
 
 
 @pytest.mark.parametrize("error", GONE, ids=["pipe", "terminal", "disk"])
-@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("kind", [ConsoleSink, LiveSink])
 def test_a_reader_that_is_gone_does_not_stop_training(
-    terminal: bool, error: OSError, plan: RunPlan, row: Row, report: StepReport
+    kind: type[ConsoleSink], error: OSError, plan: RunPlan, row: Row, report: StepReport
 ) -> None:
-    console = TrainingConsole(file=_Gone(error), force_terminal=terminal, width=80)
-    sink = ConsoleSink(plan, Path("runs/tiny"), 1, "CPU", console=console)
+    console = TrainingConsole(_Gone(error), is_terminal=kind is LiveSink, width=80)
+    sink = kind(plan, Path("runs/tiny"), "CPU", {}, console)
     sink.start(1)
     sink.advance(1)
     sink.write(row, report)
+    sink.show([Sample(1, "", "x")])
     sink.end(RunEnd("finished", 1, 1.0))
-
-
-def test_width_of_the_terminal_that_is_written_to() -> None:
-    primary, secondary = pty.openpty()
-    fcntl.ioctl(secondary, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 117, 0, 0))
-    with os.fdopen(secondary, "w") as stream, os.fdopen(primary, "rb", buffering=0):
-        assert _console(stream).width == 117
-    assert _console(io.StringIO()).width == 80
-
-
-def test_lines_of_others_stand_above_the_bar(plan: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Screen(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    screen = Screen()
-    monkeypatch.setattr(sys, "stdout", screen)
-    monkeypatch.delenv("RANK", raising=False)
-    console = TrainingConsole(file=screen, force_terminal=True, width=80)
-    sink = ConsoleSink(plan, Path("runs/tiny"), 1, "CPU", console=console)
-    sink.start(1)
-    say("saved runs/tiny/checkpoints/step_1")
-    sink.end(RunEnd("finished", 1, 1.0))
-    lines = _ESCAPE.sub("", screen.getvalue()).replace("\r", "\n").splitlines()
-    assert "saved runs/tiny/checkpoints/step_1" in [line.strip() for line in lines]

@@ -10,11 +10,11 @@ import torch
 
 from trainer.config.schema import Dtype
 from trainer.loop.events import StepReport
+from trainer.metrics.across import Across
 from trainer.metrics.memory import MemoryMeter, MemoryPeaks
 from trainer.metrics.peaks import peak_flops_per_second
 from trainer.metrics.row import ROW_NAMES, make_row
 from trainer.metrics.throughput import ThroughputMeter
-from trainer.topology.groups import SingleGroup
 
 # As DESIGN names them: the contract with everything that reads metrics.jsonl.
 PROMISED = [
@@ -33,21 +33,29 @@ PROMISED = [
     "memory/peak_allocated_gib",
     "memory/peak_reserved_gib",
     "pipeline/bubble_fraction",
+    "train/skipped_batches",
 ]
 
 METER = ThroughputMeter(tokens_per_step=2048, flops_per_token=3e9, world_size=8, peak_flops=None)
-MEMORY = MemoryPeaks(allocated_gib=1.5, reserved_gib=2.0)
+ALONE = Across(MemoryPeaks(allocated_gib=1.5, reserved_gib=2.0), stages=(1.5,), nodes=({},))
 
 
 def test_row_has_exactly_the_promised_names(report: StepReport) -> None:
     fast = replace(METER, peak_flops=1e14)
-    row = make_row(report, fast.measure(report.step_ms), MEMORY)
+    row = make_row(report, fast.measure(report.step_ms), ALONE)
     assert list(row) == PROMISED
     assert list(ROW_NAMES) == PROMISED
 
 
+def test_what_hooks_measured_follows(report: StepReport) -> None:
+    measures = {"data/sample_ledger": 281474976710655, "checkpoint/stall_ms": 1.5, "x/nothing": float("nan")}
+    row = make_row(replace(report, measures=measures), METER.measure(report.step_ms), ALONE)
+    assert list(row)[-2:] == ["data/sample_ledger", "checkpoint/stall_ms"]
+    assert row["data/sample_ledger"] == 281474976710655
+
+
 def test_row_values(report: StepReport) -> None:
-    row = make_row(report, METER.measure(report.step_ms), MEMORY)
+    row = make_row(report, METER.measure(report.step_ms), ALONE)
     assert row["step"] == 5
     assert row["train/loss"] == 3.25
     assert row["train/grad_norm"] == 0.75
@@ -63,15 +71,37 @@ def test_row_values(report: StepReport) -> None:
 
 def test_what_is_unknown_is_left_out(report: StepReport) -> None:
     bare = replace(report, eval_loss=None, bubble_fraction=None)
-    row = make_row(bare, METER.measure(500.0), MEMORY)
+    row = make_row(bare, METER.measure(500.0), ALONE)
     assert set(PROMISED) - set(row) == {"eval/loss", "pipeline/bubble_fraction", "perf/mfu"}
 
 
 def test_what_json_cannot_hold_is_left_out(report: StepReport) -> None:
-    row = make_row(replace(report, grad_norm=math.inf, eval_loss=math.nan), METER.measure(500.0), MEMORY)
+    bad = replace(report, loss=math.nan, grad_norm=math.inf, eval_loss=math.nan, skipped_steps=3)
+    row = make_row(bad, METER.measure(500.0), ALONE)
+    assert "train/loss" not in row
     assert "train/grad_norm" not in row
+    assert row["train/skipped_batches"] == 3
     assert "eval/loss" not in row
     json.dumps(row, allow_nan=False)
+
+
+def test_stages_nodes_and_what_hooks_measured_come_after(report: StepReport) -> None:
+    across = Across(ALONE.fullest, stages=(1.5, 0.5), nodes=({"cpu_percent": 7.0}, {}, {"gpu_power_w": 300.0}))
+    measured = replace(report, measures={"checkpoint/stall_ms": 12.5, "checkpoint/lost": math.nan})
+    row = make_row(measured, replace(METER, peak_flops=1e14).measure(500.0), across)
+    assert list(row)[: len(PROMISED)] == PROMISED
+    assert {name: row[name] for name in list(row)[len(PROMISED) :]} == {
+        "checkpoint/stall_ms": 12.5,
+        "memory/stage0/peak_allocated_gib": 1.5,
+        "memory/stage1/peak_allocated_gib": 0.5,
+        "system/node0/cpu_percent": 7.0,
+        "system/node2/gpu_power_w": 300.0,
+    }
+
+
+def test_no_hook_can_say_what_the_loop_says(report: StepReport) -> None:
+    row = make_row(replace(report, measures={"train/loss": 0.0, "step": 0.0}), METER.measure(500.0), ALONE)
+    assert (row["train/loss"], row["step"]) == (3.25, 5)
 
 
 def test_throughput_by_hand() -> None:
@@ -132,41 +162,20 @@ class _RssOnly:
 def test_memory_on_cpu_is_the_highest_resident_size(monkeypatch: pytest.MonkeyPatch) -> None:
     process = _RssOnly(1.0, 3.0, 2.0)
     monkeypatch.setattr(psutil, "Process", lambda: process)
-    meter = MemoryMeter(torch.device("cpu"), SingleGroup())
+    meter = MemoryMeter(torch.device("cpu"))
     meter.sample()
     meter.sample()
-    peaks = meter.measure()
+    peaks = meter.peaks()
     assert (peaks.allocated_gib, peaks.reserved_gib) == (3.0, 3.0)
 
 
 def test_memory_of_this_process_is_plausible() -> None:
-    peaks = MemoryMeter(torch.device("cpu"), SingleGroup()).measure()
+    peaks = MemoryMeter(torch.device("cpu")).peaks()
     assert 0.01 < peaks.allocated_gib < 1024
-
-
-class _FullerPeer:
-    rank, size = 0, 2
-
-    def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
-        assert op == "max"
-        assert tensor.device.type == "cpu"
-        return torch.maximum(tensor, torch.tensor([7.0, 9.0], dtype=tensor.dtype))
-
-    def all_gather(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
-        raise AssertionError
-
-    def reduce_scatter(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
-        raise AssertionError
-
-
-def test_memory_is_that_of_the_fullest_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil, "Process", lambda: _RssOnly(8.0))
-    peaks = MemoryMeter(torch.device("cpu"), _FullerPeer()).measure()
-    assert (peaks.allocated_gib, peaks.reserved_gib) == (8.0, 9.0)
 
 
 def test_memory_on_cuda_comes_from_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 2**31)
-    peaks = MemoryMeter(torch.device("cuda:0"), SingleGroup()).measure()
+    peaks = MemoryMeter(torch.device("cuda:0")).peaks()
     assert (peaks.allocated_gib, peaks.reserved_gib) == (1.0, 2.0)

@@ -1,0 +1,250 @@
+"""Train with one bad batch, and without it: what the tests of skipped steps share.
+
+Functions that take `rank` run in forked ranks; several cases follow one another in the same ranks.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.dist.resume_room import Run, run_config, tokens_of
+from tests.helpers.parity import OPTIMIZER, VOCABULARY, Case
+
+BAD, LAST = 2, 3
+"""The step whose batch is bad, and the last one."""
+MATRIX, NORM = "blocks.0.mlp.up.weight", "final_norm.weight"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong in step BAD of a case.
+
+    `parameter`: its gradient becomes NaN on `rank`. None: the loss is above the limit that it is given.
+    """
+
+    case: Case
+    parameter: str | None = MATRIX
+    rank: int = 0
+    after_reduction: bool = False
+    """Whether only this rank's copy of the gradient is bad, as by a fault of its memory."""
+
+    @property
+    def name(self) -> str:
+        what = f"{self.parameter} on rank {self.rank}" if self.parameter else "loss"
+        return f"{self.case.name}: {what}"
+
+
+@dataclass
+class Seen:
+    """What one rank saw."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    skipped: list[bool] = field(default_factory=list)
+    touched: list[str] = field(default_factory=list)
+    """What the bad step changed."""
+    counters: dict[str, float] = field(default_factory=dict)
+    """That the bad step changed, with their new values."""
+    wrong: list[str] = field(default_factory=list)
+    """What is not, at the end, as in a run without the bad batch."""
+
+
+class _Room:
+    def __init__(self, case: Case, rank: int, world_size: int) -> None:
+        from trainer.config.plan import make_plan
+        from trainer.engine.build import build_engine
+        from trainer.engine.world import start_world
+
+        config = run_config(Run(case))
+        # An overflow must not change the scale here, nor its absence: fp16 would round in another place.
+        config = replace(config, precision=replace(config.precision, loss_scale_window=1000))
+        self.plan = make_plan(config, VOCABULARY, world_size)
+        self.groups, self.control = start_world(self.plan, torch.device("cpu"))
+        self.engine: Any = build_engine(self.plan, self.groups)
+        self._dp_rank = self.groups.grid.coordinate(rank).dp_rank
+
+    def batches(self, step: int) -> Any:
+        from trainer.data.batches import MicroBatch
+
+        tokens, dp = tokens_of(step), self.plan.data_parallel_size
+        rows = [tokens[m * dp + self._dp_rank].unsqueeze(0) for m in range(self.plan.num_micro_batches)]
+        return [MicroBatch(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
+
+    def step(self, step: int, loss_limit: float = math.inf) -> Any:
+        return self.engine.train_step(self.batches(step), step, OPTIMIZER.lr, loss_limit)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return masters, moments, and what forward reads."""
+        fragments = self.engine.fragments()
+        held = {f"{f.kind}/{f.spec.name}/{f.tp_rank}/{f.start}": f.values for f in fragments}
+        return held | {f"local/{name}": tensor for name, tensor in self.engine.local_parameters().items()}
+
+    def parameter(self, name: str) -> torch.nn.Parameter:
+        from trainer.tensor_parallel.shard import shard_spec
+
+        found: list[torch.nn.Parameter] = [p for p in self.engine._engine.module.parameters() if shard_spec(p).name == name]
+        assert len(found) == 1, name
+        return found[0]
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    assert before.keys() == after.keys()
+    return [name for name, value in before.items() if not torch.equal(value, after[name])]
+
+
+def _nothing() -> None:
+    pass
+
+
+def _break(room: _Room, fault: Fault) -> Callable[[], None]:
+    """Make the gradient of the next step bad; return what ends that."""
+    parameter: Any = room.parameter(str(fault.parameter))
+    inner = room.engine._engine
+    if not fault.after_reduction:
+        handle = parameter.register_hook(lambda grad: torch.full_like(grad, math.nan))
+        return lambda: handle.remove()
+    take = inner._take_model_step
+
+    def broken(lr_kwargs: Any) -> None:
+        (parameter.grad if inner.optimizer is inner.basic_optimizer else parameter._hp_grad).fill_(math.nan)
+        take(lr_kwargs)
+
+    inner._take_model_step = broken
+
+    def undo() -> None:
+        del inner._take_model_step
+
+    return undo
+
+
+def _with_bad_step(room: _Room, fault: Fault, rank: int) -> Seen:
+    seen = Seen()
+    for step in range(1, LAST + 1):
+        before, counters = (room.tensors(), room.engine.scalars()) if step == BAD else ({}, {})
+        limit, undo = math.inf, _nothing
+        if step == BAD and fault.parameter is None:
+            limit = 0.5 * seen.losses[0]
+        elif step == BAD and rank == fault.rank:
+            undo = _break(room, fault)
+        result = room.step(step, limit)
+        undo()
+        seen.losses.append(float(result.loss))
+        seen.norms.append(float(result.grad_norm))
+        seen.skipped.append(result.skipped)
+        if step == BAD:
+            seen.touched = _changed(before, room.tensors())
+            after = room.engine.scalars()
+            seen.counters = {name: value for name, value in after.items() if value != counters[name]}
+    return seen
+
+
+def train_with_faults(rank: int, world_size: int, faults: Sequence[Fault]) -> list[Seen]:
+    """Train each case with its fault, and again without the bad batch."""
+    outcomes = []
+    for fault in faults:
+        room = _Room(fault.case, rank, world_size)
+        seen = _with_bad_step(room, fault, rank)
+        ended = room.tensors()
+        del room
+        gc.collect()
+        room = _Room(fault.case, rank, world_size)
+        for step in range(1, LAST + 1):
+            if step != BAD:
+                assert not room.step(step).skipped
+        seen.wrong = _changed(room.tensors(), ended)
+        outcomes.append(seen)
+        del room
+        gc.collect()
+    return outcomes
+
+
+def _spin(*_: object) -> None:
+    while True:
+        pass
+
+
+class _Source:
+    """Batches of a room's rank; the second one never comes if `sleeps`."""
+
+    def __init__(self, room: _Room, sleeps: bool) -> None:
+        self._room, self._sleeps = room, sleeps
+        self.tokens = room.plan.tokens_per_step
+
+    def micro_batches(self, position: int) -> Any:
+        if self._sleeps and position >= self.tokens:
+            time.sleep(600)
+        return self._room.batches(1 + position // self.tokens)
+
+    def ledger(self, previous: str, position: int) -> str:
+        return previous
+
+
+def train_with_watchdog(rank: int, world_size: int, fault: str, folder: Path, timeout_s: float) -> None:
+    """Train two stages under a watchdog; the second stands still in its data, a forward pass, or an evaluation."""
+    from trainer.launcher.watchdog import Watchdog
+    from trainer.log import use_terminal
+    from trainer.loop.state import TrainState
+    from trainer.loop.stop import StopRequest
+    from trainer.loop.train import train
+    from trainer.progress import Progress
+
+    told = (folder / f"told_{rank}.txt").open("w", buffering=1)
+    use_terminal(told, told)
+    room, progress = _Room(Case(pp=2, zero=1), rank, world_size), Progress()
+    inner = room.engine._engine
+    inner.progress = progress
+    passes = 0
+
+    def before_forward(module: torch.nn.Module, _: object) -> None:
+        nonlocal passes
+        passes += module.training
+        is_bad = passes == room.plan.num_micro_batches + 2 if fault == "forward" else not module.training
+        if rank == 1 and fault != "data" and is_bad:
+            _spin()
+
+    inner.module.register_forward_pre_hook(before_forward)
+    training = replace(room.plan.config.train, steps=4, eval_every=int(fault == "evaluate"), eval_batches=1)
+    plan = replace(room.plan, config=replace(room.plan.config, train=training))
+    source: Any = _Source(room, sleeps=fault == "data" and rank == 1)
+    state, stop = TrainState(sample_length=8), StopRequest(room.control)
+    with Watchdog(folder, rank, room.groups.grid.coordinate(rank).stage, world_size, progress, timeout_s, 600.0):
+        train(room.engine, source, source, plan, state, [], stop, room.groups, progress=progress)
+
+
+def check_replicas(rank: int, world_size: int, cases: Sequence[tuple[Case, str]]) -> list[str]:
+    """Train two steps of each case under the check; then change one element on the last rank, and check again.
+
+    Returns what each case ended with.
+    """
+    from trainer.errors import NumericsError
+    from trainer.loop.replicas import ReplicaCheck
+
+    ended = []
+    for case, name in cases:
+        room = _Room(case, rank, world_size)
+        runtime = replace(room.plan.config.runtime, check_replicas_every=2)
+        plan = replace(room.plan, config=replace(room.plan.config, runtime=runtime))
+        check = ReplicaCheck(room.engine, plan, room.groups, room.control)
+        for step in (1, 2):
+            room.step(step)
+            check.on_step(step)
+        if rank == world_size - 1:
+            with torch.no_grad():
+                room.parameter(name).view(-1)[0] += 0.5
+        check.on_step(3)
+        try:
+            check.on_step(4)
+            ended.append("nothing")
+        except NumericsError as error:
+            ended.append(str(error))
+        del room
+        gc.collect()
+    return ended

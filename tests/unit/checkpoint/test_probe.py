@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.unit.checkpoint.checkpoint_room import FakeEngine, Run, plan_of
+from trainer.checkpoint.probe import TOLERANCE, check_probe, probe_loss
+from trainer.checkpoint.resume import checkpoint_to_resume, load
+from trainer.config.plan import make_plan
+from trainer.config.schema import BatchConfig, Dtype, LayoutConfig, ModelConfig, PipelineSchedule, TridentConfig
+from trainer.data.batches import MicroBatch
+from trainer.errors import CheckpointError
+from trainer.topology.groups import DistGroup, single_process_groups
+
+CPU = torch.device("cpu")
+
+
+def probed(micro_batch_size: int = 1, layout: LayoutConfig | None = None) -> list[MicroBatch]:
+    seen: list[MicroBatch] = []
+
+    class Engine(FakeEngine):
+        def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+            seen.extend(micro_batches)
+            return torch.tensor(1.5)
+
+    config = TridentConfig(
+        model=ModelConfig(seq_length=16),
+        layout=layout or LayoutConfig(),
+        batch=BatchConfig(global_batch_size=16, micro_batch_size=micro_batch_size),
+    )
+    assert probe_loss(Engine(), make_plan(config, 100), CPU) == 1.5
+    return seen
+
+
+def test_the_batch_is_the_same_sequence_whatever_the_layout() -> None:
+    (one,) = probed()
+    assert one.input_ids.shape == (1, 16)
+    assert torch.equal(one.input_ids[:, 1:], one.labels[:, :-1])
+    assert 0 <= int(one.input_ids.min()) <= int(one.labels.max()) < 100
+    assert len(set(one.labels[0].tolist())) > 10
+    (many,) = probed(micro_batch_size=4)
+    assert torch.equal(many.input_ids, one.input_ids.expand(4, -1))
+    pipeline = LayoutConfig(pipeline_parallel_size=2)
+    assert len(probed(layout=pipeline)) == 1
+    dual = replace(pipeline, pipeline_schedule=PipelineSchedule.dualpipev)
+    assert [torch.equal(batch.labels, one.labels) for batch in probed(layout=dual)] == [True] * 4
+
+
+@pytest.mark.parametrize("dtype", Dtype)
+def test_another_loss_is_an_error(dtype: Dtype) -> None:
+    tolerance = TOLERANCE[dtype]
+    check_probe(2.0, 2.0 * (1 + 0.9 * tolerance), "fp32", dtype)
+    check_probe(2.0, 2.0 * (1 - 0.9 * tolerance), dtype.value, Dtype.fp32)
+    for found in (2.0 * (1 + 1.1 * tolerance), 2.0 * (1 - 1.1 * tolerance), math.nan, math.inf):
+        with pytest.raises(CheckpointError, match=r"the loss on the fixed micro-batch must be 2 as when") as caught:
+            check_probe(2.0, found, dtype.value, Dtype.fp32)
+        assert caught.value.exit_code == 4
+
+
+def test_weights_that_mean_something_else_are_refused_on_loading(run: Run, control: DistGroup) -> None:
+    run.steps(2)
+    found = checkpoint_to_resume(plan_of().config, run.store, control)
+    assert found is not None
+    engine = FakeEngine()
+    load(found, engine, plan_of(), single_process_groups(), control)
+    engine.probe *= 1.001
+    with pytest.raises(CheckpointError, match="the weights do not mean the same to this model"):
+        load(found, engine, plan_of(), single_process_groups(), control)
+
+
+def test_another_sequence_length_cannot_be_compared(run: Run, control: DistGroup) -> None:
+    run.steps(2)
+    found = checkpoint_to_resume(plan_of().config, run.store, control)
+    assert found is not None
+    engine, plan = FakeEngine(), plan_of()
+    engine.probe = 1.0
+    longer = replace(plan, model=replace(plan.model, seq_length=32))
+    load(found, engine, longer, single_process_groups(), control)

@@ -1,0 +1,419 @@
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.metrics.wandb_room import Voice, make_sink
+from trainer.config.schema import LoggingConfig, WandbMode
+from trainer.loop.events import RunEnd, StepReport
+from trainer.metrics import wandb_sink
+from trainer.metrics.sink import Row, Sample
+from trainer.restarts import Restart, remember
+
+FINISHED = RunEnd("finished", 5, 1.0)
+
+
+@pytest.fixture(autouse=True)
+def ended_services(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Counts instead of killing what another test may use, and asks no network."""
+    ended: list[str] = []
+    monkeypatch.setattr(wandb_sink, "_end_service", lambda: ended.append("ended"))
+    monkeypatch.setattr(wandb_sink, "is_reachable", lambda url: True)
+    # The sink sets them; they are put back.
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return ended
+
+
+class FakeRun:
+    id = "abcd1234"
+
+    def __init__(self, log_error: Exception | None = None, log_s: float = 0.0, finish_s: float = 0.0) -> None:
+        self.log_error, self.log_s, self.finish_s = log_error, log_s, finish_s
+        self.rows: list[dict[str, Any]] = []
+        self.metrics: list[tuple[str, dict[str, Any]]] = []
+        self.ended: list[str] = []
+        self.alerts: list[tuple[str, str, str]] = []
+        self.artifacts: list[tuple[Any, list[str]]] = []
+        self.summary: dict[str, object] = {}
+        self.settings = type("S", (), {"sync_dir": "wandb/run-x"})()
+
+    def define_metric(self, name: str, **kwargs: Any) -> None:
+        self.metrics.append((name, kwargs))
+
+    def log(self, row: dict[str, Any]) -> None:
+        time.sleep(self.log_s)
+        if self.log_error:
+            raise self.log_error
+        self.rows.append(row)
+
+    def alert(self, title: str, text: str, level: str) -> None:
+        assert len(title) < 64
+        self.alerts.append((level, title, text))
+
+    def log_artifact(self, artifact: Any, aliases: list[str]) -> None:
+        self.artifacts.append((artifact, aliases))
+
+    def mark_preempting(self) -> None:
+        self.ended.append("preempting")
+
+    def finish(self, exit_code: int) -> None:
+        time.sleep(self.finish_s)
+        self.ended.append(f"finish {exit_code}")
+
+
+def patch_init(monkeypatch: pytest.MonkeyPatch, run: FakeRun | Exception) -> list[dict[str, Any]]:
+    import wandb
+
+    calls: list[dict[str, Any]] = []
+
+    def init(**kwargs: Any) -> FakeRun:
+        calls.append(kwargs)
+        if isinstance(run, Exception):
+            raise run
+        return run
+
+    monkeypatch.setattr(wandb, "init", init)
+    return calls
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_the_run_is_told_what_it_needs(
+    tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch, ended_services: list[str]
+) -> None:
+    run, voice = FakeRun(), Voice()
+    calls = patch_init(monkeypatch, run)
+    sink = make_sink(tmp_path, voice, WandbMode.online)
+    sink.start(1)
+    sink.advance(1)
+    sink.write(row, report)
+    sink.end(FINISHED)
+    assert (calls[0]["mode"], calls[0]["resume"], calls[0]["group"]) == ("online", "allow", "tiny")
+    assert (calls[0]["name"], calls[0]["job_type"]) == (tmp_path.name, "train")
+    assert calls[0]["tags"] == ["mine", "pp1_tp1_dp1"]
+    assert calls[0]["config"]["api_key"] == "<redacted>"
+    assert ("*", {"step_metric": "step"}) in run.metrics
+    assert run.rows == [row]
+    assert run.summary == {
+        "run/status": "finished",
+        "run/wall_time_s": 1.0,
+        "run/restarts": 0,
+        "eval/best_loss": report.eval_loss,
+    }
+    assert run.ended == ["finish 0"]
+    assert (run.alerts, voice.said, voice.noted, voice.warned, ended_services) == ([], [], [], [], [])
+
+
+@pytest.mark.parametrize("mode", [WandbMode.online, WandbMode.offline])
+def test_a_resumed_run_continues_its_wandb_run_and_a_fresh_one_does_not(
+    mode: WandbMode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = patch_init(monkeypatch, FakeRun())
+    for first_step in (1, 4, 1):
+        sink = make_sink(tmp_path, Voice(), mode)
+        sink.start(first_step)
+        sink.end(FINISHED)
+    ids = [call["id"] for call in calls]
+    assert ids[0] == ids[1] != ids[2]
+    assert {call["resume"] for call in calls} == {"allow"}
+
+
+@pytest.mark.parametrize(("status", "ended"), [("stopped", ["preempting", "finish 1"]), ("failed", ["finish 1"])])
+def test_wandb_hears_how_the_run_ended(
+    status: str, ended: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = FakeRun()
+    patch_init(monkeypatch, run)
+    sink = make_sink(tmp_path, Voice(), WandbMode.online)
+    sink.start(1)
+    sink.end(RunEnd(status, 3, 1.0))
+    assert run.ended == ended
+    assert run.summary["run/status"] == status
+
+
+@pytest.mark.parametrize(
+    ("error", "title"),
+    [
+        ("NumericsError: the loss must be finite, but was nan", "Loss or gradients not finite"),
+        ("PeerLostError: x", "Training failed"),
+    ],
+)
+def test_a_failure_is_an_alert(error: str, title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun()
+    patch_init(monkeypatch, run)
+    sink = make_sink(tmp_path, Voice())
+    sink.start(1)
+    sink.end(RunEnd("failed", 7, 1.0, error))
+    assert run.alerts == [("ERROR", title, f"after step 7: {error}")]
+
+
+def test_a_start_after_a_restart_is_an_alert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun()
+    patch_init(monkeypatch, run)
+    for first_step in (1, 4):
+        sink = make_sink(tmp_path, Voice())
+        sink.start(first_step)
+        sink.end(FINISHED)
+    assert run.alerts == [("INFO", "Training started again", f"{tmp_path} goes on at step 4")]
+    remember(tmp_path, Restart.now(7, 5, (1,)))
+    sink = make_sink(tmp_path, Voice())
+    sink.start(4)
+    sink.end(FINISHED)
+    what = f"{tmp_path} goes on at step 4; restart 1, after exit code 7 at step 5, ranks lost: [1]"
+    assert run.alerts[1:] == [("WARN", "Training started again", what)]
+    assert run.summary["run/restarts"] == 1
+
+
+def test_a_stall_is_an_alert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun()
+    patch_init(monkeypatch, run)
+    sink = make_sink(tmp_path, Voice(), logging=LoggingConfig(stall_alert_s=1))
+    sink.start(1)
+    sink.advance(3)
+    eventually(lambda: run.alerts)
+    [(level, title, text)] = run.alerts
+    assert (level, title) == ("WARN", "No step ends")
+    assert text.endswith("s after step 3")
+    sink.end(FINISHED)
+
+
+def test_a_stall_is_not_watched_for_when_nobody_wants_to_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch_init(monkeypatch, FakeRun())
+    before = threading.active_count()
+    sink = make_sink(tmp_path, Voice(), logging=LoggingConfig(stall_alert_s=0))
+    sink.start(1)
+    assert threading.active_count() == before + 1
+    sink.end(FINISHED)
+
+
+def texts(run: FakeRun) -> list[tuple[int, list[list[object]]]]:
+    return [(row["step"], row["samples"].data) for row in run.rows if "samples" in row]
+
+
+def test_texts_are_a_table_that_grows_also_over_a_resume(
+    tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "samples.jsonl").write_text(
+        '{"step": 2, "prompt": "a", "text": "two"}\n{"step": 4, "prompt": "a", "text": "gone"}\n'
+    )
+    run = FakeRun()
+    patch_init(monkeypatch, run)
+    sink = make_sink(tmp_path, Voice())
+    sink.start(4)
+    sink.show([Sample(4, "a", "four"), Sample(4, "b", "4")])
+    sink.show([Sample(6, "a", "six")])
+    sink.end(FINISHED)
+    four = [[2, "a", "two"], [4, "a", "four"], [4, "b", "4"]]
+    assert texts(run) == [(4, four), (6, [*four, [6, "a", "six"]])]
+
+
+def test_a_table_that_fails_costs_no_rows(
+    tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    def refuse(**_: object) -> None:
+        raise PermissionError("no artifacts for you")
+
+    run, voice = FakeRun(), Voice()
+    patch_init(monkeypatch, run)
+    monkeypatch.setattr(wandb, "Table", refuse)
+    sink = make_sink(tmp_path, voice)
+    sink.start(1)
+    sink.show([Sample(1, "", "x")])
+    eventually(lambda: sink._table_error)
+    sink.write(row, report)
+    sink.show([Sample(2, "", "y")])
+    sink.end(FINISHED)
+    assert run.rows == [row]
+    assert voice.warned == ["texts are no longer added to wandb (PermissionError: no artifacts for you)"]
+    assert run.ended == ["finish 0"]
+
+
+class Checkpoints:
+    """Folders of checkpoints, of which the newest is found."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.newest: tuple[int, Path] | None = None
+
+    def save(self, step: int) -> None:
+        path = self.folder / f"step_{step}"
+        path.mkdir(parents=True)
+        (path / "weights").write_text(f"weights of {step}")
+        self.newest = step, path
+
+    def __call__(self) -> tuple[int, Path] | None:
+        return self.newest
+
+
+UPLOADING = LoggingConfig(wandb_artifacts=True)
+
+
+def test_checkpoints_become_artifacts_once_each(
+    tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, voice, checkpoints = FakeRun(), Voice(), Checkpoints(tmp_path / "c")
+    patch_init(monkeypatch, run)
+    sink = make_sink(tmp_path, voice, WandbMode.online, UPLOADING, checkpoints)
+    sink.start(1)
+    eventually(lambda: sink._run is not None)
+    sink.write(row, report)
+    checkpoints.save(5)
+    sink.write(row, report)
+    eventually(lambda: len(run.artifacts) == 1)
+    sink.write(row, report)
+    checkpoints.save(6)
+    sink.end(FINISHED)
+    assert [aliases for _, aliases in run.artifacts] == [["step_5"], ["step_6"]]
+    assert [artifact.metadata for artifact, _ in run.artifacts] == [{"step": 5}, {"step": 6}]
+    assert {artifact.name.split(":")[0] for artifact, _ in run.artifacts} == {"checkpoint-abcd1234"}
+    assert list(run.artifacts[0][0].manifest.entries) == ["weights"]
+    assert voice.warned == []
+
+
+@pytest.mark.parametrize(("status", "added"), [("finished", [["step_5"]]), ("stopped", []), ("failed", [])])
+def test_offline_only_the_last_checkpoint_of_a_finished_run_is_added(
+    status: str, added: list[list[str]], tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, voice, checkpoints = FakeRun(), Voice(), Checkpoints(tmp_path / "c")
+    patch_init(monkeypatch, run)
+    sink = make_sink(tmp_path, voice, WandbMode.offline, UPLOADING, checkpoints)
+    sink.start(1)
+    checkpoints.save(3)
+    sink.write(row, report)
+    checkpoints.save(5)
+    sink.write(row, report)
+    sink.end(RunEnd(status, 5, 1.0))
+    assert [aliases for _, aliases in run.artifacts] == added
+    assert voice.said == ["adding the last checkpoint to wandb"] * len(added)
+
+
+def test_a_checkpoint_that_goes_away_meanwhile_costs_no_rows(
+    tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, voice = FakeRun(), Voice()
+    patch_init(monkeypatch, run)
+    gone = (5, tmp_path / "c" / "step_5")
+    sink = make_sink(tmp_path, voice, WandbMode.online, UPLOADING, lambda: gone)
+    sink.start(1)
+    eventually(lambda: sink._run is not None)
+    sink.write(row, report)
+    eventually(lambda: sink._uploads._error)
+    sink.write(row, report)
+    sink.end(FINISHED)
+    assert run.rows == [row, row]
+    assert len(voice.warned) == 1
+    assert voice.warned[0].startswith("a checkpoint was not added to wandb (ValueError: ")
+
+
+def test_without_artifacts_nobody_looks_for_checkpoints(
+    tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never() -> None:
+        raise AssertionError("nobody asked for checkpoints")
+
+    patch_init(monkeypatch, FakeRun())
+    sink = make_sink(tmp_path, Voice(), WandbMode.online, checkpoints=never)
+    sink.start(1)
+    sink.write(row, report)
+    sink.end(FINISHED)
+
+
+def test_a_start_that_explodes_switches_off_with_one_warning(
+    tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch, ended_services: list[str]
+) -> None:
+    voice = Voice()
+    patch_init(monkeypatch, RuntimeError("no\nservice"))
+    sink = make_sink(tmp_path, voice)
+    sink.start(1)
+    sink.write(row, report)
+    sink.end(FINISHED)
+    assert voice.warned == ["wandb is off for the rest of this run (RuntimeError: no service)"]
+    assert voice.noted == []
+    assert ended_services == ["ended"], "its processes must not hold up the end"
+
+
+def test_a_wandb_that_is_not_installed_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    voice = Voice()
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    sink = make_sink(tmp_path, voice)
+    sink.start(1)
+    sink.end(FINISHED)
+    assert len(voice.warned) == 1
+    assert "ModuleNotFoundError" in voice.warned[0]
+
+
+def test_a_log_that_explodes_switches_off_with_one_warning(
+    tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voice, run = Voice(), FakeRun(log_error=OSError("pipe"))
+    patch_init(monkeypatch, run)
+    sink = make_sink(tmp_path, voice)
+    sink.start(1)
+    for _ in range(3):
+        sink.write(row, report)
+    sink.end(FINISHED)
+    assert voice.warned == [
+        "wandb is off for the rest of this run (OSError: pipe); what it has: wandb sync --include-online wandb/run-x"
+    ]
+    assert run.ended == []
+
+
+def test_a_wandb_that_hangs_holds_up_no_step_and_the_end_only_for_a_while(
+    tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voice = Voice()
+    patch_init(monkeypatch, FakeRun(log_s=30.0))
+    monkeypatch.setattr(wandb_sink, "_FINISH_S", 0.2)
+    sink = make_sink(tmp_path, voice)
+    sink.start(1)
+    started = time.perf_counter()
+    for step in range(1, 101):
+        sink.advance(step)
+        sink.write(row, report)
+    sink.show([Sample(1, "", "x")])
+    assert time.perf_counter() - started < 2, "a hundred rows must not wait for one that hangs"
+    sink.end(FINISHED)
+    assert time.perf_counter() - started < 5
+    assert "TimeoutError: no answer within 0.2 s" in voice.warned[0]
+
+
+def test_where_the_server_is_gone_the_end_does_not_wait_for_it(
+    tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voice = Voice()
+    patch_init(monkeypatch, FakeRun(finish_s=20.0))
+    monkeypatch.setattr(wandb_sink, "is_reachable", lambda url: False)
+    monkeypatch.setattr(wandb_sink, "_FINISH_AFTER_FAILURE_S", 0.1)
+    sink = make_sink(tmp_path, voice, WandbMode.online)
+    sink.start(1)
+    started = time.perf_counter()
+    sink.end(FINISHED)
+    assert time.perf_counter() - started < 5
+    assert len(voice.warned) == 1
+
+
+def test_disabled_does_nothing(tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, voice = patch_init(monkeypatch, FakeRun()), Voice()
+    sink = make_sink(tmp_path, voice, WandbMode.disabled)
+    sink.start(1)
+    sink.advance(1)
+    sink.write(row, report)
+    sink.show([Sample(1, "", "x")])
+    sink.end(FINISHED)
+    assert (calls, voice.said, voice.noted, voice.warned) == ([], [], [], [])
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,94 @@
+"""Which rank of a layout writes which elements of a tensor. From the plan alone: no process groups, no DeepSpeed.
+
+Stages and tensor-parallel cuts are those of training. Over the data-parallel ranks every shard is split evenly, which
+is what ranks do without ZeRO; with ZeRO, DeepSpeed splits a flat buffer of all parameters, so that real ranks would
+write the same elements in other pieces. A reader does not mind: each element is there once, in a file of its stage and
+tensor-parallel rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from trainer.checkpoint.shards import padded_to
+from trainer.config.plan import RunPlan
+from trainer.errors import CheckpointError
+from trainer.pipeline.partition import stages
+from trainer.tensor_parallel.shard import ShardSpec
+from trainer.topology.grid import Grid
+
+_VOCABULARY = ("embedding", "head")
+"""Layers whose rows are token ids, padded for the tensor-parallel size."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Consecutive elements of a tensor-parallel shard, and who writes them."""
+
+    rank: int
+    tp_rank: int
+    start: int
+    numel: int
+
+
+class Placement:
+    """The ranks of a plan, and what each writes."""
+
+    def __init__(self, plan: RunPlan) -> None:
+        self._grid = Grid(plan.pipeline_parallel_size, plan.data_parallel_size, plan.tensor_parallel_size)
+        self._stage_of = {layer: stage.rank_index for stage in stages(plan) for layer in stage.layers}
+        self._rows = plan.model.padded_vocab_size
+        self._vocab_size = plan.model.vocab_size
+
+    @property
+    def tensor_parallel_size(self) -> int:
+        """Ranks that a tensor is cut for."""
+        return self._grid.tensor_parallel_size
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self._grid.size
+
+    def spec(self, saved: ShardSpec) -> ShardSpec:
+        """Return how a tensor is cut in this layout, given how it was cut in another.
+
+        Raises:
+            CheckpointError: it is not of the plan's model.
+        """
+        layer = self._layer(saved.name)
+        if layer not in _VOCABULARY:
+            return saved
+        if saved.unpadded_shape[0] != self._vocab_size:
+            raise CheckpointError(
+                f"{saved.name} must have a row for each of the {self._vocab_size} token ids of the manifest, but has "
+                f"{saved.unpadded_shape[0]}"
+            )
+        return padded_to(saved, self._rows)
+
+    def shares(self, spec: ShardSpec) -> Iterator[Share]:
+        """Yield who writes what of a tensor, by rank: over all, every element once.
+
+        A tied embedding is written by the stage that looks tokens up; a tensor that is not cut by the first
+        tensor-parallel rank.
+
+        Raises:
+            CheckpointError: the tensor is of no layer of the model.
+            ConfigError: a block cannot be cut for the tensor-parallel size.
+        """
+        stage, dp = self._stage_of[self._layer(spec.name)], self._grid.data_parallel_size
+        numel = math.prod(spec.local_shape(self.tensor_parallel_size))
+        for dp_rank in range(dp):
+            start, end = numel * dp_rank // dp, numel * (dp_rank + 1) // dp
+            for tp_rank in range(self.tensor_parallel_size if spec.dim is not None else 1):
+                if end > start:
+                    yield Share(self._grid.rank(stage, dp_rank, tp_rank), tp_rank, start, end - start)
+
+    def _layer(self, name: str) -> str:
+        parts = name.split(".")
+        layer = ".".join(parts[:2]) if parts[0] == "blocks" else parts[0]
+        if layer not in self._stage_of:
+            raise CheckpointError(f"{name} must be a tensor of the model of the checkpoint's config, but is of none")
+        return layer

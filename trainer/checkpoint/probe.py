@@ -1,0 +1,54 @@
+"""The loss on a fixed micro-batch: saved with a checkpoint, and expected again after it was loaded, in any layout.
+
+Sizes and hashes tell that the bytes are those that were written. This tells that they mean the same to the model that
+reads them: a tensor at a wrong place or cut in a wrong way gives another loss.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from trainer.config.plan import RunPlan
+from trainer.config.schema import Dtype, PipelineSchedule
+from trainer.data.batches import MicroBatch
+from trainer.engine.face import Engine
+from trainer.errors import CheckpointError
+
+_STRIDE = 7919
+"""A prime: the tokens go around the whole vocabulary."""
+TOLERANCE = {Dtype.fp32: 1e-5, Dtype.fp16: 2e-3, Dtype.bf16: 1e-2}
+"""Relative. Another layout adds up in another order; a dtype's share is some units in its last place."""
+
+
+def probe_loss(engine: Engine, plan: RunPlan, device: torch.device) -> float:
+    """Return the loss on the fixed micro-batch. Collective over the world; syncs the host with the device.
+
+    The tokens are a function of the vocabulary's size and of the place in the sequence. Every row and every rank has
+    the same, so neither micro-batch size nor layout changes the mean.
+    """
+    places = torch.arange(plan.model.seq_length + 1, device=device)
+    row = (places * _STRIDE + places // 7) % plan.model.vocab_size
+    rows = row.expand(plan.config.batch.micro_batch_size, -1)
+    batch = MicroBatch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
+    dual = plan.config.layout.pipeline_schedule is PipelineSchedule.dualpipev
+    # DualPipeV fills its two directions only from so many on.
+    count = 2 * plan.pipeline_parallel_size if plan.uses_pipeline_engine and dual else 1
+    return float(engine.evaluate([batch] * count))
+
+
+def check_probe(saved: float, found: float, saved_dtype: str, dtype: Dtype) -> None:
+    """Check that a checkpoint gives the loss that it gave when it was saved.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    tolerance = max(TOLERANCE[dtype], TOLERANCE[Dtype(saved_dtype)])
+    # Not `>`: what is not a number must not pass.
+    if not abs(found - saved) <= tolerance * max(abs(saved), 1.0) or not math.isfinite(found):
+        raise CheckpointError(
+            f"the loss on the fixed micro-batch must be {saved:.7g} as when the checkpoint was saved (within "
+            f"{tolerance:g} relative), but is {found:.7g}: the weights do not mean the same to this model",
+            hints=["give model.* the values of the run that saved it", "try the layout that saved it"],
+        )

@@ -1,0 +1,54 @@
+"""Going back to the last checkpoint in the middle of a run, and on with other data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trainer.checkpoint.resume import Found, checkpoint_to_resume, load, starting_state
+from trainer.checkpoint.store import CheckpointStore
+from trainer.config.plan import RunPlan
+from trainer.engine.face import Engine
+from trainer.log import say
+from trainer.loop.state import TrainState
+from trainer.topology.agreement import together
+from trainer.topology.groups import DistGroup, ParallelGroups
+
+
+def rewind(
+    engine: Engine,
+    state: TrainState,
+    began_with: Found | None,
+    plan: RunPlan,
+    store: CheckpointStore,
+    groups: ParallelGroups,
+    control: DistGroup,
+) -> TrainState:
+    """Load the run's newest checkpoint, or the one it began with, into an engine that has trained.
+
+    Collective over the world. Without any checkpoint nothing is loaded: what was skipped is all that is left out.
+
+    Args:
+        engine: of the run.
+        state: where the run is.
+        began_with: what the run was resumed from.
+        plan: numbers of the run.
+        store: the run's checkpoints.
+        groups: this rank's place.
+        control: a group on CPU over the whole world.
+
+    Returns:
+        The checkpoint's state, but at the data position of `state`: nothing that led here is read again.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all of them are damaged.
+    """
+    newest = replace(plan.config, checkpoint=replace(plan.config.checkpoint, resume="auto"))
+    found = checkpoint_to_resume(newest, store, control) or began_with
+    if found is None:
+        say(f"there is no checkpoint yet to go back to from step {state.step}: only its batch is left out")
+        return state
+    load(found, engine, plan, groups, control)
+    earlier = together(control, lambda: starting_state(found, plan, state.stream))
+    left_out = state.position - earlier.position
+    say(f"went back from step {state.step} to step {earlier.step}; the {left_out} tokens read since are left out")
+    return replace(earlier, position=state.position)

@@ -1,0 +1,11 @@
+"""The word for a size that follows the machines a run finds. No project imports."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Elastic(Enum):
+    """As many as there is room for."""
+
+    auto = "auto"

@@ -1,0 +1,66 @@
+"""Rules about what a run shows: wandb, and texts at evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from trainer.config.rules_common import Case, Rule
+from trainer.config.rules_ranges import MINIMA
+from trainer.config.schema import DataSource, EvalConfig, LoggingConfig, OffloadKind, TokenizerKind, WandbMode
+
+
+def wandb_settings(case: Case) -> Iterator[str]:
+    """Nothing is asked of a wandb that is off."""
+    logging, default = case.config.logging, LoggingConfig()
+    if logging.wandb is not WandbMode.disabled:
+        return
+    for key in ("wandb_group", "wandb_artifacts", "stall_alert_s"):
+        if getattr(logging, key) != getattr(default, key):
+            yield f"logging.{key} has no effect with logging.wandb=disabled; leave it out, or use logging.wandb=auto"
+
+
+def artifacts(case: Case) -> Iterator[str]:
+    """Checkpoints that are uploaded are saved."""
+    checkpoint = case.config.checkpoint
+    if case.config.logging.wandb_artifacts and checkpoint.every == 0 and not checkpoint.save_final:
+        yield (
+            "logging.wandb_artifacts=true needs checkpoints, but none are saved; "
+            "use checkpoint.save_final=true or checkpoint.every > 0"
+        )
+
+
+def _without_texts(texts: EvalConfig) -> Iterator[str]:
+    for key, default in asdict(EvalConfig()).items():
+        value = getattr(texts, key)
+        in_range = not isinstance(value, int | float) or value >= MINIMA.get(f"eval.{key}", 0)
+        if value != default and in_range:
+            yield f"eval.{key} has no effect with eval.samples=0; use for example eval.samples=2, or leave it out"
+
+
+def samples(case: Case) -> Iterator[str]:
+    """Texts are written when there is an evaluation, a tokenizer and room for them."""
+    config, texts = case.config, case.config.eval
+    if texts.samples < 1:
+        yield from _without_texts(texts) if texts.samples == 0 else ()
+        return
+    if config.train.eval_every == 0:
+        yield "eval.samples needs evaluations, but train.eval_every is 0; use for example train.eval_every=100"
+    if not texts.prompts:
+        yield "eval.prompts must hold a prompt, but is empty; use eval.prompts=[''] to begin a document"
+    if texts.temperature == 0 and texts.samples > 1:
+        yield f"eval.samples ({texts.samples}) must be 1 with eval.temperature=0: greedy texts are all the same"
+    if config.model.seq_length <= texts.max_tokens:
+        yield f"eval.max_tokens ({texts.max_tokens}) must be less than model.seq_length ({config.model.seq_length})"
+    if config.data.source is DataSource.synthetic:
+        yield "eval.samples has no effect with data.source=synthetic, which has no text; leave it out"
+    if config.data.source is DataSource.megatron and config.tokenizer.kind is not TokenizerKind.pretrained:
+        yield (
+            "eval.samples needs the tokenizer that made the ids of data.source=megatron; use tokenizer=pretrained "
+            "with its tokenizer.path"
+        )
+    if config.zero.offload is OffloadKind.nvme:
+        yield "eval.samples needs weights in memory, but zero.offload=nvme; use zero.offload=cpu, or eval.samples=0"
+
+
+RULES: tuple[Rule, ...] = (wandb_settings, artifacts, samples)

@@ -1,0 +1,47 @@
+"""The part of the config schema that says how long a run is, and what may stop it. Part of `schema.py`.
+
+A string literal under a field is its documentation: meaning, unit, range, what it interacts with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class SpikePolicy(Enum):
+    """What follows a loss far above those before it. With any but `none` that batch's update is not applied."""
+
+    none = "none"
+    skip = "skip"
+    rewind = "rewind"
+    stop = "stop"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length and rhythm of the run."""
+
+    steps: int = 100
+    """Optimizer steps in the whole run, earlier attempts included."""
+    seed: int = 1234
+    """Decides initial weights, data order and dropout."""
+    log_every: int = 1
+    """Steps between rows of metrics."""
+    eval_every: int = 0
+    """Steps between evaluations. 0: never."""
+    eval_batches: int = 4
+    """Global batches in one evaluation."""
+    max_skipped_in_row: int = 10
+    """A batch whose loss or gradients are not finite on any rank is skipped on all of them, before the optimizer; one
+    more than this many in a row ends the run (exit code 5). 0: the first one does. fp16: overflows count too."""
+    spike_policy: SpikePolicy = SpikePolicy.none
+    """When the loss jumps: none (train on) | skip (leave that batch out) | rewind (go back to the last checkpoint and
+    leave out the data since) | stop (exit code 5). Any but none reads the loss in every step: on a GPU the host then
+    waits for each step."""
+    spike_window: int = 128
+    """Steps before a jump that are looked at; until there are as many, no loss is a jump."""
+    spike_sigmas: float = 6.0
+    """A loss jumps when it is so many standard deviations above the mean of the window."""
+    max_rewinds: int = 3
+    """spike_policy=rewind: times that the run may go back without getting beyond the step of an earlier jump."""

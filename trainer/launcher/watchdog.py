@@ -1,0 +1,251 @@
+"""Ends a run that stands still, and says who is behind in what. No torch, no collective.
+
+Each rank watches itself: nothing is written, and nobody is asked, until one has not moved for too long. Then that one
+says in a file of the run's folder where it is, which makes the others say the same, and writes the stack of each of its
+threads. One of them puts it together on the terminal. A rank that does not answer is stopped or holds the interpreter:
+it is the one to name, and it is killed by a rank of its host, for it cannot end by itself.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TextIO
+
+from trainer.errors import PeerLostError
+from trainer.launcher.roster import Roster
+from trainer.log import record, report_failure, tell
+from trainer.progress import PHASES, Progress
+
+FEW_RANKS = 16
+"""So many are listed on the terminal; `logs/hang.txt` has all."""
+STACK_S = 0.5
+"""Time that a rank which does not answer gets to write its stacks from a signal handler."""
+END_S = 10.0
+"""Time to put everything together and end."""
+_OWN_TIME = ("start", "hooks", "end")
+"""Phases that may take as long as a collective: starting, saving, ending."""
+_WAITING = ("torch/distributed/", "deepspeed/comm/", "trainer/loop/stop.py")
+"""A rank whose innermost code is here waits for others."""
+_SIGNAL = signal.SIGUSR2
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """Where a rank was when the run stood still."""
+
+    rank: int
+    stage: int
+    host: str
+    step: int
+    phase: str
+    micro_batch: int | None
+    instruction: str | None
+    waits: bool
+    """Whether it waited for other ranks."""
+    code: str
+    """File, line and function."""
+
+    def __str__(self) -> str:
+        """Return one line."""
+        parts = [f"rank {self.rank}: stage {self.stage}, step {self.step}, {self.phase}"]
+        parts += [f"micro-batch {self.micro_batch}"] * (self.micro_batch is not None)
+        parts += [self.instruction] if self.instruction is not None else []
+        parts.append(f"{'waits' if self.waits else 'is'} in {self.code}")
+        return ", ".join(parts)
+
+    @property
+    def advance(self) -> tuple[bool, int, int, int]:
+        """Sort key: who is behind comes first. Who waits is not the cause, however far it is."""
+        return self.waits, self.step, PHASES.index(self.phase), self.micro_batch or 0
+
+
+class Watchdog:
+    """Watches this rank while inside its `with` block.
+
+    Args:
+        logs: the run's `logs` folder, the same for all ranks.
+        rank: global rank.
+        stage: of the pipeline.
+        world_size: number of ranks.
+        progress: what this rank does.
+        timeout_s: longest time without progress in a step or an evaluation. 0: there is no watch.
+        save_timeout_s: longest time in what comes between steps.
+    """
+
+    def __init__(
+        self,
+        logs: Path,
+        rank: int,
+        stage: int,
+        world_size: int,
+        progress: Progress,
+        timeout_s: float,
+        save_timeout_s: float,
+    ) -> None:
+        self._logs, self._rank, self._stage, self._world_size = logs, rank, stage, world_size
+        self._progress, self._timeout_s, self._save_timeout_s = progress, timeout_s, save_timeout_s
+        # Over a network's file system it takes a while until a file is seen everywhere.
+        self._answer_s = min(30.0, max(3.0, timeout_s / 20))
+        self._stop = threading.Event()
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._stacks: TextIO | None = None
+        self._stacks_path = logs / "stacks" / f"rank_{rank}.txt"
+        self._watched = threading.get_ident()
+
+    @staticmethod
+    def prepare(logs: Path) -> None:
+        """Remove what an earlier attempt left, except for its stacks. One rank calls this before any watches."""
+        for path in logs.glob("hang_rank_*.json"):
+            path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Watchdog:
+        """Start to watch."""
+        if self._timeout_s > 0:
+            self._progress.enter("start")
+            # Open beforehand: a rank that holds the interpreter can still write here, from a signal handler.
+            with suppress(OSError):
+                self._stacks_path.parent.mkdir(parents=True, exist_ok=True)
+                self._stacks = self._stacks_path.open("a", encoding="utf-8")
+                faulthandler.register(_SIGNAL, self._stacks, all_threads=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        """Stop to watch, and leave nothing behind where nothing happened."""
+        self._stop.set()
+        if self._ends.is_set():
+            # A peer that has ended broke the collective that this rank waited in. The watch has the last word.
+            self._thread.join(self._answer_s + END_S)
+        if self._stacks is not None:
+            faulthandler.unregister(_SIGNAL)
+            self._stacks.close()
+            with suppress(OSError):
+                if self._stacks_path.stat().st_size == 0:
+                    self._stacks_path.unlink()
+                self._stacks_path.parent.rmdir()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(min(1.0, self._timeout_s / 5)):
+            allowed_s = self._save_timeout_s if self._progress.phase in _OWN_TIME else self._timeout_s
+            is_late = time.monotonic() - self._progress.moved_at > allowed_s
+            if is_late or next(self._logs.glob("hang_rank_*.json"), None) is not None:
+                self._end()
+
+    def _end(self) -> None:
+        """Say where this rank is, hear the others, and end the process."""
+        self._ends.set()
+        mine = self._whereabouts()
+        self._write_stacks(mine)
+        with suppress(OSError):
+            temporary = self._logs / f"hang_rank_{self._rank}.tmp"
+            temporary.write_text(json.dumps(asdict(mine)), encoding="utf-8")
+            temporary.replace(temporary.with_suffix(".json"))
+        heard = {**self._hear(), self._rank: mine}
+        roster = Roster(self._logs)
+        silent = [rank for rank in range(self._world_size) if rank not in heard]
+        with suppress(OSError):
+            if roster.claim_failure(PeerLostError.exit_code):
+                self._tell(heard, silent)
+        if self._rank == min(rank for rank, one in heard.items() if one.host == mine.host):
+            _end_silent(roster, silent)
+        roster.leave(self._rank)
+        sys.stderr.flush()
+        # The main thread may wait for ever.
+        os._exit(PeerLostError.exit_code)
+
+    def _whereabouts(self) -> Whereabouts:
+        now = self._progress
+        waits, code = _code_of(sys._current_frames().get(self._watched))
+        host = socket.gethostname()
+        return Whereabouts(
+            self._rank, self._stage, host, now.step, now.phase, now.micro_batch, now.instruction, waits, code
+        )
+
+    def _write_stacks(self, mine: Whereabouts) -> None:
+        record(f"the run stands still; {mine}")
+        if self._stacks is not None:
+            with suppress(OSError, ValueError):
+                self._stacks.write(f"{mine}\n")
+                self._stacks.flush()
+                faulthandler.dump_traceback(self._stacks, all_threads=True)
+                self._stacks.write("\n")
+                self._stacks.flush()
+
+    def _hear(self) -> dict[int, Whereabouts]:
+        """Wait for the other ranks' answers; return those that came."""
+        heard: dict[int, Whereabouts] = {}
+        end = time.monotonic() + self._answer_s
+        while len(heard) < self._world_size and time.monotonic() < end:
+            time.sleep(0.1)
+            for rank in set(range(self._world_size)) - heard.keys():
+                with suppress(OSError, ValueError, TypeError):
+                    text = (self._logs / f"hang_rank_{rank}.json").read_text(encoding="utf-8")
+                    heard[rank] = Whereabouts(**json.loads(text))
+        return heard
+
+    def _tell(self, heard: Mapping[int, Whereabouts], silent: Sequence[int]) -> None:
+        lines = [str(heard[rank]) if rank in heard else f"rank {rank}: no answer" for rank in range(self._world_size)]
+        with suppress(OSError):
+            (self._logs / "hang.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        shown = lines if len(lines) <= FEW_RANKS else [*lines[:FEW_RANKS], f"... all ranks: {self._logs / 'hang.txt'}"]
+        tell("\n".join(shown))
+        report_failure(hang_error(heard, silent, self._timeout_s, self._logs))
+
+
+def hang_error(heard: Mapping[int, Whereabouts], silent: Sequence[int], timeout_s: float, logs: Path) -> PeerLostError:
+    """Return the error that names who is behind.
+
+    Args:
+        heard: where the ranks that answered are.
+        silent: the others.
+        timeout_s: `runtime.hang_timeout_s`.
+        logs: the run's `logs` folder.
+    """
+    if silent:
+        names = ", ".join(map(str, silent[:FEW_RANKS])) + ("" if len(silent) <= FEW_RANKS else " and more")
+        many = len(silent) > 1
+        behind = f"rank{'s' * many} {names} {'do' if many else 'does'} not answer (stopped, or stuck outside Python)"
+    else:
+        behind = f"behind is {min(heard.values(), key=lambda one: one.advance)}"
+    return PeerLostError(
+        f"every rank must go on within {timeout_s:g} s (runtime.hang_timeout_s), but the run stands still at step "
+        f"{max(one.step for one in heard.values())}: {behind}",
+        hints=[
+            f"stacks of every rank: {logs / 'stacks'}",
+            "if steps or evaluations take that long, raise runtime.hang_timeout_s and runtime.timeout_s",
+            "start the same command again: it resumes from the last checkpoint",
+        ],
+    )
+
+
+def _end_silent(roster: Roster, silent: Sequence[int]) -> None:
+    """Let ranks of this host that do not answer write their stacks if they can, and kill them."""
+    here = {rank: pid for rank, pid in roster.present().items() if rank in silent}
+    for number in (_SIGNAL, signal.SIGKILL):
+        for pid in here.values():
+            with suppress(OSError):
+                os.kill(pid, number)
+        if here and number is _SIGNAL:
+            time.sleep(STACK_S)
+
+
+def _code_of(frame: FrameType | None) -> tuple[bool, str]:
+    """Return whether a thread waits for other ranks, and where its innermost code is."""
+    if frame is None:
+        return False, "unknown code"
+    path = frame.f_code.co_filename
+    place = f"{'/'.join(Path(path).parts[-3:])}:{frame.f_lineno} ({frame.f_code.co_name})"
+    return any(part in path for part in _WAITING), place

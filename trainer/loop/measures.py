@@ -1,0 +1,22 @@
+"""Numbers that hooks measure now and then, on their way into the next report."""
+
+from __future__ import annotations
+
+
+class Measures:
+    """Named numbers since the last report; of two with one name the later one counts. Local to a rank.
+
+    Names are those of the metrics row: `room/what_unit`.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, float] = {}
+
+    def note(self, name: str, value: float) -> None:
+        """Keep a number for the next report."""
+        self._values[name] = value
+
+    def take(self) -> dict[str, float]:
+        """Return what was noted since the last call."""
+        taken, self._values = self._values, {}
+        return taken

@@ -1,0 +1,111 @@
+"""Whether weights that several ranks hold alike are still alike. A fault of memory or of a kernel tears them apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from trainer.config.plan import RunPlan
+from trainer.engine.face import Engine
+from trainer.errors import NumericsError
+from trainer.loop.events import RunEnd, StepReport
+from trainer.topology.agreement import gather
+from trainer.topology.groups import DistGroup, ParallelGroups
+
+Holder = tuple[str, int, int]
+"""Ranks with the same one hold the same: (axis over which there are copies, stage, rank on the other axis)."""
+
+
+class _Hashes(NamedTuple):
+    """What one rank sends of its weights."""
+
+    rank: int
+    holders: tuple[Holder, Holder]
+    values: tuple[str, str]
+
+
+class ReplicaCheck:
+    """A hook that compares hashes every `runtime.check_replicas_every` steps.
+
+    Of what forward reads: the data-parallel ranks of a shard hold all of it alike, its tensor-parallel ranks what is
+    not cut (norms, some biases, learned positions).
+
+    Args:
+        engine: of the run.
+        plan: numbers of the run.
+        groups: this rank's place.
+        control: a group on CPU over the whole world.
+    """
+
+    def __init__(self, engine: Engine, plan: RunPlan, groups: ParallelGroups, control: DistGroup) -> None:
+        self._engine, self._groups, self._control = engine, groups, control
+        self._every = plan.config.runtime.check_replicas_every
+        place = groups.grid.coordinate(groups.rank)
+        self._holders: tuple[Holder, Holder] = (
+            ("data", place.stage, place.tp_rank),
+            ("tensor", place.stage, place.dp_rank),
+        )
+
+    def on_start(self, first_step: int) -> None:
+        """Do nothing: weights have just been set."""
+
+    def on_step(self, step: int) -> None:
+        """Compare when it is time. Collective over the world when it is; copies the weights to the CPU.
+
+        Raises:
+            NumericsError: copies differ; raised on every rank.
+        """
+        if self._every == 0 or step % self._every:
+            return
+        specs, weights = self._engine.shard_specs(), self._engine.local_parameters()
+        whole = {name: tensor for name, tensor in weights.items() if specs[name].dim is None}
+        if self._differing(weights, whole) is None:
+            return
+        # All ranks are here: they saw the same hashes. Which tensor it is takes a hash of each.
+        names = sorted({name for found in gather(self._control, list(weights)) for name in found})
+        wrong = [
+            (name, ranks) for name in names if (ranks := self._differing(_only(weights, name), _only(whole, name)))
+        ]
+        name, ranks = wrong[0]
+        more = f" (and {len(wrong) - 1} other tensors)" if len(wrong) > 1 else ""
+        raise NumericsError(
+            f"ranks {ranks[0]} and {ranks[1]} must hold the same {name}, but after step {step} they differ{more}",
+            hints=[
+                "a device or its memory is likely to be faulty: look at the machines of these ranks",
+                "go back with checkpoint.resume=PATH to a checkpoint of before the last check that was good",
+            ],
+        )
+
+    def _differing(
+        self, weights: Mapping[str, torch.Tensor], whole: Mapping[str, torch.Tensor]
+    ) -> tuple[int, int] | None:
+        """Return two ranks whose copies differ, the same ones on every rank, or None. Collective over the world."""
+        mine = _Hashes(self._groups.rank, self._holders, (_hash(weights), _hash(whole)))
+        seen: dict[Holder, tuple[str, int]] = {}
+        for other in gather(self._control, mine):
+            for holder, value in zip(other.holders, other.values, strict=True):
+                known, rank = seen.setdefault(holder, (value, other.rank))
+                if known != value:
+                    return rank, other.rank
+        return None
+
+    def on_report(self, report: StepReport) -> None:
+        """Do nothing."""
+
+    def on_end(self, end: RunEnd) -> None:
+        """Do nothing."""
+
+
+def _only(tensors: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    return {name: tensors[name]} if name in tensors else {}
+
+
+def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,135 @@
+"""What follows a step whose update was not applied: it is counted, told, and at some point ends the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from trainer.config.schema import SpikePolicy, TrainConfig
+from trainer.data.batches import BatchSource
+from trainer.engine.face import StepResult
+from trainer.errors import NumericsError
+from trainer.log import warn
+from trainer.loop.events import SkippedBatch
+from trainer.loop.spikes import SpikeWatch
+from trainer.loop.state import TrainState
+
+FEW_SAMPLES = 16
+"""So many are named in an error."""
+
+
+@dataclass
+class RewindCount:
+    """How often a run went back without getting further. One of a process: it outlives the calls of `train`."""
+
+    furthest: int = 0
+    """Step of the latest jump."""
+    number: int = 0
+    """Jumps since the first one that was not beyond it."""
+
+    def count(self, step: int) -> int:
+        """Take note of a jump at `step`; return how many there were that got no further, this one included."""
+        self.number = 1 if step > self.furthest else self.number + 1
+        self.furthest = max(step, self.furthest)
+        return self.number
+
+
+@dataclass
+class SkipPolicy:
+    """Judges the result of each step. Everything it looks at is the same on all ranks, and so is what it decides."""
+
+    config: TrainConfig
+    state: TrainState
+    source: BatchSource
+    record: Callable[[SkippedBatch], None]
+    """Called on every rank with each batch that was skipped as bad; not with overflows of fp16."""
+    rewinds: RewindCount = field(default_factory=RewindCount)
+
+    def __post_init__(self) -> None:
+        """Go on where the state was saved."""
+        self.spikes = SpikeWatch(self.config, self.state.recent_losses)
+
+    def judge(self, result: StepResult, limit: float, position: int, is_fp16: bool) -> bool:
+        """Take note of the step that `state` has just moved over; return whether the run goes back to a checkpoint.
+
+        Reads the loss, if there is a spike policy or the step was skipped: the host has waited for it already.
+
+        Args:
+            result: of the step.
+            limit: that the loss was held against.
+            position: where its batch begins.
+            is_fp16: whether an overflow is an everyday event.
+
+        Raises:
+            NumericsError: too many in a row, or a jump of the loss that is to end the run.
+        """
+        if not result.skipped:
+            self.state.skipped_in_row = 0
+            if self.spikes.is_on:
+                self.spikes.see(float(result.loss))
+            return False
+        self.state.skipped_in_row += 1
+        self.state.skipped_batches += 1
+        samples = tuple(self.source.sample_ids(position))
+        batch = SkippedBatch(self.state.step, position, samples, float(result.loss), limit)
+        if batch.is_spike and self.spikes.policy is SpikePolicy.stop:
+            self.record(batch)
+            raise NumericsError(_stopped_by_spike(batch), hints=_HINTS)
+        if self.state.skipped_in_row > self.config.max_skipped_in_row:
+            self.record(batch)
+            raise NumericsError(self._too_many(batch), hints=_HINTS)
+        if batch.is_spike or not is_fp16:
+            self.record(batch)
+            warn(f"step {batch.step} is skipped: {_what(batch)}; logs/skipped_batches.jsonl lists its samples")
+        goes_back = batch.is_spike and self.spikes.policy is SpikePolicy.rewind
+        if goes_back and self.rewinds.count(batch.step) > self.config.max_rewinds:
+            raise NumericsError(self._too_often(batch), hints=_HINTS)
+        return goes_back
+
+    def _too_often(self, batch: SkippedBatch) -> str:
+        return (
+            f"going back to the last checkpoint must help, but the loss jumped again at step {batch.step}, no further "
+            f"than before, with other data: {_what(batch)} (train.max_rewinds={self.config.max_rewinds}); "
+            f"{_samples(batch)}"
+        )
+
+    def _too_many(self, batch: SkippedBatch) -> str:
+        number, most = self.state.skipped_in_row, self.config.max_skipped_in_row
+        found = (
+            f"{_what(batch)} at step {batch.step}, the batch number {number} that was skipped in a row "
+            f"(train.max_skipped_in_row={most}); {_samples(batch)}"
+        )
+        if batch.is_spike:
+            return f"the loss must not jump, but {found}"
+        return f"loss and gradients must be finite, but {found}"
+
+
+_HINTS = (
+    "lower optimizer.lr, raise schedule.warmup_steps, or set optimizer.grad_clip=1.0; with precision.dtype=fp16 try "
+    "bf16 (or fp32): its range is that of fp32",
+    "no skipped batch has changed the weights; they and their samples are in logs/skipped_batches.jsonl",
+    "to go on past them raise train.max_skipped_in_row, or go back with checkpoint.resume=PATH",
+)
+
+
+def _what(batch: SkippedBatch) -> str:
+    if batch.is_spike:
+        return f"the loss was {batch.loss:.4f}, above {batch.limit:.4f}"
+    if math.isfinite(batch.loss):
+        return f"a gradient was not finite (loss {batch.loss:.4f})"
+    return f"the loss was {batch.loss}"
+
+
+def _stopped_by_spike(batch: SkippedBatch) -> str:
+    return (
+        f"the loss must not jump with train.spike_policy=stop, but {_what(batch)} at step {batch.step} "
+        f"(train.spike_sigmas standard deviations above the mean of the last train.spike_window losses); "
+        f"{_samples(batch)}"
+    )
+
+
+def _samples(batch: SkippedBatch) -> str:
+    named = ", ".join(map(str, batch.samples[:FEW_SAMPLES]))
+    more = len(batch.samples) - FEW_SAMPLES
+    return f"it holds samples {named}" + (f" and {more} more" if more > 0 else "") + " of the training data"

@@ -1,0 +1,67 @@
+"""What ranks and nodes tell the reporting rank: memory and the state of every node, in one collective a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from trainer.metrics.memory import MemoryMeter, MemoryPeaks
+from trainer.metrics.node import NODE_NAMES, NodeMeter
+from trainer.topology.groups import Group
+
+
+@dataclass(frozen=True)
+class Across:
+    """A reading of the whole world."""
+
+    fullest: MemoryPeaks
+    """Each number of the rank that has the highest."""
+    stages: tuple[float, ...]
+    """Peak of allocated memory in GiB of the fullest rank of each stage."""
+    nodes: tuple[Mapping[str, float], ...]
+    """Names of `NODE_NAMES` to values of each node, in order of ranks; those that were not read now are left out."""
+
+
+class AcrossMeter:
+    """Lives on every rank.
+
+    A node is read by the rank that has local rank 0 there, so that no other process is needed and none can hang:
+    the numbers come along with those of memory, when all ranks meet anyhow.
+
+    Args:
+        memory: of this rank.
+        node: of this node; None on all of its ranks but one, and where nobody wants to know.
+        stages: stage of every rank, in order of ranks.
+        control: a group on CPU over the whole world.
+    """
+
+    def __init__(self, memory: MemoryMeter, node: NodeMeter | None, stages: Sequence[int], control: Group) -> None:
+        self._memory = memory
+        self._node = node
+        self._stages = tuple(stages)
+        self._control = control
+
+    def sample(self) -> None:
+        """Look at this rank's memory. Local, no device sync."""
+        self._memory.sample()
+
+    def measure(self) -> Across:
+        """Return the reading, the same on every rank. Collective over `control` (all-gather on CPU); no device sync."""
+        peaks = self._memory.peaks()
+        node = self._node.read() if self._node is not None else {}
+        mine = [peaks.allocated_gib, peaks.reserved_gib, float(self._node is not None)]
+        mine += [node.get(name, math.nan) for name in NODE_NAMES]
+        table = self._control.all_gather(torch.tensor([mine], dtype=torch.float64)).tolist()
+        stages = [
+            max((row[0] for row, of in zip(table, self._stages, strict=True) if of == stage), default=0.0)
+            for stage in range(1 + max(self._stages))
+        ]
+        nodes = (dict(zip(NODE_NAMES, row[3:], strict=True)) for row in table if row[2])
+        return Across(
+            fullest=MemoryPeaks(max(row[0] for row in table), max(row[1] for row in table)),
+            stages=tuple(stages),
+            nodes=tuple({name: value for name, value in found.items() if not math.isnan(value)} for found in nodes),
+        )

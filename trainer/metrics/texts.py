@@ -1,0 +1,44 @@
+"""samples.jsonl: the texts that the model wrote at evaluations, one JSON object a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from trainer.files import storage_faults
+from trainer.loop.events import RunEnd, StepReport
+from trainer.metrics.jsonl import drop_rows_from, line_of
+from trainer.metrics.sink import Row, Sample
+
+SAMPLES_FILE = "samples.jsonl"
+
+
+class TextSink:
+    """Appends texts to `path`, which appears with the first of them. A resumed run drops those it writes again.
+
+    Raises:
+        StorageError: the disk is full, read-only, or not writable by this user.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def start(self, first_step: int) -> None:
+        """Drop the texts of steps from `first_step` on."""
+        if self._path.is_file():
+            drop_rows_from(self._path, first_step)
+
+    def advance(self, step: int) -> None:
+        """Do nothing."""
+
+    def write(self, row: Row, report: StepReport) -> None:
+        """Do nothing: rows have a file of their own."""
+
+    def show(self, samples: Sequence[Sample]) -> None:
+        """Append the texts."""
+        with storage_faults(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write("".join(line_of(asdict(sample)) for sample in samples))
+
+    def end(self, end: RunEnd) -> None:
+        """Do nothing: the file is closed."""

@@ -1,0 +1,108 @@
+"""Bytes that ranks send to each other in one step, and how many of them leave a machine. No torch.
+
+Collectives are counted as rings: each of the n ranks sends (n - 1) / n of the whole tensor to the next one, twice for
+an all-reduce, once for an all-gather or a reduce-scatter. Tensor parallelism moves hidden states `[S, B, H]`: Megatron-
+LM, arXiv 1909.08053, section 3, and 2205.05198, section 4.2.2. A pipeline hands the same tensor from stage to stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from trainer.config.plan import RunPlan
+from trainer.config.schema import Dtype, PositionKind, RecomputeKind
+from trainer.pipeline.partition import Stage, stages
+from trainer.topology.grid import Grid
+
+_FP32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class NodeTraffic:
+    """What the busiest machine sends to others in one step, in bytes, by axis."""
+
+    tensor_bytes: float
+    pipeline_bytes: float
+
+
+def hidden_bytes(plan: RunPlan) -> int:
+    """Return the bytes of one micro-batch's hidden states, `[S, B, H]`, whole."""
+    element = _FP32_BYTES if plan.config.precision.dtype is Dtype.fp32 else 2
+    return plan.model.seq_length * plan.config.batch.micro_batch_size * plan.model.hidden_size * element
+
+
+def tensor_link_bytes(plan: RunPlan, stage: Stage) -> float:
+    """Return what a tensor-parallel rank of a stage sends to its neighbour in one step. 0 for a group of one.
+
+    Vectors (norms, biases) are left out: they are as small as one position of a hidden state.
+    """
+    size = plan.tensor_parallel_size
+    whole = hidden_bytes(plan)
+    rounds = sum(_rounds(plan, layer) for layer in stage.layers)
+    in_bytes = rounds * whole
+    if "head" in stage.layers:
+        positions = plan.model.seq_length * plan.config.batch.micro_batch_size
+        # The loss. Fused: two numbers a position of every rank, gathered; otherwise a maximum and two sums.
+        in_bytes += (size * 2 if plan.model.fused_loss else 2 * 3) * positions * _FP32_BYTES
+    return in_bytes * (size - 1) / size * plan.num_micro_batches
+
+
+def _rounds(plan: RunPlan, layer: str) -> float:
+    """Return how often a layer's hidden states go once round the ring in one micro-batch, forward and backward."""
+    sharded = plan.config.layout.sequence_parallel
+    if layer.startswith("blocks."):
+        # Two pairs of a column- and a row-parallel matrix. Sharded, the column's input is gathered once more in
+        # backward. What is recomputed is the forward pass up to the last matrix, whose sum nothing needs.
+        again = 0 if plan.model.recompute is not RecomputeKind.full else (3 if sharded else 2)
+        return (10 if sharded else 8) + again
+    if layer == "embedding":
+        return 2
+    if layer == "position" and sharded and plan.model.position is PositionKind.learned:
+        # Gradients of the positions, `[S, H]`.
+        return 1 / plan.config.batch.micro_batch_size
+    # Fused, the head's gradients are made in forward, where its input is whole.
+    return (3 if sharded and not plan.model.fused_loss else 2) if layer == "head" else 0
+
+
+def node_traffic(plan: RunPlan, nodes: Sequence[Hashable]) -> NodeTraffic:
+    """Return the traffic between machines.
+
+    Args:
+        plan: of the run.
+        nodes: the machine of every rank, in rank order.
+    """
+    grid = Grid(plan.pipeline_parallel_size, plan.data_parallel_size, plan.tensor_parallel_size)
+    tensor: dict[Hashable, float] = dict.fromkeys(nodes, 0.0)
+    pipeline: dict[Hashable, float] = dict.fromkeys(nodes, 0.0)
+    links = [0.0] * plan.pipeline_parallel_size
+    for stage in stages(plan):
+        links[stage.rank_index] += tensor_link_bytes(plan, stage)
+    for group in grid.tensor_groups():
+        for rank, following in zip(group, [*group[1:], group[0]], strict=True):
+            if nodes[rank] != nodes[following]:
+                tensor[nodes[rank]] += links[grid.coordinate(rank).stage]
+    for sender, receiver in _hand_overs(plan, grid):
+        if nodes[sender] != nodes[receiver]:
+            pipeline[nodes[sender]] += _hand_over_bytes(plan)
+    return NodeTraffic(max(tensor.values()), max(pipeline.values()))
+
+
+def _hand_overs(plan: RunPlan, grid: Grid) -> list[tuple[int, int]]:
+    """Return (sender, receiver) of hidden states and of their gradients, over all stages' edges."""
+    ranks = [stage.rank_index for stage in stages(plan)]
+    pairs = [(a, b) for a, b in pairwise(ranks) if a != b]
+    ways = [*pairs, *((b, a) for a, b in pairs)]
+    return [(group[a], group[b]) for group in grid.pipeline_groups() for a, b in ways]
+
+
+def _hand_over_bytes(plan: RunPlan) -> float:
+    share = plan.tensor_parallel_size if plan.config.layout.sequence_parallel else 1
+    return hidden_bytes(plan) / share * plan.num_micro_batches
+
+
+def split_tensor_groups(plan: RunPlan, nodes: Sequence[Hashable]) -> list[list[int]]:
+    """Return the tensor-parallel groups, as global ranks, that do not lie on one machine."""
+    grid = Grid(plan.pipeline_parallel_size, plan.data_parallel_size, plan.tensor_parallel_size)
+    return [group for group in grid.tensor_groups() if len({nodes[rank] for rank in group}) > 1]

@@ -1,0 +1,239 @@
+"""`trident reshard`: a checkpoint as the ranks of another layout would have written it, in a run folder of its own.
+
+A run reads any layout, so nothing has to be resharded; but ranks that find the cuts they need read only those. What is
+wrong with the words, the layout or the target is said before the first tensor is read, without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+
+from trainer.checkpoint.manifest import (
+    MANIFEST,
+    FileFacts,
+    Manifest,
+    check_content,
+    check_file,
+    describe_layout,
+    file_facts,
+    read_manifest,
+)
+from trainer.checkpoint.store import CONFIG, LATEST, TENSORS, CheckpointStore, find_checkpoint
+from trainer.config.compose import compose, differences, from_yaml, recompose, to_yaml
+from trainer.config.keys import GROUPS, KEYS, flatten
+from trainer.config.plan import RunPlan, make_plan
+from trainer.config.schema import TridentConfig
+from trainer.config.validate import validate
+from trainer.description import plan_record
+from trainer.errors import CheckpointError, ConfigError
+from trainer.files import storage_faults, sync_folder, write_atomically
+from trainer.log import say, warn
+from trainer.run_folder import RunFolder
+
+USAGE = """usage: trident reshard SRC DST [group=option ...] [key=value ...]
+
+  SRC   a checkpoint, or a run folder: its newest whole checkpoint
+  DST   the folder of a run that goes on from it; must not hold a run yet
+
+Writes DST/checkpoints/step_<N> as the ranks of the new layout would have, with config.yaml and tokenizer beside it, so
+that `trident generate checkpoint=DST` works, and training goes on with run_dir=DST. Keys that are not given stay as SRC
+has them; of a group (layout=tp2_pp2) all keys are those of its file. Only layout.*, zero.* and batch.micro_batch_size
+can change. Weights and moments stay the same bit for bit.
+
+A checkpoint can be resumed in any layout without this. It spares the ranks of a large run reading more than they need,
+and gathers a checkpoint into one file (layout=single).
+
+examples
+  trident reshard runs/mine runs/mine_tp2_pp2 layout=tp2_pp2
+  trident reshard runs/mine/checkpoints/step_3000 runs/more layout.tensor_parallel_size=4 layout.data_parallel_size=2
+"""
+MAY_CHANGE = ("layout", "zero", "batch.micro_batch_size")
+RESHARDED_FROM = "resharded_from"
+"""Key of the manifest's layout."""
+_CHECKPOINT_NAME = re.compile(r"step_[0-9]+|checkpoints")
+_PLAIN = re.compile(r"[A-Za-z_/.][\w/.-]*")
+
+
+def reshard_verb(arguments: Sequence[str]) -> int:
+    """Run `trident reshard <arguments>` and return the exit code.
+
+    Raises:
+        ConfigError: the usage, an override or the new layout is wrong, or DST holds a run.
+        CheckpointError: SRC holds no whole checkpoint.
+        StorageError: DST cannot be written; nothing is left there.
+    """
+    source, target, overrides = parse(arguments)
+    folder = RunFolder(target)
+    for found in _newest_first(source):
+        try:
+            manifest = read_manifest(found)
+            plan = _new_plan(found, manifest, folder, overrides)
+            check_content(found, manifest)
+        except CheckpointError as error:
+            if found == source:
+                raise
+            warn(f"skipping a damaged checkpoint: {error}")
+            continue
+        say(f"read {found}: every byte is as it was saved")
+        _reshard(found, manifest, plan, folder)
+        _report(manifest.step, plan, folder)
+        return 0
+    raise CheckpointError(f"{source} must hold a whole checkpoint, but all that it holds are damaged")
+
+
+def parse(arguments: Sequence[str]) -> tuple[Path, Path, list[str]]:
+    """Return SRC, DST and the overrides.
+
+    Raises:
+        ConfigError: one of them is missing.
+    """
+    paths, overrides = arguments[:2], list(arguments[2:])
+    names = {word.partition("=")[0] for word in paths if "=" in word}
+    if len(paths) < 2 or not overrides or names & {*GROUPS, *KEYS}:
+        raise ConfigError(
+            f"usage must be `trident reshard SRC DST key=value ...`, but is `{' '.join(['reshard', *arguments])}`",
+            hints=["see `trident reshard --help`; for example `trident reshard runs/mine runs/mine_tp2 layout=tp2`"],
+        )
+    source, target = (Path(path).expanduser().absolute() for path in paths)
+    return source, target, overrides
+
+
+def _newest_first(source: Path) -> Iterator[Path]:
+    """Yield the checkpoint that `source` is, or those of a run folder that are whole at sight."""
+    newest, manifest = find_checkpoint(source)
+    yield newest
+    if newest != source:
+        store = CheckpointStore(newest.parent.parent)
+        yield from (store.path(step) for step in reversed(store.steps()) if step < manifest.step)
+
+
+def _new_plan(found: Path, manifest: Manifest, folder: RunFolder, overrides: Sequence[str]) -> RunPlan:
+    saved = _saved_config(found, manifest)
+    ranks = manifest.layout.get("data_parallel_size")
+    if saved.layout.data_parallel_size is None and isinstance(ranks, int):
+        saved = replace(saved, layout=replace(saved.layout, data_parallel_size=ranks))
+    config = recompose(saved, overrides, MAY_CHANGE)
+    # A run that began from another one's checkpoint goes on from its own.
+    config = replace(config, run_dir=str(folder.path), checkpoint=replace(config.checkpoint, resume="auto"))
+    validate(config)
+    _check_target(folder, config)
+    return make_plan(config, manifest.vocab_size)
+
+
+def _saved_config(found: Path, manifest: Manifest) -> TridentConfig:
+    if CONFIG not in manifest.files:
+        raise CheckpointError(f"{found / MANIFEST} must list {CONFIG}, but does not")
+    # Before it is believed: damage must not pass for a config that cannot run.
+    check_file(found / CONFIG, manifest.files[CONFIG])
+    try:
+        return from_yaml((found / CONFIG).read_text(encoding="utf-8"))
+    except (ConfigError, OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{found / CONFIG} must be a config that this version can read, but: {error}") from error
+
+
+def _check_target(folder: RunFolder, config: TridentConfig) -> None:
+    if _CHECKPOINT_NAME.fullmatch(folder.path.name):
+        raise ConfigError(
+            f"DST must be the folder of a run, in which checkpoints/step_<N> is made, but is {folder.path}; change DST"
+        )
+    steps = folder.checkpoints.steps()
+    held = [path for path in (folder.config, folder.metrics, *map(folder.checkpoints.path, steps)) if path.exists()]
+    if held:
+        raise ConfigError(f"DST must not hold a run yet, but {held[-1]} is there; change DST")
+    try:
+        folder.check(config)
+    except ConfigError as error:
+        raise ConfigError([f"DST becomes the run_dir, and {line}" for line in error.problems], error.hints) from error
+
+
+def _reshard(found: Path, manifest: Manifest, plan: RunPlan, folder: RunFolder) -> None:
+    """Make the new run folder. The last step is the one that lets the checkpoint appear; before it, all is undone."""
+    from trainer.checkpoint.rewrite import rewrite_tensors
+
+    store, step = folder.checkpoints, manifest.step
+    temporary = store.temporary_path(step)
+    tokenizer = RunFolder(found.parent.parent).tokenizer
+    config = to_yaml(plan.config)
+    with ExitStack() as undo, storage_faults(folder.path, "DST"):
+        _make_folders(store.folder, undo)
+        for path in (temporary, folder.tokenizer, store.path(step)):
+            undo.callback(shutil.rmtree, path, ignore_errors=True)
+        for file in (folder.config, folder.plan, store.folder / LATEST):
+            undo.callback(file.unlink, missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / TENSORS).mkdir(parents=True)
+        files = rewrite_tensors(found, manifest, plan, temporary)
+        sync_folder(temporary / TENSORS)
+        write_atomically(temporary / CONFIG, config, "DST")
+        files[CONFIG] = file_facts(temporary / CONFIG)
+        write_atomically(temporary / MANIFEST, _new_manifest(manifest, plan, files).to_json(), "DST")
+        for file in sorted(path for path in tokenizer.rglob("*") if path.is_file()):
+            write_atomically(folder.tokenizer / file.relative_to(tokenizer), file.read_bytes(), "DST")
+        write_atomically(folder.config, config, "DST")
+        write_atomically(folder.plan, json.dumps(plan_record(plan), indent=1) + "\n", "DST")
+        store.point_at(step)
+        store.publish(step)
+        undo.pop_all()
+
+
+def _make_folders(folder: Path, undo: ExitStack) -> None:
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir()
+        undo.callback(_remove_if_empty, path)
+        sync_folder(path.parent)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _new_manifest(manifest: Manifest, plan: RunPlan, files: Mapping[str, FileFacts]) -> Manifest:
+    before = manifest.layout
+    axes = (before.get(f"{axis}_parallel_size", "?") for axis in ("pipeline", "tensor", "data"))
+    origin = f"{' x '.join(map(str, axes))}, ZeRO-{before.get('zero_stage', '?')}"
+    return replace(manifest, layout={**describe_layout(plan), RESHARDED_FROM: origin}, files=files)
+
+
+def _report(step: int, plan: RunPlan, folder: RunFolder) -> None:
+    ranks = f"{plan.world_size} rank{'s' * (plan.world_size > 1)}"
+    say(
+        f"wrote {folder.checkpoints.path(step)} as of {ranks} = pipeline {plan.pipeline_parallel_size} x tensor "
+        f"{plan.tensor_parallel_size} x data {plan.data_parallel_size}, every byte read back"
+    )
+    say(f"go on with: {train_command(plan.config)}")
+
+
+def train_command(config: TridentConfig) -> str:
+    """Return a `trident train` command that composes to this config."""
+    values = flatten(config)
+    words = [f"{key}={_word(values[key])}" for key in differences(compose([]), config)]
+    with suppress(ConfigError):
+        if compose(words) == config:
+            return shlex.join(["trident", "train", *words])
+    return f"trident train with the keys of {config.run_dir}/config.yaml"
+
+
+def _word(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (tuple, list)):
+        return f"[{','.join(map(_word, value))}]"
+    if isinstance(value, Enum):
+        return str(value.value)
+    text = str(value)
+    if (isinstance(value, str) and not _PLAIN.fullmatch(text)) or text in ("null", "true", "false"):
+        escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
+    return text

@@ -1,0 +1,43 @@
+"""Whether a run can write texts while it trains. No torch: known before a rank starts."""
+
+from __future__ import annotations
+
+from trainer.config.plan import make_model_spec
+from trainer.config.schema import TridentConfig
+from trainer.data.prepare import PreparedData
+from trainer.data.tokenizer import load_tokenizer
+from trainer.errors import ConfigError
+from trainer.model.accounting import parameter_count
+
+MAX_PARAMETERS = 1_000_000_000
+"""Up to 12 bytes each in the memory of one rank's host; and while it computes on its CPU, all others wait."""
+
+
+def check_samples(prepared: PreparedData, config: TridentConfig) -> None:
+    """Check that the model is small enough and that prompts and texts fit into its sequence length.
+
+    Raises:
+        ConfigError: not so; one line for each problem.
+    """
+    texts, seq_length = config.eval, config.model.seq_length
+    if texts.samples == 0:
+        return
+    problems = []
+    parameters = parameter_count(make_model_spec(config.model, prepared.vocab_size, tensor_parallel_size=1))
+    if parameters > MAX_PARAMETERS:
+        problems.append(
+            f"eval.samples needs a model of at most {MAX_PARAMETERS:,} parameters, since one rank puts it together on "
+            f"its CPU, but this one has {parameters:,}; use eval.samples=0, and `trident generate` on its checkpoints"
+        )
+    assert prepared.tokenizer_folder is not None, "validation refuses data without a tokenizer"
+    tokenizer = load_tokenizer(prepared.tokenizer_folder)
+    for index, prompt in enumerate(texts.prompts):
+        # A document begins with the end-of-text token.
+        length = max(1, len(tokenizer.encode(prompt)))
+        if length + texts.max_tokens > seq_length:
+            problems.append(
+                f"eval.prompts[{index}] ({length} tokens) and eval.max_tokens ({texts.max_tokens}) must fit into "
+                f"model.seq_length ({seq_length}); shorten one of them"
+            )
+    if problems:
+        raise ConfigError(problems)

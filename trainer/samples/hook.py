@@ -1,0 +1,86 @@
+"""Writes texts at each evaluation, as a hook of the loop.
+
+The live model may be cut over stages, tensor-parallel ranks and ZeRO-3 shards, under two engines. Its weights go to the
+reporting rank's CPU the way they go into a checkpoint, and a plain model in one piece writes there: one path, right in
+every layout, which disturbs no engine. The price is the limit on the model's size in `check.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from trainer.config.plan import RunPlan, make_model_spec
+from trainer.data.tokenizer import Tokenizer, load_tokenizer
+from trainer.engine.face import Engine
+from trainer.generation.generate import fill, sample, whole_model
+from trainer.generation.options import GenerateOptions
+from trainer.loop.events import RunEnd, StepReport
+from trainer.metrics.sink import Sample
+from trainer.model.gpt import GPT
+from trainer.samples.weights import WeightGatherer
+from trainer.tensor_parallel.shard import with_padding
+from trainer.topology.groups import DistGroup, ParallelGroups
+
+
+class SamplesHook:
+    """Lives on every rank; the reporting rank writes the texts.
+
+    Args:
+        engine: of this rank.
+        plan: numbers of the run; `eval.samples` is above 0.
+        tokenizer_folder: the run's tokenizer; read by the reporting rank.
+        groups: this rank's place.
+        control: a group on CPU over the whole world.
+        publish: takes the texts of an evaluation, on the reporting rank.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        plan: RunPlan,
+        tokenizer_folder: Path,
+        groups: ParallelGroups,
+        control: DistGroup,
+        publish: Callable[[Sequence[Sample]], None],
+    ) -> None:
+        self._plan = plan
+        self._tokenizer_folder = tokenizer_folder
+        self._weights = WeightGatherer(engine, plan.config.zero.stage == 3, groups, control)
+        self._publish = publish
+        self._tokenizer: Tokenizer | None = None
+        self._model: GPT | None = None
+
+    def on_start(self, first_step: int) -> None:
+        """Do nothing."""
+
+    def on_step(self, step: int) -> None:
+        """Do nothing."""
+
+    def on_report(self, report: StepReport) -> None:
+        """Write texts after an evaluation. Collective over the world then; others do not wait for the texts."""
+        if report.eval_loss is None:
+            return
+        weights = self._weights.gather()
+        if weights is not None:
+            self._publish(self._write(report.step, weights))
+
+    def on_end(self, end: RunEnd) -> None:
+        """Do nothing."""
+
+    def _write(self, step: int, weights: Mapping[str, torch.Tensor]) -> list[Sample]:
+        config = self._plan.config
+        if self._model is None or self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._tokenizer_folder)
+            self._model = whole_model(make_model_spec(config.model, self._plan.model.vocab_size, 1))
+        fill(self._model, lambda spec: with_padding(weights[spec.name], spec))
+        options = GenerateOptions(max_tokens=config.eval.max_tokens, temperature=config.eval.temperature)
+        written = []
+        for prompt in config.eval.prompts:
+            ids = self._tokenizer.encode(prompt) or [self._tokenizer.eos_id]
+            for index in range(config.eval.samples):
+                drawn = sample(self._model, ids, options, self._tokenizer.eos_id, seed=config.eval.seed + index)
+                written.append(Sample(step, prompt, self._tokenizer.decode(drawn)))
+        return written
