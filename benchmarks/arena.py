@@ -205,7 +205,7 @@ class Record:
     start_seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     loss_error: float = 0.0
-    """Largest relative difference from the first contender's losses before the timing."""
+    """Largest relative difference, before the timing, from the losses of the first contender with as large a batch."""
     turns: list[Turn] = field(default_factory=list)
 
     def rates(self, steps: int) -> list[float]:
@@ -299,7 +299,9 @@ def _warm_up(
         _drop(index, record, running, str(error), say)
         return
     record.losses = [loss for turn in turns for loss in turn.losses]
-    reference = next((other.losses for other in records if other.losses), record.losses)
+    tokens = record.contender.case.tokens_per_step
+    alike = (other.losses for other in records if other.losses and other.contender.case.tokens_per_step == tokens)
+    reference = next(alike)
     errors = [abs(a - b) / abs(b) for a, b in zip(record.losses, reference, strict=False)]
     record.loss_error = max(errors)
     if not (errors[0] <= tolerance.first and max(errors) <= tolerance.later):

@@ -76,7 +76,7 @@ class Case:
             f"runtime.device={self.device}",
             "checkpoint=none",
             "checkpoint.resume=never",
-            "logging.console=false",
+            "logging.console=quiet",
             "logging.wandb=disabled",
         ]
 

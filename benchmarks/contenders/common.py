@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.case import Case
-from trainer.data.batches import BatchSource, training_batches
+from trainer.data.batches import MicroBatch, training_batches
 from trainer.data.prepare import prepare
 from trainer.model.gpt import GPT, ModelContext
 from trainer.tensor_parallel.random import StepClock
@@ -33,11 +33,17 @@ def cache_override() -> str:
     return f"data.cache_dir={Path('~/.cache/trident-benchmarks').expanduser()}"
 
 
-def source(case: Case, device: torch.device, dp_rank: int = 0, data_parallel_size: int = 1) -> BatchSource:
-    """Return the tokens of one replica, in the order in which Trident trains on them."""
-    plan = case.plan((cache_override(),))
-    prepared = prepare(plan.config)
-    return training_batches(prepared, replace(plan, data_parallel_size=data_parallel_size), dp_rank, device)
+class Tokens:
+    """The tokens of one replica, in the order in which Trident trains on them."""
+
+    def __init__(self, case: Case, device: torch.device, dp_rank: int = 0, data_parallel_size: int = 1) -> None:
+        plan = replace(case.plan((cache_override(),)), data_parallel_size=data_parallel_size)
+        self._tokens_per_step = case.tokens_per_step
+        self._source = training_batches(prepare(plan.config), plan, case.seq_length, dp_rank, device)
+
+    def micro_batches(self, step: int) -> list[MicroBatch]:
+        """Return the micro-batches of step 1, 2, ..."""
+        return self._source.micro_batches((step - 1) * self._tokens_per_step)
 
 
 def steps(case: Case) -> Iterator[tuple[int, float]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.case import Case
-from benchmarks.contenders.common import set_up, source
+from benchmarks.contenders.common import Tokens, set_up
 from benchmarks.contenders.plain import parameter_groups, plain_gpt
 from benchmarks.gate import Gate
 from benchmarks.worker import Unavailable
@@ -20,7 +20,7 @@ class _Batches(torch.utils.data.IterableDataset[Pair]):
     """Micro-batches as they are."""
 
     def __init__(self, case: Case) -> None:
-        self._source = source(case, torch.device("cpu"))
+        self._source = Tokens(case, torch.device("cpu"))
 
     def __iter__(self) -> Iterator[Pair]:
         step = 0

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.case import Case
-from benchmarks.contenders.common import dtype_of, initial_weights, set_up, source, steps
+from benchmarks.contenders.common import Tokens, dtype_of, initial_weights, set_up, steps
 from benchmarks.gate import Gate
 
 
@@ -115,7 +115,7 @@ def autocast(case: Case, device: torch.device) -> AbstractContextManager[Any]:
 def train(case: Case, model: nn.Module, device: torch.device, gate: Gate, fused: bool | None) -> None:
     """Run the loop until the gate ends it. `model(input_ids, labels)` returns the loss."""
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=case.lr, betas=(0.9, 0.95), fused=fused)
-    batches = source(case, device)
+    batches = Tokens(case, device)
     gate.open(parameters=sum(p.numel() for p in model.parameters()))
     for step, rate in steps(case):
         for group in optimizer.param_groups:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.case import Case
-from benchmarks.contenders.common import initial_weights, set_up, source, steps
+from benchmarks.contenders.common import Tokens, initial_weights, set_up, steps
 from benchmarks.contenders.plain import Block, plain_gpt
 from benchmarks.gate import Gate
 from benchmarks.worker import Unavailable
@@ -114,7 +114,7 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
     model: nn.Module = _pipeline(case, stages) if stages > 1 else plain_gpt(case, device)
     engine, *_ = deepspeed.initialize(model=model, model_parameters=_groups(model), config=_settings(case, dp))
     # rank = stage * dp + dp_rank
-    batches = source(case, device, int(os.environ["RANK"]) % dp, dp)
+    batches = Tokens(case, device, int(os.environ["RANK"]) % dp, dp)
     gate.open(optimizer=type(engine.optimizer).__name__, inner=type(engine.basic_optimizer).__name__)
     for step, rate in steps(case):
         for group in engine.basic_optimizer.param_groups:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.case import Case
-from benchmarks.contenders.common import initial_weights, set_up, source
+from benchmarks.contenders.common import Tokens, initial_weights, set_up
 from benchmarks.gate import Gate
 from benchmarks.worker import Unavailable
 
@@ -125,7 +125,7 @@ class _Samples(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
     """Single samples, in the order of Trident's batches."""
 
     def __init__(self, case: Case) -> None:
-        self._source = source(case, torch.device("cpu"))
+        self._source = Tokens(case, torch.device("cpu"))
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         step = 0

@@ -5,6 +5,7 @@ Options: `overrides`, further words after `trident train`.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,11 @@ import torch
 from benchmarks.case import Case
 from benchmarks.contenders.common import cache_override
 from benchmarks.gate import Gate
+from trainer.checkpoint.resume import starting_state
 from trainer.config.compose import compose
 from trainer.config.plan import make_plan
 from trainer.config.validate import validate
-from trainer.data.batches import MicroBatch, training_batches
+from trainer.data.batches import MicroBatch, stream_identity, training_batches
 from trainer.data.prepare import prepare
 from trainer.description import describe
 from trainer.engine.build import build_engine
@@ -28,7 +30,6 @@ from trainer.engine.world import choose_device, start_world
 from trainer.launcher.environment import find_world, prepare_environment
 from trainer.log import say
 from trainer.loop.events import RunEnd, StepReport
-from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
 from trainer.metrics.build import build_metrics
@@ -44,9 +45,11 @@ class _Recording:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float, loss_limit: float = math.inf
+    ) -> StepResult:
         """Run the engine's step."""
-        result: StepResult = self._engine.train_step(micro_batches, step, learning_rate)
+        result: StepResult = self._engine.train_step(micro_batches, step, learning_rate, loss_limit)
         self.losses.append(result.loss.detach().clone())
         return result
 
@@ -68,12 +71,12 @@ class _GateHook:
         """Wait for the first turn."""
         self._gate.open(**self._facts)
 
-    def on_step(self, step: int) -> None:
-        """Nothing: what follows a step belongs to it."""
-
     def on_report(self, report: StepReport) -> None:
-        """Count the steps since the last report."""
+        """Keep what the report says of the pipeline."""
         self._bubble = report.bubble_fraction
+
+    def on_step(self, step: int) -> None:
+        """Count the step."""
         losses, self._engine.losses = self._engine.losses, []
         self._gate.done(losses)
 
@@ -96,8 +99,8 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
     prepared = prepare(config)
     engine = _Recording(build_engine(plan, groups))
     say(describe(plan))
-    state = TrainState()
+    state = starting_state(None, plan, stream_identity(prepared, config))
     facts = {"overrides": words, "plan": describe(plan).splitlines(), "threads": torch.get_num_threads()}
     hooks = [build_metrics(plan, folder, state, groups, control), _GateHook(engine, gate, facts)]
-    source = training_batches(prepared, plan, groups.data.rank, device)
+    source = training_batches(prepared, plan, state.sample_length, groups.data.rank, device)
     train(engine, source, None, plan, state, hooks, StopRequest(control), groups)
