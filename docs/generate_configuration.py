@@ -17,7 +17,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_args
 
-from trainer.config import schema, schema_logging, schema_train
+from trainer.config import schema, schema_logging, schema_runtime, schema_train
 from trainer.config.compose import compose, conf_folder, options
 from trainer.config.keys import GROUPS, KEYS, flatten, is_list, number_or_word, optional
 from trainer.config.rules_ranges import BELOW_ONE, CLOSED, MINIMA, NOT_NEGATIVE, POSITIVE
@@ -51,7 +51,7 @@ lists the combinations that they refuse.
 def meanings() -> dict[str, str]:
     """Return `Class.field` -> the string literal under the field, and `Class` -> its docstring."""
     found: dict[str, str] = {}
-    parts = (schema, schema_train, schema_logging)
+    parts = (schema, schema_train, schema_runtime, schema_logging)
     nodes = [node for module in parts for node in ast.parse(inspect.getsource(module)).body]
     for node in nodes:
         if not isinstance(node, ast.ClassDef):

@@ -2,7 +2,7 @@
 
 `register.py` makes mutable twins of these classes for Hydra (Hydra cannot compose frozen ones); what
 travels below the entry point are these frozen objects. No torch, no project imports but its own parts,
-`schema_train.py` and `schema_logging.py`.
+`schema_train.py`, `schema_runtime.py` and `schema_logging.py`.
 A string literal under a field is its documentation: meaning, unit, range, what it interacts with.
 """
 
@@ -16,6 +16,9 @@ from trainer.config.schema_logging import ConsoleKind as ConsoleKind
 from trainer.config.schema_logging import EvalConfig as EvalConfig
 from trainer.config.schema_logging import LoggingConfig as LoggingConfig
 from trainer.config.schema_logging import WandbMode as WandbMode
+from trainer.config.schema_runtime import DeviceKind as DeviceKind
+from trainer.config.schema_runtime import LaunchConfig as LaunchConfig
+from trainer.config.schema_runtime import RuntimeConfig as RuntimeConfig
 from trainer.config.schema_train import SpikePolicy as SpikePolicy
 from trainer.config.schema_train import TrainConfig as TrainConfig
 
@@ -114,14 +117,6 @@ class SaveFailure(Enum):
 
     stop = "stop"
     go_on = "go_on"
-
-
-class DeviceKind(Enum):
-    """Where the ranks compute. `auto`: CUDA if the machine has it, otherwise CPU."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 @dataclass(frozen=True)
@@ -330,38 +325,6 @@ class CheckpointConfig:
     """Save when the last step is done."""
     resume: str = "auto"
     """auto: continue from the newest checkpoint in run_dir if there is one. never. Or a checkpoint's path."""
-
-
-@dataclass(frozen=True)
-class RuntimeConfig:
-    """How a process runs."""
-
-    device: DeviceKind = DeviceKind.auto
-    """auto | cpu | cuda."""
-    threads_per_rank: int | None = None
-    """CPU threads of one rank. null: cores / ranks on this machine, at least 1."""
-    timeout_s: int = 1800
-    """Seconds after which a collective that does not finish is an error."""
-    hang_timeout_s: int | None = None
-    """Seconds without progress after which the run ends (exit code 7) and says which rank is behind, in what; saving
-    may take timeout_s. null: a third of timeout_s. 0: never."""
-    check_replicas_every: int = 0
-    """Steps between comparisons of the weights that several ranks hold alike; where they differ, the run ends (exit
-    code 5). 0: never."""
-
-
-@dataclass(frozen=True)
-class LaunchConfig:
-    """How ranks are started when no launcher is around."""
-
-    master_port: int | None = None
-    """Rendezvous port. null: a free one."""
-    max_restarts: int = 0
-    """Times that ranks started here are started again after a crash or a lost rank, from the newest checkpoint."""
-    restart_backoff_s: float = 5.0
-    """Seconds before the first restart; doubled for each further one, up to 300."""
-    grace_s: int = 10
-    """Seconds that surviving ranks get to end after one died."""
 
 
 @dataclass(frozen=True)

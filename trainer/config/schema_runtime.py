@@ -1,0 +1,49 @@
+"""The part of the config schema that says how processes run and are started. Part of `schema.py`.
+
+A string literal under a field is its documentation: meaning, unit, range, what it interacts with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class DeviceKind(Enum):
+    """Where the ranks compute. `auto`: CUDA if the machine has it, otherwise CPU."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How a process runs."""
+
+    device: DeviceKind = DeviceKind.auto
+    """auto | cpu | cuda."""
+    threads_per_rank: int | None = None
+    """CPU threads of one rank. null: cores / ranks on this machine, at least 1."""
+    timeout_s: int = 1800
+    """Seconds after which a collective that does not finish is an error."""
+    hang_timeout_s: int | None = None
+    """Seconds without progress after which the run ends (exit code 7) and says which rank is behind, in what; saving
+    may take timeout_s. null: a third of timeout_s. 0: never."""
+    check_replicas_every: int = 0
+    """Steps between comparisons of the weights that several ranks hold alike; where they differ, the run ends (exit
+    code 5). 0: never."""
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """How ranks are started when no launcher is around."""
+
+    master_port: int | None = None
+    """Rendezvous port. null: a free one."""
+    max_restarts: int = 0
+    """Times that ranks started here are started again after a crash or a lost rank, from the newest checkpoint."""
+    restart_backoff_s: float = 5.0
+    """Seconds before the first restart; doubled for each further one, up to 300."""
+    grace_s: int = 10
+    """Seconds that surviving ranks get to end after one died."""
