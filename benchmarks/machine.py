@@ -25,9 +25,9 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "versions": {**versions(), **_peer_versions()},
-        "commit": _commit(),
+        "commit": commit_of(Path(__file__).parent),
     }
-    gpus = _gpus()
+    gpus = gpu_names()
     return {**found, "gpus": gpus} if gpus else found
 
 
@@ -48,11 +48,12 @@ def _peer_versions() -> dict[str, str]:
     return found
 
 
-def _commit() -> str:
+def commit_of(folder: Path) -> str:
+    """Return the revision of a source tree, with `-dirty` where it was changed."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
+            cwd=folder,
             capture_output=True,
             text=True,
             check=False,
@@ -63,8 +64,8 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def _gpus() -> list[str]:
-    """Ask the driver, so that the parent of a benchmark takes no memory on the device."""
+def gpu_names() -> list[str]:
+    """Return a line a GPU, as the driver says: so that the parent of a benchmark takes no memory on the device."""
     query = "name,memory.total,clocks.sm,clocks.max.sm,power.limit,driver_version"
     try:
         done = subprocess.run(

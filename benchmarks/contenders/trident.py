@@ -97,6 +97,7 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
     device = choose_device(config.runtime.device, world.local_rank)
     groups, control = start_world(plan, device)
     prepared = prepare(config)
+    gate.meter.start()
     engine = _Recording(build_engine(plan, groups))
     say(describe(plan))
     state = starting_state(None, plan, stream_identity(prepared, config))

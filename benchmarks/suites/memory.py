@@ -1,0 +1,202 @@
+"""Peak memory: by feature against theory, of the loss alone, and the largest model that one device trains."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arena import FP32, HALF, Contender, ContenderFailed, Record, alone, train_alone
+from benchmarks.case import Case
+from benchmarks.contest import load_average, written
+from benchmarks.figures import largest
+from benchmarks.record import table
+from benchmarks.settings import Settings, chosen
+from benchmarks.theory import expected_bytes
+from trainer.log import say
+from trainer.model.accounting import parameter_count
+
+MIB = 1 << 20
+BASE = "defaults"
+LOSS_SHAPE = {"tokens": 2048, "hidden_size": 768, "vocab_size": 50257}
+"""GPT-2's vocabulary and width."""
+_FEATURES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
+    (BASE, 1, ()),
+    ("selective recomputation", 1, ("model.recompute=selective",)),
+    ("full recomputation", 1, ("model.recompute=full",)),
+    ("loss not fused", 1, ("model.fused_loss=false",)),
+    ("CPU offload, ZeRO-1", 1, ("zero=stage1_offload",)),
+    ("DP2, ZeRO-0", 2, ("layout=dp2", "zero=stage0")),
+    ("DP2, ZeRO-1", 2, ("layout=dp2", "zero=stage1")),
+    ("DP2, ZeRO-2", 2, ("layout=dp2", "zero=stage2")),
+    ("DP2, ZeRO-3", 2, ("layout=dp2", "zero=stage3")),
+)
+"""Name, ranks, and words after `trident train`."""
+_PLACES: dict[str, tuple[str, ...]] = {"without offload": (), "with CPU offload": ("zero=stage1_offload",)}
+_HIDDEN = 4096
+_MOST_BLOCKS = 256
+
+
+def memory(settings: Settings) -> Path:
+    """Measure peak memory, each contender in fresh processes and alone."""
+    before = load_average()
+    with tempfile.TemporaryDirectory(prefix="benchmark_logs_") as folder:
+        logs = Path(folder)
+        features, shown = _features(settings, logs)
+        loss, shown_loss = _loss(settings, logs)
+        most, shown_most = _largest_models(settings, logs)
+    body = {
+        "load_average_before": before,
+        "measured_as": "bytes that torch's allocator held" if settings.case.device == "cuda" else "resident memory",
+        "features": features,
+        "loss": loss,
+        "largest_model": most,
+    }
+    text = "\n\n".join([shown, shown_loss, shown_most])
+    return written("memory", settings.case.name, body, text, settings.results)
+
+
+def _features(settings: Settings, logs: Path) -> tuple[list[dict[str, Any]], str]:
+    """Return every feature's peak of rank 0, above what the process held when it began to build, and theory."""
+    case, threads = settings.case, settings.threads
+    contenders = [
+        Contender(
+            name,
+            "trident",
+            replace(case, micro_batch_size=case.micro_batch_size // ranks or 1),
+            {"overrides": list(words)},
+            ranks=ranks,
+            threads=max(1, threads // ranks),
+        )
+        for name, ranks, words in _FEATURES
+        if case.device == "cpu" or ranks == 1
+    ]
+    tolerance = FP32 if case.dtype == "fp32" else HALF
+    taking_part = chosen(contenders, settings, BASE)
+    records = alone(taking_part, logs, warmup=settings.warmup, steps=settings.steps, tolerance=tolerance, say=say)
+    values = [_feature(record) for record in records]
+    return values, _feature_table(values)
+
+
+def _feature(record: Record) -> dict[str, Any]:
+    contender = record.contender
+    plan = contender.case.plan(tuple(contender.options["overrides"]), contender.ranks)
+    values: dict[str, Any] = {
+        "name": contender.name,
+        "ranks": contender.ranks,
+        "overrides": contender.options["overrides"],
+        "case": contender.case.to_dict(),
+        "theory_bytes": expected_bytes(plan).to_dict(),
+    }
+    if record.reason is not None:
+        return {**values, "skipped": record.reason}
+    peak = record.turns[-1].extras["peak_bytes"]
+    return {**values, "peak_bytes": peak, "loss_error": record.loss_error}
+
+
+def _feature_table(values: Sequence[Mapping[str, Any]]) -> str:
+    base = values[0].get("peak_bytes")
+    rows = []
+    for one in values:
+        theory = one["theory_bytes"]
+        if "skipped" in one:
+            rows.append([one["name"], "-", "-", f"{theory['total'] / MIB:,.0f}", "-", f"skipped: {one['skipped']}"])
+            continue
+        peak = one["peak_bytes"]
+        against = f"{peak / base:.2f}" if base else "-"
+        states = theory["parameters"] + theory["gradients"] + theory["optimizer"]
+        parts = f"{states / MIB:,.0f} + {theory['activations'] / MIB:,.0f} + {theory['loss'] / MIB:,.0f}"
+        row = [one["name"], f"{peak / MIB:,.0f}", against, f"{theory['total'] / MIB:,.0f}"]
+        rows.append([*row, f"{peak / theory['total']:.2f}", parts])
+    head = ["feature", "peak, MiB", "of defaults", "theory, MiB", "peak / theory", "states + activations + loss"]
+    return table(rows, head)
+
+
+def _loss(settings: Settings, logs: Path) -> tuple[dict[str, Any], str]:
+    """Return the peaks of head and loss alone, fused and not, and how far their gradients are apart."""
+    case = settings.case
+    shape = LOSS_SHAPE
+    if case.name.startswith("tiny"):
+        shape = {"tokens": case.seq_length, "hidden_size": case.hidden_size, "vocab_size": case.vocab_size}
+
+    def one(name: str, **options: Any) -> Contender:
+        whole = replace(case, global_batch_size=1, micro_batch_size=1, seq_length=shape["tokens"])
+        return Contender(name, "head_loss", whole, {**shape, **options}, threads=settings.threads)
+
+    contenders = [one("whole logits"), one("fused", fused=True), one("both, for the gradients", fused=True, check=True)]
+    tolerance = FP32 if case.dtype == "fp32" else HALF
+    whole, fused, both = alone(contenders, logs, warmup=1, steps=1, tolerance=tolerance, say=say)
+    reasons = [record.reason for record in (whole, fused, both) if record.reason is not None]
+    if reasons:
+        return {"shape": shape, "skipped": reasons[0]}, f"Loss alone: skipped: {reasons[0]}"
+    peaks = {record.contender.name: record.turns[-1].extras["peak_bytes"] for record in (whole, fused)}
+    error = both.facts["gradient_error"]
+    share = peaks["fused"] / peaks["whole logits"] if peaks["whole logits"] else float("nan")
+    text = (
+        f"Head and loss alone, {shape['tokens']} tokens of {shape['hidden_size']}, vocabulary {shape['vocab_size']:,}, "
+        f"{case.dtype}: whole logits {peaks['whole logits'] / MIB:,.0f} MiB, fused {peaks['fused'] / MIB:,.0f} MiB "
+        f"({share:.1%}); gradients apart by {error:.1e} (relative)."
+    )
+    return {"shape": shape, "dtype": case.dtype, "peak_bytes": peaks, "gradient_error": error}, text
+
+
+def _largest_models(settings: Settings, logs: Path) -> tuple[dict[str, Any], str]:
+    """Search, on CUDA only, for the most blocks of GPT-3 6.7B's width that train with and without offload."""
+    if settings.case.device != "cuda":
+        reason = "not measured on a CPU, where offload moves nothing and the host's memory is the only limit"
+        return {"skipped": reason}, f"Largest model that one device trains: {reason}."
+    found: dict[str, Any] = {}
+    for name, words in _PLACES.items():
+        trial = _Trial(settings.case, words, logs)
+        try:
+            blocks = largest(trial.fits, _MOST_BLOCKS)
+        except ContenderFailed as error:
+            found[name] = {"skipped": str(error)}
+            continue
+        parameters = parameter_count(trial.case_of(blocks).plan().model) if blocks else 0
+        found[name] = {"blocks": blocks, "hidden_size": _HIDDEN, "parameters": parameters, "limit": trial.limit}
+    text = ", ".join(f"{name} {one.get('parameters', 0) / 1e9:.2f}B" for name, one in found.items())
+    return found, f"Largest model that one device trains (width {_HIDDEN}, full recomputation, one sequence): {text}."
+
+
+class _Trial:
+    """Trains ever other numbers of blocks, each in a process of its own."""
+
+    def __init__(self, case: Case, words: Sequence[str], logs: Path) -> None:
+        self._case = case
+        self._words = words
+        self._logs = logs
+        self.limit = ""
+        """Why the last one that did not fit did not."""
+
+    def case_of(self, blocks: int) -> Case:
+        """Return the case with so many wide blocks, one sequence a step."""
+        return replace(
+            self._case,
+            hidden_size=_HIDDEN,
+            num_heads=_HIDDEN // 128,
+            ffn_hidden_size=4 * _HIDDEN,
+            num_layers=blocks,
+            global_batch_size=1,
+            micro_batch_size=1,
+        )
+
+    def fits(self, blocks: int) -> bool:
+        """Return whether two steps fit: the second has the optimizer's state beside the activations.
+
+        Raises:
+            ContenderFailed: for another reason than memory.
+        """
+        overrides = {"overrides": ["model.recompute=full", *self._words]}
+        try:
+            train_alone(Contender("largest", "trident", self.case_of(blocks), overrides, threads=8), self._logs, 2)
+        except ContenderFailed as error:
+            if not error.is_out_of_memory:
+                raise
+            self.limit = str(error)
+            say(f"{blocks} blocks do not fit: {error}")
+            return False
+        say(f"{blocks} blocks train")
+        return True
