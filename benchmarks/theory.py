@@ -73,4 +73,5 @@ def _loss(plan: RunPlan, width: int) -> int:
     tokens = plan.config.batch.micro_batch_size * spec.seq_length
     if not plan.config.model.fused_loss:
         return tokens * spec.padded_vocab_size * (width + 4)
-    return tokens * spec.hidden_size * width + 4 * spec.padded_vocab_size * spec.hidden_size + _CHUNK_BYTES
+    chunk = min(_CHUNK_BYTES, 4 * tokens * spec.padded_vocab_size)
+    return tokens * spec.hidden_size * width + 4 * spec.padded_vocab_size * spec.hidden_size + chunk

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arena import FP32, HALF, Contender, ContenderFailed, Record, alone, train_alone
-from benchmarks.case import Case
+from benchmarks.case import TINY, Case
 from benchmarks.contest import load_average, written
 from benchmarks.figures import largest
 from benchmarks.record import table
@@ -34,6 +34,8 @@ _FEATURES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("DP2, ZeRO-3", 2, ("layout=dp2", "zero=stage3")),
 )
 """Name, ranks, and words after `trident train`."""
+_WARMUP = 2
+"""Steps: the first makes the optimizer's state, the second has everything."""
 _PLACES: dict[str, tuple[str, ...]] = {"without offload": (), "with CPU offload": ("zero=stage1_offload",)}
 _HIDDEN = 4096
 _MOST_BLOCKS = 256
@@ -60,27 +62,28 @@ def memory(settings: Settings) -> Path:
 
 def _features(settings: Settings, logs: Path) -> tuple[list[dict[str, Any]], str]:
     """Return every feature's peak of rank 0, above what the process held when it began to build, and theory."""
-    case, threads = settings.case, settings.threads
-    contenders = [
-        Contender(
-            name,
-            "trident",
-            replace(case, micro_batch_size=case.micro_batch_size // ranks or 1),
-            {"overrides": list(words)},
-            ranks=ranks,
-            threads=max(1, threads // ranks),
-        )
-        for name, ranks, words in _FEATURES
-        if case.device == "cpu" or ranks == 1
-    ]
-    tolerance = FP32 if case.dtype == "fp32" else HALF
-    taking_part = chosen(contenders, settings, BASE)
-    records = alone(taking_part, logs, warmup=settings.warmup, steps=settings.steps, tolerance=tolerance, say=say)
-    values = [_feature(record) for record in records]
+    named = chosen([_contender(settings.case, settings.threads, feature) for feature in _FEATURES], settings, BASE)
+    if settings.case.device == "cuda":
+        floors, named = [], [contender for contender in named if contender.ranks == 1]
+    else:
+        # What libraries and buffers of fixed size take shows with a model of no size.
+        small = replace(TINY, dtype=settings.case.dtype, global_batch_size=2)
+        floors = [replace(c, case=replace(small, micro_batch_size=2 // c.ranks)) for c in named]
+    tolerance = FP32 if settings.case.dtype == "fp32" else HALF
+    how: dict[str, Any] = {"warmup": min(settings.warmup, _WARMUP), "steps": 1, "tolerance": tolerance, "say": say}
+    records = alone(named, logs, **how)
+    by_name = {record.contender.name: record for record in alone(floors, logs, **how)} if floors else {}
+    values = [_feature(record, by_name.get(record.contender.name)) for record in records]
     return values, _feature_table(values)
 
 
-def _feature(record: Record) -> dict[str, Any]:
+def _contender(case: Case, threads: int, feature: tuple[str, int, tuple[str, ...]]) -> Contender:
+    name, ranks, words = feature
+    mine = replace(case, micro_batch_size=case.micro_batch_size // ranks or 1)
+    return Contender(name, "trident", mine, {"overrides": list(words)}, ranks=ranks, threads=max(1, threads // ranks))
+
+
+def _feature(record: Record, floor: Record | None) -> dict[str, Any]:
     contender = record.contender
     plan = contender.case.plan(tuple(contender.options["overrides"]), contender.ranks)
     values: dict[str, Any] = {
@@ -90,28 +93,30 @@ def _feature(record: Record) -> dict[str, Any]:
         "case": contender.case.to_dict(),
         "theory_bytes": expected_bytes(plan).to_dict(),
     }
-    if record.reason is not None:
-        return {**values, "skipped": record.reason}
+    reason = record.reason or (floor.reason if floor is not None else None)
+    if reason is not None:
+        return {**values, "skipped": reason}
     peak = record.turns[-1].extras["peak_bytes"]
-    return {**values, "peak_bytes": peak, "loss_error": record.loss_error}
+    below = floor.turns[-1].extras["peak_bytes"] if floor is not None else 0
+    return {**values, "peak_bytes": peak, "floor_bytes": below, "loss_error": record.loss_error}
 
 
 def _feature_table(values: Sequence[Mapping[str, Any]]) -> str:
-    base = values[0].get("peak_bytes")
+    sizes = {one["name"]: one["peak_bytes"] - one["floor_bytes"] for one in values if "skipped" not in one}
+    base = sizes.get(BASE, 0)
     rows = []
     for one in values:
         theory = one["theory_bytes"]
-        if "skipped" in one:
-            rows.append([one["name"], "-", "-", f"{theory['total'] / MIB:,.0f}", "-", f"skipped: {one['skipped']}"])
-            continue
-        peak = one["peak_bytes"]
-        against = f"{peak / base:.2f}" if base else "-"
         states = theory["parameters"] + theory["gradients"] + theory["optimizer"]
         parts = f"{states / MIB:,.0f} + {theory['activations'] / MIB:,.0f} + {theory['loss'] / MIB:,.0f}"
-        row = [one["name"], f"{peak / MIB:,.0f}", against, f"{theory['total'] / MIB:,.0f}"]
-        rows.append([*row, f"{peak / theory['total']:.2f}", parts])
-    head = ["feature", "peak, MiB", "of defaults", "theory, MiB", "peak / theory", "states + activations + loss"]
-    return table(rows, head)
+        if "skipped" in one:
+            rows.append([one["name"], "-", "-", "-", parts, f"skipped: {one['skipped']}"])
+            continue
+        size = sizes[one["name"]]
+        shares = [f"{size / base:.2f}" if base > 0 else "-", parts, f"{size / theory['total']:.2f}"]
+        rows.append([one["name"], f"{size / MIB:,.0f}", f"{one['floor_bytes'] / MIB:,.0f}", *shares])
+    head = ["feature", "peak above floor, MiB", "floor, MiB", "of defaults"]
+    return table(rows, [*head, "theory: states + activations + loss", "peak / theory"])
 
 
 def _loss(settings: Settings, logs: Path) -> tuple[dict[str, Any], str]:
