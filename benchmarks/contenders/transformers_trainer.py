@@ -78,7 +78,9 @@ def _llama(case: Case) -> Any:
     return LlamaForCausalLM(config)
 
 
-def _llama_weights(case: Case, ours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def llama_weights(case: Case) -> dict[str, torch.Tensor]:
+    """Return Trident's initial weights of a LLaMA shape by Hugging Face's names."""
+    ours = initial_weights(case)
     weights = {
         "model.embed_tokens.weight": ours["embedding.weight"],
         "model.norm.weight": ours["final_norm.weight"],
@@ -104,8 +106,8 @@ def _llama_weights(case: Case, ours: Mapping[str, torch.Tensor]) -> dict[str, to
 
 def hugging_face_model(case: Case) -> Any:
     """Return the Hugging Face model with Trident's initial weights."""
-    ours = initial_weights(case)
     if case.family == "gpt2":
+        ours = initial_weights(case)
         model = _gpt2(case)
         names = _gpt2_names(case.num_layers)
         weights = {
@@ -113,7 +115,7 @@ def hugging_face_model(case: Case) -> Any:
         }
     else:
         model = _llama(case)
-        weights = _llama_weights(case, ours)
+        weights = llama_weights(case)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if unexpected or [name for name in missing if name != "lm_head.weight"]:
         raise RuntimeError(f"weights do not fit: {unexpected} {missing}")
