@@ -145,11 +145,9 @@ class Running:
                     raise ContenderFailed(f"did not answer within {timeout_s:g} s")
                 for entry, _ in ready:
                     line = self._answers[entry.data].readline()
-                    answer = (
-                        json.loads(line)
-                        if line
-                        else {"failed": f"rank {entry.data} died: {self._log_tail(entry.data)}"}
-                    )
+                    if not line:
+                        raise ContenderFailed(f"rank {entry.data} died: {self._log_tail(entry.data)}")
+                    answer: dict[str, Any] = json.loads(line)
                     if "failed" in answer:
                         raise ContenderFailed(str(answer["failed"]))
                     found[entry.data] = answer[key]

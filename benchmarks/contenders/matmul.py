@@ -6,7 +6,7 @@ Options: `sizes`, the n of n x n x n; `repeats` of each. A step tries all of the
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from benchmarks.gate import Gate
 def _best_tflops(size: int, repeats: int, dtype: torch.dtype, device: torch.device) -> float:
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(left)
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     fastest = float("inf")
     # A clock of the host sees a kernel's launch as well, so each time is that of several products.
     for _ in range(repeats + 1):

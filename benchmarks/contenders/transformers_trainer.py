@@ -5,7 +5,6 @@ Options: `deepspeed` (through DeepSpeed's engine, ZeRO-1), `compile` (torch_comp
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -158,7 +157,7 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
         raise Unavailable("transformers.Trainer needs accelerate: pip install accelerate") from error
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    class Recording(Trainer):  # type: ignore[misc]
+    class Recording(Trainer):
         """Keeps losses; the schedule of all contenders."""
 
         losses: list[torch.Tensor]
@@ -170,20 +169,21 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, lambda done: case.learning_rate(done + 1) / case.lr
+                optimizer or self.optimizer,  # type: ignore[arg-type]
+                lambda done: case.learning_rate(done + 1) / case.lr,
             )
             return self.lr_scheduler
 
-    class Turns(TrainerCallback):  # type: ignore[misc]
+    class Turns(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            gate.open(parameters=sum(p.numel() for p in trainer.model.parameters()), optimizer=str(arguments.optim))
+            gate.open(parameters=sum(p.numel() for p in model.parameters()), optimizer=str(arguments.optim))
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             losses, trainer.losses = trainer.losses, []
             gate.done([torch.stack(losses).sum()])
 
     arguments = TrainingArguments(
-        output_dir=tempfile.mkdtemp(prefix="transformers_benchmark_"),
+        output_dir="transformers_output",
         max_steps=LAST_STEP,
         per_device_train_batch_size=case.micro_batch_size,
         gradient_accumulation_steps=case.num_micro_batches,
@@ -201,8 +201,7 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
         disable_tqdm=True,
         logging_steps=10,
     )
-    trainer = Recording(
-        model=hugging_face_model(case), args=arguments, train_dataset=_Samples(case), callbacks=[Turns()]
-    )
+    model = hugging_face_model(case)
+    trainer = Recording(model=model, args=arguments, train_dataset=_Samples(case), callbacks=[Turns()])
     trainer.losses = []
     trainer.train()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from trainer.engine.face import StepResult
 from trainer.engine.world import choose_device, start_world
 from trainer.launcher.environment import find_world, prepare_environment
 from trainer.log import say
-from trainer.loop.events import RunEnd, StepReport
+from trainer.loop.events import Hook, RunEnd, StepReport
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
 from trainer.metrics.build import build_metrics
@@ -89,7 +88,7 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
     world = find_world(os.environ)
     assert world is not None
     prepare_environment(on_cpu=case.device == "cpu")
-    folder = Path(tempfile.mkdtemp(prefix="trident_benchmark_"))
+    folder = Path.cwd() / f"{os.getpid()}_run"  # among the logs, which the parent removes
     words = [*case.overrides(), cache_override(), f"run_dir={folder}", *options.get("overrides", ())]
     config = compose(words)
     validate(config, world.size)
@@ -102,6 +101,6 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
     say(describe(plan))
     state = starting_state(None, plan, stream_identity(prepared, config))
     facts = {"overrides": words, "plan": describe(plan).splitlines(), "threads": torch.get_num_threads()}
-    hooks = [build_metrics(plan, folder, state, groups, control), _GateHook(engine, gate, facts)]
+    hooks: list[Hook] = [build_metrics(plan, folder, state, groups, control), _GateHook(engine, gate, facts)]
     source = training_batches(prepared, plan, state.sample_length, groups.data.rank, device)
     train(engine, source, None, plan, state, hooks, StopRequest(control), groups)
