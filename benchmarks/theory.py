@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from trainer.config.plan import RunPlan
-from trainer.config.schema import ActivationKind, Dtype, RecomputeKind
+from trainer.config.plan import ModelSpec, RunPlan
+from trainer.config.schema import ActivationKind, Dtype, NormKind, PositionKind, RecomputeKind
 from trainer.model.accounting import parameter_count
 
 _CHUNK_BYTES = 4 << 22
@@ -55,16 +55,28 @@ def expected_bytes(plan: RunPlan) -> Bytes:
 
 
 def _activations(plan: RunPlan, width: int) -> int:
-    """Inputs of norms, of matrix products and of the activation function; queries, keys, values."""
+    """Return what forward leaves for backward in the blocks."""
     spec = plan.model
     tokens = plan.config.batch.micro_batch_size * spec.seq_length
-    heads = (spec.num_attention_heads + 2 * spec.num_key_value_heads) * spec.head_dim
-    inner = (3 if spec.activation is ActivationKind.swiglu else 2) * spec.ffn_hidden_size
-    block = 4 * spec.hidden_size + heads + spec.num_attention_heads * spec.head_dim + inner
+    block = _block_elements(spec)
     if spec.recompute is RecomputeKind.full:
         # Every block's input, and one block that is being computed again.
         return tokens * width * (spec.num_layers * spec.hidden_size + block)
+    # Selective recomputation drops the scores, and a fused attention has none.
     return tokens * width * spec.num_layers * block
+
+
+def _block_elements(spec: ModelSpec) -> int:
+    """Return the elements that one block keeps of a token."""
+    queries, keys = spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim
+    # Inputs of two norms and of two matrix products; queries, keys, values; input of the output projection.
+    found = 4 * spec.hidden_size + queries + 2 * keys + queries
+    if spec.position is PositionKind.rope:
+        found += queries + keys  # turned ones, beside the product that values are a view of
+    if spec.norm is NormKind.rmsnorm:
+        found += 2 * spec.hidden_size  # normalized, before the scale
+    # Before and after the activation function; with a gate also gate and product.
+    return found + (4 if spec.activation is ActivationKind.swiglu else 2) * spec.ffn_hidden_size
 
 
 def _loss(plan: RunPlan, width: int) -> int:
