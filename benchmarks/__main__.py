@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from benchmarks.case import CASES, GPT3, GPU_SEQ_LENGTHS
+from benchmarks.machine import gpu_names
 from benchmarks.settings import Settings, UsageError
 from benchmarks.suites import SUITES
 from trainer.log import report_error
@@ -104,6 +105,8 @@ def settings_of(argv: list[str] | None) -> tuple[str, Settings]:
                 f"but is {words.micro_batch_size}"
             )
         case = replace(case, micro_batch_size=words.micro_batch_size)
+    if case.device == "cuda" and not gpu_names():
+        raise UsageError(f"--case {case.name} needs a CUDA device, but there is none")
     for folder in (words.site or "").split(":"):
         if folder and not Path(folder).is_dir():
             raise UsageError(f"--site must name a folder, but there is no {folder}")

@@ -49,12 +49,12 @@ def held(suite: str, settings: Settings, contenders: Sequence[Contender], base: 
         further, shown = more(records)
         body |= further
         text += f"\n\n{shown}" if shown else ""
-    return written(suite, settings.case.name, body, text, settings.results)
+    return written(suite, settings.case.name, body, text, settings)
 
 
-def written(suite: str, name: str, body: Mapping[str, Any], text: str, results: Path | None) -> Path:
+def written(suite: str, name: str, body: Mapping[str, Any], text: str, settings: Settings) -> Path:
     """Write the record and show its table."""
-    path = save(suite, name, body, text, results)
+    path = save(suite, name, body, text, settings.results, settings.site)
     say(f"\n{text}\n\nwrote {path} and .md")
     return path
 

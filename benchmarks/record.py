@@ -85,12 +85,19 @@ def speed_table(contenders: Sequence[Mapping[str, Any]]) -> str:
     return table(rows, head)
 
 
-def save(suite: str, name: str, body: Mapping[str, Any], text: str, folder: Path | None = None) -> Path:
+def save(
+    suite: str,
+    name: str,
+    body: Mapping[str, Any],
+    text: str,
+    folder: Path | None = None,
+    site: str | None = None,
+) -> Path:
     """Write `<date>_<suite>_<name>.json` and `.md`; return the path of the first."""
     now = datetime.now(UTC)
     folder = folder or RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    facts = machine()
+    facts = machine(site)
     whole = {
         "suite": suite,
         "date": now.isoformat(timespec="seconds"),

@@ -72,7 +72,7 @@ def gpu(settings: Settings) -> Path:
     }
     note = "Dry run on the CPU: it shows that the code runs, and nothing of a GPU.\n\n" if settings.dry else ""
     name = "dry" if settings.dry else "gpt3"
-    return written("gpu", name, body, note + gpu_table(rows), settings.results)
+    return written("gpu", name, body, note + gpu_table(rows), settings)
 
 
 def _cases(settings: Settings) -> list[Case]:

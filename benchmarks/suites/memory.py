@@ -57,7 +57,7 @@ def memory(settings: Settings) -> Path:
         "largest_model": most,
     }
     text = "\n\n".join([shown, shown_loss, shown_most])
-    return written("memory", settings.case.name, body, text, settings.results)
+    return written("memory", settings.case.name, body, text, settings)
 
 
 def _features(settings: Settings, logs: Path) -> tuple[list[dict[str, Any]], str]:

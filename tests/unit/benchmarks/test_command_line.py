@@ -44,8 +44,11 @@ def test_a_wrong_word_is_one_line_and_two(words: str, message: str, capsys: pyte
 def test_gpu_needs_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     # By hand: the package's attribute of this name is the suite.
     monkeypatch.setattr(importlib.import_module("benchmarks.suites.gpu"), "gpu_names", list)
+    monkeypatch.setattr(command, "gpu_names", list)
     assert command.main(["gpu"]) == 2
     assert "error: the suite gpu needs a CUDA device, but there is none; --dry" in capsys.readouterr().err
+    assert command.main(["single", "--case", "gpu_124m"]) == 2
+    assert capsys.readouterr().err == "error: --case gpu_124m needs a CUDA device, but there is none\n"
 
 
 def test_help_names_every_suite_and_case(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.arena import FP32, Contender, Record, Turn, judge
 from benchmarks.case import CASES
+from benchmarks.machine import machine
 from benchmarks.record import contender_record, impersonal, save, speed_table
 
 TINY = CASES["tiny"]
@@ -89,3 +90,10 @@ def test_what_is_saved_is_dated_and_whole(tmp_path: Path, monkeypatch: pytest.Mo
     text = path.with_suffix(".md").read_text()
     assert "| a |" in text
     assert str(tmp_path) not in path.read_text() + text
+
+
+def test_versions_of_further_packages_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / "lightning-9.8.7.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: lightning\nVersion: 9.8.7\n")
+    assert machine(str(tmp_path))["versions"]["lightning"] == "9.8.7"
