@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.config.rules_common import Case, Rule
+from trainer.config.rules_ranges import CLOSED
 from trainer.config.schema import PROFILE_AFTER_STEPS, RuntimeConfig
+
+MOST_STEPS = int(CLOSED["runtime.profile_steps"][1])
 
 
 def settings(case: Case) -> Iterator[str]:
@@ -13,8 +16,14 @@ def settings(case: Case) -> Iterator[str]:
     runtime, default = case.config.runtime, RuntimeConfig()
     if runtime.profile:
         return
-    for key in ("profile_first_step", "profile_steps", "profile_ranks"):
-        if getattr(runtime, key) != getattr(default, key):
+    # What is out of its range is said by `minima` and `real_ranges`.
+    in_range = {
+        "profile_first_step": runtime.profile_first_step is not None and runtime.profile_first_step >= 1,
+        "profile_steps": 1 <= runtime.profile_steps <= MOST_STEPS,
+        "profile_ranks": True,
+    }
+    for key, is_legal in in_range.items():
+        if is_legal and getattr(runtime, key) != getattr(default, key):
             yield f"runtime.{key} has no effect with runtime.profile=false; use runtime.profile=true, or leave it out"
 
 
@@ -22,8 +31,7 @@ def steps(case: Case) -> Iterator[str]:
     """The recorded steps are steps of the run."""
     runtime, last = case.config.runtime, case.config.train.steps
     first = PROFILE_AFTER_STEPS + 1 if runtime.profile_first_step is None else runtime.profile_first_step
-    # What is below 1 is said by `minima`.
-    if not runtime.profile or first < 1 or runtime.profile_steps < 1 or last < 1:
+    if not runtime.profile or first < 1 or not 1 <= runtime.profile_steps <= MOST_STEPS or last < 1:
         return
     end = first + runtime.profile_steps - 1
     if end > last:

@@ -100,7 +100,7 @@ class ProfileHook:
             return
         self._window = None
         self._stop()
-        warn(f"runtime.profile recorded nothing: the run was {end.status} at step {end.step}, before it was done")
+        warn(f"runtime.profile recorded nothing: the run {end.status} after step {end.step}, before it was done")
 
     def _get_ready(self, done: int) -> None:
         """Do what has to be done between step `done` and the next one."""

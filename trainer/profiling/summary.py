@@ -14,9 +14,11 @@ from trainer.profiling.names import PARTS
 
 _WIDTH = 80
 _LINES = 24
+_MOST_PARTS = 20
+"""Lines for parts; real layouts have fewer."""
 _OPERATORS = 10
 """The most that are kept."""
-_BAR = 20
+_BAR = 16
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def screen(summary: ProfileSummary, where: str, unicode: bool) -> str:
     steps = f"step {summary.first_step}" + f" to {summary.last_step}" * (summary.last_step > summary.first_step)
     console.print(f"profile of {steps}, mean over {named}, {summary.step_ms:.1f} ms a step, in {where}", soft_wrap=True)
     console.print(_parts(summary, "█" if unicode else "#"))
-    room = _LINES - 3 - len(summary.parts_ms) - 1
+    # Three titles, and the reader's prompt.
+    room = _LINES - 4 - min(_MOST_PARTS, len(summary.parts_ms))
     operators = summary.operators[: max(0, min(_OPERATORS, room))]
     if operators:
         console.print(_operators(operators))
@@ -116,23 +119,33 @@ def screen(summary: ProfileSummary, where: str, unicode: bool) -> str:
 
 
 def _parts(summary: ProfileSummary, block: str) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=True, header_style="")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="")
     table.add_column("part of a step", no_wrap=True, width=23)
     for title in ("ms", "share"):
         table.add_column(title, justify="right", no_wrap=True, width=9)
     table.add_column("", no_wrap=True, width=_BAR)
     spreads = len(summary.ranks) > 1
-    table.add_column("least to most" if spreads else "", no_wrap=True, width=16)
-    for name, value in summary.parts_ms.items():
+    table.add_column("least to most" if spreads else "", no_wrap=True, width=19)
+    for name, members in _lines(summary.parts_ms):
+        value = sum(summary.parts_ms[member] for member in members)
         share = value / max(summary.step_ms, 1e-9)
-        across = [_ms(found.parts.get(name, 0), found) for found in summary.ranks.values()]
+        across = [sum(_ms(found.parts.get(m, 0), found) for m in members) for found in summary.ranks.values()]
         spread = f"{min(across):.1f} to {max(across):.1f}" if spreads else ""
         table.add_row(name, f"{value:.1f}", f"{share:.1%}", block * round(_BAR * share), spread)
     return table
 
 
+def _lines(parts: Mapping[str, float]) -> list[tuple[str, list[str]]]:
+    """Return (title, parts) of each line; where there are too many, the smallest parts share one."""
+    small = (
+        sorted(parts, key=lambda name: parts[name])[: len(parts) - _MOST_PARTS + 1] if len(parts) > _MOST_PARTS else []
+    )
+    lines = [(name, [name]) for name in parts if name not in small]
+    return [*lines, (f"{len(small)} smaller parts", small)] if small else lines
+
+
 def _operators(operators: tuple[OperatorTime, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=True, header_style="")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="")
     table.add_column("largest operators", no_wrap=True, width=52, overflow="ellipsis")
     for title in ("ms", "calls"):
         table.add_column(title, justify="right", no_wrap=True, width=9)
