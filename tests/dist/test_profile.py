@@ -48,10 +48,21 @@ def test_a_pipeline_of_tensor_parallel_stages(tmp_path: Path) -> None:
     assert annotations.count("trident phase ForwardPass") == annotations.count("trident phase BackwardPass") == 8
 
 
-def test_a_run_that_does_not_profile_has_no_such_folder(tmp_path: Path) -> None:
-    assert run_distributed(train_command, 1, [*SMALL, "train.steps=2", f"run_dir={tmp_path}"]) == [0]
-    assert (tmp_path / "metrics.jsonl").exists()
-    assert not (tmp_path / "profile").exists()
+def test_a_run_that_does_not_profile_has_no_such_folder_and_the_same_losses(tmp_path: Path) -> None:
+    words = [*SMALL, "layout.pipeline_parallel_size=2", "layout.pipeline_schedule=dualpipev", "train.steps=4"]
+    profiled = ["runtime.profile=true", "runtime.profile_first_step=1", "runtime.profile_ranks=[1]"]
+    losses = []
+    for name, more in (("plain", []), ("profiled", profiled)):
+        run_dir = tmp_path / name
+        assert run_distributed(train_command, 2, [*words, *more, "train.log_every=1", f"run_dir={run_dir}"]) == [0, 0]
+        rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        losses.append([(row["train/loss"], row["train/grad_norm"]) for row in rows])
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 4
+    assert not (tmp_path / "plain" / "profile").exists()
+    found = json.loads((tmp_path / "profiled" / "profile" / "summary.json").read_text())
+    assert list(found["ranks"]) == ["1"]
+    assert found["parts_ms"]["pipeline messages"] > 0
 
 
 def talk(rank: int, world_size: int, folder: Path) -> dict[str, float]:

@@ -44,6 +44,8 @@ class Breakdown:
     """ns by name, see `names.PARTS`. Their sum is `nanoseconds`."""
     operators: Sequence[Operator]
     """All of them, the largest first."""
+    of_device: bool = False
+    """Whether a device's time is divided, not the host's."""
 
 
 class _Ranges:
@@ -105,7 +107,8 @@ def break_down(events: Iterable[Event]) -> Breakdown:
     else:
         layers = _host_layers(main, phases)
         operators = _operators(main, window)
-    return Breakdown(len(steps), length(window), divide(window, layers, names.HOST), operators)
+    parts = divide(window, layers, names.HOST)
+    return Breakdown(len(steps), length(window), parts, operators, of_device=bool(on_device))
 
 
 def _host_layers(main: Sequence[Event], phases: _Ranges) -> list[tuple[str, Sequence[Interval]]]:

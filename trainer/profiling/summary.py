@@ -45,6 +45,11 @@ class ProfileSummary:
     operators: tuple[OperatorTime, ...]
     """The largest."""
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether there is a device whose kernels were not seen, so that only the host's time could be divided."""
+        return self.device != "cpu" and not all(found.of_device for found in self.ranks.values())
+
 
 def summarise(first_step: int, last_step: int, device: str, ranks: Mapping[int, Breakdown]) -> ProfileSummary:
     """Return the means over the recorded ranks, of which there is at least one."""
@@ -79,6 +84,7 @@ def record(summary: ProfileSummary) -> dict[str, object]:
     return {
         "steps": [summary.first_step, summary.last_step],
         "device": summary.device,
+        "divided": "device" if any(found.of_device for found in summary.ranks.values()) else "host",
         "step_ms": summary.step_ms,
         "parts_ms": dict(summary.parts_ms),
         "ranks": {
@@ -109,9 +115,11 @@ def screen(summary: ProfileSummary, where: str, unicode: bool) -> str:
     named = f"rank {ranks[0]}" if len(ranks) == 1 else f"{len(ranks)} ranks"
     steps = f"step {summary.first_step}" + f" to {summary.last_step}" * (summary.last_step > summary.first_step)
     console.print(f"profile of {steps}, mean over {named}, {summary.step_ms:.1f} ms a step, in {where}", soft_wrap=True)
+    if summary.is_blind:
+        console.print(f"the profiler saw no kernel on {summary.device}: this is the time of the host")
     console.print(_parts(summary, "█" if unicode else "#"))
     # Three titles, and the reader's prompt.
-    room = _LINES - 4 - min(_MOST_PARTS, len(summary.parts_ms))
+    room = _LINES - 4 - summary.is_blind - min(_MOST_PARTS, len(summary.parts_ms))
     operators = summary.operators[: max(0, min(_OPERATORS, room))]
     if operators:
         console.print(_operators(operators))

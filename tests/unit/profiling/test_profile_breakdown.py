@@ -50,7 +50,7 @@ def test_the_cpu_is_divided_by_what_its_one_thread_does() -> None:
         mark("comm tensor all-reduce", 101, 150),
     ]
     found = break_down(events)
-    assert (found.steps, found.nanoseconds) == (1, 100_000)
+    assert (found.steps, found.nanoseconds, found.of_device) == (1, 100_000, False)
     assert found.parts == {
         "tensor all-reduce": 8_000,
         "data reduce-scatter": 4_000,
@@ -148,6 +148,7 @@ def test_a_gpu_is_divided_by_what_it_does_and_when_idle_by_what_the_host_does() 
         "host": 5_000 + 500,
     }
     assert sum(found.parts.values()) == found.nanoseconds == 100_000
+    assert found.of_device
     assert found.operators[0] == Operator("gemm", 55_000, 2)
 
 

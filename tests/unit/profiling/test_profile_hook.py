@@ -16,7 +16,6 @@ import torch.distributed as dist
 from trainer.config.schema import RuntimeConfig, TrainConfig, TridentConfig
 from trainer.errors import StorageError
 from trainer.loop.events import RunEnd
-from trainer.profiling import hook as hook_module
 from trainer.profiling.hook import ProfileHook
 from trainer.profiling.marks import axis_of
 from trainer.profiling.phases import MarkedProgress
@@ -153,7 +152,7 @@ def test_a_trace_that_did_not_fit_is_told(control: DistGroup, tmp_path: Path, mo
     def half(self: object, path: str) -> None:
         Path(path).write_text('{"traceEvents": [')
 
-    monkeypatch.setattr(hook_module.profile, "export_chrome_trace", half)
+    monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", half)
     run = Run(control, tmp_path)
     run.hook.on_start(1)
     with pytest.raises(StorageError, match=r"trace must fit into .*, but it ends after 17 bytes"):

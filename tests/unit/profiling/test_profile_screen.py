@@ -24,13 +24,13 @@ def test_numbers_are_means_over_steps_and_ranks_and_the_parts_add_up() -> None:
     assert summary.step_ms == pytest.approx(20.0)
     assert summary.parts_ms == pytest.approx({"forward": 7.0, "pipeline messages": 11.5, "host": 1.5})
     assert sum(summary.parts_ms.values()) == pytest.approx(summary.step_ms)
-    assert [(o.name, o.milliseconds, o.calls) for o in summary.operators] == [
-        ("aten::add", pytest.approx(3.5), pytest.approx(5.0)),
-        ("aten::mm", pytest.approx(3.0), pytest.approx(1.5)),
-    ]
+    assert [operator.name for operator in summary.operators] == ["aten::add", "aten::mm"]
+    assert [operator.milliseconds for operator in summary.operators] == pytest.approx([3.5, 3.0])
+    assert [operator.calls for operator in summary.operators] == pytest.approx([5.0, 1.5])
     assert record(summary) == {
         "steps": [5, 6],
         "device": "cpu",
+        "divided": "host",
         "step_ms": pytest.approx(20.0),
         "parts_ms": pytest.approx({"forward": 7.0, "pipeline messages": 11.5, "host": 1.5}),
         "ranks": {
@@ -70,9 +70,12 @@ def test_a_screen_is_80_by_24_however_much_there_is_to_tell() -> None:
         assert unicode or all(line.isascii() for line in lines)
         folded = next(line for line in lines if "smaller parts" in line)
         assert folded.split()[:4] == [f"{len(PARTS) - 19}", "smaller", "parts", f"{(len(PARTS) - 19) * 1e3:.1f}"]
-    few = Breakdown(1, 6 * 10**9, dict.fromkeys(PARTS[:6], 10**9), operators)
+    assert lines[1] == "the profiler saw no kernel on cuda: this is the time of the host"
+    few = Breakdown(1, 6 * 10**9, dict.fromkeys(PARTS[:6], 10**9), operators, of_device=True)
+    assert record(summarise(1, 1, "cuda", {0: few}))["divided"] == "device"
     lines = screen(summarise(1, 1, "cuda", {0: few}), "x", unicode=False).splitlines()
     assert sum(line.startswith("aaa") for line in lines) == 10
+    assert not any("no kernel" in line for line in lines)
 
 
 def test_every_part_that_a_breakdown_may_have_is_shown() -> None:
