@@ -40,6 +40,7 @@ from trainer.metrics.build import build_metrics
 from trainer.metrics.jsonl import read_rows
 from trainer.metrics.skipped import SKIPPED_FILE, SkippedBatchesFile
 from trainer.metrics.tensorboard_sink import check_tensorboard
+from trainer.model.kernel import attention_kernel
 from trainer.pipeline.placement import placement_warning
 from trainer.profiling.hook import ProfileHook
 from trainer.profiling.phases import MarkedProgress
@@ -129,6 +130,8 @@ def _announce(
         shutil.copytree(prepared.tokenizer_folder, folder.tokenizer, dirs_exist_ok=True)
     if SUPERVISED_VARIABLE not in os.environ:
         say(describe(plan))
+    kernel = attention_kernel(plan.model, plan.tensor_parallel_size, plan.config.precision.dtype, groups.device)
+    say(f"kernel  {kernel}")
     warning = placement_warning(plan, hosts)
     if warning is not None:
         warn(warning)

@@ -34,6 +34,10 @@ class RuntimeConfig:
     hang_timeout_s: int | None = None
     """Seconds without progress after which the run ends (exit code 7) and says which rank is behind, in what; saving
     may take timeout_s. null: a third of timeout_s. 0: never."""
+    compile: bool = False
+    """Compile the blocks with torch.compile. Not with zero.stage=3 (its hooks break every program) or dropout (its
+    masks differ from block to block). With tensor parallelism programs end at each collective. On a CPU it was measured
+    to be no faster (docs/performance.md)."""
     check_replicas_every: int = 0
     """Steps between comparisons of the weights that several ranks hold alike; where they differ, the run ends (exit
     code 5). 0: never."""

@@ -20,8 +20,12 @@ Event = Mapping[str, Any]
 
 _ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
-_NO_WORK = ("autograd", "torch", "c10d", "gloo", "nccl", "profiler")
+_IN_PROGRAMS = "_c10d_functional::"
+"""What torch.compile makes of a collective. Blocks are what is compiled, and only tensor parallelism talks in them."""
+_NO_WORK = ("autograd", "torch", "c10d", "_c10d_functional", "gloo", "nccl", "profiler")
 """Namespaces of operators that only contain others, or that communicate."""
+_COMPILED = "## Call CompiledFxGraph"
+"""A program of torch.compile; its kernels have no names of their own on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,24 @@ def _named(events: Iterable[Event], prefix: str) -> list[tuple[Interval, str]]:
     return [(_interval(event), event["name"].removeprefix(prefix)) for event in found]
 
 
+def _calls(events: Iterable[Event]) -> list[tuple[Interval, str]]:
+    """Return what the events of one thread say of communication, in order, without what is inside another call."""
+    events = list(events)
+    compiled = [event for event in events if event["cat"] == "cpu_op" and event["name"].startswith(_IN_PROGRAMS)]
+    found = _named(events, names.COMMUNICATION)
+    kind = "other"
+    for event in sorted(compiled, key=lambda event: (event["ts"], -event["dur"])):
+        said = event["name"].removeprefix(_IN_PROGRAMS).replace("_", "-")
+        # `wait_tensor` waits for what was begun before.
+        kind = next((known for known in names.KINDS if said.startswith(known)), kind)
+        found.append((_interval(event), f"tensor {kind}"))
+    outermost: list[tuple[Interval, str]] = []
+    for call in sorted(found, key=lambda call: (call[0][0], -call[0][1])):
+        if not outermost or call[0][0] >= outermost[-1][0][1]:
+            outermost.append(call)
+    return outermost
+
+
 def break_down(events: Iterable[Event]) -> Breakdown:
     """Divide the recorded steps of one rank.
 
@@ -113,7 +135,7 @@ def break_down(events: Iterable[Event]) -> Breakdown:
 
 def _host_layers(main: Sequence[Event], phases: _Ranges) -> list[tuple[str, Sequence[Interval]]]:
     by_part = phases.by_name()
-    layers: list[tuple[str, Sequence[Interval]]] = list(_Ranges(_named(main, names.COMMUNICATION)).by_name().items())
+    layers: list[tuple[str, Sequence[Interval]]] = list(_Ranges(_calls(main)).by_name().items())
     layers += [(part, by_part.get(part, ())) for part in (names.OPTIMIZER, names.DATA)]
     work = merged(_interval(event) for event in main if event["cat"] == "cpu_op" and _works(event["name"]))
     for part in (names.FORWARD, names.BACKWARD):
@@ -123,7 +145,7 @@ def _host_layers(main: Sequence[Event], phases: _Ranges) -> list[tuple[str, Sequ
 
 def _works(operator: str) -> bool:
     namespace, found, _ = operator.partition("::")
-    return bool(found) and namespace not in _NO_WORK
+    return operator.startswith(_COMPILED) or (bool(found) and namespace not in _NO_WORK)
 
 
 @dataclass(frozen=True)
@@ -136,12 +158,10 @@ class _Launch:
 
 def _launches(events: Sequence[Event]) -> dict[int, _Launch]:
     """Return the launches by the number that the device's events carry."""
-    calls: dict[tuple[Any, Any], list[tuple[Interval, str]]] = {}
+    by_thread: dict[tuple[Any, Any], list[Event]] = {}
     for event in events:
-        if event["cat"] == "user_annotation" and event["name"].startswith(names.COMMUNICATION):
-            named = (_interval(event), event["name"].removeprefix(names.COMMUNICATION))
-            calls.setdefault((event["pid"], event["tid"]), []).append(named)
-    threads = {thread: _Ranges(ranges) for thread, ranges in calls.items()}
+        by_thread.setdefault((event["pid"], event["tid"]), []).append(event)
+    threads = {thread: _Ranges(_calls(theirs)) for thread, theirs in by_thread.items()}
     nothing = _Ranges(())
     found = {}
     for event in events:
@@ -181,7 +201,7 @@ def _kernels(on_device: Sequence[Event], window: Sequence[Interval]) -> list[Ope
 def _operators(main: Sequence[Event], window: Sequence[Interval]) -> list[Operator]:
     """Return the time of each operator that its callees do not explain."""
     calls = [(_interval(event), event["name"]) for event in main if event["cat"] == "cpu_op" and _works(event["name"])]
-    calls += _named(main, names.COMMUNICATION)
+    calls += _calls(main)
     calls.sort(key=lambda call: (call[0][0], -call[0][1]))
     spent: list[int] = []
     stack: list[int] = []
@@ -196,7 +216,7 @@ def _operators(main: Sequence[Event], window: Sequence[Interval]) -> list[Operat
     return _ranked(
         (name, own)
         for ((begin, _), name), own in zip(calls, spent, strict=True)
-        if "::" in name and inside.at(begin) is not None
+        if _works(name) and inside.at(begin) is not None
     )
 
 

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.profiler import record_function
 
@@ -97,7 +98,9 @@ class CommunicationMarks:
         original = vars(owner).get(name)
         if original is not None:
             self._originals.append((owner, name, original))
-            setattr(owner, name, wrapped(original))
+            # Compiled blocks call it too, and torch would compile it in the middle of a recorded step.
+            marked = torch.compiler.disable(wrapped(original))  # type: ignore[no-untyped-call]
+            setattr(owner, name, marked)
 
     def _marked(self, original: _Method, kind: str) -> _Method:
         def call(group: Any, *arguments: Any, **named: Any) -> Any:

@@ -329,6 +329,14 @@ TRAINING: list[Case] = [
         ["runtime.profile_ranks must hold each rank once, but is [0, 0]"],
     ),
     (
+        {"runtime.compile": True, "zero.stage": 3},
+        ["runtime.compile=true cannot be used with zero.stage=3: DeepSpeed's hooks inside the blocks break every program; use zero.stage=2, or runtime.compile=false"],
+    ),
+    (
+        {"runtime.compile": True, "model.dropout": 0.1},
+        ["runtime.compile=true needs model.dropout=0 and model.attention_dropout=0, but they are 0.1 and 0: each block has masks of its own and would be compiled anew; use runtime.compile=false"],
+    ),
+    (
         {"runtime.hang_timeout_s": 1800},
         ["runtime.hang_timeout_s (1800) must be less than runtime.timeout_s (1800), after which collectives fail by themselves"],
     ),

@@ -9,6 +9,7 @@ from trainer.config.schema import (
     ModelConfig,
     OffloadKind,
     OptimizerConfig,
+    RuntimeConfig,
     TridentConfig,
     ZeroConfig,
 )
@@ -101,6 +102,13 @@ def test_a_missing_compiler_is_said_before_any_rank_starts(
     assert words in str(caught.value)
     assert "optimizer.implementation" in str(caught.value)
     assert "optimizer.implementation=torch" in caught.value.hints[0]
+
+
+def test_compiled_blocks_need_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda tool: None)
+    monkeypatch.setenv("CXX", "clang++-99")
+    with pytest.raises(ConfigError, match=r"runtime\.compile=true needs a C\+\+ compiler, but clang\+\+-99 is not"):
+        check_compiler(make_plan(TridentConfig(runtime=RuntimeConfig(compile=True)), 64))
 
 
 def test_no_compiler_is_needed_where_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

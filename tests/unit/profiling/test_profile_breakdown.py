@@ -75,6 +75,45 @@ def test_an_operator_does_not_count_what_it_waits_for() -> None:
     assert list(break_down(events).operators) == [Operator("own::matmul", 12_000, 1)]
 
 
+def test_a_compiled_program_is_work_with_the_operators_that_it_calls() -> None:
+    events = [
+        *PLAIN_STEP,
+        event("cpu_op", "Torch-Compiled Region: 0/0", 8, 32),
+        event("cpu_op", "## Call CompiledFxGraph abc ##", 10, 30),
+        event("cpu_op", "aten::mm", 12, 18),
+    ]
+    found = break_down(events)
+    assert found.parts["forward"] == 20_000
+    assert list(found.operators) == [
+        Operator("## Call CompiledFxGraph abc ##", 14_000, 1),
+        Operator("aten::mm", 6_000, 1),
+    ]
+
+
+def test_collectives_in_compiled_programs_are_those_of_tensor_parallelism() -> None:
+    inside = [
+        event("cpu_op", "## Call CompiledFxGraph abc ##", 8, 38),
+        event("cpu_op", "_c10d_functional::all_reduce", 10, 12),
+        event("cpu_op", "_c10d_functional::all_reduce_", 10.5, 11.5),
+        event("cpu_op", "_c10d_functional::wait_tensor", 14, 20),
+        event("cpu_op", "_c10d_functional::reduce_scatter_tensor", 21, 22),
+        event("cpu_op", "_c10d_functional::wait_tensor", 22, 26),
+        event("cpu_op", "_c10d_functional::all_gather_into_tensor", 30, 31),
+        event("cpu_op", "_c10d_functional::wait_tensor", 31, 32),
+    ]
+    found = break_down([*PLAIN_STEP, *inside])
+    parts = {name: value for name, value in found.parts.items() if name.startswith(("tensor", "forward"))}
+    assert parts == {
+        "tensor all-reduce": 8_000,
+        "tensor reduce-scatter": 5_000,
+        "tensor all-gather": 2_000,
+        "forward": 15_000,
+    }
+    assert list(found.operators) == [Operator("## Call CompiledFxGraph abc ##", 15_000, 1)]
+    kernel = [launch(1, 10.6), on_gpu(1, "ncclDevKernel_AllReduce", 15, 25)]
+    assert break_down([*PLAIN_STEP, *inside, *kernel]).parts["tensor all-reduce"] == 10_000
+
+
 def test_instructions_of_a_pipeline_are_phases_and_steps_are_added_up() -> None:
     events = []
     for begin, step in ((0, 5), (1000, 6)):
