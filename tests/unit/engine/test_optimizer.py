@@ -119,6 +119,21 @@ def test_no_compiler_is_needed_where_nothing_is_compiled(monkeypatch: pytest.Mon
     check_compiler(plan_of(offload=OffloadKind.cpu))
 
 
+def test_the_processor_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import cpuinfo
+
+    answer, asked = cpuinfo.get_cpu_info(), []
+
+    def get_cpu_info() -> object:
+        asked.append(1)
+        return answer
+
+    monkeypatch.setattr(cpuinfo, "get_cpu_info", get_cpu_info)
+    for _ in range(2):
+        build_optimizer([torch.nn.Parameter(torch.ones(2, 2))], plan_of(CPU))
+    assert asked == [1]
+
+
 def test_kernels_need_no_torch() -> None:
     import subprocess
     import sys
