@@ -40,7 +40,10 @@ from trainer.metrics.build import build_metrics
 from trainer.metrics.jsonl import read_rows
 from trainer.metrics.skipped import SKIPPED_FILE, SkippedBatchesFile
 from trainer.metrics.tensorboard_sink import check_tensorboard
+from trainer.model.kernel import attention_kernel
 from trainer.pipeline.placement import placement_warning
+from trainer.profiling.hook import ProfileHook
+from trainer.profiling.phases import MarkedProgress
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder
 from trainer.samples.check import check_samples
@@ -127,6 +130,8 @@ def _announce(
         shutil.copytree(prepared.tokenizer_folder, folder.tokenizer, dirs_exist_ok=True)
     if SUPERVISED_VARIABLE not in os.environ:
         say(describe(plan))
+    kernel = attention_kernel(plan.model, plan.tensor_parallel_size, plan.config.precision.dtype, groups.device)
+    say(f"kernel  {kernel}")
     warning = placement_warning(plan, hosts)
     if warning is not None:
         warn(warning)
@@ -143,7 +148,7 @@ def _train(
     found = checkpoint_to_resume(plan.config, folder.checkpoints, control)
     state = together(control, lambda: starting_state(found, plan, stream_identity(prepared, plan.config)))
     sources = together(control, lambda: _sources(plan, prepared, state.sample_length, groups))
-    progress = Progress()
+    progress = MarkedProgress() if plan.config.runtime.profile else Progress()
     engine = build_engine(plan, groups, progress)
     if found is not None:
         load(found, engine, plan, groups, control)
@@ -154,9 +159,10 @@ def _train(
     skipped, rewinds, measures = SkippedBatchesFile(folder.logs / SKIPPED_FILE), RewindCount(), Measures()
     on_skip = skipped.write if groups.is_reporting_rank else _ignore
     background = host_group(plan, groups)
+    profiler = _profiler(plan, folder, progress, groups, control)
     with _watchdog(plan, folder, groups, progress):
         while True:
-            hooks = _hooks(plan, folder, engine, state, groups, control, background, measures)
+            hooks = [*_hooks(plan, folder, engine, state, groups, control, background, measures), *profiler]
             end = train(engine, *sources, plan, state, hooks, stop, groups, measures, progress, on_skip, rewinds)
             if end.status != "rewound":
                 return end
@@ -181,6 +187,15 @@ def _sources(
     if plan.config.train.eval_every == 0:
         return training, None
     return training, validation_batches(prepared, plan, groups.data.rank, groups.device)
+
+
+def _profiler(
+    plan: RunPlan, folder: RunFolder, progress: Progress, groups: ParallelGroups, control: DistGroup
+) -> list[Hook]:
+    """Return the hook that records steps, if there is one. It outlives a rewind: it records once."""
+    if not isinstance(progress, MarkedProgress):
+        return []
+    return [ProfileHook(plan.config, folder.path, progress, groups, control)]
 
 
 def _hooks(

@@ -82,6 +82,7 @@ class Case:
     recompute: str = "none"
     fused_loss: bool = True
     evaluate: bool = False
+    compiled: bool = False
 
     @property
     def world_size(self) -> int:
@@ -96,6 +97,7 @@ class Case:
         parts += [self.schedule] * (self.schedule != "1f1b") + [self.dtype] * (self.dtype != "fp32")
         parts += ["unfused_loss"] * (not self.fused_loss)
         parts += [f"recompute_{self.recompute}"] * (self.recompute != "none") + ["evaluate"] * self.evaluate
+        parts += ["compiled"] * self.compiled
         return "-".join(parts)
 
 
@@ -142,7 +144,7 @@ def config_of(case: Case) -> TridentConfig:
         optimizer=OPTIMIZER,
         train=TrainConfig(steps=STEPS),
         # Idle threads of a second core would spin while other ranks need it.
-        runtime=RuntimeConfig(threads_per_rank=1),
+        runtime=RuntimeConfig(threads_per_rank=1, compile=case.compiled),
     )
 
 
@@ -192,6 +194,7 @@ def run_case(rank: int, world_size: int, case: Case) -> RankOutcome:
             evaluations.append(float(engine.evaluate(batches)))
         if step == 1:
             first = first_moments(engine, plan)
+    assert not case.compiled or torch._dynamo.utils.counters["stats"]["unique_graphs"], "nothing was compiled"
     weights = dict(engine.local_parameters())
     specs = dict(engine.shard_specs())
     return RankOutcome(

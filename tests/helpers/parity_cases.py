@@ -75,6 +75,7 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
         Case(tp=2, zero=0, llama=True, fused_loss=False),
         Case(tp=2, zero=3, sequence_parallel=True, tied=False, llama=True),
         Case(tp=2, recompute="selective", evaluate=True),
+        Case(tp=2, compiled=True),
     ),
     (
         Case(pp=2, zero=0),
@@ -82,6 +83,7 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
         Case(pp=2, num_micro_batches=1, tied=False),
         Case(pp=2, offload="cpu", evaluate=True, num_micro_batches=8, fused_loss=False),
         Case(pp=2, recompute="full", evaluate=True),
+        Case(pp=2, recompute="full", evaluate=True, compiled=True),
         Case(pp=2, schedule="dualpipev", num_micro_batches=4, evaluate=True),
         Case(pp=2, schedule="dualpipev", num_micro_batches=8, zero=0, tied=False, llama=True),
     ),

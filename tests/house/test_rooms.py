@@ -27,6 +27,7 @@ ORDER = (
     "launcher",
     "generation",
     "samples",
+    "profiling",
     "description",
     "run_folder",
     "resharding",
@@ -51,11 +52,14 @@ APART = {
     "launcher": LOW | {"checkpoint", "metrics"},
     "generation": {"pipeline", "engine", "planner", "loop", "metrics", "launcher"},
     "samples": {"pipeline", "planner", "launcher", "checkpoint"},
-    "description": LOW - {"config", "model", "pipeline", "planner"} | {"checkpoint", "metrics", "launcher"},
-    "run_folder": LOW - {"config"} | {"metrics", "generation", "samples", "description"},
-    "resharding": LOW - {"config"} | {"metrics", "launcher", "generation", "samples"},
-    "supervise": {"loop", "generation", "resharding"},
-    "sweep": LOW - {"config"} | {"checkpoint", "metrics", "generation", "samples", "resharding", "supervise"},
+    "profiling": LOW - {"config", "topology", "loop"} | {"checkpoint", "launcher", "generation", "samples"},
+    "description": LOW - {"config", "model", "pipeline", "planner"}
+    | {"checkpoint", "metrics", "launcher", "profiling"},
+    "run_folder": LOW - {"config"} | {"metrics", "generation", "samples", "profiling", "description"},
+    "resharding": LOW - {"config"} | {"metrics", "launcher", "generation", "samples", "profiling"},
+    "supervise": {"loop", "generation", "profiling", "resharding"},
+    "sweep": LOW - {"config"}
+    | {"checkpoint", "metrics", "generation", "samples", "profiling", "resharding", "supervise"},
     "app": {"generation", "resharding", "supervise", "sweep"},
 }
 """Rooms that the order would let in, but that a room has no business with."""
@@ -79,6 +83,7 @@ NO_TORCH = (
         "cli",
     ),
     *("data.capacity", "data.sampler", "data.dataset", "data.tokenizer", "generation.options", "samples.check"),
+    *("profiling.names", "profiling.intervals", "profiling.breakdown"),
     *(
         "checkpoint.store",
         "checkpoint.manifest",

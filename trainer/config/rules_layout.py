@@ -217,6 +217,24 @@ def replicas(case: Case) -> Iterator[str]:
         )
 
 
+def compilation(case: Case) -> Iterator[str]:
+    """Blocks are programs that torch.compile can make once and use for all of them."""
+    config = case.config
+    if not config.runtime.compile:
+        return
+    if config.zero.stage == 3:
+        yield (
+            "runtime.compile=true cannot be used with zero.stage=3: DeepSpeed's hooks inside the blocks break every "
+            "program; use zero.stage=2, or runtime.compile=false"
+        )
+    if config.model.dropout > 0 or config.model.attention_dropout > 0:
+        yield (
+            "runtime.compile=true needs model.dropout=0 and model.attention_dropout=0, but they are "
+            f"{config.model.dropout:g} and {config.model.attention_dropout:g}: each block has masks of its own and "
+            "would be compiled anew; use runtime.compile=false"
+        )
+
+
 RULES: tuple[Rule, ...] = (
     world_size,
     devices,
@@ -228,4 +246,5 @@ RULES: tuple[Rule, ...] = (
     offload,
     adam_implementation,
     replicas,
+    compilation,
 )

@@ -50,6 +50,8 @@ MINIMA: dict[str, int] = {
     "runtime.timeout_s": 1,
     "runtime.hang_timeout_s": 0,
     "runtime.check_replicas_every": 0,
+    "runtime.profile_first_step": 1,
+    "runtime.profile_steps": 1,
     "launch.grace_s": 0,
     "launch.max_restarts": 0,
 }
@@ -81,6 +83,7 @@ CLOSED: dict[str, tuple[float, float]] = {
     "precision.initial_scale_power": (0, 31),
     "schedule.min_lr_ratio": (0, 1),
     "launch.master_port": (1, 65535),
+    "runtime.profile_steps": (1, 20),
     "train.seed": (0, 2**63 - 1),
     "eval.seed": (0, 2**63 - 1),
 }

@@ -17,6 +17,10 @@ class DeviceKind(Enum):
     cuda = "cuda"
 
 
+PROFILE_AFTER_STEPS = 4
+"""Steps that a start of a run trains before the recorded ones: the first ones are not like the rest."""
+
+
 @dataclass(frozen=True)
 class RuntimeConfig:
     """How a process runs."""
@@ -30,9 +34,22 @@ class RuntimeConfig:
     hang_timeout_s: int | None = None
     """Seconds without progress after which the run ends (exit code 7) and says which rank is behind, in what; saving
     may take timeout_s. null: a third of timeout_s. 0: never."""
+    compile: bool = False
+    """Compile the blocks with torch.compile. Not with zero.stage=3 (its hooks break every program) or dropout (its
+    masks differ from block to block). With tensor parallelism programs end at each collective. On a CPU it was measured
+    to be no faster (docs/performance.md)."""
     check_replicas_every: int = 0
     """Steps between comparisons of the weights that several ranks hold alike; where they differ, the run ends (exit
     code 5). 0: never."""
+    profile: bool = False
+    """Record some steps with torch's profiler: traces and a table of where the time went, in profile/ of the run's
+    folder (docs/profiling.md). Recorded steps are slower, and so is the row of metrics that holds them."""
+    profile_first_step: int | None = None
+    """First recorded step, counted as in metrics.jsonl. null: the fifth that this start of the run trains."""
+    profile_steps: int = 3
+    """How many steps are recorded, 1 to 20."""
+    profile_ranks: tuple[int, ...] = ()
+    """Ranks that record. Empty: the first one of each pipeline stage."""
 
 
 @dataclass(frozen=True)

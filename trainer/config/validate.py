@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trainer.config import rules_layout, rules_logging, rules_model, rules_ranges, rules_training
+from trainer.config import rules_layout, rules_logging, rules_model, rules_profile, rules_ranges, rules_training
 from trainer.config.elastic import Elastic
 from trainer.config.rules_common import Case, Rule
 from trainer.config.schema import DeviceKind, TridentConfig
 from trainer.errors import ConfigError
 
-ARITHMETIC: tuple[Rule, ...] = (*rules_model.RULES, *rules_layout.RULES)
+ARITHMETIC: tuple[Rule, ...] = (*rules_model.RULES, *rules_layout.RULES, *rules_profile.ARITHMETIC)
 """Rules that divide by sizes; asked only when every size is positive."""
 
 
 def problems(config: TridentConfig, world_size: int | None = None, device_count: int | None = None) -> list[str]:
     """Return one line for each thing that is wrong with the config; an empty list if it can run."""
     case = Case(config, world_size, device_count)
-    rules = [*rules_ranges.RULES, *rules_training.RULES, *rules_logging.RULES]
+    rules = [*rules_ranges.RULES, *rules_training.RULES, *rules_logging.RULES, *rules_profile.RULES]
     if rules_ranges.sizes_are_positive(case):
         rules[1:1] = ARITHMETIC
     return [line for rule in rules for line in rule(case)]

@@ -10,6 +10,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from trainer.config.ds_json import deepspeed_json
 from trainer.config.plan import RunPlan
 from trainer.config.schema import PipelineSchedule
+from trainer.engine.compiled import compile_blocks
 from trainer.engine.deepspeed_engines import RepairedDualPipeVEngine, RepairedEngine, RepairedPipelineEngine
 from trainer.engine.face import Engine
 from trainer.engine.mpu import ModelParallelUnit
@@ -52,6 +53,8 @@ def _construct(
     if plan.zero_stage == 0:
         # ZeRO's optimizers need to be told of every gradient; without them nobody looks before the step.
         add_gradients_in_place(model.parameters())
+    if plan.config.runtime.compile:
+        compile_blocks(model)
     # deepspeed.initialize chooses the class by itself; a repaired one must be constructed directly.
     settings = deepspeed_json(plan)
     engine = engine_class(

@@ -25,11 +25,17 @@ def adam_implementation(plan: RunPlan) -> AdamImplementation:
 
 
 def check_compiler(plan: RunPlan) -> None:
-    """Check that DeepSpeed's CPU Adam can be compiled here, before any rank is started.
+    """Check that what this run compiles can be compiled here, before any rank is started.
 
     Raises:
-        ConfigError: it is wanted, but g++ or ninja is missing, or an earlier compilation was killed.
+        ConfigError: DeepSpeed's CPU Adam is wanted, but g++ or ninja is missing, or an earlier compilation was killed;
+            runtime.compile=true, but there is no C++ compiler.
     """
+    if plan.config.runtime.compile and shutil.which(os.environ.get("CXX") or "g++") is None:
+        raise ConfigError(
+            f"runtime.compile=true needs a C++ compiler, but {os.environ.get('CXX') or 'g++'} is not on PATH",
+            hints=["install g++ (or set CXX), or set runtime.compile=false"],
+        )
     if adam_implementation(plan) is not AdamImplementation.deepspeed_cpu:
         return
     _check_lock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 
 import torch
 
@@ -25,6 +26,14 @@ def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) 
     return [group for group in groups if group["params"]]
 
 
+def _ask_for_the_processor_once() -> None:
+    """Remember the answer that DeepSpeed asks for again and again: each time processes are started to find it."""
+    import cpuinfo
+
+    if not hasattr(cpuinfo.get_cpu_info, "cache_info"):
+        cpuinfo.get_cpu_info = cache(cpuinfo.get_cpu_info)
+
+
 def build_optimizer(parameters: Iterable[torch.nn.Parameter], plan: RunPlan) -> torch.optim.Optimizer:
     """Return AdamW over `decay_groups`."""
     config = plan.config.optimizer
@@ -33,6 +42,7 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], plan: RunPlan) -> 
     if adam_implementation(plan) is AdamImplementation.deepspeed_cpu:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
+        _ask_for_the_processor_once()
         optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(
             groups, lr=config.lr, betas=betas, eps=config.eps, adamw_mode=True
         )

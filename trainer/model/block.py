@@ -44,15 +44,25 @@ class Block(nn.Module):
         self.attention = Attention(f"{name}.attention", context)
         self.mlp_norm = Norm(f"{name}.mlp_norm", context)
         self.mlp = MLP(f"{name}.mlp", context)
+        self._transform = self._forward
+
+    def compile_transform(self) -> None:
+        """Let torch.compile make the block's program at its first call; blocks of the same kind share it."""
+        self._transform = torch.compile(self._forward, dynamic=False)
 
     def forward(self, hidden: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
         """Return the block's output for one micro-batch."""
         # Counted here, outside the recomputed region: recomputing must see the same micro-batch.
         place = self.clock.next_micro_batch(self.name) if self.training and self.has_dropout else None
         if self.recompute and self.training and torch.is_grad_enabled():
-            recomputed = checkpoint(self._forward, hidden, place, cache, use_reentrant=False, preserve_rng_state=False)
+            recomputed = checkpoint(
+                self._transform, hidden, place, cache, use_reentrant=False, preserve_rng_state=False
+            )
             return cast(torch.Tensor, recomputed)
-        return self._forward(hidden, place, cache)
+        if cache is not None:
+            # Lengths change with every token; compiling each of them anew would take longer than it saves.
+            return self._forward(hidden, place, cache)
+        return self._transform(hidden, place, None)
 
     def _forward(
         self, hidden: torch.Tensor, place: MicroBatchPlace | None, cache: KeyValueCache | None

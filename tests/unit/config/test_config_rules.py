@@ -297,6 +297,46 @@ TRAINING: list[Case] = [
         ["runtime.check_replicas_every compares weights that several ranks hold, and has no effect with layout.tensor_parallel_size=1, layout.data_parallel_size=2 and zero.stage=3; leave it out"],
     ),
     (
+        {"runtime.profile_first_step": 9, "runtime.profile_steps": 2, "runtime.profile_ranks": (0,)},
+        [
+            f"runtime.{key} has no effect with runtime.profile=false; use runtime.profile=true, or leave it out"
+            for key in ("profile_first_step", "profile_steps", "profile_ranks")
+        ],
+    ),
+    (
+        {"runtime.profile": True, "train.steps": 6, "schedule.warmup_steps": 1},
+        ["runtime.profile=true records steps 5 to 7 and needs train.steps of at least 7, but it is 6; use for example runtime.profile_first_step=1 runtime.profile_steps=3"],
+    ),
+    (
+        {"runtime.profile": True, "train.steps": 2, "schedule.warmup_steps": 1, "runtime.profile_first_step": 2, "runtime.profile_steps": 2},
+        ["runtime.profile=true records steps 2 to 3 and needs train.steps of at least 3, but it is 2; use for example runtime.profile_first_step=1 runtime.profile_steps=2"],
+    ),
+    (
+        {"runtime.profile": True, "runtime.profile_steps": 21},
+        ["runtime.profile_steps must be 1 to 20, but is 21"],
+    ),
+    ({"runtime.profile_steps": 21}, ["runtime.profile_steps must be 1 to 20, but is 21"]),
+    (
+        {"runtime.profile": True, "runtime.profile_ranks": (3, 4), "layout.pipeline_parallel_size": 2, "layout.tensor_parallel_size": 2},
+        ["runtime.profile_ranks must hold ranks of the run, 0 to 3, but holds 4"],
+    ),
+    (
+        {"runtime.profile": True, "runtime.profile_ranks": (-1,)},
+        ["runtime.profile_ranks must hold ranks of the run, 0 to 0, but holds -1"],
+    ),
+    (
+        {"runtime.profile": True, "runtime.profile_ranks": (0, 0)},
+        ["runtime.profile_ranks must hold each rank once, but is [0, 0]"],
+    ),
+    (
+        {"runtime.compile": True, "zero.stage": 3},
+        ["runtime.compile=true cannot be used with zero.stage=3: DeepSpeed's hooks inside the blocks break every program; use zero.stage=2, or runtime.compile=false"],
+    ),
+    (
+        {"runtime.compile": True, "model.dropout": 0.1},
+        ["runtime.compile=true needs model.dropout=0 and model.attention_dropout=0, but they are 0.1 and 0: each block has masks of its own and would be compiled anew; use runtime.compile=false"],
+    ),
+    (
         {"runtime.hang_timeout_s": 1800},
         ["runtime.hang_timeout_s (1800) must be less than runtime.timeout_s (1800), after which collectives fail by themselves"],
     ),

@@ -9,6 +9,7 @@ from trainer.config.schema import (
     ModelConfig,
     OffloadKind,
     OptimizerConfig,
+    RuntimeConfig,
     TridentConfig,
     ZeroConfig,
 )
@@ -103,12 +104,34 @@ def test_a_missing_compiler_is_said_before_any_rank_starts(
     assert "optimizer.implementation=torch" in caught.value.hints[0]
 
 
+def test_compiled_blocks_need_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda tool: None)
+    monkeypatch.setenv("CXX", "clang++-99")
+    with pytest.raises(ConfigError, match=r"runtime\.compile=true needs a C\+\+ compiler, but clang\+\+-99 is not"):
+        check_compiler(make_plan(TridentConfig(runtime=RuntimeConfig(compile=True)), 64))
+
+
 def test_no_compiler_is_needed_where_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda tool: None)
     check_compiler(plan_of())
     check_compiler(plan_of(TORCH, OffloadKind.cpu))
     monkeypatch.setattr("shutil.which", lambda tool: f"/bin/{tool}")
     check_compiler(plan_of(offload=OffloadKind.cpu))
+
+
+def test_the_processor_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import cpuinfo
+
+    answer, asked = cpuinfo.get_cpu_info(), []
+
+    def get_cpu_info() -> object:
+        asked.append(1)
+        return answer
+
+    monkeypatch.setattr(cpuinfo, "get_cpu_info", get_cpu_info)
+    for _ in range(2):
+        build_optimizer([torch.nn.Parameter(torch.ones(2, 2))], plan_of(CPU))
+    assert asked == [1]
 
 
 def test_kernels_need_no_torch() -> None:

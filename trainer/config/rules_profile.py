@@ -1,0 +1,59 @@
+"""Rules about `runtime.profile`: what is recorded is trained, by ranks that exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trainer.config.rules_common import Case, Rule
+from trainer.config.rules_ranges import CLOSED
+from trainer.config.schema import PROFILE_AFTER_STEPS, RuntimeConfig
+
+MOST_STEPS = int(CLOSED["runtime.profile_steps"][1])
+
+
+def settings(case: Case) -> Iterator[str]:
+    """Nothing is asked of a profiler that is off."""
+    runtime, default = case.config.runtime, RuntimeConfig()
+    if runtime.profile:
+        return
+    # What is out of its range is said by `minima` and `real_ranges`.
+    in_range = {
+        "profile_first_step": runtime.profile_first_step is not None and runtime.profile_first_step >= 1,
+        "profile_steps": 1 <= runtime.profile_steps <= MOST_STEPS,
+        "profile_ranks": True,
+    }
+    for key, is_legal in in_range.items():
+        if is_legal and getattr(runtime, key) != getattr(default, key):
+            yield f"runtime.{key} has no effect with runtime.profile=false; use runtime.profile=true, or leave it out"
+
+
+def steps(case: Case) -> Iterator[str]:
+    """The recorded steps are steps of the run."""
+    runtime, last = case.config.runtime, case.config.train.steps
+    first = PROFILE_AFTER_STEPS + 1 if runtime.profile_first_step is None else runtime.profile_first_step
+    if not runtime.profile or first < 1 or not 1 <= runtime.profile_steps <= MOST_STEPS or last < 1:
+        return
+    end = first + runtime.profile_steps - 1
+    if end > last:
+        yield (
+            f"runtime.profile=true records steps {first} to {end} and needs train.steps of at least {end}, but it is "
+            f"{last}; use for example runtime.profile_first_step=1 runtime.profile_steps={min(last, 3)}"
+        )
+
+
+def ranks(case: Case) -> Iterator[str]:
+    """The recording ranks exist."""
+    layout, chosen = case.config.layout, case.config.runtime.profile_ranks
+    size = layout.pipeline_parallel_size * layout.tensor_parallel_size * case.dp
+    if not case.config.runtime.profile:
+        return
+    wrong = [rank for rank in chosen if not 0 <= rank < size]
+    if wrong:
+        yield f"runtime.profile_ranks must hold ranks of the run, 0 to {size - 1}, but holds {wrong[0]}"
+    if len(set(chosen)) < len(chosen):
+        yield f"runtime.profile_ranks must hold each rank once, but is {list(chosen)}"
+
+
+RULES: tuple[Rule, ...] = (settings, steps)
+ARITHMETIC: tuple[Rule, ...] = (ranks,)
+"""Asked only when every size is positive."""

@@ -1,0 +1,29 @@
+"""torch.compile for the blocks (`runtime.compile`): what lies between two matrix products becomes one kernel."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import nn
+
+from trainer.log import say
+from trainer.model.block import Block
+
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+DEFAULT_CACHE = "~/.cache/trident/compiled"
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Let the blocks of this rank be compiled at their first call. All share one program. Local.
+
+    What is compiled is kept in the folder that TORCHINDUCTOR_CACHE_DIR names, and used again by later runs.
+    """
+    os.environ.setdefault(CACHE_VARIABLE, str(Path(DEFAULT_CACHE).expanduser()))
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile_transform()
+    say(
+        "the blocks are compiled in the first step and the first evaluation (runtime.compile): that takes up to some "
+        f"minutes once, later runs find it in {os.environ[CACHE_VARIABLE]}"
+    )

@@ -1,0 +1,38 @@
+"""Which attention kernel PyTorch takes for a model: said once, because the slow ones look like the fast ones."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.attention import SDPBackend
+
+from trainer.config.plan import ModelSpec
+from trainer.config.schema import Dtype
+
+_DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16}
+_WORDS = {
+    SDPBackend.FLASH_ATTENTION: "flash attention",
+    SDPBackend.EFFICIENT_ATTENTION: "memory-efficient attention",
+    SDPBackend.CUDNN_ATTENTION: "cuDNN attention",
+    SDPBackend.MATH: "unfused attention, which keeps all S x S scores",
+}
+
+
+def attention_kernel(spec: ModelSpec, tensor_parallel_size: int, dtype: Dtype, device: torch.device) -> str:
+    """Return the name of the kernel that training takes on `device`, e.g. "flash attention". No host sync."""
+    if spec.attention_dropout > 0:
+        return "unfused attention, which keeps all S x S scores (model.attention_dropout > 0)"
+    windowed = spec.sliding_window is not None and spec.sliding_window < spec.seq_length
+    heads = spec.num_attention_heads // tensor_parallel_size
+    # With a mask, keys and values are repeated before they are attended to.
+    pairs = heads if windowed else spec.num_key_value_heads // tensor_parallel_size
+    length = spec.seq_length
+
+    def some(count: int) -> torch.Tensor:
+        shape = (1, count, length, spec.head_dim)
+        return torch.empty(shape, dtype=_DTYPES[dtype], device=device, requires_grad=True)
+
+    mask = torch.ones(length, length, dtype=torch.bool, device=device) if windowed else None
+    choice = torch._fused_sdp_choice(
+        some(heads), some(pairs), some(pairs), mask, 0.0, not windowed, enable_gqa=heads != pairs
+    )
+    return _WORDS.get(SDPBackend(choice), SDPBackend(choice).name) + (" with a mask" if windowed else "")
