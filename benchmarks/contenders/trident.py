@@ -32,6 +32,7 @@ from trainer.loop.events import Hook, RunEnd, StepReport
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
 from trainer.metrics.build import build_metrics
+from trainer.model.kernel import attention_kernel
 
 
 class _Recording:
@@ -100,7 +101,13 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
     engine = _Recording(build_engine(plan, groups))
     say(describe(plan))
     state = starting_state(None, plan, stream_identity(prepared, config))
-    facts = {"overrides": words, "plan": describe(plan).splitlines(), "threads": torch.get_num_threads()}
+    kernel = attention_kernel(plan.model, plan.tensor_parallel_size, plan.config.precision.dtype, device)
+    facts = {
+        "overrides": words,
+        "plan": describe(plan).splitlines(),
+        "attention_kernel": kernel,
+        "threads": torch.get_num_threads(),
+    }
     hooks: list[Hook] = [build_metrics(plan, folder, state, groups, control), _GateHook(engine, gate, facts)]
     source = training_batches(prepared, plan, state.sample_length, groups.data.rank, device)
     train(engine, source, None, plan, state, hooks, StopRequest(control), groups)

@@ -138,13 +138,29 @@ def _loss(settings: Settings, logs: Path) -> tuple[dict[str, Any], str]:
         return {"shape": shape, "skipped": reasons[0]}, f"Loss alone: skipped: {reasons[0]}"
     peaks = {record.contender.name: record.turns[-1].extras["peak_bytes"] for record in (whole, fused)}
     error = both.facts["gradient_error"]
-    share = peaks["fused"] / peaks["whole logits"] if peaks["whole logits"] else float("nan")
+    # Both leave the head's gradient behind, which is no part of the loss.
+    left = shape["vocab_size"] * shape["hidden_size"] * (4 if case.dtype == "fp32" else 2)
+    shares = {
+        "with": fused_share(peaks["fused"], peaks["whole logits"]),
+        "without": fused_share(peaks["fused"] - left, peaks["whole logits"] - left),
+    }
     text = (
         f"Head and loss alone, {shape['tokens']} tokens of {shape['hidden_size']}, vocabulary {shape['vocab_size']:,}, "
         f"{case.dtype}: whole logits {peaks['whole logits'] / MIB:,.0f} MiB, fused {peaks['fused'] / MIB:,.0f} MiB "
-        f"({share:.1%}); gradients apart by {error:.1e} (relative)."
+        f"({_percent(shares['with'])}; {_percent(shares['without'])} without the head's gradient of {left / MIB:,.0f} "
+        f"MiB, which both leave behind); gradients apart by {error:.1e} (relative)."
     )
-    return {"shape": shape, "dtype": case.dtype, "peak_bytes": peaks, "gradient_error": error}, text
+    found = {"peak_bytes": peaks, "head_gradient_bytes": left, "fused_share": shares, "gradient_error": error}
+    return {"shape": shape, "dtype": case.dtype, **found}, text
+
+
+def fused_share(fused: int, whole: int) -> float | None:
+    """Return the share; None where there is nothing to compare: a tiny head vanishes in a process's pages."""
+    return fused / whole if whole > 0 and fused > 0 else None
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
 
 
 def _largest_models(settings: Settings, logs: Path) -> tuple[dict[str, Any], str]:
