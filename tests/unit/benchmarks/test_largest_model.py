@@ -36,7 +36,7 @@ def test_the_search_ends_where_memory_does(monkeypatch: pytest.MonkeyPatch, tmp_
     five = replace(SETTINGS.case, num_layers=5, hidden_size=4096, num_heads=32, ffn_hidden_size=16384)
     assert found["without offload"]["parameters"] == parameter_count(five.plan().model)
     assert found["without offload"]["limit"] == "OutOfMemoryError: CUDA out of memory"
-    assert "without offload 1.21B, with CPU offload" in text
+    assert "without offload 1.22B, with CPU offload 7.66B" in text
 
 
 def test_another_failure_is_no_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
