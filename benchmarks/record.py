@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -101,7 +102,7 @@ def save(
     whole = {
         "suite": suite,
         "date": now.isoformat(timespec="seconds"),
-        "command": " ".join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "machine": facts,
         "load_average_after": [round(load, 2) for load in os.getloadavg()],
         **body,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -118,7 +119,9 @@ def _row(name: str, case: Case, settings: Settings, matmul: Mapping[str, float],
 
     def attempt(setup: Setup, which: Case) -> Sequence[Turn]:
         words = {**options, "overrides": [*setup.words, *extra]}
-        contender = Contender(name, kind, which, words, threads=settings.threads, site=settings.site)
+        # The optimizer of an offloaded model computes on the CPU: with all of it, as a user would.
+        threads = settings.threads if settings.dry else len(os.sched_getaffinity(0))
+        contender = Contender(name, kind, which, words, threads=threads, site=settings.site)
         return train_alone(contender, logs, settings.warmup, *(settings.steps for _ in range(settings.rounds)))
 
     setups = _SETUPS if kind == "trident" else _SETUPS[:1]

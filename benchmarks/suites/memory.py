@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -182,6 +183,11 @@ def _largest_models(settings: Settings, logs: Path) -> tuple[dict[str, Any], str
     return found, f"Largest model that one device trains (width {_HIDDEN}, full recomputation, one sequence): {text}."
 
 
+def _cores() -> int:
+    """Return how many there are: the optimizer of an offloaded model computes on all of them."""
+    return len(os.sched_getaffinity(0))
+
+
 class _Trial:
     """Trains ever other numbers of blocks, each in a process of its own."""
 
@@ -210,9 +216,12 @@ class _Trial:
         Raises:
             ContenderFailed: for another reason than memory.
         """
-        overrides = {"overrides": ["model.recompute=full", *self._words]}
+        options = {"overrides": ["model.recompute=full", *self._words]}
+        contender = Contender("largest", "trident", self.case_of(blocks), options, threads=_cores())
         try:
-            train_alone(Contender("largest", "trident", self.case_of(blocks), overrides, threads=8), self._logs, 2)
+            train_alone(
+                Contender("largest", "trident", self.case_of(blocks), overrides, threads=_cores()), self._logs, 2
+            )
         except ContenderFailed as error:
             if not error.is_out_of_memory:
                 raise
