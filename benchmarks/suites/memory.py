@@ -219,9 +219,7 @@ class _Trial:
         options = {"overrides": ["model.recompute=full", *self._words]}
         contender = Contender("largest", "trident", self.case_of(blocks), options, threads=_cores())
         try:
-            train_alone(
-                Contender("largest", "trident", self.case_of(blocks), overrides, threads=_cores()), self._logs, 2
-            )
+            train_alone(contender, self._logs, 2)
         except ContenderFailed as error:
             if not error.is_out_of_memory:
                 raise
