@@ -48,6 +48,12 @@ class Contender:
 class ContenderFailed(Exception):
     """A contender cannot run; the text says why."""
 
+    @property
+    def is_out_of_memory(self) -> bool:
+        """Whether a smaller one might run. A rank that says nothing was most likely killed for the host's memory."""
+        text = str(self).lower()
+        return "out of memory" in text or "outofmemory" in text or "died" in text
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -139,11 +145,9 @@ class Running:
                     raise ContenderFailed(f"did not answer within {timeout_s:g} s")
                 for entry, _ in ready:
                     line = self._answers[entry.data].readline()
-                    answer = (
-                        json.loads(line)
-                        if line
-                        else {"failed": f"rank {entry.data} died: {self._log_tail(entry.data)}"}
-                    )
+                    if not line:
+                        raise ContenderFailed(f"rank {entry.data} died: {self._log_tail(entry.data)}")
+                    answer: dict[str, Any] = json.loads(line)
                     if "failed" in answer:
                         raise ContenderFailed(str(answer["failed"]))
                     found[entry.data] = answer[key]
@@ -302,11 +306,19 @@ def _warm_up(
     tokens = record.contender.case.tokens_per_step
     alike = (other.losses for other in records if other.losses and other.contender.case.tokens_per_step == tokens)
     reference = next(alike)
-    errors = [abs(a - b) / abs(b) for a, b in zip(record.losses, reference, strict=False)]
-    record.loss_error = max(errors)
-    if not (errors[0] <= tolerance.first and max(errors) <= tolerance.later):
-        reason = f"its losses differ: step 1 by {errors[0]:.1e}, worst {max(errors):.1e} (relative)"
+    reason = judge(record, reference, tolerance)
+    if reason is not None:
         _drop(index, record, running, reason, say)
+
+
+def judge(record: Record, reference: Sequence[float], tolerance: Tolerance) -> str | None:
+    """Hold a contender's first losses against others; return why it must not be timed, if so. Sets `loss_error`."""
+    errors = [abs(a - b) / abs(b) for a, b in zip(record.losses, reference, strict=False)]
+    record.loss_error = max(errors, key=lambda error: (error != error, error))
+    # No comparison with a number that is none is true.
+    if errors[0] <= tolerance.first and all(error <= tolerance.later for error in errors):
+        return None
+    return f"its losses differ: step 1 by {errors[0]:.1e}, worst {record.loss_error:.1e} (relative)"
 
 
 def _take_turn(index: int, record: Record, running: dict[int, Running], steps: int, say: Any) -> None:
@@ -314,6 +326,47 @@ def _take_turn(index: int, record: Record, running: dict[int, Running], steps: i
         record.turns.append(running[index].turn(steps))
     except ContenderFailed as error:
         _drop(index, record, running, str(error), say)
+
+
+def train_alone(contender: Contender, logs: Path, *turns: int) -> list[Turn]:
+    """Start a contender, give it turns of so many steps each, and end it.
+
+    Raises:
+        ContenderFailed: it cannot be built or trained.
+    """
+    running = Running(contender, logs)
+    try:
+        return [running.turn(steps) for steps in turns]
+    finally:
+        running.close()
+
+
+def alone(
+    contenders: Sequence[Contender], logs: Path, *, warmup: int, steps: int, tolerance: Tolerance, say: Any
+) -> list[Record]:
+    """Let each contender train with no other process beside it: for memory, not for comparing speed.
+
+    Args:
+        contenders: the first one's losses are what those with as large a batch are held against.
+        logs: folder for what their processes print.
+        warmup: steps before the timed turn, whose losses must agree.
+        steps: optimizer steps in the one timed turn.
+        tolerance: how far the losses may differ.
+        say: told what happens.
+    """
+    records = [Record(contender) for contender in contenders]
+    for record in records:
+        running: dict[int, Running] = {}
+        try:
+            _enter(0, record, running, logs, say)
+            if running:
+                _warm_up(0, record, records, running, warmup, tolerance, say)
+            if running:
+                _take_turn(0, record, running, steps, say)
+        finally:
+            for one in running.values():
+                one.close()
+    return records
 
 
 def _round_line(records: Sequence[Record], running: Mapping[int, Running]) -> str:

@@ -96,20 +96,56 @@ class Case:
 
 CPU = Case("cpu")
 """13.9M parameters: what two CPU cores train in about a second a step."""
+TINY = Case(
+    "tiny",
+    hidden_size=32,
+    num_layers=2,
+    num_heads=2,
+    ffn_hidden_size=64,
+    seq_length=16,
+    vocab_size=64,
+    global_batch_size=8,
+    micro_batch_size=8,
+)
+"""For the tests."""
+GPT3 = {
+    "124m": (12, 768, 12),
+    "350m": (24, 1024, 16),
+    "1.3b": (24, 2048, 16),
+    "2.7b": (32, 2560, 32),
+    "6.7b": (32, 4096, 32),
+}
+"""Blocks, width and heads (arXiv 2005.14165, table 2.1; heads of the 1.3B so that they have 128 each)."""
+GPU_SEQ_LENGTHS = (1024, 2048, 8192)
+GPU_TOKENS_PER_STEP = 1 << 17
+"""Enough micro-batches that the optimizer's share is that of real training, few enough that a step takes seconds."""
+
+
+def gpu_case(size: str, seq_length: int) -> Case:
+    """Return a GPT-3 shape on one GPU, bf16 with fp32 master weights, with the largest micro-batch that is tried."""
+    layers, hidden, heads = GPT3[size]
+    batch = max(1, GPU_TOKENS_PER_STEP // seq_length)
+    return Case(
+        f"gpu_{size}" if seq_length == GPU_SEQ_LENGTHS[0] else f"gpu_{size}_{seq_length}",
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        ffn_hidden_size=4 * hidden,
+        seq_length=seq_length,
+        vocab_size=50304,
+        global_batch_size=batch,
+        micro_batch_size=min(batch, max(1, (1 << 16) // seq_length)),
+        dtype="bf16",
+        device="cuda",
+    )
+
+
 CASES: dict[str, Case] = {
     "cpu": CPU,
     "cpu_llama": replace(CPU, name="cpu_llama", family="llama", ffn_hidden_size=1024),
     "cpu_30m": Case("cpu_30m", hidden_size=512, num_layers=8, num_heads=8, ffn_hidden_size=2048),
-    "tiny": Case(
-        "tiny",
-        hidden_size=32,
-        num_layers=2,
-        num_heads=2,
-        ffn_hidden_size=64,
-        seq_length=16,
-        vocab_size=64,
-        global_batch_size=4,
-        micro_batch_size=4,
-    ),
+    "tiny": TINY,
+    "tiny_llama": replace(TINY, name="tiny_llama", family="llama"),
+    **{case.name: case for case in (gpu_case(size, GPU_SEQ_LENGTHS[0]) for size in GPT3)},
 }
-"""By name, for `--case`. `tiny` is for the tests."""
+"""By name, for `--case`."""

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
+from benchmarks.meter import PeakMeter
+
 
 class Finished(BaseException):
     """Ends a contender's loop, whoever owns it. No Exception, so that no trainer catches it."""
@@ -23,12 +25,14 @@ class Gate:
         requests: one JSON object a line: `{"turn": steps}` or `{"stop": true}`.
         answers: where answers go.
         synchronize: waits until the device has done what was queued.
+        meter: of this process's memory; a contender starts it anew where its own building begins.
     """
 
-    def __init__(self, requests: TextIO, answers: TextIO, synchronize: Callable[[], None]) -> None:
+    def __init__(self, requests: TextIO, answers: TextIO, synchronize: Callable[[], None], meter: PeakMeter) -> None:
         self._requests = requests
         self._answers = answers
         self._synchronize = synchronize
+        self.meter = meter
         self._left = 0
         self._losses: list[Any] = []
         self._started = self._cpu_started = 0.0
@@ -65,8 +69,9 @@ class Gate:
         self._synchronize()
         seconds = time.perf_counter() - self._started
         cpu_seconds = time.process_time() - self._cpu_started
+        extras = {"cpu_seconds": round(cpu_seconds, 4), "peak_bytes": self.meter.peak_bytes(), **self.extras()}
         losses = [float(loss) for loss in self._losses]
-        self.answer(turn={"seconds": seconds, "losses": losses, "cpu_seconds": cpu_seconds, **self.extras()})
+        self.answer(turn={"seconds": seconds, "losses": losses, **extras})
         self._losses.clear()
         self._next_turn()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+import sys
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,18 @@ from trainer.versions import versions
 _PEERS = ("accelerate", "lightning", "litgpt", "torchtitan", "megatron-core", "liger-kernel")
 
 
-def machine() -> dict[str, Any]:
-    """Return the facts of this machine."""
+def machine(site: str | None = None) -> dict[str, Any]:
+    """Return the facts of this machine; `site`: folders of further packages, joined as in PYTHONPATH."""
     found: dict[str, Any] = {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
-        "versions": {**versions(), **_peer_versions()},
-        "commit": _commit(),
+        "versions": {**versions(), **_peer_versions(site)},
+        "commit": commit_of(Path(__file__).parent),
     }
-    gpus = _gpus()
+    gpus = gpu_names()
     return {**found, "gpus": gpus} if gpus else found
 
 
@@ -38,21 +39,22 @@ def _cpu_name() -> str:
     return platform.processor()
 
 
-def _peer_versions() -> dict[str, str]:
+def _peer_versions(site: str | None) -> dict[str, str]:
+    path = [*(site or "").split(os.pathsep), *sys.path] if site else sys.path
     found = {}
     for package in _PEERS:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
+        one = next(iter(distributions(name=package, path=path)), None)
+        if one is not None:
+            found[package] = one.version
     return found
 
 
-def _commit() -> str:
+def commit_of(folder: Path) -> str:
+    """Return the revision of a source tree, with `-dirty` where it was changed."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
+            cwd=folder,
             capture_output=True,
             text=True,
             check=False,
@@ -63,8 +65,8 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def _gpus() -> list[str]:
-    """Ask the driver, so that the parent of a benchmark takes no memory on the device."""
+def gpu_names() -> list[str]:
+    """Return a line a GPU, as the driver says: so that the parent of a benchmark takes no memory on the device."""
     query = "name,memory.total,clocks.sm,clocks.max.sm,power.limit,driver_version"
     try:
         done = subprocess.run(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,9 +15,11 @@ from typing import Any
 
 from benchmarks.arena import Record
 from benchmarks.figures import paired, spread
-from benchmarks.machine import machine
+from benchmarks.machine import commit_of, machine
 
 RESULTS = Path(__file__).parent / "results"
+_PATH = re.compile(r"(?<![\w/.>-])/(?:[\w.+@-]+/)*[\w.+@-]+")
+"""An absolute path: not the slash of tokens/s, and not that of an address."""
 
 
 def contender_record(record: Record, steps: int, base: Record | None) -> dict[str, Any]:
@@ -28,6 +33,8 @@ def contender_record(record: Record, steps: int, base: Record | None) -> dict[st
         "ranks": contender.ranks,
         "threads_per_rank": contender.threads,
     }
+    if contender.root is not None:
+        values["revision"] = commit_of(Path(contender.root))
     if record.reason is not None:
         return {**values, "skipped": record.reason}
     values |= {
@@ -79,23 +86,44 @@ def speed_table(contenders: Sequence[Mapping[str, Any]]) -> str:
     return table(rows, head)
 
 
-def save(suite: str, name: str, body: Mapping[str, Any], text: str, folder: Path | None = None) -> Path:
+def save(
+    suite: str,
+    name: str,
+    body: Mapping[str, Any],
+    text: str,
+    folder: Path | None = None,
+    site: str | None = None,
+) -> Path:
     """Write `<date>_<suite>_<name>.json` and `.md`; return the path of the first."""
     now = datetime.now(UTC)
     folder = folder or RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    facts = machine()
+    facts = machine(site)
     whole = {
         "suite": suite,
         "date": now.isoformat(timespec="seconds"),
-        "command": " ".join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "machine": facts,
         "load_average_after": [round(load, 2) for load in os.getloadavg()],
         **body,
     }
+    whole = impersonal(whole)
     path = folder / f"{now:%Y-%m-%d_%H%M%S}_{suite}_{name}.json"
     path.write_text(json.dumps(whole, indent=1) + "\n")
     header = f"# {suite} {name}, {now:%Y-%m-%d}\n\n`{whole['command']}` on {facts['cores']} cores of {facts['cpu']}"
     busy = f"load average {body.get('load_average_before', ['?'])[0]} before, {whole['load_average_after'][0]} after"
-    path.with_suffix(".md").write_text(f"{header}, commit {facts['commit']}, {busy}.\n\n{text}\n")
+    path.with_suffix(".md").write_text(impersonal(f"{header}, commit {facts['commit']}, {busy}.\n\n{text}\n"))
     return path
+
+
+def impersonal(value: Any) -> Any:
+    """Return plain values with `<path>` and `<host>` in place of this machine's absolute paths and its name."""
+    if isinstance(value, str):
+        host = socket.gethostname()
+        named = re.sub(rf"\b{re.escape(host)}\b", "<host>", value) if len(host) > 3 else value
+        return _PATH.sub("<path>", named)
+    if isinstance(value, Mapping):
+        return {key: impersonal(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [impersonal(one) for one in value]
+    return value

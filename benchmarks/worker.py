@@ -10,9 +10,11 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 
 from benchmarks.case import Case
 from benchmarks.gate import Finished, Gate
+from benchmarks.meter import PeakMeter
 
 
 class Unavailable(Exception):
@@ -24,9 +26,11 @@ def main() -> int:
     spec = json.loads(sys.argv[1])
     case = Case.from_dict(spec["case"])
     requests, answers = os.fdopen(spec["requests"]), os.fdopen(spec["answers"], "w")
-    gate = Gate(requests, answers, _synchronizer(case))
+    meter = PeakMeter(case.device)
+    gate = Gate(requests, answers, _synchronizer(case), meter)
     try:
         contender = importlib.import_module(f"benchmarks.contenders.{spec['kind']}")
+        meter.start()
         contender.run(case, spec["options"], gate)
     except Finished:
         pass
@@ -45,7 +49,7 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}"[:300]
 
 
-def _synchronizer(case: Case):  # type: ignore[no-untyped-def]
+def _synchronizer(case: Case) -> Callable[[], None]:
     if case.device != "cuda":
         return lambda: None
     import torch

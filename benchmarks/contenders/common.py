@@ -30,7 +30,8 @@ def set_up(case: Case) -> torch.device:
 
 def cache_override() -> str:
     """Return where the generated tokens are kept."""
-    return f"data.cache_dir={Path('~/.cache/trident-benchmarks').expanduser()}"
+    cache = os.environ.get("TRIDENT_CACHE")
+    return f"data.cache_dir={Path(cache) / 'benchmarks' if cache else Path('~/.cache/trident-benchmarks').expanduser()}"
 
 
 class Tokens:

@@ -19,11 +19,10 @@ from benchmarks.contenders.common import Tokens, initial_weights, set_up, steps
 from benchmarks.contenders.plain import Block, plain_gpt
 from benchmarks.gate import Gate
 from benchmarks.worker import Unavailable
-from trainer.data.batches import BatchSource
 
 
 class Embedding(nn.Module):
-    """Token embedding; with `as_head` its transpose."""
+    """Token embedding; tied, it is the head as well."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
@@ -96,7 +95,7 @@ def _groups(model: nn.Module) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _pairs(batches: BatchSource, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _pairs(batches: Tokens, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for batch in batches.micro_batches(step):
         yield batch.input_ids, batch.labels
 

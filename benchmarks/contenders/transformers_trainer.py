@@ -5,7 +5,6 @@ Options: `deepspeed` (through DeepSpeed's engine, ZeRO-1), `compile` (torch_comp
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -78,7 +77,9 @@ def _llama(case: Case) -> Any:
     return LlamaForCausalLM(config)
 
 
-def _llama_weights(case: Case, ours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def llama_weights(case: Case) -> dict[str, torch.Tensor]:
+    """Return Trident's initial weights of a LLaMA shape by Hugging Face's names."""
+    ours = initial_weights(case)
     weights = {
         "model.embed_tokens.weight": ours["embedding.weight"],
         "model.norm.weight": ours["final_norm.weight"],
@@ -104,8 +105,8 @@ def _llama_weights(case: Case, ours: Mapping[str, torch.Tensor]) -> dict[str, to
 
 def hugging_face_model(case: Case) -> Any:
     """Return the Hugging Face model with Trident's initial weights."""
-    ours = initial_weights(case)
     if case.family == "gpt2":
+        ours = initial_weights(case)
         model = _gpt2(case)
         names = _gpt2_names(case.num_layers)
         weights = {
@@ -113,7 +114,7 @@ def hugging_face_model(case: Case) -> Any:
         }
     else:
         model = _llama(case)
-        weights = _llama_weights(case, ours)
+        weights = llama_weights(case)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if unexpected or [name for name in missing if name != "lm_head.weight"]:
         raise RuntimeError(f"weights do not fit: {unexpected} {missing}")
@@ -156,7 +157,7 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
         raise Unavailable("transformers.Trainer needs accelerate: pip install accelerate") from error
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    class Recording(Trainer):  # type: ignore[misc]
+    class Recording(Trainer):
         """Keeps losses; the schedule of all contenders."""
 
         losses: list[torch.Tensor]
@@ -168,20 +169,21 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, lambda done: case.learning_rate(done + 1) / case.lr
+                optimizer or self.optimizer,  # type: ignore[arg-type]
+                lambda done: case.learning_rate(done + 1) / case.lr,
             )
             return self.lr_scheduler
 
-    class Turns(TrainerCallback):  # type: ignore[misc]
+    class Turns(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            gate.open(parameters=sum(p.numel() for p in trainer.model.parameters()), optimizer=str(arguments.optim))
+            gate.open(parameters=sum(p.numel() for p in model.parameters()), optimizer=str(arguments.optim))
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             losses, trainer.losses = trainer.losses, []
             gate.done([torch.stack(losses).sum()])
 
     arguments = TrainingArguments(
-        output_dir=tempfile.mkdtemp(prefix="transformers_benchmark_"),
+        output_dir="transformers_output",
         max_steps=LAST_STEP,
         per_device_train_batch_size=case.micro_batch_size,
         gradient_accumulation_steps=case.num_micro_batches,
@@ -199,8 +201,7 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
         disable_tqdm=True,
         logging_steps=10,
     )
-    trainer = Recording(
-        model=hugging_face_model(case), args=arguments, train_dataset=_Samples(case), callbacks=[Turns()]
-    )
+    model = hugging_face_model(case)
+    trainer = Recording(model=model, args=arguments, train_dataset=_Samples(case), callbacks=[Turns()])
     trainer.losses = []
     trainer.train()

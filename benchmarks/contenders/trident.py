@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,11 @@ from trainer.engine.face import StepResult
 from trainer.engine.world import choose_device, start_world
 from trainer.launcher.environment import find_world, prepare_environment
 from trainer.log import say
-from trainer.loop.events import RunEnd, StepReport
+from trainer.loop.events import Hook, RunEnd, StepReport
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
 from trainer.metrics.build import build_metrics
+from trainer.model.kernel import attention_kernel
 
 
 class _Recording:
@@ -89,7 +89,7 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
     world = find_world(os.environ)
     assert world is not None
     prepare_environment(on_cpu=case.device == "cpu")
-    folder = Path(tempfile.mkdtemp(prefix="trident_benchmark_"))
+    folder = Path.cwd() / f"{os.getpid()}_run"  # among the logs, which the parent removes
     words = [*case.overrides(), cache_override(), f"run_dir={folder}", *options.get("overrides", ())]
     config = compose(words)
     validate(config, world.size)
@@ -97,10 +97,17 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
     device = choose_device(config.runtime.device, world.local_rank)
     groups, control = start_world(plan, device)
     prepared = prepare(config)
+    gate.meter.start()
     engine = _Recording(build_engine(plan, groups))
     say(describe(plan))
     state = starting_state(None, plan, stream_identity(prepared, config))
-    facts = {"overrides": words, "plan": describe(plan).splitlines(), "threads": torch.get_num_threads()}
-    hooks = [build_metrics(plan, folder, state, groups, control), _GateHook(engine, gate, facts)]
+    kernel = attention_kernel(plan.model, plan.tensor_parallel_size, plan.config.precision.dtype, device)
+    facts = {
+        "overrides": words,
+        "plan": describe(plan).splitlines(),
+        "attention_kernel": kernel,
+        "threads": torch.get_num_threads(),
+    }
+    hooks: list[Hook] = [build_metrics(plan, folder, state, groups, control), _GateHook(engine, gate, facts)]
     source = training_batches(prepared, plan, state.sample_length, groups.data.rank, device)
     train(engine, source, None, plan, state, hooks, StopRequest(control), groups)

@@ -1,0 +1,56 @@
+"""Peak memory of one process, above what it held when it began to build."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
+"""What proc(5) wants written to set VmHWM back to VmRSS."""
+
+
+class PeakMeter:
+    """CUDA: what tensors hold, as torch's allocator counts. CPU: resident memory, without the pages of files.
+
+    A library's code becomes resident when it first runs; that is no memory of the model, and is taken off.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._base = self._files = 0
+
+    def start(self) -> None:
+        """Count from here."""
+        if self._device == "cuda":
+            import torch
+
+            index = int(os.environ.get("LOCAL_RANK", "0"))
+            torch.cuda.reset_peak_memory_stats(index)
+            self._base = torch.cuda.memory_allocated(index)
+            return
+        # Where that is refused the peak includes that of the imports, which a model soon exceeds.
+        with suppress(OSError):
+            _CLEAR.write_text(_RESET_PEAK)
+        now = _kibibytes()
+        self._base, self._files = now.get("VmRSS", 0), now.get("RssFile", 0)
+
+    def peak_bytes(self) -> int:
+        """Return the highest use since `start`, above that at `start`."""
+        if self._device == "cuda":
+            import torch
+
+            index = int(os.environ.get("LOCAL_RANK", "0"))
+            return int(torch.cuda.max_memory_allocated(index)) - self._base
+        now = _kibibytes()
+        return 1024 * (now.get("VmHWM", 0) - self._base - max(0, now.get("RssFile", 0) - self._files))
+
+
+def _kibibytes() -> dict[str, int]:
+    fields = (line.split() for line in _STATUS.read_text().splitlines())
+    return {field[0].rstrip(":"): int(field[1]) for field in fields if len(field) == 3 and field[2] == "kB"}

@@ -1,0 +1,24 @@
+"""What each suite lets compete, and the table that it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.settings import Settings
+from benchmarks.suites.gpu import gpu
+from benchmarks.suites.layouts import layouts
+from benchmarks.suites.memory import memory
+from benchmarks.suites.single import single
+from benchmarks.suites.stock import stock
+from benchmarks.suites.variants import variants
+
+SUITES: dict[str, Callable[[Settings], Path]] = {
+    "single": single,
+    "layouts": layouts,
+    "stock": stock,
+    "memory": memory,
+    "gpu": gpu,
+    "variants": variants,
+}
+"""By name, for the command line. Each returns the record's path."""

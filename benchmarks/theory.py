@@ -1,0 +1,89 @@
+"""What a rank's memory should hold, in bytes, for layouts without tensor or pipeline parallelism. No torch.
+
+Sources: model states as in ZeRO (arXiv 1910.02054, section 3); activations counted tensor by tensor as in arXiv
+2205.05198, section 4, without dropout and without the scores, which a fused attention never keeps. Everything is
+counted as if it were alive at once; in truth activations go while gradients come, so a single micro-batch needs less.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from trainer.config.plan import ModelSpec, RunPlan
+from trainer.config.schema import ActivationKind, Dtype, NormKind, PositionKind, RecomputeKind
+from trainer.model.accounting import parameter_count
+
+_CHUNK_BYTES = 4 << 22
+"""Logits of one chunk of the fused loss on the CPU, fp32."""
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """One rank's memory by what it is for."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    """Moments, and the master weights where there are any."""
+    activations: int
+    loss: int
+    """Head and cross-entropy."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(asdict(self).values())
+
+    def to_dict(self) -> dict[str, int]:
+        """Return it as plain values, the total included."""
+        return {**asdict(self), "total": self.total}
+
+
+def expected_bytes(plan: RunPlan) -> Bytes:
+    """Return what a rank of this plan should hold."""
+    count, stage, replicas = parameter_count(plan.model), plan.zero_stage, plan.data_parallel_size
+    half = plan.config.precision.dtype is not Dtype.fp32
+    # Gradients are added up in fp32. DeepSpeed's sharded optimizers keep master weights also of fp32 parameters.
+    masters = 4 if half or stage > 0 else 0
+    return Bytes(
+        parameters=(2 if half else 4) * count // (replicas if stage == 3 else 1),
+        gradients=4 * count // (replicas if stage >= 2 else 1),
+        optimizer=(8 + masters) * count // (replicas if stage >= 1 else 1),
+        activations=_activations(plan, 2 if half else 4),
+        loss=_loss(plan, 2 if half else 4),
+    )
+
+
+def _activations(plan: RunPlan, width: int) -> int:
+    """Return what forward leaves for backward in the blocks."""
+    spec = plan.model
+    tokens = plan.config.batch.micro_batch_size * spec.seq_length
+    block = _block_elements(spec)
+    if spec.recompute is RecomputeKind.full:
+        # Every block's input, and one block that is being computed again.
+        return tokens * width * (spec.num_layers * spec.hidden_size + block)
+    # Selective recomputation drops the scores, and a fused attention has none.
+    return tokens * width * spec.num_layers * block
+
+
+def _block_elements(spec: ModelSpec) -> int:
+    """Return the elements that one block keeps of a token."""
+    queries, keys = spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim
+    # Inputs of two norms and of two matrix products; queries, keys, values; input of the output projection.
+    found = 4 * spec.hidden_size + queries + 2 * keys + queries
+    if spec.position is PositionKind.rope:
+        found += queries + keys  # turned ones, beside the product that values are a view of
+    if spec.norm is NormKind.rmsnorm:
+        found += 2 * spec.hidden_size  # normalized, before the scale
+    # Before and after the activation function; with a gate also gate and product.
+    return found + (4 if spec.activation is ActivationKind.swiglu else 2) * spec.ffn_hidden_size
+
+
+def _loss(plan: RunPlan, width: int) -> int:
+    """Logits and their gradient; or, fused, the gradients of hidden and head, and one chunk of logits."""
+    spec = plan.model
+    tokens = plan.config.batch.micro_batch_size * spec.seq_length
+    if not plan.config.model.fused_loss:
+        return tokens * spec.padded_vocab_size * (width + 4)
+    chunk = min(_CHUNK_BYTES, 4 * tokens * spec.padded_vocab_size)
+    return tokens * spec.hidden_size * width + 4 * spec.padded_vocab_size * spec.hidden_size + chunk

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.case import CASES, Case
+from benchmarks.theory import expected_bytes
+from trainer.model.accounting import parameter_count
+from trainer.model.gpt import GPT, ModelContext
+from trainer.tensor_parallel.random import StepClock
+from trainer.topology.groups import SingleGroup
+
+
+def kept_bytes(case: Case, recompute: str) -> int:
+    """Bytes of distinct tensors that forward leaves for backward, parameters aside."""
+    spec = case.plan((f"model.recompute={recompute}",)).model
+    model = GPT(ModelContext(spec, SingleGroup(), 1, sequence_parallel=False, clock=StepClock(1)))
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    ids = torch.zeros(case.micro_batch_size, case.seq_length, dtype=torch.int64)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(ids, labels=ids)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("family", ["cpu", "cpu_llama"])
+def test_activations_are_those_that_autograd_keeps(family: str) -> None:
+    small = {"hidden_size": 64, "ffn_hidden_size": 224, "num_heads": 2, "vocab_size": 64, "seq_length": 128}
+    case = replace(CASES[family], micro_batch_size=2, num_layers=6, **small)  # type: ignore[arg-type]
+    theory = expected_bytes(case.plan()).activations
+    assert kept_bytes(case, "none") == pytest.approx(theory, rel=0.05)
+    # What is computed again is one block more than forward keeps.
+    again = expected_bytes(case.plan(("model.recompute=full",))).activations - theory // case.num_layers
+    assert kept_bytes(case, "full") == pytest.approx(again, rel=0.35)
+
+
+def states(*words: str, ranks: int = 2) -> tuple[float, float, float]:
+    """Bytes a parameter for parameters, gradients and optimizer."""
+    case = replace(CASES["cpu"], micro_batch_size=4)
+    plan = case.plan(words, ranks)
+    found, count = expected_bytes(plan), parameter_count(plan.model)
+    return found.parameters / count, found.gradients / count, found.optimizer / count
+
+
+def test_states_are_shared_out_stage_by_stage() -> None:
+    assert states(ranks=1) == (4, 4, 8)
+    assert states("layout=dp2", "zero=stage0") == (4, 4, 8)
+    assert states("layout=dp2", "zero=stage1") == (4, 4, 6)
+    assert states("layout=dp2", "zero=stage2") == (4, 2, 6)
+    assert states("layout=dp2", "zero=stage3") == (2, 2, 6)
+    assert states("layout=dp2", "zero=stage3", "precision=bf16") == (1, 2, 6)
+
+
+def test_a_fused_loss_keeps_no_logits() -> None:
+    case = CASES["cpu"]
+    fused, whole = (expected_bytes(case.plan((f"model.fused_loss={word}",))).loss for word in ("true", "false"))
+    assert whole == 8 * 256 * 8192 * 8
+    assert fused < whole / 3
