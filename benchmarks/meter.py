@@ -1,8 +1,9 @@
-"""Peak memory of one process, above what it held when it began to build."""
+"""Peak memory of one process, above what it held when it began to build; and what tensors alone took at most."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,6 +50,29 @@ class PeakMeter:
             return int(torch.cuda.max_memory_allocated(index)) - self._base
         now = _kibibytes()
         return 1024 * (now.get("VmHWM", 0) - self._base - max(0, now.get("RssFile", 0) - self._files))
+
+
+def peak_of_tensors(work: Callable[[], object], device: str) -> int:
+    """Return the bytes that tensors made by `work` held at most, without what libraries and the heap keep beside them.
+
+    On a CPU torch's profiler counts them, which slows `work` down.
+    """
+    import torch
+
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return int(torch.cuda.max_memory_allocated()) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    results = profile.profiler.kineto_results
+    held = peak = 0
+    for event in sorted(results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
 
 
 def _kibibytes() -> dict[str, int]:

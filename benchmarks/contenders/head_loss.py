@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from benchmarks.case import Case
 from benchmarks.contenders.common import dtype_of, set_up
 from benchmarks.gate import Gate
+from benchmarks.meter import peak_of_tensors
 from trainer.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entropy
 from trainer.topology.groups import SingleGroup
@@ -45,6 +46,12 @@ class _Problem:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
+    def peak_of_tensors(self, fused: bool) -> int:
+        """Return what the tensors of a step take at most, its gradients included."""
+        self.step(fused)
+        self.hidden.grad = self.weight.grad = None
+        return peak_of_tensors(lambda: self.step(fused), self.labels.device.type)
+
     def gradients(self, fused: bool) -> list[torch.Tensor]:
         """Return the gradients of hidden and weight."""
         self.step(fused)
@@ -59,6 +66,8 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
     facts: dict[str, float] = {}
     if options.get("check"):
         pairs = zip(problem.gradients(True), problem.gradients(False), strict=True)
+        facts["whole_tensor_bytes"] = problem.peak_of_tensors(fused=False)
+        facts["fused_tensor_bytes"] = problem.peak_of_tensors(fused=True)
         facts["gradient_error"] = max(float((mine - whole).norm() / whole.norm()) for mine, whole in pairs)
     gate.meter.start()
     gate.open(**facts)

@@ -139,6 +139,7 @@ def _loss(settings: Settings, logs: Path) -> tuple[dict[str, Any], str]:
         return {"shape": shape, "skipped": reasons[0]}, f"Loss alone: skipped: {reasons[0]}"
     peaks = {record.contender.name: record.turns[-1].extras["peak_bytes"] for record in (whole, fused)}
     error = both.facts["gradient_error"]
+    tensors = {name: int(both.facts[f"{name}_tensor_bytes"]) for name in ("whole", "fused")}
     # Both leave the head's gradient behind, which is no part of the loss.
     left = shape["vocab_size"] * shape["hidden_size"] * (4 if case.dtype == "fp32" else 2)
     shares = {
@@ -147,11 +148,20 @@ def _loss(settings: Settings, logs: Path) -> tuple[dict[str, Any], str]:
     }
     text = (
         f"Head and loss alone, {shape['tokens']} tokens of {shape['hidden_size']}, vocabulary {shape['vocab_size']:,}, "
-        f"{case.dtype}: whole logits {peaks['whole logits'] / MIB:,.0f} MiB, fused {peaks['fused'] / MIB:,.0f} MiB "
-        f"({_percent(shares['with'])}; {_percent(shares['without'])} without the head's gradient of {left / MIB:,.0f} "
-        f"MiB, which both leave behind); gradients apart by {error:.1e} (relative)."
+        f"{case.dtype}, the head's gradient of {left / MIB:,.0f} MiB included, which both leave behind:\n"
+        f"tensors: whole logits {tensors['whole'] / MIB:,.0f} MiB, fused {tensors['fused'] / MIB:,.0f} MiB "
+        f"({_percent(fused_share(tensors['fused'], tensors['whole']))});\n"
+        f"process: whole logits {peaks['whole logits'] / MIB:,.0f} MiB, fused {peaks['fused'] / MIB:,.0f} MiB "
+        f"({_percent(shares['with'])}; {_percent(shares['without'])} without that gradient);\n"
+        f"gradients apart by {error:.1e} (relative)."
     )
-    found = {"peak_bytes": peaks, "head_gradient_bytes": left, "fused_share": shares, "gradient_error": error}
+    found = {
+        "tensor_bytes": tensors,
+        "peak_bytes": peaks,
+        "head_gradient_bytes": left,
+        "fused_share": shares,
+        "gradient_error": error,
+    }
     return {"shape": shape, "dtype": case.dtype, **found}, text
 
 
