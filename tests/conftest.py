@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +16,10 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 os.environ.setdefault("TRIDENT_CACHE", str(Path(tempfile.gettempdir()) / f"trident_test_cache_{os.getuid()}"))
 for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
     os.environ.pop(_name, None)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So does a shell start what it puts into the background, and programs that tests start and interrupt inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 OPTIONAL = {"matrix": "--run-matrix", "slow": "--run-slow"}
 
