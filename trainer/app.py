@@ -19,6 +19,7 @@ from trainer.description import describe, plan_record
 from trainer.engine.build import build_engine
 from trainer.engine.face import Engine
 from trainer.engine.kernels import check_compiler
+from trainer.engine.processor import multiplies_by_onednn
 from trainer.engine.world import choose_device, host_group, start_world, stop_world
 from trainer.errors import DataError, OutOfMemoryError, Preempted
 from trainer.launcher.attempts import note_restart, restarted_by
@@ -131,7 +132,8 @@ def _announce(
     if SUPERVISED_VARIABLE not in os.environ:
         say(describe(plan))
     kernel = attention_kernel(plan.model, plan.tensor_parallel_size, plan.config.precision.dtype, groups.device)
-    say(f"kernel  {kernel}")
+    products = "; matrix products by oneDNN" if multiplies_by_onednn(plan, groups.device) else ""
+    say(f"kernel  {kernel}{products}")
     warning = placement_warning(plan, hosts)
     if warning is not None:
         warn(warning)

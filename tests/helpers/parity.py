@@ -22,6 +22,7 @@ from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import (
     ActivationKind,
     BatchConfig,
+    CpuMatmul,
     Dtype,
     LayoutConfig,
     ModelConfig,
@@ -83,6 +84,7 @@ class Case:
     fused_loss: bool = True
     evaluate: bool = False
     compiled: bool = False
+    cpu_matmul: str = "auto"
 
     @property
     def world_size(self) -> int:
@@ -98,6 +100,7 @@ class Case:
         parts += ["unfused_loss"] * (not self.fused_loss)
         parts += [f"recompute_{self.recompute}"] * (self.recompute != "none") + ["evaluate"] * self.evaluate
         parts += ["compiled"] * self.compiled
+        parts += [self.cpu_matmul] * (self.cpu_matmul != "auto")
         return "-".join(parts)
 
 
@@ -144,7 +147,7 @@ def config_of(case: Case) -> TridentConfig:
         optimizer=OPTIMIZER,
         train=TrainConfig(steps=STEPS),
         # Idle threads of a second core would spin while other ranks need it.
-        runtime=RuntimeConfig(threads_per_rank=1, compile=case.compiled),
+        runtime=RuntimeConfig(threads_per_rank=1, compile=case.compiled, cpu_matmul=CpuMatmul(case.cpu_matmul)),
     )
 
 

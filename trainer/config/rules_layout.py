@@ -8,7 +8,7 @@ from itertools import pairwise
 from trainer.config.elastic import Elastic
 from trainer.config.keys import joined
 from trainer.config.rules_common import Case, Rule, divisors, legal_tensor_parallel_sizes, neighbours, use
-from trainer.config.schema import AdamImplementation, DeviceKind, Dtype, OffloadKind, PipelineSchedule
+from trainer.config.schema import AdamImplementation, CpuMatmul, DeviceKind, Dtype, OffloadKind, PipelineSchedule
 
 
 def _dual(case: Case) -> bool:
@@ -235,6 +235,20 @@ def compilation(case: Case) -> Iterator[str]:
         )
 
 
+def cpu_matmul(case: Case) -> Iterator[str]:
+    """The library is only chosen for fp32 on a CPU."""
+    config = case.config
+    chosen, device = config.runtime.cpu_matmul, config.runtime.device
+    on_gpu = device is DeviceKind.cuda or (device is DeviceKind.auto and (case.device_count or 0) > 0)
+    if chosen is CpuMatmul.auto or not (on_gpu or config.precision.dtype is not Dtype.fp32):
+        return
+    found = "on a GPU" if on_gpu else f"with precision.dtype={config.precision.dtype.value}"
+    yield (
+        f"runtime.cpu_matmul={chosen.value} chooses a library for fp32 on a CPU, and has no effect {found}; "
+        "leave it out"
+    )
+
+
 RULES: tuple[Rule, ...] = (
     world_size,
     devices,
@@ -247,4 +261,5 @@ RULES: tuple[Rule, ...] = (
     adam_implementation,
     replicas,
     compilation,
+    cpu_matmul,
 )

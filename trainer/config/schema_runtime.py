@@ -17,6 +17,18 @@ class DeviceKind(Enum):
     cuda = "cuda"
 
 
+class CpuMatmul(Enum):
+    """Which library multiplies matrices in fp32 on a CPU. Their results differ in the last bits.
+
+    `torch`: what PyTorch takes, on x86 MKL. `onednn`: oneDNN. `auto`: oneDNN on processors with AVX-512 that are not
+    Intel's, where MKL does not use it; otherwise what PyTorch takes.
+    """
+
+    auto = "auto"
+    torch = "torch"
+    onednn = "onednn"
+
+
 PROFILE_AFTER_STEPS = 4
 """Steps that a start of a run trains before the recorded ones: the first ones are not like the rest."""
 
@@ -29,15 +41,19 @@ class RuntimeConfig:
     """auto | cpu | cuda."""
     threads_per_rank: int | None = None
     """CPU threads of one rank. null: cores / ranks on this machine, at least 1."""
+    cpu_matmul: CpuMatmul = CpuMatmul.auto
+    """auto | torch | onednn. Which library multiplies matrices in fp32 on a CPU; their last bits differ. auto: oneDNN
+    on processors with AVX-512 that are not Intel's, since MKL, which PyTorch takes, does not use it there. In half
+    precision PyTorch takes oneDNN anyway."""
     timeout_s: int = 1800
     """Seconds after which a collective that does not finish is an error."""
     hang_timeout_s: int | None = None
     """Seconds without progress after which the run ends (exit code 7) and says which rank is behind, in what; saving
     may take timeout_s. null: a third of timeout_s. 0: never."""
     compile: bool = False
-    """Compile the blocks with torch.compile. Not with zero.stage=3 (its hooks break every program) or dropout (its
-    masks differ from block to block). With tensor parallelism programs end at each collective. On a CPU it was measured
-    to be no faster (docs/performance.md)."""
+    """Compile the blocks, and what the fused loss does with logits, with torch.compile. Not with zero.stage=3 (its
+    hooks break every program) or dropout (its masks differ from block to block). With tensor parallelism programs end
+    at each collective. On a CPU it was measured to be no faster (docs/performance.md)."""
     check_replicas_every: int = 0
     """Steps between comparisons of the weights that several ranks hold alike; where they differ, the run ends (exit
     code 5). 0: never."""

@@ -17,10 +17,12 @@ from trainer.engine.mpu import ModelParallelUnit
 from trainer.engine.optimizer import build_optimizer
 from trainer.engine.pipelined import PipelinedEngine
 from trainer.engine.plain import LanguageModel, PlainEngine
+from trainer.engine.processor import multiplies_by_onednn
 from trainer.model.gpt import GPT, ModelContext
 from trainer.pipeline.module import build_pipeline
 from trainer.progress import Progress
 from trainer.tensor_parallel.gradients import add_gradients_in_place
+from trainer.tensor_parallel.products import multiply_by_onednn
 from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import ParallelGroups
 
@@ -53,6 +55,8 @@ def _construct(
     if plan.zero_stage == 0:
         # ZeRO's optimizers need to be told of every gradient; without them nobody looks before the step.
         add_gradients_in_place(model.parameters())
+    if multiplies_by_onednn(plan, groups.device):
+        multiply_by_onednn(model.parameters())
     if plan.config.runtime.compile:
         compile_blocks(model)
     # deepspeed.initialize chooses the class by itself; a repaired one must be constructed directly.

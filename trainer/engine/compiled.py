@@ -9,6 +9,8 @@ from torch import nn
 
 from trainer.log import say
 from trainer.model.block import Block
+from trainer.tensor_parallel.embedding import VocabParallelEmbedding
+from trainer.tensor_parallel.head import VocabParallelHead
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 DEFAULT_CACHE = "~/.cache/trident/compiled"
@@ -23,6 +25,8 @@ def compile_blocks(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Block):
             module.compile_transform()
+        elif isinstance(module, VocabParallelEmbedding | VocabParallelHead):
+            module.compile_loss()
     say(
         "the blocks are compiled in the first step and the first evaluation (runtime.compile): that takes up to some "
         f"minutes once, later runs find it in {os.environ[CACHE_VARIABLE]}"

@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
-from deepspeed import comm as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.pipe import schedule
 from deepspeed.runtime.pipe.dualpipev import DualPipeVEngine
 from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.zero.config import ZeroStageEnum
+from torch.distributed import get_process_group_ranks
 
 from trainer.engine.gate import StepGate, forget_gradients, is_counted, put_in_the_way
 from trainer.progress import Progress
-from trainer.topology.groups import ParallelGroups
+from trainer.topology.groups import DistGroup, ParallelGroups
 
 
 def global_grad_norm(parameters: Iterable[torch.nn.Parameter], groups: ParallelGroups) -> torch.Tensor:
@@ -140,7 +140,8 @@ class _RepairedPipeline(_Repaired):
                 grad = weight.grad
             if grad is None:
                 raise RuntimeError("a tied weight must have a gradient before its copies are summed, but has none")
-            dist.all_reduce(grad, group=group)
+            ranks = tuple(get_process_group_ranks(group))
+            DistGroup(group, ranks.index(self.groups.rank), len(ranks), ranks).all_reduce(grad)
 
     def _timed(self, name: str, **kwargs: Any) -> None:
         base = getattr(super(), name)

@@ -15,6 +15,7 @@ from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entro
 from trainer.tensor_parallel.gradients import adds_in_place, row_gradient
 from trainer.tensor_parallel.init import normal_parameter
 from trainer.tensor_parallel.linear import column_parallel_linear
+from trainer.tensor_parallel.loss_programs import LossPrograms, compiled_loss
 from trainer.tensor_parallel.mappings import reduce_from_tensor_parallel, reduce_scatter_to_sequence
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.tensor_parallel.token_ids import check_token_ids
@@ -79,17 +80,22 @@ class VocabParallelEmbedding(nn.Module):
         self.group = group
         self.sequence_parallel = sequence_parallel
         self.vocab_size = vocab_size
+        self.programs: LossPrograms | None = None
         padding = padded_vocab_size - vocab_size
         spec = ShardSpec(f"{name}.weight", (padded_vocab_size, hidden_size), 0, (padded_vocab_size,), padding)
         self.weight = normal_parameter(spec, init_std, seed, group)
         self.rows = padded_vocab_size // group.size
+
+    def compile_loss(self) -> None:
+        """Let torch.compile make the programs of the tied head's loss at its first call."""
+        self.programs = compiled_loss()
 
     def forward(self, tensor: torch.Tensor, as_head: bool = False, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Embed ids `[B, S]`; with `as_head` multiply by the transposed embedding, with labels return its loss."""
         # All uses go through __call__, so that ZeRO-3's hooks gather the weight.
         if labels is not None:
             return vocab_parallel_linear_cross_entropy(
-                tensor, self.weight, labels, self.group, self.vocab_size, self.sequence_parallel
+                tensor, self.weight, labels, self.group, self.vocab_size, self.sequence_parallel, self.programs
             )
         return self._logits(tensor) if as_head else self._embed(tensor)
 

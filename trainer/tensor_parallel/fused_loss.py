@@ -9,19 +9,20 @@ arXiv 2410.10989, section 3.2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 
 from trainer.tensor_parallel.cross_entropy import local_targets
-from trainer.tensor_parallel.gradients import scaled_gradient
+from trainer.tensor_parallel.gradients import scaled_gradient, weight_gradient
+from trainer.tensor_parallel.loss_programs import LOWEST, LossPrograms
 from trainer.tensor_parallel.mappings import SEQUENCE_DIM
+from trainer.tensor_parallel.products import products_of
 from trainer.tensor_parallel.token_ids import check_token_ids
 from trainer.topology.groups import Group, start_all_reduce, start_reduce_scatter
 
-CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 25}
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Logits in a chunk: on the CPU 16 MiB in fp32, which stay in the cache; on a GPU enough to fill it."""
 _ROW_MULTIPLE = 64
 
@@ -30,19 +31,21 @@ def chunk_rows(rows: int, width: int, device: str) -> int:
     """Return how many of `rows` rows of `width` logits are computed at a time."""
     wanted = CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS["cuda"]) // max(1, width)
     wanted = max(_ROW_MULTIPLE, wanted // _ROW_MULTIPLE * _ROW_MULTIPLE)
-    # Equal chunks: a short last one would cost almost as much as a whole one.
+    # Almost equal chunks: a short last one would cost as much as a whole one.
     chunks = -(-rows // wanted)
-    return -(-rows // chunks) if chunks else 1
+    equal = -(-rows // chunks) if chunks else 1
+    return min(rows, -(-equal // _ROW_MULTIPLE) * _ROW_MULTIPLE) if rows else 1
 
 
 class _Shard:
     """This rank's columns of the head, and what they make of a chunk of rows."""
 
-    def __init__(self, weight: torch.Tensor, valid: int, group: Group) -> None:
-        self.padding = weight.shape[0] - valid
+    def __init__(self, weight: torch.Tensor, valid: int, group: Group, programs: LossPrograms | None) -> None:
         self.weight = weight[:valid]
+        self.products = products_of(weight)
         self.group = group
         self.valid = valid
+        self.programs = programs
 
     def chunk(
         self, rows: torch.Tensor, columns: torch.Tensor, here: torch.Tensor, wants_grad: bool
@@ -52,10 +55,13 @@ class _Shard:
         Collective over the group: one all-gather of two numbers a row.
         """
         if self.valid == 0:
-            lowest = torch.full((2, len(rows)), _LOWEST, dtype=torch.float32, device=rows.device)
+            lowest = torch.full((2, len(rows)), LOWEST, dtype=torch.float32, device=rows.device)
             return self._loss(*lowest)[0], rows.new_empty((len(rows), 0))
-        logits = F.linear(rows, self.weight)
-        picked = logits.gather(-1, columns.unsqueeze(-1)).squeeze(-1).float().masked_fill_(~here, _LOWEST)
+        logits = self.products.forward(rows, self.weight)
+        if self.programs is not None:
+            loss, whole_log_sum = self._loss(*self.programs.sums(logits, columns, here))
+            return loss, self.programs.gradient(logits, columns, here, whole_log_sum) if wants_grad else logits
+        picked = logits.gather(-1, columns.unsqueeze(-1)).squeeze(-1).float().masked_fill_(~here, LOWEST)
         if not wants_grad:
             return self._loss(logits.float().logsumexp(dim=-1), picked)[0], logits
         peak = logits.amax(dim=-1).float()
@@ -76,52 +82,109 @@ class _Shard:
         return (log_sum - picked).sum(), log_sum
 
 
-_LOWEST = -1e30
-"""Logit of what is on another rank: finite, so that no difference is nan."""
+class _Gradients(Protocol):
+    """What forward keeps for backward: of the summed loss, not yet divided by the number of rows."""
 
-
-@dataclass
-class _Gradients:
-    """Of the summed loss, not yet divided by the number of rows."""
-
-    rows: torch.Tensor
-    """In the rows' dtype."""
-    weight: torch.Tensor
-    """fp32, padding included."""
-
-    @classmethod
-    def empty(cls, rows: torch.Tensor, weight: torch.Tensor) -> _Gradients:
-        # Chunks are added up: in half precision the sum would lose what each of them adds.
-        return cls(torch.empty_like(rows), torch.empty_like(weight, dtype=torch.float32))
-
-    def add(self, part: slice, rows: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor) -> None:
+    def add(self, part: slice, rows: torch.Tensor, grad: torch.Tensor) -> None:
         """Put in a chunk's share: `grad` [rows, valid] is that of its logits."""
-        mine = self.weight[: len(weight)]
-        if len(weight) == 0:
-            self.rows[part] = 0.0
+
+    def of_rows(self, scale: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of the rows times `scale`, [rows, H]."""
+
+    def of_weight(self, scale: torch.Tensor) -> torch.Tensor | None:
+        """Return the gradient of the weight times `scale`, padding included; None if it was added in place."""
+
+
+class _Sums:
+    """Both gradients, to which every chunk is added: its logits are gone then.
+
+    Args:
+        rows: [rows, H].
+        weight: with padding, [V/tp, H].
+        valid: rows of the weight that are no padding.
+    """
+
+    def __init__(self, rows: torch.Tensor, weight: torch.Tensor, valid: int) -> None:
+        self.weight, self.valid, self.products = weight, valid, products_of(weight)
+        self.rows_grad = torch.empty_like(rows) if valid else torch.zeros_like(rows)
+        # In half precision the sum would lose what each chunk adds.
+        self.weight_grad = torch.empty_like(weight, dtype=torch.float32)
+        self.weight_grad[valid:] = 0.0
+
+    def add(self, part: slice, rows: torch.Tensor, grad: torch.Tensor) -> None:
+        """See `_Gradients`."""
+        if not self.valid:
             return
-        torch.mm(grad, weight, out=self.rows[part])
+        mine = self.weight_grad[: self.valid]
+        self.rows_grad[part] = self.products.input_gradient(grad, self.weight[: self.valid])
         if rows.dtype is torch.float32:
-            torch.addmm(mine, grad.t(), rows, beta=0.0 if part.start == 0 else 1.0, out=mine)
+            self.products.add_weight_gradient(mine, grad, rows, fresh=part.start == 0)
         elif part.start == 0:
-            mine.copy_(grad.t().mm(rows))
+            mine.copy_(self.products.weight_gradient(grad, rows))
         else:
-            mine.add_(grad.t().mm(rows))
+            mine.add_(self.products.weight_gradient(grad, rows))
+
+    def of_rows(self, scale: torch.Tensor) -> torch.Tensor:
+        """See `_Gradients`; once."""
+        return self.rows_grad.mul_(scale)
+
+    def of_weight(self, scale: torch.Tensor) -> torch.Tensor | None:
+        """See `_Gradients`; once."""
+        return scaled_gradient(self.weight, self.weight_grad, scale)
+
+
+class _OneChunk:
+    """The logits' gradient itself, where one chunk is everything: it is smaller than the weight's.
+
+    With many small micro-batches the weight's gradient would be made, and then added in as many passes over it; here
+    the matrix product that makes it puts it where it belongs. Scales are multiplied into the smaller factors.
+
+    Args:
+        weight: with padding, [V/tp, H].
+        valid: rows of the weight that are no padding.
+    """
+
+    def __init__(self, weight: torch.Tensor, valid: int) -> None:
+        self.weight, self.valid = weight, valid
+        self.inputs = self.grad = weight.new_empty(0)
+
+    def add(self, part: slice, rows: torch.Tensor, grad: torch.Tensor) -> None:
+        """See `_Gradients`; once."""
+        padding = len(self.weight) - self.valid
+        self.inputs, self.grad = rows, F.pad(grad, (0, padding)) if padding else grad
+
+    def of_rows(self, scale: torch.Tensor) -> torch.Tensor:
+        """See `_Gradients`."""
+        return products_of(self.weight).input_gradient(self.grad, self.weight).mul_(scale)
+
+    def of_weight(self, scale: torch.Tensor) -> torch.Tensor | None:
+        """See `_Gradients`."""
+        return weight_gradient(self.weight, self.grad, self.inputs * scale)
+
+
+def _gradients(rows: torch.Tensor, weight: torch.Tensor, valid: int, step: int) -> _Gradients:
+    # In half precision a scaled input would be rounded once more.
+    if len(rows) <= min(step, weight.shape[1]) and rows.dtype is torch.float32:
+        return _OneChunk(weight, valid)
+    return _Sums(rows, weight, valid)
 
 
 def _chunked(
-    rows: torch.Tensor, shard: _Shard, columns: torch.Tensor, here: torch.Tensor, gradients: _Gradients | None
+    rows: torch.Tensor,
+    shard: _Shard,
+    columns: torch.Tensor,
+    here: torch.Tensor,
+    gradients: _Gradients | None,
+    step: int,
 ) -> torch.Tensor:
     """Return the sum of all rows' losses, [] fp32, and fill in `gradients`."""
     total = torch.zeros((), dtype=torch.float32, device=rows.device)
-    # By the padded width, which is the same on every rank: all must meet in the collectives.
-    step = chunk_rows(len(rows), shard.valid + shard.padding, rows.device.type)
     for start in range(0, len(rows), step):
         part = slice(start, min(start + step, len(rows)))
         loss, grad = shard.chunk(rows[part], columns[part], here[part], gradients is not None)
         total += loss
         if gradients is not None:
-            gradients.add(part, rows[part], grad, shard.weight)
+            gradients.add(part, rows[part], grad)
     return total
 
 
@@ -136,16 +199,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gathers: bool,
         valid: int,
         wants_grad: bool,
+        programs: LossPrograms | None,
     ) -> torch.Tensor:
         whole = group.all_gather(hidden, dim=SEQUENCE_DIM) if gathers else hidden
         rows = whole.flatten(0, -2)
         columns, here = local_targets(targets.flatten(), group.rank * len(weight), valid)
-        gradients = _Gradients.empty(rows, weight) if wants_grad else None
-        total = _chunked(rows, _Shard(weight, valid, group), columns, here, gradients)
-        if gradients is not None:
-            gradients.weight[valid:] = 0.0
+        # By the padded width, which is the same on every rank: all must meet in the collectives.
+        step = chunk_rows(len(rows), len(weight), rows.device.type)
+        gradients = _gradients(rows, weight, valid, step) if wants_grad else None
+        total = _chunked(rows, _Shard(weight, valid, group, programs), columns, here, gradients, step)
         ctx.gradients, ctx.group, ctx.gathers = gradients, group, gathers
         ctx.shape, ctx.count = whole.shape, targets.numel()
+        # Tells autograd that the weight must not change before backward.
         ctx.save_for_backward(weight)
         return total / targets.numel()
 
@@ -154,13 +219,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradients: _Gradients | None = ctx.gradients
         if gradients is None:
             raise RuntimeError("the fused loss can go backward once for each forward with gradients, but went again")
-        ctx.gradients = None
+        ctx.gradients, _ = None, ctx.saved_tensors
         scale = grads[0].float() / ctx.count
-        hidden = gradients.rows.mul_(scale).view(ctx.shape)
+        hidden = gradients.of_rows(scale).view(ctx.shape)
         finish = start_reduce_scatter(ctx.group, hidden) if ctx.gathers else start_all_reduce(ctx.group, hidden)
-        (weight,) = ctx.saved_tensors
-        grad_weight = scaled_gradient(weight, gradients.weight, scale)
-        return finish(), grad_weight, None, None, None, None, None
+        grad_weight = gradients.of_weight(scale)
+        return finish(), grad_weight, None, None, None, None, None, None
 
 
 def vocab_parallel_linear_cross_entropy(
@@ -170,6 +234,7 @@ def vocab_parallel_linear_cross_entropy(
     group: Group,
     vocab_size: int,
     sequence_parallel: bool,
+    programs: LossPrograms | None = None,
 ) -> torch.Tensor:
     """Return the mean next-token cross-entropy of the head's logits in nats, [] fp32, the same on every rank.
 
@@ -185,6 +250,7 @@ def vocab_parallel_linear_cross_entropy(
             hidden in forward and a reduce-scatter in backward. No host sync on an accelerator.
         vocab_size: ids that exist; columns above are padding, take no probability and get no gradient.
         sequence_parallel: hidden is a sequence shard.
+        programs: what computes a chunk; None: PyTorch's own kernels, one after another.
 
     Raises:
         ValueError: the shapes of hidden and labels do not belong together.
@@ -202,5 +268,5 @@ def vocab_parallel_linear_cross_entropy(
     valid = min(max(vocab_size - group.rank * width, 0), width)
     targets = labels.transpose(0, 1)
     wants_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    arguments = (hidden, weight, targets, group, gathers, valid, wants_grad)
+    arguments = (hidden, weight, targets, group, gathers, valid, wants_grad, programs)
     return cast(torch.Tensor, _LinearCrossEntropy.apply(*arguments))  # type: ignore[no-untyped-call]

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 import torch
 
+from trainer.tensor_parallel.products import products_of
+
 _ATTRIBUTE = "trident_adds_in_place"
 
 
@@ -36,12 +38,13 @@ def weight_gradient(weight: torch.Tensor, grad: torch.Tensor, inputs: torch.Tens
         grad: of the outputs, [rows, out].
         inputs: [rows, in].
     """
+    products = products_of(weight)
     if not adds_in_place(weight):
-        return grad.t().mm(inputs)
+        return products.weight_gradient(grad, inputs)
     if weight.grad is None:
-        weight.grad = grad.t().mm(inputs)
+        weight.grad = products.weight_gradient(grad, inputs)
     else:
-        weight.grad.addmm_(grad.t(), inputs)
+        products.add_weight_gradient(weight.grad, grad, inputs)
     return None
 
 

@@ -6,6 +6,7 @@ import torch
 
 from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entropy
 from trainer.tensor_parallel.linear import ColumnParallelLinear
+from trainer.tensor_parallel.loss_programs import LossPrograms, compiled_loss
 from trainer.topology.groups import Group
 
 
@@ -52,11 +53,16 @@ class VocabParallelHead(ColumnParallelLinear):
             padding=padded_vocab_size - vocab_size,
         )
         self.vocab_size = vocab_size
+        self.programs: LossPrograms | None = None
+
+    def compile_loss(self) -> None:
+        """Let torch.compile make the programs of the loss at its first call."""
+        self.programs = compiled_loss()
 
     def forward(self, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Return the logits, or with labels `[B, S]` the mean loss, [] fp32."""
         if labels is None:
             return super().forward(hidden)
         return vocab_parallel_linear_cross_entropy(
-            hidden, self.weight, labels, self.group, self.vocab_size, self.sequence_parallel
+            hidden, self.weight, labels, self.group, self.vocab_size, self.sequence_parallel, self.programs
         )

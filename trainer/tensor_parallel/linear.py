@@ -19,6 +19,7 @@ from trainer.tensor_parallel.mappings import (
     reduce_from_tensor_parallel,
     reduce_scatter_to_sequence,
 )
+from trainer.tensor_parallel.products import has_own_products, products_of
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.topology.groups import Group, start_all_gather, start_all_reduce, start_reduce_scatter
 
@@ -32,13 +33,15 @@ class _ColumnParallel(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(hidden, weight)
         ctx.group, ctx.has_bias = group, bias is not None
-        return F.linear(hidden, weight, bias)
+        return products_of(weight).forward(hidden, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
         grad = grads[0]
-        finish = start_all_reduce(ctx.group, grad.matmul(weight)) if ctx.needs_input_grad[0] else None
+        finish = None
+        if ctx.needs_input_grad[0]:
+            finish = start_all_reduce(ctx.group, products_of(weight).input_gradient(grad, weight))
         flat = grad.flatten(0, -2)
         grad_weight = weight_gradient(weight, flat, hidden.flatten(0, -2))
         grad_bias = flat.sum(dim=0) if ctx.has_bias else None
@@ -54,14 +57,14 @@ class _GatheredLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(hidden, weight)
         ctx.group, ctx.has_bias = group, bias is not None
-        return F.linear(group.all_gather(hidden, dim=SEQUENCE_DIM), weight, bias)
+        return products_of(weight).forward(group.all_gather(hidden, dim=SEQUENCE_DIM), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
         grad = grads[0]
         gathered = start_all_gather(ctx.group, hidden)
-        partial = grad.matmul(weight)
+        partial = products_of(weight).input_gradient(grad, weight)
         whole = gathered()
         reduced = start_reduce_scatter(ctx.group, partial)
         flat = grad.flatten(0, -2)
@@ -71,27 +74,27 @@ class _GatheredLinear(torch.autograd.Function):
 
 
 class _Linear(torch.autograd.Function):
-    """`F.linear` of one rank whose weight gradient may be added in place."""
+    """`F.linear` of one rank, by the weight's own products; its weight's gradient may be added in place."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(hidden, weight)
         ctx.has_bias = bias is not None
-        return F.linear(hidden, weight, bias)
+        return products_of(weight).forward(hidden, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
         grad = grads[0]
         flat = grad.flatten(0, -2)
-        grad_hidden = grad.matmul(weight) if ctx.needs_input_grad[0] else None
+        grad_hidden = products_of(weight).input_gradient(grad, weight) if ctx.needs_input_grad[0] else None
         grad_weight = weight_gradient(weight, flat, hidden.flatten(0, -2))
         return grad_hidden, grad_weight, flat.sum(dim=0) if ctx.has_bias else None
 
 
 def linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Multiply on this rank: `[..., in] -> [..., out]`. No collective."""
-    if adds_in_place(weight):
+    if adds_in_place(weight) or has_own_products(weight):
         return cast(torch.Tensor, _Linear.apply(hidden, weight, bias))  # type: ignore[no-untyped-call]
     return F.linear(hidden, weight, bias)
 

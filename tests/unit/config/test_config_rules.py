@@ -337,6 +337,14 @@ TRAINING: list[Case] = [
         ["runtime.compile=true needs model.dropout=0 and model.attention_dropout=0, but they are 0.1 and 0: each block has masks of its own and would be compiled anew; use runtime.compile=false"],
     ),
     (
+        {"runtime.cpu_matmul": "onednn", "precision.dtype": "bf16"},
+        ["runtime.cpu_matmul=onednn chooses a library for fp32 on a CPU, and has no effect with precision.dtype=bf16; leave it out"],
+    ),
+    (
+        {"runtime.cpu_matmul": "torch", "runtime.device": "cuda"},
+        ["runtime.cpu_matmul=torch chooses a library for fp32 on a CPU, and has no effect on a GPU; leave it out"],
+    ),
+    (
         {"runtime.hang_timeout_s": 1800},
         ["runtime.hang_timeout_s (1800) must be less than runtime.timeout_s (1800), after which collectives fail by themselves"],
     ),

@@ -4,11 +4,13 @@ import socket
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 
 from trainer.config.compose import compose
 from trainer.config.plan import make_plan
-from trainer.engine.world import _join
+from trainer.engine.world import _check_precision, _join
 from trainer.errors import ConfigError
 
 
@@ -24,3 +26,12 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ConfigError, match=f"MASTER_PORT={port} is in use there"):
             _join(plan, "gloo", timedelta(seconds=5))
     assert not dist.is_initialized()
+
+
+def test_a_cpu_computes_in_fp16_but_an_old_gpu_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(compose(["data=synthetic", "precision=fp16"]), 100, 1)
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False, raising=False)
+    with pytest.raises(ConfigError, match=r"precision\.dtype=fp16 needs a GPU that computes in fp16"):
+        _check_precision(plan, torch.device("cuda", 0))
+    _check_precision(plan, torch.device("cpu"))
+    assert get_accelerator().is_fp16_supported()

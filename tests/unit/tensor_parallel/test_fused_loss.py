@@ -14,6 +14,7 @@ from trainer.config.plan import padded_vocab_size
 from trainer.errors import DataError
 from trainer.tensor_parallel import fused_loss
 from trainer.tensor_parallel.fused_loss import chunk_rows, vocab_parallel_linear_cross_entropy
+from trainer.tensor_parallel.loss_programs import LOWEST, LossPrograms, compiled_loss, logit_gradient, logit_sums
 from trainer.topology.groups import Group, SingleGroup
 
 S, B, H = 8, 3, 5
@@ -21,7 +22,12 @@ Sharded = tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]
 
 
 def sharded(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, size: int, sequence_parallel: bool
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    size: int,
+    sequence_parallel: bool,
+    programs: LossPrograms | None = None,
 ) -> Sharded:
     """Return each rank's loss, and the whole gradients of 3 x loss; the weight's with its padding."""
     vocab_size = len(weight)
@@ -33,7 +39,7 @@ def sharded(
         mine = hidden.chunk(size)[group.rank] if sequence_parallel else hidden
         mine = mine.clone().requires_grad_()
         rows = padded.chunk(size)[group.rank].clone().requires_grad_()
-        loss = vocab_parallel_linear_cross_entropy(mine, rows, labels, group, vocab_size, sequence_parallel)
+        loss = vocab_parallel_linear_cross_entropy(mine, rows, labels, group, vocab_size, sequence_parallel, programs)
         (loss * 3.0).backward()  # type: ignore[no-untyped-call]
         assert mine.grad is not None
         assert rows.grad is not None
@@ -58,12 +64,13 @@ def expected(
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("vocab_size", [16, 13, 5, 2])
-@pytest.mark.parametrize("rows", [S * B, 7, 1])
+@pytest.mark.parametrize(("rows", "width"), [(S * B, H), (7, H), (1, H), (S * B, S * B)])
 def test_equals_linear_and_cross_entropy(
-    size: int, vocab_size: int, rows: int, sequence_parallel: bool, monkeypatch: pytest.MonkeyPatch
+    size: int, vocab_size: int, rows: int, width: int, sequence_parallel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fused_loss, "chunk_rows", lambda *_: rows)
-    hidden, weight = torch.randn(S, B, H), 2 * torch.randn(vocab_size, H)
+    # As wide as there are rows: one chunk's gradient is smaller than the weight's, and kept instead.
+    hidden, weight = torch.randn(S, B, width), 2 * torch.randn(vocab_size, width)
     labels = torch.randint(0, vocab_size, (B, S))
     losses, by_hidden, by_weight = sharded(hidden, weight, labels, size, sequence_parallel)
     loss, grad_hidden, grad_weight = expected(hidden, weight, labels)
@@ -74,6 +81,40 @@ def test_equals_linear_and_cross_entropy(
     torch.testing.assert_close(by_hidden, grad_hidden, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(by_weight[:vocab_size], grad_weight, rtol=1e-5, atol=1e-6)
     assert by_weight[vocab_size:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("vocab_size", [16, 5, 2])
+@pytest.mark.parametrize("rows", [S * B, 7])
+def test_the_programs_of_a_chunk_equal_the_kernels(
+    size: int, vocab_size: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused_loss, "chunk_rows", lambda *_: rows)
+    hidden, weight = torch.randn(S, B, H), 2 * torch.randn(vocab_size, H)
+    labels = torch.randint(0, vocab_size, (B, S))
+    programs = LossPrograms(logit_sums, logit_gradient)
+    losses, by_hidden, by_weight = sharded(hidden, weight, labels, size, False, programs)
+    loss, grad_hidden, grad_weight = expected(hidden, weight, labels)
+    torch.testing.assert_close(losses[0], loss, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(by_hidden, grad_hidden, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(by_weight[:vocab_size], grad_weight, rtol=1e-5, atol=1e-6)
+    assert by_weight[vocab_size:].abs().sum() == 0
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_programs_equal_what_they_are_made_of(dtype: torch.dtype) -> None:
+    logits, columns = torch.randn(6, 40).to(dtype), torch.randint(0, 40, (6,))
+    here = torch.tensor([True, False, True, True, False, True])
+    log_sum, picked = compiled_loss().sums(logits, columns, here)
+    grad = compiled_loss().gradient(logits, columns, here, log_sum)
+    assert log_sum.dtype is picked.dtype is torch.float32
+    assert grad.dtype is dtype
+    assert picked[1] == picked[4] == LOWEST
+    torch.testing.assert_close(log_sum, logits.float().logsumexp(-1), rtol=1e-6, atol=1e-6)
+    wanted = logits.float().softmax(-1) - here.unsqueeze(-1) * F.one_hot(columns, 40)
+    # bf16 has 4e-3 a rounding.
+    torch.testing.assert_close(grad.float(), wanted, rtol=1e-5 if dtype is torch.float32 else 4e-3, atol=1e-6)
 
 
 def test_gradients_agree_to_a_millionth() -> None:
