@@ -8,7 +8,16 @@ from itertools import pairwise
 from trainer.config.elastic import Elastic
 from trainer.config.keys import joined
 from trainer.config.rules_common import Case, Rule, divisors, legal_tensor_parallel_sizes, neighbours, use
-from trainer.config.schema import AdamImplementation, CpuMatmul, DeviceKind, Dtype, OffloadKind, PipelineSchedule
+from trainer.config.schema import (
+    ActivationKind,
+    AdamImplementation,
+    CpuMatmul,
+    DeviceKind,
+    Dtype,
+    NormKind,
+    OffloadKind,
+    PipelineSchedule,
+)
 
 
 def _dual(case: Case) -> bool:
@@ -235,6 +244,25 @@ def compilation(case: Case) -> Iterator[str]:
         )
 
 
+def liger(case: Case) -> Iterator[str]:
+    """Liger's kernels run on a GPU, and there is something for them to compute."""
+    config = case.config
+    if not config.runtime.liger:
+        return
+    model, device = config.model, config.runtime.device
+    if device is DeviceKind.cpu or (device is DeviceKind.auto and case.device_count == 0):
+        yield "runtime.liger=true needs a GPU, but the ranks compute on the CPU; use runtime.liger=false"
+    if config.runtime.compile:
+        yield "runtime.liger=true has no effect in compiled blocks; use either it or runtime.compile=true"
+    has_norm = model.norm is NormKind.rmsnorm or model.bias
+    if not has_norm and model.activation is not ActivationKind.swiglu:
+        yield (
+            "runtime.liger=true has no effect with model.norm=layernorm, model.bias=false and "
+            f"model.activation={model.activation.value}: liger-kernel has kernels for RMSNorm, LayerNorm with a bias, "
+            "and swiglu; leave it out"
+        )
+
+
 def cpu_matmul(case: Case) -> Iterator[str]:
     """The library is only chosen for fp32 on a CPU."""
     config = case.config
@@ -262,4 +290,5 @@ RULES: tuple[Rule, ...] = (
     replicas,
     compilation,
     cpu_matmul,
+    liger,
 )

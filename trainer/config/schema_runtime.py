@@ -54,6 +54,9 @@ class RuntimeConfig:
     """Compile the blocks, and what the fused loss does with logits, with torch.compile. Not with zero.stage=3 (its
     hooks break every program) or dropout (its masks differ from block to block). With tensor parallelism programs end
     at each collective. On a CPU it was measured to be no faster (docs/performance.md)."""
+    liger: bool = False
+    """Norms and SwiGLU by the Triton kernels of liger-kernel (extra `liger`). On a GPU, and not with runtime.compile,
+    which makes such kernels by itself. No speed was measured yet."""
     check_replicas_every: int = 0
     """Steps between comparisons of the weights that several ranks hold alike; where they differ, the run ends (exit
     code 5). 0: never."""

@@ -10,7 +10,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from trainer.config.ds_json import deepspeed_json
 from trainer.config.plan import RunPlan
 from trainer.config.schema import PipelineSchedule
-from trainer.engine.compiled import compile_blocks
+from trainer.engine.compiled import compile_blocks, use_liger
 from trainer.engine.deepspeed_engines import RepairedDualPipeVEngine, RepairedEngine, RepairedPipelineEngine
 from trainer.engine.face import Engine
 from trainer.engine.mpu import ModelParallelUnit
@@ -59,6 +59,8 @@ def _construct(
         multiply_by_onednn(model.parameters())
     if plan.config.runtime.compile:
         compile_blocks(model)
+    if plan.config.runtime.liger:
+        use_liger(model)
     # deepspeed.initialize chooses the class by itself; a repaired one must be constructed directly.
     settings = deepspeed_json(plan)
     engine = engine_class(

@@ -1,4 +1,4 @@
-"""torch.compile for the blocks (`runtime.compile`): what lies between two matrix products becomes one kernel."""
+"""Fewer kernels between the matrix products: by torch.compile (`runtime.compile`) or by Liger (`runtime.liger`)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from torch import nn
 
 from trainer.log import say
 from trainer.model.block import Block
+from trainer.model.mlp import MLP
+from trainer.model.norm import Norm
+from trainer.model.pointwise import LigerPointwise
 from trainer.tensor_parallel.embedding import VocabParallelEmbedding
 from trainer.tensor_parallel.head import VocabParallelHead
 
@@ -31,3 +34,10 @@ def compile_blocks(model: nn.Module) -> None:
         "the blocks are compiled in the first step and the first evaluation (runtime.compile): that takes up to some "
         f"minutes once, later runs find it in {os.environ[CACHE_VARIABLE]}"
     )
+
+
+def use_liger(model: nn.Module) -> None:
+    """Let Liger's kernels compute the norms and the gated activations of this rank. Local."""
+    for module in model.modules():
+        if isinstance(module, Norm | MLP):
+            module.pointwise = LigerPointwise()

@@ -1,10 +1,11 @@
-"""Which kernel computes AdamW, and whether this machine can have it. No torch."""
+"""Which kernel computes AdamW, and whether this machine can have what a run wants of it. No torch."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from trainer.config.plan import RunPlan
@@ -29,8 +30,13 @@ def check_compiler(plan: RunPlan) -> None:
 
     Raises:
         ConfigError: DeepSpeed's CPU Adam is wanted, but g++ or ninja is missing, or an earlier compilation was killed;
-            runtime.compile=true, but there is no C++ compiler.
+            runtime.compile=true, but there is no C++ compiler; runtime.liger=true, but no liger-kernel.
     """
+    if plan.config.runtime.liger and find_spec("liger_kernel") is None:
+        raise ConfigError(
+            "runtime.liger=true needs the package liger-kernel, but it is not installed",
+            hints=["pip install 'trident-trainer[liger]', or set runtime.liger=false"],
+        )
     if plan.config.runtime.compile and shutil.which(os.environ.get("CXX") or "g++") is None:
         raise ConfigError(
             f"runtime.compile=true needs a C++ compiler, but {os.environ.get('CXX') or 'g++'} is not on PATH",

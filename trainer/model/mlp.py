@@ -11,14 +11,15 @@ from torch import nn
 
 from trainer.config.schema import ActivationKind
 from trainer.model.context import ModelContext
+from trainer.model.pointwise import Pointwise
 from trainer.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
 
 
-def activate(hidden: torch.Tensor, kind: ActivationKind) -> torch.Tensor:
+def activate(hidden: torch.Tensor, kind: ActivationKind, pointwise: Pointwise) -> torch.Tensor:
     """Apply the non-linearity; swiglu halves the last dimension (first half: gate, second half: up)."""
     if kind is ActivationKind.swiglu:
         gate, up = hidden.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return pointwise.silu_times(gate, up)
     if kind is ActivationKind.relu:
         return F.relu(hidden)
     return F.gelu(hidden, approximate="tanh" if kind is ActivationKind.gelu_tanh else "none")
@@ -38,6 +39,7 @@ class MLP(nn.Module):
         super().__init__()
         spec = context.spec
         self.kind = spec.activation
+        self.pointwise = Pointwise()
         gated = spec.activation is ActivationKind.swiglu
         self.first = "gate_up" if gated else "up"
         inner = ColumnParallelLinear(
@@ -65,5 +67,5 @@ class MLP(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Transform every position by itself."""
         inner: torch.Tensor = self.get_submodule(self.first)(hidden)
-        output: torch.Tensor = self.down(activate(inner, self.kind))
+        output: torch.Tensor = self.down(activate(inner, self.kind, self.pointwise))
         return output

@@ -6,11 +6,11 @@ Source: LayerNorm arXiv 1607.06450; RMSNorm arXiv 1910.07467.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from trainer.config.schema import NormKind
 from trainer.model.context import ModelContext
+from trainer.model.pointwise import Pointwise
 from trainer.tensor_parallel.init import constant_parameter
 from trainer.tensor_parallel.mappings import complete_gradient
 from trainer.tensor_parallel.shard import ShardSpec
@@ -34,6 +34,7 @@ class Norm(nn.Module):
         self.eps = spec.norm_eps
         self.group = context.tensor
         self.sequence_parallel = context.sequence_parallel
+        self.pointwise = Pointwise()
         shape = (spec.hidden_size,)
         self.weight = constant_parameter(ShardSpec(f"{name}.weight", shape), 1.0, self.group)
         self.bias: nn.Parameter | None = None
@@ -47,8 +48,7 @@ class Norm(nn.Module):
         if self.sequence_parallel:
             weight = complete_gradient(weight, self.group)
             bias = None if bias is None else complete_gradient(bias, self.group)
-        shape = hidden.shape[-1:]
-        # Both kernels accumulate half-precision inputs in fp32 without keeping an fp32 copy of the input.
+        # Every kernel accumulates half-precision inputs in fp32 without keeping an fp32 copy of the input.
         if self.kind is NormKind.layernorm:
-            return F.layer_norm(hidden, shape, weight, bias, self.eps)
-        return F.rms_norm(hidden, shape, weight, self.eps)
+            return self.pointwise.layer_norm(hidden, weight, bias, self.eps)
+        return self.pointwise.rms_norm(hidden, weight, self.eps)

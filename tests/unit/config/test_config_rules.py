@@ -337,6 +337,18 @@ TRAINING: list[Case] = [
         ["runtime.compile=true needs model.dropout=0 and model.attention_dropout=0, but they are 0.1 and 0: each block has masks of its own and would be compiled anew; use runtime.compile=false"],
     ),
     (
+        {"runtime.liger": True, "runtime.device": "cpu"},
+        ["runtime.liger=true needs a GPU, but the ranks compute on the CPU; use runtime.liger=false"],
+    ),
+    (
+        {"runtime.liger": True, "runtime.compile": True, "runtime.device": "cuda"},
+        ["runtime.liger=true has no effect in compiled blocks; use either it or runtime.compile=true"],
+    ),
+    (
+        {"runtime.liger": True, "model.bias": False, "runtime.device": "cuda"},
+        ["runtime.liger=true has no effect with model.norm=layernorm, model.bias=false and model.activation=gelu_tanh: liger-kernel has kernels for RMSNorm, LayerNorm with a bias, and swiglu; leave it out"],
+    ),
+    (
         {"runtime.cpu_matmul": "onednn", "precision.dtype": "bf16"},
         ["runtime.cpu_matmul=onednn chooses a library for fp32 on a CPU, and has no effect with precision.dtype=bf16; leave it out"],
     ),

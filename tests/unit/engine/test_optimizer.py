@@ -111,6 +111,17 @@ def test_compiled_blocks_need_a_compiler(monkeypatch: pytest.MonkeyPatch) -> Non
         check_compiler(make_plan(TridentConfig(runtime=RuntimeConfig(compile=True)), 64))
 
 
+def test_liger_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(TridentConfig(runtime=RuntimeConfig(liger=True)), 64)
+    check_compiler(plan)
+    monkeypatch.setattr("trainer.engine.kernels.find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigError, match=r"runtime\.liger=true needs the package liger-kernel, but it is not"
+    ) as caught:
+        check_compiler(plan)
+    assert "trident-trainer[liger]" in caught.value.hints[0]
+
+
 def test_no_compiler_is_needed_where_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda tool: None)
     check_compiler(plan_of())

@@ -28,6 +28,7 @@ from trainer.model.gpt import (
 )
 from trainer.model.mlp import activate
 from trainer.model.norm import Norm
+from trainer.model.pointwise import Pointwise
 from trainer.model.positions import _rotary_table, rotate
 from trainer.tensor_parallel.embedding import VocabParallelEmbedding
 from trainer.tensor_parallel.random import StepClock
@@ -176,11 +177,13 @@ def test_causal_mask_of_the_last_queries() -> None:
 
 def test_activations() -> None:
     x = torch.linspace(-3, 3, 8)
-    assert torch.equal(activate(x, ActivationKind.relu), x.clamp(min=0))
-    torch.testing.assert_close(activate(x, ActivationKind.gelu), x * 0.5 * (1 + torch.erf(x / 2**0.5)))
-    assert not torch.equal(activate(x, ActivationKind.gelu), activate(x, ActivationKind.gelu_tanh))
+    assert torch.equal(activate(x, ActivationKind.relu, Pointwise()), x.clamp(min=0))
+    torch.testing.assert_close(activate(x, ActivationKind.gelu, Pointwise()), x * 0.5 * (1 + torch.erf(x / 2**0.5)))
+    assert not torch.equal(
+        activate(x, ActivationKind.gelu, Pointwise()), activate(x, ActivationKind.gelu_tanh, Pointwise())
+    )
     gate, up = x.chunk(2)
-    torch.testing.assert_close(activate(x, ActivationKind.swiglu), gate * torch.sigmoid(gate) * up)
+    torch.testing.assert_close(activate(x, ActivationKind.swiglu, Pointwise()), gate * torch.sigmoid(gate) * up)
 
 
 def test_every_size_that_cannot_be_cut_is_named() -> None:

@@ -1,0 +1,71 @@
+"""Liger's kernels run on a GPU; Triton's interpreter runs the same programs on a CPU, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+PROGRAM = """
+import copy, sys
+from dataclasses import replace
+import numpy as np, torch, triton.language as tl
+from triton.runtime import interpreter
+from liger_kernel.ops import layer_norm, rms_norm
+from trainer.config.plan import make_model_spec
+from trainer.config.schema import ActivationKind, ModelConfig, NormKind
+from trainer.engine.compiled import use_liger
+from trainer.model.gpt import ModelContext, build_layer
+from trainer.model.pointwise import LigerPointwise
+from trainer.tensor_parallel.random import StepClock
+from trainer.topology.groups import SingleGroup
+
+# What the interpreter lacks: numbers with a type, and the GPU library's function.
+convert = interpreter._implicit_cvt
+def typed(value):
+    if type(value) is float:
+        return tl.tensor(interpreter.TensorHandle(np.array([value], dtype=np.float32), tl.float32), tl.float32)
+    return convert(value)
+interpreter._implicit_cvt = typed
+layer_norm.rsqrt = rms_norm.rsqrt = lambda x: 1.0 / tl.sqrt(x)
+
+dtype = getattr(torch, sys.argv[1])
+tolerance = 1e-5 if dtype is torch.float32 else 3e-3  # fp16 has 5e-4 a rounding
+config = ModelConfig(hidden_size=48, num_layers=1, num_attention_heads=4, ffn_hidden_size=40, seq_length=8)
+llama = replace(config, norm=NormKind.rmsnorm, activation=ActivationKind.swiglu, bias=False)
+for model in (config, llama):
+    context = ModelContext(make_model_spec(model, 64, 1), SingleGroup(), 1, False, StepClock(1))
+    plain = build_layer("blocks.0", context).to(dtype)
+    for parameter in plain.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    liger = copy.deepcopy(plain)
+    use_liger(liger)
+    assert type(liger.mlp.pointwise) is type(liger.attention_norm.pointwise) is LigerPointwise
+    assert type(plain.mlp.pointwise) is not LigerPointwise
+    hidden, grad = torch.randn(8, 2, 48).to(dtype), torch.randn(8, 2, 48).to(dtype)
+    outcomes = []
+    for block in (plain, liger):
+        mine = hidden.clone().requires_grad_()
+        out = block(mine)
+        out.backward(grad.clone())
+        outcomes.append([out, mine.grad, *(p.grad for p in block.parameters())])
+    for one, other in zip(*outcomes, strict=True):
+        difference = float((one.float() - other.float()).norm() / one.float().norm())
+        assert difference < tolerance, difference
+    assert not all(map(torch.equal, *outcomes)), "another kernel rounds otherwise"
+print("equal")
+"""
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_block_computes_the_same_with_ligers_kernels(dtype: str) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", PROGRAM, dtype]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip().endswith("equal")
