@@ -17,6 +17,7 @@ verbs
   data       tokenise the data into memory-mapped shards, without training
   generate   sample text from a run or a checkpoint
   checkpoint list, show or verify checkpoints
+  balance    time the layers on this machine, and cut a pipeline into stages by that
   reshard    write a checkpoint anew as the ranks of another layout would have
 
 options
@@ -211,10 +212,23 @@ def _reshard_usage() -> str:
     return USAGE
 
 
+def _balance(arguments: list[str]) -> int:
+    from trainer.balance import balance_verb
+
+    return balance_verb(arguments)
+
+
+def _balance_usage() -> str:
+    from trainer.balance import USAGE
+
+    return USAGE
+
+
 _VERBS: dict[str, tuple[Callable[[list[str]], int], Callable[[], str]]] = {
     "train": (_train, _train_usage),
     "data": (_data, _data_usage),
     "generate": (_generate, _generate_usage),
     "checkpoint": (_checkpoint, _checkpoint_usage),
+    "balance": (_balance, _balance_usage),
     "reshard": (_reshard, _reshard_usage),
 }

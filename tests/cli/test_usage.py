@@ -12,7 +12,7 @@ from trainer.launcher.start import Outcome
 def test_help(words: list[str], trident: Run) -> None:
     answer = trident(*words)
     assert (answer.code, answer.err) == (0, "")
-    for verb in ("train", "data", "generate", "checkpoint", "reshard"):
+    for verb in ("train", "data", "generate", "checkpoint", "balance", "reshard"):
         assert f"\n  {verb} " in answer.out
 
 

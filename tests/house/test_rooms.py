@@ -31,6 +31,7 @@ ORDER = (
     "description",
     "run_folder",
     "resharding",
+    "balance",
     "supervise",
     "sweep",
     "app",
@@ -57,10 +58,11 @@ APART = {
     | {"checkpoint", "metrics", "launcher", "profiling"},
     "run_folder": LOW - {"config"} | {"metrics", "generation", "samples", "profiling", "description"},
     "resharding": LOW - {"config"} | {"metrics", "launcher", "generation", "samples", "profiling"},
-    "supervise": {"loop", "generation", "profiling", "resharding"},
+    "balance": {"planner", "loop", "checkpoint", "metrics", "generation", "samples", "profiling", "resharding"},
+    "supervise": {"balance", "loop", "generation", "profiling", "resharding"},
     "sweep": LOW - {"config"}
-    | {"checkpoint", "metrics", "generation", "samples", "profiling", "resharding", "supervise"},
-    "app": {"generation", "resharding", "supervise", "sweep"},
+    | {"checkpoint", "metrics", "generation", "samples", "profiling", "resharding", "balance", "supervise"},
+    "app": {"generation", "resharding", "balance", "supervise", "sweep"},
 }
 """Rooms that the order would let in, but that a room has no business with."""
 
@@ -78,6 +80,7 @@ NO_TORCH = (
         "description",
         "run_folder",
         "resharding",
+        "balance",
         "supervise",
         "sweep",
         "cli",

@@ -19,8 +19,10 @@ CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 DEFAULT_CACHE = "~/.cache/trident/compiled"
 
 
-def compile_blocks(model: nn.Module) -> None:
+def compile_blocks(model: nn.Module, quiet: bool = False) -> None:
     """Let the blocks of this rank be compiled at their first call. All share one program. Local.
+
+    Says so, unless it is to be `quiet`.
 
     What is compiled is kept in the folder that TORCHINDUCTOR_CACHE_DIR names, and used again by later runs.
     """
@@ -30,6 +32,8 @@ def compile_blocks(model: nn.Module) -> None:
             module.compile_transform()
         elif isinstance(module, VocabParallelEmbedding | VocabParallelHead):
             module.compile_loss()
+    if quiet:
+        return
     say(
         "the blocks are compiled in the first step and the first evaluation (runtime.compile): that takes up to some "
         f"minutes once, later runs find it in {os.environ[CACHE_VARIABLE]}"

@@ -36,7 +36,8 @@ def choose_device(kind: DeviceKind, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _threads(plan: RunPlan) -> int:
+def rank_threads(plan: RunPlan) -> int:
+    """Return how many CPU threads a rank computes with on this machine."""
     configured = plan.config.runtime.threads_per_rank
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or plan.world_size)
     return configured or max(1, len(os.sched_getaffinity(0)) // local_ranks)
@@ -49,7 +50,7 @@ def start_world(plan: RunPlan, device: torch.device) -> tuple[ParallelGroups, Di
         The groups of the mesh, and a gloo group over the world for host-side agreement (stop flags, memory, errors),
         which never touches the device.
     """
-    torch.set_num_threads(_threads(plan))
+    torch.set_num_threads(rank_threads(plan))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:

@@ -1,0 +1,147 @@
+"""`trident balance`: the stages of a pipeline cut by what the layers take on this machine, not by what they count for.
+
+It prints `layout.stage_boundaries` for the config instead of deciding at the start of a run: two measurements of the
+same machine differ a little, and a run must be the same when it is started again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from trainer.config.compose import compose
+from trainer.config.plan import RunPlan, make_plan
+from trainer.config.schema import DeviceKind, PipelineSchedule, TridentConfig
+from trainer.config.validate import fill_machine, validate
+from trainer.errors import ConfigError
+from trainer.launcher.environment import gpu_count, prepare_environment
+from trainer.log import say
+from trainer.model.layers import layer_names
+from trainer.pipeline.partition import layer_costs, partition_by_cost, stage_bounds
+
+USAGE = """usage: trident balance [group=option ...] [key=value ...]
+
+Takes the keys of `trident train`, with layout.pipeline_parallel_size > 1. Times one rank's share of each kind of layer,
+forward and backward, on this machine (one process, one device), and prints how its time divides over the stages as they
+are and as they should be: layout.stage_boundaries, to be put into the config. The machine should do nothing else. What
+tensor-parallel ranks send each other is not measured.
+
+examples
+  trident balance layout=pp4 model=gpt2_124m
+  trident balance experiment=gpt3_1_3b_8gpu runtime.device=cuda
+"""
+WORTH_IT = 1.02
+"""From here on another cut is recommended: measurements differ by a per cent or two."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A pipeline's stages and what they take for one micro-batch, in seconds."""
+
+    bounds: tuple[int, ...]
+    stages: tuple[float, ...]
+
+    @property
+    def dearest(self) -> float:
+        """What all other stages wait for."""
+        return max(self.stages)
+
+
+def balance_verb(arguments: Sequence[str]) -> int:
+    """Run `trident balance <arguments>` and return the exit code.
+
+    Raises:
+        ConfigError: the config is wrong, or has no pipeline.
+        DataError: the vocabulary cannot be had.
+    """
+    config = compose(list(arguments))
+    if config.layout.pipeline_parallel_size == 1:
+        raise ConfigError(
+            "layout.pipeline_parallel_size must be greater than 1 for stages to be balanced, but is 1; "
+            "for example layout=pp2"
+        )
+    gpus = gpu_count(os.environ)
+    config = fill_machine(config, gpus, len(os.sched_getaffinity(0)))
+    # The layers are measured in one process: a machine with fewer devices than the run has ranks will do.
+    validate(config)
+    prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)
+    plan = make_plan(config, config.model.vocab_size or _vocab_size(config))
+    say(report(plan, _measured(plan)))
+    return 0
+
+
+def _vocab_size(config: TridentConfig) -> int:
+    from trainer.data.prepare import prepare
+
+    return prepare(config, say).vocab_size
+
+
+def _measured(plan: RunPlan) -> Mapping[str, tuple[float, float]]:
+    """Return the seconds of forward and backward of every layer."""
+    from trainer.engine.layer_times import measure_layers
+    from trainer.engine.world import choose_device
+
+    found = measure_layers(plan, choose_device(plan.config.runtime.device, 0))
+    return {name: (one.forward, one.backward) for name, one in found.items()}
+
+
+def cut_by(plan: RunPlan, costs: Sequence[float]) -> tuple[int, ...]:
+    """Return the bounds of stages that are balanced by `costs`, one a layer."""
+    dual = plan.config.layout.pipeline_schedule is PipelineSchedule.dualpipev
+    stages = plan.pipeline_parallel_size * (2 if dual else 1)
+    return partition_by_cost(costs, [name.startswith("blocks.") for name in layer_names(plan.model)], stages)
+
+
+def cut(bounds: tuple[int, ...], costs: Sequence[float]) -> Cut:
+    """Return a cut with what its stages take."""
+    return Cut(bounds, tuple(sum(costs[start:stop]) for start, stop in pairwise(bounds)))
+
+
+def boundaries(plan: RunPlan, bounds: Sequence[int]) -> list[int]:
+    """Return bounds of layers as `layout.stage_boundaries`: the first block of every stage but the first."""
+    first = layer_names(plan.model).index("blocks.0")
+    return [bound - first for bound in bounds[1:-1]]
+
+
+def report(plan: RunPlan, times: Mapping[str, tuple[float, float]]) -> str:
+    """Return the tables and the recommendation."""
+    names = layer_names(plan.model)
+    costs = [sum(times[name]) for name in names]
+    now, best = cut(stage_bounds(plan), costs), cut(cut_by(plan, costs), costs)
+    lines = [*_layer_table(plan, times), "", *_stage_table(plan, now, best), ""]
+    gain = now.dearest / best.dearest
+    if boundaries(plan, best.bounds) == boundaries(plan, now.bounds) or gain < WORTH_IT:
+        lines.append("the stages are balanced as they are")
+    else:
+        found = str(boundaries(plan, best.bounds)).replace(" ", "")
+        lines.append(f"layout.stage_boundaries={found} makes the dearest stage {gain:.2f} times as fast")
+    return "\n".join(lines)
+
+
+def _layer_table(plan: RunPlan, times: Mapping[str, tuple[float, float]]) -> list[str]:
+    names = layer_names(plan.model)
+    counted = dict(zip(names, layer_costs(plan), strict=True))
+    total, work = sum(map(sum, times.values())), sum(counted.values())
+    blocks = plan.model.num_layers
+    lines = [f"{'layer':<24} {'forward ms':>11} {'backward ms':>11} {'of time':>8} {'of work':>8}"]
+    for name in names:
+        if name.startswith("blocks.") and name != "blocks.0":
+            continue
+        label = f"block ({blocks}, each)" if name == "blocks.0" else "head with loss" if name == "head" else name
+        forward, backward = times[name]
+        lines.append(
+            f"{label:<24} {1e3 * forward:>11.3f} {1e3 * backward:>11.3f} "
+            f"{(forward + backward) / total:>8.1%} {counted[name] / work:>8.1%}"
+        )
+    return lines
+
+
+def _stage_table(plan: RunPlan, now: Cut, best: Cut) -> list[str]:
+    given = "as configured" if plan.config.layout.stage_boundaries else "by counted work"
+    lines = [f"{'first block of a stage':<40} {'stages, ms a micro-batch'}"]
+    for title, one in ((given, now), ("by measured time", best)):
+        where = f"{title} {boundaries(plan, one.bounds)}"
+        lines.append(f"{where:<40} {'  '.join(f'{1e3 * stage:.2f}' for stage in one.stages)}")
+    return lines

@@ -1,0 +1,147 @@
+"""How long each layer takes on this machine, forward and backward: what a pipeline is best cut by.
+
+Counted work (`pipeline.partition`) knows matrix products only. What memory-bound kernels, the loss over a large
+vocabulary and small micro-batches really cost depends on the device.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import nn
+
+from trainer.config.plan import RunPlan
+from trainer.config.schema import Dtype
+from trainer.engine.compiled import compile_blocks, use_liger
+from trainer.engine.processor import multiplies_by_onednn
+from trainer.engine.world import rank_threads
+from trainer.model.gpt import ModelContext, build_layer, embedding_logits, embedding_loss, language_model_loss
+from trainer.model.layers import block_name, layer_names
+from trainer.tensor_parallel.embedding import VocabParallelEmbedding
+from trainer.tensor_parallel.gradients import add_gradients_in_place
+from trainer.tensor_parallel.products import multiply_by_onednn
+from trainer.tensor_parallel.random import StepClock
+from trainer.topology.groups import FakeGroup, SingleGroup
+
+_DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16}
+_WARM_UP = 3
+_FEWEST, _MOST = 5, 50
+_ENOUGH_S = 1.0
+"""Of timed passes of one layer, from `_FEWEST` on."""
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Medians over passes of one micro-batch, in seconds."""
+
+    forward: float
+    backward: float
+
+    @property
+    def total(self) -> float:
+        """Forward and backward."""
+        return self.forward + self.backward
+
+
+def measure_layers(plan: RunPlan, device: torch.device) -> dict[str, LayerTime]:
+    """Time every layer of `layer_names`, one rank's share of it; the blocks are alike, so one of them is measured.
+
+    In one process and without peers: what tensor-parallel ranks send each other is not in it.
+    Sets the process's number of threads to that of a rank.
+
+    Args:
+        plan: of the run.
+        device: to compute on.
+    """
+    torch.set_num_threads(rank_threads(plan))
+    clock = StepClock(plan.config.train.seed)
+    clock.start_step(1, 0, 1, plan.config.batch.micro_batch_size)
+    size = plan.tensor_parallel_size
+    context = ModelContext(
+        spec=plan.model,
+        tensor=SingleGroup() if size == 1 else FakeGroup(0, size),
+        seed=plan.config.train.seed,
+        sequence_parallel=plan.config.layout.sequence_parallel,
+        clock=clock,
+    )
+    found: dict[str, LayerTime] = {}
+    for name in layer_names(plan.model):
+        is_block = name.startswith("blocks.")
+        alike = block_name(0) if is_block else name
+        found[name] = found[alike] if alike in found else _measure(name, plan, context, device)
+    return found
+
+
+def _measure(name: str, plan: RunPlan, context: ModelContext, device: torch.device) -> LayerTime:
+    is_tied_head = name == "head" and plan.model.tied_embeddings
+    layer = build_layer("embedding" if is_tied_head else name, context).to(device, _DTYPES[plan.config.precision.dtype])
+    _as_in_training(layer, plan, device)
+    ids = torch.randint(0, plan.model.vocab_size, _ids_shape(plan), device=device)
+    if name == "embedding":
+        return _timed(lambda hidden: layer(ids), None, device)
+    hidden = torch.randn(_hidden_shape(plan), dtype=_DTYPES[plan.config.precision.dtype], device=device)
+    run = _head(layer, ids, context) if name == "head" else layer
+    return _timed(run, hidden.requires_grad_(), device)
+
+
+def _as_in_training(layer: nn.Module, plan: RunPlan, device: torch.device) -> None:
+    if plan.zero_stage == 0:
+        add_gradients_in_place(layer.parameters())
+    if multiplies_by_onednn(plan, device):
+        multiply_by_onednn(layer.parameters())
+    if plan.config.runtime.compile:
+        compile_blocks(layer, quiet=True)
+    if plan.config.runtime.liger:
+        use_liger(layer)
+
+
+def _head(layer: nn.Module, labels: torch.Tensor, context: ModelContext) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the head with its loss."""
+    unfused = language_model_loss(context)
+    if isinstance(layer, VocabParallelEmbedding):
+        tied = layer
+        if context.spec.fused_loss:
+            return lambda hidden: embedding_loss(tied, hidden, labels)
+        return lambda hidden: unfused(embedding_logits(tied, hidden), labels)
+    if context.spec.fused_loss:
+        return lambda hidden: layer(hidden, labels)
+    return lambda hidden: unfused(layer(hidden), labels)
+
+
+def _ids_shape(plan: RunPlan) -> tuple[int, int]:
+    return plan.config.batch.micro_batch_size, plan.model.seq_length
+
+
+def _hidden_shape(plan: RunPlan) -> tuple[int, int, int]:
+    """Return the shape of what travels between layers, `[S, B, H]`, or `[S/tp, B, H]` with sequence parallelism."""
+    shards = plan.tensor_parallel_size if plan.config.layout.sequence_parallel else 1
+    return plan.model.seq_length // shards, plan.config.batch.micro_batch_size, plan.model.hidden_size
+
+
+def _timed(run: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor | None, device: torch.device) -> LayerTime:
+    """Time `run(hidden)` and its backward; None stands for what takes no gradient."""
+    wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    given = torch.empty(0) if hidden is None else hidden
+    forward: list[float] = []
+    backward: list[float] = []
+    for number in range(_WARM_UP + _MOST):
+        given.grad = None
+        wait()
+        started = time.perf_counter()
+        out = run(given)
+        wait()
+        between = time.perf_counter()
+        if out.requires_grad:
+            out.backward(torch.ones_like(out))  # type: ignore[no-untyped-call]
+        wait()
+        ended = time.perf_counter()
+        if number >= _WARM_UP:
+            forward.append(between - started)
+            backward.append(ended - between)
+        if len(forward) >= _FEWEST and sum(forward) + sum(backward) > _ENOUGH_S:
+            break
+    return LayerTime(median(forward), median(backward))
