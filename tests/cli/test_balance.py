@@ -47,7 +47,10 @@ def test_without_a_pipeline_there_is_nothing_to_balance(refused: Run) -> None:
 
 
 def test_a_wrong_config_is_refused(refused: Run) -> None:
-    assert "model.num_layers (4) must be at least" in refused("balance", *WORDS, "layout.pipeline_parallel_size=8").problems[0]
+    assert (
+        "model.num_layers (4) must be at least"
+        in refused("balance", *WORDS, "layout.pipeline_parallel_size=8").problems[0]
+    )
 
 
 def test_a_head_that_takes_long_gets_fewer_blocks_beside_it() -> None:
