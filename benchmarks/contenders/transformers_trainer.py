@@ -1,11 +1,13 @@
 """`transformers.Trainer` with GPT2LMHeadModel or LlamaForCausalLM, defaults wherever mathematics leave a choice.
 
-Options: `deepspeed` (through DeepSpeed's engine, ZeRO-1), `compile` (torch_compile=True).
+Options: `deepspeed` (through DeepSpeed's engine, ZeRO-1), `compile` (torch_compile=True), `fused` (AdamW's fused kernel
+by name), `liger` (use_liger_kernel=True).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -148,8 +150,26 @@ def _deepspeed_settings() -> dict[str, Any]:
     }
 
 
+def check_liger(case: Case) -> None:
+    """Check that Liger's kernels can take part in this case.
+
+    Raises:
+        Unavailable: why not.
+    """
+    if find_spec("liger_kernel") is None:
+        raise Unavailable("use_liger_kernel needs liger-kernel: pip install liger-kernel")
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    if case.family not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise Unavailable(f"liger-kernel has nothing for models of type {case.family}; it knows LLaMA shapes")
+    if case.device == "cpu":
+        raise Unavailable("Liger's kernels need a GPU")
+
+
 def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
     """Build and train."""
+    if options.get("liger"):
+        check_liger(case)
     set_up(case)
     try:
         import accelerate  # noqa: F401
@@ -176,7 +196,9 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
 
     class Turns(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            gate.open(parameters=sum(p.numel() for p in model.parameters()), optimizer=str(arguments.optim))
+            attention = model.config._attn_implementation
+            count = sum(p.numel() for p in model.parameters())
+            gate.open(parameters=count, optimizer=str(arguments.optim), attention=attention)
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             losses, trainer.losses = trainer.losses, []
@@ -194,6 +216,8 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
         bf16=case.dtype == "bf16",
         use_cpu=case.device == "cpu",
         torch_compile=bool(options.get("compile")),
+        use_liger_kernel=bool(options.get("liger")),
+        **({"optim": "adamw_torch_fused"} if options.get("fused") else {}),
         deepspeed=_deepspeed_settings() if options.get("deepspeed") else None,
         save_strategy="no",
         remove_unused_columns=False,

@@ -80,6 +80,10 @@ def test_gpu_dry(tmp_path: Path) -> None:
     (row,) = record["rows"]
     assert row["case"]["dtype"] == "bf16"
     assert row["mfu"] is None
+    assert record["gpu_memory_bytes"] is None
+    assert row["expected_bytes"] > 0
+    assert len(row["first_losses"]) == 2
+    assert row["loss_error"] == 0
     assert row["tokens_per_second"]["count"] == 1
 
 
