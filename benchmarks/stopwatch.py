@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -33,10 +34,11 @@ class Stopwatch:
         return found
 
     def _on_gpu(self, work: Callable[[], object]) -> list[float]:
-        pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(self.repeats)]
+        event: Any = torch.cuda.Event
+        pairs = [[event(enable_timing=True) for _ in range(2)] for _ in range(self.repeats)]
         for start, end in pairs:
-            start.record()  # type: ignore[no-untyped-call]
+            start.record()
             work()
-            end.record()  # type: ignore[no-untyped-call]
+            end.record()
         torch.cuda.synchronize(self.device)
-        return [start.elapsed_time(end) / 1e3 for start, end in pairs]  # type: ignore[no-untyped-call]
+        return [float(start.elapsed_time(end)) / 1e3 for start, end in pairs]

@@ -22,6 +22,7 @@ from benchmarks.gate import Gate
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.worker import reason_of
 from trainer.config.schema import ActivationKind
+from trainer.engine.host_memory import keep_freed_memory
 from trainer.tensor_parallel.products import OneDNNProducts, Products, has_onednn
 
 BACKENDS = {
@@ -91,14 +92,16 @@ class Attention:
         self.qkv = torch.randn(case.seq_length, case.micro_batch_size, 3 * case.hidden_size, **where).requires_grad_()
         self.grad = torch.randn(case.seq_length, case.micro_batch_size, case.hidden_size, **where)
 
-    def parts(self) -> list[torch.Tensor]:
+    def parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return queries, keys and values, views [B, N, S, D]."""
         heads = self.qkv.view(*self.qkv.shape[:2], 3 * self.heads, self.head_dim)
-        return [part.permute(1, 2, 0, 3) for part in heads.split(self.heads, dim=2)]
+        query, key, value = torch.split(heads, self.heads, dim=2)
+        return query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3)
 
     def forward(self) -> torch.Tensor:
         """Attend: [S, B, N D]."""
-        return F.scaled_dot_product_attention(*self.parts(), is_causal=True).permute(2, 0, 1, 3).flatten(2)
+        query, key, value = self.parts()
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True).permute(2, 0, 1, 3).flatten(2)
 
     def both(self) -> torch.Tensor:
         """Return the gradient of the product."""
@@ -106,7 +109,8 @@ class Attention:
 
     def choice(self) -> str:
         """Return the backend that PyTorch takes by itself."""
-        backend = SDPBackend(torch._fused_sdp_choice(*self.parts(), None, 0.0, True))
+        query, key, value = self.parts()
+        backend = SDPBackend(torch._fused_sdp_choice(query, key, value, None, 0.0, True))
         return BACKENDS.get(backend, backend.name)
 
 
@@ -136,6 +140,8 @@ def rows_of(case: Case, measure: Callable[[Case], list[Row]]) -> list[Row]:
 def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
     """Measure one part a step, as the parent names them; then wait."""
     device = set_up(case)
+    if case.device == "cpu":
+        keep_freed_memory()  # as in training
     torch.manual_seed(case.seed)
     watch = Stopwatch(device, options["warmup"], options["repeats"])
     parts: dict[str, Callable[[Case], list[Row]]] = {

@@ -14,16 +14,18 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks.case import Case
 from benchmarks.contenders.common import dtype_of
 from benchmarks.meter import peak_of_tensors
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.worker import Unavailable, reason_of
+from trainer.engine.processor import multiplies_by_onednn
 from trainer.tensor_parallel import fused_loss
 from trainer.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
+from trainer.tensor_parallel.linear import linear
 from trainer.tensor_parallel.loss_programs import LossPrograms, compiled_loss
+from trainer.tensor_parallel.products import has_own_products, multiply_by_onednn
 from trainer.topology.groups import SingleGroup
 
 Row = dict[str, Any]
@@ -56,7 +58,7 @@ def row_of(facts: Row, measure: Callable[[], Row]) -> Row:
 
 
 class Head:
-    """Hidden states [S, B, H], the head [V, H] and labels [B, S] of a case."""
+    """Hidden states [S, B, H], the head [V, H] and labels [B, S] of a case; multiplied as in training."""
 
     def __init__(self, case: Case, device: torch.device) -> None:
         where: Any = {"device": device, "dtype": dtype_of(case)}
@@ -64,7 +66,10 @@ class Head:
         self.vocab = spec.vocab_size
         rows = (case.seq_length, case.micro_batch_size)
         self.hidden = torch.randn(*rows, case.hidden_size, **where).requires_grad_()
-        self.weight = torch.randn(spec.padded_vocab_size, case.hidden_size, **where).mul_(0.02).requires_grad_()
+        weight = torch.randn(spec.padded_vocab_size, case.hidden_size, **where).mul_(0.02)
+        self.weight = torch.nn.Parameter(weight)
+        if multiplies_by_onednn(case.plan(), device):
+            multiply_by_onednn([self.weight])
         self.labels = torch.randint(0, self.vocab, rows[::-1], device=device)
 
     def gradients(self, loss: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -77,7 +82,7 @@ Loss = Callable[[Head], torch.Tensor]
 
 def unfused(head: Head) -> torch.Tensor:
     """Return the loss of whole logits."""
-    return vocab_parallel_cross_entropy(F.linear(head.hidden, head.weight), head.labels, SingleGroup(), head.vocab)
+    return vocab_parallel_cross_entropy(linear(head.hidden, head.weight), head.labels, SingleGroup(), head.vocab)
 
 
 def fused(head: Head, chunk: int, programs: Callable[[], LossPrograms] | None = None) -> torch.Tensor:
@@ -163,9 +168,9 @@ def loss_rows(
     case: Case, device: torch.device, watch: Stopwatch, chunks: Sequence[int], *, compiles: bool
 ) -> list[Row]:
     """Return seconds of every way, forward and with backward, and on a GPU the peak of its tensors in bytes."""
-    facts = {"case": case.name, "rows": case.tokens_in_micro_batch, "hidden": case.hidden_size}
     head = Head(case, device)
-    facts |= {"vocab": head.vocab}
+    facts: Row = {"case": case.name, "rows": case.tokens_in_micro_batch, "hidden": case.hidden_size}
+    facts |= {"vocab": head.vocab, "onednn": has_own_products(head.weight)}
     reference: list[_Reference] = []
 
     def measure(compute: Loss) -> Row:

@@ -166,6 +166,33 @@ def check_liger(case: Case) -> None:
         raise Unavailable("Liger's kernels need a GPU")
 
 
+def _arguments(case: Case, options: Mapping[str, Any]) -> Any:
+    from transformers import TrainingArguments
+
+    optimizer: dict[str, Any] = {"optim": "adamw_torch_fused"} if options.get("fused") else {}
+    return TrainingArguments(
+        output_dir="transformers_output",
+        max_steps=LAST_STEP,
+        per_device_train_batch_size=case.micro_batch_size,
+        gradient_accumulation_steps=case.num_micro_batches,
+        learning_rate=case.lr,
+        adam_beta2=0.95,
+        weight_decay=0.1,
+        max_grad_norm=1.0,
+        bf16=case.dtype == "bf16",
+        use_cpu=case.device == "cpu",
+        torch_compile=bool(options.get("compile")),
+        use_liger_kernel=bool(options.get("liger")),
+        **optimizer,
+        deepspeed=_deepspeed_settings() if options.get("deepspeed") else None,
+        save_strategy="no",
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        logging_steps=10,
+    )
+
+
 def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
     """Build and train."""
     if options.get("liger"):
@@ -175,7 +202,7 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
         import accelerate  # noqa: F401
     except ImportError as error:
         raise Unavailable("transformers.Trainer needs accelerate: pip install accelerate") from error
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback
 
     class Recording(Trainer):
         """Keeps losses; the schedule of all contenders."""
@@ -204,27 +231,7 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
             losses, trainer.losses = trainer.losses, []
             gate.done([torch.stack(losses).sum()])
 
-    arguments = TrainingArguments(
-        output_dir="transformers_output",
-        max_steps=LAST_STEP,
-        per_device_train_batch_size=case.micro_batch_size,
-        gradient_accumulation_steps=case.num_micro_batches,
-        learning_rate=case.lr,
-        adam_beta2=0.95,
-        weight_decay=0.1,
-        max_grad_norm=1.0,
-        bf16=case.dtype == "bf16",
-        use_cpu=case.device == "cpu",
-        torch_compile=bool(options.get("compile")),
-        use_liger_kernel=bool(options.get("liger")),
-        **({"optim": "adamw_torch_fused"} if options.get("fused") else {}),
-        deepspeed=_deepspeed_settings() if options.get("deepspeed") else None,
-        save_strategy="no",
-        remove_unused_columns=False,
-        report_to=[],
-        disable_tqdm=True,
-        logging_steps=10,
-    )
+    arguments = _arguments(case, options)
     model = hugging_face_model(case)
     trainer = Recording(model=model, args=arguments, train_dataset=_Samples(case), callbacks=[Turns()])
     trainer.losses = []

@@ -87,6 +87,20 @@ def test_gpu_dry(tmp_path: Path) -> None:
     assert row["tokens_per_second"]["count"] == 1
 
 
+def test_kernels_dry(tmp_path: Path) -> None:
+    record = run(tmp_path, "kernels", "--dry")
+    assert (record["device"], record["dry"], record["dtype"]) == ("cpu", True, "fp32")
+    assert {one["product"] for one in record["products"]} == {"qkv", "attention output", "up", "down", "head"}
+    assert {one["backend"] for one in record["attention"]} == {"flash", "math"}
+    assert {one["choice"] for one in record["attention"]} == {"flash"}
+    ways = {one["way"]: one.get("failed") for one in record["loss"]}
+    assert [way for way, reason in ways.items() if reason is None] == [
+        "whole logits",
+        "fused, chunks of 2^8",
+        "fused, chunks of 2^12",
+    ]
+
+
 @pytest.mark.slow
 def test_stock(tmp_path: Path) -> None:
     record = run(tmp_path, "stock", "--case", "tiny")
