@@ -122,7 +122,9 @@ def liger(head: Head, accumulate: torch.dtype | None = None) -> torch.Tensor:
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     compute = LigerFusedLinearCrossEntropyLoss(accum_dtype=accumulate)
-    loss: torch.Tensor = compute(head.weight[: head.vocab], head.hidden.flatten(0, 1), head.labels.t().flatten())
+    # A slice of all rows would copy the gradient.
+    weight = head.weight if len(head.weight) == head.vocab else head.weight[: head.vocab]
+    loss: torch.Tensor = compute(weight, head.hidden.flatten(0, 1), head.labels.t().flatten())
     return loss
 
 
