@@ -24,6 +24,7 @@ suites:
   stock     Trident against the same model in an untuned stock DeepSpeed engine, layout by layout
   memory    peak memory by feature against theory; head and loss alone; the largest model (CUDA only)
   gpu       GPT-3 shapes in bf16 on one GPU: tokens/s, MFU in two conventions; --dry runs its code on the CPU
+  kernels   matrix products, attention by backend, head and loss, each alone, on the device at hand; --dry as in gpu
   variants  Trident against itself: other settings, another revision
 """
 _EPILOG = """\
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=_count, default=1, help="optimizer steps in a turn (default: 1)")
     parser.add_argument("--warmup", type=_count, default=12, help="steps before the first timed one (default: 12)")
     parser.add_argument(
-        "--only", default="", help="contenders to take part, separated by semicolons; the base always does"
+        "--only", default="", help="contenders to take part (kernels: parts), by semicolons; the base always does"
     )
     parser.add_argument(
         "--variant",
@@ -66,11 +67,15 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="variants: words after `trident train`, and ranks=N, threads=N, root=FOLDER; once a variant",
     )
-    parser.add_argument("--models", default="", help=f"gpu: sizes, by commas: {','.join(GPT3)} (default: all)")
+    parser.add_argument("--models", default="", help=f"gpu, kernels: sizes, by commas: {','.join(GPT3)} (default: all)")
     parser.add_argument(
-        "--seq-lengths", default="", help=f"gpu: by commas: {','.join(map(str, GPU_SEQ_LENGTHS))} (default: all)"
+        "--seq-lengths",
+        default="",
+        help=f"gpu, kernels: by commas: {','.join(map(str, GPU_SEQ_LENGTHS))} (default: all)",
     )
-    parser.add_argument("--dry", action="store_true", help="gpu: a tiny model on the CPU, to see that the code runs")
+    parser.add_argument(
+        "--dry", action="store_true", help="gpu, kernels: a tiny model on the CPU, to see that the code runs"
+    )
     parser.add_argument("--micro-batch-size", type=_count, help="instead of the case's")
     parser.add_argument("--threads", type=_count, default=2, help="CPU threads of one process (default: 2)")
     parser.add_argument(
@@ -112,8 +117,10 @@ def settings_of(argv: list[str] | None) -> tuple[str, Settings]:
             raise UsageError(f"--site must name a folder, but there is no {folder}")
     if words.variant and words.suite != "variants":
         raise UsageError(f"--variant belongs to the suite variants, not to {words.suite}")
-    if (words.dry or words.models or words.seq_lengths) and words.suite != "gpu":
-        raise UsageError(f"--dry, --models and --seq-lengths belong to the suite gpu, not to {words.suite}")
+    if (words.dry or words.models or words.seq_lengths) and words.suite not in ("gpu", "kernels"):
+        raise UsageError(
+            f"--dry, --models and --seq-lengths belong to the suites gpu and kernels, not to {words.suite}"
+        )
     settings = Settings(
         case=case,
         rounds=words.rounds,

@@ -37,6 +37,11 @@ class Case:
         return self.global_batch_size * self.seq_length
 
     @property
+    def tokens_in_micro_batch(self) -> int:
+        """Tokens that go through the model at once."""
+        return self.micro_batch_size * self.seq_length
+
+    @property
     def num_micro_batches(self) -> int:
         """Micro-batches in a step of one process."""
         return self.global_batch_size // self.micro_batch_size

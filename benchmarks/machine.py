@@ -67,10 +67,21 @@ def commit_of(folder: Path) -> str:
 
 def gpu_names() -> list[str]:
     """Return a line a GPU, as the driver says: so that the parent of a benchmark takes no memory on the device."""
-    query = "name,memory.total,clocks.sm,clocks.max.sm,power.limit,driver_version"
+    return _of_gpus("name,memory.total,clocks.sm,clocks.max.sm,power.limit,driver_version", "csv,noheader")
+
+
+def gpu_memory_bytes() -> int | None:
+    """Return the memory of the GPU that has least of it; None without one, or if the driver does not say."""
+    lines = _of_gpus("memory.total", "csv,noheader,nounits")
+    # A device that shares the host's memory answers [N/A].
+    mebibytes = [int(line) for line in lines if line.strip().isdecimal()]
+    return min(mebibytes) << 20 if mebibytes else None
+
+
+def _of_gpus(query: str, form: str) -> list[str]:
     try:
         done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],
+            ["nvidia-smi", f"--query-gpu={query}", f"--format={form}"],
             capture_output=True,
             text=True,
             check=False,

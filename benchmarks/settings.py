@@ -27,7 +27,7 @@ class Settings:
     """Optimizer steps in a turn."""
     warmup: int = 12
     only: tuple[str, ...] = ()
-    """Names of the contenders to take part; empty: all. The base always does."""
+    """Names of the contenders to take part, or of the parts of `kernels`; empty: all. The base always does."""
     site: str | None = None
     results: Path | None = None
     threads: int = 2
@@ -35,11 +35,11 @@ class Settings:
     variants: tuple[str, ...] = ()
     """Words after `trident train`, one string a contender of the suite `variants`."""
     dry: bool = False
-    """gpu: the same code with a tiny model on the CPU."""
+    """gpu, kernels: the same code with a tiny model on the CPU."""
     models: tuple[str, ...] = ()
-    """gpu: sizes; empty: all."""
+    """gpu, kernels: sizes; empty: all."""
     seq_lengths: tuple[int, ...] = ()
-    """gpu: tokens in a sequence; empty: all."""
+    """gpu, kernels: tokens in a sequence; empty: all."""
 
 
 def chosen(contenders: Sequence[Contender], settings: Settings, base: str) -> list[Contender]:

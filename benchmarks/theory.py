@@ -3,6 +3,7 @@
 Sources: model states as in ZeRO (arXiv 1910.02054, section 3); activations counted tensor by tensor as in arXiv
 2205.05198, section 4, without dropout and without the scores, which a fused attention never keeps. Everything is
 counted as if it were alive at once; in truth activations go while gradients come, so a single micro-batch needs less.
+What a GPU must have room for beside these is in `gpu_bytes`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,21 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from trainer.config.plan import ModelSpec, RunPlan
-from trainer.config.schema import ActivationKind, Dtype, NormKind, PositionKind, RecomputeKind
+from trainer.config.schema import (
+    ActivationKind,
+    DeviceKind,
+    Dtype,
+    NormKind,
+    OffloadKind,
+    PositionKind,
+    RecomputeKind,
+)
 from trainer.model.accounting import parameter_count
 
-_CHUNK_BYTES = 4 << 22
-"""Logits of one chunk of the fused loss on the CPU, fp32."""
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
+"""Logits in a chunk of the fused loss, as in `trainer.tensor_parallel.fused_loss`, which would import torch."""
+CONTEXT_BYTES = 2 << 30
+"""What a process has on a GPU beside tensors: CUDA's context, and workspaces of the libraries."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,22 @@ def expected_bytes(plan: RunPlan) -> Bytes:
     )
 
 
+def gpu_bytes(plan: RunPlan) -> int:
+    """Return the most bytes that a rank's tensors should take on a GPU, where `expected_bytes` names what they are for.
+
+    Added are ZeRO's two reduce buckets, in fp32, and the flat copy of the gradients that it makes for the update, when
+    activations and loss are gone. Offloaded state is on the host; gradients count although they leave bucket by bucket.
+    """
+    found, zero = expected_bytes(plan), plan.config.zero
+    offloaded = plan.zero_stage > 0 and zero.offload is not OffloadKind.none
+    states = found.parameters + found.gradients + (0 if offloaded else found.optimizer)
+    buckets = flat = 0
+    if plan.zero_stage > 0:
+        buckets = 2 * 4 * zero.reduce_bucket_size
+        flat = 0 if offloaded else 4 * parameter_count(plan.model) // plan.data_parallel_size
+    return states + max(found.activations + found.loss + buckets, flat)
+
+
 def _activations(plan: RunPlan, width: int) -> int:
     """Return what forward leaves for backward in the blocks."""
     spec = plan.model
@@ -80,10 +107,14 @@ def _block_elements(spec: ModelSpec) -> int:
 
 
 def _loss(plan: RunPlan, width: int) -> int:
-    """Logits and their gradient; or, fused, the gradients of hidden and head, and one chunk of logits."""
+    """Logits and their gradient; or, fused, the gradients of hidden and head, and one chunk of logits in fp32.
+
+    In half precision a chunk's logits and their gradient are beside the fp32 ones.
+    """
     spec = plan.model
     tokens = plan.config.batch.micro_batch_size * spec.seq_length
     if not plan.config.model.fused_loss:
         return tokens * spec.padded_vocab_size * (width + 4)
-    chunk = min(_CHUNK_BYTES, 4 * tokens * spec.padded_vocab_size)
+    device = "cuda" if plan.config.runtime.device is DeviceKind.cuda else "cpu"
+    chunk = min(CHUNK_ELEMENTS[device], tokens * spec.padded_vocab_size) * (4 if width == 4 else 4 + 2 * width)
     return tokens * spec.hidden_size * width + 4 * spec.padded_vocab_size * spec.hidden_size + chunk

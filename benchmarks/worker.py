@@ -37,12 +37,13 @@ def main() -> int:
     except BaseException as error:
         traceback.print_exc()
         sys.stderr.flush()
-        gate.answer(failed=_reason(error))
+        gate.answer(failed=reason_of(error))
     # Some trainers leave threads behind that keep an interpreter from ending.
     os._exit(0)
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """Return why something failed, in one line."""
     first = (str(error).strip().splitlines() or [""])[0]
     if type(error).__name__ == "Unavailable":
         return first

@@ -1,11 +1,13 @@
 """`transformers.Trainer` with GPT2LMHeadModel or LlamaForCausalLM, defaults wherever mathematics leave a choice.
 
-Options: `deepspeed` (through DeepSpeed's engine, ZeRO-1), `compile` (torch_compile=True).
+Options: `deepspeed` (through DeepSpeed's engine, ZeRO-1), `compile` (torch_compile=True), `fused` (AdamW's fused kernel
+by name), `liger` (use_liger_kernel=True).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -148,14 +150,59 @@ def _deepspeed_settings() -> dict[str, Any]:
     }
 
 
+def check_liger(case: Case) -> None:
+    """Check that Liger's kernels can take part in this case.
+
+    Raises:
+        Unavailable: why not.
+    """
+    if find_spec("liger_kernel") is None:
+        raise Unavailable("use_liger_kernel needs liger-kernel: pip install liger-kernel")
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    if case.family not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise Unavailable(f"liger-kernel has nothing for models of type {case.family}; it knows LLaMA shapes")
+    if case.device == "cpu":
+        raise Unavailable("Liger's kernels need a GPU")
+
+
+def _arguments(case: Case, options: Mapping[str, Any]) -> Any:
+    from transformers import TrainingArguments
+
+    optimizer: dict[str, Any] = {"optim": "adamw_torch_fused"} if options.get("fused") else {}
+    return TrainingArguments(
+        output_dir="transformers_output",
+        max_steps=LAST_STEP,
+        per_device_train_batch_size=case.micro_batch_size,
+        gradient_accumulation_steps=case.num_micro_batches,
+        learning_rate=case.lr,
+        adam_beta2=0.95,
+        weight_decay=0.1,
+        max_grad_norm=1.0,
+        bf16=case.dtype == "bf16",
+        use_cpu=case.device == "cpu",
+        torch_compile=bool(options.get("compile")),
+        use_liger_kernel=bool(options.get("liger")),
+        **optimizer,
+        deepspeed=_deepspeed_settings() if options.get("deepspeed") else None,
+        save_strategy="no",
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        logging_steps=10,
+    )
+
+
 def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
     """Build and train."""
+    if options.get("liger"):
+        check_liger(case)
     set_up(case)
     try:
         import accelerate  # noqa: F401
     except ImportError as error:
         raise Unavailable("transformers.Trainer needs accelerate: pip install accelerate") from error
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback
 
     class Recording(Trainer):
         """Keeps losses; the schedule of all contenders."""
@@ -176,31 +223,15 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
 
     class Turns(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            gate.open(parameters=sum(p.numel() for p in model.parameters()), optimizer=str(arguments.optim))
+            attention = model.config._attn_implementation
+            count = sum(p.numel() for p in model.parameters())
+            gate.open(parameters=count, optimizer=str(arguments.optim), attention=attention)
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             losses, trainer.losses = trainer.losses, []
             gate.done([torch.stack(losses).sum()])
 
-    arguments = TrainingArguments(
-        output_dir="transformers_output",
-        max_steps=LAST_STEP,
-        per_device_train_batch_size=case.micro_batch_size,
-        gradient_accumulation_steps=case.num_micro_batches,
-        learning_rate=case.lr,
-        adam_beta2=0.95,
-        weight_decay=0.1,
-        max_grad_norm=1.0,
-        bf16=case.dtype == "bf16",
-        use_cpu=case.device == "cpu",
-        torch_compile=bool(options.get("compile")),
-        deepspeed=_deepspeed_settings() if options.get("deepspeed") else None,
-        save_strategy="no",
-        remove_unused_columns=False,
-        report_to=[],
-        disable_tqdm=True,
-        logging_steps=10,
-    )
+    arguments = _arguments(case, options)
     model = hugging_face_model(case)
     trainer = Recording(model=model, args=arguments, train_dataset=_Samples(case), callbacks=[Turns()])
     trainer.losses = []

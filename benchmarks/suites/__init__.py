@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.settings import Settings
 from benchmarks.suites.gpu import gpu
+from benchmarks.suites.kernels import kernels
 from benchmarks.suites.layouts import layouts
 from benchmarks.suites.memory import memory
 from benchmarks.suites.single import single
@@ -19,6 +20,7 @@ SUITES: dict[str, Callable[[Settings], Path]] = {
     "stock": stock,
     "memory": memory,
     "gpu": gpu,
+    "kernels": kernels,
     "variants": variants,
 }
 """By name, for the command line. Each returns the record's path."""

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arena import Contender, ContenderFailed, Turn, train_alone
+from benchmarks.arena import HALF, Contender, ContenderFailed, Record, Turn, judge, train_alone
 from benchmarks.case import GPT3, GPU_SEQ_LENGTHS, TINY, Case, gpu_case
 from benchmarks.contest import load_average, written
 from benchmarks.figures import H100_BF16_TFLOPS, spread, train_flops_per_token, utilization
-from benchmarks.machine import gpu_names
+from benchmarks.machine import gpu_memory_bytes, gpu_names
 from benchmarks.record import table
+from benchmarks.search import GIB, Fitted, Search, Setup
 from benchmarks.settings import Settings, UsageError, check_known
 from trainer.log import say
 from trainer.model.accounting import parameter_count
-
-_ENOUGH = 4
-"""Sequences in a micro-batch from which recomputation cannot pay: the matrices are large enough."""
-
-
-@dataclass(frozen=True)
-class Setup:
-    """How a contender gets a model into memory."""
-
-    name: str
-    words: tuple[str, ...] = ()
-
 
 _SETUPS = (
     Setup("as is"),
@@ -37,12 +26,42 @@ _SETUPS = (
     Setup("full recomputation, CPU offload", ("model.recompute=full", "zero=stage1_offload")),
 )
 """From the fastest to the smallest."""
-_PEERS: dict[str, tuple[str, bool]] = {
-    "trident": ("trident", False),
-    "trident, compiled blocks": ("trident", True),
-    "plain loop, fused AdamW + compile": ("plain", True),
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who takes part."""
+
+    kind: str
+    compiles: bool = False
+    words: tuple[str, ...] = ()
+    """Of Trident: words after `trident train`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    theory: tuple[str, ...] = ()
+    """What theory must know, as words after `trident train`."""
+    by_default: bool = False
+    """Whether it takes part if nobody is named: time on a GPU is short."""
+
+
+_NO_ZERO = "zero=stage0"
+"""Of peers: parameters in fp32 and autocast's copy in half precision are as many bytes as ours, without buckets."""
+_WHOLE_LOGITS = "model.fused_loss=false"
+_TRAINER = {"fused": True}
+PEERS: dict[str, Peer] = {
+    "trident": Peer("trident", by_default=True),
+    "trident, compiled blocks": Peer("trident", compiles=True, by_default=True),
+    "trident, Liger kernels": Peer("trident", words=("runtime.liger=true",)),
+    "plain loop, fused AdamW + compile": Peer(
+        "plain", compiles=True, options={"fused": True}, theory=(_NO_ZERO, _WHOLE_LOGITS), by_default=True
+    ),
+    "transformers Trainer": Peer(
+        "transformers_trainer", compiles=True, options=_TRAINER, theory=(_NO_ZERO, _WHOLE_LOGITS)
+    ),
+    "transformers Trainer + Liger": Peer(
+        "transformers_trainer", compiles=True, options={**_TRAINER, "liger": True}, theory=(_NO_ZERO,)
+    ),
 }
-"""Kind by name, and whether it is compiled."""
+"""By name."""
 
 
 def gpu(settings: Settings) -> Path:
@@ -53,21 +72,24 @@ def gpu(settings: Settings) -> Path:
     """
     check_known(settings.models, [*GPT3], "--models", "size")
     check_known([str(n) for n in settings.seq_lengths], [str(n) for n in GPU_SEQ_LENGTHS], "--seq-lengths", "length")
-    check_known(settings.only, [*_PEERS], "--only", "contender")
+    check_known(settings.only, [*PEERS], "--only", "contender")
     if not settings.dry and not gpu_names():
         raise UsageError("the suite gpu needs a CUDA device, but there is none; --dry runs its code on the CPU")
     before = load_average()
     cases = _cases(settings)
-    names = [name for name in _PEERS if not settings.only or name in settings.only or name == "trident"]
+    memory = None if settings.dry else gpu_memory_bytes()
+    names = takes_part(settings.only)
     with tempfile.TemporaryDirectory(prefix="benchmark_logs_") as folder:
         matmul = _matmul(settings, cases[0], Path(folder))
-        rows = [_row(name, case, settings, matmul, Path(folder)) for case in cases for name in names]
+        measure = _Rows(settings, matmul, memory, Path(folder))
+        rows = [row for case in cases for row in measure.of(case, names)]
     body = {
         "load_average_before": before,
         "device": cases[0].device,
         "dry": settings.dry,
         "peak_tflops": None if settings.dry else H100_BF16_TFLOPS,
         "matmul_tflops": matmul,
+        "gpu_memory_bytes": memory,
         "warmup_steps": settings.warmup,
         "steps": settings.rounds * settings.steps,
         "rows": rows,
@@ -75,6 +97,13 @@ def gpu(settings: Settings) -> Path:
     note = "Dry run on the CPU: it shows that the code runs, and nothing of a GPU.\n\n" if settings.dry else ""
     name = "dry" if settings.dry else "gpt3"
     return written("gpu", name, body, note + gpu_table(rows), settings)
+
+
+def takes_part(only: Sequence[str]) -> list[str]:
+    """Return the contenders' names in their order: those in `only` and Trident, or those that always do."""
+    if only:
+        return [name for name in PEERS if name in only or name == "trident"]
+    return [name for name, peer in PEERS.items() if peer.by_default]
 
 
 def _cases(settings: Settings) -> list[Case]:
@@ -96,84 +125,58 @@ def _matmul(settings: Settings, case: Case, logs: Path) -> dict[str, float]:
     return found
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A setup that trains."""
+class _Rows:
+    """Measures a case with one contender after another; the first one that trains is who the others must agree with."""
 
-    setup: Setup
-    case: Case
-    turns: Sequence[Turn]
+    def __init__(self, settings: Settings, matmul: Mapping[str, float], memory: int | None, logs: Path) -> None:
+        self._settings = settings
+        self._matmul = matmul
+        self._memory = memory
+        self._logs = logs
 
-    def rates(self, steps: int) -> list[float]:
-        """Return tokens/s of the timed turns, all but the first."""
-        return [steps * self.case.tokens_per_step / turn.seconds for turn in self.turns[1:]]
+    def of(self, case: Case, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return one row a contender: its fastest setup, and what was tried."""
+        rows: list[dict[str, Any]] = []
+        reference: Sequence[float] | None = None
+        for name in names:
+            peer = PEERS[name]
+            search = Search(self._attempt(name, peer), self._settings.steps, self._memory, peer.theory)
+            best = search.best(case, _SETUPS if peer.kind == "trident" else _SETUPS[:1])
+            values = {"name": name, "case": case.to_dict(), "tried": search.tried}
+            if best is None:
+                rows.append({**values, "skipped": search.reason})
+                continue
+            reference = best.turns[0].losses if reference is None else reference
+            rows.append({**values, **self._judged(name, search, best, reference)})
+        return rows
 
-
-def _row(name: str, case: Case, settings: Settings, matmul: Mapping[str, float], logs: Path) -> dict[str, Any]:
-    """Return the fastest setup of a contender for a case, and what was tried."""
-    kind, is_compiled = _PEERS[name]
-    # Compiling on a CPU takes a minute and would show nothing.
-    options = {"fused": True, "compile": is_compiled and not settings.dry}
-    extra = ("runtime.compile=true",) if options["compile"] else ()
-    tried: list[dict[str, Any]] = []
-
-    def attempt(setup: Setup, which: Case) -> Sequence[Turn]:
-        words = {**options, "overrides": [*setup.words, *extra]}
+    def _attempt(self, name: str, peer: Peer) -> Callable[[Setup, Case], Sequence[Turn]]:
+        settings = self._settings
+        # Compiling on a CPU takes a minute and would show nothing.
+        compiles = peer.compiles and not settings.dry
+        extra = (*peer.words, *(("runtime.compile=true",) if compiles else ()))
         # The optimizer of an offloaded model computes on the CPU: with all of it, as a user would.
         threads = settings.threads if settings.dry else len(os.sched_getaffinity(0))
-        contender = Contender(name, kind, which, words, threads=threads, site=settings.site)
-        return train_alone(contender, logs, settings.warmup, *(settings.steps for _ in range(settings.rounds)))
 
-    setups = _SETUPS if kind == "trident" else _SETUPS[:1]
-    best = best_setup(case, setups, attempt, settings.steps, tried)
-    values: dict[str, Any] = {"name": name, "case": case.to_dict(), "tried": tried}
-    if best is None:
-        return {**values, "skipped": tried[-1]["failed"]}
-    return {**values, **measured(best, settings, matmul)}
+        def attempt(setup: Setup, case: Case) -> Sequence[Turn]:
+            options = {**peer.options, "compile": compiles, "overrides": [*setup.words, *extra]}
+            contender = Contender(name, peer.kind, case, options, threads=threads, site=settings.site)
+            return train_alone(
+                contender, self._logs, settings.warmup, *(settings.steps for _ in range(settings.rounds))
+            )
 
+        return attempt
 
-def best_setup(
-    case: Case, setups: Sequence[Setup], attempt: Any, steps: int, tried: list[dict[str, Any]]
-) -> Fitted | None:
-    """Return the fastest setup, each with the largest micro-batch that fits.
-
-    Later setups are tried only while the micro-batches of earlier ones are small: they save memory and cost time.
-
-    Args:
-        case: with the largest micro-batch to try.
-        setups: from the fastest to the smallest.
-        attempt: trains a setup with a case; raises `ContenderFailed`.
-        steps: in each of its timed turns.
-        tried: told of every attempt.
-    """
-    found: list[Fitted] = []
-    for setup in setups:
-        fitted = _largest_micro_batch(case, setup, attempt, tried)
-        if fitted is not None:
-            found.append(fitted)
-            if fitted.case.micro_batch_size >= min(_ENOUGH, case.micro_batch_size):
-                break
-        if len(found) == 2:
-            break
-    return max(found, key=lambda one: spread(one.rates(steps)).median, default=None)
-
-
-def _largest_micro_batch(case: Case, setup: Setup, attempt: Any, tried: list[dict[str, Any]]) -> Fitted | None:
-    """Halve the micro-batch until it fits; None if one sequence does not, or it fails for another reason."""
-    size = case.micro_batch_size
-    while size >= 1:
-        which = replace(case, micro_batch_size=size)
-        entry: dict[str, Any] = {"setup": setup.name, "micro_batch_size": size}
-        tried.append(entry)
-        try:
-            return Fitted(setup, which, attempt(setup, which))
-        except ContenderFailed as error:
-            entry["failed"] = str(error)
-            say(f"{case.name}, {case.seq_length} tokens, micro-batch {size}, {setup.name}: {error}")
-            if not error.is_out_of_memory:
-                return None
-        size //= 2
-    return None
+    def _judged(self, name: str, search: Search, best: Fitted, reference: Sequence[float]) -> dict[str, Any]:
+        """Return the figures, or why there are none; with them, theory and the losses of the warm-up."""
+        record = Record(Contender(name, PEERS[name].kind, best.case), losses=list(best.turns[0].losses))
+        reason = judge(record, reference, HALF)
+        values = {"first_losses": record.losses, "loss_error": record.loss_error}
+        if reason is not None:
+            say(f"dropped {name}, {best.case.name}: {reason}")
+            return {**values, "skipped": reason}
+        expected = {"expected_bytes": search.expected(best.case, best.setup)}
+        return {**values, **expected, **measured(best, self._settings, self._matmul)}
 
 
 def measured(best: Fitted, settings: Settings, matmul: Mapping[str, float]) -> dict[str, Any]:
@@ -205,13 +208,13 @@ def measured(best: Fitted, settings: Settings, matmul: Mapping[str, float]) -> d
 
 
 def gpu_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table of rows that `_row` made."""
+    """Return the table of rows that `_Rows` made."""
     lines = []
     for row in rows:
         case = row["case"]
         start = [row["name"], case["name"], str(case["seq_length"])]
         if "skipped" in row:
-            lines.append([*start, f"skipped: {row['skipped']}", *["-"] * 5])
+            lines.append([*start, f"skipped: {row['skipped']}", *["-"] * 6])
             continue
         rate = row["tokens_per_second"]
         lines.append(
@@ -222,11 +225,14 @@ def gpu_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 f"{rate['least']:,.0f} .. {rate['most']:,.0f}",
                 _both(row["mfu"]),
                 _both(row["of_matmul"]),
-                f"{row['peak_bytes'] / 2**30:.2f}",
+                f"{row['peak_bytes'] / GIB:.2f} ({row['expected_bytes'] / GIB:.2f})",
+                f"loss {row['loss_error']:.0e}",
             ]
         )
     head = ["contender", "model", "seq", "setup", "tokens/s, median", "least .. most"]
-    return table(lines, [*head, "MFU of 989 (full, causal)", "of own matmul (full, causal)", "peak, GiB"])
+    return table(
+        lines, [*head, "MFU of 989 (full, causal)", "of own matmul (full, causal)", "peak (theory), GiB", "check"]
+    )
 
 
 def _both(shares: Mapping[str, float] | None) -> str:

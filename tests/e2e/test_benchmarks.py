@@ -80,7 +80,25 @@ def test_gpu_dry(tmp_path: Path) -> None:
     (row,) = record["rows"]
     assert row["case"]["dtype"] == "bf16"
     assert row["mfu"] is None
+    assert record["gpu_memory_bytes"] is None
+    assert row["expected_bytes"] > 0
+    assert len(row["first_losses"]) == 2
+    assert row["loss_error"] == 0
     assert row["tokens_per_second"]["count"] == 1
+
+
+def test_kernels_dry(tmp_path: Path) -> None:
+    record = run(tmp_path, "kernels", "--dry")
+    assert (record["device"], record["dry"], record["dtype"]) == ("cpu", True, "fp32")
+    assert {one["product"] for one in record["products"]} == {"qkv", "attention output", "up", "down", "head"}
+    assert {one["backend"] for one in record["attention"]} == {"flash", "math"}
+    assert {one["choice"] for one in record["attention"]} == {"flash"}
+    ways = {one["way"]: one.get("failed") for one in record["loss"]}
+    assert [way for way, reason in ways.items() if reason is None] == [
+        "whole logits",
+        "fused, chunks of 2^8",
+        "fused, chunks of 2^12",
+    ]
 
 
 @pytest.mark.slow

@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.case import CASES, Case
-from benchmarks.theory import expected_bytes
+from benchmarks import theory
+from benchmarks.case import CASES, Case, gpu_case
+from benchmarks.theory import expected_bytes, gpu_bytes
 from trainer.model.accounting import parameter_count
 from trainer.model.gpt import GPT, ModelContext
+from trainer.tensor_parallel import fused_loss
 from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import SingleGroup
 
@@ -36,10 +38,10 @@ def kept_bytes(case: Case, recompute: str) -> int:
 def test_activations_are_those_that_autograd_keeps(family: str) -> None:
     small = {"hidden_size": 64, "ffn_hidden_size": 224, "num_heads": 2, "vocab_size": 64, "seq_length": 128}
     case = replace(CASES[family], micro_batch_size=2, num_layers=6, **small)  # type: ignore[arg-type]
-    theory = expected_bytes(case.plan()).activations
-    assert kept_bytes(case, "none") == pytest.approx(theory, rel=0.05)
+    expected = expected_bytes(case.plan()).activations
+    assert kept_bytes(case, "none") == pytest.approx(expected, rel=0.05)
     # What is computed again is one block more than forward keeps.
-    again = expected_bytes(case.plan(("model.recompute=full",))).activations - theory // case.num_layers
+    again = expected_bytes(case.plan(("model.recompute=full",))).activations - expected // case.num_layers
     assert kept_bytes(case, "full") == pytest.approx(again, rel=0.35)
 
 
@@ -65,3 +67,30 @@ def test_a_fused_loss_keeps_no_logits() -> None:
     fused, whole = (expected_bytes(case.plan((f"model.fused_loss={word}",))).loss for word in ("true", "false"))
     assert whole == 8 * 256 * 8192 * 8
     assert fused < whole / 3
+
+
+def test_a_chunk_of_the_loss_is_as_large_as_where_it_is_computed() -> None:
+    assert theory.CHUNK_ELEMENTS == fused_loss.CHUNK_ELEMENTS
+
+
+def test_a_gpu_computes_more_logits_at_a_time() -> None:
+    case = replace(gpu_case("124m", 1024), micro_batch_size=8)
+    tokens, vocab, hidden = 8 * 1024, 50304, 768
+    both = tokens * hidden * 2 + 4 * vocab * hidden
+    # fp32, beside logits and gradient in bf16.
+    assert expected_bytes(case.plan()).loss == both + 8 * (1 << 28)
+    assert expected_bytes(replace(case, device="cpu").plan()).loss == both + 8 * (1 << 22)
+
+
+def test_a_gpu_has_room_for_what_zero_keeps_beside_the_states() -> None:
+    case = replace(gpu_case("124m", 1024), micro_batch_size=1)
+    found = expected_bytes(case.plan())
+    buckets = 8 * 50_000_000
+    assert gpu_bytes(case.plan()) == found.total + buckets
+    assert gpu_bytes(case.plan(("zero=stage0",))) == expected_bytes(case.plan(("zero=stage0",))).total
+    # Offloaded: the state is on the host, and so is what the update reads.
+    assert gpu_bytes(case.plan(("zero=stage1_offload",))) == found.total + buckets - found.optimizer
+    # Of a large model the copy for the update is more than activations and loss.
+    large = replace(gpu_case("6.7b", 1024), micro_batch_size=1).plan()
+    count = parameter_count(large.model)
+    assert gpu_bytes(large) == (2 + 4 + 12 + 4) * count
