@@ -5,6 +5,7 @@ A failing rank fails the test with its traceback; a rank that does not end in ti
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import gc
 import os
@@ -49,6 +50,8 @@ def warm_up() -> None:
     cpuinfo.get_cpu_info = lambda: processor
     # What is imported stays; collecting garbage in a rank need not look at it.
     gc.freeze()
+    # At the end it must: Triton lists what it thinks was leaked.
+    atexit.register(gc.unfreeze)
 
 
 def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120) -> list[Any]:
