@@ -13,13 +13,13 @@ from itertools import pairwise
 
 from trainer.config.compose import compose
 from trainer.config.plan import RunPlan, make_plan
-from trainer.config.schema import DeviceKind, PipelineSchedule, TridentConfig
+from trainer.config.schema import DeviceKind, TridentConfig
 from trainer.config.validate import fill_machine, validate
 from trainer.errors import ConfigError
 from trainer.launcher.environment import gpu_count, prepare_environment
 from trainer.log import say
 from trainer.model.layers import layer_names
-from trainer.pipeline.partition import layer_costs, partition_by_cost, stage_bounds
+from trainer.pipeline.partition import balanced_bounds, boundaries, layer_costs, stage_bounds
 
 USAGE = """usage: trident balance [group=option ...] [key=value ...]
 
@@ -87,29 +87,16 @@ def _measured(plan: RunPlan) -> Mapping[str, tuple[float, float]]:
     return {name: (one.forward, one.backward) for name, one in found.items()}
 
 
-def cut_by(plan: RunPlan, costs: Sequence[float]) -> tuple[int, ...]:
-    """Return the bounds of stages that are balanced by `costs`, one a layer."""
-    dual = plan.config.layout.pipeline_schedule is PipelineSchedule.dualpipev
-    stages = plan.pipeline_parallel_size * (2 if dual else 1)
-    return partition_by_cost(costs, [name.startswith("blocks.") for name in layer_names(plan.model)], stages)
-
-
 def cut(bounds: tuple[int, ...], costs: Sequence[float]) -> Cut:
     """Return a cut with what its stages take."""
     return Cut(bounds, tuple(sum(costs[start:stop]) for start, stop in pairwise(bounds)))
-
-
-def boundaries(plan: RunPlan, bounds: Sequence[int]) -> list[int]:
-    """Return bounds of layers as `layout.stage_boundaries`: the first block of every stage but the first."""
-    first = layer_names(plan.model).index("blocks.0")
-    return [bound - first for bound in bounds[1:-1]]
 
 
 def report(plan: RunPlan, times: Mapping[str, tuple[float, float]]) -> str:
     """Return the tables and the recommendation."""
     names = layer_names(plan.model)
     costs = [sum(times[name]) for name in names]
-    now, best = cut(stage_bounds(plan), costs), cut(cut_by(plan, costs), costs)
+    now, best = cut(stage_bounds(plan), costs), cut(balanced_bounds(plan, costs), costs)
     lines = [*_layer_table(plan, times), "", *_stage_table(plan, now, best), ""]
     gain = now.dearest / best.dearest
     if boundaries(plan, best.bounds) == boundaries(plan, now.bounds) or gain < WORTH_IT:

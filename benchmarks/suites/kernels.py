@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,28 +128,32 @@ def table_of(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 Table = tuple[str, list[str], list[list[str]]]
 
 
+def _cells(
+    rows: Sequence[Mapping[str, Any]], facts: Sequence[str], figures: Callable[[Mapping[str, Any]], list[str]]
+) -> list[list[str]]:
+    """Return a line a row: its facts, then its figures or the reason why there are none."""
+    return [
+        [
+            *(str(row.get(key, "-")) for key in facts),
+            *([f"failed: {row['failed']}"] if "failed" in row else figures(row)),
+        ]
+        for row in rows
+    ]
+
+
 def _products(rows: Sequence[Mapping[str, Any]]) -> Table:
-    cells = []
-    for row in rows:
-        start = [row["case"], *(str(row.get(key, "-")) for key in ("product", "rows", "in", "out", "library"))]
-        if "failed" in row:
-            cells.append([*start, f"failed: {row['failed']}"])
-            continue
-        rates = row["tflops"]
-        cells.append([*start, *(f"{rates[kind]:.3g}" for kind in ("forward", "input_gradient", "weight_gradient"))])
+    def figures(row: Mapping[str, Any]) -> list[str]:
+        return [f"{row['tflops'][kind]:.3g}" for kind in ("forward", "input_gradient", "weight_gradient")]
+
     head = ["model", "product", "rows", "in", "out", "library", "forward", "input gradient", "weight gradient"]
+    cells = _cells(rows, ("case", "product", "rows", "in", "out", "library"), figures)
     return "Matrix products, TFLOP/s", head, cells
 
 
 def _attention(rows: Sequence[Mapping[str, Any]]) -> Table:
-    cells = []
-    for row in rows:
-        start = [row["case"], *(str(row.get(key, "-")) for key in ("seq", "batch", "heads", "head_dim", "backend"))]
-        if "failed" in row:
-            cells.append([*start, f"failed: {row['failed']}"])
-            continue
-        is_choice = "yes" if row["choice"] == row["backend"] else ""
-        cells.append([*start, *_times(row), is_choice])
+    def figures(row: Mapping[str, Any]) -> list[str]:
+        return [*_times(row), "yes" if row["choice"] == row["backend"] else ""]
+
     head = [
         "model",
         "seq",
@@ -161,19 +165,17 @@ def _attention(rows: Sequence[Mapping[str, Any]]) -> Table:
         "with backward, ms",
         "PyTorch's choice",
     ]
+    cells = _cells(rows, ("case", "seq", "batch", "heads", "head_dim", "backend"), figures)
     return "Causal attention", head, cells
 
 
 def _loss(rows: Sequence[Mapping[str, Any]]) -> Table:
-    cells = []
-    for row in rows:
-        start = [row["case"], *(str(row.get(key, "-")) for key in ("rows", "hidden", "vocab", "way"))]
-        if "failed" in row:
-            cells.append([*start, f"failed: {row['failed']}"])
-            continue
+    def figures(row: Mapping[str, Any]) -> list[str]:
         peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / _MIB:,.0f}"
-        cells.append([*start, *_times(row), peak, f"{row['loss_error']:.0e}, {row['gradient_error']:.0e}"])
+        return [*_times(row), peak, f"{row['loss_error']:.0e}, {row['gradient_error']:.0e}"]
+
     head = ["model", "rows", "width", "vocabulary", "way", "forward, ms", "with backward, ms", "peak of tensors, MiB"]
+    cells = _cells(rows, ("case", "rows", "hidden", "vocab", "way"), figures)
     return "Head and loss", [*head, "apart: loss, gradients"], cells
 
 

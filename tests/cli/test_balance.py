@@ -6,11 +6,11 @@ import pytest
 
 from tests.cli.conftest import Run
 from trainer import balance
-from trainer.balance import boundaries, cut_by, report
+from trainer.balance import report
 from trainer.config.compose import compose
 from trainer.config.plan import RunPlan, make_plan
 from trainer.model.layers import layer_names
-from trainer.pipeline.partition import stage_bounds
+from trainer.pipeline.partition import balanced_bounds, boundaries, stage_bounds
 
 WORDS = ("model=gpt_debug", "data=synthetic", "model.vocab_size=64", "runtime.device=cpu")
 
@@ -63,7 +63,7 @@ def test_a_head_that_takes_long_gets_fewer_blocks_beside_it() -> None:
 
 def test_what_it_recommends_is_what_a_config_takes() -> None:
     plan = plan_of("layout=pp4")
-    bounds = cut_by(plan, [sum(one) for one in times_of(plan, 0.01, 0.03).values()])
+    bounds = balanced_bounds(plan, [sum(one) for one in times_of(plan, 0.01, 0.03).values()])
     inner = boundaries(plan, bounds)
     words = str(inner).replace(" ", "")
     assert stage_bounds(plan_of("layout=pp4", f"layout.stage_boundaries={words}")) == bounds
@@ -85,4 +85,4 @@ def test_a_gain_within_the_noise_is_not_recommended(monkeypatch: pytest.MonkeyPa
 
 def test_dualpipev_has_two_stages_a_rank() -> None:
     plan = plan_of("layout=pp2_dualpipev", "batch.global_batch_size=8")
-    assert len(boundaries(plan, cut_by(plan, [sum(one) for one in times_of(plan, 0.01, 0.01).values()]))) == 3
+    assert len(boundaries(plan, balanced_bounds(plan, [sum(one) for one in times_of(plan, 0.01, 0.01).values()]))) == 3

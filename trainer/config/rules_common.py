@@ -47,6 +47,12 @@ class Case:
         device = self.config.runtime.device
         return device is DeviceKind.cpu or (device is DeviceKind.auto and self.device_count == 0)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is known that ranks compute on GPUs."""
+        device = self.config.runtime.device
+        return device is DeviceKind.cuda or (device is DeviceKind.auto and (self.device_count or 0) > 0)
+
 
 Rule = Callable[[Case], Iterator[str]]
 """Yields one line for each thing that is wrong. Never raises, whatever the config."""

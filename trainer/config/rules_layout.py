@@ -249,8 +249,8 @@ def liger(case: Case) -> Iterator[str]:
     config = case.config
     if not config.runtime.liger:
         return
-    model, device = config.model, config.runtime.device
-    if device is DeviceKind.cpu or (device is DeviceKind.auto and case.device_count == 0):
+    model = config.model
+    if case.on_cpu:
         yield "runtime.liger=true needs a GPU, but the ranks compute on the CPU; use runtime.liger=false"
     if config.runtime.compile:
         yield "runtime.liger=true has no effect in compiled blocks; use either it or runtime.compile=true"
@@ -266,11 +266,10 @@ def liger(case: Case) -> Iterator[str]:
 def cpu_matmul(case: Case) -> Iterator[str]:
     """The library is only chosen for fp32 on a CPU."""
     config = case.config
-    chosen, device = config.runtime.cpu_matmul, config.runtime.device
-    on_gpu = device is DeviceKind.cuda or (device is DeviceKind.auto and (case.device_count or 0) > 0)
-    if chosen is CpuMatmul.auto or not (on_gpu or config.precision.dtype is not Dtype.fp32):
+    chosen = config.runtime.cpu_matmul
+    if chosen is CpuMatmul.auto or (config.precision.dtype is Dtype.fp32 and not case.on_gpu):
         return
-    found = "on a GPU" if on_gpu else f"with precision.dtype={config.precision.dtype.value}"
+    found = "on a GPU" if case.on_gpu else f"with precision.dtype={config.precision.dtype.value}"
     yield (
         f"runtime.cpu_matmul={chosen.value} chooses a library for fp32 on a CPU, and has no effect {found}; "
         "leave it out"

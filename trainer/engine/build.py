@@ -10,19 +10,17 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from trainer.config.ds_json import deepspeed_json
 from trainer.config.plan import RunPlan
 from trainer.config.schema import PipelineSchedule
-from trainer.engine.compiled import compile_blocks, use_liger
+from trainer.engine.compiled import say_what_is_compiled
 from trainer.engine.deepspeed_engines import RepairedDualPipeVEngine, RepairedEngine, RepairedPipelineEngine
 from trainer.engine.face import Engine
+from trainer.engine.layer_kernels import choose_kernels
 from trainer.engine.mpu import ModelParallelUnit
 from trainer.engine.optimizer import build_optimizer
 from trainer.engine.pipelined import PipelinedEngine
 from trainer.engine.plain import LanguageModel, PlainEngine
-from trainer.engine.processor import multiplies_by_onednn
 from trainer.model.gpt import GPT, ModelContext
 from trainer.pipeline.module import build_pipeline
 from trainer.progress import Progress
-from trainer.tensor_parallel.gradients import add_gradients_in_place
-from trainer.tensor_parallel.products import multiply_by_onednn
 from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import ParallelGroups
 
@@ -52,15 +50,9 @@ def build_engine(plan: RunPlan, groups: ParallelGroups, progress: Progress | Non
 def _construct(
     engine_class: Any, plan: RunPlan, groups: ParallelGroups, model: torch.nn.Module, mpu: object, progress: Progress
 ) -> Any:
-    if plan.zero_stage == 0:
-        # ZeRO's optimizers need to be told of every gradient; without them nobody looks before the step.
-        add_gradients_in_place(model.parameters())
-    if multiplies_by_onednn(plan, groups.device):
-        multiply_by_onednn(model.parameters())
+    choose_kernels(model, plan, groups.device)
     if plan.config.runtime.compile:
-        compile_blocks(model)
-    if plan.config.runtime.liger:
-        use_liger(model)
+        say_what_is_compiled()
     # deepspeed.initialize chooses the class by itself; a repaired one must be constructed directly.
     settings = deepspeed_json(plan)
     engine = engine_class(

@@ -14,15 +14,16 @@ from trainer.model.norm import Norm
 from trainer.model.pointwise import LigerPointwise
 from trainer.tensor_parallel.embedding import VocabParallelEmbedding
 from trainer.tensor_parallel.head import VocabParallelHead
+from trainer.tensor_parallel.loss_programs import compiled_loss
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 DEFAULT_CACHE = "~/.cache/trident/compiled"
 
 
-def compile_blocks(model: nn.Module, quiet: bool = False) -> None:
-    """Let the blocks of this rank be compiled at their first call. All share one program. Local.
+def compile_blocks(model: nn.Module) -> None:
+    """Let the blocks of this rank, and the passes of the fused loss, be compiled at their first call. Local.
 
-    Says so, unless it is to be `quiet`.
+    All blocks share one program.
 
     What is compiled is kept in the folder that TORCHINDUCTOR_CACHE_DIR names, and used again by later runs.
     """
@@ -31,9 +32,11 @@ def compile_blocks(model: nn.Module, quiet: bool = False) -> None:
         if isinstance(module, Block):
             module.compile_transform()
         elif isinstance(module, VocabParallelEmbedding | VocabParallelHead):
-            module.compile_loss()
-    if quiet:
-        return
+            module.programs = compiled_loss()
+
+
+def say_what_is_compiled() -> None:
+    """Say why the first step takes long."""
     say(
         "the blocks are compiled in the first step and the first evaluation (runtime.compile): that takes up to some "
         f"minutes once, later runs find it in {os.environ[CACHE_VARIABLE]}"

@@ -15,19 +15,15 @@ import torch
 from torch import nn
 
 from trainer.config.plan import RunPlan
-from trainer.config.schema import Dtype
-from trainer.engine.compiled import compile_blocks, use_liger
-from trainer.engine.processor import multiplies_by_onednn
+from trainer.engine.layer_kernels import choose_kernels
 from trainer.engine.world import rank_threads
 from trainer.model.gpt import ModelContext, build_layer, embedding_logits, embedding_loss, language_model_loss
+from trainer.model.kernel import DTYPES
 from trainer.model.layers import block_name, layer_names
 from trainer.tensor_parallel.embedding import VocabParallelEmbedding
-from trainer.tensor_parallel.gradients import add_gradients_in_place
-from trainer.tensor_parallel.products import multiply_by_onednn
 from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import FakeGroup, SingleGroup
 
-_DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16}
 _WARM_UP = 3
 _FEWEST, _MOST = 5, 50
 _ENOUGH_S = 1.0
@@ -78,25 +74,15 @@ def measure_layers(plan: RunPlan, device: torch.device) -> dict[str, LayerTime]:
 
 def _measure(name: str, plan: RunPlan, context: ModelContext, device: torch.device) -> LayerTime:
     is_tied_head = name == "head" and plan.model.tied_embeddings
-    layer = build_layer("embedding" if is_tied_head else name, context).to(device, _DTYPES[plan.config.precision.dtype])
-    _as_in_training(layer, plan, device)
+    dtype = DTYPES[plan.config.precision.dtype]
+    layer = build_layer("embedding" if is_tied_head else name, context).to(device, dtype)
+    choose_kernels(layer, plan, device)
     ids = torch.randint(0, plan.model.vocab_size, _ids_shape(plan), device=device)
     if name == "embedding":
         return _timed(lambda hidden: layer(ids), None, device)
-    hidden = torch.randn(_hidden_shape(plan), dtype=_DTYPES[plan.config.precision.dtype], device=device)
+    hidden = torch.randn(_hidden_shape(plan), dtype=dtype, device=device)
     run = _head(layer, ids, context) if name == "head" else layer
     return _timed(run, hidden.requires_grad_(), device)
-
-
-def _as_in_training(layer: nn.Module, plan: RunPlan, device: torch.device) -> None:
-    if plan.zero_stage == 0:
-        add_gradients_in_place(layer.parameters())
-    if multiplies_by_onednn(plan, device):
-        multiply_by_onednn(layer.parameters())
-    if plan.config.runtime.compile:
-        compile_blocks(layer, quiet=True)
-    if plan.config.runtime.liger:
-        use_liger(layer)
 
 
 def _head(layer: nn.Module, labels: torch.Tensor, context: ModelContext) -> Callable[[torch.Tensor], torch.Tensor]:

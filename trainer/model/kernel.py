@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend
 from trainer.config.plan import ModelSpec
 from trainer.config.schema import Dtype
 
-_DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16}
+DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16}
 _WORDS = {
     SDPBackend.FLASH_ATTENTION: "flash attention",
     SDPBackend.EFFICIENT_ATTENTION: "memory-efficient attention",
@@ -29,7 +29,7 @@ def attention_kernel(spec: ModelSpec, tensor_parallel_size: int, dtype: Dtype, d
 
     def some(count: int) -> torch.Tensor:
         shape = (1, count, length, spec.head_dim)
-        return torch.empty(shape, dtype=_DTYPES[dtype], device=device, requires_grad=True)
+        return torch.empty(shape, dtype=DTYPES[dtype], device=device, requires_grad=True)
 
     mask = torch.ones(length, length, dtype=torch.bool, device=device) if windowed else None
     choice = torch._fused_sdp_choice(

@@ -86,12 +86,22 @@ def _explicit_bounds(plan: RunPlan, names: Sequence[str]) -> tuple[int, ...]:
 
 def stage_bounds(plan: RunPlan) -> tuple[int, ...]:
     """Return layer bounds of all stages: pp of them, or 2 pp for DualPipeV."""
-    names = layer_names(plan.model)
     if plan.config.layout.stage_boundaries:
-        return _explicit_bounds(plan, names)
+        return _explicit_bounds(plan, layer_names(plan.model))
+    return balanced_bounds(plan, layer_costs(plan))
+
+
+def balanced_bounds(plan: RunPlan, costs: Sequence[float]) -> tuple[int, ...]:
+    """Return layer bounds of stages that are balanced by `costs`, one a layer."""
     dual = plan.config.layout.pipeline_schedule is PipelineSchedule.dualpipev
     num_stages = plan.pipeline_parallel_size * (2 if dual else 1)
-    return partition_by_cost(layer_costs(plan), [name.startswith("blocks.") for name in names], num_stages)
+    return partition_by_cost(costs, [name.startswith("blocks.") for name in layer_names(plan.model)], num_stages)
+
+
+def boundaries(plan: RunPlan, bounds: Sequence[int]) -> list[int]:
+    """Return layer bounds as `layout.stage_boundaries`: the first block of every stage but the first."""
+    first_block = layer_names(plan.model).index("blocks.0")
+    return [bound - first_block for bound in bounds[1:-1]]
 
 
 def stages(plan: RunPlan) -> tuple[Stage, ...]:

@@ -15,7 +15,7 @@ from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entro
 from trainer.tensor_parallel.gradients import adds_in_place, row_gradient
 from trainer.tensor_parallel.init import normal_parameter
 from trainer.tensor_parallel.linear import column_parallel_linear
-from trainer.tensor_parallel.loss_programs import LossPrograms, compiled_loss
+from trainer.tensor_parallel.loss_programs import LossPrograms
 from trainer.tensor_parallel.mappings import reduce_from_tensor_parallel, reduce_scatter_to_sequence
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.tensor_parallel.token_ids import check_token_ids
@@ -85,10 +85,6 @@ class VocabParallelEmbedding(nn.Module):
         spec = ShardSpec(f"{name}.weight", (padded_vocab_size, hidden_size), 0, (padded_vocab_size,), padding)
         self.weight = normal_parameter(spec, init_std, seed, group)
         self.rows = padded_vocab_size // group.size
-
-    def compile_loss(self) -> None:
-        """Let torch.compile make the programs of the tied head's loss at its first call."""
-        self.programs = compiled_loss()
 
     def forward(self, tensor: torch.Tensor, as_head: bool = False, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Embed ids `[B, S]`; with `as_head` multiply by the transposed embedding, with labels return its loss."""

@@ -6,7 +6,7 @@ import torch
 
 from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entropy
 from trainer.tensor_parallel.linear import ColumnParallelLinear
-from trainer.tensor_parallel.loss_programs import LossPrograms, compiled_loss
+from trainer.tensor_parallel.loss_programs import LossPrograms
 from trainer.topology.groups import Group
 
 
@@ -54,10 +54,6 @@ class VocabParallelHead(ColumnParallelLinear):
         )
         self.vocab_size = vocab_size
         self.programs: LossPrograms | None = None
-
-    def compile_loss(self) -> None:
-        """Let torch.compile make the programs of the loss at its first call."""
-        self.programs = compiled_loss()
 
     def forward(self, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Return the logits, or with labels `[B, S]` the mean loss, [] fp32."""
