@@ -9,8 +9,6 @@ The meaning of a key is the string literal under its field in trainer/config/sch
 from __future__ import annotations
 
 import argparse
-import ast
-import inspect
 import textwrap
 from collections.abc import Iterator
 from enum import Enum
@@ -20,6 +18,7 @@ from typing import Any, get_args
 from trainer.config import schema, schema_logging, schema_runtime, schema_train
 from trainer.config.compose import compose, conf_folder, options
 from trainer.config.keys import GROUPS, KEYS, flatten, is_list, number_or_word, optional
+from trainer.config.meanings import meanings
 from trainer.config.rules_ranges import BELOW_ONE, CLOSED, MINIMA, NOT_NEGATIVE, POSITIVE
 from trainer.config.schema import TridentConfig
 from trainer.log import say
@@ -46,27 +45,6 @@ one file of each group in [`conf/`](../conf/) plus your overrides:
 The default is what a run gets without any override. Rules between keys are in `trainer/config/rules_*.py`; the README
 lists the combinations that they refuse.
 """
-
-
-def meanings() -> dict[str, str]:
-    """Return `Class.field` -> the string literal under the field, and `Class` -> its docstring."""
-    found: dict[str, str] = {}
-    parts = (schema, schema_train, schema_runtime, schema_logging)
-    nodes = [node for module in parts for node in ast.parse(inspect.getsource(module)).body]
-    for node in nodes:
-        if not isinstance(node, ast.ClassDef):
-            continue
-        found[node.name] = " ".join((ast.get_docstring(node) or "").split())
-        for field, literal in zip(node.body, node.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                found[f"{node.name}.{field.target.id}"] = _text(literal)
-    return found
-
-
-def _text(node: ast.stmt) -> str:
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-        return " ".join(node.value.value.split())
-    return ""
 
 
 def type_of(key: str) -> str:
@@ -141,7 +119,7 @@ def _files(group: str, names: list[str]) -> Iterator[str]:
 
 def page() -> str:
     """Return the text of docs/configuration.md."""
-    told, defaults = meanings(), flatten(compose([]))
+    told, defaults = meanings((schema, schema_train, schema_runtime, schema_logging)), flatten(compose([]))
     defaults["run_dir"] = TridentConfig().run_dir
     parts = [INTRODUCTION]
     for group in (RUN, *GROUPS):

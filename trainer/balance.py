@@ -21,17 +21,6 @@ from trainer.log import say
 from trainer.model.layers import layer_names
 from trainer.pipeline.partition import balanced_bounds, boundaries, layer_costs, stage_bounds
 
-USAGE = """usage: trident balance [group=option ...] [key=value ...]
-
-Takes the keys of `trident train`, with layout.pipeline_parallel_size > 1. Times one rank's share of each kind of layer,
-forward and backward, on this machine (one process, one device), and prints how its time divides over the stages as they
-are and as they should be: layout.stage_boundaries, to be put into the config. The machine should do nothing else. What
-tensor-parallel ranks send each other is not measured.
-
-examples
-  trident balance layout=pp4 model=gpt2_124m
-  trident balance experiment=gpt3_1_3b_8gpu runtime.device=cuda
-"""
 WORTH_IT = 1.02
 """From here on another cut is recommended: measurements differ by a per cent or two."""
 

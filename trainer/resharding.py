@@ -38,23 +38,6 @@ from trainer.files import storage_faults, sync_folder, write_atomically
 from trainer.log import say, warn
 from trainer.run_folder import RunFolder
 
-USAGE = """usage: trident reshard SRC DST [group=option ...] [key=value ...]
-
-  SRC   a checkpoint, or a run folder: its newest whole checkpoint
-  DST   the folder of a run that goes on from it; must not hold a run yet
-
-Writes DST/checkpoints/step_<N> as the ranks of the new layout would have, with config.yaml and tokenizer beside it, so
-that `trident generate checkpoint=DST` works, and training goes on with run_dir=DST. Keys that are not given stay as SRC
-has them; of a group (layout=tp2_pp2) all keys are those of its file. Only layout.*, zero.* and batch.micro_batch_size
-can change. Weights and moments stay the same bit for bit.
-
-A checkpoint can be resumed in any layout without this. It spares the ranks of a large run reading more than they need,
-and gathers a checkpoint into one file (layout=single).
-
-examples
-  trident reshard runs/mine runs/mine_tp2_pp2 layout=tp2_pp2
-  trident reshard runs/mine/checkpoints/step_3000 runs/more layout.tensor_parallel_size=4 layout.data_parallel_size=2
-"""
 MAY_CHANGE = ("layout", "zero", "batch.micro_batch_size")
 RESHARDED_FROM = "resharded_from"
 """Key of the manifest's layout."""

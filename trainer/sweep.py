@@ -26,8 +26,6 @@ from trainer.launcher.start import INTERRUPTED, python_environment
 from trainer.log import say
 from trainer.run_folder import RunFolder
 
-MULTIRUN = ("--multirun", "-m")
-DRY_RUN, FAIL_FAST = "--dry-run", "--fail-fast"
 SWEEP_FILE = "sweep.json"
 _LONGEST_NAME = 150
 """Most file systems allow 255 bytes in a name."""
@@ -64,28 +62,29 @@ class _Run:
         return found.get("status") == "finished" and int(found.get("step", 0)) >= self.steps
 
 
-def multirun(arguments: Sequence[str]) -> int:
+def multirun(words: Sequence[str], is_dry: bool = False, fail_fast: bool = False) -> int:
     """Check every point, then train one after the other; return the first exit code that is not 0.
+
+    Args:
+        words: settings, some with several values.
+        is_dry: print the commands instead.
+        fail_fast: stop when a run fails.
 
     Raises:
         ConfigError: the sweep, or a point of it, cannot run. Nothing has been started then.
     """
-    words = [word for word in arguments if word not in (*MULTIRUN, DRY_RUN, FAIL_FAST)]
-    if not any(word in MULTIRUN for word in arguments):
-        raise ConfigError(f"{DRY_RUN} and {FAIL_FAST} need --multirun, but it is not there; add it, or leave them out")
     if find_world(os.environ) is not None:
         raise ConfigError(
             "--multirun starts runs itself, so it cannot be one of the ranks that a launcher started; leave the "
             "launcher out, or see launch/slurm_sweep.sh for one Slurm job a point"
         )
-    dry = DRY_RUN in arguments
-    runs = _checked(points(words), dry)
-    if dry:
+    runs = _checked(points(words), is_dry)
+    if is_dry:
         for number, run in enumerate(runs, 1):
             command = " ".join(map(_for_a_shell, ["trident", "train", *run.words]))
             say(f"# {number}/{len(runs)} {run.point.name}\n{command}")
         return 0
-    codes = _train_all(runs, FAIL_FAST in arguments)
+    codes = _train_all(runs, fail_fast)
     _report(runs, codes)
     if Preempted.exit_code in codes:
         say("stopped as asked; the same command goes on from there")

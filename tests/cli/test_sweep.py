@@ -160,12 +160,16 @@ def test_a_sweep_with_a_wrong_point_is_refused(
     assert len(answer.problems) == 1
 
 
-def test_options_without_a_sweep(refused: Run) -> None:
-    assert (
-        refused("train", "--dry-run", "train.seed=1,2")
-        .problems[0]
-        .startswith("--dry-run and --fail-fast need --multirun")
-    )
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--dry-run"], "--dry-run needs --multirun, but it is not there; add it, or leave it out"),
+        (["--fail-fast", "--dry-run"], "--fail-fast and --dry-run need --multirun, but it is not there; add it, or"),
+    ],
+)
+def test_options_without_a_sweep(options: list[str], told: str, refused: Run) -> None:
+    (problem,) = refused("train", *options, "train.seed=1,2").problems
+    assert problem.startswith(told)
 
 
 def test_not_under_a_launcher(refused: Run, monkeypatch: pytest.MonkeyPatch) -> None:

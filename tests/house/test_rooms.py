@@ -35,6 +35,7 @@ ORDER = (
     "supervise",
     "sweep",
     "app",
+    "verbs",
     "cli",
     "__main__",
 )
@@ -63,6 +64,7 @@ APART = {
     "sweep": LOW - {"config"}
     | {"checkpoint", "metrics", "generation", "samples", "profiling", "resharding", "balance", "supervise"},
     "app": {"generation", "resharding", "balance", "supervise", "sweep"},
+    "cli": LOW - {"config"} | {"launcher", "checkpoint", "metrics", "generation", "samples", "profiling", "app"},
 }
 """Rooms that the order would let in, but that a room has no business with."""
 
@@ -83,6 +85,7 @@ NO_TORCH = (
         "balance",
         "supervise",
         "sweep",
+        "verbs",
         "cli",
     ),
     *("data.capacity", "data.sampler", "data.dataset", "data.tokenizer", "generation.options", "samples.check"),

@@ -11,12 +11,6 @@ from trainer.checkpoint.store import CheckpointStore, find_checkpoint
 from trainer.errors import CheckpointError, ConfigError
 from trainer.log import report_error, say
 
-USAGE = """usage: trident checkpoint ls|show|verify PATH
-
-  ls      the checkpoints of a run folder, newest last
-  show    what one holds (of a run folder: the newest whole one)
-  verify  read every byte and compare it with what was saved; exit code 1 and the file's name where it differs
-"""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 

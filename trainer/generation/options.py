@@ -32,14 +32,6 @@ class GenerateOptions:
     """Texts to draw."""
 
 
-def usage() -> str:
-    """Return the help text."""
-    lines = ["usage: trident generate checkpoint=RUN [key=value ...]", ""]
-    lines += [f"  {field.name:<12} default {field.default!r}" for field in fields(GenerateOptions)]
-    lines += ["", "example", "  trident generate checkpoint=runs/demo prompt='def read(' max_tokens=64 temperature=0.7"]
-    return "\n".join(lines)
-
-
 def parse(arguments: Sequence[str]) -> GenerateOptions:
     """Return the options.
 

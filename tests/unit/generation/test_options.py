@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from trainer.errors import ConfigError
-from trainer.generation.options import GenerateOptions, parse, usage
+from trainer.generation.options import GenerateOptions, parse
 
 
 def problems_of(*arguments: str) -> tuple[str, ...]:
@@ -106,11 +106,6 @@ def test_all_problems_are_told_at_once() -> None:
 
 def test_no_arguments_ask_for_a_checkpoint() -> None:
     assert problems_of() == ("checkpoint must name a run folder or a checkpoint, but is empty",)
-
-
-def test_the_help_names_every_option() -> None:
-    for field in fields(GenerateOptions):
-        assert f"  {field.name} " in usage()
 
 
 def test_options_need_no_torch() -> None:

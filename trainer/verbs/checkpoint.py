@@ -1,0 +1,35 @@
+"""`trident checkpoint`: what checkpoints hold."""
+
+from __future__ import annotations
+
+from trainer.verbs.declare import Positional, Takes, Verb
+from trainer.verbs.words import Words
+
+
+def run(words: Words) -> int:
+    """List, show or verify checkpoints."""
+    from trainer.checkpoint.inspect import checkpoint_verb
+
+    return checkpoint_verb(words.rest)
+
+
+VERB = Verb(
+    name="checkpoint",
+    summary="list, show or verify checkpoints",
+    run=run,
+    positionals=(
+        Positional(
+            "ls|show|verify",
+            "what to do",
+            Takes.choice,
+            {
+                "ls": "list the checkpoints of a run folder, newest last",
+                "show": "say what one holds (of a run folder: the newest whole one)",
+                "verify": "read every byte and compare it with what was saved; exit code 1 and the file's name where "
+                "it differs",
+            },
+        ),
+        Positional("PATH", "a run folder, or a checkpoint in one", Takes.run),
+    ),
+    examples=("trident checkpoint ls runs/mine", "trident checkpoint verify runs/mine/checkpoints/step_3000"),
+)

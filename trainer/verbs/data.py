@@ -1,0 +1,40 @@
+"""`trident data`: the shards of a run, made ahead of it."""
+
+from __future__ import annotations
+
+from trainer.log import say
+from trainer.verbs.declare import Verb
+from trainer.verbs.words import Words
+
+
+def run(words: Words) -> int:
+    """Prepare the data of a config and say where they are."""
+    from trainer.config.compose import compose
+    from trainer.config.validate import validate
+    from trainer.data.prepare import prepare
+
+    config = compose(words.rest)
+    validate(config, None)
+    prepared = prepare(config, say)
+    say(
+        f"{prepared.train_tokens:,} tokens to train on and {prepared.validation_tokens:,} to validate with, "
+        f"vocabulary {prepared.vocab_size:,}, in {prepared.folder}"
+    )
+    return 0
+
+
+VERB = Verb(
+    name="data",
+    summary="tokenise the data into memory-mapped shards, without training",
+    run=run,
+    takes_settings=True,
+    text=(
+        "Takes the groups and keys of `trident train` and prints where the shards are. Those that decide them are "
+        "data.*, tokenizer.* and model.vocab_size; a run with the same ones finds the shards and does not read the "
+        "text again.",
+    ),
+    examples=(
+        "trident data data=files 'data.files=[corpus/*.txt]'",
+        "trident data data=hub data.hub_path=roneneldan/TinyStories tokenizer=pretrained tokenizer.path=gpt2",
+    ),
+)

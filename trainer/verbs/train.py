@@ -1,0 +1,116 @@
+"""`trident train`: one run, or several in turn."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from trainer.errors import ConfigError, Preempted, TridentError
+from trainer.log import be_quiet, report_error
+from trainer.verbs.declare import Option, Verb
+from trainer.verbs.words import Words
+
+
+def run(words: Words) -> int:
+    """Train and return the exit code."""
+    if words.has("--multirun"):
+        from trainer.sweep import multirun
+
+        return multirun(words.rest, is_dry=words.has("--dry-run"), fail_fast=words.has("--fail-fast"))
+    return _train(words.rest)
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from trainer.config.compose import compose
+    from trainer.config.schema import ConsoleKind, DeviceKind
+    from trainer.config.validate import fill_machine, validate
+    from trainer.launcher.environment import World, find_world, gpu_count, prepare_environment, publish_world
+    from trainer.launcher.start import SUPERVISED_VARIABLE
+
+    world = find_world(os.environ)
+    if world is not None:
+        publish_world(world)
+    config = compose(arguments)
+    be_quiet(config.logging.console is ConsoleKind.quiet)
+    if world is not None and config.launch.max_restarts > 0 and SUPERVISED_VARIABLE not in os.environ:
+        raise ConfigError(
+            f"launch.max_restarts={config.launch.max_restarts} has no effect under a launcher; use its own restarts "
+            "(--max-restarts of torchrun and of the scripts in launch/), or let `trident train` start the ranks"
+        )
+    gpus = gpu_count(os.environ)
+    if world is None:
+        config = fill_machine(config, gpus, len(os.sched_getaffinity(0)))
+    validate(config, world.size if world else None, gpus)
+    prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)
+    if world is None:
+        from trainer.config.plan import make_plan
+        from trainer.supervise import check_before_start, start_and_watch
+
+        # A run that is to be started again needs a parent that outlives it.
+        if make_plan(config, vocab_size=1).world_size > 1 or config.launch.max_restarts > 0:
+            return start_and_watch(config, list(arguments))
+        check_before_start(config)
+        world = World(rank=0, local_rank=0, size=1)
+        publish_world(world)
+    from trainer.app import train_rank
+
+    try:
+        code = train_rank(config, world)
+    except TridentError as error:
+        report_error(error)
+        code = error.exit_code
+    if code not in (0, Preempted.exit_code):
+        # Peers may hang in a collective; communication libraries must not wait for them at exit.
+        _leave_now(code)
+    return code
+
+
+def _leave_now(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _groups(wide: int) -> str:
+    from trainer.config.compose import options
+    from trainer.verbs.usage import rows
+
+    return "\n".join(
+        ["groups and their files", *rows(((group, " ".join(names)) for group, names in options().items()), wide)]
+    )
+
+
+VERB = Verb(
+    name="train",
+    summary="train a model; starts the ranks that the layout needs, or joins those of a launcher around it",
+    run=run,
+    options=(
+        Option(
+            "--multirun",
+            "train once for each combination of values, as in optimizer.lr=1e-3,3e-4 layout=single,dp2: one run after "
+            "the other, each in its own folder, and a table at the end",
+            aliases=("-m",),
+        ),
+        Option("--fail-fast", "with --multirun: stop when a run fails", needs="--multirun"),
+        Option("--dry-run", "with --multirun: check every run, print its command, and start none", needs="--multirun"),
+        # A setting like any other, so that ranks get it and config.yaml shows it.
+        Option(
+            "--quiet",
+            "print errors and the last line only (= logging.console=quiet)",
+            setting="logging.console=quiet",
+        ),
+    ),
+    takes_settings=True,
+    text=(
+        "Keys are those of the config, for example layout.tensor_parallel_size=2 or optimizer.lr=1e-3. Under "
+        "`torchrun`, `srun`, or `deepspeed --no_local_rank --module trainer train ...` the process joins the ranks "
+        "that were started.",
+    ),
+    examples=(
+        "trident train",
+        "trident train model=gpt2_124m layout=tp2_pp2 precision=bf16 batch.global_batch_size=64",
+        "trident train data.source=files 'data.files=[corpus/*.txt]' train.steps=1000 run_dir=runs/mine",
+    ),
+    more=_groups,
+)

@@ -1,0 +1,95 @@
+"""The help of the command and of each verb, made from what the verbs declare."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from trainer.verbs.declare import Option, Takes, Verb
+from trainer.verbs.words import shown_value
+
+_NARROWEST, _WIDEST = 70, 120
+_LONGEST_HEAD = 30
+"""What is longer gets a line of its own."""
+
+
+def width() -> int:
+    """Return how wide help texts are: as the terminal, within reason."""
+    return min(max(shutil.get_terminal_size((_WIDEST, 24)).columns, _NARROWEST), _WIDEST)
+
+
+def rows(entries: Iterable[tuple[str, str]], wide: int) -> list[str]:
+    """Return a list of two columns, the second one wrapped."""
+    found = list(entries)
+    column = 2 + max((len(head) for head, _ in found if len(head) <= _LONGEST_HEAD), default=0)
+    lines = []
+    for head, sentence in found:
+        body = textwrap.wrap(sentence, wide - column - 2, break_long_words=False, break_on_hyphens=False) or [""]
+        if len(head) > _LONGEST_HEAD:
+            lines.append(f"  {head}")
+            body = ["", *body]
+        else:
+            lines.append(f"  {head:<{column}}{body[0]}".rstrip())
+        lines += [" " * (column + 2) + line for line in body[1:]]
+    return lines
+
+
+def paragraphs(texts: Iterable[str], wide: int) -> list[str]:
+    """Return texts wrapped, an empty line between them."""
+    lines: list[str] = []
+    for text in texts:
+        lines += [*textwrap.wrap(text, wide, break_long_words=False, break_on_hyphens=False), ""]
+    return lines
+
+
+def overview(verbs: Sequence[Verb]) -> str:
+    """Return the help of the command."""
+    wide = width()
+    options = [
+        ("--help, -h", "this text, or `trident VERB --help`"),
+        ("--version", "the version"),
+    ]
+    lines = ["usage: trident VERB [word ...]", ""]
+    lines += _section("verbs", [(verb.name, verb.summary) for verb in verbs], wide)
+    lines += _section("options", options, wide)
+    return "\n".join(lines).rstrip()
+
+
+def usage(verb: Verb) -> str:
+    """Return the help of a verb."""
+    wide = width()
+    lines = [_first_line(verb), "", *paragraphs((f"{verb.summary[0].upper()}{verb.summary[1:]}.", *verb.text), wide)]
+    for positional in verb.positionals:
+        if positional.choices is not None:
+            lines += [positional.metavar, *rows(positional.choices.items(), wide), ""]
+    described = [(one.metavar, one.sentence) for one in verb.positionals if one.choices is None]
+    lines += _section("words", described, wide)
+    lines += _section("keys", [(key.name, _with_default(key.sentence, key.default)) for key in verb.keys], wide)
+    options = [(_head(option), option.sentence) for option in verb.options if not option.is_hidden]
+    lines += _section("options", [*options, ("--help, -h", "this text")], wide)
+    lines += ["examples", *(f"  {example}" for example in verb.examples), ""] if verb.examples else []
+    lines += [verb.more(wide)] if verb.more else []
+    return "\n".join(lines).rstrip()
+
+
+def _section(title: str, entries: Sequence[tuple[str, str]], wide: int) -> list[str]:
+    return [title, *rows(entries, wide), ""] if entries else []
+
+
+def _first_line(verb: Verb) -> str:
+    parts = [one.metavar for one in verb.positionals]
+    parts += [f"{key.name}=..." for key in verb.keys if not key.default]
+    parts += ["[option ...]"] if any(not option.is_hidden for option in verb.options) else []
+    parts += ["[group=file ...]"] if verb.takes_settings else []
+    parts += ["[key=value ...]"] if verb.takes_settings or verb.keys else []
+    return " ".join(["usage: trident", verb.name, *parts])
+
+
+def _with_default(sentence: str, default: str) -> str:
+    return f"{sentence} (default {default})" if default else f"{sentence} (must be given)"
+
+
+def _head(option: Option) -> str:
+    names = ", ".join((option.name, *option.aliases))
+    return names if option.takes is Takes.nothing else f"{names} {shown_value(option)}"
