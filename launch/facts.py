@@ -1,6 +1,9 @@
 """What the shell scripts ask about a run before it starts and after it ended. Loads no torch.
 
 usage: facts.py gpus                          GPUs that this process may use
+       facts.py hosts FILE                    the nodes of a hostfile, a line `HOST RANKS` for each
+       facts.py master FILE                   where the others reach its first node
+       facts.py place FILE                    which of its nodes this machine is, from 0
        facts.py folder HOST=RANKS,... [key=value ...]
                                               check the config for so many ranks on these hosts, warn if ranks that talk
                                               much would be on several, and print the run's folder
@@ -24,6 +27,7 @@ from trainer.config.validate import validate
 from trainer.errors import PeerLostError, TridentError
 from trainer.launcher.attempts import last_step
 from trainer.launcher.environment import gpu_count
+from trainer.launcher.hostfile import master_address, own_place, read_hostfile
 from trainer.launcher.roster import Roster
 from trainer.log import report_error, say, warn
 from trainer.metrics.jsonl import read_rows
@@ -38,11 +42,11 @@ def folder(places: str, arguments: list[str]) -> Path:
     Raises:
         ConfigError: the config is wrong for this number of ranks.
     """
-    hosts = [
-        host for host, _, ranks in (place.rpartition("=") for place in places.split(",")) for _ in range(int(ranks))
-    ]
+    counts = [(host, int(ranks)) for host, _, ranks in (place.rpartition("=") for place in places.split(","))]
     config = compose(arguments)
-    validate(config, len(hosts))
+    validate(config, sum(ranks for _, ranks in counts))
+    # Only now: a mistyped count would be a list of billions.
+    hosts = [host for host, ranks in counts for _ in range(ranks)]
     warning = placement_warning(make_plan(config, config.model.vocab_size or 1, len(hosts)), hosts)
     if warning is not None:
         warn(warning)
@@ -84,6 +88,13 @@ def main(question: str, *arguments: str) -> int:
     try:
         if question == "gpus":
             say(str(gpu_count(os.environ)))
+        elif question == "hosts":
+            for node in read_hostfile(arguments[0]):
+                say(f"{node.host} {node.slots}")
+        elif question == "master":
+            say(master_address(read_hostfile(arguments[0]), arguments[0]))
+        elif question == "place":
+            say(str(own_place(read_hostfile(arguments[0]), arguments[0])))
         elif question == "folder":
             say(str(folder(arguments[0], list(arguments[1:]))))
         elif question == "again":

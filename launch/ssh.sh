@@ -3,7 +3,8 @@
 # Asked to stop (Ctrl-C, SIGTERM or SIGUSR1), the run saves and this exits 75; a second time, it is ended.
 #
 # usage: bash launch/ssh.sh [option ...] [key=value ...]
-#   --hostfile FILE      a line for each node, `HOST slots=RANKS`, the first one with rank 0 (default: hostfile)
+#   --hostfile FILE      a line for each node, `HOST slots=RANKS` or `USER@HOST slots=RANKS`, the first one with rank 0
+#                        (default: hostfile)
 #   --no-ssh             start the ranks of this node only; run the same command on every node
 #   --node-rank N        with --no-ssh: this node's line, from 0 (default: the line that names this host)
 #   --master-addr HOST   the first node, as the others reach it (default: its name in the hostfile)
@@ -31,6 +32,7 @@ max_restarts=0
 exports=()
 dry_run=
 while [[ "${1:-}" == -* ]]; do
+    [[ "$1" != --*=* ]] || set -- "${1%%=*}" "${1#*=}" "${@:2}"
     case "$1" in
         --help | -h) print_usage "$0" && exit 0 ;;
         --dry-run) dry_run=1 && shift && continue ;;
@@ -51,27 +53,12 @@ done
 hosts=()
 places=
 read_hosts() {
-    [[ -r "$hostfile" ]] || fail "--hostfile must name a file, but $hostfile cannot be read"
-    local host slots rest
-    while read -r host slots rest; do
-        [[ -n "$host" && "$host" != \#* ]] || continue
-        [[ "$slots" =~ ^slots=[1-9][0-9]*$ && -z "$rest" ]] ||
-            fail "a line of $hostfile must read 'HOST slots=RANKS', but is '$host $slots${rest:+ $rest}'"
+    local host slots lines
+    lines="$("${facts[@]}" hosts "$hostfile")"
+    while read -r host slots; do
         hosts+=("$host")
-        places+="${places:+,}$host=${slots#slots=}"
-    done <"$hostfile"
-    ((${#hosts[@]} > 0)) || fail "$hostfile must name a host, but names none"
-}
-
-find_node_rank() {
-    local index here
-    here="$(hostname)"
-    for index in "${!hosts[@]}"; do
-        if [[ "${hosts[index]}" == "$here" || "${hosts[index]}" == "${here%%.*}" ]]; then
-            node_rank=$index
-        fi
-    done
-    [[ -n "$node_rank" ]] || fail "--node-rank must say which line of $hostfile this node is, since none names $here"
+        places+="${places:+,}${host##*@}=$slots"
+    done <<<"$lines"
 }
 
 # pdsh, its patterns (%h) and the nodes' shells each read a word once more, and DeepSpeed adds quotes around spaces:
@@ -117,9 +104,9 @@ environment_lines() {
     done
 }
 
-read_hosts
 find_trident
-address="${address:-${hosts[0]}}"
+read_hosts
+[[ -n "$address" ]] || address="$("${facts[@]}" master "$hostfile")"
 need_number --master-port "$port"
 need_number --max-restarts "$max_restarts"
 run_dir="$("${facts[@]}" folder "$places" "$@")"
@@ -128,7 +115,7 @@ command=("${python[@]}" -m deepspeed.launcher.runner --hostfile "$hostfile" --ma
     --master_port "$port" --no_local_rank)
 words=()
 if [[ -n "$no_ssh" ]]; then
-    [[ -n "$node_rank" ]] || find_node_rank
+    [[ -n "$node_rank" ]] || node_rank="$("${facts[@]}" place "$hostfile")"
     need_number --node-rank "$node_rank"
     ((node_rank < ${#hosts[@]})) || fail "--node-rank must be less than ${#hosts[@]} (hosts), but is $node_rank"
     command+=(--no_ssh --node_rank "$node_rank")

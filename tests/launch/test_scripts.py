@@ -191,8 +191,8 @@ def test_what_a_node_refuses(words: list[str], facts: dict[str, str], problem: s
     [
         (None, [], "--hostfile must name a file, but nowhere cannot be read"),
         ("", [], "must name a host, but names none"),
-        ("a slots=8\nb 8\n", [], "must read 'HOST slots=RANKS', but is 'b 8'"),
-        ("a slots=0\n", [], "must read 'HOST slots=RANKS', but is 'a slots=0'"),
+        ("a slots=8\nb 8\n", [], "must read 'HOST slots=RANKS', but is 'b 8'; write it as 'b slots=8'"),
+        ("localhost slots=8\nb slots=8\n", [], "must have a name by which the others reach it, but localhost leads"),
         ("a slots=8\n", ["layout=tp2_pp2_dp2", "layout.data_parallel_size=4"], "must equal the number of ranks (8)"),
         ("a slots=8\n", ["model.hiden_size=1"], "there is no key 'model.hiden_size'"),
         ("a slots=8\n", ["--max-restarts", "x"], "--max-restarts must be a number, but is 'x'"),
@@ -208,6 +208,17 @@ def test_what_ssh_refuses(hosts: str | None, words: list[str], problem: str, tmp
     done = call(LAUNCH / "ssh.sh", "--hostfile", name, "--dry-run", *words, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert problem in done.stderr.splitlines()[0]
+
+
+def test_ssh_reads_a_last_line_without_newline_and_leaves_users_out_of_addresses(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_bytes(b"ann@gpu-0 slots=1 # the first\r\n\r\nann@gpu-1 slots=1")
+    words = ("--hostfile=hosts", "--dry-run", "layout=dp2", "data=synthetic", "model.vocab_size=256")
+    done = call(LAUNCH / "ssh.sh", *words, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--hostfile hosts --master_addr gpu-0 " in done.stdout
+    done = call(LAUNCH / "ssh.sh", "--no-ssh", "--node-rank=1", *words, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--no_ssh --node_rank 1" in done.stdout
 
 
 def test_ssh_warns_before_it_logs_in_anywhere_of_tensor_ranks_over_hosts(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ SSH = LAUNCH / "ssh.sh"
 INTERPRETER = """#!/usr/bin/env bash
 # Stands in for Python with Trident and DeepSpeed.
 case "$*" in
+    *"facts.py hosts"*) echo "a 2" ;;
+    *"facts.py master"*) echo a ;;
     *"facts.py folder"*) echo "$PWD/R" ;;
     *"facts.py finished"*) [[ -e finished ]] ;;
     *"facts.py again"*) echo "again $3 $4" >>asked && echo "0.1 8" ;;
