@@ -13,8 +13,8 @@ from trainer.checkpoint.resume import checkpoint_to_resume, load, starting_state
 from trainer.checkpoint.rewind import rewind
 from trainer.config.plan import RunPlan, make_plan, with_vocabulary
 from trainer.config.schema import TridentConfig
-from trainer.data.batches import BatchSource, stream_identity, training_batches, validation_batches
-from trainer.data.prepare import PreparedData, prepare
+from trainer.data.batches import BatchSource, training_batches, validation_batches
+from trainer.data.prepare import PreparedData, prepare, stream_identity
 from trainer.description import describe, plan_record
 from trainer.engine.build import build_engine
 from trainer.engine.face import Engine
@@ -46,7 +46,7 @@ from trainer.pipeline.placement import placement_warning
 from trainer.profiling.hook import ProfileHook
 from trainer.profiling.phases import MarkedProgress
 from trainer.progress import Progress
-from trainer.run_folder import RunFolder
+from trainer.run_folder import STREAM, RunFolder
 from trainer.samples.check import check_samples
 from trainer.samples.hook import SamplesHook
 from trainer.topology.agreement import gather, same_everywhere, together
@@ -75,7 +75,9 @@ def train_rank(config: TridentConfig, world: World) -> int:
         try:
             prepared = together(control, lambda: prepare(config, say))
             _check_same_data(prepared, control)
+            stream = stream_identity(prepared, config)
             together(control, lambda: check_samples(prepared, config))
+            together(control, lambda: folder.check_data(config, stream))
             plan = with_vocabulary(layout_plan, prepared.vocab_size)
             _announce(folder, plan, prepared, groups, gather(control, socket.gethostname()))
             end = _train(plan, prepared, folder, groups, control, stop)
@@ -126,7 +128,7 @@ def _announce(
 ) -> None:
     if not groups.is_reporting_rank:
         return
-    folder.write(plan.config, plan_record(plan))
+    folder.write(plan.config, {**plan_record(plan), STREAM: stream_identity(prepared, plan.config)})
     if prepared.tokenizer_folder is not None:
         shutil.copytree(prepared.tokenizer_folder, folder.tokenizer, dirs_exist_ok=True)
     if SUPERVISED_VARIABLE not in os.environ:

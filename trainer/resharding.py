@@ -29,6 +29,7 @@ from trainer.checkpoint.manifest import (
 from trainer.checkpoint.store import CONFIG, LATEST, TENSORS, CheckpointStore, find_checkpoint
 from trainer.config.compose import compose, differences, from_yaml, recompose, to_yaml
 from trainer.config.keys import GROUPS, KEYS, flatten
+from trainer.config.places import absolute_path
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import TridentConfig
 from trainer.config.validate import validate
@@ -85,7 +86,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Path, list[str]]:
             f"usage must be `trident reshard SRC DST key=value ...`, but is `{' '.join(['reshard', *arguments])}`",
             hints=["see `trident reshard --help`; for example `trident reshard runs/mine runs/mine_tp2 layout=tp2`"],
         )
-    source, target = (Path(path).expanduser().absolute() for path in paths)
+    source, target = (absolute_path(path, name) for path, name in zip(paths, ("SRC", "DST"), strict=True))
     return source, target, overrides
 
 

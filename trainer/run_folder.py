@@ -10,8 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.store import CheckpointStore, find_checkpoint
+from trainer.checkpoint.stream import other_tokens
 from trainer.config.compose import differences, from_yaml, to_yaml
+from trainer.config.places import BY_CONTENT, absolute_path
 from trainer.config.schema import PositionKind, TridentConfig
 from trainer.errors import CheckpointError, ConfigError, StorageError
 from trainer.files import remove_unfinished, storage_faults, write_atomically
@@ -44,6 +47,8 @@ _MAY_CHANGE = (
     "name",
 )
 """Keys that do not change which run this is: how it is computed, watched and saved."""
+STREAM = "stream"
+"""Entry of plan.json: which token is where in what the run trains on."""
 LOCK = "lock"
 """File of a run's folder that the process which trains there holds a lock on."""
 _OWNER_BYTES = 200
@@ -66,7 +71,7 @@ class RunFolder:
     @classmethod
     def of(cls, config: TridentConfig) -> RunFolder:
         """Return the folder that `run_dir` names; `~` is the user's home."""
-        return cls(Path(config.run_dir).expanduser().absolute())
+        return cls(absolute_path(config.run_dir, "run_dir"))
 
     def log(self, rank: int) -> Path:
         """Return the log of a rank."""
@@ -111,6 +116,38 @@ class RunFolder:
             )
         if self.config.is_file():
             self._check_same_config(config)
+
+    def check_data(self, config: TridentConfig, stream: str) -> None:
+        """Check that the tokens are those that the run in this folder began with, wherever they lie now.
+
+        Args:
+            config: of the run that is to go on.
+            stream: identity of its training stream.
+
+        Raises:
+            DataError: they are others. A start from a checkpoint that `checkpoint.resume` names may take others.
+        """
+        if config.checkpoint.resume != "auto" or not self.holds_training():
+            return
+        if self._stream() in (None, stream):
+            return
+        moved: list[str] = []
+        with suppress(OSError, ValueError, ConfigError):
+            earlier = from_yaml(self.config.read_text(encoding="utf-8"))
+            moved = [key for key in differences(earlier, config) if key in BY_CONTENT]
+        newest = self.newest_checkpoint()
+        raise other_tokens(config, newest[1] if newest else None, moved)
+
+    def _stream(self) -> str | None:
+        """Return the identity of the training stream here, or None where nothing tells it."""
+        for step in reversed(self.checkpoints.steps()):
+            with suppress(CheckpointError):
+                return str(read_manifest(self.checkpoints.path(step)).train_state["stream"])
+        try:
+            recorded = json.loads(self.plan.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return recorded.get(STREAM) if isinstance(recorded, dict) else None
 
     def _check_writable(self) -> None:
         folders = (self.path, *self.path.absolute().parents)
@@ -191,6 +228,8 @@ class RunFolder:
         if config.model.position is PositionKind.rope:
             # Learned positions are weights, as many as the sequence is long.
             may_change = (*may_change, "model.seq_length")
+        # Where data lie does not say which they are: `check_data` compares the tokens.
+        may_change = (*may_change, *BY_CONTENT)
         changed = [key for key in differences(earlier, config) if not key.startswith(may_change)]
         if changed:
             raise ConfigError(

@@ -10,7 +10,7 @@ from trainer.config.multirun import quoted
 from trainer.config.plan import make_plan
 from trainer.config.schema import TridentConfig
 from trainer.data.capacity import check_capacity
-from trainer.data.prepare import PreparedData, prepare
+from trainer.data.prepare import PreparedData, prepare, stream_identity
 from trainer.description import describe, plan_record
 from trainer.engine.kernels import check_compiler
 from trainer.errors import ConfigError, PeerLostError, Preempted, TridentError
@@ -23,7 +23,7 @@ from trainer.log import report_failure, say
 from trainer.metrics.jsonl import read_rows
 from trainer.metrics.tensorboard_sink import check_tensorboard
 from trainer.restarts import Restart, RestartPolicy, remember
-from trainer.run_folder import RunFolder
+from trainer.run_folder import STREAM, RunFolder
 from trainer.samples.check import check_samples
 
 
@@ -35,12 +35,14 @@ def check_before_start(config: TridentConfig) -> PreparedData:
         CheckpointError: `checkpoint.resume` names none.
         DataError: the data cannot be used, or are too few.
     """
-    RunFolder.of(config).check(config)
+    folder = RunFolder.of(config)
+    folder.check(config)
     check_compiler(make_plan(config, vocab_size=config.model.vocab_size or 1))
     check_tensorboard(config.logging)
     prepared = prepare(config, say)
     check_capacity(prepared, config)
     check_samples(prepared, config)
+    folder.check_data(config, stream_identity(prepared, config))
     return prepared
 
 
@@ -57,7 +59,7 @@ def start_and_watch(config: TridentConfig, arguments: Sequence[str]) -> int:
     plan = make_plan(config, prepared.vocab_size)
     say(describe(plan))
     folder.claim(config)
-    folder.write(config, plan_record(plan))
+    folder.write(config, {**plan_record(plan), STREAM: stream_identity(prepared, config)})
     by = restarted_by(os.environ)
     if by is not None:
         # Not by this process, but with it: by the job that it is in.

@@ -20,8 +20,8 @@ from trainer.checkpoint.resume import starting_state
 from trainer.config.compose import compose
 from trainer.config.plan import make_plan
 from trainer.config.validate import validate
-from trainer.data.batches import MicroBatch, stream_identity, training_batches
-from trainer.data.prepare import prepare
+from trainer.data.batches import MicroBatch, training_batches
+from trainer.data.prepare import prepare, stream_identity
 from trainer.description import describe
 from trainer.engine.build import build_engine
 from trainer.engine.face import StepResult

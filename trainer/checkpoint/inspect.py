@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trainer.checkpoint.manifest import Manifest, check_file, check_sizes, read_manifest
 from trainer.checkpoint.store import CheckpointStore, find_checkpoint
+from trainer.config.places import absolute_path
 from trainer.errors import CheckpointError, ConfigError
 from trainer.log import report_error, say
 
@@ -28,7 +29,7 @@ def checkpoint_verb(arguments: Sequence[str]) -> int:
             f"usage must be `trident checkpoint ls|show|verify PATH`, but is `{' '.join(['checkpoint', *arguments])}`",
             hints=[f"did you mean `{close[0]}`?"] if close and close[0] != arguments[0] else [],
         )
-    return actions[arguments[0]](Path(arguments[1]).expanduser().absolute())
+    return actions[arguments[0]](absolute_path(arguments[1], "PATH"))
 
 
 def _folders(path: Path) -> list[Path]:

@@ -10,11 +10,12 @@ from trainer.checkpoint.manifest import Manifest, check_content, describe_layout
 from trainer.checkpoint.probe import check_probe, probe_loss
 from trainer.checkpoint.shards import TensorFolder
 from trainer.checkpoint.store import CONFIG, CheckpointStore, find_checkpoint
+from trainer.checkpoint.stream import other_tokens
 from trainer.config.compose import from_yaml
 from trainer.config.plan import RunPlan, make_model_spec
 from trainer.config.schema import TridentConfig
 from trainer.engine.face import Engine
-from trainer.errors import CheckpointError, ConfigError, DataError
+from trainer.errors import CheckpointError, ConfigError
 from trainer.log import say, warn
 from trainer.loop.state import TrainState
 from trainer.topology.agreement import gather, together
@@ -79,13 +80,7 @@ def starting_state(found: Found | None, plan: RunPlan, stream: str) -> TrainStat
     if state.stream == stream:
         return state
     if plan.config.checkpoint.resume == "auto":
-        raise DataError(
-            "the training data must be those that this run began with, but their content has changed since",
-            hints=[
-                f"to train on with other data set run_dir to another folder and checkpoint.resume={found[0]}",
-                "otherwise put back the data, or set run_dir to another folder to start anew",
-            ],
-        )
+        raise other_tokens(plan.config, found[0])
     say("other data or another seed than the checkpoint's: reading them from their first sample")
     return replace(state, position=0, sample_length=plan.model.seq_length, stream=stream)
 

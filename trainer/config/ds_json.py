@@ -8,6 +8,7 @@ Every key was checked against DeepSpeed 0.19.8.
 
 from __future__ import annotations
 
+from trainer.config.places import local_path
 from trainer.config.plan import ModelSpec, RunPlan
 from trainer.config.schema import ActivationKind, Dtype, OffloadKind
 
@@ -91,7 +92,7 @@ def _place(plan: RunPlan) -> dict[str, object]:
     zero = plan.config.zero
     place: dict[str, object] = {"device": zero.offload.value}
     if zero.offload is OffloadKind.nvme:
-        place["nvme_path"] = zero.nvme_path
+        place["nvme_path"] = local_path(str(zero.nvme_path), "zero.nvme_path")
     return place
 
 

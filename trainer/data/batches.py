@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 
 from trainer.config.plan import RunPlan
-from trainer.config.schema import TridentConfig
 from trainer.data.capacity import check_training_capacity, check_validation_capacity
 from trainer.data.dataset import SampleStream, TokenDataset
 from trainer.data.prepare import PreparedData
@@ -95,12 +94,6 @@ class BatchSource:
         # A sequence at a time: its inputs, then its labels.
         digest.update(pairs.swapaxes(0, 1).astype("<u4").tobytes())
         return digest.hexdigest()
-
-
-def stream_identity(prepared: PreparedData, config: TridentConfig) -> str:
-    """Return a hash of what decides which token is where in the training stream, for samples of one length."""
-    decides = f"{prepared.content}:{config.data.max_samples}:{config.train.seed}"
-    return hashlib.blake2b(decides.encode(), digest_size=16).hexdigest()
 
 
 def training_batches(

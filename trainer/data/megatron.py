@@ -6,7 +6,6 @@ then sizes i32[sequences], byte offsets i64[sequences], document starts i64[docu
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from itertools import islice
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from trainer.config.places import local_path
 from trainer.config.schema import DataConfig
 from trainer.data.wording import reason
 from trainer.errors import DataError
@@ -34,7 +34,7 @@ def megatron_pairs(config: DataConfig) -> list[tuple[Path, Path]]:
         raise DataError("data.source=megatron needs at least one .bin/.idx prefix in data.files, but it is empty")
     pairs: dict[Path, tuple[Path, Path]] = {}
     for name in config.files:
-        prefix = os.path.expanduser(name).removesuffix(".bin").removesuffix(".idx")
+        prefix = local_path(name, "data.files").removesuffix(".bin").removesuffix(".idx")
         pair = (Path(prefix + ".bin").absolute(), Path(prefix + ".idx").absolute())
         for path in pair:
             if not path.is_file():

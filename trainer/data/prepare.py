@@ -21,13 +21,14 @@ import filelock
 import numpy as np
 import numpy.typing as npt
 
+from trainer.config.places import absolute_path
 from trainer.config.schema import DataSource, TokenizerKind, TridentConfig
 from trainer.data.shards import ShardMeta, ShardWriter, dtype_for, file_sizes, read_meta, write_meta
 from trainer.data.sources import documents, file_identity, identity
 from trainer.data.split import is_held_out, split_document
 from trainer.data.tokenizer import Tokenizer, load_pretrained, make_tokenizer, pretrained_file, wanted_entries
 from trainer.data.wording import reason
-from trainer.errors import DataError, StorageError
+from trainer.errors import ConfigError, DataError, StorageError
 
 FORMAT_VERSION = 2
 BATCH_DOCUMENTS = 256
@@ -56,21 +57,24 @@ class PreparedData:
     """Hash of the tokens themselves, to compare with what other nodes have."""
 
 
+def stream_identity(prepared: PreparedData, config: TridentConfig) -> str:
+    """Return a hash of what decides which token is where in the training stream, for samples of one length."""
+    decides = f"{prepared.content}:{config.data.max_samples}:{config.train.seed}"
+    return hashlib.blake2b(decides.encode(), digest_size=16).hexdigest()
+
+
 def cache_folder(config: TridentConfig) -> Path:
     """Return where shards are cached: `data.cache_dir`, $TRIDENT_CACHE, or ~/.cache/trident.
 
     Raises:
-        DataError: it is below a home folder that this user does not have.
+        ConfigError: it is below a home folder that there is not.
     """
     named = config.data.cache_dir or os.environ.get("TRIDENT_CACHE") or "~/.cache/trident"
     try:
-        return Path(named).expanduser().absolute()
+        return absolute_path(named, "data.cache_dir")
     # Users of a container often have no home.
-    except RuntimeError as error:
-        raise DataError(
-            f"data.cache_dir must be a folder that can be written, but {named} needs a home folder and this user has "
-            "none; set data.cache_dir or TRIDENT_CACHE"
-        ) from error
+    except ConfigError as error:
+        raise ConfigError(error.problems, ["set data.cache_dir or TRIDENT_CACHE to a folder"]) from None
 
 
 def prepare(config: TridentConfig, say: Say | None = None) -> PreparedData:

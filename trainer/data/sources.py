@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
+from trainer.config.places import local_path
 from trainer.config.schema import DataConfig, DataSource
 from trainer.data.wording import listed, reason
 from trainer.errors import DataError
@@ -125,7 +126,7 @@ def input_files(config: DataConfig) -> list[Path]:
 
 
 def _matches(pattern: str) -> list[Path]:
-    expanded = os.path.expanduser(pattern)
+    expanded = local_path(pattern, "data.files")
     # A name that exists is meant as it is, even if it holds [ or *.
     names = [expanded] if os.path.exists(expanded) else glob.glob(expanded, recursive=True)
     files = [Path(name).absolute() for name in names if os.path.isfile(name)]
@@ -273,5 +274,5 @@ def _hub_rows(config: DataConfig) -> Iterable[dict[str, Any]]:
 
 
 def _hub_folder(config: DataConfig) -> Path | None:
-    path = os.path.expanduser(str(config.hub_path))
+    path = local_path(str(config.hub_path), "data.hub_path")
     return Path(path) if os.path.isdir(path) else None

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from trainer.config.places import local_path
 from trainer.config.schema import TokenizerKind, TridentConfig
 from trainer.data.wording import reason
 from trainer.errors import DataError
@@ -186,7 +187,7 @@ def pretrained_file(path: str) -> Path | None:
     Raises:
         DataError: it is a folder without one.
     """
-    local = os.path.expanduser(path)
+    local = local_path(path, "tokenizer.path")
     file = Path(local, _FILE) if os.path.isdir(local) else Path(local)
     if os.path.isfile(file):
         return file

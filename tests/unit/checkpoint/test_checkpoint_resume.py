@@ -246,9 +246,9 @@ def test_what_the_engine_says_is_said(run: Run, control: DistGroup) -> None:
 def test_other_data_in_the_same_run_are_refused(run: Run, control: DistGroup) -> None:
     run.steps(2)
     found = found_in(run.store, control)
-    with pytest.raises(DataError, match="must be those that this run began with") as caught:
+    with pytest.raises(DataError, match="must give the tokens that this run began with") as caught:
         starting_state(found, plan_of(), "other")
-    assert f"checkpoint.resume={run.store.path(2)}" in caught.value.hints[0]
+    assert f"checkpoint.resume={run.store.path(2)}" in caught.value.hints[1]
 
 
 def test_a_named_checkpoint_goes_on_with_other_data_from_their_beginning(run: Run, control: DistGroup) -> None:

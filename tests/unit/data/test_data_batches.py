@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from tests.unit.data.data_room import config, told
 from trainer.config.plan import RunPlan, make_plan
-from trainer.data.batches import BatchSource, stream_identity, training_batches, validation_batches
+from trainer.data.batches import BatchSource, training_batches, validation_batches
 from trainer.data.capacity import check_capacity
 from trainer.data.dataset import Order, SampleStream, TokenDataset
-from trainer.data.prepare import PreparedData
+from trainer.data.prepare import PreparedData, stream_identity
 from trainer.data.sampler import SampleOrder
 from trainer.errors import DataError
 

@@ -22,7 +22,7 @@ import trainer.data.prepare as room
 from tests.unit.data.data_room import config, stream, told, write_text
 from trainer.config.schema import TridentConfig
 from trainer.data.prepare import cache_folder, prepare
-from trainer.errors import StorageError
+from trainer.errors import ConfigError, StorageError
 
 PATIENCE_S = 100
 SPAWN = multiprocessing.get_context("spawn")
@@ -191,15 +191,15 @@ def test_the_cache_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_home(_path: Path) -> NoReturn:
-        raise RuntimeError("Could not determine home directory.")
-
     monkeypatch.delenv("TRIDENT_CACHE")
-    monkeypatch.setattr(Path, "expanduser", no_home)
-    assert told(lambda: cache_folder(config())) == (
-        "data.cache_dir must be a folder that can be written, but ~/.cache/trident needs a home folder and this user "
-        "has none; set data.cache_dir or TRIDENT_CACHE"
+    monkeypatch.setenv("HOME", "")
+    with pytest.raises(ConfigError) as caught:
+        cache_folder(config())
+    assert str(caught.value) == (
+        "data.cache_dir must be a path that can be found, but is '~/.cache/trident' and this user has no home folder; "
+        "write the path in full"
     )
+    assert caught.value.hints == ("set data.cache_dir or TRIDENT_CACHE to a folder",)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt/below"])

@@ -1,0 +1,32 @@
+"""What is said when a run would go on with other tokens than it began with. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.config.places import source_key
+from trainer.config.schema import TridentConfig
+from trainer.errors import DataError
+
+
+def other_tokens(config: TridentConfig, checkpoint: Path | None, changed: Sequence[str] = ()) -> DataError:
+    """Return the error that names the keys to change.
+
+    Args:
+        config: of the run that is to go on.
+        checkpoint: what it would go on from, if there is one.
+        changed: keys of the data that have other values than before; none where the same files have other content.
+    """
+    keys = " and ".join(changed) or source_key(config)
+    hints = [
+        f"put back the data, or give {keys} the value in the run's config.yaml" if changed else "put back the data"
+    ]
+    if checkpoint is not None:
+        hints.append(f"to train on with other data set run_dir to another folder and checkpoint.resume={checkpoint}")
+    hints.append("set run_dir to another folder to start anew")
+    return DataError(
+        f"{keys} must give the tokens that this run began with, wherever they lie, but "
+        f"{'give' if len(changed) > 1 else 'gives'} others",
+        hints,
+    )

@@ -1,0 +1,68 @@
+"""Keys that say where something is, and paths as people write them. No torch.
+
+Where data lie does not say what they are: the same tokens may be under another path tomorrow, or on another node.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from trainer.config.schema import DataSource, TridentConfig
+from trainer.errors import ConfigError
+
+BY_CONTENT = ("data.files", "data.hub_path", "tokenizer.path", "tokenizer.eos_token")
+"""Keys that two configs of one run may differ in as long as the tokens are the same, which is checked on the tokens."""
+PER_NODE = ("data.files", "data.hub_path", "tokenizer.path", "data.cache_dir", "zero.nvme_path")
+"""Keys in which the nodes of one run may differ: places on a disk of their own. The tokens there must be the same."""
+PATHS = (*PER_NODE, "run_dir", "checkpoint.resume")
+"""Every key that takes a path."""
+_SOURCE_KEYS = {
+    DataSource.files: "data.files",
+    DataSource.megatron: "data.files",
+    DataSource.hub: "data.hub_path",
+}
+
+
+def local_path(text: str, key: str) -> str:
+    """Return a path with `~` and `~user` replaced by home folders. Every key and option that takes a path comes here.
+
+    A name that exists as it is written, `~` and all, is that one. `./~x` is a name that begins with `~`.
+
+    Args:
+        text: what the user wrote.
+        key: what it was written for, named in the error.
+
+    Raises:
+        ConfigError: there is no such home folder, or it is no path at all.
+    """
+    if "\0" in text:
+        raise ConfigError(f"{key} must be a path, but {text!r} holds a NUL character")
+    if not text.startswith("~"):
+        return text
+    name = text.partition("/")[0]
+    # With an empty HOME the path would begin at the root of the disk.
+    expanded = text if name == "~" and os.environ.get("HOME") == "" else os.path.expanduser(text)
+    if not expanded.startswith("~"):
+        return expanded
+    if os.path.lexists(text):
+        return text
+    whose = "this user has no home folder" if name == "~" else f"there is no home folder of a user {name[1:]!r}"
+    raise ConfigError(
+        f"{key} must be a path that can be found, but is {text!r} and {whose}; write the path in full",
+        hints=[f"a name that begins with ~ is written ./{text}"],
+    )
+
+
+def absolute_path(text: str, key: str) -> Path:
+    """Return the path as `local_path` reads it, from the root of the disk on.
+
+    Raises:
+        ConfigError: as `local_path`.
+    """
+    return Path(local_path(text, key)).absolute()
+
+
+def source_key(config: TridentConfig) -> str:
+    """Return the key that says which data a run reads."""
+    return _SOURCE_KEYS.get(config.data.source, "data.source")
