@@ -32,6 +32,7 @@ from trainer.launcher.watchdog import Watchdog
 from trainer.log import say, use_terminal, warn
 from trainer.loop.events import Hook, RunEnd, SkippedBatch
 from trainer.loop.measures import Measures
+from trainer.loop.recheck import Recheck
 from trainer.loop.replicas import ReplicaCheck
 from trainer.loop.skips import RewindCount
 from trainer.loop.state import TrainState
@@ -213,10 +214,11 @@ def _hooks(
     measures: Measures,
 ) -> list[Hook]:
     # Before the saver: weights that differ are not worth keeping.
-    check = ReplicaCheck(engine, plan, groups, control)
+    checks: list[Hook] = [ReplicaCheck(engine, plan, groups, control), Recheck(engine, plan, groups, control)]
     saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, control, background, measures)
-    metrics = build_metrics(plan, folder.path, state, groups, control, folder.newest_checkpoint)
-    hooks: list[Hook] = [check, saver, metrics]
+    hosts = gather(control, socket.gethostname())
+    metrics = build_metrics(plan, folder.path, state, groups, control, hosts, folder.newest_checkpoint)
+    hooks: list[Hook] = [*checks, saver, metrics]
     if plan.config.eval.samples > 0:
         hooks.append(SamplesHook(engine, plan, folder.tokenizer, groups, control, metrics.show))
     return hooks

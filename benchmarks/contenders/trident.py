@@ -108,6 +108,9 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
         "attention_kernel": kernel,
         "threads": torch.get_num_threads(),
     }
-    hooks: list[Hook] = [build_metrics(plan, folder, state, groups, control), _GateHook(engine, gate, facts)]
+    hooks: list[Hook] = [
+        build_metrics(plan, folder, state, groups, control, ("here",) * plan.world_size),
+        _GateHook(engine, gate, facts),
+    ]
     source = training_batches(prepared, plan, state.sample_length, groups.data.rank, device)
     train(engine, source, None, plan, state, hooks, StopRequest(control), groups)

@@ -248,3 +248,105 @@ def check_replicas(rank: int, world_size: int, cases: Sequence[tuple[Case, str]]
         del room
         gc.collect()
     return ended
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One bit of a layer's result that comes out wrong, once, on one rank.
+
+    `layer`: name of the module whose result it is; `before_sum`: the bit is lost in what a row-parallel layer gives to
+    the sum over ranks.
+    """
+
+    case: Case
+    rank: int
+    layer: str
+    before_sum: bool = False
+
+
+def recheck_with_flips(rank: int, world_size: int, flips: Sequence[Flip]) -> list[str]:
+    """Return what the check says: with no flip, and with one."""
+    from trainer.errors import NumericsError
+    from trainer.loop.recheck import Recheck
+
+    found = []
+    for flip in flips:
+        room = _Room(flip.case, rank, world_size)
+        plan = replace(room.plan, config=replace(room.plan.config, runtime=_recheck(room.plan.config.runtime)))
+        check = Recheck(room.engine, plan, room.groups, room.control)
+        room.step(1)
+        check.on_step(1)
+        check.on_step(2)
+        passes = [0]
+        undo = _flip_in_second_pass(room, flip, passes) if rank == flip.rank else _nothing
+        try:
+            check.on_step(4)
+            found.append("nothing")
+        except NumericsError as error:
+            found.append(str(error))
+        undo()
+        room.step(2)
+        del room, check
+        gc.collect()
+    return found
+
+
+def _recheck(runtime: Any) -> Any:
+    return replace(runtime, recheck_every=2)
+
+
+def _flip_in_second_pass(room: _Room, flip: Flip, passes: list[int]) -> Callable[[], None]:
+    modules = dict(room.engine._engine.module.named_modules())
+    module: Any = next(part for name, part in modules.items() if name.endswith(flip.layer))
+
+    def flipped(tensor: torch.Tensor) -> torch.Tensor:
+        passes[0] += 1
+        if passes[0] == 2:
+            tensor = tensor.clone()
+            bits = tensor.view(-1)[:1].view(torch.int32)
+            bits ^= 1
+        return tensor
+
+    if not flip.before_sum:
+        handle = module.register_forward_hook(lambda _, __, result: flipped(result))
+        return lambda: handle.remove()
+    group = room.groups.tensor
+    inner = type(group).all_reduce
+    armed = [False]
+    opening = module.register_forward_pre_hook(lambda _, given: armed.__setitem__(0, True))
+
+    def all_reduce(self: Any, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
+        if armed[0]:
+            armed[0] = False
+            tensor.copy_(flipped(tensor))
+        return inner(self, tensor, op)
+
+    type(group).all_reduce = all_reduce  # type: ignore[method-assign]
+
+    def undo() -> None:
+        opening.remove()
+        type(group).all_reduce = inner  # type: ignore[method-assign]
+
+    return undo
+
+
+def own_milliseconds(rank: int, world_size: int, cases: Sequence[Case]) -> list[float]:
+    """Return this rank's own time in each case, where the last rank sleeps 30 ms in every forward pass."""
+    found = []
+    for case in cases:
+        room = _Room(case, rank, world_size)
+        room.step(1)
+        room.engine.take_own_seconds()
+        if rank == world_size - 1:
+            modules = dict(room.engine._engine.module.named_modules())
+            slow: Any = next(part for name, part in modules.items() if name.endswith("mlp.up"))
+            slow.register_forward_pre_hook(lambda _, __: time.sleep(0.03))
+        for step in (2, 3):
+            room.step(step)
+        # An evaluation is no step.
+        room.engine.evaluate(room.batches(4))
+        found.append(1000 * room.engine.take_own_seconds())
+        assert math.isnan(room.engine.take_own_seconds())
+        del room
+        gc.collect()
+    return found

@@ -11,31 +11,18 @@ import math
 import torch
 
 from trainer.config.plan import RunPlan
-from trainer.config.schema import Dtype, PipelineSchedule
-from trainer.data.batches import MicroBatch
+from trainer.config.schema import Dtype
 from trainer.engine.face import Engine
+from trainer.engine.fixed_batch import fixed_micro_batches
 from trainer.errors import CheckpointError
 
-_STRIDE = 7919
-"""A prime: the tokens go around the whole vocabulary."""
 TOLERANCE = {Dtype.fp32: 1e-5, Dtype.fp16: 2e-3, Dtype.bf16: 1e-2}
 """Relative. Another layout adds up in another order; a dtype's share is some units in its last place."""
 
 
 def probe_loss(engine: Engine, plan: RunPlan, device: torch.device) -> float:
-    """Return the loss on the fixed micro-batch. Collective over the world; syncs the host with the device.
-
-    The tokens are a function of the vocabulary's size and of the place in the sequence. Every row and every rank has
-    the same, so neither micro-batch size nor layout changes the mean.
-    """
-    places = torch.arange(plan.model.seq_length + 1, device=device)
-    row = (places * _STRIDE + places // 7) % plan.model.vocab_size
-    rows = row.expand(plan.config.batch.micro_batch_size, -1)
-    batch = MicroBatch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
-    dual = plan.config.layout.pipeline_schedule is PipelineSchedule.dualpipev
-    # DualPipeV fills its two directions only from so many on.
-    count = 2 * plan.pipeline_parallel_size if plan.uses_pipeline_engine and dual else 1
-    return float(engine.evaluate([batch] * count))
+    """Return the loss on the fixed micro-batch. Collective over the world; syncs the host with the device."""
+    return float(engine.evaluate(fixed_micro_batches(plan, device)))
 
 
 def check_probe(saved: float, found: float, saved_dtype: str, dtype: Dtype) -> None:

@@ -231,6 +231,11 @@ def compilation(case: Case) -> Iterator[str]:
     config = case.config
     if not config.runtime.compile:
         return
+    if config.runtime.recheck_every > 0:
+        yield (
+            "runtime.recheck_every looks at the results of single layers, which runtime.compile=true makes programs "
+            "of; use runtime.compile=false, or runtime.recheck_every=0"
+        )
     if config.zero.stage == 3:
         yield (
             "runtime.compile=true cannot be used with zero.stage=3: DeepSpeed's hooks inside the blocks break every "

@@ -50,6 +50,7 @@ MINIMA: dict[str, int] = {
     "runtime.timeout_s": 1,
     "runtime.hang_timeout_s": 0,
     "runtime.check_replicas_every": 0,
+    "runtime.recheck_every": 0,
     "runtime.profile_first_step": 1,
     "runtime.profile_steps": 1,
     "launch.grace_s": 0,
@@ -70,6 +71,7 @@ NOT_NEGATIVE: tuple[str, ...] = (
     "optimizer.grad_clip",
     "launch.restart_backoff_s",
     "eval.temperature",
+    "runtime.straggler_factor",
 )
 BELOW_ONE: tuple[str, ...] = (
     "model.dropout",

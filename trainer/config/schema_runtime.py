@@ -60,6 +60,13 @@ class RuntimeConfig:
     check_replicas_every: int = 0
     """Steps between comparisons of the weights that several ranks hold alike; where they differ, the run ends (exit
     code 5). 0: never."""
+    recheck_every: int = 0
+    """Steps between checks that every rank computes the same bits twice: one fixed micro-batch goes forward two times,
+    and each layer's result is compared. Where they differ, the run ends (exit code 5) and names rank, host and layer.
+    0: never."""
+    straggler_factor: float = 1.5
+    """A rank is named in a warning when its own computing, or its wait for data, takes this many times as long as that
+    of ranks with the same work, in three reports in a row. 0: never."""
     profile: bool = False
     """Record some steps with torch's profiler: traces and a table of where the time went, in profile/ of the run's
     folder (docs/profiling.md). Recorded steps are slower, and so is the row of metrics that holds them."""

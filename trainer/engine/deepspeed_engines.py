@@ -24,6 +24,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch.distributed import get_process_group_ranks
 
 from trainer.engine.gate import StepGate, forget_gradients, is_counted, put_in_the_way
+from trainer.engine.own_time import OwnTime
 from trainer.progress import Progress
 from trainer.topology.groups import DistGroup, ParallelGroups
 
@@ -113,6 +114,7 @@ class RepairedEngine(_Repaired, DeepSpeedEngine):  # type: ignore[misc]
 class _RepairedPipeline(_Repaired):
     """What both pipeline engines share."""
 
+    own_time: OwnTime
     _known_loss: torch.Tensor | None = None
 
     def _take_model_step(self, lr_kwargs: dict[str, object] | None) -> None:
@@ -160,7 +162,8 @@ class _RepairedPipeline(_Repaired):
         engine: Any = self
         # Present where the micro-batch was loaded on the last stage: the fused loss is one of its layers.
         engine.module.label_slot.labels = engine.pipe_buffers["labels"][kwargs["buffer_id"]]
-        self._timed("_exec_forward_pass", **kwargs)
+        with self.own_time.measured():
+            self._timed("_exec_forward_pass", **kwargs)
 
     def _exec_backward_pass(self, **kwargs: Any) -> None:
         self._timed("_exec_backward_pass", **kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -24,6 +24,16 @@ class StepResult:
     skipped: bool = False
     """Whether the update was not applied: loss or gradients were not finite somewhere, or the loss was too high. The
     same on every rank; known to the host."""
+
+
+class Recorded(NamedTuple):
+    """The checksum of one tensor of a forward pass."""
+
+    name: str
+    """Of the layer that it came out of."""
+    is_received: bool
+    """Whether other ranks had a part in it."""
+    value: int
 
 
 @dataclass(frozen=True)
@@ -63,11 +73,20 @@ class Engine(Protocol):
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
         """Return the mean loss ([] fp32, same on every rank) without touching weights, moments or dropout state."""
 
+    def record(self, micro_batches: Sequence[MicroBatch]) -> list[Recorded]:
+        """Do as `evaluate`, and return checksums of what this rank computed and received, in order. Syncs the host."""
+
     def loss_scale(self) -> float | None:
         """Return the dynamic loss scale (fp16), otherwise None. Local; may sync the host."""
 
     def take_busy_seconds(self) -> float:
         """Return the seconds that this rank computed (forward and backward) since the last call. Local; may sync."""
+
+    def take_own_seconds(self) -> float:
+        """Return the mean seconds of a step's first forward pass since the last call, without waits for other ranks.
+
+        NaN where they cannot be taken apart: with ZeRO-3, which gathers weights in between. Local; may sync.
+        """
 
     def local_parameters(self) -> Mapping[str, torch.Tensor]:
         """Return this rank's tensor-parallel shard of every parameter it holds, by global name. fp32, on CPU.

@@ -38,7 +38,8 @@ class PlainEngine(WrappedEngine):
         total = torch.zeros((), dtype=torch.float32, device=self._groups.device)
         for number, batch in enumerate(micro_batches, start=1):
             note("forward", number)
-            loss = self._engine(batch.input_ids, batch.labels)
+            with self._own_time.measured():
+                loss = self._engine(batch.input_ids, batch.labels)
             total += loss.detach()
             note("backward", number)
             self._engine.backward(loss)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import deepspeed
 import torch
 
 from trainer.config.plan import RunPlan
+from trainer.data.batches import MicroBatch
 from trainer.engine import masters
-from trainer.engine.face import Fragment, ReadShard, StepResult
+from trainer.engine.face import Fragment, ReadShard, Recorded, StepResult
+from trainer.engine.own_time import OwnTime
+from trainer.engine.recording import Recorder
 from trainer.tensor_parallel.random import StepClock
 from trainer.tensor_parallel.shard import ShardSpec, shard_spec
 from trainer.topology.groups import ParallelGroups
@@ -31,9 +35,12 @@ class WrappedEngine:
         self._plan = plan
         self._groups = groups
         self._clock = clock
+        self._own_time = OwnTime(groups.device, groups.tensor)
+        engine.own_time = self._own_time
 
     def _begin_step(self, step: int, learning_rate: float, loss_limit: float) -> None:
         self._engine.gate.begin_step(loss_limit)
+        self._own_time.begin_step()
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = learning_rate
         plan = self._plan
@@ -50,9 +57,25 @@ class WrappedEngine:
         # Known to the host: it decided whether the optimizer runs.
         return StepResult(loss, norm, skipped=bool(self._engine.optimizer.overflow))
 
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+        """Return the mean loss: how it is computed depends on the engine."""
+        raise NotImplementedError
+
+    def record(self, micro_batches: Sequence[MicroBatch]) -> list[Recorded]:
+        """Evaluate, and return checksums of all results on the way."""
+        recorder = Recorder()
+        with recorder.listening(self._engine.module, self._groups.tensor):
+            self.evaluate(micro_batches)
+        return recorder.read()
+
     def loss_scale(self) -> float | None:
         """Return the dynamic loss scale in fp16."""
         return float(self._engine.optimizer.cur_scale) if self._engine.fp16_enabled() else None
+
+    def take_own_seconds(self) -> float:
+        """Return the mean seconds of a step's first forward pass, NaN with ZeRO-3."""
+        seconds = self._own_time.take()
+        return math.nan if self._plan.zero_stage == 3 else seconds
 
     def local_parameters(self) -> Mapping[str, torch.Tensor]:
         """Return this rank's shards by global name; what ZeRO-3 has cut is gathered first."""

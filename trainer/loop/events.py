@@ -35,6 +35,12 @@ class StepReport:
     """Steps so far whose update was not applied."""
     bubble_fraction: float | None
     """Measured share of the step in which this rank's stage computed nothing, mean over stages; None for pp=1."""
+    step_percentiles_ms: tuple[float, float, float] = (math.nan, math.nan, math.nan)
+    """50, 95 and 99 percent of the last steps took no longer, this rank."""
+    busy_ms: float = math.nan
+    """Part of a step in which this rank ran forward and backward; NaN for pp=1."""
+    own_ms: float = math.nan
+    """A step's first forward pass without waits for other ranks, this rank; NaN where it cannot be told."""
     eval_loss: float | None = None
     """Mean validation loss, when this step was followed by an evaluation."""
     measures: Mapping[str, float] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -111,6 +112,15 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+@dataclass(frozen=True)
+class _Busy:
+    """Where this rank computed in the steps of a window; `bubble_fraction` is the mean over all ranks."""
+
+    own_ms: float
+    busy_ms: float = math.nan
+    bubble_fraction: float | None = None
+
+
 @dataclass
 class _Loop:
     """One call of `train`: its collaborators under names, and the steps."""
@@ -164,9 +174,9 @@ class _Loop:
             self.window.read()
         self.window.stop_step()
         reading = self.window.close() if reports else None
-        bubble = self._bubble_fraction(reading.seconds) if reading else None
         if reading is not None:
-            report = self._report(step, rate, reading, bubble, self._evaluate() if evaluates else None)
+            busy = self._busy(reading)
+            report = self._report(step, rate, reading, busy, self._evaluate() if evaluates else None)
             for hook in self.hooks:
                 hook.on_report(report)
         # After the report: a step that was saved must have its row, whenever the run is killed.
@@ -191,13 +201,16 @@ class _Loop:
             self.state.sample_ledger = self.source.ledger(self.state.sample_ledger, position)
         return self.skips.judge(result, limit, position, is_fp16=self.engine.loss_scale() is not None)
 
-    def _bubble_fraction(self, seconds: float) -> float | None:
-        """Return the idle share of the window, mean over ranks. Collective over the world with pp > 1."""
+    def _busy(self, reading: WindowReading) -> _Busy:
+        """Return what of the window was computing. Collective over the world with pp > 1."""
+        own_ms = 1000 * self.engine.take_own_seconds()
         if not self.plan.uses_pipeline_engine:
-            return None
-        idle = 1.0 - self.engine.take_busy_seconds() / max(seconds, 1e-9)
+            return _Busy(own_ms)
+        seconds = self.engine.take_busy_seconds()
+        idle = 1.0 - seconds / max(reading.seconds, 1e-9)
         share = torch.tensor([min(1.0, max(0.0, idle))], device=self.groups.device)
-        return float(self.groups.world.all_reduce(share).item()) / self.groups.world.size
+        bubble = float(self.groups.world.all_reduce(share).item()) / self.groups.world.size
+        return _Busy(own_ms, 1000 * seconds / reading.steps, bubble)
 
     def _evaluate(self) -> float:
         assert self.validation is not None
@@ -215,7 +228,7 @@ class _Loop:
         return measured
 
     def _report(
-        self, step: int, rate: float, reading: WindowReading, bubble: float | None, eval_loss: float | None
+        self, step: int, rate: float, reading: WindowReading, busy: _Busy, eval_loss: float | None
     ) -> StepReport:
         return StepReport(
             step=step,
@@ -228,7 +241,10 @@ class _Loop:
             data_wait_ms=reading.data_wait_ms,
             loss_scale=self.engine.loss_scale(),
             skipped_steps=self.state.skipped_batches,
-            bubble_fraction=bubble,
+            bubble_fraction=busy.bubble_fraction,
+            step_percentiles_ms=reading.percentiles_ms,
+            busy_ms=busy.busy_ms,
+            own_ms=busy.own_ms,
             eval_loss=eval_loss,
             measures=self._measured(),
         )

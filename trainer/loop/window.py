@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +25,18 @@ class WindowReading:
     data_wait_ms: float
     seconds: float
     """Wall time spent in the steps of the window."""
+    percentiles_ms: tuple[float, float, float]
+    """Step time that 50, 95 and 99 percent of the last `PERCENTILE_STEPS` steps did not exceed."""
+
+
+PERCENTILE_STEPS = 200
+"""Steps that percentiles are taken of, whatever lies between two reports: of ten steps there is no 99th percentile."""
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest of `values` that at least `share` of them do not exceed (the nearest rank)."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 class StepWindow:
@@ -37,6 +52,7 @@ class StepWindow:
         self._seconds = 0.0
         self._data_seconds = 0.0
         self._step_started = 0.0
+        self._last_steps: deque[float] = deque(maxlen=PERCENTILE_STEPS)
 
     def start_step(self) -> None:
         """Start the clock."""
@@ -54,7 +70,9 @@ class StepWindow:
 
     def stop_step(self) -> None:
         """Stop the clock."""
-        self._seconds += time.perf_counter() - self._step_started
+        seconds = time.perf_counter() - self._step_started
+        self._seconds += seconds
+        self._last_steps.append(seconds)
 
     def read(self) -> tuple[tuple[float, ...], float]:
         """Return the losses so far and the last gradient norm. Syncs the host with the device.
@@ -78,8 +96,12 @@ class StepWindow:
             step_ms=1000 * self._seconds / steps,
             data_wait_ms=1000 * self._data_seconds / steps,
             seconds=self._seconds,
+            percentiles_ms=(self._percentile(0.5), self._percentile(0.95), self._percentile(0.99)),
         )
         self._losses.clear()
         self._grad_norm = None
         self._seconds = self._data_seconds = 0.0
         return reading
+
+    def _percentile(self, share: float) -> float:
+        return 1000 * percentile(self._last_steps, share)

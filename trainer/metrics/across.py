@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from trainer.loop.events import StepReport
 from trainer.metrics.memory import MemoryMeter, MemoryPeaks
 from trainer.metrics.node import NODE_NAMES, NodeMeter
+from trainer.metrics.straggler import RankTimes
 from trainer.topology.groups import Group
 
 
@@ -23,6 +25,10 @@ class Across:
     """Peak of allocated memory in GiB of the fullest rank of each stage."""
     nodes: tuple[Mapping[str, float], ...]
     """Names of `NODE_NAMES` to values of each node, in order of ranks; those that were not read now are left out."""
+    busy_ms: tuple[float, ...] = ()
+    """Forward and backward of a step on the busiest rank of each stage; NaN with one stage."""
+    times: tuple[RankTimes, ...] = ()
+    """Of every rank."""
 
 
 class AcrossMeter:
@@ -48,20 +54,30 @@ class AcrossMeter:
         """Look at this rank's memory. Local, no device sync."""
         self._memory.sample()
 
-    def measure(self) -> Across:
-        """Return the reading, the same on every rank. Collective over `control` (all-gather on CPU); no device sync."""
+    def measure(self, report: StepReport) -> Across:
+        """Return the reading, the same on every rank. Collective over `control` (all-gather on CPU); no device sync.
+
+        Args:
+            report: of this rank, whose times come along.
+        """
         peaks = self._memory.peaks()
         node = self._node.read() if self._node is not None else {}
-        mine = [peaks.allocated_gib, peaks.reserved_gib, float(self._node is not None)]
-        mine += [node.get(name, math.nan) for name in NODE_NAMES]
+        mine = [peaks.allocated_gib, peaks.reserved_gib, report.busy_ms, report.own_ms, report.data_wait_ms]
+        mine += [float(self._node is not None), *(node.get(name, math.nan) for name in NODE_NAMES)]
         table = self._control.all_gather(torch.tensor([mine], dtype=torch.float64)).tolist()
-        stages = [
-            max((row[0] for row, of in zip(table, self._stages, strict=True) if of == stage), default=0.0)
-            for stage in range(1 + max(self._stages))
-        ]
-        nodes = (dict(zip(NODE_NAMES, row[3:], strict=True)) for row in table if row[2])
+        allocated, reserved, busy, own, waits, has_node = list(zip(*table, strict=True))[:6]
+        nodes = (dict(zip(NODE_NAMES, row[6:], strict=True)) for row, has in zip(table, has_node, strict=True) if has)
         return Across(
-            fullest=MemoryPeaks(max(row[0] for row in table), max(row[1] for row in table)),
-            stages=tuple(stages),
+            fullest=MemoryPeaks(max(allocated), max(reserved)),
+            stages=self._fullest_by_stage(allocated),
             nodes=tuple({name: value for name, value in found.items() if not math.isnan(value)} for found in nodes),
+            busy_ms=self._fullest_by_stage(busy),
+            times=tuple(RankTimes(*entry) for entry in zip(own, waits, strict=True)),
         )
+
+    def _fullest_by_stage(self, values: Sequence[float]) -> tuple[float, ...]:
+        """Return the highest value of each stage, given that of every rank."""
+        by_stage: dict[int, list[float]] = {stage: [] for stage in range(1 + max(self._stages))}
+        for stage, value in zip(self._stages, values, strict=True):
+            by_stage[stage].append(value)
+        return tuple(max(found) for found in by_stage.values())

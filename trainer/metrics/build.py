@@ -25,6 +25,7 @@ from trainer.metrics.node import NodeMeter
 from trainer.metrics.peaks import peak_flops_per_second
 from trainer.metrics.screen import TrainingConsole
 from trainer.metrics.sink import Sink
+from trainer.metrics.straggler import StragglerWatch
 from trainer.metrics.summary import SummarySink
 from trainer.metrics.tensorboard_sink import TENSORBOARD_FOLDER, TensorBoardSink
 from trainer.metrics.texts import SAMPLES_FILE, TextSink
@@ -42,6 +43,7 @@ def build_metrics(
     state: TrainState,
     groups: ParallelGroups,
     control: Group,
+    hosts: Sequence[str],
     checkpoints: Checkpoints | None = None,
 ) -> MetricsHook:
     """Build the hook with the sinks that the config asks for.
@@ -54,6 +56,7 @@ def build_metrics(
         state: the loop's own state; the summary reads it at the end.
         groups: this rank's place.
         control: a group on CPU over the whole world.
+        hosts: machine of every rank, in order of ranks.
         checkpoints: finds the newest checkpoint, for `logging.wandb_artifacts`.
     """
     device_name = torch.cuda.get_device_name(groups.device) if groups.device.type == "cuda" else None
@@ -64,14 +67,16 @@ def build_metrics(
         peak_flops=peak_flops_per_second(device_name, plan.config.precision.dtype),
     )
     reads_node = plan.config.logging.system_metrics and os.environ.get("LOCAL_RANK", "0") == "0"
+    stages = [groups.grid.coordinate(rank).stage for rank in range(groups.grid.size)]
     across = AcrossMeter(
         memory=MemoryMeter(groups.device),
         node=NodeMeter(with_gpus=groups.device.type == "cuda") if reads_node else None,
-        stages=[groups.grid.coordinate(rank).stage for rank in range(groups.grid.size)],
+        stages=stages,
         control=control,
     )
+    stragglers = StragglerWatch(stages, hosts, plan.config.runtime.straggler_factor)
     sinks = _sinks(plan, run_dir, state, device_name or "CPU", checkpoints) if groups.is_reporting_rank else []
-    return MetricsHook(throughput, across, sinks)
+    return MetricsHook(throughput, across, stragglers, sinks)
 
 
 def _sinks(

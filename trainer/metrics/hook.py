@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trainer.log import warn
 from trainer.loop.events import RunEnd, StepReport
 from trainer.metrics.across import AcrossMeter
 from trainer.metrics.row import make_row
 from trainer.metrics.sink import Sample, Sink
+from trainer.metrics.straggler import StragglerWatch
 from trainer.metrics.throughput import ThroughputMeter
 
 
@@ -17,12 +19,16 @@ class MetricsHook:
     Args:
         throughput: turns step time into rates.
         across: measures memory and nodes; its collective is why this hook must exist on every rank.
+        stragglers: names slow ranks.
         sinks: where rows go, in order; empty on all ranks but the reporting one.
     """
 
-    def __init__(self, throughput: ThroughputMeter, across: AcrossMeter, sinks: Sequence[Sink]) -> None:
+    def __init__(
+        self, throughput: ThroughputMeter, across: AcrossMeter, stragglers: StragglerWatch, sinks: Sequence[Sink]
+    ) -> None:
         self._throughput = throughput
         self._across = across
+        self._stragglers = stragglers
         self._sinks = tuple(sinks)
 
     def on_start(self, first_step: int) -> None:
@@ -39,10 +45,13 @@ class MetricsHook:
     def on_report(self, report: StepReport) -> None:
         """Measure and hand out the row. Collective over the control group of the meter."""
         self.on_step(report.step)
-        across = self._across.measure()
+        across = self._across.measure(report)
         if not self._sinks:
             return
-        row = make_row(report, self._throughput.measure(report.step_ms), across)
+        slowest, stragglers = self._stragglers.look(across.times, report.step_ms)
+        for straggler in stragglers:
+            warn(f"{straggler} (step {report.step})")
+        row = make_row(report, self._throughput.measure(report.step_ms), across, slowest)
         for sink in self._sinks:
             sink.write(row, report)
 

@@ -7,6 +7,7 @@ import math
 from trainer.loop.events import StepReport
 from trainer.metrics.across import Across
 from trainer.metrics.sink import Row
+from trainer.metrics.straggler import Slowest
 from trainer.metrics.throughput import Throughput
 
 ROW_NAMES = (
@@ -22,6 +23,9 @@ ROW_NAMES = (
     "perf/mfu",
     "time/step_ms",
     "time/data_wait_ms",
+    "time/step_p50_ms",
+    "time/step_p95_ms",
+    "time/step_p99_ms",
     "memory/peak_allocated_gib",
     "memory/peak_reserved_gib",
     "pipeline/bubble_fraction",
@@ -29,12 +33,15 @@ ROW_NAMES = (
 )
 """The names that every run knows, in order. On CPU a "gpu" is a rank. `make_row` adds others after them."""
 
+_PERCENTILES = ("time/step_p50_ms", "time/step_p95_ms", "time/step_p99_ms")
 
-def make_row(report: StepReport, throughput: Throughput, across: Across) -> Row:
+
+def make_row(report: StepReport, throughput: Throughput, across: Across, slowest: Slowest | None = None) -> Row:
     """Return the row of a report: `ROW_NAMES`, then what depends on the run.
 
-    That is `memory/stage<k>/peak_allocated_gib` with more than one stage, `system/node<k>/...` when nodes were read,
-    and what hooks measured (`StepReport.measures`).
+    That is `memory/stage<k>/peak_allocated_gib` and `time/stage<k>/busy_ms` with more than one stage,
+    `time/slowest_rank` with more than one rank, `system/node<k>/...` when nodes were read, and what hooks measured
+    (`StepReport.measures`).
     Names without a value are left out: unknown (mfu, evaluation, bubble), or not finite (the gradient norm of a
     step that was skipped), which JSON cannot hold.
     """
@@ -51,6 +58,7 @@ def make_row(report: StepReport, throughput: Throughput, across: Across) -> Row:
         "perf/mfu": throughput.mfu,
         "time/step_ms": report.step_ms,
         "time/data_wait_ms": report.data_wait_ms,
+        **dict(zip(_PERCENTILES, report.step_percentiles_ms, strict=True)),
         "memory/peak_allocated_gib": across.fullest.allocated_gib,
         "memory/peak_reserved_gib": across.fullest.reserved_gib,
         "pipeline/bubble_fraction": report.bubble_fraction,
@@ -58,6 +66,9 @@ def make_row(report: StepReport, throughput: Throughput, across: Across) -> Row:
     }
     if len(across.stages) > 1:
         values |= {f"memory/stage{k}/peak_allocated_gib": peak for k, peak in enumerate(across.stages)}
+        values |= {f"time/stage{k}/busy_ms": busy for k, busy in enumerate(across.busy_ms)}
+    if slowest is not None and len(across.times) > 1:
+        values |= {"time/slowest_rank": slowest.rank, "time/slowest_rank_ratio": slowest.ratio}
     for k, node in enumerate(across.nodes):
         values |= {f"system/node{k}/{name}": value for name, value in node.items()}
     values = {**report.measures, **values}

@@ -7,7 +7,7 @@ the collectives; `FakeGroup` pretends to be rank r of n inside one process, for 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from trainer.topology.exchange import SMALLEST, Peers
 from trainer.topology.grid import Grid
+from trainer.topology.watch import Watch
 
 
 class Group(Protocol):
@@ -111,6 +112,8 @@ class DistGroup:
     size: int
     ranks: tuple[int, ...]
     """Global ranks, in group order."""
+    watch: Watch = field(default_factory=Watch, compare=False)
+    """Told of every collective, for whoever listens."""
 
     @property
     def _peers(self) -> Peers:
@@ -120,22 +123,36 @@ class DistGroup:
     def _by_messages(tensor: torch.Tensor) -> bool:
         return tensor.device.type == "cpu" and tensor.numel() >= SMALLEST and tensor.is_contiguous()
 
+    def _watched(self, finish: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        def watched() -> torch.Tensor:
+            self.watch.waits()
+            result = finish()
+            self.watch.received(result)
+            return result
+
+        return watched
+
     def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
         """Reduce in place over the group and return `tensor`. No host sync on CUDA."""
         kind = _reduce_op(op)
         if self.size == 1:
             return tensor
+        self.watch.sends(tensor)
+        self.watch.waits()
         if op == "sum" and self._by_messages(tensor):
-            return self._peers.all_reduce(tensor)
-        dist.all_reduce(tensor, op=kind, group=self.process_group)
+            self._peers.all_reduce(tensor)
+        else:
+            dist.all_reduce(tensor, op=kind, group=self.process_group)
+        self.watch.received(tensor)
         return tensor
 
     def start_all_reduce(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Begin to sum in place over the group. No host sync on CUDA, where the current stream waits."""
         if self.size == 1:
             return lambda: tensor
+        self.watch.sends(tensor)
         if self.size == 2 and self._by_messages(tensor):
-            return self._peers.start_sum(tensor)
+            return self._watched(self._peers.start_sum(tensor))
         work = dist.all_reduce(tensor, group=self.process_group, async_op=True)
         assert work is not None, "this rank must be in the group"
 
@@ -143,7 +160,7 @@ class DistGroup:
             work.wait()
             return tensor
 
-        return finish
+        return self._watched(finish)
 
     def all_gather(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """Return the ranks' tensors concatenated along `dim`. No host sync on CUDA."""
@@ -154,6 +171,7 @@ class DistGroup:
     def start_all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Begin to gather along dimension 0. No host sync on CUDA."""
         mine = tensor.contiguous()
+        self.watch.sends(mine)
         out = mine.new_empty((self.size * mine.shape[0], *mine.shape[1:]))
         if self._by_messages(mine):
             finish = self._peers.start_all_gather(mine, out.chunk(self.size))
@@ -166,7 +184,7 @@ class DistGroup:
             finish()
             return out
 
-        return result
+        return self._watched(result)
 
     def reduce_scatter(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """Sum over the group and return this rank's chunk along `dim`. No host sync on CUDA."""
@@ -178,8 +196,9 @@ class DistGroup:
     def start_reduce_scatter(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Begin to sum and scatter along dimension 0. No host sync on CUDA."""
         whole = tensor.contiguous()
+        self.watch.sends(whole)
         if self._by_messages(whole):
-            return self._peers.start_reduce_scatter(whole.chunk(self.size))
+            return self._watched(self._peers.start_reduce_scatter(whole.chunk(self.size)))
         out = whole.new_empty((_chunk_length(whole, 0, self.size), *whole.shape[1:]))
         work = dist.reduce_scatter_tensor(out, whole, group=self.process_group, async_op=True)
         assert work is not None, "this rank must be in the group"
@@ -188,7 +207,7 @@ class DistGroup:
             work.wait()
             return out
 
-        return result
+        return self._watched(result)
 
 
 def start_all_reduce(group: Group, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:

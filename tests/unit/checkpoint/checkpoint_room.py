@@ -16,7 +16,7 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import CheckpointConfig, LayoutConfig, ModelConfig, TridentConfig
 from trainer.data.batches import MicroBatch
-from trainer.engine.face import Fragment, ReadShard, StepResult
+from trainer.engine.face import Fragment, ReadShard, Recorded, StepResult
 from trainer.loop.events import RunEnd, StepReport
 from trainer.loop.measures import Measures
 from trainer.loop.state import TrainState
@@ -95,6 +95,12 @@ class FakeEngine:
 
     def skipped_steps(self) -> int:
         raise AssertionError
+
+    def record(self, micro_batches: Sequence[MicroBatch]) -> list[Recorded]:
+        raise AssertionError
+
+    def take_own_seconds(self) -> float:
+        return 0.002
 
     def take_busy_seconds(self) -> float:
         raise AssertionError

@@ -20,7 +20,7 @@ from trainer.config.schema import (
     TridentConfig,
 )
 from trainer.data.batches import BatchSource, MicroBatch
-from trainer.engine.face import Fragment, ReadShard, StepResult
+from trainer.engine.face import Fragment, ReadShard, Recorded, StepResult
 from trainer.errors import NumericsError, StorageError
 from trainer.loop.evaluate import evaluate
 from trainer.loop.events import Hook, RunEnd, SkippedBatch, StepReport
@@ -74,6 +74,12 @@ class FakeEngine:
 
     def loss_scale(self) -> float | None:
         return self.scale
+
+    def record(self, micro_batches: Sequence[MicroBatch]) -> list[Recorded]:
+        raise AssertionError
+
+    def take_own_seconds(self) -> float:
+        return 0.002
 
     def take_busy_seconds(self) -> float:
         taken, self.busy_s = self.busy_s, 0.0

@@ -5,16 +5,21 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import psutil
 import pytest
 
 from tests.helpers.thread_group import ThreadGroup, run_ranks
+from trainer.loop.events import StepReport
 from trainer.metrics import node as node_module
 from trainer.metrics.across import Across, AcrossMeter
 from trainer.metrics.memory import MemoryPeaks
 from trainer.metrics.node import NODE_NAMES, NodeMeter
+from trainer.metrics.straggler import RankTimes
 from trainer.topology.groups import Group, SingleGroup
+
+REPORT = StepReport(5, 1.0, 1.0, 1e-3, 100, 1, 30.0, 3.0, None, 0, None)
 
 
 class Memory:
@@ -45,7 +50,8 @@ def test_two_nodes_of_two_ranks_in_one_collective() -> None:
 
     def rank(group: Group) -> tuple[Across, list[str]]:
         memory = Memory([1.0, 4.0, 3.0, 2.0][group.rank], [9.0, 5.0, 6.0, 7.0][group.rank])
-        found = meter(memory, nodes.get(group.rank), [0, 0, 1, 1], group).measure()
+        times = replace(REPORT, busy_ms=[10.0, 12.0, 20.0, 18.0][group.rank], own_ms=1.0 + group.rank)
+        found = meter(memory, nodes.get(group.rank), [0, 0, 1, 1], group).measure(times)
         assert isinstance(group, ThreadGroup)
         return found, group.calls
 
@@ -56,11 +62,14 @@ def test_two_nodes_of_two_ranks_in_one_collective() -> None:
     assert across.fullest == MemoryPeaks(4.0, 9.0)
     assert across.stages == (4.0, 3.0)
     assert across.nodes == ({"cpu_percent": 10.0, "memory_used_gib": 1.0}, {"cpu_percent": 90.0})
+    assert across.busy_ms == (12.0, 20.0)
+    assert across.times == tuple(RankTimes(1.0 + rank, 3.0) for rank in range(4))
 
 
 def test_without_nodes_there_are_none() -> None:
-    across = meter(Memory(1.0), None, [0], SingleGroup()).measure()
-    assert across == Across(MemoryPeaks(1.0, 0.0), (1.0,), ())
+    report = replace(REPORT, busy_ms=5.0, own_ms=2.0)
+    across = meter(Memory(1.0), None, [0], SingleGroup()).measure(report)
+    assert across == Across(MemoryPeaks(1.0, 0.0), (1.0,), (), (5.0,), (RankTimes(2.0, 3.0),))
 
 
 class Clock:

@@ -19,6 +19,7 @@ from trainer.metrics.build import build_metrics
 from trainer.metrics.hook import MetricsHook
 from trainer.metrics.memory import MemoryMeter
 from trainer.metrics.sink import Row, Sample
+from trainer.metrics.straggler import StragglerWatch
 from trainer.metrics.throughput import ThroughputMeter
 from trainer.model.accounting import parameter_count
 from trainer.topology.groups import SingleGroup, single_process_groups
@@ -64,7 +65,7 @@ def across() -> AcrossMeter:
 
 def test_one_row_goes_to_every_sink(report: StepReport) -> None:
     sinks = [ListSink(), ListSink()]
-    hook = MetricsHook(METER, across(), sinks)
+    hook = MetricsHook(METER, across(), StragglerWatch([0], ["here"], 1.5), sinks)
     hook.on_start(1)
     hook.on_step(5)
     hook.on_report(report)
@@ -79,7 +80,7 @@ def test_a_rank_without_sinks_takes_part_in_the_same_collectives(report: StepRep
     counts = []
     for sinks in ([ListSink()], []):
         CountingGroup.calls = 0
-        hook = MetricsHook(METER, across(), sinks)
+        hook = MetricsHook(METER, across(), StragglerWatch([0], ["here"], 1.5), sinks)
         hook.on_start(1)
         hook.on_step(5)
         hook.on_report(report)
@@ -93,7 +94,7 @@ def test_a_rank_without_sinks_takes_part_in_the_same_collectives(report: StepRep
 def test_every_sink_ends_even_when_one_fails() -> None:
     sinks = [ListSink(OSError("first")), ListSink()]
     with pytest.raises(OSError, match="first"):
-        MetricsHook(METER, across(), sinks).on_end(FINISHED)
+        MetricsHook(METER, across(), StragglerWatch([0], ["here"], 1.5), sinks).on_end(FINISHED)
     assert sinks[1].events == [("end", "finished")]
 
 
@@ -101,7 +102,7 @@ def test_the_whole_hook_leaves_rows_and_a_summary(
     tmp_path: Path, plan: RunPlan, report: StepReport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = TrainState(step=5, sample_ledger="abc", sample_length=8)
-    hook = build_metrics(plan, tmp_path / "run", state, single_process_groups(), SingleGroup())
+    hook = build_metrics(plan, tmp_path / "run", state, single_process_groups(), SingleGroup(), ["here"])
     hook.on_start(1)
     hook.on_step(5)
     hook.on_report(report)
@@ -123,7 +124,7 @@ def with_logging(plan: RunPlan, logging: LoggingConfig) -> RunPlan:
 
 
 def play(plan: RunPlan, run_dir: Path, report: StepReport) -> None:
-    hook = build_metrics(plan, run_dir, TrainState(sample_length=8), single_process_groups(), SingleGroup())
+    hook = build_metrics(plan, run_dir, TrainState(sample_length=8), single_process_groups(), SingleGroup(), ["here"])
     hook.on_start(1)
     hook.on_step(5)
     hook.on_report(report)
@@ -194,7 +195,7 @@ def test_other_ranks_write_and_print_nothing(
     tmp_path: Path, plan: RunPlan, report: StepReport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     groups = replace(single_process_groups(), rank=1)
-    hook = build_metrics(plan, tmp_path / "run", TrainState(sample_length=8), groups, SingleGroup())
+    hook = build_metrics(plan, tmp_path / "run", TrainState(sample_length=8), groups, SingleGroup(), ["here"])
     hook.on_start(1)
     hook.on_step(5)
     hook.on_report(report)

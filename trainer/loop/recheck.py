@@ -1,0 +1,87 @@
+"""Whether this machine computes the same bits twice. A processor that sometimes does not corrupts a run in silence."""
+
+from __future__ import annotations
+
+import socket
+from typing import NamedTuple
+
+from trainer.config.plan import RunPlan
+from trainer.engine.face import Engine, Recorded
+from trainer.engine.fixed_batch import fixed_micro_batches
+from trainer.errors import NumericsError
+from trainer.loop.events import RunEnd, StepReport
+from trainer.topology.agreement import gather
+from trainer.topology.groups import DistGroup, ParallelGroups
+
+
+class Difference(NamedTuple):
+    """The first thing that two passes of one rank disagree on."""
+
+    rank: int
+    host: str
+    name: str
+    is_received: bool
+    """Whether it came from another rank: then the fault is there, or on the way."""
+
+
+def first_difference(one: list[Recorded], other: list[Recorded]) -> Recorded | None:
+    """Return what first differs between two passes; None if nothing does."""
+    for before, after in zip(one, other, strict=True):
+        if before != after:
+            return after
+    return None
+
+
+class Recheck:
+    """A hook that runs the fixed micro-batch forward twice, every `runtime.recheck_every` steps.
+
+    Dropout is off and no weight changes in between, so every layer must give the same bits. What a rank got from others
+    is told apart from what it computed: a wrong result spreads, but only one rank is the first to have made it.
+
+    Args:
+        engine: of the run.
+        plan: numbers of the run.
+        groups: this rank's place.
+        control: a group on CPU over the whole world.
+    """
+
+    def __init__(self, engine: Engine, plan: RunPlan, groups: ParallelGroups, control: DistGroup) -> None:
+        self._engine, self._groups, self._control = engine, groups, control
+        self._plan = plan
+        self._every = plan.config.runtime.recheck_every
+
+    def on_start(self, first_step: int) -> None:
+        """Do nothing."""
+
+    def on_step(self, step: int) -> None:
+        """Compare when it is time. Collective over the world when it is; syncs the host with the device.
+
+        Raises:
+            NumericsError: two passes differ on some rank; raised on every rank.
+        """
+        if self._every == 0 or step % self._every:
+            return
+        batches = fixed_micro_batches(self._plan, self._groups.device)
+        found = first_difference(self._engine.record(batches), self._engine.record(batches))
+        mine = Difference(self._groups.rank, socket.gethostname(), found.name, found.is_received) if found else None
+        differences = [other for other in gather(self._control, mine) if other is not None]
+        if not differences:
+            return
+        made = [other for other in differences if not other.is_received]
+        first = (made or differences)[0]
+        what = f"{first.name} of a fixed micro-batch" if made else "what it receives from other ranks"
+        more = f" (and {len(made) - 1} other ranks)" if len(made) > 1 else ""
+        raise NumericsError(
+            f"rank {first.rank} on {first.host} must compute the same bits twice, but after step {step} {what} "
+            f"differs{more}",
+            hints=[
+                "a processor, its memory or a link is likely to be faulty: take this machine out of the run",
+                "go back with checkpoint.resume=PATH to a checkpoint of before the last check that was good",
+            ],
+        )
+
+    def on_report(self, report: StepReport) -> None:
+        """Do nothing."""
+
+    def on_end(self, end: RunEnd) -> None:
+        """Do nothing."""
