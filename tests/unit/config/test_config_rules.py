@@ -341,6 +341,10 @@ TRAINING: list[Case] = [
         ["runtime.liger=true needs a GPU, but the ranks compute on the CPU; use runtime.liger=false"],
     ),
     (
+        {"runtime.compile": True, "runtime.recheck_every": 10},
+        ["runtime.recheck_every looks at the results of single layers, which runtime.compile=true makes programs of; use runtime.compile=false, or runtime.recheck_every=0"],
+    ),
+    (
         {"runtime.liger": True, "runtime.compile": True, "runtime.device": "cuda"},
         ["runtime.liger=true has no effect in compiled blocks; use either it or runtime.compile=true"],
     ),
