@@ -50,7 +50,7 @@ class MetricsHook:
             return
         slowest, stragglers = self._stragglers.look(across.times, report.step_ms)
         for straggler in stragglers:
-            warn(f"{straggler} (step {report.step})")
+            warn(f"the others wait for rank {straggler} (step {report.step})")
         row = make_row(report, self._throughput.measure(report.step_ms), across, slowest)
         for sink in self._sinks:
             sink.write(row, report)

@@ -42,9 +42,10 @@ class Straggler:
     """computing | reading data"""
 
     def __str__(self) -> str:
-        """Return a line for people."""
-        where = f"rank {self.rank} (stage {self.stage}) on {self.host}"
-        return f"the others wait for {where}, whose {self.what} takes {self.ratio:.1f} times as long"
+        """Return rank, place and excess for people."""
+        return (
+            f"{self.rank} (stage {self.stage}) on {self.host}, whose {self.what} takes {self.ratio:.1f} times as long"
+        )
 
 
 class StragglerWatch:

@@ -20,7 +20,7 @@ def test_a_rank_is_named_in_the_third_slow_report_and_only_there() -> None:
     watching = watch([0, 0, 0, 0])
     told = [watching.look(times(10, 11, 10, 22), STEP_MS)[1] for _ in range(5)]
     assert told == [[], [], [Straggler(3, 0, "node1", 2.2, "computing")], [], []]
-    assert str(told[2][0]) == "the others wait for rank 3 (stage 0) on node1, whose computing takes 2.2 times as long"
+    assert str(told[2][0]) == "3 (stage 0) on node1, whose computing takes 2.2 times as long"
 
 
 def test_one_fast_report_begins_the_count_anew() -> None:
