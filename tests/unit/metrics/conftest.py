@@ -46,6 +46,7 @@ def report() -> StepReport:
         loss_scale=None,
         skipped_steps=0,
         bubble_fraction=0.2,
+        step_percentiles_ms=(490.0, 600.0, 700.0),
         eval_loss=3.5,
     )
 

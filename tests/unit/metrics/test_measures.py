@@ -14,6 +14,7 @@ from trainer.metrics.across import Across
 from trainer.metrics.memory import MemoryMeter, MemoryPeaks
 from trainer.metrics.peaks import peak_flops_per_second
 from trainer.metrics.row import ROW_NAMES, make_row
+from trainer.metrics.straggler import RankTimes, Slowest
 from trainer.metrics.throughput import ThroughputMeter
 
 # As DESIGN names them: the contract with everything that reads metrics.jsonl.
@@ -30,6 +31,9 @@ PROMISED = [
     "perf/mfu",
     "time/step_ms",
     "time/data_wait_ms",
+    "time/step_p50_ms",
+    "time/step_p95_ms",
+    "time/step_p99_ms",
     "memory/peak_allocated_gib",
     "memory/peak_reserved_gib",
     "pipeline/bubble_fraction",
@@ -64,6 +68,7 @@ def test_row_values(report: StepReport) -> None:
     assert row["eval/loss"] == 3.5
     assert row["time/step_ms"] == 500.0
     assert row["time/data_wait_ms"] == 2.0
+    assert [row[f"time/step_p{share}_ms"] for share in (50, 95, 99)] == [490.0, 600.0, 700.0]
     assert row["memory/peak_allocated_gib"] == 1.5
     assert row["memory/peak_reserved_gib"] == 2.0
     assert row["pipeline/bubble_fraction"] == 0.2
@@ -179,3 +184,13 @@ def test_memory_on_cuda_comes_from_the_allocator(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 2**31)
     peaks = MemoryMeter(torch.device("cuda:0")).peaks()
     assert (peaks.allocated_gib, peaks.reserved_gib) == (1.0, 2.0)
+
+
+def test_stages_and_the_slowest_rank_have_names_of_their_own(report: StepReport) -> None:
+    times = (RankTimes(1.0, 0.0), RankTimes(2.0, 0.0))
+    across = Across(ALONE.fullest, (1.5, 1.0), (), busy_ms=(300.0, 400.0), times=times)
+    row = make_row(report, METER.measure(500.0), across, Slowest(1, 2.0))
+    assert [row[f"time/stage{k}/busy_ms"] for k in (0, 1)] == [300.0, 400.0]
+    assert (row["time/slowest_rank"], row["time/slowest_rank_ratio"]) == (1, 2.0)
+    alone = replace(across, times=times[:1])
+    assert "time/slowest_rank" not in make_row(report, METER.measure(500.0), alone, Slowest(0, 1.0))
