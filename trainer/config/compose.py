@@ -8,6 +8,7 @@ one by one against the schema first, so that one answer names all of them. No to
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from trainer.config.keys import (
     unknown_key,
 )
 from trainer.config.schema import TridentConfig
+from trainer.config.wandb_variables import folder_in_sweep, literal, values_in
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -176,7 +178,7 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _compose(request: _Request) -> dict[str, object]:
+def _compose(request: _Request, environ: Mapping[str, str]) -> dict[str, object]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -192,7 +194,9 @@ def _compose(request: _Request) -> dict[str, object]:
             composed = hydra_compose(PRIMARY, overrides=chosen)
     except HydraException as error:
         raise ConfigError(f"conf/ must compose, but {_one_line(error.__cause__ or error)}") from None
-    for name, value in request.values.items():
+    keeps_off = "logging" in request.choices and composed.logging.wandb.value in ("offline", "disabled")
+    decided = {name: literal(value) for name, value in values_in(environ, request.values, keeps_off).items()}
+    for name, value in {**request.values, **decided}.items():
         try:
             OmegaConf.update(composed, name, value, merge=False)
         except (OmegaConfBaseException, ValueError) as error:
@@ -212,7 +216,7 @@ def _compose(request: _Request) -> dict[str, object]:
 
 
 def compose(overrides: Sequence[str]) -> TridentConfig:
-    """Compose `conf/train.yaml` with the user's overrides.
+    """Compose `conf/train.yaml` with wandb's environment variables and, over them, the user's overrides.
 
     Args:
         overrides: words such as `model=gpt2_124m` (a file of a group), `optimizer.lr=1e-4` (a key). Where the same
@@ -225,7 +229,8 @@ def compose(overrides: Sequence[str]) -> TridentConfig:
     request = _read(overrides)
     if request.problems:
         raise ConfigError(request.problems)
-    return build(_compose(request))
+    composed = _compose(request, os.environ)
+    return build({**composed, "run_dir": folder_in_sweep(str(composed["run_dir"]), os.environ)})
 
 
 def recompose(config: TridentConfig, overrides: Sequence[str], may_change: Collection[str]) -> TridentConfig:
@@ -249,7 +254,7 @@ def recompose(config: TridentConfig, overrides: Sequence[str], may_change: Colle
             problems.append(f"{name} must be a value here, but is {value!r}")
     if problems:
         raise ConfigError(problems)
-    composed = _compose(request)
+    composed = _compose(request, environ={})
     changed = {
         key: composed[key] for key in composed if key in request.values or key.partition(".")[0] in request.choices
     }

@@ -2,22 +2,60 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from trainer.config.keys import joined
 from trainer.config.rules_common import Case, Rule
 from trainer.config.rules_ranges import MINIMA
 from trainer.config.schema import DataSource, EvalConfig, LoggingConfig, OffloadKind, TokenizerKind, WandbMode
+from trainer.config.wandb_variables import VARIABLES, who_asks_for
+
+_NAMES = (
+    ("wandb_project", "/\\#?%:"),
+    ("wandb_entity", "/"),
+    ("wandb_name", ""),
+    ("wandb_group", ""),
+    ("wandb_job_type", ""),
+    ("wandb_run_id", ":;,#?/'\\"),
+)
+"""Key, and signs that wandb does not take there (0.31: `wandb.Settings`)."""
+_LONGEST_PROJECT = 128
+_LONGEST_TAG = 64
 
 
 def wandb_settings(case: Case) -> Iterator[str]:
     """Nothing is asked of a wandb that is off."""
     logging, default = case.config.logging, LoggingConfig()
-    if logging.wandb is not WandbMode.disabled:
+    # Whoever turns wandb off for one run by WANDB_MODE or WANDB_DISABLED means all of it.
+    if logging.wandb is not WandbMode.disabled or who_asks_for("disabled", os.environ):
         return
     for key in ("wandb_group", "wandb_artifacts", "stall_alert_s"):
         if getattr(logging, key) != getattr(default, key):
             yield f"logging.{key} has no effect with logging.wandb=disabled; leave it out, or use logging.wandb=auto"
+
+
+def wandb_names(case: Case) -> Iterator[str]:
+    """The names are such that wandb takes them."""
+    logging = case.config.logging
+    if logging.wandb is WandbMode.disabled:
+        return
+    for key, taboo in _NAMES:
+        name = getattr(logging, key)
+        variable = next(variable for variable, sets in VARIABLES.items() if sets == f"logging.{key}")
+        what = f"logging.{key} ({variable}) must"
+        if name is None:
+            continue
+        if not name.strip() or name != name.strip():
+            yield f"{what} be a name without blanks around it, but is {name!r}"
+        elif found := [sign for sign in taboo if sign in name]:
+            yield f"{what} have none of {' '.join(taboo)}, but has {joined(found, 'and')}: {name!r}"
+        elif key == "wandb_project" and len(name) > _LONGEST_PROJECT:
+            yield f"{what} have at most {_LONGEST_PROJECT} characters, but has {len(name)}"
+    for tag in logging.wandb_tags:
+        if not 1 <= len(tag) <= _LONGEST_TAG:
+            yield f"logging.wandb_tags (WANDB_TAGS) must have 1 to {_LONGEST_TAG} characters each, but has {tag!r}"
 
 
 def artifacts(case: Case) -> Iterator[str]:
@@ -63,4 +101,4 @@ def samples(case: Case) -> Iterator[str]:
         yield "eval.samples needs weights in memory, but zero.offload=nvme; use zero.offload=cpu, or eval.samples=0"
 
 
-RULES: tuple[Rule, ...] = (wandb_settings, artifacts, samples)
+RULES: tuple[Rule, ...] = (wandb_settings, wandb_names, artifacts, samples)

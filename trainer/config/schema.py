@@ -16,6 +16,7 @@ from trainer.config.schema_logging import ConsoleKind as ConsoleKind
 from trainer.config.schema_logging import EvalConfig as EvalConfig
 from trainer.config.schema_logging import LoggingConfig as LoggingConfig
 from trainer.config.schema_logging import WandbMode as WandbMode
+from trainer.config.schema_logging import WandbResume as WandbResume
 from trainer.config.schema_runtime import PROFILE_AFTER_STEPS as PROFILE_AFTER_STEPS
 from trainer.config.schema_runtime import CpuMatmul as CpuMatmul
 from trainer.config.schema_runtime import DeviceKind as DeviceKind

@@ -18,6 +18,14 @@ class WandbMode(Enum):
     disabled = "disabled"
 
 
+class WandbResume(Enum):
+    """`allow`: a run that goes on continues its wandb run. `must`: wandb must know it. `never`: a new one."""
+
+    allow = "allow"
+    must = "must"
+    never = "never"
+
+
 class ConsoleKind(Enum):
     """`auto`: a live view on a terminal, plain lines elsewhere. `plain`: lines. `quiet`: errors and the last line."""
 
@@ -49,15 +57,28 @@ class LoggingConfig:
     console: ConsoleKind = ConsoleKind.auto
     """What the terminal shows; `--quiet` is short for logging.console=quiet."""
     wandb: WandbMode = WandbMode.auto
-    """auto | online | offline | disabled."""
+    """auto | online | offline | disabled. Of the environment: WANDB_MODE, WANDB_DISABLED."""
     wandb_project: str = "trident"
-    """Project name in wandb."""
+    """Project name in wandb. Of the environment: WANDB_PROJECT."""
     wandb_entity: str | None = None
-    """Team or user in wandb; null: the account's default."""
+    """Team or user in wandb; null: the account's default. Of the environment: WANDB_ENTITY."""
+    wandb_name: str | None = None
+    """What wandb calls the run; null: the name of the run's folder. Of the environment: WANDB_NAME."""
     wandb_group: str | None = None
-    """Runs of one group are shown together in wandb. null: the run's name."""
+    """Runs of one group are shown together in wandb. null: the run's name. Of the environment: WANDB_RUN_GROUP."""
+    wandb_job_type: str = "train"
+    """Kind of the run in wandb. Of the environment: WANDB_JOB_TYPE."""
     wandb_tags: tuple[str, ...] = ()
-    """Tags of the run in wandb."""
+    """Tags of the run in wandb, besides its layout. Of the environment: WANDB_TAGS, with commas."""
+    wandb_notes: str | None = None
+    """A longer description of the run in wandb. Of the environment: WANDB_NOTES."""
+    wandb_run_id: str | None = None
+    """Id of the wandb run; null: made up. A run that goes on keeps the one in its folder, unless the command line says
+    another. Of the environment: WANDB_RUN_ID."""
+    wandb_resume: WandbResume = WandbResume.allow
+    """allow | must | never: whether a run that goes on continues its wandb run. Of the environment: WANDB_RESUME."""
+    wandb_dir: str | None = None
+    """Folder in which wandb makes its own folder `wandb`; null: the run's. Of the environment: WANDB_DIR."""
     wandb_artifacts: bool = False
     """Upload checkpoints to wandb: each one while online, the last one when the run ends offline."""
     stall_alert_s: int = 600

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 
+from trainer.config.keys import flatten
 from trainer.config.plan import RunPlan
-from trainer.config.schema import ConsoleKind
+from trainer.config.schema import ConsoleKind, WandbMode
+from trainer.config.wandb_variables import sweep_in, told
 from trainer.log import say, terminal, warn
 from trainer.loop.state import TrainState
 from trainer.metrics.across import AcrossMeter
@@ -109,12 +111,23 @@ def _console_sink(plan: RunPlan, run_dir: Path, device_name: str, choice: WandbC
     if logging.console is ConsoleKind.quiet:
         return QuietSink(run_dir, notes)
     outputs = {"wandb": f"{choice.mode.value} ({choice.reason})" if choice.reason else choice.mode.value}
+    if choice.mode is not WandbMode.disabled:
+        outputs |= _from_environment(plan)
     also = [CSV_FILE] * logging.csv + [TENSORBOARD_FOLDER] * logging.tensorboard
     if also:
         outputs["also"] = ", ".join(also)
     console = TrainingConsole(terminal())
     kind = LiveSink if logging.console is ConsoleKind.auto and console.can_redraw else ConsoleSink
     return kind(plan, run_dir, device_name, outputs, console, notes)
+
+
+def _from_environment(plan: RunPlan) -> dict[str, str]:
+    """Return what the banner says of wandb's own variables."""
+    variables = told(os.environ, flatten(plan.config))
+    lines = {"": f"from the environment: {', '.join(variables)}"} if variables else {}
+    if (sweep := sweep_in(os.environ)) is not None:
+        lines["sweep"] = f"{sweep} of wandb; each of its runs has a folder of its own, named after its id"
+    return lines
 
 
 def _wandb_sink(

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from trainer.config.schema import WandbMode
+from trainer.config.wandb_variables import who_asks_for
 from trainer.metrics.bounded import bounded
 
 _DEFAULT_URL = "https://api.wandb.ai"
@@ -34,9 +35,8 @@ def choose_mode(
 ) -> WandbChoice:
     """Return the mode to start wandb in.
 
-    `disabled` and `offline` are taken as asked. `auto` follows `WANDB_MODE` if that is set. `auto` and `online`
-    are online if there is an API key (`WANDB_API_KEY` or netrc) and the server answers; otherwise offline,
-    because a missing network must not stop training.
+    `disabled` and `offline` are taken as asked. `auto` and `online` are online if there is an API key (`WANDB_API_KEY`
+    or netrc) and the server answers; otherwise offline, because a missing network must not stop training.
 
     Args:
         asked: `logging.wandb`.
@@ -45,13 +45,8 @@ def choose_mode(
     """
     environ = os.environ if environ is None else environ
     reachable = reachable or is_reachable
-    if asked is WandbMode.auto:
-        wished = environ.get("WANDB_MODE", "").lower()
-        if wished in ("disabled", "dryrun", "offline"):
-            mode = WandbMode.disabled if wished == "disabled" else WandbMode.offline
-            return WandbChoice(mode, f"WANDB_MODE={wished}")
     if asked in (WandbMode.disabled, WandbMode.offline):
-        return WandbChoice(asked, f"logging.wandb={asked.value}")
+        return WandbChoice(asked, who_asks_for(asked.value, environ) or f"logging.wandb={asked.value}")
     url = server_url(environ)
     if not has_api_key(urlsplit(url).hostname or "", environ):
         return WandbChoice(WandbMode.offline, "no API key is set (WANDB_API_KEY, or `wandb login`)")

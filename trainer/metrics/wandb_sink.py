@@ -6,7 +6,6 @@ wandb is only ever called in threads of its own: the loop hands over what is to 
 from __future__ import annotations
 
 import os
-import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -16,8 +15,8 @@ from typing import Any
 import psutil
 
 from trainer.config.schema import LoggingConfig, WandbMode
+from trainer.config.wandb_variables import sweep_in, variable
 from trainer.errors import NumericsError
-from trainer.files import write_atomically
 from trainer.loop.events import RunEnd, StepReport
 from trainer.metrics.background import Background
 from trainer.metrics.bounded import bounded
@@ -26,10 +25,10 @@ from trainer.metrics.redact import redacted
 from trainer.metrics.sink import Row, Sample
 from trainer.metrics.stall import StallWatch
 from trainer.metrics.texts import SAMPLES_FILE
+from trainer.metrics.wandb_identity import RUN_ID_FILE, clear_environment, settled_run_id
 from trainer.metrics.wandb_mode import WandbChoice, is_reachable, server_url
 from trainer.restarts import read_restarts
 
-RUN_ID_FILE = "wandb_run_id"
 Checkpoints = Callable[[], tuple[int, Path] | None]
 """Returns step and folder of the newest checkpoint that is whole, if there is one."""
 _INIT_S = 30.0
@@ -96,7 +95,8 @@ class WandbSink:
         self._is_on = True
         # What wandb reports of itself would hold up the process's end where its server does not answer.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        run_id = self._run_id(first_step)
+        clear_environment(os.environ)
+        run_id = settled_run_id(self._run_dir, self._logging, first_step, os.environ)
         # What tables and artifacts are made of: the home folder may be read-only or small, and offline it must stay.
         for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
             os.environ.setdefault(name, str(self._run_dir / "wandb" / "artifacts"))
@@ -139,8 +139,7 @@ class WandbSink:
         if not self._still_on():
             _end_service()
         elif self._choice.mode is WandbMode.offline:
-            folder = shlex.quote(str(self._run_dir / "wandb"))
-            self._note(f"wandb is offline; upload with: wandb sync {folder}")
+            self._note(f"wandb is offline; upload with: wandb sync {self._to_upload()}")
 
     def _close(self, end: RunEnd) -> None:
         is_gone = self._choice.mode is WandbMode.online and not is_reachable(server_url(os.environ))
@@ -204,34 +203,36 @@ class WandbSink:
             self._warn(f"wandb is off for the rest of this run ({_told(error)}){kept}")
         return self._is_on
 
-    def _run_id(self, first_step: int) -> str:
-        """Return the id of the run to continue; a run that starts from step 1 gets a new one."""
-        path = self._run_dir / RUN_ID_FILE
-        if first_step > 1 and path.is_file() and (known := path.read_text(encoding="utf-8").strip()):
-            return known
-        run_id = secrets.token_hex(4)
-        write_atomically(path, run_id + "\n")
-        return run_id
+    def _to_upload(self) -> str:
+        """Return what `wandb sync` takes to upload every attempt of this run, as a shell reads it."""
+        if self._logging.wandb_dir is None:
+            return shlex.quote(str(self._run_dir / "wandb"))
+        run_id = (self._run_dir / RUN_ID_FILE).read_text(encoding="utf-8").strip()
+        # Other runs have theirs in the same folder.
+        return f"{shlex.quote(str(self._root() / 'wandb'))}/offline-run-*-{shlex.quote(run_id)}"
+
+    def _root(self) -> Path:
+        given = self._logging.wandb_dir
+        return self._run_dir if given is None else Path(given).expanduser().absolute()
 
     def _init(self, run_id: str) -> None:
         import wandb
 
         run = wandb.init(
-            project=self._logging.wandb_project,
-            entity=self._logging.wandb_entity,
-            dir=str(self._run_dir),
-            id=run_id,
+            **self._place(run_id),
+            dir=str(self._root()),
             # Offline it is kept for `wandb sync`, which then continues the run instead of writing over it.
-            resume="allow",
+            resume=self._logging.wandb_resume.value,
             mode="online" if self._choice.mode is WandbMode.online else "offline",
-            name=self._run_dir.name,
+            name=self._logging.wandb_name or self._run_dir.name,
+            notes=self._logging.wandb_notes,
             group=self._group,
-            job_type="train",
+            job_type=self._logging.wandb_job_type,
             tags=[*self._logging.wandb_tags, *self._tags],
             config=self._config,
             # console=off: wandb must not stand between the live view and the terminal.
             settings=wandb.Settings(
-                init_timeout=_INIT_S,
+                init_timeout=float(variable(os.environ, "WANDB_INIT_TIMEOUT") or _INIT_S),
                 finish_timeout=_UPLOAD_S if self._logging.wandb_artifacts else _FINISH_S,
                 console="off",
                 silent=True,
@@ -244,6 +245,13 @@ class WandbSink:
         run.define_metric("*", step_metric="step")
         self._folder = str(run.settings.sync_dir)
         self._run = run
+
+    def _place(self, run_id: str) -> dict[str, Any]:
+        """Return where the wandb run belongs; nothing in a sweep, where wandb knows and would warn."""
+        if sweep_in(os.environ) is not None:
+            return {}
+        logging = self._logging
+        return {"project": logging.wandb_project, "entity": logging.wandb_entity, "id": run_id}
 
     def _summary(self, end: RunEnd) -> dict[str, object]:
         found: dict[str, object] = {"run/status": end.status, "run/wall_time_s": end.wall_time_s}
