@@ -208,8 +208,9 @@ class WandbSink:
         if self._logging.wandb_dir is None:
             return shlex.quote(str(self._run_dir / "wandb"))
         run_id = (self._run_dir / RUN_ID_FILE).read_text(encoding="utf-8").strip()
-        # Other runs have theirs in the same folder.
-        return f"{shlex.quote(str(self._root() / 'wandb'))}/offline-run-*-{shlex.quote(run_id)}"
+        # Other runs have theirs in the same folder; wandb takes another one where this one cannot be written.
+        folder = self._root() / "wandb" if self._folder is None else Path(self._folder).parent
+        return f"{shlex.quote(str(folder))}/offline-run-*-{shlex.quote(run_id)}"
 
     def _root(self) -> Path:
         given = self._logging.wandb_dir
@@ -218,6 +219,8 @@ class WandbSink:
     def _init(self, run_id: str) -> None:
         import wandb
 
+        with suppress(OSError):
+            self._root().mkdir(parents=True, exist_ok=True)
         run = wandb.init(
             **self._place(run_id),
             dir=str(self._root()),

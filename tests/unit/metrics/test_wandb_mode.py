@@ -54,10 +54,17 @@ def test_what_is_asked_for_is_kept(asked: WandbMode, home: dict[str, str]) -> No
     assert choose_mode(asked, {**home, **KEY}, never).mode is asked
 
 
-@pytest.mark.parametrize(("wish", "mode"), [("disabled", WandbMode.disabled), ("offline", WandbMode.offline)])
-def test_auto_follows_wandbs_own_variable(wish: str, mode: WandbMode, home: dict[str, str]) -> None:
-    assert choose_mode(WandbMode.auto, {**home, **KEY, "WANDB_MODE": wish}, never).mode is mode
-    assert choose_mode(WandbMode.online, {**home, **KEY, "WANDB_MODE": wish}, online).mode is WandbMode.online
+@pytest.mark.parametrize(
+    ("environ", "reason"),
+    [
+        ({"WANDB_MODE": "dryrun"}, "WANDB_MODE=dryrun"),
+        ({"WANDB_MODE": "disabled"}, "logging.wandb=offline"),
+        ({"WANDB_MODE": "bogus"}, "logging.wandb=offline"),
+        ({}, "logging.wandb=offline"),
+    ],
+)
+def test_the_reason_is_whoever_asked(environ: dict[str, str], reason: str, home: dict[str, str]) -> None:
+    assert choose_mode(WandbMode.offline, {**home, **environ}, never).reason == reason
 
 
 def test_a_key_in_netrc_counts_for_its_host_only(tmp_path: Path, home: dict[str, str]) -> None:
