@@ -11,6 +11,8 @@ import pytest
 # Before anything imports deepspeed: ranks compute on the CPU, one thread each, and find the venv's ninja.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
+for _name in [name for name in os.environ if name.startswith(("WANDB_", "MLFLOW_"))]:
+    del os.environ[_name]
 os.environ["WANDB_MODE"] = "offline"
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ.setdefault("TRIDENT_CACHE", str(Path(tempfile.gettempdir()) / f"trident_test_cache_{os.getuid()}"))
