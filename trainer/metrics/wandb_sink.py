@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from trainer.config.places import absolute_path
 from trainer.config.schema import LoggingConfig, WandbMode
 from trainer.config.wandb_variables import sweep_in, variable
 from trainer.errors import NumericsError
@@ -214,7 +215,7 @@ class WandbSink:
 
     def _root(self) -> Path:
         given = self._logging.wandb_dir
-        return self._run_dir if given is None else Path(given).expanduser().absolute()
+        return self._run_dir if given is None else absolute_path(given, "logging.wandb_dir")
 
     def _init(self, run_id: str) -> None:
         import wandb

@@ -74,7 +74,7 @@ def test_what_is_no_path() -> None:
 
 def test_every_key_that_takes_a_path_is_known() -> None:
     named_so = {key for key in KEYS if key.rpartition(".")[2].endswith(("path", "dir", "files", "resume", "init_from"))}
-    assert named_so <= {*PATHS, "checkpoint.init_from"}
+    assert named_so <= {*PATHS, "checkpoint.init_from", "logging.wandb_resume"}
     assert {*PATHS, *BY_CONTENT, *PER_NODE} <= {*KEYS, "tokenizer.eos_token"}
 
 
