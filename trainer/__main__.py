@@ -1,8 +1,23 @@
 """`python -m trainer` is `trident`."""
 
-import sys
+import os
+import signal
 
-from trainer.cli import main
+
+def _end(number: int, _frame: object) -> None:
+    # 130: by Ctrl-C; 75: asked to stop, run the same command again.
+    os._exit(130 if number == signal.SIGINT else 75)
+
+
+def main() -> None:
+    """Run the command line of this process. A signal ends it also while the command line itself is imported."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
+    from trainer.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from trainer import __version__
-from trainer.errors import TridentError
+from trainer import __version__, interruption
+from trainer.errors import Interrupted, TridentError
 from trainer.log import report_error, say
 from trainer.verbs.table import NAMES, find_verb
 
@@ -14,8 +14,14 @@ HELP = ("--help", "-h")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run one command and return its exit code; without `argv`, as this process's own command, which then ends."""
+    if argv is None:
+        interruption.listen()
+        interruption.leave(_run(sys.argv[1:]))
+    return _run(list(argv))
+
+
+def _run(arguments: list[str]) -> int:
     if any(word.startswith("--local") for word in arguments):
         from trainer.config.compose import without_local_rank
 
@@ -25,8 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TridentError as error:
         report_error(error)
         return error.exit_code
+    except Interrupted as stop:
+        interruption.tell_end(stop.name)
+        interruption.end(stop.exit_code)
     except KeyboardInterrupt:
-        return 130
+        return interruption.INTERRUPTED
 
 
 def _dispatch(arguments: Sequence[str]) -> int:

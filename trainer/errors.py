@@ -75,3 +75,17 @@ class Preempted(TridentError):
     """The run was asked to stop, saved its state, and wants to be started again."""
 
     exit_code = 75
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asks for an end, and there is nothing to save. Raised in the main thread by `trainer.interruption`.
+
+    Args:
+        name: of the signal, e.g. SIGTERM.
+        exit_code: what the process ends with.
+    """
+
+    def __init__(self, name: str, exit_code: int) -> None:
+        super().__init__(f"asked to stop by {name}")
+        self.name = name
+        self.exit_code = exit_code

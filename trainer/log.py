@@ -71,6 +71,13 @@ def conclude(text: str) -> None:
         _print(text, terminal())
 
 
+def part(text: str) -> None:
+    """Print the last line of a command that ends before its time to stderr, on the reporting rank only."""
+    if is_reporting_process():
+        _record(text)
+        _print(text, _error_stream())
+
+
 def tell(text: str) -> None:
     """Print to stdout on whichever rank calls: for what only this rank knows."""
     _print(text, terminal())

@@ -1,12 +1,33 @@
-"""Where a rank is in its run: written by what it does, read by the watchdog when nothing moves any more. No torch."""
+"""Where a process is in its run: written by what it does, read by whoever has to say so when nothing moves any more.
+
+A step has its phases, and so has what comes before the first one. No torch.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-PHASES = ("start", "data", "forward", "backward", "pipeline", "optimizer", "evaluate", "hooks", "end")
-"""In the order of a step. `pipeline` goes through forward, backward and the exchange between stages by instructions."""
+READING = "reading the config"
+IMPORTING = "importing the libraries"
+JOINING = "waiting for all ranks to join"
+CHECKING = "checking the run folder"
+PREPARING = "preparing the data"
+STARTING_RANKS = "starting the ranks"
+BUILDING = "building the engine"
+COMPILING = "compiling a kernel"
+LOADING = "loading the checkpoint"
+BEFORE_THE_LOOP = (READING, IMPORTING, JOINING, CHECKING, PREPARING, STARTING_RANKS, BUILDING, COMPILING, LOADING)
+"""In the order of a start."""
+BUSY = frozenset((IMPORTING, PREPARING, COMPILING, LOADING))
+"""May take any time, as long as the process, or one that it started, computes."""
+PHASES = (
+    *BEFORE_THE_LOOP,
+    *("start", "data", "forward", "backward", "pipeline", "optimizer", "evaluate", "hooks", "end"),
+)
+"""In order. `pipeline` goes through forward, backward and the exchange between stages by instructions."""
 
 
 @dataclass
@@ -18,12 +39,12 @@ class Progress:
 
     step: int = 0
     """The step under way, 0 before the first."""
-    phase: str = "start"
+    phase: str = READING
     """One of PHASES."""
     micro_batch: int | None = None
     """Counted from 1, in the step or the evaluation."""
     instruction: str | None = None
-    """Of the pipeline's schedule: DeepSpeed's name of it, e.g. RecvActivation."""
+    """Of the pipeline's schedule: DeepSpeed's name of it, e.g. RecvActivation. Of another phase: on what it works."""
     moved_at: float = field(default_factory=time.monotonic)
     """When the note was taken, on the monotonic clock."""
     _counts: dict[str, int] = field(default_factory=dict)
@@ -33,6 +54,22 @@ class Progress:
         self.phase, self.micro_batch, self.instruction = phase, micro_batch, None
         self._counts.clear()
         self.moved_at = time.monotonic()
+
+    def beat(self) -> None:
+        """Note that the phase goes on: it has done a part of what it does."""
+        self.moved_at = time.monotonic()
+
+    @contextmanager
+    def during(self, phase: str, on: str | None = None) -> Iterator[None]:
+        """While inside, another phase is under way, on what `on` names; afterwards the one before goes on."""
+        before = self.phase, self.micro_batch, self.instruction
+        self.phase, self.micro_batch, self.instruction = phase, None, on
+        self.beat()
+        try:
+            yield
+        finally:
+            self.phase, self.micro_batch, self.instruction = before
+            self.beat()
 
     def begin_step(self, step: int) -> None:
         """Note that `step` begins, with the wait for its data."""
@@ -44,3 +81,19 @@ class Progress:
         number = self._counts[instruction] = self._counts.get(instruction, 0) + 1
         self.instruction, self.micro_batch = instruction, number
         self.moved_at = time.monotonic()
+
+
+class _Current:
+    progress = Progress()
+
+
+def current() -> Progress:
+    """Return what this process does, as far as it has noted it."""
+    return _Current.progress
+
+
+def follow(progress: Progress) -> None:
+    """Let `progress` be what this process does from now on, beginning with where it is."""
+    progress.phase, progress.instruction = _Current.progress.phase, _Current.progress.instruction
+    progress.beat()
+    _Current.progress = progress

@@ -98,7 +98,7 @@ def test_the_wheel_names_the_command_and_what_it_needs(wheel: Path) -> None:
         parser = configparser.ConfigParser()
         parser.read_string(archive.read(points).decode())
         text = archive.read(metadata).decode()
-    assert dict(parser["console_scripts"]) == {"trident": "trainer.cli:main"}
+    assert dict(parser["console_scripts"]) == {"trident": "trainer.__main__:main"}
     for package in ("torch", "deepspeed", "transformers", "datasets", "wandb", "hydra-core"):
         assert f"\nRequires-Dist: {package}" in text
 

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from trainer.config.plan import RunPlan
 from trainer.config.schema import DeviceKind, Dtype
 from trainer.engine.host_memory import keep_freed_memory
-from trainer.errors import ConfigError
+from trainer.engine.rendezvous import Place, meet
+from trainer.errors import ConfigError, PeerLostError
 from trainer.topology.grid import Grid
 from trainer.topology.groups import DistGroup, ParallelGroups, make_groups
 
@@ -89,20 +90,25 @@ def _check_precision(plan: RunPlan, device: torch.device) -> None:
 
 
 def _join(plan: RunPlan, backend: str, timeout: timedelta) -> None:
-    if plan.world_size == 1 and "MASTER_ADDR" not in os.environ:
-        # Alone there is nobody to meet, so no port is opened.
+    if plan.world_size == 1:
+        # Alone there is nobody to meet: no port is opened, and what another launcher left in the environment is not
+        # looked at.
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
         return
+    place = Place.of_environment()
+    store = meet(place, timeout.total_seconds())
     try:
-        dist.init_process_group(backend, timeout=timeout)
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        port = os.environ.get("MASTER_PORT")
-        raise ConfigError(
-            f"the ranks must meet at a port that is free on the first machine, but MASTER_PORT={port} is in use there; "
-            "set another one, with the launcher's option for it where it has one"
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=place.rank, world_size=place.size)
+    except (dist.DistError, RuntimeError) as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise PeerLostError(
+            f"every rank must be able to reach every other, but rank {place.rank} could not connect: {first_line}",
+            hints=[
+                "see whether a rank ended, and whether GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, where they are set, "
+                "name a network that leads to the other machines",
+                "start the same command again on every machine",
+            ],
         ) from error
 
 

@@ -49,16 +49,23 @@ MASTER_PORT = 29500
 def find_world(environ: Mapping[str, str]) -> World | None:
     """Return the launched world (deepspeed, torchrun, srun, mpirun), or None when nothing started us as one of many.
 
+    What another launcher left in the environment of one process is no world.
+
     Raises:
         ConfigError: the launcher's variables are incomplete, are no numbers, or contradict each other.
     """
     names = _launcher(environ)
     if names is None:
         return None
+    _check_complete(environ, names)
     rank, size, local_rank = (_number(environ, names[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if rank >= size:
         raise ConfigError(f"{names['RANK']} must be less than {names['WORLD_SIZE']} ({size}), but is {rank}")
-    world = World(rank, local_rank, size, _local_size(environ, names))
+    local_size = _local_size(environ, names)
+    if names is _TORCH and local_size is not None and not local_rank < local_size <= size:
+        # Left over from another launcher.
+        local_size = None
+    world = World(rank, local_rank, size, local_size)
     if names in (_OPEN_MPI, _MPICH) and world.local_size != size and not environ.get("MASTER_ADDR"):
         raise ConfigError(
             "ranks that mpirun starts on several machines need MASTER_ADDR, the host of rank 0, in their environment, "
@@ -70,7 +77,7 @@ def find_world(environ: Mapping[str, str]) -> World | None:
 
 def _launcher(environ: Mapping[str, str]) -> Mapping[str, str] | None:
     """Return the names under which the innermost launcher tells its facts."""
-    if "RANK" in environ:
+    if _is_rank(environ):
         return _TORCH
     # mpirun inside a job starts its helpers with srun, so Slurm's variables then count helpers, not ranks.
     if environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
@@ -83,6 +90,31 @@ def _launcher(environ: Mapping[str, str]) -> Mapping[str, str] | None:
     return _MPICH if is_mpich else None
 
 
+def _is_rank(environ: Mapping[str, str]) -> bool:
+    """Return whether torch's names tell of a rank, or of a part of a world of several.
+
+    One process may have some of them left over from another program: a rank 0 without a world, a world without a rank.
+    """
+    rank, size, local_rank = (environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    is_whole = bool(rank and size and local_rank)
+    is_part_of_several = rank not in ("", "0") or (size not in ("", "1") and bool(rank or local_rank))
+    return is_whole or is_part_of_several
+
+
+def _check_complete(environ: Mapping[str, str], names: Mapping[str, str]) -> None:
+    missing = [name for name in names.values() if not environ.get(name)]
+    if not missing:
+        return
+    given = [f"{name}={environ[name]}" for name in names.values() if environ.get(name)]
+    raise ConfigError(
+        f"a launched rank needs {', '.join(names.values())} in its environment, but {' and '.join(missing)} "
+        f"{'is' if len(missing) == 1 else 'are'} not set" + (f" ({', '.join(given)})" if given else ""),
+        hints=[f"if no launcher started this, unset {' '.join(entry.partition('=')[0] for entry in given)}"]
+        if given
+        else [],
+    )
+
+
 def _is_one_of_many_tasks(environ: Mapping[str, str]) -> bool:
     # A shell that `salloc` opens is a step of one task in an allocation of many.
     tasks = environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or "1"
@@ -90,10 +122,9 @@ def _is_one_of_many_tasks(environ: Mapping[str, str]) -> bool:
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:
-    text = environ.get(name)
-    if text is None or not text.isdecimal():
-        found = "is not set" if text is None else f"is {text!r}"
-        raise ConfigError(f"a launched rank needs the number {name} in its environment, but it {found}")
+    text = environ[name]
+    if not text.isdecimal():
+        raise ConfigError(f"a launched rank needs the number {name} in its environment, but it is {text!r}")
     return int(text)
 
 

@@ -32,6 +32,7 @@ INTERRUPTED = 130
 POLL_S = 0.2
 REPEAT_S = 1.0
 """Terminals and process managers may deliver one wish twice; a person who insists takes longer."""
+_OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -107,6 +108,10 @@ def run_ranks(
 def _environment() -> dict[str, str]:
     environment = python_environment()
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    # The ranks have a launcher of their own; what another one left around this process would mislead them.
+    for name in list(environment):
+        if name in _OF_A_LAUNCHER or name.startswith("TORCHELASTIC_"):
+            del environment[name]
     environment[CONSOLE_VARIABLE] = str(os.getpid())
     environment[SUPERVISED_VARIABLE] = "1"
     if "CUDA_VISIBLE_DEVICES" in environment:

@@ -6,8 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from trainer.errors import ConfigError, Preempted, TridentError
-from trainer.log import be_quiet, report_error
+from trainer.errors import ConfigError, PeerLostError, Preempted, TridentError
+from trainer.log import be_quiet, report_error, report_failure
 from trainer.verbs.declare import Option, Verb
 from trainer.verbs.words import Words
 
@@ -28,7 +28,12 @@ def _train(arguments: Sequence[str]) -> int:
     from trainer.launcher.environment import World, find_world, gpu_count, prepare_environment, publish_world
     from trainer.launcher.start import SUPERVISED_VARIABLE
 
-    world = find_world(os.environ)
+    try:
+        world = find_world(os.environ)
+    except ConfigError as error:
+        # Nobody knows who is rank 0 here.
+        report_failure(error)
+        return error.exit_code
     if world is not None:
         publish_world(world)
     config = compose(arguments)
@@ -51,12 +56,17 @@ def _train(arguments: Sequence[str]) -> int:
         if make_plan(config, vocab_size=1).world_size > 1 or config.launch.max_restarts > 0:
             return start_and_watch(config, list(arguments))
         check_before_start(config)
-        world = World(rank=0, local_rank=0, size=1)
+        world = World(rank=0, local_rank=0, size=1, local_size=1)
         publish_world(world)
     from trainer.app import train_rank
 
     try:
         code = train_rank(config, world)
+    except PeerLostError as error:
+        # The ranks have not met, so one of each machine speaks.
+        if world.local_rank == 0:
+            report_failure(error)
+        code = error.exit_code
     except TridentError as error:
         report_error(error)
         code = error.exit_code

@@ -28,6 +28,19 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not dist.is_initialized()
 
 
+@pytest.mark.parametrize("port", ["29500", "no port"])
+def test_who_trains_alone_meets_nobody(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher around the shell may have left the place where others met."""
+    monkeypatch.setenv("MASTER_ADDR", "node17.cluster")
+    monkeypatch.setenv("MASTER_PORT", port)
+    plan = make_plan(compose(["data=synthetic"]), 100, 1)
+    try:
+        _join(plan, "gloo", timedelta(seconds=5))
+        assert dist.get_world_size() == 1
+    finally:
+        dist.destroy_process_group()
+
+
 def test_a_cpu_computes_in_fp16_but_an_old_gpu_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(compose(["data=synthetic", "precision=fp16"]), 100, 1)
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False, raising=False)

@@ -72,6 +72,14 @@ def test_every_launcher_gives_the_same_world(variables: Mapping[str, str]) -> No
     [
         {},
         {"WORLD_SIZE": "8"},
+        {"RANK": "0"},
+        {"LOCAL_RANK": "3"},
+        {"RANK": "0", "LOCAL_RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "node17", "MASTER_PORT": "29500"},
+        {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""},
+        {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_RANK": "1"},
+        {"PMI_RANK": "1"},
+        {"OMPI_COMM_WORLD_RANK": "1"},
         {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"},
         {**SRUN, "SLURM_NTASKS": "1"},
         {**SRUN, "SLURM_STEP_NUM_TASKS": "1"},
@@ -80,7 +88,18 @@ def test_every_launcher_gives_the_same_world(variables: Mapping[str, str]) -> No
         {"JOB_COMPLETION_INDEX": "1"},
     ],
     ids=[
-        *("nothing", "no rank", "batch script", "one task", "shell of an allocation", "mpirun -n 1", "mpiexec -n 1"),
+        *("nothing", "no rank", "no world", "no rank and no world", "rank 0 of no world", "pod of one"),
+        *(
+            "empty",
+            "of torchrun's agent",
+            "no size of PMI",
+            "no size of Open MPI",
+            "batch script",
+            "one task",
+            "shell of an allocation",
+            "mpirun -n 1",
+            "mpiexec -n 1",
+        ),
         "one of many independent pods",
     ],
 )
@@ -91,18 +110,20 @@ def test_alone(variables: Mapping[str, str]) -> None:
 @pytest.mark.parametrize(
     ("variables", "problem"),
     [
-        ({"RANK": "0", "LOCAL_RANK": "0"}, "needs the number WORLD_SIZE in its environment, but it is not set"),
-        ({"RANK": "0", "WORLD_SIZE": "2"}, "needs the number LOCAL_RANK in its environment, but it is not set"),
-        ({**TORCHRUN, "RANK": ""}, "needs the number RANK in its environment, but it is ''"),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, r"but WORLD_SIZE is not set \(RANK=1, LOCAL_RANK=1\)"),
+        ({"RANK": "3"}, r"but WORLD_SIZE and LOCAL_RANK are not set \(RANK=3\)"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "needs RANK, WORLD_SIZE, LOCAL_RANK in its environment, but LOCAL_RANK is"),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "but RANK is not set"),
+        ({**TORCHRUN, "RANK": ""}, "but RANK is not set"),
         ({**TORCHRUN, "RANK": "-1"}, "needs the number RANK in its environment, but it is '-1'"),
         ({**TORCHRUN, "WORLD_SIZE": "²"}, "needs the number WORLD_SIZE in its environment, but it is '²'"),
         ({**TORCHRUN, "RANK": "8"}, r"RANK must be less than WORLD_SIZE \(8\), but is 8"),
         ({**SRUN, "SLURM_NTASKS": "many"}, "needs the number SLURM_NTASKS in its environment, but it is 'many'"),
         ({**SRUN, "SLURM_PROCID": "x"}, "needs the number SLURM_PROCID in its environment, but it is 'x'"),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, "needs the number OMPI_COMM_WORLD_RANK in its environment, but it is not set"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_RANK and OMPI_COMM_WORLD_LOCAL_RANK are not set"),
         ({**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "x"}, "needs the number OMPI_COMM_WORLD_SIZE in its environment"),
         ({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "8"}, r"OMPI_COMM_WORLD_RANK must be less than OMPI_COMM_WORLD_SIZE"),
-        ({"PMI_RANK": "0", "PMI_SIZE": "2"}, "needs the number MPI_LOCALRANKID in its environment, but it is not set"),
+        ({"PMI_RANK": "0", "PMI_SIZE": "2"}, "but MPI_LOCALRANKID is not set"),
         ({**OPEN_MPI, "MASTER_ADDR": ""}, "several machines need MASTER_ADDR, the host of rank 0, in their"),
         ({**MPICH, "MPI_LOCALNRANKS": "", "MASTER_ADDR": ""}, "several machines need MASTER_ADDR, the host of rank 0"),
     ],
@@ -118,6 +139,11 @@ def test_incomplete_and_nonsense_variables(variables: Mapping[str, str], problem
 def test_ranks_of_a_slurm_node(tasks: str, node: str, size: int | None) -> None:
     world = find_world({**SRUN, "SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": node})
     assert world == World(3, 1, 8, size)
+
+
+def test_what_another_launcher_said_of_this_machine_does_not_count() -> None:
+    assert find_world({**TORCHRUN, "LOCAL_WORLD_SIZE": "16"}) == World(3, 1, 8, None)
+    assert find_world({**TORCHRUN, "LOCAL_WORLD_SIZE": "1"}) == World(3, 1, 8, None)
 
 
 def test_publish_gives_torch_its_names() -> None:

@@ -1,0 +1,210 @@
+"""Where the ranks of a run find each other: waiting that says for whom, and that ends."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+from trainer.errors import ConfigError, PeerLostError
+from trainer.log import tell
+from trainer.progress import JOINING, current
+
+FIRST_WORD_S = 10.0
+"""Waiting this long is worth a word."""
+WORD_S = 60.0
+"""And then a word each so many seconds."""
+_POLL_S = 0.2
+_CONNECT_S = 5.0
+_ALL_HERE = "all"
+_NAMED = 8
+"""So many missing ranks are named."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where ranks meet, and this process among them."""
+
+    rank: int
+    size: int
+    host: str
+    port: int
+    local_rank: int = 0
+    is_served_by_agent: bool = False
+    """Whether torchrun's agent listens there; else rank 0 does."""
+    attempt: str = ""
+    """Keeps apart what torchrun's attempts leave in the same store."""
+
+    @classmethod
+    def of_environment(cls) -> Place:
+        """Read what launchers set.
+
+        Raises:
+            ConfigError: something is missing, or is no number.
+        """
+        host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+        if not host:
+            raise ConfigError(
+                "the ranks of a world must know where to meet, but MASTER_ADDR, the host of rank 0, is not set; have "
+                "the launcher set it for every rank"
+            )
+        if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            raise ConfigError(f"MASTER_PORT must be a port number, 1 to 65535, but is {port!r}")
+        return cls(
+            rank=int(os.environ["RANK"]),
+            size=int(os.environ["WORLD_SIZE"]),
+            host=host,
+            port=int(port),
+            local_rank=int(os.environ.get("LOCAL_RANK") or 0),
+            is_served_by_agent=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            attempt=os.environ.get("TORCHELASTIC_RESTART_COUNT", ""),
+        )
+
+    @property
+    def serves(self) -> bool:
+        """Whether this rank is the one that listens."""
+        return self.rank == 0 and not self.is_served_by_agent
+
+
+def meet(place: Place, timeout_s: float) -> Store:
+    """Return the store of the run when every rank has joined. Collective over the world.
+
+    Raises:
+        ConfigError: the port is in use.
+        PeerLostError: a rank did not come within `timeout_s` seconds; it is named, as far as this one can know.
+    """
+    with current().during(JOINING):
+        waiting = _Waiting(place, timeout_s)
+        store = _served(place, timeout_s) if place.serves else _connected(place, waiting)
+        try:
+            store = PrefixStore(f"trident/{place.attempt}", store)
+            store.set(f"rank/{place.rank}", socket.gethostname())
+            if place.rank == 0:
+                waiting.until(lambda: not _missing(place, store), lambda: _names(place, store))
+                store.set(_ALL_HERE, "")
+            else:
+                waiting.until(lambda: bool(store.check([_ALL_HERE])), lambda: "all other ranks to join")
+        except dist.DistError as error:
+            raise _lost(place, error) from error
+    return store
+
+
+def _served(place: Place, timeout_s: float) -> Store:
+    try:
+        return TCPStore(
+            place.host,
+            place.port,
+            place.size,
+            is_master=True,
+            timeout=timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+    except dist.DistError as error:
+        if "EADDRINUSE" not in str(error):
+            raise ConfigError(
+                f"rank 0 must be able to listen at MASTER_ADDR:MASTER_PORT, but {place.host}:{place.port}: "
+                f"{_first_line(error)}"
+            ) from error
+        raise ConfigError(
+            "the ranks must meet at a port that is free on the first machine, but "
+            f"MASTER_PORT={place.port} is in use there; set another one, with the launcher's option for it where it "
+            "has one"
+        ) from error
+
+
+def _connected(place: Place, waiting: _Waiting) -> Store:
+    reason = "no answer"
+
+    def answers() -> bool:
+        nonlocal reason
+        try:
+            with socket.create_connection((place.host, place.port), timeout=_CONNECT_S):
+                return True
+        except OSError as error:
+            reason = error.strerror or str(error)
+            return False
+
+    who = "torchrun" if place.is_served_by_agent else "rank 0"
+    waiting.until(answers, lambda: f"{who} at {place.host}:{place.port} ({reason})")
+    try:
+        return TCPStore(
+            place.host,
+            place.port,
+            place.size,
+            is_master=False,
+            timeout=timedelta(seconds=max(waiting.left_s(), 1.0)),
+            wait_for_workers=False,
+        )
+    except dist.DistError as error:
+        raise _lost(place, error) from error
+
+
+def _missing(place: Place, store: Store) -> list[int]:
+    """Return the ranks that have not joined; all of them asked at once where everybody is there."""
+    if store.check([f"rank/{rank}" for rank in range(place.size)]):
+        return []
+    return [rank for rank in range(place.size) if not store.check([f"rank/{rank}"])]
+
+
+def _names(place: Place, store: Store) -> str:
+    missing = _missing(place, store)
+    named = ", ".join(map(str, missing[:_NAMED])) + (" and more" if len(missing) > _NAMED else "")
+    return f"rank{'s' * (len(missing) > 1)} {named} of {place.size} to join"
+
+
+class _Waiting:
+    """Waits until something holds, says so now and then, and gives up."""
+
+    def __init__(self, place: Place, timeout_s: float) -> None:
+        self._place, self._timeout_s = place, timeout_s
+        self._since = time.monotonic()
+        self._next_word = self._since + FIRST_WORD_S
+
+    def left_s(self) -> float:
+        """Return the seconds that are left."""
+        return self._timeout_s - (time.monotonic() - self._since)
+
+    def until(self, holds: Callable[[], bool], what: Callable[[], str]) -> None:
+        """Return when `holds` does.
+
+        Raises:
+            PeerLostError: the time is over; `what` says for what this waited.
+        """
+        while not holds():
+            now = time.monotonic()
+            if self.left_s() <= 0:
+                raise PeerLostError(
+                    f"every rank must join within {self._timeout_s:g} s (runtime.timeout_s), but rank "
+                    f"{self._place.rank} waited in vain for {what()}",
+                    hints=[
+                        "see whether every rank was started, and can reach MASTER_ADDR:MASTER_PORT, "
+                        f"{self._place.host}:{self._place.port}",
+                        "a process that is to train alone must not have RANK, WORLD_SIZE or a launcher's variables of "
+                        "another program in its environment",
+                    ],
+                )
+            # One rank of a machine speaks for it.
+            if now >= self._next_word and self._place.local_rank == 0:
+                tell(f"rank {self._place.rank} waits for {what()}, since {now - self._since:.0f} s")
+                self._next_word = now + WORD_S
+            current().beat()
+            time.sleep(_POLL_S)
+
+
+def _lost(place: Place, error: BaseException) -> PeerLostError:
+    return PeerLostError(
+        f"every rank must live until the run ends, but the one that listens at {place.host}:{place.port} was lost: "
+        f"{_first_line(error)}",
+        hints=["start the same command again on every machine"],
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

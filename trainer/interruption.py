@@ -1,0 +1,227 @@
+"""How a command ends when it is asked to and has nothing to save yet, or no longer. No torch.
+
+From the first moment on, SIGTERM, SIGINT, SIGHUP and SIGUSR1 end the process, whatever it does: in the main thread
+`Interrupted` is raised, so that files and locks are put in order. Where the main thread waits in C code, or in a loop
+that nothing can leave, a second thread ends the process a little later. Once a run has trained a step, the loop takes
+the signals over (`loop.stop`): from there on they ask for a checkpoint.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
+
+from trainer.errors import Interrupted, PeerLostError, Preempted, TridentError
+from trainer.log import part, report_failure
+from trainer.progress import BUSY, current
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+INTERRUPTED = 130
+"""Exit code of what a person broke off with Ctrl-C."""
+GRACE_S = 3.0
+"""Time that the main thread gets to end by itself."""
+LEAVE_S = 8.0
+"""Time that libraries get to clean up when the work is done."""
+_PARTING_S = 2.0
+_POLL_S = 0.5
+_BUSY_SHARE = 0.1
+"""Of a core: who computes less than that only waits."""
+_NOTHING = b"\0"
+
+
+def exit_code_of(number: int) -> int:
+    """Return what a process ends with that a signal ended before there was something to save.
+
+    A person who presses Ctrl-C does not want the run. Everybody else wants the machine, and the run later.
+    """
+    return INTERRUPTED if number == signal.SIGINT else Preempted.exit_code
+
+
+class _Interruption:
+    """The signals of this process, of which there is one; so there is one of these."""
+
+    def __init__(self) -> None:
+        self.is_listening = False
+        self._asked: int | None = None
+        """The signal that the main thread has heard."""
+        self._settled: int | None = None
+        """Exit code that is decided, when the work is done."""
+        self._ends_at: float | None = None
+        self._late: int = signal.SIGTERM
+        self._limit_s = 0.0
+        self._partings: list[Callable[[int], None]] = []
+        self._reader = self._writer = -1
+        self._ending = threading.Lock()
+
+    def listen(self) -> None:
+        """Handle the signals from now on, in the main thread."""
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        # Written by the C part of a signal's handling, whatever the main thread does.
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            # What nohup or a shell without job control ignores stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
+        threading.Thread(target=self._watch, name="interruption", daemon=True).start()
+        self.is_listening = True
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self._settled is None and self._asked is None:
+            self._asked = number
+            raise Interrupted(signal.Signals(number).name, exit_code_of(number))
+
+    def _watch(self) -> None:
+        effort = _Effort()
+        while True:
+            ready, _, _ = select.select([self._reader], [], [], _POLL_S)
+            for number in os.read(self._reader, 512) if ready else b"":
+                if number in SIGNALS and signal.getsignal(number) == self._on_signal and self._ends_at is None:
+                    self._late, self._ends_at = number, time.monotonic() + GRACE_S
+            if self._ends_at is not None and time.monotonic() >= self._ends_at:
+                self._end_late()
+            elif self._limit_s > 0:
+                self._check_limit(effort)
+
+    def _end_late(self) -> None:
+        if self._settled is not None:
+            self.end(self._settled)
+        if self._asked is None and signal.getsignal(self._late) != self._on_signal:
+            # The loop has taken the signals over before the main thread came to handle this one.
+            self._ends_at = None
+            return
+        number = self._late if self._asked is None else self._asked
+        with suppress(OSError, ValueError):
+            tell_end(signal.Signals(number).name)
+        self.end(exit_code_of(number))
+
+    def _check_limit(self, effort: _Effort) -> None:
+        progress = current()
+        if progress.phase in BUSY and effort.share() >= _BUSY_SHARE:
+            progress.beat()
+        if time.monotonic() - progress.moved_at > self._limit_s:
+            with suppress(OSError, ValueError):
+                report_failure(stands_still(self._limit_s))
+            self.end(PeerLostError.exit_code)
+
+    def end(self, code: int) -> NoReturn:
+        """End the process, and all that it started, from whichever thread."""
+        with self._ending:
+            thread = threading.Thread(target=self._part, args=(code,), daemon=True)
+            thread.start()
+            # A disk may hang as well.
+            thread.join(_PARTING_S)
+            end_descendants()
+            _flush()
+            os._exit(code)
+
+    def _part(self, code: int) -> None:
+        for parting in self._partings:
+            with suppress(Exception):
+                parting(code)
+
+    def settle(self, code: int, within_s: float | None = None) -> None:
+        """Decide the exit code: the work is done, and a signal now only makes the process end sooner."""
+        self._settled = code
+        if within_s is not None:
+            self._ends_at = time.monotonic() + within_s
+        if self.is_listening:
+            with suppress(OSError):
+                os.write(self._writer, _NOTHING)
+
+    def limit(self, seconds: float) -> None:
+        """Set how long the process may stand still; 0: for ever."""
+        current().beat()
+        self._limit_s = seconds
+
+    def before_end(self, parting: Callable[[int], None]) -> None:
+        """Let `parting` be called with the exit code when a signal ends the process. From any thread."""
+        self._partings.append(parting)
+
+
+_THE_ONE = _Interruption()
+listen = _THE_ONE.listen
+settle = _THE_ONE.settle
+limit = _THE_ONE.limit
+before_end = _THE_ONE.before_end
+end = _THE_ONE.end
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with its work done: libraries may clean up, but not for ever, and no signal changes the code."""
+    settle(code, within_s=LEAVE_S)
+    _flush()
+    atexit._run_exitfuncs()
+    _flush()
+    os._exit(code)
+
+
+def tell_end(name: str) -> None:
+    """Say that a signal ended the command, and in what. On the reporting rank only."""
+    progress = current()
+    on = f" ({progress.instruction})" if progress.instruction else ""
+    part(f"asked to stop by {name} while {progress.phase}{on}: ended, there was nothing to save yet")
+
+
+def stands_still(seconds: float) -> TridentError:
+    """Return the error of a process that has not moved for so long."""
+    progress = current()
+    on = f" ({progress.instruction})" if progress.instruction else ""
+    rank = os.environ.get("RANK")
+    who = f"rank {rank}" if rank else "the command"
+    return PeerLostError(
+        f"{who} must go on within {seconds:g} s (runtime.timeout_s), but stands still while {progress.phase}{on}",
+        hints=["if it takes that long here, raise runtime.timeout_s", "otherwise start the same command again"],
+    )
+
+
+def end_descendants() -> None:
+    """End the processes that this one started, and those that they did, such as compilers."""
+    import psutil
+
+    with suppress(psutil.Error):
+        left = psutil.Process().children(recursive=True)
+        for process in left:
+            with suppress(psutil.Error):
+                process.terminate()
+        for process in psutil.wait_procs(left, timeout=1.0)[1]:
+            with suppress(psutil.Error):
+                process.kill()
+
+
+class _Effort:
+    """How much this process, and those that it started, compute."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic()
+        self._spent = 0.0
+
+    def share(self) -> float:
+        """Return the share of a core since the call before."""
+        import psutil
+
+        now, spent = time.monotonic(), 0.0
+        with suppress(psutil.Error):
+            process = psutil.Process()
+            spent = sum(process.cpu_times()[:4])
+            for child in process.children(recursive=True):
+                with suppress(psutil.Error):
+                    spent += sum(child.cpu_times()[:4])
+        share = (spent - self._spent) / max(now - self._at, 1e-3)
+        self._at, self._spent = now, spent
+        return share
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
