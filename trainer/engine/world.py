@@ -93,8 +93,8 @@ def _join(plan: RunPlan, backend: str, timeout: timedelta) -> None:
     if plan.world_size == 1:
         # Alone there is nobody to meet: no port is opened, and what another launcher left in the environment is not
         # looked at.
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
+        alone = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, timeout=timeout, store=alone, rank=0, world_size=1)
         return
     place = Place.of_environment()
     store = meet(place, timeout.total_seconds())
