@@ -77,7 +77,7 @@ def find_world(environ: Mapping[str, str]) -> World | None:
 
 def _launcher(environ: Mapping[str, str]) -> Mapping[str, str] | None:
     """Return the names under which the innermost launcher tells its facts."""
-    if _is_rank(environ):
+    if all(environ.get(name) for name in _TORCH):
         return _TORCH
     # mpirun inside a job starts its helpers with srun, so Slurm's variables then count helpers, not ranks.
     if environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
@@ -87,18 +87,18 @@ def _launcher(environ: Mapping[str, str]) -> Mapping[str, str] | None:
         return _MPICH
     if _is_one_of_many_tasks(environ):
         return _SLURM
-    return _MPICH if is_mpich else None
+    if is_mpich:
+        return _MPICH
+    return _TORCH if _is_part_of_several(environ) else None
 
 
-def _is_rank(environ: Mapping[str, str]) -> bool:
-    """Return whether torch's names tell of a rank, or of a part of a world of several.
+def _is_part_of_several(environ: Mapping[str, str]) -> bool:
+    """Return whether some of torch's names tell of a rank among several, and others are missing.
 
     One process may have some of them left over from another program: a rank 0 without a world, a world without a rank.
     """
-    rank, size, local_rank = (environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    is_whole = bool(rank and size and local_rank)
-    is_part_of_several = rank not in ("", "0") or (size not in ("", "1") and bool(rank or local_rank))
-    return is_whole or is_part_of_several
+    rank, size, local_rank = (environ.get(name, "") for name in _TORCH)
+    return rank not in ("", "0") or (size not in ("", "1") and bool(rank or local_rank))
 
 
 def _check_complete(environ: Mapping[str, str], names: Mapping[str, str]) -> None:
