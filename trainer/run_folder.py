@@ -136,7 +136,10 @@ class RunFolder:
             earlier = from_yaml(self.config.read_text(encoding="utf-8"))
             moved = [key for key in differences(earlier, config) if key in BY_CONTENT]
         newest = self.newest_checkpoint()
-        raise other_tokens(config, newest[1] if newest else None, moved)
+        tokenizer = self.tokenizer / "tokenizer.json"
+        # Earlier versions took the first name of a list.
+        guessed = tokenizer.is_file() and not tokenizer.with_name("tokenizer_config.json").is_file()
+        raise other_tokens(config, newest[1] if newest else None, moved, guessed_end=guessed)
 
     def _stream(self) -> str | None:
         """Return the identity of the training stream here, or None where nothing tells it."""

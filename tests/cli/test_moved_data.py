@@ -11,6 +11,7 @@ import pytest
 from tests.cli.conftest import Run
 from trainer.config.compose import compose, to_yaml
 from trainer.data.prepare import prepare, stream_identity
+from trainer.data.tokenizer import train_bpe
 from trainer.run_folder import STREAM
 from trainer.supervise import check_before_start
 
@@ -74,3 +75,15 @@ def test_a_run_of_an_earlier_version_has_no_record(used: Path) -> None:
     (used / "plan.json").write_text("{}")
     # Its checkpoints, had it any, would tell.
     check_before_start(compose([*WORDS, "data.files=[other/a.txt]"]))
+
+
+def test_a_run_of_a_version_that_guessed_the_end_of_text(refused: Run, used: Path, place: Path) -> None:
+    for folder in (place / "tok", used / "tokenizer"):
+        folder.mkdir()
+        train_bpe(["what stands in the corpus"] * 9, 300).save(folder)
+        (folder / "tokenizer_config.json").unlink()
+    words = [*WORDS, "tokenizer=pretrained", "tokenizer.path=tok"]
+    (used / "config.yaml").write_text(to_yaml(compose([*words, "data.files=[corpus/a.txt]"])))
+    answer = refused("train", *words, "data.files=[corpus/a.txt]", 'tokenizer.eos_token="<|endoftext|>"')
+    assert answer.problems[0].startswith("tokenizer.eos_token must give the tokens that this run began with")
+    assert answer.hints[0].startswith("an earlier version began this run and guessed tokenizer.eos_token")

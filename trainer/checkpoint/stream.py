@@ -6,22 +6,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.config.places import source_key
-from trainer.config.schema import TridentConfig
+from trainer.config.schema import TokenizerKind, TridentConfig
 from trainer.errors import DataError
 
 
-def other_tokens(config: TridentConfig, checkpoint: Path | None, changed: Sequence[str] = ()) -> DataError:
+def other_tokens(
+    config: TridentConfig, checkpoint: Path | None, changed: Sequence[str] = (), guessed_end: bool = False
+) -> DataError:
     """Return the error that names the keys to change.
 
     Args:
         config: of the run that is to go on.
         checkpoint: what it would go on from, if there is one.
         changed: keys of the data that have other values than before; none where the same files have other content.
+        guessed_end: the run began with a version that took the first end-of-text token with a known name.
     """
     keys = " and ".join(changed) or source_key(config)
     hints = [
         f"put back the data, or give {keys} the value in the run's config.yaml" if changed else "put back the data"
     ]
+    if guessed_end and config.tokenizer.kind is TokenizerKind.pretrained:
+        hints.insert(
+            0, "an earlier version began this run and guessed tokenizer.eos_token: set it to <|endoftext|> or </s>"
+        )
     if checkpoint is not None:
         hints.append(f"to train on with other data set run_dir to another folder and checkpoint.resume={checkpoint}")
     hints.append("set run_dir to another folder to start anew")

@@ -86,6 +86,8 @@ def tokenizer_settings(case: Case) -> Iterator[str]:
         )
     if tokenizer.path is not None and kind is not TokenizerKind.pretrained:
         yield f"tokenizer.path has no effect with tokenizer.kind={kind.value}; use tokenizer=pretrained"
+    if tokenizer.eos_token is not None and kind is not TokenizerKind.pretrained:
+        yield f"tokenizer.eos_token has no effect with tokenizer.kind={kind.value}; use tokenizer=pretrained"
     if tokenizer.vocab_size is not None and kind is not TokenizerKind.bpe:
         yield f"tokenizer.vocab_size has no effect with tokenizer.kind={kind.value}; leave it out"
     if kind is TokenizerKind.bpe and tokenizer.vocab_size is not None and tokenizer.vocab_size < SMALLEST_BPE:

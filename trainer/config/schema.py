@@ -184,6 +184,9 @@ class TokenizerConfig:
     """bpe: entries to train. null: model.vocab_size if set, otherwise 2048."""
     path: str | None = None
     """pretrained: a local folder, a tokenizer.json, or a Hugging Face name."""
+    eos_token: str | None = None
+    """pretrained: the token that ends a document. null: the one that tokenizer_config.json, special_tokens_map.json or
+    generation_config.json beside the tokenizer.json names, in this order; without them the one with a known name."""
     allow_unused_ids: bool = False
     """Accept a model.vocab_size larger than the tokenizer's range (embedding rows that no text uses)."""
 

@@ -26,7 +26,14 @@ from trainer.config.schema import DataSource, TokenizerKind, TridentConfig
 from trainer.data.shards import ShardMeta, ShardWriter, dtype_for, file_sizes, read_meta, write_meta
 from trainer.data.sources import documents, file_identity, identity
 from trainer.data.split import is_held_out, split_document
-from trainer.data.tokenizer import Tokenizer, load_pretrained, make_tokenizer, pretrained_file, wanted_entries
+from trainer.data.tokenizer import (
+    Tokenizer,
+    load_pretrained,
+    make_tokenizer,
+    pretrained_file,
+    pretrained_identity,
+    wanted_entries,
+)
 from trainer.data.wording import reason
 from trainer.errors import ConfigError, DataError, StorageError
 
@@ -122,7 +129,7 @@ def _fingerprint(config: TridentConfig) -> str:
             facts.append(wanted_entries(config))
         if tokenizer.kind is TokenizerKind.pretrained:
             file = pretrained_file(str(tokenizer.path))
-            facts.append(None if file is None else file_identity(file))
+            facts += [None if file is None else file_identity(file), *pretrained_identity(tokenizer)]
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
 
 
@@ -203,7 +210,7 @@ def _tokenizer(config: TridentConfig, say: Say) -> Tokenizer | None:
     source, settings = config.data.source, config.tokenizer
     if source is DataSource.megatron and settings.kind is TokenizerKind.pretrained:
         # Not needed to train: it travels with the run, so that the model can be sampled from.
-        return load_pretrained(str(settings.path))
+        return load_pretrained(settings)
     if source in (DataSource.synthetic, DataSource.megatron):
         return None
     say(f"tokenising data.source={source.value}")

@@ -9,18 +9,27 @@ from pathlib import Path
 from typing import Protocol
 
 from trainer.config.places import local_path
-from trainer.config.schema import TokenizerKind, TridentConfig
+from trainer.config.schema import TokenizerConfig, TokenizerKind, TridentConfig
+from trainer.data.end_of_text import (
+    END_OF_TEXT,
+    KEY,
+    SETTINGS,
+    ReadFile,
+    beside,
+    declared_end,
+    end_of_text,
+    first_known,
+    nothing_beside,
+)
 from trainer.data.wording import reason
 from trainer.errors import DataError
 from trainer.files import write_atomically
 
-END_OF_TEXT = "<|endoftext|>"
 DEFAULT_VOCABULARY = 2048
 TRAINING_CHARACTERS = 20_000_000
 """Text that a BPE is trained on at most; more changes its merges little and costs minutes."""
 _FILE = "tokenizer.json"
 _KIND = "kind.json"
-_END_NAMES = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|eos|>")
 
 
 class Tokenizer(Protocol):
@@ -76,12 +85,22 @@ class FileTokenizer:
     Args:
         text: content of a tokenizer.json.
         origin: named in errors.
+        eos_token: what ends a document; None: what the files beside it say.
+        read: reads the files beside it.
+        of_a_run: it was saved by a run; one of an earlier version has no file that says what ends a document.
 
     Raises:
-        DataError: it cannot be read, or has no end-of-text token.
+        DataError: it cannot be read, or it cannot be told which token ends a document.
     """
 
-    def __init__(self, text: str, origin: str) -> None:
+    def __init__(
+        self,
+        text: str,
+        origin: str,
+        eos_token: str | None = None,
+        read: ReadFile = nothing_beside,
+        of_a_run: bool = False,
+    ) -> None:
         import tokenizers
 
         try:
@@ -89,14 +108,9 @@ class FileTokenizer:
         # The library raises bare Exception.
         except Exception as error:
             raise DataError(f"{origin} must be a tokenizer.json, but cannot be read: {reason(error)}") from error
-        ids = (self._tokenizer.token_to_id(name) for name in _END_NAMES)
-        found = next((i for i in ids if i is not None), None)
-        if found is None:
-            raise DataError(
-                f"{origin} must have an end-of-text token, but has none of {', '.join(_END_NAMES)}",
-                hints=["add one of these special tokens to the tokenizer, or train one with tokenizer.kind=bpe"],
-            )
-        self.eos_id: int = found
+        if of_a_run and read(SETTINGS) is None:
+            eos_token = first_known(self._tokenizer)
+        self.eos_id: int = end_of_text(self._tokenizer, origin, eos_token, read)
         # Files saved for a classifier cut every text, or fill it up, to one length.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -122,7 +136,9 @@ class FileTokenizer:
         return str(self._tokenizer.decode(list(ids)))
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json."""
+        """Write tokenizer.json and a tokenizer_config.json that says what ends a document."""
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._tokenizer.id_to_token(self.eos_id)}
+        write_atomically(folder / SETTINGS, json.dumps(settings, ensure_ascii=False) + "\n")
         write_atomically(folder / _FILE, self._tokenizer.to_str())
 
 
@@ -150,7 +166,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> FileTokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_bounded(texts), trainer)
-    return FileTokenizer(tokenizer.to_str(), "the trained tokenizer")
+    return FileTokenizer(tokenizer.to_str(), "the trained tokenizer", END_OF_TEXT)
 
 
 def _bounded(texts: Iterable[str]) -> Iterator[str]:
@@ -172,7 +188,7 @@ def make_tokenizer(config: TridentConfig, texts: Iterable[str]) -> Tokenizer:
     if settings.kind is TokenizerKind.bytes:
         return ByteTokenizer()
     if settings.kind is TokenizerKind.pretrained:
-        return load_pretrained(str(settings.path))
+        return load_pretrained(settings)
     return train_bpe(texts, wanted_entries(config))
 
 
@@ -196,35 +212,71 @@ def pretrained_file(path: str) -> Path | None:
     return None
 
 
-def load_pretrained(path: str) -> FileTokenizer:
-    """Load a tokenizer.json file, a folder that holds one, or the one of a Hugging Face model.
+def pretrained_identity(settings: TokenizerConfig) -> list[object]:
+    """Return what decides the ids of a pretrained tokenizer, but for the content of its tokenizer.json.
+
+    Raises:
+        DataError: a file beside it cannot be understood.
+    """
+    file = pretrained_file(str(settings.path))
+    says = settings.eos_token if file is None or settings.eos_token is not None else declared_end(beside(file))
+    return [settings.path, "ends with", says]
+
+
+def load_pretrained(settings: TokenizerConfig) -> FileTokenizer:
+    """Load a tokenizer.json file, the one in a folder, or the one of a Hugging Face model, as `tokenizer.path` says.
 
     Raises:
         DataError: there is none, or it cannot be used.
     """
-    return _from_file(pretrained_file(path) or _from_hub(path), f"tokenizer.path={path}")
+    path = str(settings.path)
+    local = pretrained_file(path)
+    file, read = (local, beside(local)) if local is not None else (_from_hub(path, _FILE), _beside_on_hub(path))
+    return FileTokenizer(_content(file, f"tokenizer.path={path}"), f"tokenizer.path={path}", settings.eos_token, read)
 
 
-def _from_file(file: Path, origin: str) -> FileTokenizer:
+def _content(file: Path, origin: str) -> str:
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
+        return file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise DataError(f"{origin} must be readable, but is not: {reason(error)}") from error
-    return FileTokenizer(text, origin)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, file: str) -> Path:
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.hf_hub_download(name, _FILE))
+        return Path(huggingface_hub.hf_hub_download(name, file))
     # The library raises whatever its transport raises.
     except Exception as error:
         raise DataError(
-            f"tokenizer.path={name} must be a local tokenizer or a Hugging Face model with a {_FILE}, "
+            f"tokenizer.path={name} must be a local tokenizer or a Hugging Face model with a {file}, "
             f"but: {reason(error)}",
             hints=["check the name and the network, or give a local folder"],
         ) from error
+
+
+def _beside_on_hub(name: str) -> ReadFile:
+    """Return what reads the other files of a Hugging Face model."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    def read(file: str) -> str | None:
+        try:
+            return _content(_from_hub(name, file), f"{file} of tokenizer.path={name}")
+        except DataError as error:
+            # Without a network it is not known whether there is such a file, unless somebody asked earlier.
+            is_known = not isinstance(error.__cause__, LocalEntryNotFoundError)
+            if isinstance(error.__cause__, EntryNotFoundError) and is_known:
+                return None
+            if try_to_load_from_cache(name, file) is _CACHED_NO_EXIST:
+                return None
+            raise DataError(
+                f"{file} of tokenizer.path={name} must be within reach, since it may say which token ends a document, "
+                f"but: {reason(error.__cause__ or error)}; set {KEY}, or check the network"
+            ) from error
+
+    return read
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -235,4 +287,5 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """
     if (folder / _KIND).is_file():
         return ByteTokenizer()
-    return _from_file(folder / _FILE, str(folder / _FILE))
+    file = folder / _FILE
+    return FileTokenizer(_content(file, str(file)), str(file), read=beside(file), of_a_run=True)

@@ -16,6 +16,7 @@ from trainer.config.plan import ModelSpec, make_model_spec
 from trainer.config.schema import RecomputeKind
 from trainer.data.tokenizer import Tokenizer, load_tokenizer
 from trainer.errors import CheckpointError, ConfigError
+from trainer.generation.continuation import prompt_ids, text_after
 from trainer.generation.options import GenerateOptions
 from trainer.generation.sampling import next_token
 from trainer.model.gpt import GPT, KeyValueCache, ModelContext, full_logits
@@ -96,6 +97,16 @@ def sample(model: GPT, prompt: list[int], options: GenerateOptions, eos_id: int 
     return drawn
 
 
+def continued(model: GPT, tokenizer: Tokenizer, prompt: str, options: GenerateOptions, seed: int) -> str:
+    """Return the text that the model goes on with after `prompt`; an empty prompt is the beginning of a document.
+
+    Raises:
+        ConfigError: prompt and tokens do not fit into the model's sequence length.
+    """
+    ids = prompt_ids(tokenizer, prompt)
+    return text_after(tokenizer, prompt, ids, sample(model, ids, options, tokenizer.eos_id, seed))
+
+
 def _tokenizer(checkpoint: Path) -> Tokenizer:
     folder = _run_dir(checkpoint) / "tokenizer"
     if not folder.is_dir():
@@ -115,7 +126,5 @@ def generate_text(options: GenerateOptions) -> Iterator[str]:
     checkpoint, manifest = find_checkpoint(Path(options.checkpoint).absolute())
     tokenizer = _tokenizer(checkpoint)
     model = load_model(checkpoint, manifest)
-    prompt = tokenizer.encode(options.prompt) or [tokenizer.eos_id]
     for index in range(options.num_samples):
-        drawn = sample(model, prompt, options, tokenizer.eos_id, seed=options.seed + index)
-        yield options.prompt + tokenizer.decode(drawn)
+        yield options.prompt + continued(model, tokenizer, options.prompt, options, seed=options.seed + index)

@@ -7,6 +7,7 @@ from trainer.config.schema import TridentConfig
 from trainer.data.prepare import PreparedData
 from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import ConfigError
+from trainer.generation.continuation import prompt_ids
 from trainer.model.accounting import parameter_count
 
 MAX_PARAMETERS = 1_000_000_000
@@ -32,8 +33,7 @@ def check_samples(prepared: PreparedData, config: TridentConfig) -> None:
     assert prepared.tokenizer_folder is not None, "validation refuses data without a tokenizer"
     tokenizer = load_tokenizer(prepared.tokenizer_folder)
     for index, prompt in enumerate(texts.prompts):
-        # A document begins with the end-of-text token.
-        length = max(1, len(tokenizer.encode(prompt)))
+        length = len(prompt_ids(tokenizer, prompt))
         if length + texts.max_tokens > seq_length:
             problems.append(
                 f"eval.prompts[{index}] ({length} tokens) and eval.max_tokens ({texts.max_tokens}) must fit into "

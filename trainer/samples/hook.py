@@ -15,7 +15,7 @@ import torch
 from trainer.config.plan import RunPlan, make_model_spec
 from trainer.data.tokenizer import Tokenizer, load_tokenizer
 from trainer.engine.face import Engine
-from trainer.generation.generate import fill, sample, whole_model
+from trainer.generation.generate import continued, fill, whole_model
 from trainer.generation.options import GenerateOptions
 from trainer.loop.events import RunEnd, StepReport
 from trainer.metrics.sink import Sample
@@ -79,8 +79,7 @@ class SamplesHook:
         options = GenerateOptions(max_tokens=config.eval.max_tokens, temperature=config.eval.temperature)
         written = []
         for prompt in config.eval.prompts:
-            ids = self._tokenizer.encode(prompt) or [self._tokenizer.eos_id]
             for index in range(config.eval.samples):
-                drawn = sample(self._model, ids, options, self._tokenizer.eos_id, seed=config.eval.seed + index)
-                written.append(Sample(step, prompt, self._tokenizer.decode(drawn)))
+                text = continued(self._model, self._tokenizer, prompt, options, seed=config.eval.seed + index)
+                written.append(Sample(step, prompt, text))
         return written

@@ -12,9 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.data.data_room import config, told, write_text
+from trainer.config.schema import TokenizerConfig, TokenizerKind
 from trainer.data import tokenizer as room
+from trainer.data.end_of_text import END_OF_TEXT
 from trainer.data.tokenizer import (
-    END_OF_TEXT,
     ByteTokenizer,
     FileTokenizer,
     Tokenizer,
@@ -45,6 +46,10 @@ HARD = [
 @pytest.fixture(scope="module")
 def bpe() -> FileTokenizer:
     return train_bpe(TEXTS, 300)
+
+
+def pretrained(path: str, eos_token: str | None = None) -> FileTokenizer:
+    return load_pretrained(TokenizerConfig(TokenizerKind.pretrained, path=path, eos_token=eos_token))
 
 
 def word_level(folder: Path, ids: dict[str, int], *special: str) -> tokenizers.Tokenizer:
@@ -180,7 +185,7 @@ def test_a_pretrained_one_is_a_file_or_a_folder(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("HOME", str(tmp_path))
     word_level(tmp_path / "tok", {"[UNK]": 0, "a": 1, "b": 2}, "</s>")
     for path in (tmp_path / "tok", tmp_path / "tok" / "tokenizer.json", "~/tok"):
-        tokenizer = load_pretrained(str(path))
+        tokenizer = pretrained(str(path))
         assert tokenizer.encode("b a x") == [2, 1, 0]
         assert tokenizer.eos_id == 3
         assert tokenizer.vocab_size == 4
@@ -189,12 +194,12 @@ def test_a_pretrained_one_is_a_file_or_a_folder(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("name", ["<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|eos|>"])
 def test_every_common_name_of_the_end_is_known(tmp_path: Path, name: str) -> None:
     word_level(tmp_path, {"[UNK]": 0}, "<pad>", name)
-    assert load_pretrained(str(tmp_path)).eos_id == 2
+    assert pretrained(str(tmp_path)).eos_id == 2
 
 
 def test_ids_with_gaps_count_up_to_the_largest(tmp_path: Path) -> None:
     word_level(tmp_path, {"[UNK]": 0, "a": 1, "far": 70_000}, "</s>")
-    tokenizer = load_pretrained(str(tmp_path))
+    tokenizer = pretrained(str(tmp_path))
     assert max(tokenizer.encode("far")) < tokenizer.vocab_size == 70_001
 
 
@@ -203,7 +208,7 @@ def test_settings_that_cut_and_fill_texts_are_left_out(tmp_path: Path) -> None:
     made.enable_truncation(2)
     made.enable_padding(pad_id=2, pad_token="[PAD]", length=5)
     made.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = load_pretrained(str(tmp_path))
+    tokenizer = pretrained(str(tmp_path))
     assert tokenizer.encode_batch(["a a a", "a"]) == [[1, 1, 1], [1]]
     assert tokenizer.encode("a a a") == [1, 1, 1]
 
@@ -212,22 +217,14 @@ def test_special_tokens_of_a_template_are_not_added(tmp_path: Path) -> None:
     made = word_level(tmp_path, {"[UNK]": 0, "a": 1}, "</s>")
     made.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
     made.save(str(tmp_path / "tokenizer.json"))
-    assert load_pretrained(str(tmp_path)).encode("a") == [1]
-
-
-def test_no_end_of_text_token(tmp_path: Path) -> None:
-    word_level(tmp_path, {"[UNK]": 0}, "<pad>")
-    assert told(lambda: load_pretrained(str(tmp_path))) == (
-        f"tokenizer.path={tmp_path} must have an end-of-text token, but has none of <|endoftext|>, </s>, "
-        "<|end_of_text|>, <eos>, [EOS], <|eos|>"
-    )
+    assert pretrained(str(tmp_path)).encode("a") == [1]
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1, 2]", '{"version": "1.0", "model": {"type": "nonsense"}}', "\xff"])
 def test_a_damaged_file(tmp_path: Path, content: str) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(content, encoding="latin-1")
-    message = told(lambda: load_pretrained(str(path)))
+    message = told(lambda: pretrained(str(path)))
     assert message.startswith(f"tokenizer.path={path} must be a tokenizer.json, but cannot be read: ")
 
 
@@ -235,7 +232,7 @@ def test_a_truncated_file(tmp_path: Path, bpe: FileTokenizer) -> None:
     bpe.save(tmp_path)
     path = tmp_path / "tokenizer.json"
     path.write_bytes(path.read_bytes()[:-100])
-    assert "cannot be read" in told(lambda: load_pretrained(str(tmp_path)))
+    assert "cannot be read" in told(lambda: pretrained(str(tmp_path)))
 
 
 def test_a_file_that_cannot_be_opened(tmp_path: Path, bpe: FileTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,13 +243,13 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path, bpe: FileTokenizer, monkey
 
     monkeypatch.setattr(Path, "read_text", refuse)
     expected = f"tokenizer.path={tmp_path} must be readable, but is not: [Errno 13] Permission denied"
-    assert told(lambda: load_pretrained(str(tmp_path))) == expected
+    assert told(lambda: pretrained(str(tmp_path))) == expected
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     write_text(tmp_path / "vocab.json", json.dumps({}))
     expected = f"tokenizer.path must be a tokenizer.json or a folder with one, but {tmp_path} holds none"
-    assert told(lambda: load_pretrained(str(tmp_path))) == expected
+    assert told(lambda: pretrained(str(tmp_path))) == expected
 
 
 def test_a_name_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +261,7 @@ def test_a_name_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return str(tmp_path / "tokenizer.json")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert load_pretrained("org/name").vocab_size == 2
+    assert pretrained("org/name", "</s>").vocab_size == 2
     assert calls == [("org/name", "tokenizer.json")]
 
 
@@ -273,7 +270,7 @@ def test_a_name_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("\nno route to host\nsecond line")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    assert told(lambda: load_pretrained("org/name")) == (
+    assert told(lambda: pretrained("org/name")) == (
         "tokenizer.path=org/name must be a local tokenizer or a Hugging Face model with a tokenizer.json, "
         "but: no route to host"
     )
