@@ -38,6 +38,7 @@ from trainer.loop.skips import RewindCount
 from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
+from trainer.machine import memory_limit
 from trainer.metrics.build import build_metrics
 from trainer.metrics.jsonl import read_rows
 from trainer.metrics.skipped import SKIPPED_FILE, SkippedBatchesFile
@@ -112,6 +113,18 @@ def _check_same_data(prepared: PreparedData, control: DistGroup) -> None:
 
 
 def _in_our_words(error: BaseException) -> BaseException:
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: " in str(error):
+        limited = memory_limit()
+        size = "" if limited is None else f", of which this container or job may have {limited.limit_gib:.3g} GiB"
+        reason = str(error).partition("DefaultCPUAllocator: ")[2].splitlines()
+        return OutOfMemoryError(
+            f"the model must fit into host memory{size}, but: {reason[0] if reason else 'an allocation failed'}",
+            hints=[
+                "start fewer ranks on this machine, or lower batch.micro_batch_size",
+                "set model.recompute=full, or raise layout.tensor_parallel_size or layout.pipeline_parallel_size",
+                "raise the limit of the container, the job or the shell (ulimit -v)",
+            ],
+        )
     if isinstance(error, torch.OutOfMemoryError):
         return OutOfMemoryError(
             f"the model must fit into device memory, but: {str(error).splitlines()[0]}",

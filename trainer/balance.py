@@ -18,6 +18,7 @@ from trainer.config.validate import fill_machine, validate
 from trainer.errors import ConfigError
 from trainer.launcher.environment import gpu_count, prepare_environment
 from trainer.log import say
+from trainer.machine import usable_cores
 from trainer.model.layers import layer_names
 from trainer.pipeline.partition import balanced_bounds, boundaries, layer_costs, stage_bounds
 
@@ -52,7 +53,7 @@ def balance_verb(arguments: Sequence[str]) -> int:
             "for example layout=pp2"
         )
     gpus = gpu_count(os.environ)
-    config = fill_machine(config, gpus, len(os.sched_getaffinity(0)))
+    config = fill_machine(config, gpus, usable_cores())
     # The layers are measured in one process: a machine with fewer devices than the run has ranks will do.
     validate(config)
     prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)

@@ -13,13 +13,14 @@ from trainer.data.capacity import check_capacity
 from trainer.data.prepare import PreparedData, prepare, stream_identity
 from trainer.description import describe, plan_record
 from trainer.engine.kernels import check_compiler
-from trainer.errors import ConfigError, PeerLostError, Preempted, TridentError
+from trainer.errors import ConfigError, Preempted, TridentError
 from trainer.launcher.attempts import last_step, note_restart, restarted_by
-from trainer.launcher.guard import RankGuard, lost_message
+from trainer.launcher.guard import RankGuard, lost_error
 from trainer.launcher.output import shared_output, tail
 from trainer.launcher.roster import Roster
 from trainer.launcher.start import INTERRUPTED, LAUNCHER_LOG, Outcome, check_port, run_ranks
 from trainer.log import report_failure, say
+from trainer.machine import OomKills
 from trainer.metrics.jsonl import read_rows
 from trainer.metrics.tensorboard_sink import check_tensorboard
 from trainer.restarts import Restart, RestartPolicy, remember
@@ -71,10 +72,11 @@ def start_and_watch(config: TridentConfig, arguments: Sequence[str]) -> int:
     policy = RestartPolicy(config.launch.max_restarts, config.launch.restart_backoff_s)
     with shared_output():
         while True:
+            oom_kills = OomKills()
             outcome = run_ranks(
                 plan.world_size, words, folder.logs, port=config.launch.master_port, grace_s=config.launch.grace_s
             )
-            _explain(outcome, folder, tail(launcher_log, start=log_start))
+            _explain(outcome, folder, tail(launcher_log, start=log_start), oom_kills)
             if not _starts_again(outcome, folder, policy):
                 return outcome.exit_code
             log_start = launcher_log.stat().st_size
@@ -97,25 +99,19 @@ def _starts_again(outcome: Outcome, folder: RunFolder, policy: RestartPolicy) ->
     return True
 
 
-def _explain(outcome: Outcome, folder: RunFolder, launcher_lines: list[str]) -> None:
+def _explain(outcome: Outcome, folder: RunFolder, launcher_lines: list[str], oom_kills: OomKills) -> None:
     """Say why the ranks ended, where they could not say it themselves."""
     if outcome.lost_ranks:
         first = outcome.lost_ranks[0]
-        error = PeerLostError(
-            lost_message(outcome.lost_ranks),
-            hints=[
-                f"its log is {folder.log(first)}",
-                "start the same command again: it resumes from the last checkpoint",
-            ],
-        )
+        error = lost_error(outcome.lost_ranks, oom_kills, folder.log(first))
         report_failure(error, f"rank {first}", tail(folder.log(first)))
         return
     is_expected = outcome.exit_code in (0, Preempted.exit_code, INTERRUPTED)
     if not is_expected and Roster(folder.logs).told_failure() is None:
-        _report_early_end(outcome.exit_code, folder, launcher_lines)
+        _report_early_end(outcome.exit_code, folder, launcher_lines, oom_kills)
 
 
-def _report_early_end(exit_code: int, folder: RunFolder, lines: list[str]) -> None:
+def _report_early_end(exit_code: int, folder: RunFolder, lines: list[str], oom_kills: OomKills) -> None:
     """Tell the error that a rank wrote before it had the terminal, or one that points at the launcher's log."""
     problems = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if problems:
@@ -124,6 +120,6 @@ def _report_early_end(exit_code: int, folder: RunFolder, lines: list[str]) -> No
         return
     error = TridentError(
         f"the deepspeed launcher must start every rank, but ended with exit code {exit_code}",
-        hints=[f"its log is {folder.logs / LAUNCHER_LOG}"],
+        hints=[*filter(None, [oom_kills.hint()]), f"its log is {folder.logs / LAUNCHER_LOG}"],
     )
     report_failure(error, "launcher", lines)

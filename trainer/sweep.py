@@ -24,6 +24,7 @@ from trainer.files import write_atomically
 from trainer.launcher.environment import find_world, gpu_count
 from trainer.launcher.start import INTERRUPTED, python_environment
 from trainer.log import say
+from trainer.machine import usable_cores
 from trainer.run_folder import RunFolder
 
 SWEEP_FILE = "sweep.json"
@@ -109,7 +110,7 @@ def _checked(found: list[Point], dry: bool) -> list[_Run]:
                 wrong.setdefault(problem, []).append(point.name)
             continue
         if gpus is not None:
-            config = fill_machine(config, gpus, len(os.sched_getaffinity(0)))
+            config = fill_machine(config, gpus, usable_cores())
         configs.append(config)
         for problem in problems(config, None, gpus):
             wrong.setdefault(problem, []).append(point.name)

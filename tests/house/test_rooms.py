@@ -13,6 +13,7 @@ ORDER = (
     "progress",
     "interruption",
     "versions",
+    "machine",
     "restarts",
     "config",
     "topology",

@@ -229,7 +229,8 @@ class LayoutConfig:
     """Ranks that split every linear layer; keep them inside one node."""
     data_parallel_size: int | Elastic | None = None
     """Replicas of the model. null: world size / (pp * tp), or 1 when the ranks are started here. auto: the same, but
-    when started here as many as GPUs (without GPUs: CPU cores) and an unchanged batch.global_batch_size allow."""
+    when started here as many as GPUs (without GPUs: CPU cores that the container or job may use) and an unchanged
+    batch.global_batch_size allow."""
     sequence_parallel: bool = False
     """Shard norms and residuals over the sequence within the tensor-parallel group."""
     pipeline_schedule: PipelineSchedule = PipelineSchedule.f1b1

@@ -40,7 +40,8 @@ class RuntimeConfig:
     device: DeviceKind = DeviceKind.auto
     """auto | cpu | cuda."""
     threads_per_rank: int | None = None
-    """CPU threads of one rank. null: cores / ranks on this machine, at least 1."""
+    """CPU threads of one rank. null: cores / ranks on this machine, at least 1. A container's or job's limit of
+    processors counts as so many cores (docs/docker.md)."""
     cpu_matmul: CpuMatmul = CpuMatmul.auto
     """auto | torch | onednn. Which library multiplies matrices in fp32 on a CPU; their last bits differ. auto: oneDNN
     on processors with AVX-512 that are not Intel's, since MKL, which PyTorch takes, does not use it there. In half

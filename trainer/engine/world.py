@@ -14,6 +14,8 @@ from trainer.config.schema import DeviceKind, Dtype
 from trainer.engine.host_memory import keep_freed_memory
 from trainer.engine.rendezvous import Place, meet
 from trainer.errors import ConfigError, PeerLostError
+from trainer.log import warn
+from trainer.machine import shared_memory_problem, usable_cores
 from trainer.topology.grid import Grid
 from trainer.topology.groups import DistGroup, ParallelGroups, make_groups
 
@@ -41,7 +43,14 @@ def rank_threads(plan: RunPlan) -> int:
     """Return how many CPU threads a rank computes with on this machine."""
     configured = plan.config.runtime.threads_per_rank
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or plan.world_size)
-    return configured or max(1, len(os.sched_getaffinity(0)) // local_ranks)
+    return configured or max(1, usable_cores() // local_ranks)
+
+
+def warn_of_small_shared_memory(local_ranks: int) -> None:
+    """Warn, once a machine, if /dev/shm is smaller than what NCCL takes of it. gloo takes none."""
+    problem = shared_memory_problem(local_ranks) if os.environ.get("LOCAL_RANK", "0") == "0" else None
+    if problem is not None:
+        warn(problem)
 
 
 def start_world(plan: RunPlan, device: torch.device) -> tuple[ParallelGroups, DistGroup]:
@@ -54,6 +63,7 @@ def start_world(plan: RunPlan, device: torch.device) -> tuple[ParallelGroups, Di
     torch.set_num_threads(rank_threads(plan))
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        warn_of_small_shared_memory(int(os.environ.get("LOCAL_WORLD_SIZE") or plan.world_size))
     else:
         keep_freed_memory()
     timeout = timedelta(seconds=plan.config.runtime.timeout_s)

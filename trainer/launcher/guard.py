@@ -7,6 +7,7 @@ import re
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.errors import PeerLostError, TridentError
@@ -16,6 +17,7 @@ from trainer.launcher.roster import Roster, watch_peers
 from trainer.launcher.start import INTERRUPTED, SUPERVISED_VARIABLE
 from trainer.launcher.watchdog import Watchdog
 from trainer.log import report_failure
+from trainer.machine import OomKills
 
 PEER_GRACE_S = 5.0
 """Seconds between the loss of a peer and the end of a rank that still waits for it."""
@@ -41,6 +43,7 @@ class RankGuard:
         self._logs = logs
         self._rank = rank
         self._roster = Roster(logs)
+        self._oom_kills = OomKills()
         self._is_supervised = SUPERVISED_VARIABLE in os.environ
 
     @staticmethod
@@ -79,7 +82,9 @@ class RankGuard:
         lost: list[int] = []
         if isinstance(error, PeerLostError) or not isinstance(error, TridentError):
             lost = self._wait_for_loss(LOSS_WAIT_S)
-        told = _lost_error(lost) if lost else self._lost_elsewhere(error) or self._as_trident_error(error)
+        told = (
+            lost_error(lost, self._oom_kills) if lost else self._lost_elsewhere(error) or self._as_trident_error(error)
+        )
         is_told_by_parent = bool(lost) and self._is_supervised
         if not is_told_by_parent and self._claim(told.exit_code):
             # A known fault says what to do; of one that nobody foresaw the log knows most.
@@ -133,20 +138,33 @@ class RankGuard:
 
     def _on_loss(self, lost: list[int]) -> None:
         if not self._is_supervised and self._claim(PeerLostError.exit_code):
-            self._report(_lost_error(lost), lost[0])
+            self._report(lost_error(lost, self._oom_kills), lost[0])
         self._roster.leave(self._rank)
         sys.stderr.flush()
         # The main thread may wait for the dead peer in a collective that never returns.
         os._exit(PeerLostError.exit_code)
 
 
-def _lost_error(lost: list[int]) -> PeerLostError:
+def lost_error(lost: Sequence[int], oom_kills: OomKills, log: Path | None = None) -> PeerLostError:
+    """Return the error that names lost ranks, and says whether the kernel killed one for its memory.
+
+    Args:
+        lost: ranks.
+        oom_kills: of this run's start.
+        log: of the first of them, if it is to be named.
+    """
+    killed = oom_kills.hint()
     return PeerLostError(
-        lost_message(lost), hints=["start the same command again: it resumes from the last checkpoint"]
+        lost_message(lost),
+        hints=[
+            *([killed] if killed else []),
+            *([f"its log is {log}"] if log else []),
+            "start the same command again: it resumes from the last checkpoint",
+        ],
     )
 
 
-def lost_message(lost: list[int] | tuple[int, ...]) -> str:
+def lost_message(lost: Sequence[int]) -> str:
     """Return the line that names lost ranks."""
     names = ", ".join(str(rank) for rank in lost)
     many = len(lost) > 1

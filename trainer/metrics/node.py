@@ -1,4 +1,7 @@
-"""How busy a node is: processors, memory, network, GPUs. Read by one rank of each node; no collectives."""
+"""How busy a node is: processors, memory, network, GPUs. Read by one rank of each node; no collectives.
+
+Where a control group limits processors or memory, as in a container, what is told is the group's own use.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 import psutil
 
+from trainer.machine import cpu_quota, cpu_seconds, memory_limit
 from trainer.metrics.bounded import bounded
 from trainer.metrics.memory import GIB
 
@@ -46,6 +50,8 @@ class NodeMeter:
         self._traffic = _traffic()
         # The first call has nothing to compare with.
         _try(psutil.cpu_percent)
+        self._cpu_at = clock()
+        self._cpu_s = cpu_seconds()
 
     def read(self) -> Mapping[str, float]:
         """Return names of `NODE_NAMES` to values; nothing where it is too early. Local."""
@@ -53,11 +59,20 @@ class NodeMeter:
         if now - self._read_at < EVERY_S:
             return {}
         self._read_at = now
-        found = {"cpu_percent": _try(psutil.cpu_percent), "memory_used_gib": _try(_memory_used_gib)}
+        found = {"cpu_percent": self._cpu_percent(now), "memory_used_gib": _try(_memory_used_gib)}
         found |= self._network(now)
         if self._with_gpus:
             found |= self._gpus()
         return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+
+    def _cpu_percent(self, now: float) -> float | None:
+        """Return the share of the processors that is used: of a container's quota, where there is one."""
+        quota, before, after = cpu_quota(), self._cpu_s, cpu_seconds()
+        seconds = max(now - self._cpu_at, 1e-3)
+        self._cpu_at, self._cpu_s = now, after
+        if quota is None or before is None or after is None:
+            return _try(psutil.cpu_percent)
+        return 100.0 * (after - before) / seconds / quota
 
     def _network(self, now: float) -> dict[str, float | None]:
         before, after = self._traffic, _traffic()
@@ -86,6 +101,9 @@ def _try(call: Callable[[], float]) -> float | None:
 
 
 def _memory_used_gib() -> float:
+    limited = memory_limit()
+    if limited is not None and limited.used_bytes is not None:
+        return limited.used_bytes / GIB
     memory = psutil.virtual_memory()
     return float(memory.total - memory.available) / GIB
 

@@ -27,6 +27,7 @@ def _train(arguments: Sequence[str]) -> int:
     from trainer.config.validate import fill_machine, validate
     from trainer.launcher.environment import World, find_world, gpu_count, prepare_environment, publish_world
     from trainer.launcher.start import SUPERVISED_VARIABLE
+    from trainer.machine import usable_cores
 
     try:
         world = find_world(os.environ)
@@ -45,7 +46,7 @@ def _train(arguments: Sequence[str]) -> int:
         )
     gpus = gpu_count(os.environ)
     if world is None:
-        config = fill_machine(config, gpus, len(os.sched_getaffinity(0)))
+        config = fill_machine(config, gpus, usable_cores())
     validate(config, world.size if world else None, gpus)
     prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)
     if world is None:

@@ -10,7 +10,7 @@ from deepspeed.accelerator import get_accelerator
 
 from trainer.config.compose import compose
 from trainer.config.plan import make_plan
-from trainer.engine.world import _check_precision, _join
+from trainer.engine.world import _check_precision, _join, rank_threads, warn_of_small_shared_memory
 from trainer.errors import ConfigError
 
 
@@ -48,3 +48,24 @@ def test_a_cpu_computes_in_fp16_but_an_old_gpu_may_not(monkeypatch: pytest.Monke
         _check_precision(plan, torch.device("cuda", 0))
     _check_precision(plan, torch.device("cpu"))
     assert get_accelerator().is_fp16_supported()
+
+
+def test_ranks_share_the_cores_that_the_container_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.engine.world.usable_cores", lambda: 5)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    plan = make_plan(compose(["data=synthetic", "layout=dp2"]), 100, 2)
+    assert rank_threads(plan) == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert rank_threads(plan) == 1
+    configured = make_plan(compose(["data=synthetic", "layout=dp2", "runtime.threads_per_rank=3"]), 100, 2)
+    assert rank_threads(configured) == 3
+
+
+def test_one_rank_of_a_machine_warns_of_small_shared_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trainer.engine.world.shared_memory_problem", lambda ranks: f"too small for {ranks}")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        warn_of_small_shared_memory(8)
+    assert capsys.readouterr().err == "warning: too small for 8\n"
