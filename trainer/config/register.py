@@ -17,9 +17,7 @@ from hydra.core.config_store import ConfigStore
 
 from trainer.config.keys import is_list, number_or_word, optional
 from trainer.config.schema import TridentConfig
-
-SCHEMA_NAME = "trident_schema"
-"""Name in the ConfigStore; the first entry of the defaults list in conf/train.yaml."""
+from trainer.config.searched import SCHEMA_NAME as SCHEMA_NAME
 
 
 @functools.cache

@@ -6,7 +6,6 @@ environment then, whatever it is told. No torch, no wandb.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -110,13 +109,6 @@ def _value(name: str, value: str) -> object:
             raise ConfigError(f"WANDB_RESUME must be one of {joined(_RESUME)}, but is {value!r}; unset it")
         return _RESUME[value.lower()]
     return value
-
-
-def literal(value: object) -> object:
-    """Return a value so that OmegaConf does not look for interpolations in it."""
-    if isinstance(value, list):
-        return [literal(item) for item in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def sweep_in(environ: Mapping[str, str]) -> str | None:
