@@ -101,7 +101,11 @@ SYNTHETIC = ("data=synthetic", "model.vocab_size=512")
         pytest.param(["train.steps=0"], ["train.steps must be at least 1, but is 0"], id="out of range"),
         pytest.param(["optimizer.lr=nan"], ["optimizer.lr must be greater than 0, but is nan"], id="not a number"),
         pytest.param(["train.steps"], ["'train.steps' must be written key=value"], id="no value"),
-        pytest.param(["--steps=3"], ["there is no option '--steps=3'; settings are written key=value"], id="an option"),
+        pytest.param(
+            ["--steps=3"],
+            ["there is no option '--steps'; did you mean the setting 'train.steps', as in train.steps=3?"],
+            id="an option",
+        ),
         pytest.param(["+train.extra=3"], ["there is no key 'train.extra'"], id="an added key"),
         pytest.param(["run_dir=[a"], ["cannot be read as key=value"], id="bad grammar"),
         pytest.param(

@@ -44,9 +44,9 @@ def quoted(text: str) -> str:
 
 def for_a_shell(word: str) -> str:
     """Return a word as a POSIX shell takes it. The quotes of Hydra's grammar are easier to read inside double ones."""
-    if "'" not in word or "!" in word:
+    if "'" not in word or re.search("[!`$]", word):
         return shlex.quote(word)
-    return '"' + re.sub(r'(["$`\\])', r"\\\1", word) + '"'
+    return '"' + re.sub(r'(["$\\])', r"\\\1", word) + '"'
 
 
 @functools.cache

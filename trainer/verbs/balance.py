@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer.verbs.composing import COMPOSING
 from trainer.verbs.declare import Verb
 from trainer.verbs.words import Words
 
@@ -17,6 +18,7 @@ VERB = Verb(
     name="balance",
     summary="time the layers on this machine, and cut a pipeline into stages by that",
     run=run,
+    options=COMPOSING,
     takes_settings=True,
     text=(
         "Takes the groups and keys of `trident train`, with layout.pipeline_parallel_size > 1. Times one rank's share "

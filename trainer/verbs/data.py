@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainer.log import say
+from trainer.verbs.composing import COMPOSING
 from trainer.verbs.declare import Verb
 from trainer.verbs.words import Words
 
@@ -27,6 +28,7 @@ VERB = Verb(
     name="data",
     summary="tokenise the data into memory-mapped shards, without training",
     run=run,
+    options=COMPOSING,
     takes_settings=True,
     text=(
         "Takes the groups and keys of `trident train` and prints where the shards are. Those that decide them are "

@@ -46,6 +46,8 @@ class Option:
     """Has no effect without this other option."""
     setting: str = ""
     """Short for a setting of the config: the word becomes this one."""
+    is_for_config: bool = False
+    """Says how the config is composed: it stays among the settings, in one word."""
     is_hidden: bool = False
     """Understood, but in no help and no completion."""
 

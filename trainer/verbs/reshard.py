@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer.verbs.composing import COMPOSING
 from trainer.verbs.declare import Positional, Takes, Verb
 from trainer.verbs.words import Words
 
@@ -21,6 +22,7 @@ VERB = Verb(
         Positional("SRC", "a checkpoint, or a run folder: its newest whole checkpoint", Takes.run),
         Positional("DST", "the folder of a run that goes on from it; must not hold a run yet", Takes.folder),
     ),
+    options=COMPOSING,
     takes_settings=True,
     text=(
         "Writes DST/checkpoints/step_<N> with config.yaml and tokenizer beside it, so that `trident generate "

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from trainer.errors import ConfigError, PeerLostError, Preempted, TridentError
 from trainer.log import be_quiet, report_error, report_failure
+from trainer.verbs.composing import COMPOSING
 from trainer.verbs.declare import Option, Verb
 from trainer.verbs.words import Words
 
@@ -111,6 +112,7 @@ VERB = Verb(
             "print errors and the last line only (= logging.console=quiet)",
             setting="logging.console=quiet",
         ),
+        *COMPOSING,
     ),
     takes_settings=True,
     text=(

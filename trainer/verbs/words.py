@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from trainer.config.arguments import is_setting
 from trainer.config.keys import did_you_mean, joined
 from trainer.errors import ConfigError
 from trainer.verbs.declare import Option, Takes, Verb
@@ -40,6 +41,7 @@ def parse(verb: Verb, arguments: Sequence[str]) -> Words:
     """
     options: dict[str, tuple[str, ...]] = {}
     rest: list[str] = []
+    composing: list[str] = []
     problems: list[str] = []
     words = list(arguments)
     while words:
@@ -58,18 +60,20 @@ def parse(verb: Verb, arguments: Sequence[str]) -> Words:
             problems.append(problem)
         elif option.setting:
             rest.append(option.setting)
+        elif option.is_for_config:
+            composing.append(f"{option.name}={value}")
         else:
             options[option.name] = (*options.get(option.name, ()), value)
     problems += [] if problems else _without_effect(verb, options)
     if problems:
         raise ConfigError(problems, hints=[f"see `trident {verb.name} --help`"])
-    return Words(options, tuple(rest))
+    return Words(options, (*rest, *composing))
 
 
 def _mistyped(verb: Verb, word: str) -> str:
     """Return the problem with a word that looks like one of the options and is none."""
     name = word.partition("=")[0]
-    if not name.startswith("--") or not name.strip("-"):
+    if not name.startswith("--") or not name.strip("-") or (verb.takes_settings and is_setting(word)):
         return ""
     guess = did_you_mean(name, [option.name for option in verb.options if not option.is_hidden], "{}")
     if guess:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import trainer
-from trainer.config import compose as compose_module
+from trainer.config import searched
 from trainer.config.compose import compose, conf_folder, differences, from_yaml, options, to_yaml
 from trainer.config.elastic import Elastic
 from trainer.config.keys import GROUPS, KEYS
@@ -73,9 +73,7 @@ def test_a_number_or_a_word() -> None:
 def test_interpolation_is_resolved_and_checked() -> None:
     assert compose(["name=a", "run_dir=/tmp/${name}-${train.seed}"]).run_dir == "/tmp/a-1234"
     assert compose(["batch.micro_batch_size=${train.log_every}"]).batch.micro_batch_size == 1
-    assert problems_of("run_dir=${nothing}") == (
-        "run_dir cannot be resolved: Interpolation key 'nothing' not found full_key: run_dir object_type=TridentConfig",
-    )
+    assert problems_of("run_dir=${nothing}") == ("run_dir (${nothing}) cannot be resolved: there is no key 'nothing'",)
     assert len(problems_of("train.steps=${name}")) == 1
     assert len(problems_of("run_dir=${run_dir}")) == 1
 
@@ -145,7 +143,7 @@ BAD: list[tuple[str, str]] = [
     ("data.files=a,b", "data.files must be one list, but 'a,b' gives several values; write data.files=[a,b]"),
     ("--deepspeed", "there is no option '--deepspeed'; settings are written key=value, for example train.steps=10"),
     ("train.steps", "'train.steps' must be written key=value, for example train.steps=10; did you mean 'train.steps=...'?"),
-    ("name=a(", """'name=a(' cannot be read as key=value; quote a value that holds spaces, commas or brackets: 'name="a("'"""),
+    ("name=[a", """'name=[a' cannot be read as key=value: '[' is not closed; write "name='[a'\""""),
 ]  # fmt: skip
 
 
@@ -156,7 +154,7 @@ def test_bad_override(override: str, message: str) -> None:
 
 def test_all_bad_overrides_are_reported_at_once() -> None:
     overrides, messages = zip(*BAD, strict=True)
-    assert problems_of(*overrides) == messages
+    assert sorted(problems_of(*overrides)) == sorted(messages)
 
 
 def test_numbers_too_large_for_python_are_refused() -> None:
@@ -279,10 +277,9 @@ def test_conf_is_found_beside_and_inside_the_package(tmp_path: Path, monkeypatch
 
 def test_a_broken_shipped_file_is_a_config_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "train.yaml").write_text("defaults:\n  - trident_schema\n  - _self_\nnmae: x\n")
-    monkeypatch.setattr(compose_module, "conf_folder", lambda: tmp_path)
-    message = problems_of()[0]
-    assert message.startswith("conf/ must compose, but ")
-    assert "nmae" in message
+    monkeypatch.setattr(searched, "conf_folder", lambda: tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert problems_of() == ("train.yaml:4: there is no key 'nmae'; did you mean 'model.name' or 'name'?",)
 
 
 def test_composing_imports_neither_torch_nor_deepspeed() -> None:
