@@ -9,6 +9,7 @@ import socket
 import torch
 
 from trainer.checkpoint.hook import CheckpointHook
+from trainer.checkpoint.origin import Found, Use, lineage
 from trainer.checkpoint.resume import checkpoint_to_resume, load, starting_state
 from trainer.checkpoint.rewind import rewind
 from trainer.config.plan import RunPlan, make_plan, with_vocabulary
@@ -39,7 +40,7 @@ from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
 from trainer.machine import memory_limit
-from trainer.metrics.build import build_metrics
+from trainer.metrics.build import RunFacts, build_metrics, forget_rows
 from trainer.metrics.jsonl import read_rows
 from trainer.metrics.skipped import SKIPPED_FILE, SkippedBatchesFile
 from trainer.metrics.tensorboard_sink import check_tensorboard
@@ -86,7 +87,7 @@ def train_rank(config: TridentConfig, world: World) -> int:
         except BaseException as error:
             return guard.fail(_in_our_words(error))
     if end.status == "stopped":
-        say(f"stopped after step {end.step} as asked; the same command goes on from there")
+        _tell_stop(end.step, folder.goes_on_from())
     guard.leave()
     stop_world()
     return Preempted.exit_code if end.status == "stopped" else 0
@@ -102,6 +103,14 @@ def _check(config: TridentConfig, plan: RunPlan, folder: RunFolder, groups: Para
             if by is not None:
                 note_restart(by, folder.path, folder.logs, read_rows(folder.metrics))
         RankGuard.prepare(folder.logs)
+
+
+def _tell_stop(step: int, goes_on_from: int) -> None:
+    if step == goes_on_from:
+        say(f"stopped after step {step} as asked; the same command goes on from there")
+    else:
+        where = f"goes on from step {goes_on_from}" if goes_on_from else "begins at step 1"
+        say(f"stopped after step {step} as asked, which is not saved; the same command {where}")
 
 
 def _check_same_data(prepared: PreparedData, control: DistGroup) -> None:
@@ -164,16 +173,19 @@ def _train(
     stop: StopRequest,
 ) -> RunEnd:
     found = checkpoint_to_resume(plan.config, folder.checkpoints, control)
+    concluded = gather(control, _concluded_at(found, folder, plan.config))[0]
+    if concluded is not None:
+        _tell_nothing_to_do(folder, concluded, plan.config)
+        return RunEnd("finished", concluded, 0.0)
     state = together(control, lambda: starting_state(found, plan, stream_identity(prepared, plan.config)))
     sources = together(control, lambda: _sources(plan, prepared, state.sample_length, groups))
     progress = MarkedProgress() if plan.config.runtime.profile else Progress()
     engine = build_engine(plan, groups, progress)
     if found is not None:
         load(found, engine, plan, groups, control)
+        together(control, lambda: _begin(found, folder, plan.config, groups))
     if state.step >= plan.config.train.steps:
-        say(f"nothing to do: {folder.path} is at step {state.step} of train.steps={plan.config.train.steps}")
-        if together(control, lambda: folder.is_concluded(state.step)):
-            return RunEnd("finished", state.step, 0.0)
+        _tell_nothing_to_do(folder, state.step, plan.config)
     skipped, rewinds, measures = SkippedBatchesFile(folder.logs / SKIPPED_FILE), RewindCount(), Measures()
     on_skip = skipped.write if groups.is_reporting_rank else _ignore
     background = host_group(plan, groups)
@@ -186,6 +198,21 @@ def _train(
                 return end
             progress.enter("hooks")
             state = rewind(engine, state, found, plan, folder.checkpoints, groups, control)
+
+
+def _concluded_at(found: Found | None, folder: RunFolder, config: TridentConfig) -> int | None:
+    saved = found.manifest.step if found is not None and found.use is Use.own else None
+    return folder.concluded_at(config.train.steps, saved)
+
+
+def _tell_nothing_to_do(folder: RunFolder, step: int, config: TridentConfig) -> None:
+    say(f"nothing to do: {folder.path} is at step {step} of train.steps={config.train.steps}")
+
+
+def _begin(found: Found, folder: RunFolder, config: TridentConfig, groups: ParallelGroups) -> None:
+    """Remember where the run began, and forget the rows of a start elsewhere, of which no checkpoint is left."""
+    if groups.is_reporting_rank and found.use is not Use.own and not folder.begin_from(found, config):
+        forget_rows(folder.path)
 
 
 def _watchdog(plan: RunPlan, folder: RunFolder, groups: ParallelGroups, progress: Progress) -> Watchdog:
@@ -230,7 +257,8 @@ def _hooks(
     checks: list[Hook] = [ReplicaCheck(engine, plan, groups, control), Recheck(engine, plan, groups, control)]
     saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, control, background, measures)
     hosts = gather(control, socket.gethostname())
-    metrics = build_metrics(plan, folder.path, state, groups, control, hosts, folder.newest_checkpoint)
+    about = RunFacts(folder.newest_checkpoint, lambda: lineage(folder.path))
+    metrics = build_metrics(plan, folder.path, state, groups, control, hosts, about)
     hooks: list[Hook] = [*checks, saver, metrics]
     if plan.config.eval.samples > 0:
         hooks.append(SamplesHook(engine, plan, folder.tokenizer, groups, control, metrics.show))

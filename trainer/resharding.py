@@ -106,7 +106,9 @@ def _new_plan(found: Path, manifest: Manifest, folder: RunFolder, overrides: Seq
         saved = replace(saved, layout=replace(saved.layout, data_parallel_size=ranks))
     config = recompose(saved, overrides, MAY_CHANGE)
     # A run that began from another one's checkpoint goes on from its own.
-    config = replace(config, run_dir=str(folder.path), checkpoint=replace(config.checkpoint, resume="auto"))
+    config = replace(
+        config, run_dir=str(folder.path), checkpoint=replace(config.checkpoint, resume="auto", init_from=None)
+    )
     validate(config)
     _check_target(folder, config)
     return make_plan(config, manifest.vocab_size)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
-from trainer.checkpoint.manifest import read_manifest
-from trainer.checkpoint.store import CheckpointStore, find_checkpoint
+from trainer.checkpoint.manifest import MANIFEST, read_manifest
+from trainer.checkpoint.origin import Found, Origin, Use, check_origin, named_origin, read_origin, write_origin
+from trainer.checkpoint.store import TENSORS, CheckpointStore
 from trainer.checkpoint.stream import other_tokens
 from trainer.config.compose import differences, from_yaml, to_yaml
 from trainer.config.places import BY_CONTENT, absolute_path
 from trainer.config.schema import PositionKind, TridentConfig
 from trainer.errors import CheckpointError, ConfigError, StorageError
 from trainer.files import remove_unfinished, storage_faults, write_atomically
-from trainer.launcher.roster import Roster
-from trainer.log import warn
+from trainer.launcher.claim import FolderClaim
 
 _MAY_CHANGE = (
     "layout.",
@@ -49,9 +46,6 @@ _MAY_CHANGE = (
 """Keys that do not change which run this is: how it is computed, watched and saved."""
 STREAM = "stream"
 """Entry of plan.json: which token is where in what the run trains on."""
-LOCK = "lock"
-"""File of a run's folder that the process which trains there holds a lock on."""
-_OWNER_BYTES = 200
 
 
 class RunFolder:
@@ -66,7 +60,7 @@ class RunFolder:
         self.logs = path / "logs"
         self.tokenizer = path / "tokenizer"
         self.checkpoints = CheckpointStore(path)
-        self._claim: IO[bytes] | None = None
+        self._claim = FolderClaim(path, self.logs)
 
     @classmethod
     def of(cls, config: TridentConfig) -> RunFolder:
@@ -87,35 +81,67 @@ class RunFolder:
         steps = self.checkpoints.steps()
         return (steps[-1], self.checkpoints.path(steps[-1])) if steps else None
 
-    def is_concluded(self, step: int) -> bool:
-        """Return whether the summary says that the run finished at `step`. A run that was killed then has no such."""
+    def concluded_at(self, steps: int, saved: int | None) -> int | None:
+        """Return the step at which the run has finished, if nothing is left to do.
+
+        Args:
+            steps: how many are asked for.
+            saved: step of the run's newest whole checkpoint, None if it has none. A summary tells of no end that is
+                still good where its last checkpoint is damaged, or was taken away to train from an earlier one.
+        """
+        summary = self._summary()
+        step = summary.get("step")
+        if summary.get("status") != "finished" or not isinstance(step, int) or step < steps:
+            return None
+        return step if summary.get("checkpoint", step) == saved else None
+
+    def goes_on_from(self) -> int:
+        """Return the step from which the same command would go on: 0 for the very beginning."""
+        newest = self.newest_checkpoint()
+        if newest is not None:
+            return newest[0]
+        origin = read_origin(self.path)
+        return origin.step if origin is not None and origin.key == Use.resumed.value else 0
+
+    def begin_from(self, found: Found, config: TridentConfig) -> bool:
+        """Remember what a run without checkpoints of its own begins from; return whether it began so before.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        named = named_origin(config.checkpoint)
+        assert named is not None, "only a key names another run's checkpoint"
+        origin = Origin.of(found, named[1])
+        began_so = origin == read_origin(self.path)
+        if not began_so:
+            write_origin(self.path, origin)
+        return began_so
+
+    def _summary(self) -> dict[str, object]:
         try:
             summary = json.loads(self.summary.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return False
-        return isinstance(summary, dict) and (summary.get("status"), summary.get("step")) == ("finished", step)
+            return {}
+        return summary if isinstance(summary, dict) else {}
 
     def check(self, config: TridentConfig) -> None:
         """Check that `config` may train here. Writes nothing.
 
         Raises:
-            ConfigError: the folder may not be written, is in use, belongs to another config, or is not fresh though
-                `checkpoint.resume=never`.
-            CheckpointError: `checkpoint.resume` names something that is no checkpoint.
+            ConfigError: the folder may not be written, belongs to another config, is not fresh though
+                `checkpoint.resume=never`, or holds a run that did not begin where the config says.
+            CheckpointError: `checkpoint.resume` or `checkpoint.init_from` names no checkpoint of this model.
             StorageError: its file system is read-only.
         """
         self._check_writable()
-        self._check_free()
-        self._check_resume(config.checkpoint.resume)
-        if not self.holds_training():
-            return
-        if config.checkpoint.resume == "never":
-            raise ConfigError(
-                f"run_dir must be a fresh folder with checkpoint.resume=never, but {self.path} holds a run",
-                hints=["set run_dir to another folder, or checkpoint.resume=auto to go on with this one"],
-            )
-        if self.config.is_file():
-            self._check_same_config(config)
+        self._check_is_no_checkpoint()
+        is_used = self.holds_training()
+        earlier = self._earlier_config() if is_used else None
+        if is_used and config.checkpoint.resume == "never":
+            self._check_never(earlier)
+        check_origin(config, earlier, self.path)
+        if earlier is not None:
+            self._check_same_config(earlier, config)
 
     def check_data(self, config: TridentConfig, stream: str) -> None:
         """Check that the tokens are those that the run in this folder began with, wherever they lie now.
@@ -125,9 +151,10 @@ class RunFolder:
             stream: identity of its training stream.
 
         Raises:
-            DataError: they are others. A start from a checkpoint that `checkpoint.resume` names may take others.
+            DataError: they are others. A run that begins from another one's checkpoint may take others.
         """
-        if config.checkpoint.resume != "auto" or not self.holds_training():
+        is_fork = named_origin(config.checkpoint) is not None and not self.checkpoints.steps()
+        if is_fork or not self.holds_training():
             return
         if self._stream() in (None, stream):
             return
@@ -164,69 +191,68 @@ class RunFolder:
                 raise StorageError(f"run_dir must be on a disk that can be written, but that of {parent} is read-only")
             raise ConfigError(f"run_dir must be in a folder that can be written, but {parent} cannot; change run_dir")
 
-    def _check_free(self) -> None:
-        ranks = Roster(self.logs).present()
-        ranks = {rank: pid for rank, pid in ranks.items() if pid != os.getpid()}
-        if ranks:
-            rank, pid = min(ranks.items())
-            raise ConfigError(
-                f"run_dir must not be in use, but rank {rank} of a run trains in {self.path} now (process {pid})",
-                hints=["wait for that run, stop it, or set run_dir to another folder"],
-            )
+    def wait_until_free(self, config: TridentConfig) -> None:
+        """Wait for the ranks that an earlier start left behind, up to `launch.grace_s` seconds. Writes nothing.
+
+        Raises:
+            ConfigError: another run trains in the folder.
+            PeerLostError: ranks whose command is gone do not end.
+        """
+        self._claim.wait(config.launch.grace_s)
 
     def claim(self, config: TridentConfig) -> None:
         """Keep other runs out of the folder as long as this object lives, and tidy up after a killed one.
 
-        The operating system takes the lock back from a process that ends, however it does. One process of a run calls
-        this, before anything is written.
+        One process of a run calls this, before anything is written.
 
         Raises:
-            ConfigError: another run has claimed it; otherwise as `check`, which is done again.
+            ConfigError: as `wait_until_free`; otherwise as `check`, which is done again.
+            PeerLostError: as `wait_until_free`.
             StorageError: the folder cannot be written.
         """
-        with storage_faults(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            # Not inherited by processes that this one starts; they must not keep the lock.
-            self._claim = (self.path / LOCK).open("a+b", buffering=0)
-        try:
-            fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._claim.seek(0)
-            owner = self._claim.read(_OWNER_BYTES).decode(errors="replace").strip()
-            raise ConfigError(
-                f"run_dir must not be in use, but a run trains in {self.path} now ({owner or 'it has just started'})",
-                hints=["wait for that run, stop it, or set run_dir to another folder"],
-            ) from None
-        except OSError as error:
-            warn(f"the file system of {self.path} cannot lock ({error.strerror}): do not start two runs there at once")
-        # Only for people: the lock is what counts, and a full disk is told of when it matters.
-        with suppress(OSError):
-            self._claim.truncate(0)
-            self._claim.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        self._claim.take(config.launch.grace_s)
         # What was checked before may have changed until the lock was ours.
         self.check(config)
         for folder in (self.path, self.logs, self.checkpoints.folder):
             remove_unfinished(folder)
 
-    def _check_resume(self, resume: str) -> None:
-        if resume in ("auto", "never"):
-            return
-        try:
-            find_checkpoint(Path(resume))
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"checkpoint.resume must be auto, never, or the path of a checkpoint, but: {error}", error.hints
-            ) from error
+    def _check_is_no_checkpoint(self) -> None:
+        """Check that a run would not overwrite the files of a checkpoint."""
+        folders = (self.path, *self.path.parents)
+        inner = next((path for path in folders if (path / MANIFEST).is_file() and (path / TENSORS).is_dir()), None)
+        if inner is not None:
+            raise ConfigError(
+                f"run_dir must be the folder of a run, but {inner} is a checkpoint, which nothing may change",
+                hints=[f"to begin from it set run_dir to another folder, and checkpoint.resume={inner}"],
+            )
 
-    def _check_same_config(self, config: TridentConfig) -> None:
+    def _check_never(self, earlier: TridentConfig | None) -> None:
+        if earlier is None or earlier.checkpoint.resume != "never":
+            found = "a run"
+        elif self._summary().get("status") == "finished":
+            found = "a run that has finished"
+        else:
+            # This command began it, was stopped or killed, and is started again.
+            return
+        raise ConfigError(
+            f"run_dir must be a fresh folder with checkpoint.resume=never, but {self.path} holds {found}",
+            hints=["set run_dir to another folder, or checkpoint.resume=auto to go on with this one"],
+        )
+
+    def _earlier_config(self) -> TridentConfig | None:
+        """Return the config with which the run in the folder was started the last time, if there is one."""
+        if not self.config.is_file():
+            return None
         try:
-            earlier = from_yaml(self.config.read_text(encoding="utf-8"))
+            return from_yaml(self.config.read_text(encoding="utf-8"))
         except (ConfigError, OSError, UnicodeDecodeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ConfigError(
                 f"run_dir must hold a run that this version can read, but {self.config} cannot be read: {reason}",
                 hints=["set run_dir to another folder"],
             ) from error
+
+    def _check_same_config(self, earlier: TridentConfig, config: TridentConfig) -> None:
         may_change: tuple[str, ...] = _MAY_CHANGE
         if config.model.position is PositionKind.rope:
             # Learned positions are weights, as many as the sequence is long.

@@ -33,10 +33,12 @@ def check_before_start(config: TridentConfig) -> PreparedData:
 
     Raises:
         ConfigError: the run folder or the machine cannot be used.
-        CheckpointError: `checkpoint.resume` names none.
+        PeerLostError: ranks of an earlier start do not end.
+        CheckpointError: a key names a checkpoint that cannot be used.
         DataError: the data cannot be used, or are too few.
     """
     folder = RunFolder.of(config)
+    folder.wait_until_free(config)
     folder.check(config)
     check_compiler(make_plan(config, vocab_size=config.model.vocab_size or 1))
     check_tensorboard(config.logging)
@@ -81,8 +83,6 @@ def start_and_watch(config: TridentConfig, arguments: Sequence[str]) -> int:
                 return outcome.exit_code
             log_start = launcher_log.stat().st_size
             RankGuard.prepare(folder.logs)
-            # Whatever the first attempt resumed from, the next one goes on from this run's own checkpoints.
-            words = ["train", *arguments, f"run_dir={quoted(str(folder.path))}", "checkpoint.resume=auto"]
 
 
 def _starts_again(outcome: Outcome, folder: RunFolder, policy: RestartPolicy) -> bool:

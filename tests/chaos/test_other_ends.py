@@ -84,8 +84,8 @@ def test_a_clock_that_jumps_back_changes_nothing(
 def test_of_two_runs_in_one_folder_one_trains(tmp_path: Path) -> None:
     endless = "train.steps=100000"
     with (
-        start(SINGLE, tmp_path, endless, name="first") as first,
-        start(SINGLE, tmp_path, endless, name="second") as second,
+        start(SINGLE, tmp_path, endless, "launch.grace_s=1", name="first") as first,
+        start(SINGLE, tmp_path, endless, "launch.grace_s=1", name="second") as second,
     ):
         worlds = (first, second)
         end = time.monotonic() + 60

@@ -121,9 +121,9 @@ def test_a_folder_in_which_ranks_work(layout: str, refused: Run, place: Path, mo
     roster.enter(0)
     # The entry is of this process, which is no stranger to itself.
     own = os.getpid()
-    monkeypatch.setattr("trainer.run_folder.os.getpid", lambda: own + 1)
-    answer = train(refused, f"layout={layout}")
-    assert f"rank 0 of a run trains in {place / 'run'} now (process {own})" in answer.problems[0]
+    monkeypatch.setattr("trainer.launcher.claim.os.getpid", lambda: own + 1)
+    answer = train(refused, f"layout={layout}", "launch.grace_s=0", code=7)
+    assert f"rank 0 still runs in {place / 'run'} (process {own})" in answer.problems[0]
 
 
 def test_a_port_that_another_run_uses(refused: Run) -> None:

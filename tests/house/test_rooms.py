@@ -96,6 +96,7 @@ NO_TORCH = (
     *(
         "checkpoint.store",
         "checkpoint.manifest",
+        "checkpoint.origin",
         "checkpoint.inspect",
         "model.accounting",
         "pipeline.partition",

@@ -3,61 +3,74 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from enum import Enum
-from pathlib import Path
 
-from trainer.checkpoint.manifest import Manifest, check_content, describe_layout, read_manifest
+import torch
+
+from trainer.checkpoint.manifest import check_content, describe_layout, read_manifest
+from trainer.checkpoint.origin import Found, Use, check_model, find_origin
 from trainer.checkpoint.probe import check_probe, probe_loss
 from trainer.checkpoint.shards import TensorFolder
-from trainer.checkpoint.store import CONFIG, CheckpointStore, find_checkpoint
+from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stream import other_tokens
-from trainer.config.compose import from_yaml
-from trainer.config.plan import RunPlan, make_model_spec
+from trainer.config.plan import RunPlan
 from trainer.config.schema import TridentConfig
 from trainer.engine.face import Engine
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import CheckpointError
 from trainer.log import say, warn
 from trainer.loop.state import TrainState
+from trainer.tensor_parallel.shard import ShardSpec
 from trainer.topology.agreement import gather, together
 from trainer.topology.groups import DistGroup, ParallelGroups
 
-Found = tuple[Path, Manifest]
+_COUNTERS = ("optimizer_step", "skipped_steps", "global_steps")
+"""Of an engine's scalars, those that begin at 0."""
 
 
 def checkpoint_to_resume(config: TridentConfig, store: CheckpointStore, control: DistGroup) -> Found | None:
-    """Return the checkpoint that `checkpoint.resume` asks for, every byte of it checked; None to start at step 1.
+    """Return the checkpoint to begin from, every byte of it checked; None to start at step 1 with fresh weights.
 
-    Collective over `control`: ranks share the reading.
+    The run's own newest one; if it has none, the one that the config names. Collective over `control`: ranks share the
+    reading.
 
     Raises:
-        CheckpointError: a named one is missing or damaged, or there are some and all are damaged.
+        CheckpointError: the named one is missing or damaged, or the run has some and all are damaged.
+        ConfigError: the named one leaves nothing to train.
     """
-    if config.checkpoint.resume == "never":
-        return None
-    if config.checkpoint.resume == "auto":
-        return _newest_whole(store, control)
-    return together(control, lambda: _checked(find_checkpoint(Path(config.checkpoint.resume)), control))
+    own = newest_own(store, control)
+    if own is not None:
+        return own
+    # Of one rank: a path may mean another place to another machine.
+    decided = together(control, lambda: find_origin(config, store.folder.parent) if control.rank == 0 else None)
+    found = gather(control, decided)[0]
+    return found and together(control, lambda: _checked(found, control))
 
 
 def _checked(found: Found, control: DistGroup) -> Found:
-    check_content(*found, part=control.rank, parts=control.size)
+    check_content(found.path, found.manifest, part=control.rank, parts=control.size)
     return found
 
 
-def _newest_whole(store: CheckpointStore, control: DistGroup) -> Found | None:
+def newest_own(store: CheckpointStore, control: DistGroup) -> Found | None:
+    """Return a run's newest checkpoint that is whole, every byte of it checked; None if it has none. Collective.
+
+    Raises:
+        CheckpointError: it has some, and all are damaged.
+    """
     # Of one rank: nodes may see a shared folder change at different moments, and all must try the same ones.
     steps = gather(control, together(control, store.steps))[0]
     for step in reversed(steps):
         path = store.path(step)
         try:
-            return together(control, lambda path=path: _checked((path, read_manifest(path)), control))  # type: ignore[misc]
+            return together(control, lambda path=path: _checked(Found(path, read_manifest(path)), control))  # type: ignore[misc]
         except CheckpointError as error:
             warn(f"skipping a damaged checkpoint: {error}")
     if steps:
         # To begin anew here would overwrite what may still be rescued.
         raise CheckpointError(
             f"{store.folder} must hold a whole checkpoint to go on from, but all of its {len(steps)} are damaged",
-            hints=["set run_dir to another folder to start anew, or checkpoint.resume=PATH to a whole checkpoint"],
+            hints=[
+                "set run_dir to another folder, to start anew or with checkpoint.resume=PATH from a whole checkpoint"
+            ],
         )
     return None
 
@@ -74,13 +87,13 @@ def starting_state(found: Found | None, plan: RunPlan, stream: str) -> TrainStat
         DataError: the run folder's own checkpoint was trained on another stream. One that `checkpoint.resume` names
             may have been: the new stream is read from its beginning.
     """
-    if found is None:
+    if found is None or found.use is Use.weights:
         return TrainState(sample_length=plan.model.seq_length, stream=stream)
-    state = TrainState.from_dict(found[1].train_state)
+    state = TrainState.from_dict(found.manifest.train_state)
     if state.stream == stream:
         return state
-    if plan.config.checkpoint.resume == "auto":
-        raise other_tokens(plan.config, found[0])
+    if found.use is Use.own:
+        raise other_tokens(plan.config, found.path)
     say("other data or another seed than the checkpoint's: reading them from their first sample")
     return replace(state, position=0, sample_length=plan.model.seq_length, stream=stream)
 
@@ -92,12 +105,15 @@ def load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups, co
         CheckpointError: it is of another model, or does not give the loss that it gave when it was saved; raised on
             every rank.
     """
-    path, manifest = found
-    together(control, lambda: _load(path, manifest, engine, plan, groups))
+    path, manifest = found.path, found.manifest
+    together(control, lambda: _load(found, engine, plan, groups))
     if manifest.layout.get("seq_length") == plan.model.seq_length:
         loss = probe_loss(engine, plan, groups.device)
         saved_dtype = str(manifest.layout["dtype"])
         together(control, lambda: check_probe(manifest.probe_loss, loss, saved_dtype, plan.config.precision.dtype))
+    if found.use is Use.weights:
+        say(f"began with the weights of {path} (its step {manifest.step}): step, optimizer and schedule are new")
+        return
     here = describe_layout(plan)
     changed = [
         f"{key} {manifest.layout.get(key)} -> {value}"
@@ -107,49 +123,22 @@ def load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups, co
     say(f"resumed from {path} (step {manifest.step})" + (f"; changed: {', '.join(changed)}" if changed else ""))
 
 
-_SAME_MODEL = (
-    "hidden_size",
-    "num_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "ffn_hidden_size",
-    "position",
-    "norm",
-    "activation",
-    "bias",
-    "tied_embeddings",
-)
-"""What gives the weights their meaning. Some would fit in shape all the same, or leave tensors unread."""
-
-
-def _check_model(path: Path, plan: RunPlan) -> None:
-    try:
-        saved = from_yaml((path / CONFIG).read_text(encoding="utf-8")).model
-    except (ConfigError, OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path / CONFIG} must be a config that this version can read, but: {error}") from error
-    there, here = make_model_spec(saved, plan.model.vocab_size, 1), plan.model
-    changed = [name for name in _SAME_MODEL if getattr(there, name) != getattr(here, name)]
-    if changed:
-        found = ", ".join(f"model.{name}={_shown(getattr(there, name))}" for name in changed)
-        wanted = ", ".join(_shown(getattr(here, name)) for name in changed)
-        raise CheckpointError(
-            f"{path} must be of this model, but was trained with {found} (here {wanted}); give model.* the values of "
-            "the run that saved it"
-        )
-
-
-def _shown(value: object) -> str:
-    return str(value.value if isinstance(value, Enum) else value)
-
-
-def _load(path: Path, manifest: Manifest, engine: Engine, plan: RunPlan, groups: ParallelGroups) -> None:
+def _load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) -> None:
+    path, manifest = found.path, found.manifest
     if manifest.vocab_size != plan.model.vocab_size:
         raise CheckpointError(
             f"{path} must be of a model with this vocabulary ({plan.model.vocab_size}), but has "
             f"{manifest.vocab_size}; set model.vocab_size={manifest.vocab_size}, or use the same data and tokenizer"
         )
-    _check_model(path, plan)
+    check_model(path, plan.model)
     tensors = TensorFolder(path, manifest.files)
     rank, size = groups.tensor.rank, groups.tensor.size
-    engine.restore(lambda kind, spec: tensors.read_shard(kind, spec, rank, size), manifest.scalars)
+
+    def read(kind: str, spec: ShardSpec) -> torch.Tensor:
+        if found.use is Use.weights and kind != "weight":
+            return torch.zeros(spec.local_shape(size))
+        return tensors.read_shard(kind, spec, rank, size)
+
+    # What else the engine keeps, a loss scale, stays as it is.
+    fresh = {**engine.scalars(), **dict.fromkeys(_COUNTERS, 0.0)}
+    engine.restore(read, fresh if found.use is Use.weights else manifest.scalars)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trainer.checkpoint.resume import Found, checkpoint_to_resume, load, starting_state
+from trainer.checkpoint.origin import Found
+from trainer.checkpoint.resume import load, newest_own, starting_state
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.plan import RunPlan
 from trainer.engine.face import Engine
@@ -42,8 +43,7 @@ def rewind(
     Raises:
         CheckpointError: there are checkpoints, and all of them are damaged.
     """
-    newest = replace(plan.config, checkpoint=replace(plan.config.checkpoint, resume="auto"))
-    found = checkpoint_to_resume(newest, store, control) or began_with
+    found = newest_own(store, control) or began_with
     if found is None:
         say(f"there is no checkpoint yet to go back to from step {state.step}: only its batch is left out")
         return state

@@ -143,10 +143,9 @@ class CheckpointWriter:
             write_atomically(temporary / MANIFEST, replace(snapshot.manifest, files=files).to_json())
             self._store.publish(step)
         self._store.point_at(step)
-        later = self._store.delete_after(step)
-        if later:
-            steps = ", ".join(map(str, later))
-            say(f"deleted the checkpoints of steps {steps}: this run went back and trains them anew")
+        with storage_faults(self._store.folder):
+            for path in self._store.set_aside_after(step):
+                say(f"{path} was damaged and is of no more use to this run; delete it when nobody wants to rescue it")
         self._store.delete_old(self._config.keep, self._config.keep_every)
 
 

@@ -78,16 +78,18 @@ class CheckpointStore:
         """Make `latest` name a step."""
         write_atomically(self.folder / LATEST, f"step_{step}\n")
 
-    def delete_after(self, step: int) -> list[int]:
-        """Delete the checkpoints of later steps, and return those steps.
+    def set_aside_after(self, step: int) -> list[Path]:
+        """Rename the checkpoints of later steps, and return what they are called then.
 
-        A run that went back to an earlier checkpoint trains these steps anew; left alone they would be resumed from,
-        and would push the new ones out of `delete_old`.
+        Only damaged ones are later than the one that a run goes on from. It trains these steps anew, so they must not
+        be taken for newer ones; but they are not ours to delete: another disk may still read them.
         """
-        later = [found for found in self.steps() if found > step]
-        for found in later:
-            self._delete(found)
-        return later
+        later = [self.path(found) for found in self.steps() if found > step]
+        return [path.rename(self._unused(f"{path.name}.damaged")) for path in later]
+
+    def _unused(self, name: str) -> Path:
+        names = (name, *(f"{name}.{number}" for number in range(2, 10**6)))
+        return next(path for path in map(self.folder.joinpath, names) if not path.exists())
 
     def delete_old(self, keep: int, keep_every: int = 0) -> None:
         """Delete what need not be kept, and whatever half-written or half-deleted ones are left.
@@ -120,13 +122,17 @@ class CheckpointStore:
 
 
 def find_checkpoint(path: Path) -> tuple[Path, Manifest]:
-    """Return the checkpoint at `path`: a checkpoint itself, or the newest valid one of a run folder.
+    """Return the checkpoint at `path`: itself, the newest valid one of a run folder, or what a file `latest` says.
 
     Raises:
         CheckpointError: there is none, or the one that is named is damaged.
     """
+    if path.name == LATEST and path.is_file():
+        path = _followed(path)
     if not path.exists():
-        raise CheckpointError(f"{path} must be a run folder or a checkpoint, but does not exist")
+        raise CheckpointError(f"{path} must be a run folder or a checkpoint, but does not exist", _beside(path))
+    if not path.is_dir():
+        raise CheckpointError(f"{path} must be the folder of a run or of a checkpoint, but is a file")
     if (path / MANIFEST).is_file() or _NAME.fullmatch(path.name):
         manifest = read_manifest(path)
         check_sizes(path, manifest)
@@ -136,3 +142,20 @@ def find_checkpoint(path: Path) -> tuple[Path, Manifest]:
     if found is None:
         raise CheckpointError(f"{path} must hold a whole checkpoint (checkpoints/step_<N>), but holds none")
     return found
+
+
+def _followed(latest: Path) -> Path:
+    """Return the checkpoint that the file `latest` points at."""
+    try:
+        name = latest.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{latest} must be readable, but: {error}") from error
+    if not _NAME.fullmatch(name):
+        raise CheckpointError(f"{latest} must name a checkpoint beside it (step_<N>), but says {name[:80]!r}")
+    return latest.parent / name
+
+
+def _beside(path: Path) -> list[str]:
+    """Return a hint that names the checkpoints where one was looked for."""
+    steps = CheckpointStore(path.parent.parent).steps() if path.parent.name == "checkpoints" else []
+    return [f"{path.parent} holds {', '.join(f'step_{step}' for step in steps[-8:])}"] if steps else []

@@ -89,7 +89,14 @@ CLOSED: dict[str, tuple[float, float]] = {
     "train.seed": (0, 2**63 - 1),
     "eval.seed": (0, 2**63 - 1),
 }
-NOT_EMPTY: tuple[str, ...] = ("name", "run_dir", "checkpoint.resume", "data.text_key", "data.hub_split")
+NOT_EMPTY: tuple[str, ...] = (
+    "name",
+    "run_dir",
+    "checkpoint.resume",
+    "checkpoint.init_from",
+    "data.text_key",
+    "data.hub_split",
+)
 
 
 def minima(case: Case) -> Iterator[str]:

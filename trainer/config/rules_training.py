@@ -158,6 +158,11 @@ def checkpoints(case: Case) -> Iterator[str]:
         yield f"checkpoint.keep_every ({keep_every}) must be a multiple of checkpoint.every ({every}); {legal}"
     if checkpoint.on_failure is SaveFailure.go_on and every == 0:
         yield "checkpoint.on_failure=go_on has no effect with checkpoint.every=0; set checkpoint.every, or leave it out"
+    if checkpoint.init_from is not None and checkpoint.resume not in ("auto", "never"):
+        yield (
+            f"checkpoint.init_from={checkpoint.init_from} begins at step 1 with the weights alone, and "
+            f"checkpoint.resume={checkpoint.resume} goes on at its step with all of it; leave one of them out"
+        )
 
 
 def skipping(case: Case) -> Iterator[str]:

@@ -331,7 +331,13 @@ class CheckpointConfig:
     save_final: bool = True
     """Save when the last step is done."""
     resume: str = "auto"
-    """auto: continue from the newest checkpoint in run_dir if there is one. never. Or a checkpoint's path."""
+    """Where a run begins that has no checkpoint of its own in run_dir; one that has goes on from its newest, whatever
+    this says. auto: at step 1. never: at step 1, and run_dir must not hold a run that this command did not begin. A
+    path (a run's folder or a checkpoint): at that checkpoint's step, with its optimizer and its place in the data."""
+    init_from: str | None = None
+    """A run's folder or a checkpoint whose weights a run begins with, at step 1 with a fresh optimizer, a schedule and
+    data of its own. Not together with a path in checkpoint.resume. Like it, it counts until the run has a checkpoint of
+    its own in run_dir."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.shards import TensorFolder
 from trainer.checkpoint.store import CONFIG, find_checkpoint
 from trainer.config.compose import from_yaml
+from trainer.config.places import absolute_path
 from trainer.config.plan import ModelSpec, make_model_spec
 from trainer.config.schema import RecomputeKind
 from trainer.data.tokenizer import Tokenizer, load_tokenizer
@@ -123,7 +124,7 @@ def generate_text(options: GenerateOptions) -> Iterator[str]:
         CheckpointError: there is no usable checkpoint.
         ConfigError: the run has no tokenizer.
     """
-    checkpoint, manifest = find_checkpoint(Path(options.checkpoint).absolute())
+    checkpoint, manifest = find_checkpoint(absolute_path(options.checkpoint, "checkpoint"))
     tokenizer = _tokenizer(checkpoint)
     model = load_model(checkpoint, manifest)
     for index in range(options.num_samples):

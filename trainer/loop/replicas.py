@@ -75,7 +75,7 @@ class ReplicaCheck:
             f"ranks {ranks[0]} and {ranks[1]} must hold the same {name}, but after step {step} they differ{more}",
             hints=[
                 "a device or its memory is likely to be faulty: look at the machines of these ranks",
-                "go back with checkpoint.resume=PATH to a checkpoint of before the last check that was good",
+                "go back to a checkpoint of before the last good check: checkpoint.resume=PATH in another run_dir",
             ],
         )
 

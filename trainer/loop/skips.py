@@ -109,7 +109,7 @@ _HINTS = (
     "lower optimizer.lr, raise schedule.warmup_steps, or set optimizer.grad_clip=1.0; with precision.dtype=fp16 try "
     "bf16 (or fp32): its range is that of fp32",
     "no skipped batch has changed the weights; they and their samples are in logs/skipped_batches.jsonl",
-    "to go on past them raise train.max_skipped_in_row, or go back with checkpoint.resume=PATH",
+    "to go on past them raise train.max_skipped_in_row, or go back: checkpoint.resume=PATH in another run_dir",
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from trainer.config.keys import flatten
 from trainer.config.plan import RunPlan
 from trainer.config.schema import ConsoleKind, WandbMode
 from trainer.config.wandb_variables import sweep_in, told
+from trainer.files import storage_faults
 from trainer.log import say, terminal, warn
 from trainer.loop.state import TrainState
 from trainer.metrics.across import AcrossMeter
@@ -28,7 +29,7 @@ from trainer.metrics.peaks import peak_flops_per_second
 from trainer.metrics.screen import TrainingConsole
 from trainer.metrics.sink import Sink
 from trainer.metrics.straggler import StragglerWatch
-from trainer.metrics.summary import SummarySink
+from trainer.metrics.summary import Lineage, SummarySink
 from trainer.metrics.tensorboard_sink import TENSORBOARD_FOLDER, TensorBoardSink
 from trainer.metrics.texts import SAMPLES_FILE, TextSink
 from trainer.metrics.throughput import ThroughputMeter
@@ -39,6 +40,27 @@ from trainer.topology.groups import Group, ParallelGroups
 from trainer.versions import source_commit, versions
 
 
+@dataclass(frozen=True)
+class RunFacts:
+    """What sinks ask about the run's folder while it trains."""
+
+    newest_checkpoint: Checkpoints
+    """For `logging.wandb_artifacts`."""
+    lineage: Lineage
+    """For the summary."""
+
+
+def forget_rows(run_dir: Path) -> None:
+    """Remove the rows of a run of which nothing else is left.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    with storage_faults(run_dir):
+        for name in (METRICS_FILE, SAMPLES_FILE, CSV_FILE):
+            (run_dir / name).unlink(missing_ok=True)
+
+
 def build_metrics(
     plan: RunPlan,
     run_dir: Path,
@@ -46,7 +68,7 @@ def build_metrics(
     groups: ParallelGroups,
     control: Group,
     hosts: Sequence[str],
-    checkpoints: Checkpoints | None = None,
+    facts: RunFacts | None = None,
 ) -> MetricsHook:
     """Build the hook with the sinks that the config asks for.
 
@@ -59,7 +81,7 @@ def build_metrics(
         groups: this rank's place.
         control: a group on CPU over the whole world.
         hosts: machine of every rank, in order of ranks.
-        checkpoints: finds the newest checkpoint, for `logging.wandb_artifacts`.
+        facts: about the run's checkpoints.
     """
     device_name = torch.cuda.get_device_name(groups.device) if groups.device.type == "cuda" else None
     throughput = ThroughputMeter(
@@ -77,13 +99,11 @@ def build_metrics(
         control=control,
     )
     stragglers = StragglerWatch(stages, hosts, plan.config.runtime.straggler_factor)
-    sinks = _sinks(plan, run_dir, state, device_name or "CPU", checkpoints) if groups.is_reporting_rank else []
+    sinks = _sinks(plan, run_dir, state, device_name or "CPU", facts) if groups.is_reporting_rank else []
     return MetricsHook(throughput, across, stragglers, sinks)
 
 
-def _sinks(
-    plan: RunPlan, run_dir: Path, state: TrainState, device_name: str, checkpoints: Checkpoints | None
-) -> list[Sink]:
+def _sinks(plan: RunPlan, run_dir: Path, state: TrainState, device_name: str, facts: RunFacts | None) -> list[Sink]:
     """Return the sinks in the order in which they are written: the record first."""
     logging = plan.config.logging
     parameters = parameter_count(plan.model)
@@ -91,7 +111,7 @@ def _sinks(
     choice = choose_mode(logging.wandb)
     # The summary before jsonl: at the start it reads the rows that jsonl is about to cut.
     sinks: list[Sink] = [
-        SummarySink(run_dir, plan, parameters, state, source),
+        SummarySink(run_dir, plan, parameters, state, source, facts.lineage if facts else dict),
         JsonlSink(run_dir / METRICS_FILE),
         TextSink(run_dir / SAMPLES_FILE),
     ]
@@ -100,7 +120,9 @@ def _sinks(
     if logging.tensorboard:
         sinks.append(TensorBoardSink(run_dir / TENSORBOARD_FOLDER, warn))
     notes: list[str] = []
-    sinks.append(_wandb_sink(plan, run_dir, parameters, source, choice, checkpoints, notes))
+    sinks.append(
+        _wandb_sink(plan, run_dir, parameters, source, choice, facts.newest_checkpoint if facts else None, notes)
+    )
     # Last, so that its last word is the last.
     sinks.append(_console_sink(plan, run_dir, device_name, choice, notes))
     return sinks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from trainer.config.plan import RunPlan
@@ -16,6 +16,8 @@ from trainer.restarts import read_restarts
 from trainer.versions import versions
 
 SUMMARY_FILE = "summary.json"
+Lineage = Callable[[], Mapping[str, object]]
+"""Returns the step of the newest checkpoint, and what the run began from, if from another one."""
 
 
 class SummarySink:
@@ -27,6 +29,7 @@ class SummarySink:
         parameters: of the whole model, without padding.
         state: the loop's own; read at the end.
         source: commit of the source tree, if there is one.
+        lineage: what the folder says of the run's checkpoints; asked at the end.
     """
 
     def __init__(
@@ -36,12 +39,14 @@ class SummarySink:
         parameters: int,
         state: TrainState,
         source: Mapping[str, object] | None = None,
+        lineage: Lineage = dict,
     ) -> None:
         self._run_dir = run_dir
         self._plan = plan
         self._parameters = parameters
         self._state = state
         self._source = source
+        self._lineage = lineage
         self._final: Row = {}
 
     def start(self, first_step: int) -> None:
@@ -82,6 +87,7 @@ class SummarySink:
             "versions": versions(),
             "wall_time_s": end.wall_time_s,
             "sample_ledger": self._state.sample_ledger,
+            **self._lineage(),
         }
         if self._source:
             summary["source"] = dict(self._source)

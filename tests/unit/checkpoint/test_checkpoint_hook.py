@@ -117,20 +117,24 @@ def test_the_same_step_again_replaces_it(run: Run) -> None:
     assert run.store.newest_valid() is not None
 
 
-def test_a_run_that_went_back_keeps_what_it_trains_anew(
+def test_what_is_later_than_the_one_resumed_from_is_kept_beside_the_new_ones(
     tmp_path: Path, control: DistGroup, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = Run(tmp_path, control, plan_of(every=2, keep=2))
     first.steps(20)
-    assert first.store.steps() == [18, 20]
     capsys.readouterr()
+    # As if both had been found damaged.
     again = Run(tmp_path, control, plan_of(every=2, keep=2), step=10)
     again.steps(12)
     assert again.store.steps() == [12]
-    assert "deleted the checkpoints of steps 18, 20: this run went back" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    for step in (18, 20):
+        aside = again.store.folder / f"step_{step}.damaged"
+        assert f"{aside} was damaged and is of no more use to this run" in told
+        assert (aside / MANIFEST).is_file()
     again.steps(14)
     assert again.store.steps() == [12, 14]
-    assert "deleted" not in capsys.readouterr().out
+    assert "damaged" not in capsys.readouterr().out
 
 
 def test_what_an_earlier_crash_left_is_not_taken_in(run: Run) -> None:

@@ -216,7 +216,8 @@ def test_damage_that_one_rank_sees_turns_all_of_them_to_the_older_one(
     path.write_bytes(content)
     outcomes = run_distributed(resume_on_two_ranks, 2, run_dir, "auto", timeout_s=TIMEOUT_S)
     assert [outcome[0] for outcome in outcomes] == [1, 1]
-    named = run_distributed(resume_on_two_ranks, 2, run_dir, str(path.parents[damaged.count("/")]), timeout_s=TIMEOUT_S)
+    name, fork = str(path.parents[damaged.count("/")]), tmp_path / "fork"
+    named = run_distributed(resume_on_two_ranks, 2, fork, name, timeout_s=TIMEOUT_S)
     assert {outcome[0] for outcome in named} == {CheckpointError.__name__}
     assert named[0] == named[1]
     assert str(path) in named[0][1]

@@ -11,7 +11,8 @@ import torch
 
 from tests.unit.checkpoint.checkpoint_room import FULL, KINDS, TENSOR_FILE, FakeEngine, Run, config_of, plan_of
 from trainer.checkpoint.manifest import MANIFEST, read_manifest
-from trainer.checkpoint.resume import Found, checkpoint_to_resume, load, starting_state
+from trainer.checkpoint.origin import Found, Use
+from trainer.checkpoint.resume import checkpoint_to_resume, load, starting_state
 from trainer.checkpoint.store import CONFIG, CheckpointStore
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import (
@@ -75,9 +76,16 @@ def test_there_may_be_none_and_then_the_run_begins(run: Run, control: DistGroup)
     assert engine.loaded == {}
 
 
-def test_never_takes_none_although_there_is_one(run: Run, control: DistGroup) -> None:
-    run.steps(2)
-    assert found_in(run.store, control, "never") is None
+@pytest.mark.parametrize("word", ["auto", "never", "nowhere", "elsewhere"])
+def test_the_runs_own_newest_wins_over_what_it_began_from(
+    run: Run, control: DistGroup, tmp_path: Path, word: str
+) -> None:
+    """Whether a command with that word may go on here is asked before; from here on there is one answer."""
+    run.steps(4)
+    other = Run(tmp_path / "elsewhere", control)
+    other.steps(10)
+    found = needed(found_in(run.store, control, tmp_path / word if word.endswith("where") else word))
+    assert (found.path, found.use) == (run.store.path(4), Use.own)
 
 
 def test_damaged_ones_are_skipped_with_a_warning_each(
@@ -90,7 +98,7 @@ def test_damaged_ones_are_skipped_with_a_warning_each(
     capsys.readouterr()
     found = found_in(run.store, control)
     assert found is not None
-    assert found == (run.store.path(4), read_manifest(run.store.path(4)))
+    assert found == Found(run.store.path(4), read_manifest(run.store.path(4)), Use.own)
     warnings = capsys.readouterr().err.splitlines()
     assert [line.startswith("warning: skipping a damaged checkpoint: ") for line in warnings] == [True] * 3
     for line, (step, word) in zip(warnings, [(10, TENSOR_FILE), (8, MANIFEST), (6, CONFIG)], strict=True):
@@ -118,24 +126,53 @@ def test_a_named_one_that_is_damaged_is_an_error_and_no_other_is_taken(
 ) -> None:
     run.steps(4)
     path = run.store.path(4) if below == "checkpoint" else tmp_path
-    found = found_in(run.store, control, path)
-    assert found is not None
-    assert found[1].step == 4
+    fork = CheckpointStore(tmp_path / "fork")
+    assert needed(found_in(fork, control, path)).manifest.step == 4
     flip(run.store.path(4) / TENSOR_FILE)
     with pytest.raises(CheckpointError, match=r"step_4/tensors/rank_00000\.safetensors must be as it was saved"):
-        found_in(run.store, control, path)
+        found_in(fork, control, path)
 
 
-def test_a_named_one_may_be_older_or_elsewhere(run: Run, control: DistGroup, tmp_path: Path) -> None:
+def test_a_fork_whose_own_checkpoints_are_damaged_does_not_begin_anew(
+    run: Run, control: DistGroup, tmp_path: Path
+) -> None:
     run.steps(4)
-    older = found_in(run.store, control, run.store.path(2))
-    assert older is not None
-    assert older[1].step == 2
-    other = found_in(CheckpointStore(tmp_path / "new"), control, tmp_path)
-    assert other is not None
-    assert other[1].step == 4
+    fork = Run(tmp_path / "fork", control)
+    fork.steps(2)
+    flip(fork.store.path(2) / TENSOR_FILE)
+    with pytest.raises(CheckpointError, match="must hold a whole checkpoint to go on from"):
+        found_in(fork.store, control, tmp_path)
+
+
+def test_a_run_without_checkpoints_begins_where_it_is_told(run: Run, control: DistGroup, tmp_path: Path) -> None:
+    run.steps(4)
+    fork = CheckpointStore(tmp_path / "fork")
+    for path, step in ((run.store.path(2), 2), (tmp_path, 4), (run.store.folder / "latest", 4)):
+        found = needed(found_in(fork, control, path))
+        assert (found.manifest.step, found.use) == (step, Use.resumed)
     with pytest.raises(CheckpointError, match="does not exist"):
-        found_in(run.store, control, tmp_path / "nothing")
+        found_in(fork, control, tmp_path / "nothing")
+
+
+def test_weights_alone_begin_at_the_first_step_with_fresh_moments_and_counters(
+    run: Run, control: DistGroup, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.steps(4)
+    config = config_of(init_from=str(tmp_path))
+    plan = replace(plan_of(), config=config)
+    found = needed(checkpoint_to_resume(config, CheckpointStore(tmp_path / "new"), control))
+    assert (found.manifest.step, found.use) == (4, Use.weights)
+    engine = FakeEngine()
+    engine.saves = 7
+    state = starting_state(found, plan, "a stream of its own")
+    load(found, engine, plan, single_process_groups(), control)
+    assert state == TrainState(sample_length=plan.model.seq_length, stream="a stream of its own")
+    assert torch.equal(engine.loaded["weight"], run.engine.values("weight"))
+    assert not engine.loaded["exp_avg"].any()
+    assert not engine.loaded["exp_avg_sq"].any()
+    assert engine.loaded["exp_avg"].shape == engine.loaded["weight"].shape
+    assert set(engine.loaded_scalars.values()) == {0.0}
+    assert f"began with the weights of {run.store.path(4)} (its step 4)" in capsys.readouterr().out
 
 
 def test_a_change_of_layout_is_told(run: Run, control: DistGroup, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,7 +264,7 @@ def test_damage_between_the_check_and_the_loading(run: Run, control: DistGroup) 
     run.steps(2)
     found = found_in(run.store, control)
     assert found is not None
-    broken = (found[0], replace(found[1], train_state={"sample_length": 8, "step": "x"}))
+    broken = found._replace(manifest=replace(found.manifest, train_state={"sample_length": 8, "step": "x"}))
     with pytest.raises(CheckpointError, match="step must be a whole number"):
         loaded(broken, control)
     (run.store.path(2) / TENSOR_FILE).unlink()
@@ -253,7 +290,7 @@ def test_other_data_in_the_same_run_are_refused(run: Run, control: DistGroup) ->
 
 def test_a_named_checkpoint_goes_on_with_other_data_from_their_beginning(run: Run, control: DistGroup) -> None:
     run.steps(2)
-    found = found_in(run.store, control, run.store.path(2))
+    found = found_in(CheckpointStore(run.store.folder / "fork"), control, run.store.path(2))
     plan = make_plan(config_of(resume=str(run.store.path(2))), 10)
     state = starting_state(found, plan, "other")
     assert (state.step, state.tokens_seen, state.position) == (2, 20, 0)

@@ -94,7 +94,7 @@ def _found(run_dir: Path, control: DistGroup) -> tuple[int, int] | None:
         found = checkpoint_to_resume(config_of(), CheckpointStore(run_dir), control)
         if found is None:
             return None
-        saved = tensors_of(*found)
+        saved = tensors_of(found.path, found.manifest)
     except CheckpointError as error:
         raise Unsafe(f"nothing can be resumed: {error}") from error
     number = int(saved["weight"][0])

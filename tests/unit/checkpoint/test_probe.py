@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,15 @@ from tests.unit.checkpoint.checkpoint_room import FakeEngine, Run, plan_of
 from trainer.checkpoint.probe import TOLERANCE, check_probe, probe_loss
 from trainer.checkpoint.resume import checkpoint_to_resume, load
 from trainer.config.plan import make_plan
-from trainer.config.schema import BatchConfig, Dtype, LayoutConfig, ModelConfig, PipelineSchedule, TridentConfig
+from trainer.config.schema import (
+    BatchConfig,
+    Dtype,
+    LayoutConfig,
+    ModelConfig,
+    PipelineSchedule,
+    PositionKind,
+    TridentConfig,
+)
 from trainer.data.batches import MicroBatch
 from trainer.errors import CheckpointError
 from trainer.topology.groups import DistGroup, single_process_groups
@@ -72,11 +81,14 @@ def test_weights_that_mean_something_else_are_refused_on_loading(run: Run, contr
         load(found, engine, plan_of(), single_process_groups(), control)
 
 
-def test_another_sequence_length_cannot_be_compared(run: Run, control: DistGroup) -> None:
+def test_another_sequence_length_cannot_be_compared(tmp_path: Path, control: DistGroup) -> None:
+    config = replace(plan_of().config, model=ModelConfig(seq_length=16, position=PositionKind.rope))
+    plan = make_plan(replace(config, checkpoint=replace(config.checkpoint, every=2)), 100)
+    run = Run(tmp_path, control, plan)
     run.steps(2)
-    found = checkpoint_to_resume(plan_of().config, run.store, control)
+    found = checkpoint_to_resume(plan.config, run.store, control)
     assert found is not None
-    engine, plan = FakeEngine(), plan_of()
+    engine = FakeEngine()
     engine.probe = 1.0
     longer = replace(plan, model=replace(plan.model, seq_length=32))
     load(found, engine, longer, single_process_groups(), control)

@@ -41,7 +41,7 @@ def names(store: CheckpointStore) -> list[str]:
 def test_a_run_without_checkpoints_has_none(store: CheckpointStore) -> None:
     assert store.steps() == []
     assert store.newest_valid() is None
-    assert store.delete_after(0) == []
+    assert store.set_aside_after(0) == []
     store.delete_old(1)
 
 
@@ -64,8 +64,8 @@ def test_names_that_are_not_ours_are_no_checkpoints_and_are_never_deleted(store:
     assert found is not None
     assert found[1].step == 3
     store.delete_old(1)
-    store.delete_after(0)
-    assert names(store) == [stray]
+    store.set_aside_after(3)
+    assert names(store) == sorted([stray, "step_3"])
 
 
 def test_files_named_like_a_checkpoint_are_none(store: CheckpointStore) -> None:
@@ -190,11 +190,17 @@ def test_a_half_written_checkpoint_is_never_found(store: CheckpointStore) -> Non
     assert store.newest_valid() is None
 
 
-def test_later_steps_go_when_a_run_went_back(store: CheckpointStore) -> None:
+def test_later_ones_are_set_aside_and_never_deleted(store: CheckpointStore) -> None:
     fill(store, 5, 6, 10, 100)
-    assert store.delete_after(6) == [10, 100]
+    assert store.set_aside_after(6) == [store.folder / "step_10.damaged", store.folder / "step_100.damaged"]
     assert store.steps() == [5, 6]
-    assert store.delete_after(6) == []
+    assert store.set_aside_after(6) == []
+    fill(store, 10)
+    assert store.set_aside_after(6) == [store.folder / "step_10.damaged.2"]
+    store.delete_old(keep=1)
+    names_kept = ["step_10.damaged", "step_10.damaged.2", "step_100.damaged", "step_6"]
+    assert sorted(path.name for path in store.folder.iterdir()) == names_kept
+    assert find_checkpoint(store.folder / "step_10.damaged")[1].step == 10
 
 
 class TestFind:
@@ -213,6 +219,20 @@ class TestFind:
         fill(run, 4)
         assert find_checkpoint(tmp_path / "step_size_sweep")[1].step == 4
 
+    def test_the_file_latest_is_followed(self, store: CheckpointStore) -> None:
+        fill(store, 3, 20)
+        store.point_at(3)
+        assert find_checkpoint(store.folder / LATEST)[0] == store.path(3)
+        store.point_at(4)
+        with pytest.raises(CheckpointError, match=r"step_4 must be .* but does not exist") as caught:
+            find_checkpoint(store.folder / LATEST)
+        assert caught.value.hints == (f"{store.folder} holds step_3, step_20",)
+
+    def test_a_latest_of_another_program_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / LATEST).write_text("global_step100")
+        with pytest.raises(CheckpointError, match=r"must name a checkpoint beside it .* but says 'global_step100'"):
+            find_checkpoint(tmp_path / LATEST)
+
     def test_what_does_not_exist(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="must be a run folder or a checkpoint, but does not exist"):
             find_checkpoint(tmp_path / "nothing")
@@ -221,7 +241,7 @@ class TestFind:
         with pytest.raises(CheckpointError, match="must hold a whole checkpoint"):
             find_checkpoint(tmp_path)
         (tmp_path / "file").write_text("")
-        with pytest.raises(CheckpointError, match="must hold a whole checkpoint"):
+        with pytest.raises(CheckpointError, match="must be the folder of a run or of a checkpoint, but is a file"):
             find_checkpoint(tmp_path / "file")
 
     def test_a_damaged_one_that_is_named_is_an_error_and_no_other_is_taken(self, store: CheckpointStore) -> None:

@@ -1,4 +1,4 @@
-"""Two runs never train in one folder: exactly one gets it, and a dead owner keeps nobody out."""
+"""Two runs never train in one folder: one gets it, a dead owner keeps nobody out, who leaves is waited for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +16,21 @@ import pytest
 
 from trainer.config.compose import compose
 from trainer.config.schema import TridentConfig
-from trainer.errors import ConfigError, StorageError
-from trainer.run_folder import LOCK, RunFolder
+from trainer.errors import ConfigError, PeerLostError, StorageError
+from trainer.launcher.claim import LOCK
+from trainer.launcher.roster import Roster
+from trainer.run_folder import RunFolder
 
 TRIES, RIVALS = 20, 4
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> TridentConfig:
-    return compose(["data=synthetic", f"run_dir={tmp_path / 'run'}"])
+    return within(tmp_path, 0)
+
+
+def within(tmp_path: Path, grace_s: int) -> TridentConfig:
+    return compose(["data=synthetic", f"run_dir={tmp_path / 'run'}", f"launch.grace_s={grace_s}"])
 
 
 def _fork(action: Callable[[], int]) -> int:
@@ -109,6 +116,71 @@ def test_a_dead_owner_keeps_nobody_out(config: TridentConfig, number: signal.Sig
     assert _wait(_fork(die)) == -number
     assert (RunFolder.of(config).path / LOCK).read_text().startswith("process ")
     RunFolder.of(config).claim(config)
+
+
+def _occupy(config: TridentConfig, seconds: float, has_lock: bool) -> int:
+    """Be a rank, or the command of a run, for some time, in another process; return its id when it is."""
+    is_there, tell = os.pipe()
+
+    def stay() -> int:
+        folder = RunFolder.of(config)
+        folder.claim(config) if has_lock else Roster(folder.logs).enter(3)
+        os.write(tell, b"x")
+        time.sleep(seconds)
+        return 0
+
+    pid = _fork(stay)
+    os.read(is_there, 1)
+    return pid
+
+
+@pytest.mark.parametrize("has_lock", [False, True])
+@pytest.mark.parametrize("method", ["wait_until_free", "claim"])
+def test_a_start_waits_for_what_is_leaving_and_says_so(
+    method: str, has_lock: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = within(tmp_path, 30)
+    pid = _occupy(config, 0.5, has_lock)
+    # As a parent that waits for its child does: a process that is done is no process.
+    reaper = threading.Thread(target=os.waitpid, args=(pid, 0))
+    reaper.start()
+    getattr(RunFolder.of(config), method)(config)
+    reaper.join()
+    told = capsys.readouterr().out
+    assert told.startswith("waiting up to 30 s (launch.grace_s) for it to end: ")
+    assert told.count("\n") == 1
+    assert str(pid) in told
+
+
+@pytest.mark.parametrize("method", ["wait_until_free", "claim"])
+def test_ranks_that_do_not_leave_are_a_lost_peer_and_no_mistake_of_the_user(method: str, tmp_path: Path) -> None:
+    config = within(tmp_path, 1)
+    pid = _occupy(config, 60, has_lock=False)
+    try:
+        with pytest.raises(PeerLostError, match=rf"rank 3 still runs in .* \(process {pid}\)") as caught:
+            getattr(RunFolder.of(config), method)(config)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert caught.value.exit_code == 7
+    assert caught.value.hints[0] == f"end it: kill -9 {pid}"
+
+
+@pytest.mark.parametrize("method", ["wait_until_free", "claim"])
+def test_a_run_that_goes_on_is_refused(method: str, tmp_path: Path) -> None:
+    config = within(tmp_path, 1)
+    pid = _occupy(config, 60, has_lock=True)
+    try:
+        with pytest.raises(ConfigError, match=rf"but a run trains in .* now \(process {pid} on "):
+            getattr(RunFolder.of(config), method)(config)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_looking_whether_it_is_free_writes_nothing(config: TridentConfig, tmp_path: Path) -> None:
+    RunFolder.of(config).wait_until_free(config)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_run_left_half_written_is_removed(config: TridentConfig) -> None:

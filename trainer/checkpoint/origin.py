@@ -1,0 +1,295 @@
+"""Where a run begins, one rule for every way to start it. No torch.
+
+A run that has checkpoints of its own goes on from the newest of them. What `checkpoint.resume=PATH` or
+`checkpoint.init_from=PATH` names is only where a run without any begins; so the command that began a run goes on with
+it, however often and by whatever it is started again. Where a command names what the run in the folder did not begin
+from, it is refused: neither what it says nor what is there is passed over in silence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from trainer.checkpoint.manifest import MANIFEST, Manifest, check_sizes, file_facts, read_manifest
+from trainer.checkpoint.store import CONFIG, CheckpointStore, find_checkpoint
+from trainer.config.compose import from_yaml
+from trainer.config.places import absolute_path
+from trainer.config.plan import ModelSpec, make_model_spec
+from trainer.config.schema import CheckpointConfig, PositionKind, TridentConfig
+from trainer.errors import CheckpointError, ConfigError
+from trainer.files import write_atomically
+
+ORIGIN_FILE = "origin.json"
+_NEWEST_WORDS = ("latest", "last", "newest", "true", "yes", "on", "resume")
+_FRESH_WORDS = ("none", "no", "false", "null", "off", "scratch")
+
+
+class Use(Enum):
+    """What a run takes of a checkpoint."""
+
+    own = "own"
+    """Everything: it is the run's own."""
+    resumed = "checkpoint.resume"
+    """Everything, of another run."""
+    weights = "checkpoint.init_from"
+    """The weights of another run; the rest begins anew."""
+
+
+class Found(NamedTuple):
+    """A checkpoint to begin from."""
+
+    path: Path
+    manifest: Manifest
+    use: Use = Use.own
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run began from; kept in its folder, since the command that says so may not be given again."""
+
+    key: str
+    """checkpoint.resume or checkpoint.init_from."""
+    named: str
+    """What the key named, absolute: a run's folder or a checkpoint."""
+    checkpoint: str
+    """The checkpoint that was taken."""
+    step: int
+    """Of the checkpoint."""
+    manifest: str
+    """Hash of its manifest: which checkpoint it is, wherever it may have been moved."""
+
+    @classmethod
+    def of(cls, found: Found, named: str) -> Origin:
+        """Return the record of a run that begins from `found`, which the word `named` led to."""
+        return cls(
+            found.use.value,
+            str(absolute_path(named, found.use.value)),
+            str(found.path),
+            found.manifest.step,
+            _identity(found.path),
+        )
+
+
+def read_origin(run_dir: Path) -> Origin | None:
+    """Return what the run in a folder began from; None if from nothing, or if the record cannot be read."""
+    try:
+        raw = json.loads((run_dir / ORIGIN_FILE).read_text(encoding="utf-8"))
+        words = {name: str(raw[name]) for name in ("key", "named", "checkpoint", "manifest")}
+        return Origin(step=int(raw["step"]), **words)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_origin(run_dir: Path, origin: Origin) -> None:
+    """Keep what the run in a folder began from.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    write_atomically(run_dir / ORIGIN_FILE, json.dumps(asdict(origin), indent=1) + "\n")
+
+
+def named_origin(checkpoint: CheckpointConfig) -> tuple[Use, str] | None:
+    """Return which key names where to begin, and its value; None if neither does."""
+    if checkpoint.init_from is not None:
+        return Use.weights, checkpoint.init_from
+    return None if checkpoint.resume in ("auto", "never") else (Use.resumed, checkpoint.resume)
+
+
+def find_origin(config: TridentConfig, run_dir: Path) -> Found | None:
+    """Return where a run without checkpoints of its own begins: None for its first step with fresh weights.
+
+    A run that was killed before its first save begins where it began before, although the run that was named may have
+    newer checkpoints by now.
+
+    Raises:
+        CheckpointError: what is named is no whole checkpoint, or one of another model.
+        ConfigError: the checkpoint leaves no step of `train.steps` to train.
+    """
+    named = named_origin(config.checkpoint)
+    if named is None:
+        return None
+    use, word = named
+    found = _as_before(use, word, run_dir) or _named(use, word)
+    check_model(found.path, make_model_spec(config.model, found.manifest.vocab_size, 1))
+    step, steps = found.manifest.step, config.train.steps
+    if use is Use.resumed and step >= steps:
+        raise ConfigError(
+            f"train.steps ({steps}) must be above the step of the checkpoint that checkpoint.resume names, but "
+            f"{found.path} is of step {step}, and there is nothing to train",
+            hints=[
+                "train.steps counts the steps before the checkpoint too; give a larger one to go on",
+                f"to train from step 1 with its weights alone, give checkpoint.init_from={word} instead",
+            ],
+        )
+    return found
+
+
+def _as_before(use: Use, word: str, run_dir: Path) -> Found | None:
+    """Return the checkpoint that this run began from before, if it is still what it was."""
+    origin = read_origin(run_dir)
+    if origin is None or (origin.key, origin.named) != (use.value, str(absolute_path(word, use.value))):
+        return None
+    path = Path(origin.checkpoint)
+    try:
+        manifest = read_manifest(path)
+        check_sizes(path, manifest)
+        return Found(path, manifest, use) if _identity(path) == origin.manifest else None
+    except (CheckpointError, OSError):
+        return None
+
+
+def _named(use: Use, word: str) -> Found:
+    path = absolute_path(word, use.value)
+    try:
+        return Found(*find_checkpoint(path), use)
+    except CheckpointError as error:
+        if use is Use.weights:
+            text, hints = f"checkpoint.init_from must be the path of a checkpoint, but: {error}", error.hints
+        else:
+            text = f"checkpoint.resume must be auto, never, or the path of a checkpoint, but: {error}"
+            hints = (*_meant(word), *error.hints)
+        raise CheckpointError(text, hints) from error
+
+
+def _meant(word: str) -> list[str]:
+    if word.strip().lower() in _NEWEST_WORDS:
+        return ["checkpoint.resume=auto goes on from the newest checkpoint in run_dir"]
+    if word.strip().lower() in _FRESH_WORDS:
+        return ["checkpoint.resume=never begins anew, in a fresh folder"]
+    return []
+
+
+def check_origin(config: TridentConfig, earlier: TridentConfig | None, run_dir: Path) -> None:
+    """Check that what a command names as the beginning is where the run in its folder began, or can begin. Reads only.
+
+    Args:
+        config: of the command.
+        earlier: the config with which the run in the folder was started the last time, if it holds one.
+        run_dir: the folder.
+
+    Raises:
+        CheckpointError: as `find_origin`, for a run that begins.
+        ConfigError: as `find_origin`; or the folder's run has checkpoints, and it began elsewhere.
+    """
+    store = CheckpointStore(run_dir)
+    steps = store.steps()
+    if not steps:
+        find_origin(config, run_dir)
+        return
+    named = named_origin(config.checkpoint)
+    if named is None or (earlier is not None and named_origin(earlier.checkpoint) == named):
+        return
+    use, word = named
+    if _began_there(use, word, run_dir):
+        return
+    path = absolute_path(word, use.value)
+    own = _own_step(path, store) if use is Use.resumed else None
+    if own is None:
+        raise ConfigError(
+            f"run_dir must be a folder without checkpoints to begin from {use.value}={word}, but {run_dir} holds "
+            f"step_{steps[-1]} of a run that did not begin there",
+            hints=[
+                f"to go on with that run leave {use.value} out",
+                f"to begin from {word} set run_dir to another folder",
+            ],
+        )
+    later = [store.path(step) for step in steps if step > own]
+    if later:
+        raise ConfigError(
+            f"checkpoint.resume must not go back in the run's own folder, but {word} is of step {own}, and {run_dir} "
+            f"holds {', '.join(path.name for path in later)}",
+            hints=[
+                "to train on from there beside it, set run_dir to another folder",
+                "to go on with the run, leave checkpoint.resume out",
+                f"to go back in this folder, move what is later away: mv {' '.join(map(str, later))} ELSEWHERE",
+            ],
+        )
+
+
+def _began_there(use: Use, word: str, run_dir: Path) -> bool:
+    """Return whether the run's record says that it began from what is named, by its name or by its content."""
+    origin = read_origin(run_dir)
+    if origin is None or origin.key != use.value:
+        return False
+    path = absolute_path(word, use.value)
+    if str(path) in (origin.named, origin.checkpoint):
+        return True
+    try:
+        return _identity(find_checkpoint(path)[0]) == origin.manifest
+    except CheckpointError:
+        return False
+
+
+def _own_step(path: Path, store: CheckpointStore) -> int | None:
+    """Return the step of the run's own checkpoint that is named; None if it is not one of its own."""
+    if path.resolve() in (store.folder.resolve(), store.folder.parent.resolve()):
+        return store.steps()[-1]
+    try:
+        found, manifest = find_checkpoint(path)
+    except CheckpointError:
+        return None
+    return manifest.step if found.resolve().parent == store.folder.resolve() else None
+
+
+def _identity(checkpoint: Path) -> str:
+    try:
+        return file_facts(checkpoint / MANIFEST).blake2b
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint / MANIFEST} must be readable, but: {error}") from error
+
+
+def lineage(run_dir: Path) -> Mapping[str, object]:
+    """Return what the summary of a run says of its checkpoints: the newest one's step, and where the run began."""
+    steps = CheckpointStore(run_dir).steps()
+    origin = read_origin(run_dir)
+    newest = {"checkpoint": steps[-1] if steps else None}
+    return newest if origin is None else {**newest, "began_from": asdict(origin)}
+
+
+_SAME_MODEL = (
+    "hidden_size",
+    "num_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "ffn_hidden_size",
+    "position",
+    "norm",
+    "activation",
+    "bias",
+    "tied_embeddings",
+)
+"""What gives the weights their meaning. Some would fit in shape all the same, or leave tensors unread."""
+
+
+def check_model(path: Path, here: ModelSpec) -> None:
+    """Check that a checkpoint's weights are of this model.
+
+    Raises:
+        CheckpointError: they are of another one, or its config cannot be read.
+    """
+    try:
+        saved = from_yaml((path / CONFIG).read_text(encoding="utf-8")).model
+    except (ConfigError, OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path / CONFIG} must be a config that this version can read, but: {error}") from error
+    there = make_model_spec(saved, here.vocab_size, 1)
+    # Learned positions are weights, as many as the sequence is long.
+    names = (*_SAME_MODEL, *(["seq_length"] if here.position is PositionKind.learned else []))
+    changed = [name for name in names if getattr(there, name) != getattr(here, name)]
+    if changed:
+        found = ", ".join(f"model.{name}={_shown(getattr(there, name))}" for name in changed)
+        wanted = ", ".join(_shown(getattr(here, name)) for name in changed)
+        raise CheckpointError(
+            f"{path} must be of this model, but was trained with {found} (here {wanted}); give model.* the values of "
+            "the run that saved it"
+        )
+
+
+def _shown(value: object) -> str:
+    return str(value.value if isinstance(value, Enum) else value)
