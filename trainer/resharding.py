@@ -33,6 +33,7 @@ from trainer.config.places import absolute_path
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import TridentConfig
 from trainer.config.validate import validate
+from trainer.config.wandb_variables import MODE_KEY
 from trainer.description import plan_record
 from trainer.errors import CheckpointError, ConfigError
 from trainer.files import storage_faults, sync_folder, write_atomically
@@ -204,7 +205,8 @@ def train_command(config: TridentConfig) -> str:
     values = flatten(config)
     words = [f"{key}={_word(values[key])}" for key in differences(compose([]), config)]
     with suppress(ConfigError):
-        if compose(words) == config:
+        # `auto` is what this machine says, which may be another one than the command is for.
+        if set(differences(compose(words), config)) <= {MODE_KEY}:
             return shlex.join(["trident", "train", *words])
     return f"trident train with the keys of {config.run_dir}/config.yaml"
 

@@ -33,7 +33,7 @@ from trainer.checkpoint.manifest import MANIFEST, check_content, read_manifest
 from trainer.checkpoint.placement import Placement
 from trainer.checkpoint.store import CONFIG, TENSORS
 from trainer.cli import main
-from trainer.config.compose import compose, from_yaml, recompose, to_yaml
+from trainer.config.compose import compose, differences, from_yaml, recompose, to_yaml
 from trainer.config.plan import make_plan
 from trainer.config.schema import CheckpointConfig, LayoutConfig, ModelConfig, PipelineSchedule
 from trainer.model.gpt import GPT, ModelContext
@@ -145,7 +145,8 @@ def test_the_run_folder_is_ready_to_go_on(source: Path, tmp_path: Path, capsys: 
     assert (target / "tokenizer" / "kind.json").read_text() == '{"kind": "bytes"}'
     assert sorted(p.name for p in (target / "checkpoints").iterdir()) == ["latest", f"step_{STEP}"]
     command = next(line for line in said.splitlines() if line.startswith("go on with: trident train "))
-    assert compose(shlex.split(command)[5:]) == config
+    # Tests set WANDB_MODE, which `auto` follows.
+    assert differences(compose(shlex.split(command)[5:]), config) == ["logging.wandb"]
 
 
 def test_the_manifest_says_where_it_came_from(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
