@@ -1,7 +1,7 @@
 """Turn a source into token shards, once. Any number of processes may ask at the same time. No torch.
 
 The cache is addressed by content: a folder's name is a hash of everything that decides its tokens. One process builds
-it under a lock and renames it into place; the others wait and map it.
+it under a lock and renames it into place; the others wait and map it. `shared_cache` is about several users.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import filelock
 import numpy as np
 import numpy.typing as npt
 
 from trainer.config.places import absolute_path
 from trainer.config.schema import DataSource, TokenizerKind, TridentConfig
 from trainer.data.shards import ShardMeta, ShardWriter, dtype_for, file_sizes, read_meta, write_meta
+from trainer.data.shared_cache import check_readable, partial_folder, remove_leftovers, set_aside, share, turn
 from trainer.data.sources import documents, file_identity, identity
 from trainer.data.split import is_held_out, split_document
 from trainer.data.tokenizer import (
@@ -96,17 +96,19 @@ def prepare(config: TridentConfig, say: Say | None = None) -> PreparedData:
         StorageError: the cache's disk is full, read-only or failing.
     """
     folder = cache_folder(config) / _fingerprint(config)
+    check_readable(folder)
     meta = read_meta(folder)
     if meta is None:
+        say = say or _silent
         with ExitStack() as held:
             try:
                 folder.parent.mkdir(parents=True, exist_ok=True)
-                held.enter_context(filelock.FileLock(f"{folder}.lock"))
-            # A file system without locks raises the second.
-            except (OSError, NotImplementedError) as error:
+                has_lock = held.enter_context(turn(folder, lambda: read_meta(folder) is not None, say))
+            except OSError as error:
                 raise _cache_fault(folder.parent, error) from error
             # Another process may have built it while this one waited.
-            meta = read_meta(folder) or _build(config, folder, say or _silent)
+            check_readable(folder)
+            meta = read_meta(folder) or _build(config, folder, has_lock, say)
     return _opened(config, folder, meta)
 
 
@@ -147,36 +149,42 @@ def _cache_fault(root: Path, error: BaseException) -> DataError | StorageError:
     )
 
 
-def _build(config: TridentConfig, folder: Path, say: Say) -> ShardMeta:
-    partial = folder.with_name(f".{folder.name}.partial")
+def _build(config: TridentConfig, folder: Path, has_lock: bool, say: Say) -> ShardMeta:
     try:
         if os.path.lexists(folder):
             say(f"the cached tokens in {folder} are damaged: building them again")
-            _remove(folder)
-        if os.path.lexists(partial):
-            _remove(partial)
-        partial.mkdir()
-        meta = _write_tokens(config, partial, say)
-        write_meta(partial, meta)
-        partial.rename(folder)
+            set_aside(folder)
+        if has_lock:
+            remove_leftovers(folder)
+        partial = partial_folder(folder)
+        try:
+            meta = _write_tokens(config, partial, say)
+            write_meta(partial, meta)
+            share(partial)
+            return _publish(partial, folder, meta)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     except (OSError, StorageError) as error:
         raise _cache_fault(folder.parent, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _publish(partial: Path, folder: Path, meta: ShardMeta) -> ShardMeta:
+    try:
+        partial.rename(folder)
+    except OSError:
+        # One that does not see our lock was faster: the same tokens, by the name of the folder.
+        found = read_meta(folder)
+        if found is None:
+            raise
+        return found
     return meta
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def _write_tokens(config: TridentConfig, folder: Path, say: Say) -> ShardMeta:
     tokenizer = _tokenizer(config, say)
     if tokenizer is not None:
         (folder / "tokenizer").mkdir()
+        share(folder / "tokenizer")
         tokenizer.save(folder / "tokenizer")
     if config.data.source is DataSource.synthetic:
         pieces = _synthetic(config)

@@ -1,0 +1,204 @@
+"""A cache folder that users, processes and machines share: who builds, who waits, who may read and tidy up. No torch.
+
+Correct without a lock: everybody builds under a name of their own, and what appears is whole. The lock only spares
+building the same twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pwd
+import re
+import secrets
+import shutil
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from trainer.errors import DataError
+
+POLL_S = 0.2
+PATIENCE_S = 5.0
+"""Waiting is told after so long."""
+LEFT_BEHIND_S = 86_400.0
+"""What nobody wrote to for so long was left by a killed process, wherever it ran."""
+_PARTIAL = ".partial"
+_OWNER_BYTES = 200
+
+
+@contextmanager
+def turn(folder: Path, is_done: Callable[[], bool], say: Callable[[str], None]) -> Iterator[bool]:
+    """Wait until no other process builds `folder`, or until it is done; yield whether this one has the lock.
+
+    The operating system takes the lock from a process that ends, however it does. Another user's lock need not be
+    writable: a lock is held on any open file. Where files cannot be locked, nobody waits.
+
+    Raises:
+        OSError: nothing can be made in the folder above.
+    """
+    handle = _open(folder.with_name(f"{folder.name}.lock"))
+    if handle is None:
+        yield False
+        return
+    try:
+        yield _locked(handle, folder, is_done, say)
+    finally:
+        os.close(handle)
+
+
+def _open(path: Path) -> int | None:
+    """Open the file of a lock, or return None where another user's may not even be read."""
+    # Made only if missing: in a folder like /tmp the kernel refuses to "create" a file that another user has.
+    for flags in (os.O_RDWR, os.O_RDWR | os.O_CREAT | os.O_EXCL, os.O_RDWR, os.O_RDONLY):
+        try:
+            handle = os.open(path, flags | os.O_CLOEXEC, 0o666)
+        except (FileNotFoundError, FileExistsError):
+            continue
+        except PermissionError:
+            if not path.exists():
+                raise
+            continue
+        share(path)
+        return handle
+    return None
+
+
+def _locked(handle: int, folder: Path, is_done: Callable[[], bool], say: Callable[[str], None]) -> bool:
+    began, told = time.monotonic(), False
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if is_done():
+                return False
+        except OSError as error:
+            say(f"the file system of {folder.parent} cannot lock ({error.strerror}): others may build the same tokens")
+            return False
+        else:
+            # Only for people; the file may be another user's.
+            with suppress(OSError):
+                os.truncate(handle, 0)
+                os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            return True
+        if not told and time.monotonic() - began > PATIENCE_S:
+            owner = os.pread(handle, _OWNER_BYTES, 0).decode(errors="replace").strip()
+            say(f"waiting for the tokens that {owner or 'another process'} builds in {folder.parent}")
+            told = True
+        time.sleep(POLL_S)
+
+
+def partial_folder(folder: Path) -> Path:
+    """Make a folder of this process's own beside `folder`, in which to build it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    made = folder.with_name(f".{folder.name}.{_host()}.{os.getpid()}-{secrets.token_hex(3)}{_PARTIAL}")
+    made.mkdir()
+    share(made)
+    return made
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of building `folder`. Only for who has the lock.
+
+    Machines may share a disk and not its locks: what another one wrote to lately is left alone.
+    """
+    for path in folder.parent.glob(f".{folder.name}.*"):
+        own = path.name.startswith(f".{folder.name}.{_host()}.") or path.name == f".{folder.name}{_PARTIAL}"
+        if path.name.endswith(_PARTIAL) and (own or time.time() - _last_written(path) > LEFT_BEHIND_S):
+            _remove(path)
+
+
+def set_aside(folder: Path) -> None:
+    """Let a damaged folder give up its name, and remove it as far as it can be.
+
+    Raises:
+        DataError: it belongs to another user, and the folder above protects it.
+    """
+    aside = folder.with_name(f".{folder.name}.{_host()}.{os.getpid()}-{secrets.token_hex(3)}{_PARTIAL}")
+    try:
+        folder.rename(aside)
+    except FileNotFoundError:
+        return
+    except PermissionError as error:
+        raise DataError(
+            f"data.cache_dir must not hold damaged tokens, but {folder} of user {owner_of(folder)} is damaged and "
+            "cannot be replaced; have it removed, or set data.cache_dir or TRIDENT_CACHE to another folder"
+        ) from error
+    _remove(aside)
+
+
+def check_readable(folder: Path) -> None:
+    """Check that nothing in a cached folder is closed to this user; a closed one would pass for a damaged one.
+
+    Raises:
+        DataError: something is.
+    """
+    for path in (folder, *(Path(here, name) for here, _, names in os.walk(folder) for name in names)):
+        need = os.R_OK | (os.X_OK if path.is_dir() else 0)
+        if os.path.exists(path) and not os.access(path, need):
+            raise DataError(
+                f"data.cache_dir must hold tokens that this user can read, but {path} of user {owner_of(path)} cannot "
+                f"be read; set data.cache_dir or TRIDENT_CACHE to another folder",
+                hints=[f"or have its owner run `chmod -R go+rX {folder}`"],
+            )
+
+
+def share(path: Path) -> None:
+    """Give those who may write into the folder around `path` what they need: to read its files, to tidy up its folders.
+
+    In a folder that only its owner may write to, this process's umask decides.
+    """
+    # Another user's is as it is.
+    with suppress(OSError):
+        around = path.parent.stat()
+        for entry in (path, *path.rglob("*")):
+            _open_to(entry, around)
+
+
+def _open_to(path: Path, around: os.stat_result) -> None:
+    mode, found = stat.S_IMODE(around.st_mode), path.lstat()
+    group, others = mode & stat.S_IWGRP, mode & stat.S_IWOTH
+    wanted = (mode & 0o070 if group else 0) | (mode & 0o007 if others else 0)
+    is_lock = path.name.endswith(".lock")
+    if not wanted or found.st_uid != os.geteuid() or stat.S_ISLNK(found.st_mode):
+        return
+    if not stat.S_ISDIR(found.st_mode):
+        wanted &= 0o066 if is_lock else 0o044
+    if group and found.st_gid != around.st_gid:
+        with suppress(OSError):
+            os.chown(path, -1, around.st_gid)
+    path.chmod(stat.S_IMODE(found.st_mode) | wanted)
+
+
+def owner_of(path: Path) -> str:
+    """Return the name of the user that a file belongs to, or the number."""
+    number = path.lstat().st_uid
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname())[:40]
+
+
+def _last_written(path: Path) -> float:
+    times = [0.0]
+    with suppress(OSError):
+        times += [entry.lstat().st_mtime for entry in (path, *path.rglob("*"))]
+    return max(times)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
