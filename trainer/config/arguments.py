@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from trainer.config.keys import GROUPS, KEYS, optional, unknown_key
+from trainer.config.keys import GROUPS, KEYS, meant_key, optional
 from trainer.config.words import EXPERIMENT, KNOWN, readable
 
 CONFIG_DIR, CONFIG_NAME = "--config-dir", "--config-name"
@@ -129,10 +129,12 @@ def _is_value(word: str) -> bool:
 
 def _no_option(word: str) -> str:
     name, _, value = word.partition("=")
-    guess = unknown_key(_key(name).lstrip("-"), [*GROUPS, EXPERIMENT])
-    if "did you mean" in guess:
-        meant = guess.partition("did you mean ")[2].removesuffix("?")
-        return f"there is no option '{name}'; did you mean the setting {meant}, as in {_first(meant)}={value or '...'}?"
+    meant = meant_key(_key(name), [*GROUPS, EXPERIMENT], value)
+    if meant.startswith("did you mean "):
+        keys = meant.removeprefix("did you mean ").removesuffix("?")
+        return f"there is no option '{name}'; did you mean the setting {keys}, as in {_first(keys)}={value or '...'}?"
+    if meant:
+        return f"there is no option '{name}'; {meant}"
     return f"there is no option '{word}'; settings are written key=value, for example train.steps=10"
 
 

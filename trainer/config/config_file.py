@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from trainer.config.choices import meant_choice
 from trainer.config.keys import GROUPS, KEYS, coerce, did_you_mean, unknown_key
 from trainer.config.searched import ALL_GROUPS, PRIMARY, SCHEMA_NAME, Place, find, options
 from trainer.config.words import EXPERIMENT
@@ -199,6 +200,5 @@ def _wrong_name(key: str, path: str, name: str, found: Sequence[Place]) -> str:
         return f"there is no config '{path}'{did_you_mean(path, [PRIMARY])}"
     if group not in ALL_GROUPS:
         return f"there is no group '{group}'{did_you_mean(group, ALL_GROUPS)}"
-    names = options(found)[group]
-    guess = did_you_mean(path.partition("/")[2], names, f"{group}={{}}")
-    return f"there is no {group}={path.partition('/')[2]}{guess or '; choose from ' + ', '.join(names)}"
+    name = path.partition("/")[2]
+    return f"there is no {group}={name}; {meant_choice(group, name, options(found)[group])}"

@@ -7,12 +7,14 @@ same words wherever it comes from.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
+from trainer.config.nearness import nearest
+from trainer.config.other_names import known_elsewhere, near_elsewhere, value_here
+from trainer.config.other_values import NOT_HERE
 from trainer.config.schema import TridentConfig
 from trainer.errors import ConfigError
 
@@ -36,36 +38,6 @@ GROUPS: dict[str, type] = _groups()
 """Group name -> its frozen dataclass."""
 KEYS: dict[str, Any] = _keys()
 """Dotted key -> its annotation."""
-
-OTHER_NAMES: dict[str, str] = {
-    "batch_size": "batch.global_batch_size",
-    "gbs": "batch.global_batch_size",
-    "mbs": "batch.micro_batch_size",
-    "gradient_accumulation_steps": "batch.global_batch_size",
-    "num_micro_batches": "batch.global_batch_size",
-    "tp": "layout.tensor_parallel_size",
-    "tp_size": "layout.tensor_parallel_size",
-    "model_parallel_size": "layout.tensor_parallel_size",
-    "pp": "layout.pipeline_parallel_size",
-    "pp_size": "layout.pipeline_parallel_size",
-    "dp": "layout.data_parallel_size",
-    "dp_size": "layout.data_parallel_size",
-    "learning_rate": "optimizer.lr",
-    "gradient_clipping": "optimizer.grad_clip",
-    "max_grad_norm": "optimizer.grad_clip",
-    "max_steps": "train.steps",
-    "train_iters": "train.steps",
-    "n_layer": "model.num_layers",
-    "n_head": "model.num_attention_heads",
-    "n_embd": "model.hidden_size",
-    "d_model": "model.hidden_size",
-    "block_size": "model.seq_length",
-    "max_seq_len": "model.seq_length",
-    "output_dir": "run_dir",
-    "save_every": "checkpoint.every",
-    "wandb": "logging.wandb",
-}
-"""What other trainers call a key -> what it is called here."""
 
 
 def optional(kind: Any) -> tuple[Any, bool]:
@@ -101,8 +73,8 @@ def joined(words: Iterable[object], last: str = "or") -> str:
 
 def did_you_mean(word: str, choices: Iterable[str], template: str = "'{}'") -> str:
     """Return `; did you mean ...?` for the choice nearest to `word`, or nothing."""
-    close = difflib.get_close_matches(word, list(choices), 1, 0.6)
-    return f"; did you mean {template.format(close[0])}?" if close else ""
+    close = nearest(word, choices)
+    return f"; did you mean {template.format(close)}?" if close else ""
 
 
 def _shown(value: object) -> str:
@@ -204,44 +176,82 @@ def coerce(key: str, kind: Any, value: object) -> object:
     except ValueError as error:
         guess = ""
         if isinstance(inner, type) and issubclass(inner, Enum):
-            guess = did_you_mean(str(value), [str(member.value) for member in inner])
+            guess = _meant_value(key, value, [str(member.value) for member in inner])
         raise ConfigError(f"{key} {error}, but is {_shown(value)}{guess}") from None
 
 
+def _meant_value(key: str, value: object, choices: Sequence[str]) -> str:
+    typed = _shown(value).strip("'")
+    if typed in NOT_HERE.get(key, ("", ""))[0].split():
+        return ""
+    known = value_here(key, typed)
+    return f"; did you mean '{known}'?" if known else did_you_mean(typed, choices)
+
+
 def _similar_keys(name: str) -> list[str]:
+    """Return the keys whose spelling is near."""
     group, _, leaf = name.rpartition(".")
-    if leaf in OTHER_NAMES and group in ("", OTHER_NAMES[leaf].partition(".")[0], "trainer", "training"):
-        return [OTHER_NAMES[leaf]]
-    same_leaf = [key for key in KEYS if key.rpartition(".")[2] == leaf]
-    if same_leaf:
-        near = difflib.get_close_matches(name, same_leaf, 1, 0.8)
-        return near or same_leaf[:3]
     if group in GROUPS:
-        near = difflib.get_close_matches(name, [key for key in KEYS if key.startswith(f"{group}.")], 1, 0.75)
+        near = nearest(leaf, (key.rpartition(".")[2] for key in KEYS if key.startswith(f"{group}.")))
         if near:
-            return near
-    near_leaves = difflib.get_close_matches(leaf, {key.rpartition(".")[2] for key in KEYS}, 1, 0.75)
-    if near_leaves:
-        return [key for key in KEYS if key.rpartition(".")[2] == near_leaves[0]][:3]
-    return difflib.get_close_matches(name, [*KEYS, *GROUPS], 1, 0.75)
+            return [f"{group}.{near}"]
+    near = nearest(leaf, {key.rpartition(".")[2] for key in KEYS})
+    return _with_leaf(near, group) if near else []
+
+
+def _holder(name: str) -> list[str]:
+    """Return the key of a list that `data.files.0` or `data.files[0]` would be a part of."""
+    holder = name.replace("[", ".").rpartition(".")[0]
+    return [holder] if holder in KEYS else []
+
+
+def _with_leaf(leaf: str, group: str) -> list[str]:
+    """Return the keys that end so; of one group, if it has one."""
+    same = [key for key in KEYS if key.rpartition(".")[2] == leaf]
+    close = nearest(group, {key.partition(".")[0] for key in same}) if group else None
+    return [key for key in same if key.partition(".")[0] == close] if close else same[:3]
 
 
 def _first_key(group: str) -> str:
     return next(key for key in KEYS if key.startswith(f"{group}."))
 
 
-def unknown_key(name: str, groups: Sequence[str] = ()) -> str:
-    """Return the problem text for a key that does not exist, with what may have been meant."""
+def unknown_key(name: str, groups: Sequence[str] = (), value: str = "") -> str:
+    """Return the problem text for a key that does not exist, with what may have been meant.
+
+    Args:
+        name: as it was typed.
+        groups: names of groups; without them, those of the schema.
+        value: what it was set to, if that is known.
+    """
     if name in GROUPS:
         return f"'{name}' is a group of keys and takes no value itself; set for example {_first_key(name)}"
-    close = difflib.get_close_matches(name, list(groups), 1, 0.7) if "." not in name else []
-    close = close or _similar_keys(name)
-    if close:
-        return f"there is no key '{name}'; did you mean {joined(repr(key) for key in close)}?"
+    meant = meant_key(name, groups, value)
     group = name.partition(".")[0]
-    if group in GROUPS:
-        return f"there is no key '{name}'; {group} has {joined(get_type_hints(GROUPS[group]), 'and')}"
-    return f"there is no key '{name}'; keys start with {joined(groups or GROUPS)}"
+    if not meant and group in GROUPS:
+        meant = f"{group} has {joined(get_type_hints(GROUPS[group]), 'and')}"
+    return f"there is no key '{name}'; {meant or f'keys start with {joined(groups or GROUPS)}'}"
+
+
+def meant_key(name: str, groups: Sequence[str] = (), value: str = "") -> str:
+    """Return which key is meant by a name that is none, or why there is none, as a phrase; empty if nobody knows."""
+    known = [*KEYS, *(groups or GROUPS)]
+    plain = name.strip("-+~").replace("-", "_").lower()
+    meaning = known_elsewhere(name, with_group=True)
+    if meaning is not None and plain not in known:
+        return meaning.told(value)
+    near = nearest(plain, groups or GROUPS) if "." not in plain else None
+    group, _, leaf = plain.rpartition(".")
+    found = [plain] if plain in known else [near] if near else _holder(plain) or _with_leaf(leaf, group)
+    if not found:
+        meaning = known_elsewhere(name, with_group=False)
+        if meaning is not None:
+            return meaning.told(value)
+        found = _similar_keys(plain)
+    if found:
+        return f"did you mean {joined(map(repr, found))}?"
+    close = near_elsewhere(name)
+    return f"if {close[0]} is meant, {close[1].told(value)}" if close else ""
 
 
 def flatten(config: TridentConfig) -> dict[str, object]:

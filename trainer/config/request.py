@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config.arguments import read_arguments
+from trainer.config.choices import meant_choice
 from trainer.config.keys import KEYS, coerce, did_you_mean, is_list, optional, unknown_key
 from trainer.config.places import absolute_path
 from trainer.config.searched import ALL_GROUPS, PRIMARY, Place, find, options, own_file, places, shown
@@ -48,7 +49,7 @@ def _check_form(override: Override, word: str) -> None:
             f"'{word}' has no effect: Trident uses Hydra only to compose; the run's folder is run_dir{guess}"
         )
     if name not in KEYS and name not in ALL_GROUPS:
-        raise ConfigError(unknown_key(name, ALL_GROUPS))
+        raise ConfigError(unknown_key(name, ALL_GROUPS, word.partition("=")[2]))
     if override.is_delete():
         raise ConfigError(f"'{word}' would remove a key, but every key must have a value; write {name}=...")
     if override.is_add() or override.is_force_add():
@@ -78,8 +79,7 @@ def _choice(group: str, value: object, found: list[Place]) -> str | list[str] | 
             found.insert(0, own)
             return Path(name).stem
         names = options(found)[group]
-        guess = did_you_mean(name, names, f"{group}={{}}") or f"; choose from {', '.join(names)}"
-        raise ConfigError(f"there is no {group}={name}{guess}")
+        raise ConfigError(f"there is no {group}={name}; {meant_choice(group, name, names)}")
     return name
 
 

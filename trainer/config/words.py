@@ -78,7 +78,7 @@ def parse(word: str) -> Override:
     key, _, value = word.partition("=")
     name = key.lstrip("+~").partition("@")[0]
     if name not in KNOWN:
-        raise ConfigError(unknown_key(name, [*GROUPS, EXPERIMENT]))
+        raise ConfigError(unknown_key(name, [*GROUPS, EXPERIMENT], value))
     try:
         found = _reads(f"{key}={','.join(map(_piece, _pieces(value)))}")
     except _Unclear as error:

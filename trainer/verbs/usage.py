@@ -59,7 +59,11 @@ def overview(verbs: Sequence[Verb]) -> str:
 def usage(verb: Verb) -> str:
     """Return the help of a verb."""
     wide = width()
-    lines = [_first_line(verb), "", *paragraphs((f"{verb.summary[0].upper()}{verb.summary[1:]}.", *verb.text), wide)]
+    lines = [
+        *textwrap.wrap(_first_line(verb), wide, subsequent_indent=" " * 7),
+        "",
+        *paragraphs((f"{verb.summary[0].upper()}{verb.summary[1:]}.", *verb.text), wide),
+    ]
     for positional in verb.positionals:
         if positional.choices is not None:
             lines += [positional.metavar, *rows(positional.choices.items(), wide), ""]

@@ -1,0 +1,173 @@
+"""What other trainers call the keys of model, tokenizer and data. Data only; `other_names.py` reads it.
+
+Of Hugging Face's config.json and TrainingArguments, Megatron-LM, GPT-NeoX, DeepSpeed, nanoGPT, LitGPT, torchtitan and
+Lightning. Dashes are written as underscores, and a name in a group, such as `activation_checkpoint.mode`, counts only
+there.
+"""
+
+from __future__ import annotations
+
+SAME_MODEL: dict[str, str] = {
+    "model.hidden_size": "n_embd n_embed d_model emb_dim embed_dim embedding_dim embedding_size model_dim "
+    "decoder_embed_dim dim width",
+    "model.num_layers": "n_layer n_layers num_hidden_layers num_decoder_layers decoder_layers num_blocks n_blocks "
+    "layers depth",
+    "model.num_attention_heads": "n_head n_heads num_heads num_query_heads attention_heads decoder_attention_heads "
+    "heads",
+    "model.num_key_value_heads": "n_kv_heads n_kv_head num_kv_heads num_heads_kv n_head_kv kv_heads num_query_groups "
+    "n_query_groups",
+    "model.head_dim": "kv_channels head_size dim_head d_head d_kv attention_head_size",
+    "model.ffn_hidden_size": "intermediate_size n_inner d_ff ffn_dim ffn_size ffn_hidden_dim feed_forward_size mlp_dim "
+    "mlp_hidden_size decoder_ffn_dim decoder_ffn_embed_dim",
+    "model.seq_length": "block_size n_ctx n_positions ctx_len context_length context_size context_window max_seq_len "
+    "max_seq_length max_sequence_length seq_len sequence_length model_max_length max_position_embeddings cutoff_len "
+    "encoder_seq_length decoder_seq_length tokens_per_sample",
+    "model.vocab_size": "n_vocab vocabulary_size orig_vocab_size",
+    "model.vocab_pad_multiple": "make_vocab_size_divisible_by pad_vocab_size_multiple padding_multiple "
+    "pad_vocab_to_multiple_of",
+    "model.position": "position_embedding_type positional_embedding position_embedding pos_embedding pos_emb pos_embed "
+    "pos_encoding positional_encoding position_encoding",
+    "model.rope_theta": "rotary_base rotary_emb_base rotary_embedding_base rope_base rope_freq_base",
+    "model.norm": "normalization norm_type normalization_type norm_class_name layer_norm_type norm_layer "
+    "layernorm_type",
+    "model.norm_eps": "layer_norm_epsilon layernorm_epsilon layer_norm_eps layernorm_eps rms_norm_eps rms_norm_epsilon "
+    "norm_epsilon",
+    "model.activation": "hidden_act hidden_activation activation_function activation_func activation_fn "
+    "activation_type mlp_activation act_fn",
+    "model.bias": "use_bias add_bias_linear linear_bias",
+    "model.tied_embeddings": "tie_word_embeddings tie_embeddings tie_weights weight_tying share_embeddings "
+    "share_embeddings_and_output_weights share_input_output_embed share_decoder_input_output_embed",
+    "model.sliding_window": "sliding_window_size attention_window local_attention_window window_size",
+    "model.dropout": "hidden_dropout hidden_dropout_prob dropout_p dropout_prob dropout_rate drop_rate",
+    "model.attention_dropout": "attn_pdrop attn_dropout attention_dropout_prob attention_probs_dropout_prob",
+    "model.init_std": "initializer_range init_method_std initializer_std",
+    "model.recompute": "gradient_checkpointing activation_checkpointing use_gradient_checkpointing "
+    "enable_gradient_checkpointing checkpoint_activations recompute_granularity activations_checkpoint_granularity "
+    "activation_checkpoint.mode",
+    "model.fused_loss": "cross_entropy_loss_fusion fused_cross_entropy use_fused_cross_entropy "
+    "fused_linear_cross_entropy",
+    "tokenizer.path": "tokenizer_name_or_path tokenizer_name tokenizer_path tokenizer_dir tokenizer_model "
+    "tokenizer_file hf_tokenizer hf_assets_path pretrained_tokenizer",
+    "tokenizer.kind": "tokenizer_type tokenizer_class",
+    "data.files": "train_file train_files train_data data_files text_files input_file input_files",
+    "data.hub_path": "dataset_name dataset_name_or_path hf_dataset",
+    "data.hub_name": "dataset_config dataset_config_name dataset_subset",
+    "data.hub_split": "dataset_split train_split",
+    "data.text_key": "text_column text_column_name text_field dataset_text_field content_key json_keys json_key",
+    "data.validation_fraction": "val_fraction valid_fraction validation_split val_split val_split_fraction "
+    "validation_share test_size",
+    "data.cache_dir": "data_cache_path data_cache_dir dataset_cache_dir",
+}
+"""Key here -> names of the same thing elsewhere."""
+
+DIFFERENT_MODEL: dict[str, tuple[str, str]] = {
+    "hidden_dim": ("model.hidden_size model.ffn_hidden_size", "the width of the model, or of its MLP"),
+    "mlp_ratio ffn_mult ffn_dim_multiplier multiple_of mlp_expansion expansion_factor": (
+        "model.ffn_hidden_size",
+        "a size and not a multiple of model.hidden_size",
+    ),
+    "padded_vocab_size": ("model.vocab_size", "without the padding, which model.vocab_pad_multiple decides"),
+    "attention_bias attn_bias qkv_bias add_qkv_bias use_qkv_bias mlp_bias use_bias_in_norms use_bias_in_attn_linear": (
+        "model.bias",
+        "for all linears and LayerNorms at once",
+    ),
+    "embd_pdrop resid_pdrop embd_dropout resid_dropout residual_dropout": (
+        "model.dropout",
+        "one for the embedding and for the outputs of attention and MLP",
+    ),
+    "init_method output_layer_init_method": (
+        "model.init_std",
+        "since weights are always drawn from a normal distribution",
+    ),
+    "model_name model_type model.flavor flavor architecture architectures arch": (
+        "model",
+        "which takes the name of a file, for example model=gpt2_124m",
+    ),
+    "mlp_class_name": ("model.activation", "for example swiglu for LLaMAMLP"),
+    "vocab_file merge_file merges_file": ("tokenizer.path", "a tokenizer.json or a folder with one"),
+    "dataset training.dataset": ("data.hub_path data.files", "with data=hub for a data set of the hub, or data=files"),
+    "data_path data_paths data_prefix train_data_path train_data_paths dataset_path data_dir dataset_dir": (
+        "data.files",
+        "a list of paths and globs; with data=megatron of prefixes of .bin and .idx",
+    ),
+    "validation_split_percentage": ("data.validation_fraction", "a share between 0 and 1 and not a percentage"),
+    "split splits": ("data.validation_fraction data.hub_split", "a share of the text, or a split of a data set"),
+    "max_train_samples": ("data.max_documents", "in documents; data.max_samples counts sequences"),
+    "overfit_batches limit_train_batches": ("data.max_samples", "in sequences and not in batches"),
+}
+"""Names elsewhere -> the nearest keys here, and what differs."""
+
+WORDS_MODEL: dict[str, dict[str, str]] = {
+    "swiglu use_swiglu": {"true": "model.activation=swiglu"},
+    "openai_gelu": {"true": "model.activation=gelu_tanh", "false": "model.activation=gelu"},
+    "gelu_approximate": {"tanh": "model.activation=gelu_tanh", "none": "model.activation=gelu"},
+    "use_rotary_position_embeddings use_rotary rotary use_rope rope": {
+        "true": "model.position=rope",
+        "false": "model.position=learned",
+    },
+    "use_rmsnorm rmsnorm rms_norm use_rms_norm": {"true": "model.norm=rmsnorm", "false": "model.norm=layernorm"},
+    "disable_bias_linear no_bias": {"true": "model.bias=false", "false": "model.bias=true"},
+    "untie_embeddings_and_output_weights untie_embeddings no_weight_tying": {
+        "true": "model.tied_embeddings=false",
+        "false": "model.tied_embeddings=true",
+    },
+    "multi_query": {"true": "model.num_key_value_heads=1", "false": "model.num_key_value_heads=null"},
+    "recompute_activations": {"true": "model.recompute=selective", "false": "model.recompute=none"},
+    "mock_data": {"true": "data=synthetic"},
+}
+"""Names elsewhere -> value -> the words to write here. The first value is that of a name alone."""
+
+ABSENT_MODEL: dict[str, str] = {
+    "rotary_pct rotary_percent rotary_percentage partial_rotary_factor rotary_dim": "rotary embedding always turns "
+    "the whole head",
+    "rope_scaling rope_scaling_factor rotary_scaling_factor rope_condense_ratio rope_type use_rope_scaling "
+    "rotary_seq_len_interpolation_factor": "rotary frequencies are not scaled; model.rope_theta is their base",
+    "gpt_j_residual parallel_residual use_parallel_residual parallel_attn parallel_attention "
+    "shared_attention_norm gpt_j_tied": "attention and MLP always follow each other",
+    "alibi use_alibi alibi_bias_max": "model.position is learned or rope",
+    "qk_layernorm qk_norm use_qk_norm": "queries and keys are not normalised",
+    "attn_logit_softcapping final_logit_softcapping logit_softcapping": "logits are not capped",
+    "apply_residual_connection_post_layernorm do_layer_norm_before post_norm pre_norm": "norms always stand before "
+    "attention and MLP",
+    "apply_query_key_layer_scaling attention_softmax_in_fp32 fp32_residual_connection scale_attn_weights "
+    "scale_attn_by_inverse_layer_idx reorder_and_upcast_attn softmax_in_fp32": "PyTorch's attention decides that",
+    "attn_implementation attn_impl attention_impl attention_backend attention_config attention_type "
+    "use_flash_attn use_flash_attention use_flash_attention_2 flash_attn flash_attention _attn_implementation "
+    "sparse_attention": "PyTorch takes the fastest attention kernel that there is",
+    "masked_softmax_fusion no_masked_softmax_fusion bias_gelu_fusion no_bias_gelu_fusion bias_swiglu_fusion "
+    "bias_dropout_fusion no_bias_dropout_fusion gradient_accumulation_fusion no_gradient_accumulation_fusion "
+    "scaled_upper_triang_masked_softmax_fusion scaled_masked_softmax_fusion rope_fusion apply_rope_fusion "
+    "no_rope_fusion persist_layer_norm no_persist_layer_norm transformer_impl use_mcore_models "
+    "use_cpu_initialization": "there is no such kernel or way to switch to; runtime.compile and runtime.liger fuse "
+    "layers",
+    "lm_head_bias": "the output head has no bias",
+    "num_experts num_local_experts num_experts_per_tok n_routed_experts moe_router_topk moe_top_k moe_num_experts "
+    "moe_intermediate_size moe_ffn_hidden_size moe_aux_loss_coeff moe_layer_freq moe_grouped_gemm "
+    "router_aux_loss_coef": "mixtures of experts cannot be trained",
+    "mtp_num_layers num_nextn_predict_layers": "the model predicts one token",
+    "lora lora_r lora_rank lora_alpha lora_dropout lora_target_modules peft peft_config use_peft use_lora": "all "
+    "weights are trained",
+    "load_in_8bit load_in_4bit quantization quantization_config quantize": "weights are not quantised",
+    "use_mup mup mup_width_scale": "maximal update parametrisation is not available",
+    "bos_token_id eos_token_id pad_token_id bos_token pad_token": "the tokenizer says it",
+    "use_cache transformers_version pretraining_tp": "it says nothing about training from scratch",
+    "recompute_method recompute_num_layers checkpoint_num_layers activations_checkpoint_num_layers "
+    "activations_checkpoint_method partition_activations checkpoint_in_cpu cpu_checkpointing "
+    "selective_ac_option distribute_saved_activations": "model.recompute is for all blocks alike",
+    "model_name_or_path pretrained_model_name_or_path base_model hf_path": "weights of Hugging Face cannot be read; "
+    "model=gpt2_124m is a shape, trained from scratch",
+    "valid_data_path valid_data_paths val_data_path val_data_paths test_data_path test_data_paths validation_file "
+    "validation_files val_file val_files eval_file eval_dataset": "a share of the same text is held out, "
+    "data.validation_fraction",
+    "dataloader_num_workers num_workers dataloader_pin_memory pin_memory persistent_workers prefetch_factor "
+    "dataloader_prefetch_factor dataloader_drop_last dataloader_type": "there is no loader to set up: shards are "
+    "mapped into memory",
+    "preprocessing_num_workers num_proc streaming group_by_length": "text is read once, into shards on the disk",
+    "reset_position_ids reset_attention_mask eod_mask_loss": "documents of one sequence see each other",
+    "append_eod add_eos add_eos_token add_bos_token": "an end-of-text token follows every document",
+    "packing sample_packing shuffle shuffle_seed data_shuffle": "documents are always packed and sequences shuffled, "
+    "by train.seed",
+    "trust_remote_code hub_token use_auth_token push_to_hub hub_model_id hub_strategy": "no code is loaded from the "
+    "hub, and nothing is sent to it",
+}
+"""Names elsewhere -> what is so here, where nothing can be set."""
