@@ -11,6 +11,12 @@
 #   TRIDENT_AUTHORIZED_KEYS file with the keys that may log in (default: ~/.ssh/authorized_keys); nothing else can
 set -euo pipefail
 
+# A first process of a container hears no signal before it handles it, and has to take in what others leave behind: an
+# init does both, also where a command replaces the image's entrypoint.
+if (($$ == 1)) && command -v tini >/dev/null; then
+    exec tini -- bash "$0" "$@"
+fi
+
 here="${TRIDENT_LAUNCH:-/opt/trident/launch}"
 
 # A container may run under an id that has no name and no home, or with a home that is read-only.

@@ -47,6 +47,8 @@ need_number "--nodes (NNODES)" "$nodes"
 need_number "--master-port (MASTER_PORT)" "$port"
 need_number "--grace" "$grace"
 need_number "--max-restarts" "$max_restarts"
+# As the first process of a container it would not hear a signal otherwise, until it handles it.
+trap 'exit 75' TERM INT USR1
 find_trident
 if ((nodes == 1)) && [[ -z "$per_node" ]]; then
     command=("${trident[@]}" train "$@")

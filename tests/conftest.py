@@ -23,7 +23,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So does a shell start what it puts into the background, and programs that tests start and interrupt inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-OPTIONAL = {"matrix": "--run-matrix", "slow": "--run-slow"}
+OPTIONAL = {"matrix": "--run-matrix", "slow": "--run-slow", "container": "--run-containers"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-seed", help="do the same kills again; the seed is printed")
     parser.addoption("--chaos-report", type=Path, help="append a JSON line for each campaign to this file")
     parser.addoption("--run-slow", action="store_true", help="run tests that take minutes")
+    parser.addoption("--run-containers", action="store_true", help="build the images and run them (podman, root)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from trainer import __version__, interruption
 from trainer.errors import Interrupted, TridentError
@@ -16,9 +17,22 @@ HELP = ("--help", "-h")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; without `argv`, as this process's own command, which then ends."""
     if argv is None:
-        interruption.listen()
-        interruption.leave(_run(sys.argv[1:]))
+        interruption.leave(_run_listening(sys.argv[1:]))
     return _run(list(argv))
+
+
+def _run_listening(arguments: list[str]) -> int:
+    try:
+        interruption.listen()
+        return _run(arguments)
+    except Interrupted as stop:
+        # Between the first moment of listening and the first of the command.
+        _end_as_asked(stop)
+
+
+def _end_as_asked(stop: Interrupted) -> NoReturn:
+    interruption.tell_end(stop.name)
+    interruption.end(stop.exit_code)
 
 
 def _run(arguments: list[str]) -> int:
@@ -32,8 +46,7 @@ def _run(arguments: list[str]) -> int:
         report_error(error)
         return error.exit_code
     except Interrupted as stop:
-        interruption.tell_end(stop.name)
-        interruption.end(stop.exit_code)
+        _end_as_asked(stop)
     except KeyboardInterrupt:
         return interruption.INTERRUPTED
 
