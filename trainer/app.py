@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 
 import torch
@@ -153,7 +152,7 @@ def _announce(
         return
     folder.write(plan.config, {**plan_record(plan), STREAM: stream_identity(prepared, plan.config)})
     if prepared.tokenizer_folder is not None:
-        shutil.copytree(prepared.tokenizer_folder, folder.tokenizer, dirs_exist_ok=True)
+        folder.keep_tokenizer(prepared.tokenizer_folder)
     if SUPERVISED_VARIABLE not in os.environ:
         say(describe(plan))
     kernel = attention_kernel(plan.model, plan.tensor_parallel_size, plan.config.precision.dtype, groups.device)

@@ -27,6 +27,7 @@ from trainer.checkpoint.manifest import (
     read_manifest,
 )
 from trainer.checkpoint.store import CONFIG, LATEST, TENSORS, CheckpointStore, find_checkpoint
+from trainer.checkpoint.tokenizer import tokenizer_folder, write_tokenizer
 from trainer.config.compose import compose, differences, from_yaml, recompose, to_yaml
 from trainer.config.keys import GROUPS, KEYS, flatten
 from trainer.config.places import absolute_path
@@ -147,7 +148,7 @@ def _reshard(found: Path, manifest: Manifest, plan: RunPlan, folder: RunFolder) 
 
     store, step = folder.checkpoints, manifest.step
     temporary = store.temporary_path(step)
-    tokenizer = RunFolder(found.parent.parent).tokenizer
+    tokenizer = tokenizer_folder(found, manifest)
     config = to_yaml(plan.config)
     with ExitStack() as undo, storage_faults(folder.path, "DST"):
         _make_folders(store.folder, undo)
@@ -161,9 +162,10 @@ def _reshard(found: Path, manifest: Manifest, plan: RunPlan, folder: RunFolder) 
         sync_folder(temporary / TENSORS)
         write_atomically(temporary / CONFIG, config, "DST")
         files[CONFIG] = file_facts(temporary / CONFIG)
+        if tokenizer is not None:
+            files |= write_tokenizer(tokenizer, temporary, "DST")
+            folder.keep_tokenizer(tokenizer, "DST")
         write_atomically(temporary / MANIFEST, _new_manifest(manifest, plan, files).to_json(), "DST")
-        for file in sorted(path for path in tokenizer.rglob("*") if path.is_file()):
-            write_atomically(folder.tokenizer / file.relative_to(tokenizer), file.read_bytes(), "DST")
         write_atomically(folder.config, config, "DST")
         write_atomically(folder.plan, json.dumps(plan_record(plan), indent=1) + "\n", "DST")
         store.point_at(step)

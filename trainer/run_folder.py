@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trainer.checkpoint.manifest import MANIFEST, read_manifest
 from trainer.checkpoint.origin import Found, Origin, Use, check_origin, named_origin, read_origin, write_origin
-from trainer.checkpoint.store import TENSORS, CheckpointStore
+from trainer.checkpoint.store import TENSORS, TOKENIZER, CheckpointStore
 from trainer.checkpoint.stream import other_tokens
 from trainer.config.compose import differences, from_yaml, to_yaml
 from trainer.config.places import BY_CONTENT, absolute_path
@@ -58,7 +58,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.summary = path / "summary.json"
         self.logs = path / "logs"
-        self.tokenizer = path / "tokenizer"
+        self.tokenizer = path / TOKENIZER
         self.checkpoints = CheckpointStore(path)
         self._claim = FolderClaim(path, self.logs)
 
@@ -266,6 +266,22 @@ class RunFolder:
                 f"{', '.join(changed[:8])}{' and more' if len(changed) > 8 else ''}",
                 hints=["set run_dir to another folder, or give these keys the values in its config.yaml"],
             )
+
+    def keep_tokenizer(self, source: Path, key: str = "run_dir") -> None:
+        """Copy the tokenizer of the data here, and nothing else: one of an earlier start would be taken for it.
+
+        Raises:
+            StorageError: it cannot be written; `key` names the folder.
+        """
+        wanted = {path.name: path.read_bytes() for path in source.iterdir() if path.is_file()}
+        with storage_faults(self.tokenizer, key):
+            self.tokenizer.mkdir(parents=True, exist_ok=True)
+            there = {path.name: path for path in self.tokenizer.iterdir() if path.is_file()}
+            for name in there.keys() - wanted.keys():
+                there[name].unlink()
+        for name, content in wanted.items():
+            if name not in there or there[name].read_bytes() != content:
+                write_atomically(self.tokenizer / name, content, key)
 
     def write(self, config: TridentConfig, plan: dict[str, object]) -> None:
         """Write config.yaml and plan.json."""

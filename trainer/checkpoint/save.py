@@ -14,7 +14,8 @@ from pathlib import Path
 from trainer.checkpoint.manifest import MANIFEST, FileFacts, Manifest, describe_layout, file_facts
 from trainer.checkpoint.probe import probe_loss
 from trainer.checkpoint.shards import rank_file, write_fragments
-from trainer.checkpoint.store import CONFIG, TENSORS, CheckpointStore
+from trainer.checkpoint.store import CONFIG, TENSORS, TOKENIZER, CheckpointStore
+from trainer.checkpoint.tokenizer import has_tokenizer, size_bytes_of, write_tokenizer
 from trainer.config.compose import to_yaml
 from trainer.config.plan import RunPlan
 from trainer.engine.face import Engine, Fragment
@@ -76,6 +77,8 @@ class CheckpointWriter:
     def __init__(self, store: CheckpointStore, plan: RunPlan, peers: DistGroup) -> None:
         self._store = store
         self._config = plan.config.checkpoint
+        # Of data that are text, or were: without it the weights could not be sampled from.
+        self._tokenizer = store.folder.parent / TOKENIZER if has_tokenizer(plan.config) else None
         self._peers = peers
 
     def write(self, snapshot: Snapshot) -> None:
@@ -119,7 +122,8 @@ class CheckpointWriter:
             # A first checkpoint is as durable as the folder of checkpoints is.
             sync_folder(self._store.folder.parent)
         free = shutil.disk_usage(temporary).free
-        if free < size_bytes + _ROOM_FOR_THE_REST:
+        rest = _ROOM_FOR_THE_REST + (size_bytes_of(self._tokenizer) if self._tokenizer else 0)
+        if free < size_bytes + rest:
             raise StorageError(
                 f"run_dir must be on a disk with room for a checkpoint of {size_bytes / 2**30:.3g} GiB, but "
                 f"{temporary.parent} has {free / 2**30:.3g} GiB left; change run_dir",
@@ -139,6 +143,8 @@ class CheckpointWriter:
         with storage_faults(self._store.path(step)):
             write_atomically(temporary / CONFIG, snapshot.config)
             files[CONFIG] = file_facts(temporary / CONFIG)
+            if self._tokenizer is not None:
+                files |= write_tokenizer(self._tokenizer, temporary)
             sync_folder(temporary / TENSORS)
             write_atomically(temporary / MANIFEST, replace(snapshot.manifest, files=files).to_json())
             self._store.publish(step)

@@ -15,6 +15,8 @@ from trainer.log import warn
 LATEST = "latest"
 TENSORS = "tensors"
 """Folder of a checkpoint's tensors."""
+TOKENIZER = "tokenizer"
+"""Folder of the tokenizer, in a checkpoint as in a run's folder."""
 CONFIG = "config.yaml"
 """The config that trained it."""
 _NAME = re.compile(r"step_(0|[1-9][0-9]*)")

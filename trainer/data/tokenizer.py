@@ -29,7 +29,7 @@ DEFAULT_VOCABULARY = 2048
 TRAINING_CHARACTERS = 20_000_000
 """Text that a BPE is trained on at most; more changes its merges little and costs minutes."""
 _FILE = "tokenizer.json"
-_KIND = "kind.json"
+BYTES_MARK = "kind.json"
 
 
 class Tokenizer(Protocol):
@@ -76,7 +76,7 @@ class ByteTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write the kind."""
-        write_atomically(folder / _KIND, json.dumps({"kind": "bytes"}))
+        write_atomically(folder / BYTES_MARK, json.dumps({"kind": "bytes"}))
 
 
 class FileTokenizer:
@@ -285,7 +285,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         DataError: the folder holds none.
     """
-    if (folder / _KIND).is_file():
+    if (folder / BYTES_MARK).is_file():
         return ByteTokenizer()
     file = folder / _FILE
     return FileTokenizer(_content(file, str(file)), str(file), read=beside(file), of_a_run=True)

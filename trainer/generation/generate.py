@@ -11,11 +11,12 @@ import torch
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.shards import TensorFolder
 from trainer.checkpoint.store import CONFIG, find_checkpoint
+from trainer.checkpoint.tokenizer import fits, tokenizer_folder
 from trainer.config.compose import from_yaml
 from trainer.config.places import absolute_path
 from trainer.config.plan import ModelSpec, make_model_spec
-from trainer.config.schema import RecomputeKind
-from trainer.data.tokenizer import Tokenizer, load_tokenizer
+from trainer.config.schema import RecomputeKind, TokenizerConfig, TokenizerKind
+from trainer.data.tokenizer import BYTES_MARK, Tokenizer, load_pretrained, load_tokenizer
 from trainer.errors import CheckpointError, ConfigError
 from trainer.generation.continuation import prompt_ids, text_after
 from trainer.generation.options import GenerateOptions
@@ -56,10 +57,6 @@ def load_model(checkpoint: Path, manifest: Manifest) -> GPT:
     if unread:
         raise CheckpointError(f"{checkpoint} must hold the model of its config.yaml, but also holds {min(unread)}")
     return model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _run_dir(checkpoint: Path) -> Path:
-    return checkpoint.parent.parent
 
 
 def _model_spec(checkpoint: Path, manifest: Manifest) -> ModelSpec:
@@ -108,13 +105,26 @@ def continued(model: GPT, tokenizer: Tokenizer, prompt: str, options: GenerateOp
     return text_after(tokenizer, prompt, ids, sample(model, ids, options, tokenizer.eos_id, seed))
 
 
-def _tokenizer(checkpoint: Path) -> Tokenizer:
-    folder = _run_dir(checkpoint) / "tokenizer"
-    if not folder.is_dir():
+def _tokenizer(checkpoint: Path, manifest: Manifest, other: str) -> Tokenizer:
+    if other:
+        kind = TokenizerKind.pretrained
+        folder = absolute_path(other, "tokenizer")
+        is_saved = (folder / BYTES_MARK).is_file()
+        tokenizer = load_tokenizer(folder) if is_saved else load_pretrained(TokenizerConfig(kind, path=other))
+        if not fits(tokenizer, manifest):
+            raise ConfigError(
+                f"tokenizer must have at most as many ids as the checkpoint's vocabulary ({manifest.vocab_size}), but "
+                f"{other} has {tokenizer.vocab_size}; use the one that the model was trained with"
+            )
+        return tokenizer
+    found = tokenizer_folder(checkpoint, manifest)
+    if found is None:
         raise ConfigError(
-            f"checkpoint must be of a run that has a tokenizer, but {folder} is missing (synthetic data have no text)"
+            f"checkpoint must hold its tokenizer, but {checkpoint} has none, and none that is known to be its run's is "
+            "two folders above (synthetic data have no text)",
+            hints=["copy the checkpoint together with its run's folder, or name the tokenizer: tokenizer=PATH"],
         )
-    return load_tokenizer(folder)
+    return load_tokenizer(found)
 
 
 def generate_text(options: GenerateOptions) -> Iterator[str]:
@@ -125,7 +135,7 @@ def generate_text(options: GenerateOptions) -> Iterator[str]:
         ConfigError: the run has no tokenizer.
     """
     checkpoint, manifest = find_checkpoint(absolute_path(options.checkpoint, "checkpoint"))
-    tokenizer = _tokenizer(checkpoint)
+    tokenizer = _tokenizer(checkpoint, manifest, options.tokenizer)
     model = load_model(checkpoint, manifest)
     for index in range(options.num_samples):
         yield options.prompt + continued(model, tokenizer, options.prompt, options, seed=options.seed + index)

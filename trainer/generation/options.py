@@ -30,6 +30,8 @@ class GenerateOptions:
     """Decides the samples."""
     num_samples: int = 1
     """Texts to draw."""
+    tokenizer: str = ""
+    """Folder, tokenizer.json or Hugging Face name of another tokenizer than the checkpoint's own."""
 
 
 def parse(arguments: Sequence[str]) -> GenerateOptions:

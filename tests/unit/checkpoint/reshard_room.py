@@ -11,7 +11,7 @@ import torch
 from tests.unit.checkpoint.checkpoint_room import KINDS
 from trainer.checkpoint.manifest import MANIFEST, Manifest, describe_layout, file_facts, read_manifest
 from trainer.checkpoint.shards import TensorFolder, write_fragments
-from trainer.checkpoint.store import CONFIG, TENSORS, CheckpointStore
+from trainer.checkpoint.store import CONFIG, TENSORS, TOKENIZER, CheckpointStore
 from trainer.cli import main
 from trainer.config.compose import to_yaml
 from trainer.config.plan import RunPlan, make_plan
@@ -114,8 +114,9 @@ def make_run(
     write_fragments(checkpoint / TENSORS / "rank_00000.safetensors", fragments or random_fragments(config, seed))
     (checkpoint / CONFIG).write_text(to_yaml(config))
     (run_dir / CONFIG).write_text(to_yaml(config))
-    (run_dir / "tokenizer").mkdir(exist_ok=True)
-    (run_dir / "tokenizer" / "kind.json").write_text('{"kind": "bytes"}')
+    for folder in (run_dir / TOKENIZER, checkpoint / TOKENIZER):
+        folder.mkdir(exist_ok=True)
+        (folder / "kind.json").write_text('{"kind": "bytes"}')
     seal(checkpoint, step, config)
     return checkpoint
 

@@ -200,8 +200,21 @@ def test_how_the_source_began_is_not_how_the_target_does(tmp_path: Path, resume:
     assert from_yaml((tmp_path / "target" / CONFIG).read_text()).checkpoint.resume == "auto"
 
 
-def test_a_checkpoint_without_a_run_has_no_tokenizer(tmp_path: Path) -> None:
+def test_the_tokenizer_comes_from_the_checkpoint(tmp_path: Path) -> None:
     checkpoint = make_run(tmp_path / "run")
+    shutil.copytree(checkpoint, tmp_path / "lonely" / "x" / "step_7")
+    (tmp_path / "lonely" / "tokenizer").mkdir()
+    (tmp_path / "lonely" / "tokenizer" / "tokenizer.json").write_text("of somebody else")
+    assert reshard(tmp_path / "lonely" / "x" / "step_7", tmp_path / "target", "layout=tp2") == 0
+    for folder in (tmp_path / "target", checkpoint_of(tmp_path / "target")):
+        assert [path.name for path in (folder / "tokenizer").iterdir()] == ["kind.json"]
+    assert "tokenizer/kind.json" in read_manifest(checkpoint_of(tmp_path / "target")).files
+
+
+def test_a_checkpoint_without_a_tokenizer_stays_without(tmp_path: Path) -> None:
+    checkpoint = make_run(tmp_path / "run")
+    shutil.rmtree(checkpoint / "tokenizer")
+    seal(checkpoint, 7, from_yaml((checkpoint / CONFIG).read_text()))
     shutil.copytree(checkpoint, tmp_path / "lonely" / "x" / "step_7")
     assert reshard(tmp_path / "lonely" / "x" / "step_7", tmp_path / "target", "layout=tp2") == 0
     assert not (tmp_path / "target" / "tokenizer").exists()

@@ -13,7 +13,15 @@ from trainer.checkpoint.shards import write_fragments
 from trainer.checkpoint.store import CONFIG, TENSORS
 from trainer.config.compose import to_yaml
 from trainer.config.plan import make_model_spec, make_plan
-from trainer.config.schema import LayoutConfig, ModelConfig, PositionKind, RecomputeKind, TridentConfig
+from trainer.config.schema import (
+    LayoutConfig,
+    ModelConfig,
+    PositionKind,
+    RecomputeKind,
+    TokenizerConfig,
+    TokenizerKind,
+    TridentConfig,
+)
 from trainer.data.tokenizer import ByteTokenizer, Tokenizer, train_bpe
 from trainer.engine.face import Fragment
 from trainer.errors import CheckpointError, ConfigError, TridentError
@@ -129,7 +137,8 @@ def write_run(
     """Write what a finished run leaves that generation reads; return the checkpoint."""
     tokenizer = tokenizer or ByteTokenizer()
     model = replace(model, seq_length=24)
-    config = TridentConfig(model=model, layout=LayoutConfig(tensor_parallel_size=tp))
+    kind = TokenizerKind.bytes if isinstance(tokenizer, ByteTokenizer) else TokenizerKind.bpe
+    config = TridentConfig(model=model, layout=LayoutConfig(tensor_parallel_size=tp), tokenizer=TokenizerConfig(kind))
     plan = make_plan(config, tokenizer.vocab_size)
     checkpoint = run / "checkpoints" / f"step_{step}"
     (checkpoint / TENSORS).mkdir(parents=True)
@@ -162,6 +171,7 @@ def write_run(
         files={name: file_facts(checkpoint / name) for name in files},
     )
     (checkpoint / MANIFEST).write_text(manifest.to_json())
+    (run / "config.yaml").write_text(to_yaml(config))
     (run / "tokenizer").mkdir(exist_ok=True)
     tokenizer.save(run / "tokenizer")
     return checkpoint
@@ -244,7 +254,7 @@ def seal(checkpoint: Path, name: str) -> None:
 
 def rewrite_config(edit: Callable[[ModelConfig], ModelConfig]) -> Callable[[Path], None]:
     def apply(run: Path) -> None:
-        config = TridentConfig(model=edit(replace(TINY, seq_length=24)))
+        config = TridentConfig(model=edit(replace(TINY, seq_length=24)), tokenizer=TokenizerConfig(TokenizerKind.bytes))
         (in_checkpoint(run) / CONFIG).write_text(to_yaml(config))
         seal(in_checkpoint(run), CONFIG)
 
@@ -274,10 +284,10 @@ def shorten_weights(run: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "kind", "words"),
     [
-        (remove_tokenizer, ConfigError, "must be of a run that has a tokenizer"),
+        (remove_tokenizer, ConfigError, "must hold its tokenizer"),
         (empty_tokenizer, TridentError, "tokenizer"),
         (lambda run: (in_checkpoint(run) / CONFIG).unlink(), CheckpointError, "must hold a whole checkpoint"),
-        (break_config, ConfigError, "must be YAML"),
+        (break_config, CheckpointError, "must be YAML"),
         (rewrite_config(lambda m: replace(m, num_layers=3)), CheckpointError, "must hold weight of blocks.2."),
         (rewrite_config(lambda m: replace(m, num_layers=1)), CheckpointError, "but also holds blocks.1."),
         (
@@ -310,7 +320,8 @@ def test_a_run_that_lacks_something_is_told_in_one_line(
 def test_the_config_is_the_checkpoints_own_and_not_that_of_the_run(tmp_path: Path) -> None:
     write_run(tmp_path)
     before = texts(tmp_path)
-    (tmp_path / "config.yaml").write_text("of a run that was started again, with another layout")
+    config = TridentConfig(model=replace(TINY, num_layers=7), tokenizer=TokenizerConfig(TokenizerKind.bytes))
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert texts(tmp_path) == before
 
 

@@ -1,0 +1,94 @@
+"""The tokenizer that travels in a checkpoint, so that one that was copied alone can still write texts. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.checkpoint.manifest import FileFacts, Manifest, check_file, file_facts
+from trainer.checkpoint.store import CONFIG, TOKENIZER
+from trainer.config.compose import differences, from_yaml
+from trainer.config.places import BY_CONTENT
+from trainer.config.schema import DataSource, TokenizerKind, TridentConfig
+from trainer.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from trainer.errors import CheckpointError, ConfigError
+from trainer.files import write_atomically
+
+_DECIDES = ("data.", "tokenizer.", "model.vocab_size")
+"""Keys that decide a run's tokenizer."""
+_PLACES = (*BY_CONTENT, "data.cache_dir")
+
+
+def has_tokenizer(config: TridentConfig) -> bool:
+    """Return whether the data of a run come with a tokenizer."""
+    source = config.data.source
+    if source is DataSource.megatron:
+        return config.tokenizer.kind is TokenizerKind.pretrained
+    return source is not DataSource.synthetic
+
+
+def size_bytes_of(source: Path) -> int:
+    """Return how many bytes the files of a tokenizer have."""
+    return sum(path.stat().st_size for path in _files(source))
+
+
+def write_tokenizer(source: Path, checkpoint: Path, key: str = "run_dir") -> dict[str, FileFacts]:
+    """Copy a run's tokenizer into an unfinished checkpoint; return what the files are, by relative path.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    written: dict[str, FileFacts] = {}
+    for path in _files(source):
+        name = f"{TOKENIZER}/{path.relative_to(source).as_posix()}"
+        write_atomically(checkpoint / name, path.read_bytes(), key)
+        written[name] = file_facts(checkpoint / name)
+    return written
+
+
+def tokenizer_folder(checkpoint: Path, manifest: Manifest) -> Path | None:
+    """Return the tokenizer of a checkpoint: in it, or, where an earlier version saved it, in its run's folder.
+
+    None where there is none, or only one of which it is not known that it is this run's.
+
+    Raises:
+        CheckpointError: it is not as it was saved, or the checkpoint's config cannot be read.
+    """
+    own = [name for name in manifest.files if name.startswith(f"{TOKENIZER}/")]
+    for name in own:
+        check_file(checkpoint / name, manifest.files[name])
+    if own:
+        return checkpoint / TOKENIZER
+    run_dir = checkpoint.parent.parent
+    config = _config(checkpoint / CONFIG)
+    if checkpoint.parent.name != "checkpoints" or not has_tokenizer(config) or not (run_dir / TOKENIZER).is_dir():
+        return None
+    return run_dir / TOKENIZER if _is_of_this_run(run_dir, config, manifest) else None
+
+
+def _is_of_this_run(run_dir: Path, config: TridentConfig, manifest: Manifest) -> bool:
+    try:
+        changed = differences(_config(run_dir / CONFIG), config)
+    except CheckpointError:
+        return False
+    if any(key.startswith(_DECIDES) and key not in _PLACES for key in changed):
+        return False
+    tokenizer = load_tokenizer(run_dir / TOKENIZER)
+    of_that_kind = isinstance(tokenizer, ByteTokenizer) == (config.tokenizer.kind is TokenizerKind.bytes)
+    return of_that_kind and fits(tokenizer, manifest)
+
+
+def fits(tokenizer: Tokenizer, manifest: Manifest) -> bool:
+    """Return whether the model of a checkpoint knows every id of a tokenizer."""
+    return tokenizer.vocab_size <= manifest.vocab_size
+
+
+def _config(path: Path) -> TridentConfig:
+    try:
+        return from_yaml(path.read_text(encoding="utf-8"))
+    except (ConfigError, OSError, UnicodeDecodeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"{path} must be a config that this version can read, but: {reason}") from error
+
+
+def _files(source: Path) -> list[Path]:
+    return sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith("."))
