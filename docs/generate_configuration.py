@@ -11,15 +11,11 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
-from typing import Any, get_args
 
-from trainer.config import schema, schema_logging, schema_runtime, schema_train
 from trainer.config.compose import compose, conf_folder, options
-from trainer.config.keys import GROUPS, KEYS, flatten, is_list, number_or_word, optional
-from trainer.config.meanings import meanings
-from trainer.config.rules_ranges import BELOW_ONE, CLOSED, MINIMA, NOT_NEGATIVE, POSITIVE
+from trainer.config.key_text import meaning_of, shown_value, told_in_schema, type_of
+from trainer.config.keys import GROUPS, KEYS, flatten
 from trainer.config.schema import TridentConfig
 from trainer.log import say
 
@@ -47,42 +43,6 @@ lists the combinations that they refuse.
 """
 
 
-def type_of(key: str) -> str:
-    """Return the type of a key in words, with its range."""
-    kind, may_be_null = optional(KEYS[key])
-    number, choices = number_or_word(kind)
-    words = f"list of {_scalar(get_args(kind)[0])}s" if is_list(kind) else _scalar(number) + _range(key)
-    if choices is not None:
-        words += f" | {_scalar(choices)}"
-    return words + " or null" * may_be_null
-
-
-def _scalar(kind: Any) -> str:
-    if issubclass(kind, Enum):
-        return " | ".join(f"`{member.value}`" for member in kind)
-    names = {bool: "true | false", int: "integer", float: "number", str: "string"}
-    return names[kind]
-
-
-def _range(key: str) -> str:
-    if key in CLOSED:
-        low, high = CLOSED[key]
-        return f" {low} to {high}"
-    if key in MINIMA:
-        return f" >= {MINIMA[key]}"
-    return " > 0" * (key in POSITIVE) + " >= 0" * (key in NOT_NEGATIVE) + " >= 0, < 1" * (key in BELOW_ONE)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, Enum):
-        value = value.value
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    if isinstance(value, tuple):
-        return f"[{','.join(map(str, value))}]"
-    return str(value)
-
-
 def _wrapped(text: str, indent: str = "") -> str:
     return textwrap.fill(
         text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
@@ -90,20 +50,7 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 
 def _entry(key: str, default: object, told: dict[str, str]) -> str:
-    group, _, leaf = key.rpartition(".")
-    owner = GROUPS[group].__name__ if group else TridentConfig.__name__
-    meaning = _with_choices(told[f"{owner}.{leaf}"], KEYS[key], told)
-    return f"- **`{key}`** ({type_of(key)}; default `{_shown(default)}`)\n{_wrapped(meaning, '  ')}"
-
-
-def _with_choices(meaning: str, annotation: Any, told: dict[str, str]) -> str:
-    """Put what is said of an enum before what is said of the field, without saying anything twice."""
-    kind, _ = optional(annotation)
-    if not (isinstance(kind, type) and issubclass(kind, Enum)):
-        return meaning
-    rest = meaning.removeprefix(" | ".join(str(member.value) for member in kind) + ".").strip()
-    choices = told[kind.__name__]
-    return choices if rest.lower() in choices.lower() else f"{choices} {rest}"
+    return f"- **`{key}`** ({type_of(key)}; default `{shown_value(default)}`)\n{_wrapped(meaning_of(key, told), '  ')}"
 
 
 def _first_comment(path: Path) -> str:
@@ -119,7 +66,7 @@ def _files(group: str, names: list[str]) -> Iterator[str]:
 
 def page() -> str:
     """Return the text of docs/configuration.md."""
-    told, defaults = meanings((schema, schema_train, schema_runtime, schema_logging)), flatten(compose([]))
+    told, defaults = told_in_schema(), flatten(compose([]))
     defaults["run_dir"] = TridentConfig().run_dir
     parts = [INTRODUCTION]
     for group in (RUN, *GROUPS):

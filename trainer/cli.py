@@ -52,20 +52,38 @@ def _run(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
-    if not arguments or arguments[0] in (*HELP, "help"):
+    if not arguments or arguments[0].partition("=")[0] in (*HELP, "help"):
         from trainer.verbs.usage import overview
 
+        if topics := _topics(arguments):
+            return _explain(topics)
         say(overview([find_verb(name) for name in NAMES]))
         return 0
     if arguments[0] == "--version":
         say(__version__)
         return 0
     verb, rest = find_verb(arguments[0]), arguments[1:]
-    if any(word in HELP for word in rest):
+    if any(word.partition("=")[0] in HELP for word in rest):
         from trainer.verbs.usage import usage
 
+        if verb.takes_settings and (topics := _topics(rest)):
+            return _explain(topics)
         say(usage(verb))
         return 0
     from trainer.verbs.words import parse
 
     return verb.run(parse(verb, rest))
+
+
+def _topics(words: Sequence[str]) -> list[str]:
+    """Return what follows `--help`: keys and groups to be explained."""
+    place = next(place for place, word in enumerate(words) if word.partition("=")[0] in (*HELP, "help"))
+    value = words[place].partition("=")[2]
+    return [*([value] if value else []), *(word for word in words[place + 1 :] if word not in HELP)]
+
+
+def _explain(topics: Sequence[str]) -> int:
+    from trainer.verbs.topics import topic
+
+    say("\n\n".join(map(topic, topics)))
+    return 0

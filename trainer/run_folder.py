@@ -44,6 +44,13 @@ _MAY_CHANGE = (
     "name",
 )
 """Keys that do not change which run this is: how it is computed, watched and saved."""
+
+
+def may_change(key: str) -> bool:
+    """Return whether a run that has begun may go on with another value of a key."""
+    return key.startswith(_MAY_CHANGE) or key in BY_CONTENT
+
+
 STREAM = "stream"
 """Entry of plan.json: which token is where in what the run trains on."""
 

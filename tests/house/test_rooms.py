@@ -35,6 +35,7 @@ ORDER = (
     "resharding",
     "balance",
     "supervise",
+    "dry_run",
     "sweep",
     "app",
     "verbs",

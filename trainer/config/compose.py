@@ -9,6 +9,7 @@ one by one against the schema first, so that one answer names all problems. No t
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trainer.config.arguments import without_local_rank as without_local_rank
 from trainer.config.config_file import check_file
-from trainer.config.keys import GROUPS, KEYS, build, flatten, joined
+from trainer.config.keys import KEYS, build, flatten, joined
 from trainer.config.request import Request, read_request
 from trainer.config.schema import TridentConfig
 from trainer.config.searched import SHIPPED, Place, find, shown
@@ -30,6 +31,7 @@ from trainer.config.written import literal, plain
 from trainer.config.written import to_yaml as to_yaml
 from trainer.config.yaml_file import YamlFile, one_line
 from trainer.errors import ConfigError
+from trainer.log import warn
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -42,7 +44,7 @@ class Composition:
     config: TridentConfig
     request: Request
     choices: Mapping[str, str]
-    """Group -> name of its file, those that recipes picked included."""
+    """Group -> name of its file, or several with commas; those that recipes picked are among them."""
     unresolved: Mapping[str, object] = field(repr=False)
     """Dotted key -> plain value, interpolations as they were written."""
 
@@ -56,10 +58,20 @@ class Composition:
         """File of the primary config."""
         return self.request.primary_file
 
-    def files(self) -> dict[str, tuple[str, Path]]:
-        """Return group -> name and file of what was chosen."""
-        hits = {group: (name, find(self.places, f"{group}/{name}")) for group, name in self.choices.items()}
-        return {group: (name, hit[0]) for group, (name, hit) in hits.items() if hit is not None}
+    def files(self) -> list[tuple[str, str, Path]]:
+        """Return group, name and file of what was chosen."""
+        names = [(group, name) for group, several in self.choices.items() for name in several.split(",")]
+        hits = [(group, name, find(self.places, f"{group}/{name}")) for group, name in names]
+        return [(group, name, hit[0]) for group, name, hit in hits if hit is not None]
+
+    def merge_order(self) -> list[str]:
+        """Return the config paths of the files in the order in which they were merged; a later one wins."""
+        from trainer.config.source import merge_order
+
+        start = self.request.file
+        if start is None:
+            return merge_order(self.request.primary, self.request.choices, self.places)
+        return [*merge_order(self.request.primary, {}, self.places), start.name, *sorted(self.choices)]
 
     def told(self) -> list[str]:
         """Return a line for each file that is the user's own."""
@@ -67,8 +79,8 @@ class Composition:
         lines = [f"{CONFIG}={shown(self.request.file.path)}"] if self.request.file else []
         if not self.primary.is_relative_to(conf):
             lines.append(f"the primary config is {shown(self.primary)}")
-        own = {group: (name, file) for group, (name, file) in self.files().items() if not file.is_relative_to(conf)}
-        return [*lines, *(f"{group}={name} is {shown(file)}" for group, (name, file) in own.items())]
+        own = [choice for choice in self.files() if not choice[2].is_relative_to(conf)]
+        return [*lines, *(f"{group}={name} is {shown(file)}" for group, name, file in own)]
 
 
 def _compose(request: Request, environ: Mapping[str, str]) -> tuple[DictConfig, Mapping[str, str]]:
@@ -103,19 +115,15 @@ def _compose(request: Request, environ: Mapping[str, str]) -> tuple[DictConfig, 
 
 def _start(file: YamlFile, places: Sequence[Place]) -> DictConfig:
     """Return what a run starts from with `config=FILE`: checked, and with a run_dir that follows the name."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from trainer.config.resolving import as_tree
 
     check_file(file, CONFIG, places)
-    tree = {key: value for key, value in file.tree.items() if key != "hydra" and not (key in GROUPS and value is None)}
+    tree = dict(file.tree)
     name, run_dir = tree.get("name"), tree.get("run_dir")
     if isinstance(name, str) and isinstance(run_dir, str) and run_dir.endswith(f"/{name}") and "${" not in name:
         # So that `name=other` alone makes it another run.
         tree["run_dir"] = run_dir.removesuffix(name) + "${name}"
-    try:
-        return OmegaConf.create(tree)
-    except (OmegaConfBaseException, RecursionError, ValueError) as error:
-        raise ConfigError(f"{file.name} cannot be read: {one_line(error)}") from None
+    return as_tree(tree, file.name)
 
 
 def composition(overrides: Sequence[str]) -> Composition:
@@ -126,19 +134,24 @@ def composition(overrides: Sequence[str]) -> Composition:
     """
     from omegaconf import OmegaConf
 
-    from trainer.config.resolving import resolved
+    from trainer.config.resolving import as_written, resolved
 
     request = read_request(overrides)
     if request.problems:
         raise ConfigError(request.problems)
-    tree, choices = _compose(request, os.environ)
-    values = {key: plain(value) for key, value in resolved(tree).items()}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        tree, choices = _compose(request, os.environ)
+        values = {key: plain(value) for key, value in resolved(tree, choices).items()}
+    # A key that a file calls deprecated, for one.
+    for text in {str(one.message): None for one in said}:
+        warn(text)
     config = build({**values, "run_dir": folder_in_sweep(str(values["run_dir"]), os.environ)})
     written = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=False))
     unresolved = {}
     for key in KEYS:
         group, _, leaf = key.rpartition(".")
-        unresolved[key] = plain((written[group] if group else written)[leaf])
+        unresolved[key] = as_written(plain((written[group] if group else written)[leaf]))
     return Composition(config, request, choices, unresolved)
 
 
@@ -180,6 +193,6 @@ def recompose(config: TridentConfig, overrides: Sequence[str], may_change: Colle
             problems.append(f"{name} must be a value here, but is {value!r}")
     if problems:
         raise ConfigError(problems)
-    values = {key: plain(value) for key, value in resolved(_compose(request, environ={})[0]).items()}
+    values = {key: plain(value) for key, value in resolved(*_compose(request, environ={})).items()}
     changed = {key: values[key] for key in values if key in request.values or key.partition(".")[0] in request.choices}
     return build({**{key: plain(value) for key, value in flatten(config).items()}, **changed})

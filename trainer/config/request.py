@@ -77,7 +77,7 @@ def _choice(group: str, value: object, found: list[Place]) -> str | list[str] | 
         own = own_file(group, name)
         if own is not None:
             found.insert(0, own)
-            return Path(name).stem
+            return Path(name).stem if name.endswith((".yaml", ".yml")) else Path(name).name
         names = options(found)[group]
         raise ConfigError(f"there is no {group}={name}; {meant_choice(group, name, names)}")
     return name

@@ -2,43 +2,123 @@
 
 from __future__ import annotations
 
+import os
 import re
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.config.keys import KEYS, did_you_mean, joined
+from trainer.config.config_file import MISSING
+from trainer.config.keys import GROUPS, KEYS, did_you_mean, joined
 from trainer.config.yaml_file import one_line
 from trainer.errors import ConfigError
 
-_VARIABLE = re.compile(r"Environment variable '(.*?)' not found")
-_NO_KEY = re.compile(r"Interpolation key '(.*?)' not found")
-_NO_RESOLVER = re.compile(r"Unsupported interpolation type (\S+)")
-_NO_VALUE = re.compile(r"Missing mandatory value")
+_OPEN = "trident.open"
+"""Resolver of a value that a file leaves open. OmegaConf's own mark would let the value before it stand."""
 _RESOLVERS = ("oc.env", "oc.select", "oc.decode", "oc.create", "oc.dict.keys", "oc.dict.values", "oc.deprecated", "now")
+_TOLD: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
+    (
+        r"Environment variable '(.*?)' not found",
+        lambda match: (
+            f"the environment variable {match[1]} is not set; set it, or give a default: ${{oc.env:{match[1]},DEFAULT}}"
+        ),
+    ),
+    (r"Interpolation key '(.*?)' not found", lambda match: f"there is no key '{match[1]}'{_near(match[1])}"),
+    (r"Error resolving key '(.*?)'", lambda match: f"there is no key '{match[1]}'{_near(match[1])}"),
+    (
+        r"Unsupported interpolation type (\S+)",
+        lambda match: f"there is no resolver '{match[1]}'; there are {joined(_RESOLVERS, 'and')}",
+    ),
+    (r"Recursive interpolation detected|recursion", lambda match: "its interpolations lead back to itself"),
+    (r"Cannot convert '(?:Dict|List)Config' to", lambda match: "it gives several values, but the key takes one"),
+    (r"Missing mandatory value", lambda match: "what it refers to has no value (???)"),
+    (
+        r"Value '(.*?)' of type '\w+' could not be converted to (\w+)",
+        lambda match: f"it gives '{match[1]}', which is no {match[2].lower()}",
+    ),
+    (r"\w+ raised while resolving interpolation: (.*)", lambda match: match[1]),
+)
+"""What OmegaConf says -> what is told."""
 
 
-def resolved(tree: DictConfig) -> dict[str, object]:
+def as_tree(tree: Mapping[str, Any], name: str) -> DictConfig:
+    """Return what a file holds as Hydra merges it. What a file is: told by `name`.
+
+    Raises:
+        ConfigError: it holds a `${` that begins no interpolation.
+    """
+    # A group whose keys are all commented out is as good as left out; what is under `hydra` was read before.
+    kept = {key: value for key, value in tree.items() if key != "hydra" and not (key in GROUPS and value is None)}
+    try:
+        return cast(DictConfig, OmegaConf.create(_with_open_values(kept, name)))
+    except (OmegaConfBaseException, RecursionError, ValueError) as error:
+        key = re.search(r"full_key: (\S+)", str(error))
+        at = f"{name}: {key[1]}" if key else name
+        raise ConfigError(f"{at} cannot be read: {one_line(error)}; a text that holds ${{ is written \\${{") from None
+
+
+def _with_open_values(value: Any, name: str) -> Any:
+    if isinstance(value, dict):
+        return {key: inner if key == "defaults" else _with_open_values(inner, name) for key, inner in value.items()}
+    return f"${{{_OPEN}:'{name}'}}" if value == MISSING else value
+
+
+def as_written(value: object) -> object:
+    """Return an unresolved value as a file would hold it."""
+    return MISSING if isinstance(value, str) and value.startswith(f"${{{_OPEN}:") else value
+
+
+def resolved(tree: DictConfig, choices: Mapping[str, str]) -> dict[str, object]:
     """Return key -> plain value of every key that the tree has, with nothing left to resolve.
+
+    Args:
+        tree: as it was composed.
+        choices: group -> name of its file, for `${hydra:runtime.choices.GROUP}`.
 
     Raises:
         ConfigError: every key that cannot be resolved, and why.
     """
+    _register(choices)
     values: dict[str, object] = {}
-    problems: list[str] = []
+    wrong: dict[str, list[str]] = {}
     for key in KEYS:
-        parent = OmegaConf.select(tree, key.rpartition(".")[0]) if "." in key else tree
-        leaf = key.rpartition(".")[2]
-        if not isinstance(parent, DictConfig) or leaf not in parent._content:  # type: ignore[operator]
-            continue
+        group, _, leaf = key.rpartition(".")
+        parent = tree._get_node(group) if group else tree
+        assert isinstance(parent, DictConfig), "the schema's groups are always there"
         try:
             values[key] = _value(parent, key, leaf)
         except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
+            wrong[key] = list(error.problems)
+    if wrong:
+        raise ConfigError(_causes(tree, wrong))
     return values
+
+
+def _register(choices: Mapping[str, str]) -> None:
+    def hydra(path: str) -> object:
+        known: dict[str, object] = {"runtime.cwd": os.getcwd(), "job.name": "trident"}
+        known |= {f"runtime.choices.{group}": name for group, name in choices.items()}
+        if path not in known:
+            raise ValueError(
+                f"there is no hydra:{path} here; there are hydra:runtime.cwd and hydra:runtime.choices.GROUP"
+            )
+        return known[path]
+
+    def left_open(file: str) -> object:
+        raise ValueError(f"{file} leaves it open (???); give it a value")
+
+    OmegaConf.register_new_resolver("hydra", hydra, replace=True)
+    OmegaConf.register_new_resolver(_OPEN, left_open, replace=True)
+
+
+def _causes(tree: DictConfig, wrong: Mapping[str, list[str]]) -> list[str]:
+    """Return the problems of keys that do not only refer to another one that is wrong."""
+    texts = {key: str(OmegaConf.to_container(tree, resolve=False).get(key, "")) for key in wrong if "." not in key}  # type: ignore[union-attr]
+    caused = [key for key, text in texts.items() if any(f"${{{other}}}" in text for other in wrong if other != key)]
+    kept = [problem for key, problems in wrong.items() if key not in caused for problem in problems]
+    return kept or [problem for problems in wrong.values() for problem in problems]
 
 
 def _value(parent: DictConfig | ListConfig, name: str, leaf: Any) -> object:
@@ -48,9 +128,7 @@ def _value(parent: DictConfig | ListConfig, name: str, leaf: Any) -> object:
         if not (isinstance(node, ListConfig) and isinstance(text, list)):
             value = parent[leaf]
             return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    except RecursionError:
-        raise ConfigError(f"{_named(name, text)} cannot be resolved: its interpolations lead back to itself") from None
-    except (OmegaConfBaseException, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (OmegaConfBaseException, RecursionError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise ConfigError(f"{_named(name, text)} cannot be resolved: {_reason(error)}") from None
     # Item by item, so that the one at fault is named.
     problems: list[str] = []
@@ -66,22 +144,20 @@ def _value(parent: DictConfig | ListConfig, name: str, leaf: Any) -> object:
 
 
 def _named(name: str, text: object) -> str:
-    return f"{name} ({text})" if isinstance(text, str) and "${" in text and "\n" not in text else name
+    shows = isinstance(text, str) and "${" in text and "\n" not in text and _OPEN not in text
+    return f"{name} ({text})" if shows else name
 
 
 def _reason(error: BaseException) -> str:
-    whole = one_line(error)
-    variable, key, resolver = (pattern.search(whole) for pattern in (_VARIABLE, _NO_KEY, _NO_RESOLVER))
-    if variable:
-        name = variable[1]
-        return f"the environment variable {name} is not set; set it, or give a default: ${{oc.env:{name},DEFAULT}}"
-    if key:
-        return f"there is no key '{key[1]}'{did_you_mean(key[1], KEYS)}"
-    if resolver:
-        return f"there is no resolver '{resolver[1]}'{did_you_mean(resolver[1], _RESOLVERS)}; there are " + joined(
-            _RESOLVERS, "and"
-        )
-    if _NO_VALUE.search(whole):
-        return "it has no value (???); give it one"
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    text = one_line(error)
+    for pattern, told in _TOLD:
+        match = re.search(pattern, text)
+        if match is not None:
+            return told(match).rstrip(".")
     return text.rstrip(".")
+
+
+def _near(key: str) -> str:
+    if key in GROUPS or key in _RESOLVERS:
+        return f"; write ${{{key}:...}}" if key in _RESOLVERS else ""
+    return did_you_mean(key.lstrip("."), KEYS)

@@ -138,15 +138,14 @@ def own_file(group: str, name: str) -> Place | None:
     Raises:
         ConfigError: it is a path, but of no file.
     """
-    looks_like_path = name.startswith((".", "/", "~")) or name.endswith(_ENDINGS)
     path = Path(local_path(name, group))
-    if not looks_like_path and not ("/" in name and path.is_file()):
+    if "/" in name and not path.exists() and path.with_name(f"{path.name}.yaml").is_file():
+        path = path.with_name(f"{path.name}.yaml")
+    if path.suffix not in _ENDINGS:
         return None
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise ConfigError(f"{group}={name} must name a YAML file, but {shown(path.absolute())} {what}")
-    if path.suffix not in _ENDINGS:
-        raise ConfigError(f"{group}={name} must name a file that ends in .yaml, but it ends in '{path.suffix}'")
     return Place(path.absolute().parent, "the command line", group)
 
 

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from trainer.config.config_file import check_file, cycle, package
 from trainer.config.keys import GROUPS
 from trainer.config.register import register
+from trainer.config.resolving import as_tree
 from trainer.config.searched import ALL_GROUPS, Place, find, shown
 from trainer.config.words import EXPERIMENT, quoted
 from trainer.config.yaml_file import one_line, read_yaml
@@ -42,7 +43,7 @@ class Composed:
     tree: DictConfig
     """Interpolations as they were written."""
     choices: Mapping[str, str]
-    """Group -> name of its file, those of recipes included."""
+    """Group -> name of its file, or several with commas; those that recipes picked are among them."""
 
 
 class _Source(ConfigSource):
@@ -61,13 +62,7 @@ class _Source(ConfigSource):
         assert hit is not None, "Hydra asks is_config first"
         file = read_yaml(hit[0])
         check_file(file, config_path, self._places)
-        # A group whose keys are all commented out is as good as left out; what is under `hydra` was read before.
-        empty = [key for key, value in file.tree.items() if key in GROUPS and value is None]
-        tree = {key: value for key, value in file.tree.items() if key not in (*empty, "hydra")}
-        try:
-            config = OmegaConf.create(tree)
-        except (OmegaConfBaseException, RecursionError, ValueError) as error:
-            raise ConfigError(f"{file.name} cannot be read: {one_line(error)}") from None
+        config = as_tree(file.tree, file.name)
         header = {"package": package(file, config_path.rpartition("/")[0].partition("/")[0]) or "_global_"}
         return ConfigResult("main", "trident://", config, cast(dict[str, str | None], header))
 
@@ -119,7 +114,11 @@ def hydra_compose(primary: str, choices: Choices, places: Sequence[Place]) -> Co
     except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as error:
         raise ConfigError(f"the config files must compose, but {_in_our_words(error, places)}") from None
     chosen = OmegaConf.to_container(tree.hydra.runtime.choices)
-    names = {str(group): str(name) for group, name in dict(chosen).items() if name and group in ALL_GROUPS}  # type: ignore[arg-type]
+    names = {
+        str(group): ",".join(name) if isinstance(name, list) else str(name)
+        for group, name in cast(dict[str, str | list[str] | None], chosen).items()
+        if name and group in ALL_GROUPS
+    }
     OmegaConf.set_struct(tree, False)
     del tree["hydra"]
     return Composed(tree, names)

@@ -12,12 +12,20 @@ from trainer.errors import ConfigError
 
 ARITHMETIC: tuple[Rule, ...] = (*rules_model.RULES, *rules_layout.RULES, *rules_profile.ARITHMETIC)
 """Rules that divide by sizes; asked only when every size is positive."""
+_ALWAYS: tuple[Rule, ...] = (
+    *rules_ranges.RULES,
+    *rules_training.RULES,
+    *rules_logging.RULES,
+    *rules_profile.RULES,
+)
+ALL_RULES: tuple[Rule, ...] = (*ARITHMETIC, *_ALWAYS)
+"""Every rule that a config must keep."""
 
 
 def problems(config: TridentConfig, world_size: int | None = None, device_count: int | None = None) -> list[str]:
     """Return one line for each thing that is wrong with the config; an empty list if it can run."""
     case = Case(config, world_size, device_count)
-    rules = [*rules_ranges.RULES, *rules_training.RULES, *rules_logging.RULES, *rules_profile.RULES]
+    rules = list(_ALWAYS)
     if rules_ranges.sizes_are_positive(case):
         rules[1:1] = ARITHMETIC
     return [line for rule in rules for line in rule(case)]

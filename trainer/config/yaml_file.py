@@ -100,8 +100,10 @@ def said(error: yaml.YAMLError) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's text as one line, or its type if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return an error's text as one line without what OmegaConf appends, or its type if it has none."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type="))]
+    return " ".join(" ".join(kept).split()) or type(error).__name__
 
 
 def _kind(node: yaml.Node) -> str:

@@ -112,6 +112,17 @@ def prepare(config: TridentConfig, say: Say | None = None) -> PreparedData:
     return _opened(config, folder, meta)
 
 
+def look_up(config: TridentConfig) -> tuple[Path, PreparedData | None]:
+    """Return where the tokens of a config's data are cached, and them if they are there. Builds and writes nothing.
+
+    Raises:
+        DataError: source, tokenizer or cache folder cannot be used, or vocabularies do not fit.
+    """
+    folder = cache_folder(config) / _fingerprint(config)
+    meta = read_meta(folder)
+    return folder, None if meta is None else _opened(config, folder, meta)
+
+
 def _silent(text: str) -> None:
     """Say nothing."""
 

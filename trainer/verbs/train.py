@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from trainer.errors import ConfigError, PeerLostError, Preempted, TridentError
-from trainer.log import be_quiet, report_error, report_failure
+from trainer.log import be_quiet, report_error, report_failure, say
 from trainer.verbs.composing import COMPOSING
 from trainer.verbs.declare import Option, Verb
+from trainer.verbs.showing import SHOWING, show, shows
 from trainer.verbs.words import Words
 
 
@@ -19,11 +20,13 @@ def run(words: Words) -> int:
         from trainer.sweep import multirun
 
         return multirun(words.rest, is_dry=words.has("--dry-run"), fail_fast=words.has("--fail-fast"))
-    return _train(words.rest)
+    if shows(words):
+        return show(words)
+    return _train(words.rest, is_dry=words.has("--dry-run"))
 
 
-def _train(arguments: Sequence[str]) -> int:
-    from trainer.config.compose import compose
+def _train(arguments: Sequence[str], is_dry: bool) -> int:
+    from trainer.config.compose import composition
     from trainer.config.schema import ConsoleKind, DeviceKind
     from trainer.config.validate import fill_machine, validate
     from trainer.launcher.environment import World, find_world, gpu_count, prepare_environment, publish_world
@@ -38,7 +41,8 @@ def _train(arguments: Sequence[str]) -> int:
         return error.exit_code
     if world is not None:
         publish_world(world)
-    config = compose(arguments)
+    composed = composition(arguments)
+    config = composed.config
     be_quiet(config.logging.console is ConsoleKind.quiet)
     if world is not None and config.launch.max_restarts > 0 and SUPERVISED_VARIABLE not in os.environ:
         raise ConfigError(
@@ -49,6 +53,12 @@ def _train(arguments: Sequence[str]) -> int:
     if world is None:
         config = fill_machine(config, gpus, usable_cores())
     validate(config, world.size if world else None, gpus)
+    for line in composed.told():
+        say(f"config  {line}")
+    if is_dry:
+        from trainer.dry_run import dry_run
+
+        return dry_run(config, world, list(arguments))
     prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)
     if world is None:
         from trainer.config.plan import make_plan
@@ -105,7 +115,11 @@ VERB = Verb(
             aliases=("-m",),
         ),
         Option("--fail-fast", "with --multirun: stop when a run fails", needs="--multirun"),
-        Option("--dry-run", "with --multirun: check every run, print its command, and start none", needs="--multirun"),
+        Option(
+            "--dry-run",
+            "check everything that can be known, print the plan and the command that would be started, and write and "
+            "start nothing; with --multirun: check every run and print its command",
+        ),
         # A setting like any other, so that ranks get it and config.yaml shows it.
         Option(
             "--quiet",
@@ -113,6 +127,7 @@ VERB = Verb(
             setting="logging.console=quiet",
         ),
         *COMPOSING,
+        *SHOWING,
     ),
     takes_settings=True,
     text=(

@@ -1,0 +1,96 @@
+"""What is known of a run before its data are prepared; and `--dry-run`, which says it and starts nothing. No torch."""
+
+from __future__ import annotations
+
+from trainer.config.plan import RunPlan, make_plan
+from trainer.config.schema import TokenizerKind, TridentConfig
+from trainer.config.words import for_a_shell
+from trainer.data.capacity import check_capacity
+from trainer.data.prepare import look_up
+from trainer.data.tokenizer import ByteTokenizer, load_pretrained, pretrained_file, wanted_entries
+from trainer.description import describe
+from trainer.engine.kernels import check_compiler
+from trainer.errors import ConfigError
+from trainer.launcher.environment import World
+from trainer.launcher.start import launch_command
+from trainer.log import say
+from trainer.metrics.tensorboard_sink import check_tensorboard
+from trainer.run_folder import RunFolder
+from trainer.samples.check import check_samples
+
+
+def plan_without_data(config: TridentConfig, world_size: int | None = None) -> RunPlan:
+    """Return the plan of a validated config. Prepares nothing and asks no network.
+
+    Raises:
+        ConfigError: how many token ids there are is only known once the tokenizer is fetched.
+        DataError: the data or the tokenizer that is named cannot be used.
+    """
+    vocab_size = _vocabulary(config)
+    if vocab_size is None:
+        raise ConfigError(
+            f"the plan needs the number of token ids, but tokenizer.path={config.tokenizer.path} is fetched when the "
+            "data are prepared; set model.vocab_size, or run `trident data` with the same words before"
+        )
+    return make_plan(config, vocab_size, world_size)
+
+
+def dry_run(config: TridentConfig, world: World | None, words: list[str]) -> int:
+    """Check all that a start would check, and say what would be done. Writes nothing.
+
+    Args:
+        config: a validated one.
+        world: that of a launcher around this process.
+        words: after `trident train`, without --dry-run.
+
+    Raises:
+        TridentError: what would end the run before its first step, as far as it can be known.
+    """
+    folder = RunFolder.of(config)
+    folder.check(config)
+    check_compiler(make_plan(config, config.model.vocab_size or 1))
+    check_tensorboard(config.logging)
+    cache, prepared = look_up(config)
+    if prepared is None:
+        say(f"data    not prepared yet; the tokens would be put into {cache}")
+    else:
+        check_capacity(prepared, config)
+        check_samples(prepared, config)
+        say(
+            f"data    {prepared.train_tokens:,} tokens to train on, {prepared.validation_tokens:,} held out, in {cache}"
+        )
+    try:
+        say(describe(plan_without_data(config, world.size if world else None)))
+    except ConfigError as error:
+        say(f"plan    not shown: {error}")
+    newest = folder.newest_checkpoint()
+    say(f"run     {folder.path}" + (f", goes on from step {newest[0]}" if newest else ""))
+    say(f"start   {_start(config, world, words)}")
+    return 0
+
+
+def _start(config: TridentConfig, world: World | None, words: list[str]) -> str:
+    if world is not None:
+        return f"nothing: this process is one of {world.size} ranks that a launcher started"
+    ranks = make_plan(config, 1).world_size
+    if ranks == 1:
+        return "one rank, in this process"
+    command = launch_command(ranks, config.launch.master_port or 0, ["train", *words])
+    text = " ".join(map(for_a_shell, command))
+    return text if config.launch.master_port else text.replace("--master_port 0", "--master_port FREE_PORT")
+
+
+def _vocabulary(config: TridentConfig) -> int | None:
+    """Return the number of token ids; of a tokenizer that is yet to be trained, as many as it is asked for."""
+    if config.model.vocab_size is not None:
+        return config.model.vocab_size
+    prepared = look_up(config)[1]
+    if prepared is not None:
+        return prepared.vocab_size
+    kind = config.tokenizer.kind
+    if kind is TokenizerKind.bytes:
+        return ByteTokenizer.vocab_size
+    if kind is TokenizerKind.bpe:
+        return wanted_entries(config)
+    file = pretrained_file(str(config.tokenizer.path))
+    return None if file is None else load_pretrained(config.tokenizer).vocab_size

@@ -1,0 +1,140 @@
+"""`--cfg` and `--info`: the config and where it is from, printed instead of used. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+
+import yaml
+
+from trainer.config.compose import Composition, composition
+from trainer.config.ds_json import deepspeed_json
+from trainer.config.keys import GROUPS, KEYS, flatten, unknown_key
+from trainer.config.searched import options, shown
+from trainer.config.validate import validate
+from trainer.config.words import EXPERIMENT
+from trainer.config.written import as_yaml, plain, to_yaml
+from trainer.description import plan_record
+from trainer.dry_run import plan_without_data
+from trainer.errors import ConfigError
+from trainer.verbs.declare import Option, Takes
+from trainer.verbs.words import Words
+
+CFG, RESOLVE, PACKAGE, INFO = "--cfg", "--resolve", "--package", "--info"
+SHOWING = (
+    Option(
+        CFG,
+        "print the config as YAML, the plan as JSON, or what DeepSpeed is given as JSON, and end",
+        aliases=("-c",),
+        takes=Takes.choice,
+        choices=("job", "plan", "deepspeed"),
+    ),
+    Option(RESOLVE, "with --cfg job: with interpolations resolved", needs=CFG),
+    Option(
+        PACKAGE,
+        "with --cfg: print this part only, a group or a key",
+        aliases=("-p",),
+        takes=Takes.key,
+        metavar="KEY",
+        needs=CFG,
+    ),
+    Option(
+        INFO,
+        "print where the config is from, and end: the files of each group, the folders that are searched, what was "
+        "chosen, or the files in the order in which they are merged",
+        takes=Takes.choice,
+        choices=("config", "groups", "searchpath", "defaults"),
+    ),
+)
+
+
+def shows(words: Words) -> bool:
+    """Return whether something is to be printed instead of done."""
+    return words.has(CFG) or words.has(INFO)
+
+
+def show(words: Words) -> int:
+    """Print what was asked for, and return the exit code.
+
+    Raises:
+        ConfigError: the words do not compose, or the config breaks a rule; a config is printed before that is said.
+    """
+    if words.has(CFG) and words.has(INFO):
+        raise ConfigError(f"{CFG} and {INFO} both print something else than the run; leave one of them out")
+    found = composition(words.rest)
+    if words.has(INFO):
+        _print("\n".join(_INFO[str(words.value(INFO))](found)))
+        return 0
+    kind, part = words.value(CFG), words.value(PACKAGE)
+    if kind != "job" and words.has(RESOLVE):
+        raise ConfigError(f"{RESOLVE} belongs to {CFG} job; what {CFG} {kind} prints is always resolved")
+    if kind == "job":
+        _print(_job(found, words.has(RESOLVE), part))
+        validate(found.config)
+        return 0
+    validate(found.config)
+    plan = plan_without_data(found.config)
+    record = plan_record(plan) if kind == "plan" else deepspeed_json(plan)
+    _print(json.dumps(record if part is None else _part_of(record, part), indent=1))
+    return 0
+
+
+def _print(text: str) -> None:
+    # Not through the log: it is data for another program, on whatever rank.
+    from trainer.log import tell
+
+    tell(text)
+
+
+def _job(found: Composition, resolve: bool, part: str | None) -> str:
+    if part is None:
+        return (to_yaml(found.config) if resolve else as_yaml(found.unresolved)).rstrip()
+    values: Mapping[str, object] = found.unresolved
+    if resolve:
+        values = {key: plain(value) for key, value in flatten(found.config).items()}
+    if part in KEYS:
+        return yaml.safe_dump(values[part], allow_unicode=True).removesuffix("...\n").rstrip()
+    if part not in GROUPS:
+        raise ConfigError(unknown_key(part, list(GROUPS)))
+    inside = {key.rpartition(".")[2]: values[key] for key in KEYS if key.rpartition(".")[0] == part}
+    return yaml.safe_dump(inside, sort_keys=False, allow_unicode=True, width=10_000).rstrip()
+
+
+def _part_of(record: object, part: str) -> object:
+    for name in part.split("."):
+        if not isinstance(record, Mapping) or name not in record:
+            names = ", ".join(record) if isinstance(record, Mapping) else "nothing below it"
+            raise ConfigError(
+                f"{PACKAGE} must name a part of what is printed, but there is no '{name}'; there is {names}"
+            )
+        record = record[name]
+    return record
+
+
+def _config(found: Composition) -> Iterator[str]:
+    yield f"primary     {shown(found.primary)}"
+    if found.request.file is not None:
+        yield f"config      {shown(found.request.file.path)}"
+    order = {group: place for place, group in enumerate((*GROUPS, EXPERIMENT))}
+    for group, name, file in sorted(found.files(), key=lambda choice: order[choice[0]]):
+        yield f"{group:<12}{name:<20} {shown(file)}"
+
+
+def _groups(found: Composition) -> Iterator[str]:
+    for group, names in options(found.places).items():
+        own = {name for place in found.places if place.origin != "trident" for name in place.names(group)}
+        yield f"{group:<12}" + " ".join(f"{name}*" if name in own else name for name in names)
+    yield "* a file in a folder of your own"
+
+
+def _searchpath(found: Composition) -> Iterator[str]:
+    for place in found.places:
+        only = f" (files of {place.group})" if place.group else ""
+        yield f"{place.origin:<20} {shown(place.folder)}{only}"
+
+
+def _defaults(found: Composition) -> Iterator[str]:
+    yield from found.merge_order()
+
+
+_INFO = {"config": _config, "groups": _groups, "searchpath": _searchpath, "defaults": _defaults}
