@@ -77,7 +77,9 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
 def _topics(words: Sequence[str]) -> list[str]:
     """Return what follows `--help`: keys and groups to be explained."""
-    place = next(place for place, word in enumerate(words) if word.partition("=")[0] in (*HELP, "help"))
+    place = next((place for place, word in enumerate(words) if word.partition("=")[0] in (*HELP, "help")), None)
+    if place is None:
+        return []
     value = words[place].partition("=")[2]
     return [*([value] if value else []), *(word for word in words[place + 1 :] if word not in HELP)]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 
+from trainer.config.arguments import SETTLED
 from trainer.config.multirun import quoted
 from trainer.config.plan import make_plan
 from trainer.config.schema import TridentConfig
@@ -49,7 +49,7 @@ def check_before_start(config: TridentConfig) -> PreparedData:
     return prepared
 
 
-def start_and_watch(config: TridentConfig, arguments: Sequence[str]) -> int:
+def start_and_watch(config: TridentConfig) -> int:
     """Check, prepare the data, show the plan, start the ranks, and return the run's exit code.
 
     Raises:
@@ -70,7 +70,8 @@ def start_and_watch(config: TridentConfig, arguments: Sequence[str]) -> int:
     RankGuard.prepare(folder.logs)
     launcher_log = folder.logs / LAUNCHER_LOG
     log_start = launcher_log.stat().st_size if launcher_log.exists() else 0
-    words = ["train", *arguments, f"run_dir={quoted(str(folder.path))}"]
+    # The ranks take what was settled here: folders, variables and the time may give them something else.
+    words = ["train", f"{SETTLED}={folder.config}", f"run_dir={quoted(str(folder.path))}"]
     policy = RestartPolicy(config.launch.max_restarts, config.launch.restart_backoff_s)
     with shared_output():
         while True:

@@ -163,8 +163,8 @@ def test_a_sweep_with_a_wrong_point_is_refused(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--dry-run"], "--dry-run needs --multirun, but it is not there; add it, or leave it out"),
-        (["--fail-fast", "--dry-run"], "--fail-fast and --dry-run need --multirun, but it is not there; add it, or"),
+        (["--dry-run"], "train.seed must be one value, but '1,2' gives several; add --multirun for one run each"),
+        (["--fail-fast", "--dry-run"], "--fail-fast needs --multirun, but it is not there; add it, or leave it out"),
     ],
 )
 def test_options_without_a_sweep(options: list[str], told: str, refused: Run) -> None:

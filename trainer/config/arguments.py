@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from trainer.config.keys import GROUPS, KEYS, meant_key, optional
 from trainer.config.words import EXPERIMENT, KNOWN, readable
 
-CONFIG_DIR, CONFIG_NAME = "--config-dir", "--config-name"
+CONFIG_DIR, CONFIG_NAME, SETTLED = "--config-dir", "--config-name", "--settled-config"
 _OPTIONS = {
     CONFIG_DIR: CONFIG_DIR,
     "-cd": CONFIG_DIR,
@@ -20,6 +20,8 @@ _OPTIONS = {
     "-cp": CONFIG_DIR,
     CONFIG_NAME: CONFIG_NAME,
     "-cn": CONFIG_NAME,
+    # Of ranks that Trident starts: the config as their parent settled it, so that they cannot read anything else.
+    SETTLED: SETTLED,
 }
 """As Hydra spells them. Here a folder is always searched before those that ship, so a path is a folder like others."""
 _LOCAL_RANK = re.compile(r"--local[-_]rank(=\d+)?")
@@ -35,6 +37,8 @@ class Arguments:
     """`key=value`, in their order."""
     config_dirs: list[str] = field(default_factory=list)
     config_name: str | None = None
+    settled: str | None = None
+    """File of a whole config that is taken as it is."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -94,6 +98,8 @@ def _note_option(found: Arguments, name: str, value: str) -> None:
         found.problems.append(f"{name} must be followed by {what}, but nothing follows")
     elif _OPTIONS[name] == CONFIG_DIR:
         found.config_dirs.append(value)
+    elif name == SETTLED:
+        found.settled = value
     else:
         found.config_name = value
 

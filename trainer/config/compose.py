@@ -139,6 +139,9 @@ def composition(overrides: Sequence[str]) -> Composition:
     request = read_request(overrides)
     if request.problems:
         raise ConfigError(request.problems)
+    if request.settled is not None:
+        told = {key: plain(value) for key, value in flatten(request.settled).items()} | request.values
+        return Composition(build(told), request, {}, told)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         tree, choices = _compose(request, os.environ)

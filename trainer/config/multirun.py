@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, cast
 
-from trainer.config.compose import options, without_local_rank
+from trainer.config.arguments import plain
+from trainer.config.compose import options
+from trainer.config.words import quoted as quoted
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def points(words: Sequence[str]) -> list[Point]:
     """
     values: dict[str, list[str]] = {}
     swept: set[str] = set()
-    for word in without_local_rank(words):
+    for word in plain(words):
         override = _parsed(word)
         key = word if override is None else override.key_or_group
         # The place of the last word, too: that is where a person looks for it.
@@ -90,9 +91,3 @@ def _listed(override: Override, word: str) -> list[str]:
     if not found:
         raise ConfigError(f"'{word}' must give at least one value, but gives none")
     return found
-
-
-def quoted(text: str) -> str:
-    """Return a value as Hydra's grammar reads it back; backslashes count as such only before a quote."""
-    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), text)
-    return f"'{escaped}'"

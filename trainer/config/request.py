@@ -12,9 +12,10 @@ from trainer.config.arguments import read_arguments
 from trainer.config.choices import meant_choice
 from trainer.config.keys import KEYS, coerce, did_you_mean, is_list, optional, unknown_key
 from trainer.config.places import absolute_path
+from trainer.config.schema import TridentConfig
 from trainer.config.searched import ALL_GROUPS, PRIMARY, Place, find, options, own_file, places, shown
 from trainer.config.words import CONFIG, EXPERIMENT, SEARCHPATH, list_items, parse
-from trainer.config.written import plain
+from trainer.config.written import from_yaml, plain
 from trainer.config.yaml_file import YamlFile, read_yaml
 from trainer.errors import ConfigError
 
@@ -37,6 +38,8 @@ class Request:
     primary: str = PRIMARY
     """Name of the primary config."""
     primary_file: Path = Path()
+    settled: TridentConfig | None = None
+    """A whole config that the words begin with; nothing is composed then."""
     places: list[Place] = field(default_factory=list)
 
 
@@ -117,6 +120,8 @@ def read_request(words: Sequence[str]) -> Request:
     request = Request(problems=arguments.problems)
     parsed: list[tuple[Override, str]] = []
     searchpath: list[str] = []
+    if arguments.settled is not None:
+        request.settled = from_yaml(read_yaml(Path(arguments.settled)).text)
     for word in arguments.settings:
         try:
             override = parse(word)

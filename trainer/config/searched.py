@@ -153,7 +153,7 @@ def _folder(name: str, origin: str) -> Path:
     scheme, _, rest = name.partition("://")
     if scheme == "pkg" and rest:
         return _package_folder(rest, origin)
-    folder = absolute_path(rest if scheme == "file" else name, origin)
+    folder = absolute_path(rest if scheme == "file" and rest else name, origin)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise ConfigError(f"{origin} must name a folder of config files, but {name} {what}")

@@ -119,6 +119,8 @@ def hydra_compose(primary: str, choices: Choices, places: Sequence[Place]) -> Co
         for group, name in cast(dict[str, str | list[str] | None], chosen).items()
         if name and group in ALL_GROUPS
     }
+    # Hydra keeps no account of several files of one group.
+    names |= {group: ",".join(value) for group, value in choices.items() if isinstance(value, list)}
     OmegaConf.set_struct(tree, False)
     del tree["hydra"]
     return Composed(tree, names)

@@ -21,6 +21,7 @@ class YamlFile:
     """What a file holds."""
 
     path: Path
+    text: str
     tree: dict[str, Any]
     node: yaml.MappingNode | None
     """The same with lines; None if the file is empty."""
@@ -59,7 +60,7 @@ def read_yaml(path: Path) -> YamlFile:
         raise ConfigError(f"{shown(path)} must be YAML that can be read, but: {one_line(error)}") from None
     if node is not None and not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{shown(path)}:{node.start_mark.line + 1} must hold `key: value`, but holds {_kind(node)}")
-    file = YamlFile(path, tree or {}, node, _package(path, text))
+    file = YamlFile(path, text, tree or {}, node, _package(path, text))
     for problem in _keys_that_are_no_text(file, node, set()):
         raise ConfigError(problem)
     return file

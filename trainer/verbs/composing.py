@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer.config.arguments import SETTLED
 from trainer.verbs.declare import Option, Takes
 
 COMPOSING = (
@@ -16,6 +17,13 @@ COMPOSING = (
     ),
     Option(
         "--config-path", "as --config-dir", ("-cp",), Takes.folder, repeats=True, is_for_config=True, is_hidden=True
+    ),
+    Option(
+        SETTLED,
+        "take this file as the config, whole and as it is",
+        takes=Takes.file,
+        is_for_config=True,
+        is_hidden=True,
     ),
     Option(
         "--config-name",

@@ -66,7 +66,7 @@ def _train(arguments: Sequence[str], is_dry: bool) -> int:
 
         # A run that is to be started again needs a parent that outlives it.
         if make_plan(config, vocab_size=1).world_size > 1 or config.launch.max_restarts > 0:
-            return start_and_watch(config, list(arguments))
+            return start_and_watch(config)
         check_before_start(config)
         world = World(rank=0, local_rank=0, size=1, local_size=1)
         publish_world(world)
