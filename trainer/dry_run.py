@@ -63,8 +63,8 @@ def dry_run(config: TridentConfig, world: World | None, words: list[str]) -> int
         say(describe(plan_without_data(config, world.size if world else None)))
     except ConfigError as error:
         say(f"plan    not shown: {error}")
-    newest = folder.newest_checkpoint()
-    say(f"run     {folder.path}" + (f", goes on from step {newest[0]}" if newest else ""))
+    step = folder.goes_on_from()
+    say(f"run     {folder.path}" + (f", goes on from step {step}" if step else ""))
     say(f"start   {_start(config, world, words)}")
     return 0
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from trainer.config.compose import compose, options
 from trainer.config.key_text import default_of, group_of, keys_of, meaning_of, rules_of, told_in_schema, type_of
 from trainer.config.keys import GROUPS, KEYS, flatten, joined, unknown_key
+from trainer.config.other_names import meanings_elsewhere
 from trainer.config.searched import find, places, shown
 from trainer.config.words import CONFIG, EXPERIMENT
 from trainer.errors import ConfigError
@@ -43,7 +44,7 @@ def _key(key: str) -> str:
         ("default", default_of(key, flatten(compose([])))),
         ("may change", _when(key)),
     ]
-    others = [name for name, meant in _other_names().items() if meant == key]
+    others = [name for name, meant in meanings_elsewhere().items() if meant.keys == (key,) and not meant.note]
     facts += [("elsewhere", joined(others, "and"))] if others else []
     lines = [key, "", *paragraphs([meaning_of(key, told)], wide), *rows(facts, wide), ""]
     rules = [("-", rule) for rule in rules_of(key)]
@@ -51,12 +52,6 @@ def _key(key: str) -> str:
     neighbours = [other for other in keys_of(group_of(key)) if other != key]
     lines += [f"beside it in {group_of(key)}" if group_of(key) else "beside it", *_named(neighbours, wide)]
     return "\n".join(lines)
-
-
-def _other_names() -> dict[str, str]:
-    from trainer.config.keys import OTHER_NAMES
-
-    return OTHER_NAMES
 
 
 def _when(key: str) -> str:
