@@ -135,7 +135,14 @@ def test_help_from_an_unrelated_folder(installed: Path, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_training_from_an_unrelated_folder_through_the_launch_script(installed: Path, tmp_path: Path) -> None:
-    words = ["experiment=debug", "data=synthetic", "model.vocab_size=512", "train.steps=2", "runtime.device=cpu"]
+    # By the name of a recipe of the user's own, which builds on one that ships.
+    mine = tmp_path / "conf" / "experiment" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text(
+        "defaults:\n  - debug\n  - override /data: synthetic\n  - override /runtime: cpu\n  - _self_\n"
+        "model: {vocab_size: 512}\ntrain: {steps: '${oc.env:STEPS}'}\n"
+    )
+    words = ["experiment=mine"]
     run = tmp_path / "run"
     # The scripts are not in the wheel; a copy of them finds the environment that is named, and no source tree.
     scripts = tmp_path / "scripts"
@@ -143,7 +150,7 @@ def test_training_from_an_unrelated_folder_through_the_launch_script(installed: 
     for name in ("local.sh", "common.sh"):
         shutil.copy(ROOT / "launch" / name, scripts)
     command = ["bash", str(scripts / "local.sh"), *words, "layout=dp2", f"run_dir={run}"]
-    check(command, tmp_path, 280, TRIDENT_CACHE=str(tmp_path / "cache"), TRIDENT_VENV=str(installed.parent))
+    check(command, tmp_path, 280, TRIDENT_CACHE=str(tmp_path / "cache"), TRIDENT_VENV=str(installed.parent), STEPS="2")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from trainer.errors import ConfigError, PeerLostError, Preempted, TridentError
 from trainer.log import be_quiet, report_error, report_failure, say
@@ -12,6 +13,10 @@ from trainer.verbs.composing import COMPOSING
 from trainer.verbs.declare import Option, Verb
 from trainer.verbs.showing import SHOWING, show, shows
 from trainer.verbs.words import Words
+
+if TYPE_CHECKING:
+    from trainer.config.schema import TridentConfig
+    from trainer.launcher.environment import World
 
 
 def run(words: Words) -> int:
@@ -30,7 +35,6 @@ def _train(arguments: Sequence[str], is_dry: bool) -> int:
     from trainer.config.schema import ConsoleKind, DeviceKind
     from trainer.config.validate import fill_machine, validate
     from trainer.launcher.environment import World, find_world, gpu_count, prepare_environment, publish_world
-    from trainer.launcher.start import SUPERVISED_VARIABLE
     from trainer.machine import usable_cores
 
     try:
@@ -44,11 +48,7 @@ def _train(arguments: Sequence[str], is_dry: bool) -> int:
     composed = composition(arguments)
     config = composed.config
     be_quiet(config.logging.console is ConsoleKind.quiet)
-    if world is not None and config.launch.max_restarts > 0 and SUPERVISED_VARIABLE not in os.environ:
-        raise ConfigError(
-            f"launch.max_restarts={config.launch.max_restarts} has no effect under a launcher; use its own restarts "
-            "(--max-restarts of torchrun and of the scripts in launch/), or let `trident train` start the ranks"
-        )
+    _check_restarts(config, world)
     gpus = gpu_count(os.environ)
     if world is None:
         config = fill_machine(config, gpus, usable_cores())
@@ -86,6 +86,16 @@ def _train(arguments: Sequence[str], is_dry: bool) -> int:
         # Peers may hang in a collective; communication libraries must not wait for them at exit.
         _leave_now(code)
     return code
+
+
+def _check_restarts(config: TridentConfig, world: World | None) -> None:
+    from trainer.launcher.start import SUPERVISED_VARIABLE
+
+    if world is not None and config.launch.max_restarts > 0 and SUPERVISED_VARIABLE not in os.environ:
+        raise ConfigError(
+            f"launch.max_restarts={config.launch.max_restarts} has no effect under a launcher; use its own restarts "
+            "(--max-restarts of torchrun and of the scripts in launch/), or let `trident train` start the ranks"
+        )
 
 
 def _leave_now(code: int) -> None:
