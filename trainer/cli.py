@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from trainer import __version__, interruption
 from trainer.errors import Interrupted, TridentError
-from trainer.log import report_error, say
+from trainer.log import report_error, say, tell
 from trainer.verbs.table import NAMES, find_verb
 
 HELP = ("--help", "-h")
@@ -36,6 +36,13 @@ def _end_as_asked(stop: Interrupted) -> NoReturn:
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["--complete"]:
+        # Asked by a shell while a person types; the words are not a command yet.
+        from trainer.verbs.complete import answer
+
+        for line in answer(arguments[1], arguments[2:]):
+            tell(line)
+        return 0
     if any(word.startswith("--local") for word in arguments):
         from trainer.config.compose import without_local_rank
 
@@ -61,6 +68,13 @@ def _dispatch(arguments: Sequence[str]) -> int:
         return 0
     if arguments[0] == "--version":
         say(__version__)
+        return 0
+    option, _, value = arguments[0].partition("=")
+    if option in ("--install-completion", "--show-completion"):
+        from trainer.verbs.shells import asked_shell, install, script
+
+        shell = asked_shell([*([value] if value else []), *arguments[1:]], option)
+        install(shell) if option == "--install-completion" else say(script(shell).rstrip())
         return 0
     verb, rest = find_verb(arguments[0]), arguments[1:]
     if any(word.partition("=")[0] in HELP for word in rest):

@@ -6,10 +6,31 @@ from importlib import import_module
 
 from trainer.config.keys import did_you_mean, joined
 from trainer.errors import ConfigError
-from trainer.verbs.declare import Verb
+from trainer.verbs.declare import Option, Takes, Verb
 
 NAMES = ("train", "data", "generate", "checkpoint", "balance", "reshard")
 """In the order of the help; each is a file of this room that declares `VERB`."""
+
+_SHELLS = ("bash", "zsh", "fish")
+COMMAND_OPTIONS = (
+    Option("--help", "this text, or `trident VERB --help`", aliases=("-h",)),
+    Option("--version", "the version"),
+    Option(
+        "--install-completion",
+        "let a shell complete verbs, groups, keys, values and paths; of the shell that is running, if none is named",
+        takes=Takes.choice,
+        metavar="[SHELL]",
+        choices=_SHELLS,
+    ),
+    Option(
+        "--show-completion",
+        "print what that would write",
+        takes=Takes.choice,
+        metavar="[SHELL]",
+        choices=_SHELLS,
+    ),
+)
+"""What may stand in the place of a verb."""
 
 
 def find_verb(name: str) -> Verb:

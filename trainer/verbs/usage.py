@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from trainer.verbs.declare import Option, Takes, Verb
+from trainer.verbs.table import COMMAND_OPTIONS
 from trainer.verbs.words import shown_value
 
 _NARROWEST, _WIDEST = 70, 120
@@ -46,10 +47,7 @@ def paragraphs(texts: Iterable[str], wide: int) -> list[str]:
 def overview(verbs: Sequence[Verb]) -> str:
     """Return the help of the command."""
     wide = width()
-    options = [
-        ("--help, -h", "this text, or `trident VERB --help`"),
-        ("--version", "the version"),
-    ]
+    options = [(_head(option), option.sentence) for option in COMMAND_OPTIONS]
     lines = ["usage: trident VERB [word ...]", ""]
     lines += _section("verbs", [(verb.name, verb.summary) for verb in verbs], wide)
     lines += _section("options", options, wide)

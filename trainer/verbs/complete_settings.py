@@ -1,0 +1,119 @@
+"""Settings at the cursor: groups and their files, keys and their values."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from enum import Enum
+from typing import get_args
+
+from trainer.config import schema, schema_logging, schema_runtime, schema_train
+from trainer.config.arguments import read_arguments
+from trainer.config.keys import GROUPS, KEYS, is_list, number_or_word, optional
+from trainer.config.meanings import meanings
+from trainer.config.places import PATHS
+from trainer.config.schema import TridentConfig
+from trainer.config.searched import options, places
+from trainer.config.words import CONFIG, EXPERIMENT, SEARCHPATH
+from trainer.errors import ConfigError
+from trainer.verbs.complete_paths import folders, paths, runs
+from trainer.verbs.found import Found
+
+_RUNS = ("checkpoint.resume", "checkpoint.init_from", "run_dir")
+_FOLDERS = ("data.cache_dir", "zero.nvme_path", "logging.wandb_dir", SEARCHPATH)
+_ENDINGS = {
+    "data.files": (".txt", ".jsonl", ".parquet", ".gz", ".zst", ".json", ".bin"),
+    "tokenizer.path": (".json",),
+    CONFIG: (".yaml", ".yml"),
+    EXPERIMENT: (".yaml", ".yml"),
+}
+_WORDS = {"checkpoint.resume": ("auto", "never")}
+"""Values of a path key that are no paths."""
+
+
+def settings(current: str, words: Sequence[str]) -> Iterator[Found]:
+    """Yield what a `key=value` can become.
+
+    Args:
+        current: what is typed of it.
+        words: the other words of the verb, which may say where else config files are.
+    """
+    name, equals, value = current.partition("=")
+    if equals:
+        # `a=1,2` is a sweep or, in brackets, a list: the last one is being typed.
+        start = max(value.rfind(","), value.rfind("[")) + 1
+        found = _values(name, value[start:], words)
+        yield from (replace(one, text=f"{name}={value[:start]}{one.text}") for one in found)
+        return
+    names = list(_names(current))
+    yield from names
+    if len(current) > 1 and "." not in current and not any(one.text.startswith(current) for one in names):
+        # Nothing begins so; but many a key ends so.
+        ends = (key for key in KEYS if key.rpartition(".")[2].startswith(current))
+        yield from (Found(f"{key}=", _told(key), is_open=True, is_guess=True) for key in ends)
+
+
+def _names(current: str) -> Iterator[Found]:
+    if "." in current:
+        yield from (Found(f"{key}=", _told(key), is_open=True) for key in KEYS if "." in key)
+        yield Found(f"{SEARCHPATH}=", "further config folders", is_open=True)
+        return
+    for group, kind in GROUPS.items():
+        yield Found(f"{group}=", f"a file of the group: {_meanings()[kind.__name__]}", is_open=True)
+        yield Found(f"{group}.", "a key of the group", is_open=True)
+    yield Found(f"{EXPERIMENT}=", "a recipe: files of groups, and keys", is_open=True)
+    yield Found(f"{CONFIG}=", "start from the config of a run", is_open=True)
+    yield from (Found(f"{key}=", _told(key), is_open=True) for key in KEYS if "." not in key)
+
+
+def _values(name: str, value: str, words: Sequence[str]) -> Iterator[Found]:
+    if name in (*GROUPS, EXPERIMENT):
+        yield from (Found(file) for file in _files(words)[name])
+        if name == EXPERIMENT or value.startswith((".", "/", "~")):
+            yield from paths(value, _ENDINGS.get(EXPERIMENT, ()))
+    elif name in KEYS:
+        yield from _plain_values(name)
+    if name in _RUNS:
+        yield from runs(value)
+    elif name in _FOLDERS:
+        yield from folders(value)
+    elif name in PATHS or name == CONFIG:
+        yield from paths(value, _ENDINGS.get(name, ()))
+
+
+def _plain_values(key: str) -> Iterator[Found]:
+    """Yield the values that can be listed."""
+    kind, may_be_null = optional(KEYS[key])
+    kind = get_args(kind)[0] if is_list(kind) else kind
+    number, words = number_or_word(kind)
+    choices = words or number
+    if isinstance(choices, type) and issubclass(choices, Enum):
+        yield from (Found(str(member.value)) for member in choices)
+    elif kind is bool:
+        yield from (Found("true"), Found("false"))
+    yield from (Found(word) for word in _WORDS.get(key, ()))
+    if may_be_null:
+        yield Found("null")
+
+
+def _files(words: Sequence[str]) -> Mapping[str, list[str]]:
+    """Return the files of each group, those in the user's own folders included."""
+    arguments = read_arguments(words)
+    paths_of = [word.partition("=")[2] for word in arguments.settings if word.startswith(f"{SEARCHPATH}=")]
+    named = [folder.strip(" '\"") for text in paths_of for folder in text.strip("[]").split(",")]
+    try:
+        return options(places(arguments.config_dirs, [folder for folder in named if folder]))
+    except ConfigError:
+        return options()
+
+
+@functools.cache
+def _meanings() -> Mapping[str, str]:
+    return meanings((schema, schema_train, schema_runtime, schema_logging))
+
+
+def _told(key: str) -> str:
+    group, _, leaf = key.rpartition(".")
+    owner = GROUPS[group].__name__ if group else TridentConfig.__name__
+    return _meanings().get(f"{owner}.{leaf}", "").partition(". ")[0].removesuffix(".")
