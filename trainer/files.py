@@ -20,7 +20,8 @@ def storage_faults(path: Path, key: str = "run_dir") -> Iterator[None]:
     """Turn the operating system's refusal to write `path`, below the folder that `key` names, into a StorageError.
 
     Raises:
-        StorageError: the disk is full or over quota, read-only, not permitted, or failing; or a file may not grow.
+        StorageError: the disk is full or over quota, read-only, not permitted, or failing; a file may not grow; or a
+            name is too long.
     """
     try:
         yield
@@ -31,6 +32,8 @@ def storage_faults(path: Path, key: str = "run_dir") -> Iterator[None]:
             reason, hint = "writing is not allowed there", f"set {key} to a folder that this user can write"
         elif error.errno == errno.EFBIG:
             reason, hint = "a file has reached its largest size", "raise the limit that `ulimit -f` shows"
+        elif error.errno == errno.ENAMETOOLONG:
+            reason, hint = "its name is too long for the disk", f"set {key} to a shorter path"
         elif error.errno == errno.EIO:
             reason, hint = "the disk reported an I/O error", f"check the disk, or set {key} to a folder on another one"
         else:

@@ -17,6 +17,9 @@ PER_NODE = ("data.files", "data.hub_path", "tokenizer.path", "data.cache_dir", "
 """Keys in which the nodes of one run may differ: places on a disk of their own. The tokens there must be the same."""
 PATHS = (*PER_NODE, "run_dir", "checkpoint.resume", "checkpoint.init_from", "logging.wandb_dir")
 """Every key that takes a path."""
+_NAME_BYTES = 255
+_PATH_BYTES = 4096 - 512
+"""What Linux takes, less room for the files of a run."""
 _SOURCE_KEYS = {
     DataSource.files: "data.files",
     DataSource.megatron: "data.files",
@@ -58,9 +61,17 @@ def absolute_path(text: str, key: str) -> Path:
     """Return the path as `local_path` reads it, from the root of the disk on.
 
     Raises:
-        ConfigError: as `local_path`.
+        ConfigError: as `local_path`; or it is too long for a file system, together with what is put below it.
     """
-    return Path(local_path(text, key)).absolute()
+    path = Path(local_path(text, key)).absolute()
+    longest = max((len(os.fsencode(name)) for name in path.parts), default=0)
+    whole = len(os.fsencode(path))
+    if longest > _NAME_BYTES:
+        found = f"one has {longest}"
+        raise ConfigError(f"{key} must be a path of names of at most {_NAME_BYTES} bytes, but {found}; shorten it")
+    if whole > _PATH_BYTES:
+        raise ConfigError(f"{key} must be a path of at most {_PATH_BYTES} bytes, but has {whole}; shorten it")
+    return path
 
 
 def source_key(config: TridentConfig) -> str:

@@ -206,7 +206,7 @@ class DataConfig:
     hub_name: str | None = None
     """hub: configuration (subset) of the data set."""
     hub_split: str = "train"
-    """hub: split to read."""
+    """hub: split to read, or several as train+test, or parts of them as train[:1000] or train[10%:20%]."""
     max_documents: int | None = None
     """Read only this many documents of the source."""
     validation_fraction: float = 0.02

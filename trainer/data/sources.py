@@ -9,7 +9,7 @@ import json
 import os
 import sysconfig
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 
 from trainer.config.places import local_path
 from trainer.config.schema import DataConfig, DataSource
+from trainer.data.hub_split import sliced_parts
 from trainer.data.wording import listed, reason
 from trainer.errors import DataError
 
@@ -253,24 +254,48 @@ def _hub(config: DataConfig) -> Iterator[str]:
         ) from error
 
 
-def _hub_rows(config: DataConfig) -> Iterable[dict[str, Any]]:
-    """Open a data set; one that `save_to_disk` wrote without splits has only the one that it is."""
+def _hub_rows(config: DataConfig) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a data set, or of the parts of it that `data.hub_split` names."""
+    parts = sliced_parts(config.hub_split)
+    if not parts:
+        yield from _split_rows(config, config.hub_split)
+    for part in parts:
+        first, last = part.rows(lambda part=part: _count(config, part.split))  # type: ignore[misc]
+        yield from islice(_split_rows(config, part.split), first, last)
+
+
+def _split_rows(config: DataConfig, split: str) -> Iterable[dict[str, Any]]:
+    """Open a split; a data set that `save_to_disk` wrote without splits has only the one that it is."""
     import datasets
 
     folder = _hub_folder(config)
     if folder is None or not any((folder / mark).exists() for mark in _SAVED_MARKS):
         path = str(folder or config.hub_path)
-        opened: Iterable[dict[str, Any]] = datasets.load_dataset(
-            path, config.hub_name, split=config.hub_split, streaming=True
-        )
+        opened: Iterable[dict[str, Any]] = datasets.load_dataset(path, config.hub_name, split=split, streaming=True)
         return opened
     rows = datasets.load_from_disk(str(folder))
     if isinstance(rows, datasets.DatasetDict):
-        if config.hub_split not in rows:
-            raise DataError(f"data.hub_split must be one of {listed(rows)}, but is {config.hub_split}")
-        rows = rows[config.hub_split]
+        if split not in rows:
+            raise DataError(f"data.hub_split must be one of {listed(rows)}, but is {split}")
+        rows = rows[split]
     chosen: Iterable[dict[str, Any]] = rows
     return chosen
+
+
+def _count(config: DataConfig, split: str) -> int:
+    """Return how many rows a split has: known by the data set, or counted where it lies on this machine."""
+    rows = _split_rows(config, split)
+    if isinstance(rows, Sized):
+        return len(rows)
+    told = getattr(getattr(rows, "info", None), "splits", None) or {}
+    if split in told and told[split].num_examples:
+        return int(told[split].num_examples)
+    if _hub_folder(config) is None:
+        raise DataError(
+            f"data.hub_split={config.hub_split} needs the number of rows of {split}, which {config.hub_path} does not "
+            f"tell; count in rows ({split}[:1000]), or set data.max_documents"
+        )
+    return sum(1 for _ in rows)
 
 
 def _hub_folder(config: DataConfig) -> Path | None:

@@ -82,3 +82,22 @@ def test_which_key_names_the_data() -> None:
     assert source_key(compose(["data=files", "data.files=[a]"])) == "data.files"
     assert source_key(compose(["data=hub", "data.hub_path=a"])) == "data.hub_path"
     assert source_key(compose(["data=synthetic"])) == "data.source"
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "数" * 85, "two\nlines", 'it\'s "so"', "🙂", "x\udcff"])
+def test_long_and_strange_names(name: str) -> None:
+    assert absolute_path(f"/a/{name}/b", "run_dir") == Path(f"/a/{name}/b")
+
+
+@pytest.mark.parametrize(("name", "size"), [("n" * 256, 256), ("é" * 128, 256), ("a/" + "数" * 86 + "/b", 258)])
+def test_a_name_that_no_file_system_takes(name: str, size: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        absolute_path(name, "run_dir")
+    assert str(caught.value) == f"run_dir must be a path of names of at most 255 bytes, but one has {size}; shorten it"
+
+
+def test_a_path_that_leaves_no_room() -> None:
+    assert absolute_path("/" + "/".join(["d" * 250] * 14), "run_dir")
+    with pytest.raises(ConfigError) as caught:
+        absolute_path("/" + "/".join(["d" * 250] * 15), "run_dir")
+    assert str(caught.value) == "run_dir must be a path of at most 3584 bytes, but has 3765; shorten it"
