@@ -8,6 +8,8 @@ from tests.cli.conftest import Run
 from trainer import __version__
 from trainer.config.compose import options
 from trainer.launcher.start import Outcome
+from trainer.verbs.other_verbs import NO_VERB, OTHER_VERBS
+from trainer.verbs.table import COMMAND_OPTIONS, NAMES
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
@@ -46,6 +48,30 @@ def test_unknown_verb(refused: Run) -> None:
     assert answer.problems[0].endswith("but is 'trian'")
     assert answer.hints == ["did you mean `trident train`?"]
     assert refused("qqq").hints == ["see `trident --help`"]
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("pretrain", "did you mean `trident train`?"),
+        ("sample", "did you mean `trident generate`?"),
+        ("tokenize", "did you mean `trident data`?"),
+        ("eval", "there is no verb to evaluate with; a run does it every train.eval_every steps"),
+        ("sweep", "did you mean `trident train --multirun`?"),
+        ("model=gpt2_124m", "a verb comes first: `trident train model=gpt2_124m`"),
+        ("--dry-run", "a verb comes first: `trident train --dry-run`"),
+    ],
+)
+def test_verbs_of_other_trainers(word: str, hint: str, refused: Run) -> None:
+    assert refused(word).hints == [hint]
+
+
+def test_verbs_of_other_trainers_lead_to_verbs() -> None:
+    names = [name for table in (OTHER_VERBS, NO_VERB) for names in table for name in names.split()]
+    assert len(names) == len(set(names))
+    assert not set(names) & set(NAMES)
+    options = {option.name for option in COMMAND_OPTIONS}
+    assert {verb.partition(" ")[0] for verb in OTHER_VERBS.values()} <= {*NAMES, *options}
 
 
 @pytest.mark.parametrize("word", ["--local_rank=3", "--local-rank=3"])

@@ -92,7 +92,15 @@ NO_TORCH = (
         "verbs",
         "cli",
     ),
-    *("data.capacity", "data.sampler", "data.dataset", "data.tokenizer", "generation.options", "samples.check"),
+    *(
+        "data.capacity",
+        "data.sampler",
+        "data.dataset",
+        "data.tokenizer",
+        "generation.options",
+        "generation.other_names",
+        "samples.check",
+    ),
     *("profiling.names", "profiling.intervals", "profiling.breakdown"),
     *(
         "checkpoint.store",

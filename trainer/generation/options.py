@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from trainer.config.nearness import nearest
 from trainer.errors import ConfigError
+from trainer.generation.other_names import OTHER_NAMES
 
 
 @dataclass
@@ -43,18 +44,21 @@ def parse(arguments: Sequence[str]) -> GenerateOptions:
     names = [field.name for field in fields(GenerateOptions)]
     values: dict[str, str] = {}
     problems: list[str] = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            problems.append(f"an option must be key=value, but is {argument!r}")
-        elif key not in names:
-            close = difflib.get_close_matches(key, names, n=1)
-            problems.append(
-                f"there is no option {key!r}; "
-                + (f"did you mean {close[0]}?" if close else f"use one of {', '.join(names)}")
-            )
-        else:
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        key, equals, value = word.partition("=")
+        if key.startswith("--") and len(key) > 2:
+            # `--top-k=40` and `--top-k 40`, as other programs take them.
+            key = key.removeprefix("--").replace("-", "_")
+            if not equals and words and words[0].partition("=")[0] not in names and not words[0].startswith("--"):
+                equals, value = "=", words.pop(0)
+        if key in names and equals:
             values[key] = value
+        elif equals or word.startswith("--"):
+            problems.append(_unknown(key, value, names))
+        else:
+            problems.append(f"an option must be key=value, but is {word!r}")
     options = GenerateOptions()
     for key, text in values.items():
         kind = type(getattr(options, key))
@@ -66,6 +70,18 @@ def parse(arguments: Sequence[str]) -> GenerateOptions:
     if problems:
         raise ConfigError(problems, hints=["see `trident generate --help`"])
     return options
+
+
+def _unknown(key: str, value: str, names: Sequence[str]) -> str:
+    plain = key.lower().replace("-", "_")
+    if plain in names:
+        wanted = f"did you mean {plain}={value}?" if value else f"it must be followed by its value, as in {plain}=..."
+    elif plain in OTHER_NAMES:
+        wanted = OTHER_NAMES[plain].told(value)
+    else:
+        close = nearest(plain, names)
+        wanted = f"did you mean {close}?" if close else f"use one of {', '.join(names)}"
+    return f"there is no option {key!r}; {wanted}"
 
 
 def _range_problems(options: GenerateOptions) -> list[str]:

@@ -7,6 +7,7 @@ from importlib import import_module
 from trainer.config.keys import did_you_mean, joined
 from trainer.errors import ConfigError
 from trainer.verbs.declare import Option, Takes, Verb
+from trainer.verbs.other_verbs import NO_VERB, OTHER_VERBS
 
 NAMES = ("train", "data", "generate", "checkpoint", "balance", "reshard")
 """In the order of the help; each is a file of this room that declares `VERB`."""
@@ -40,9 +41,20 @@ def find_verb(name: str) -> Verb:
         ConfigError: there is none of this name.
     """
     if name not in NAMES:
-        guess = did_you_mean(name, NAMES, "`trident {}`").removeprefix("; ")
-        raise ConfigError(
-            f"the verb must be one of {joined(NAMES)}, but is {name!r}", hints=[guess or "see `trident --help`"]
-        )
+        raise ConfigError(f"the verb must be one of {joined(NAMES)}, but is {name!r}", hints=[_meant(name)])
     verb: Verb = import_module(f"trainer.verbs.{name}").VERB
     return verb
+
+
+def _meant(name: str) -> str:
+    """Return what was meant by a verb that there is not."""
+    plain = name.lower().replace("-", "_").strip("_")
+    for names, verb in OTHER_VERBS.items():
+        if plain in names.split():
+            return f"did you mean `trident {verb}`?"
+    for names, note in NO_VERB.items():
+        if plain in names.split():
+            return note
+    if "=" in name or name.startswith("-"):
+        return f"a verb comes first: `trident train {name}`"
+    return did_you_mean(name, NAMES, "`trident {}`").removeprefix("; ") or "see `trident --help`"

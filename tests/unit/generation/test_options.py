@@ -6,6 +6,7 @@ import pytest
 
 from trainer.errors import ConfigError
 from trainer.generation.options import GenerateOptions, parse
+from trainer.generation.other_names import OTHER_NAMES
 
 
 def problems_of(*arguments: str) -> tuple[str, ...]:
@@ -47,7 +48,7 @@ def test_a_prompt_is_taken_as_it_is_typed(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "meant"),
-    [("promt", "prompt"), ("temprature", "temperature"), ("--checkpoint", "checkpoint"), ("topk", "top_k")],
+    [("promt", "prompt"), ("temprature", "temperature"), ("num_sample", "num_samples")],
 )
 def test_a_mistyped_key_is_answered_with_what_was_meant(key: str, meant: str) -> None:
     assert problems_of("checkpoint=x", f"{key}=1") == (f"there is no option {key!r}; did you mean {meant}?",)
@@ -58,7 +59,37 @@ def test_a_key_like_no_other_is_answered_with_all() -> None:
     assert all(field.name in problem for field in fields(GenerateOptions))
 
 
-@pytest.mark.parametrize("word", ["hello", "--verbose", ""])
+@pytest.mark.parametrize("words", [["--top-k=40", "--prompt", "a b"], ["--top-k", "40", "--prompt=a b"]])
+def test_keys_may_have_dashes(words: list[str]) -> None:
+    assert parse(["--checkpoint", "x", *words]) == GenerateOptions("x", prompt="a b", top_k=40)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["top-k=40"], "there is no option 'top-k'; did you mean top_k=40?"),
+        (["max_new_tokens=64"], "there is no option 'max_new_tokens'; it is max_tokens=64 here"),
+        (["--max-new-tokens", "64"], "there is no option 'max_new_tokens'; it is max_tokens=64 here"),
+        (["--num_beams=4"], "there is no option 'num_beams'; there is nothing of the kind: beams are not searched"),
+        (["--greedy"], "there is no option 'greedy'; write temperature=0"),
+        (["do_sample=false"], "there is no option 'do_sample'; write temperature=0"),
+        (["--prompt"], "there is no option 'prompt'; it must be followed by its value, as in prompt=..."),
+        (["--prompt", "top_k=3"], "there is no option 'prompt'; it must be followed by its value, as in prompt=..."),
+    ],
+)  # fmt: skip
+def test_names_of_other_generators(words: list[str], answer: str) -> None:
+    assert problems_of("checkpoint=x", *words) == (answer,)
+
+
+def test_names_of_other_generators_lead_to_keys() -> None:
+    names = {field.name for field in fields(GenerateOptions)}
+    assert {key for meaning in OTHER_NAMES.values() for key in meaning.keys} <= names
+    assert not names & set(OTHER_NAMES)
+    for meaning in OTHER_NAMES.values():
+        parse(["checkpoint=x", *meaning.words.values()])
+
+
+@pytest.mark.parametrize("word", ["hello", ""])
 def test_a_word_without_a_value(word: str) -> None:
     assert problems_of("checkpoint=x", word) == (f"an option must be key=value, but is {word!r}",)
 

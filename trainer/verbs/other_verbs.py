@@ -1,0 +1,28 @@
+"""What other trainers call the verbs. Data only."""
+
+from __future__ import annotations
+
+OTHER_VERBS: dict[str, str] = {
+    "pretrain pre_train run fit launch start learn training finetune fine_tune sft continue resume restart go "
+    "pretrain_gpt main": "train",
+    "sample gen inference infer predict complete chat text prompt": "generate",
+    "prepare prepare_data preprocess preprocess_data tokenize tokenise dataset build_data": "data",
+    "checkpoints ckpt ls list show verify inspect": "checkpoint",
+    "convert convert_checkpoint repartition merge split zero_to_fp32 consolidate": "reshard",
+    "autotune partition stages profile_layers": "balance",
+    "sweep multirun hpo tune": "train --multirun",
+    "config cfg show_config print_config": "train --help",
+    "version": "--version",
+    "completion completions install_completion": "--install-completion",
+    "usage commands verbs": "--help",
+}
+"""Names elsewhere -> what follows `trident` here."""
+
+NO_VERB: dict[str, str] = {
+    "eval evaluate validate test benchmark": "there is no verb to evaluate with; a run does it every train.eval_every "
+    "steps",
+    "export import serve deploy push upload": "weights cannot be converted to or from Hugging Face's form, nor served",
+    "plan estimate doctor": "`trident train` says the plan of a run before it starts",
+    "rl dpo ppo grpo rlhf reward": "only pre-training is done here",
+}
+"""Names elsewhere -> what is so here, where there is no such verb."""
