@@ -100,10 +100,10 @@ class OomKills:
         limit = memory_limit(self._root)
         whose = "this container or job" if own > 0 and limit is not None else "this machine"
         size = "" if limit is None or own <= 0 else f", whose limit is {limit.limit_gib:.3g} GiB"
-        certainty = "" if own > 0 else " (a process of it: perhaps another)"
+        certainty = "" if own > 0 else ", perhaps one of another run"
         return (
-            f"the kernel has killed it for the memory of {whose}{size}{certainty}; give it more, or start fewer ranks, "
-            "or lower batch.micro_batch_size"
+            f"the kernel has killed a process for the memory of {whose}{size}{certainty}; give it more, start fewer "
+            "ranks, or lower batch.micro_batch_size"
         )
 
     def _counts(self) -> tuple[int, int]:

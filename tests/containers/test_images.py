@@ -121,7 +121,9 @@ def test_a_stop_saves_and_the_same_command_goes_on(
         assert container.stop(100) < 60
         assert container.wait(10) == 75, container.output()
     summary = json.loads((runs / "R" / "summary.json").read_text())
-    assert summary["status"] == "preempted"
+    assert summary["status"] == "stopped"
+    if options:
+        return
     last = summary["step"]
     again = [*mounted(runs), *train("layout=dp2", "train.steps=100000", "runtime.threads_per_rank=1")]
     with Container(engine, name_of("again"), again) as container:
@@ -144,8 +146,9 @@ def test_a_rank_that_the_kernel_kills_is_told_with_the_limit(engine: Engine, ima
     limits = ("--memory", "700m", "--memory-swap", "700m")
     words = train("layout=dp2", "train.steps=100", "runtime.threads_per_rank=1", "model.hidden_size=1024")
     done = engine.podman("run", "--rm", *mounted(runs, *limits), *words, timeout_s=START_S, check=False)
-    assert done.returncode == 7, done.stdout + done.stderr
-    assert "the kernel has killed it for the memory of this container or job, whose limit is 0.684 GiB" in done.stderr
+    # 247: before the ranks know of one another, the launcher tells it.
+    assert done.returncode in (7, 247), done.stdout + done.stderr
+    assert "killed a process for the memory of this container or job, whose limit is 0.684 GiB" in done.stderr
     assert done.stderr.count("error: ") == 1
 
 
@@ -183,7 +186,7 @@ def test_ranks_start_over_real_ssh_and_pdsh(engine: Engine, image: str, runs: Pa
 def test_the_nodes_of_the_compose_file_train_together(engine: Engine, image: str) -> None:
     if shutil.which("podman-compose") is None:
         pytest.skip("apt-get install podman-compose")
-    compose = ("podman-compose", "--file", "docker/compose.yaml")
+    compose = ("podman-compose", "--project-name", name_of("compose"), "--file", "docker/compose.yaml")
     try:
         up = ("up", "--no-build", "--abort-on-container-exit", "--exit-code-from", "node0")
         done = engine.call(*compose, *up, timeout_s=START_S, STEPS="4")

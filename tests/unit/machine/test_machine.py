@@ -142,7 +142,9 @@ def test_a_kill_for_the_groups_memory_is_told_with_its_limit(tmp_path: Path) -> 
     version_2(tmp_path, {**files, "memory.events": "oom 4\noom_kill 4\n"}, kill_count=9)
     told = kills.hint()
     assert told is not None
-    assert told.startswith("the kernel has killed it for the memory of this container or job, whose limit is 1.5 GiB;")
+    assert told.startswith(
+        "the kernel has killed a process for the memory of this container or job, whose limit is 1.5 GiB;"
+    )
 
 
 def test_version_1_counts_kills_elsewhere(tmp_path: Path) -> None:
@@ -161,7 +163,7 @@ def test_a_kill_for_the_machines_memory_is_told_as_what_it_may_be(tmp_path: Path
     told = kills.hint()
     assert told is not None
     assert told.startswith(
-        "the kernel has killed it for the memory of this machine (a process of it: perhaps another);"
+        "the kernel has killed a process for the memory of this machine, perhaps one of another run;"
     )
 
 
