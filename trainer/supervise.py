@@ -6,9 +6,9 @@ import os
 import time
 
 from trainer.config.arguments import SETTLED
-from trainer.config.multirun import quoted
 from trainer.config.plan import make_plan
 from trainer.config.schema import TridentConfig
+from trainer.config.words import quoted
 from trainer.data.capacity import check_capacity
 from trainer.data.prepare import PreparedData, prepare, stream_identity
 from trainer.description import describe, plan_record

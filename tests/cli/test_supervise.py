@@ -12,8 +12,8 @@ import pytest
 
 from tests.cli.conftest import Answer, Run, contents
 from trainer.config.compose import compose
-from trainer.config.multirun import quoted
 from trainer.config.schema import ConsoleKind
+from trainer.config.words import quoted
 from trainer.launcher.roster import Roster
 from trainer.launcher.start import Outcome
 

@@ -43,7 +43,7 @@ def sweep(trident: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     def run(*words: str, script: str = LEARN) -> Answer:
         python.write_text(script)
         python.chmod(0o755)
-        monkeypatch.setattr("trainer.sweep.sys.executable", str(python))
+        monkeypatch.setattr("trainer.sweeps.process.sys.executable", str(python))
         return trident("train", "--multirun", *TINY, "train.steps=3", *words)
 
     return run

@@ -22,9 +22,8 @@ SETTINGS = (
 )
 
 
-@pytest.mark.parametrize("arguments", ["${args_no_hyphens}"])
-def test_each_point_is_a_run_of_the_sweep_with_a_folder_of_its_own(arguments: str, tmp_path: Path) -> None:
-    train = ["${env}", "${interpreter}", "-m", "${program}", "train", *SETTINGS, arguments]
+def test_each_point_is_a_run_of_the_sweep_with_a_folder_of_its_own(tmp_path: Path) -> None:
+    train = ["${env}", "${interpreter}", "-m", "${program}", "train", *SETTINGS, "${args}"]
     points = {
         "aaaa1111": {"optimizer.lr": 0.001, "layout.sequence_parallel": False},
         "bbbb2222": {"optimizer.lr": 1e-05},

@@ -36,7 +36,7 @@ ORDER = (
     "balance",
     "supervise",
     "dry_run",
-    "sweep",
+    "sweeps",
     "app",
     "verbs",
     "cli",
@@ -64,9 +64,9 @@ APART = {
     "resharding": LOW - {"config"} | {"metrics", "launcher", "generation", "samples", "profiling"},
     "balance": {"planner", "loop", "checkpoint", "metrics", "generation", "samples", "profiling", "resharding"},
     "supervise": {"balance", "loop", "generation", "profiling", "resharding"},
-    "sweep": LOW - {"config"}
-    | {"checkpoint", "metrics", "generation", "samples", "profiling", "resharding", "balance", "supervise"},
-    "app": {"generation", "resharding", "balance", "supervise", "sweep"},
+    "sweeps": LOW - {"config"}
+    | {"checkpoint", "generation", "samples", "profiling", "resharding", "balance", "supervise"},
+    "app": {"generation", "resharding", "balance", "supervise", "sweeps"},
     "cli": LOW - {"config"} | {"launcher", "checkpoint", "metrics", "generation", "samples", "profiling", "app"},
 }
 """Rooms that the order would let in, but that a room has no business with."""
@@ -88,7 +88,7 @@ NO_TORCH = (
         "resharding",
         "balance",
         "supervise",
-        "sweep",
+        "sweeps",
         "verbs",
         "cli",
     ),
@@ -198,6 +198,10 @@ def test_deepspeed_is_imported_only_where_it_is_driven(modules: Sequence[Module]
 
 def test_wandb_is_imported_only_by_its_sink(modules: Sequence[Module]) -> None:
     assert outside(modules, "wandb", ("metrics.wandb_sink",)) == []
+
+
+def test_optuna_is_imported_only_where_points_are_searched(modules: Sequence[Module]) -> None:
+    assert outside(modules, "optuna", ("sweeps.search",)) == []
 
 
 def test_a_library_outside_its_place_is_found() -> None:

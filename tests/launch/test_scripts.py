@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -122,18 +123,65 @@ def test_sweep_dry_run(tmp_path: Path) -> None:
     agree("slurm_sweep", done.stdout.replace(str(tmp_path), "HERE"))
 
 
-def test_a_sweep_submits_one_job_a_point(tmp_path: Path) -> None:
+def test_a_sweep_submits_an_array_and_each_of_its_jobs_trains_its_point(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    words = ("--nodes=2", *SWEEP, "run_dir=a b")
+    words = ("--nodes=2", "--limit", "3", "--max-restarts", "1", *SWEEP, "run_dir=a b")
     done = call(LAUNCH / "slurm_sweep.sh", *words, environment=with_stubs(log), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    first, *_, last = noted(log)
-    assert len(noted(log)) == 4
-    script = str(LAUNCH / "slurm.sbatch")
-    assert first[:4] == ["sbatch", "--job-name=trident-1", "--nodes=2", script]
-    assert last[4:7] == ["model=gpt2_124m", "optimizer.lr=0.0006", "layout=tp2"]
-    folder = compose(last[4:]).run_dir
-    assert folder == str(tmp_path / "a b" / "optimizer.lr=0.0006,layout=tp2")
+    [[sbatch, *options, script, own, count, points, file]] = noted(log)
+    assert [sbatch, *options] == [
+        *("sbatch", "--job-name=trident-sweep", "--array=1-4%3", "--output=slurm-%A_%a.out", "--nodes=2")
+    ]
+    assert (script, own, count, points) == (str(LAUNCH / "slurm.sbatch"), "--max-restarts", "1", "--points")
+    started = []
+    for number in ("1", "4"):
+        facts = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": number, "SLURM_NTASKS": "8"}
+        job = call(script, "--dry-run", "--points", file, environment=facts, cwd=tmp_path)
+        assert job.stderr == ""
+        command = shlex.split(job.stdout.splitlines()[1])
+        started.append(command[command.index("train") + 1 :])
+    assert started[1][:3] == ["model=gpt2_124m", "optimizer.lr=0.0006", "layout=tp2"]
+    names = ["optimizer.lr=0.0003,layout=single", "optimizer.lr=0.0006,layout=tp2"]
+    assert [compose(words).run_dir for words in started] == [str(tmp_path / "a b" / name) for name in names]
+
+
+def test_points_that_have_finished_are_not_submitted_again(tmp_path: Path) -> None:
+    log, words = tmp_path / "log", ("optimizer.lr=3e-4,6e-4", "train.steps=5", "run_dir=S")
+    for lr in ("0.0003", "0.0006"):
+        folder = tmp_path / "S" / f"optimizer.lr={lr}"
+        folder.mkdir(parents=True)
+        done = call(LAUNCH / "slurm_sweep.sh", "--output=mine", *words, environment=with_stubs(log), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        (folder / "summary.json").write_text('{"status": "finished", "step": 5}')
+    assert [[word for word in words if word.startswith(("--array", "--output"))] for words in noted(log)] == [
+        ["--array=1-2", "--output=mine"],
+        ["--array=1-1", "--output=mine"],
+    ]
+    done = call(LAUNCH / "slurm_sweep.sh", *words, environment=with_stubs(log), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "every point has finished before\n")
+    assert len(noted(log)) == 2
+
+
+@pytest.mark.parametrize(
+    ("facts", "line", "problem"),
+    [
+        ({}, "trident train a=1", "--points needs an array of jobs (sbatch --array), but SLURM_ARRAY_TASK_ID is ''"),
+        (
+            {"SLURM_ARRAY_TASK_ID": "2"},
+            "trident train a=1",
+            "line 2 of FILE must be a command 'trident train ...', but is ''",
+        ),
+        (
+            {"SLURM_ARRAY_TASK_ID": "1"},
+            "rm -r x",
+            "line 1 of FILE must be a command 'trident train ...', but is 'rm -r x'",
+        ),
+    ],
+)
+def test_a_job_without_its_point(facts: dict[str, str], line: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "points").write_text(f"{line}\n")
+    done = call(LAUNCH / "slurm.sbatch", "--dry-run", "--points", "points", environment=facts, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, f"error: {problem.replace('FILE', 'points')}\n")
 
 
 @pytest.mark.parametrize(
@@ -141,6 +189,9 @@ def test_a_sweep_submits_one_job_a_point(tmp_path: Path) -> None:
     [
         (["--nodes", "2"], "an option of sbatch must be written --name=value, but is --nodes"),
         (["--max-restarts", "x"], "--max-restarts must be a number, but is 'x'"),
+        (["--limit", "0"], "--limit must be at least 1, but is 0"),
+        (["--array=1-3"], "the array is made of the points of the sweep, but --array=1-3 is given"),
+        (["--limit", "2", "sweeper=tpe", "train.seed=1,2"], "sweeper=tpe has no points to list"),
         (["optimizer.lr=1"], "--multirun needs a key with several values"),
         (["layout=tp2,tp3"], "there is no layout=tp3"),
     ],

@@ -123,6 +123,9 @@ def _start(file: YamlFile, places: Sequence[Place]) -> DictConfig:
     if isinstance(name, str) and isinstance(run_dir, str) and run_dir.endswith(f"/{name}") and "${" not in name:
         # So that `name=other` alone makes it another run.
         tree["run_dir"] = run_dir.removesuffix(name) + "${name}"
+    if isinstance(logging := tree.get("logging"), Mapping):
+        # A run of its own in wandb, too.
+        tree["logging"] = {key: value for key, value in logging.items() if key != "wandb_run_id"}
     return as_tree(tree, file.name)
 
 

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 def run(words: Words) -> int:
     """Train and return the exit code."""
     if words.has("--multirun"):
-        from trainer.sweep import multirun
+        from trainer.sweeps.command import multirun
 
         return multirun(words.rest, is_dry=words.has("--dry-run"), fail_fast=words.has("--fail-fast"))
+    from trainer.sweeps.settings import without_multirun
+
+    without_multirun(words.rest)
     if shows(words):
         return show(words)
     return _train(words.rest, is_dry=words.has("--dry-run"))

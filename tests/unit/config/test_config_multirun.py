@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from trainer.config.compose import compose
-from trainer.config.multirun import points, quoted
+from trainer.config.multirun import points
 from trainer.errors import ConfigError
 
 
@@ -65,8 +65,3 @@ def test_words_that_cannot_be_read_are_left_to_the_composer() -> None:
     [first, _] = points(["train.seed=1,2", "data.files=[a"])
     with pytest.raises(ConfigError, match=r"cannot be read as key=value"):
         compose(first.words)
-
-
-def test_a_quoted_value_is_read_back() -> None:
-    for text in ("a b", "a,b", "it's", "x\\'y", "a=b", "[a]"):
-        assert compose([f"run_dir={quoted(text)}"]).run_dir == text

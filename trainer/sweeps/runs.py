@@ -1,0 +1,199 @@
+"""A point with its place: checked before anything starts, and what it left behind. No torch."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config.compose import compose, differences, from_yaml
+from trainer.config.multirun import Point
+from trainer.config.schema import TridentConfig
+from trainer.config.validate import fill_machine, problems
+from trainer.config.wandb_variables import VARIABLES, variable
+from trainer.config.words import quoted
+from trainer.errors import ConfigError
+from trainer.files import storage_faults
+from trainer.machine import usable_cores
+from trainer.metrics.jsonl import read_rows
+from trainer.run_folder import RunFolder
+
+_LOCK = ".sweep.lock"
+_LONGEST_NAME = 150
+"""Most file systems allow 255 bytes in a name."""
+_NOT_THE_POINT = (
+    *("run_dir", "logging.", "launch.", "runtime.", "checkpoint.", "layout.", "zero.", "data.cache_dir"),
+    *("train.steps", "train.log_every", "eval.", "optimizer.implementation"),
+)
+"""Keys that may differ from those of an earlier start of the same sweep."""
+
+
+@dataclass(frozen=True)
+class SweptRun:
+    """One run of a sweep."""
+
+    point: Point
+    folder: Path
+    config: TridentConfig
+
+    @property
+    def words(self) -> list[str]:
+        """Overrides of the run, its folder included."""
+        words = [word for word in self.point.words if not word.lstrip("-+").startswith("run_dir=")]
+        own_id = VARIABLES["WANDB_RUN_ID"]
+        if variable(os.environ, "WANDB_RUN_ID") and not any(word.startswith(f"{own_id}=") for word in words):
+            # One id for all of them would make them one run in wandb.
+            words.append(f"{own_id}=null")
+        return [*words, f"run_dir={quoted(str(self.folder))}"]
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the run left in its summary.json; nothing if there is none."""
+        try:
+            found = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def has_finished(self) -> bool:
+        """Return whether an earlier sweep did all of its steps."""
+        found = self.summary()
+        return found.get("status") == "finished" and int(found.get("step", 0)) >= self.config.train.steps
+
+    def last(self, metric: str) -> float | None:
+        """Return a metric where it was last logged, or None if it never was."""
+        rows = [self.summary().get("final", {}), *reversed(read_rows(RunFolder(self.folder).metrics))]
+        return next((float(row[metric]) for row in rows if metric in row), None)
+
+    def names(self) -> list[str]:
+        """Return the names of everything that the run logged."""
+        rows = [self.summary().get("final", {}), *read_rows(RunFolder(self.folder).metrics)]
+        return sorted({name for row in rows for name in row})
+
+
+def wrong_with(config: TridentConfig, gpus: int | None) -> tuple[TridentConfig, list[str]]:
+    """Return the config as this machine fills it (`gpus=None`: as it is), and what is wrong with it."""
+    if gpus is not None:
+        config = fill_machine(config, gpus, usable_cores())
+    return config, problems(config, None, gpus)
+
+
+def checked(found: Sequence[Point], gpus: int | None) -> list[SweptRun]:
+    """Return the runs of all points.
+
+    Args:
+        found: the points.
+        gpus: CUDA devices of this machine; None: another one will train.
+
+    Raises:
+        ConfigError: a point cannot run. All problems, each with the points that have it.
+    """
+    wrong: dict[str, list[str]] = {}
+    configs = []
+    for point in found:
+        try:
+            config, problems_here = wrong_with(compose(point.words), gpus)
+        except ConfigError as error:
+            problems_here = list(error.problems)
+        else:
+            configs.append(config)
+        for problem in problems_here:
+            wrong.setdefault(problem, []).append(point.name)
+    if wrong:
+        raise ConfigError([_told(problem, names, len(found)) for problem, names in wrong.items()])
+    root = sweep_folder(found[0], configs[0])
+    names = folder_names(found)
+    runs = [SweptRun(point, root / name, config) for point, name, config in zip(found, names, configs, strict=True)]
+    for run in runs:
+        check_same_sweep(run)
+    return runs
+
+
+def _told(problem: str, names: list[str], total: int) -> str:
+    if len(names) == total:
+        return problem
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{problem} (in {names[0]}{others})"
+
+
+def sweep_folder(point: Point, config: TridentConfig) -> Path:
+    """Return the folder that holds the runs' folders.
+
+    Raises:
+        ConfigError: `run_dir` is several ones, or the folder of a run.
+    """
+    swept = {word.partition("=")[0] for word in point.swept}
+    if "run_dir" in swept:
+        raise ConfigError("run_dir must be one folder for the sweep, but has several values; each run gets its own")
+    if not any(word.lstrip("-+").startswith("run_dir=") for word in point.words):
+        return Path("sweeps", "default" if "name" in swept else config.name).absolute()
+    given = RunFolder.of(config)
+    if given.config.is_file():
+        raise ConfigError(
+            f"run_dir must be a folder for the runs of the sweep, but {given.path} holds a run; change run_dir"
+        )
+    return given.path
+
+
+def folder_names(found: Sequence[Point]) -> list[str]:
+    """Return a name for the folder of each point, no two alike, the same at every start."""
+    names: list[str] = []
+    for point in found:
+        name = re.sub(r"[^\w.,=+-]", "_", point.name)
+        if len(name) > _LONGEST_NAME or name in names:
+            digest = hashlib.blake2b(point.name.encode(), digest_size=4).hexdigest()
+            name = f"{name[:_LONGEST_NAME]}-{digest}"
+        names.append(name)
+    return names
+
+
+def check_same_sweep(run: SweptRun) -> None:
+    """Check that what an earlier start left in the run's folder is this run.
+
+    Raises:
+        ConfigError: it had other settings, so its result would be taken for that of this point.
+    """
+    path = run.folder / "config.yaml"
+    if not path.is_file():
+        return
+    try:
+        earlier = from_yaml(path.read_text(encoding="utf-8"))
+    except (ConfigError, OSError, UnicodeDecodeError):
+        return  # the run itself says what is wrong with it
+    changed = [key for key in differences(earlier, run.config) if not key.startswith(_NOT_THE_POINT)]
+    if changed:
+        raise ConfigError(
+            f"run_dir must hold this sweep, but {run.folder} holds a run that differs in {', '.join(changed[:8])}"
+            f"{' and more' if len(changed) > 8 else ''}",
+            hints=["set run_dir to another folder, or give these keys their earlier values"],
+        )
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other sweeps out of the folder meanwhile. The operating system takes the lock back from a killed one.
+
+    Raises:
+        ConfigError: another sweep has it.
+        StorageError: the folder cannot be written.
+    """
+    with storage_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK).open("a")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"run_dir must not be in use, but a sweep runs in {folder} now",
+                hints=["wait for it, stop it, or set run_dir to another folder"],
+            ) from None
+        except OSError:
+            pass  # the file system cannot lock; each run says so
+        yield
