@@ -110,10 +110,15 @@ def report_failure(error: TridentError, log_of: str = "", log_lines: Sequence[st
         log_of: whose log the lines are of, e.g. `rank 1`.
         log_lines: the end of that log, shown before the error.
     """
-    lines = [f"error: {problem}" for problem in error.problems]
-    lines += [f"hint: {hint}" for hint in error.hints[:_MAX_HINTS]]
+    lines = [f"error: {_one_line(problem)}" for problem in error.problems]
+    lines += [f"hint: {_one_line(hint)}" for hint in error.hints[:_MAX_HINTS]]
     _record("\n".join(lines))
     _print("\n".join([*(f"{log_of} | {line}" for line in log_lines), *lines]), _error_stream())
+
+
+def _one_line(text: str) -> str:
+    """Return the text with line ends written as such: names of files may hold them."""
+    return "\\n".join(text.splitlines())
 
 
 def silence(stream: TextIO) -> None:

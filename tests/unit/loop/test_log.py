@@ -128,3 +128,10 @@ def test_the_log_of_a_rank_has_what_its_run_said(
 def test_the_end_of_a_log_stands_before_the_error(capsys: pytest.CaptureFixture[str]) -> None:
     report_failure(NumericsError("bad"), "rank 3", ["one", "two"])
     assert capsys.readouterr().err == "rank 3 | one\nrank 3 | two\nerror: bad\n"
+
+
+def test_a_name_with_a_line_end_stays_in_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    report_failure(ConfigError("run_dir must be a folder, but two\nlines is a file", ["remove two\r\nlines"]))
+    assert capsys.readouterr().err == (
+        "error: run_dir must be a folder, but two\\nlines is a file\nhint: remove two\\nlines\n"
+    )
