@@ -84,6 +84,7 @@ DIFFERENT_MODEL: dict[str, tuple[str, str]] = {
         "which takes the name of a file, for example model=gpt2_124m",
     ),
     "mlp_class_name": ("model.activation", "for example swiglu for LLaMAMLP"),
+    "eos_token_id eod_token eos_id": ("tokenizer.eos_token", "the text of the token and not its id"),
     "vocab_file merge_file merges_file": ("tokenizer.path", "a tokenizer.json or a folder with one"),
     "dataset training.dataset": ("data.hub_path data.files", "with data=hub for a data set of the hub, or data=files"),
     "data_path data_paths data_prefix train_data_path train_data_paths dataset_path data_dir dataset_dir": (
@@ -149,7 +150,7 @@ ABSENT_MODEL: dict[str, str] = {
     "weights are trained",
     "load_in_8bit load_in_4bit quantization quantization_config quantize": "weights are not quantised",
     "use_mup mup mup_width_scale": "maximal update parametrisation is not available",
-    "bos_token_id eos_token_id pad_token_id bos_token pad_token": "the tokenizer says it",
+    "bos_token_id pad_token_id bos_token pad_token": "the tokenizer says it",
     "use_cache transformers_version pretraining_tp": "it says nothing about training from scratch",
     "recompute_method recompute_num_layers checkpoint_num_layers activations_checkpoint_num_layers "
     "activations_checkpoint_method partition_activations checkpoint_in_cpu cpu_checkpointing "

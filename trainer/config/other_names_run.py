@@ -59,7 +59,11 @@ SAME_RUN: dict[str, str] = {
     "checkpoint.resume": "resume_from_checkpoint resume_from resume_path resume_dir restore_from ckpt_path load "
     "load_dir load_path load_checkpoint checkpoint_path",
     "run_dir": "output_dir output_path out_dir default_root_dir dump_folder work_dir workdir experiment_dir exp_dir",
-    "name": "run_name experiment_name exp_name job_name wandb_run_name wandb_name wandb_exp_name wandb.name",
+    "name": "run_name experiment_name exp_name job_name",
+    "logging.wandb_name": "wandb_run_name wandb_exp_name wandb.name",
+    "logging.wandb_run_id": "run_id wandb_id wandb.id",
+    "logging.wandb_job_type": "job_type wandb.job_type",
+    "logging.wandb_notes": "notes wandb.notes",
     "logging.wandb": "wandb use_wandb wandb_log enable_wandb wandb_mode wandb.mode wandb.enabled",
     "logging.wandb_project": "wandb_project_name wandb.project project project_name",
     "logging.wandb_entity": "wandb_team wandb.entity entity",
@@ -161,8 +165,11 @@ DIFFERENT_RUN: dict[str, tuple[str, str]] = {
         "run_dir",
         "in which all logs are written",
     ),
-    "auto_resume resume": ("checkpoint.resume", "auto, never or the path of a checkpoint"),
-    "init_from": ("checkpoint.resume", "auto, never or the path of a checkpoint"),
+    "finetune no_load_optim no_load_rng initial_checkpoint_dir initial_load_path load_weights_only": (
+        "checkpoint.init_from",
+        "a checkpoint of which only the weights are taken, from step 0 on",
+    ),
+    "auto_resume": ("checkpoint.resume", "auto, never or the path of a checkpoint"),
     "log_level verbosity verbose enable_progress_bar progress_bar": (
         "logging.console",
         "auto, plain or quiet",
@@ -239,7 +246,7 @@ ABSENT_RUN: dict[str, str] = {
     "saves and stops it",
     "skip_train do_train do_predict eval_only fast_dev_run num_sanity_val_steps eval_on_start "
     "initial_validation": "`trident train` always trains",
-    "no_load_optim no_load_rng finetune no_save_optim no_save_rng save_only_model ckpt_format dist_ckpt_format "
+    "no_save_optim no_save_rng save_only_model ckpt_format dist_ckpt_format "
     "export_dtype last_save_model_only save_safetensors use_dist_ckpt": "checkpoints are written and read whole",
     "log_throughput log_timers_to_tensorboard timing_log_level log_params_norm log_num_zeros_in_grad "
     "wall_clock_breakdown include_tokens_per_second include_num_input_tokens_seen flops_profiler": "speed, memory and "

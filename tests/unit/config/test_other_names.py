@@ -58,6 +58,11 @@ def test_a_name_is_told_in_one_way() -> None:
     assert len(listed) == len(NAMES)
 
 
+def test_a_name_that_a_key_of_ours_ends_with_leads_to_that_key() -> None:
+    ends = {key.rpartition(".")[2]: key for key in KEYS}
+    assert {name for name, meaning in NAMES.items() if name in ends and ends[name] not in meaning.keys} == set()
+
+
 def test_no_name_is_a_key_or_written_as_nobody_would_find_it() -> None:
     assert [name for name in NAMES if name in KEYS or name in GROUPS] == []
     assert [name for name in NAMES if name != name.lower() or "-" in name] == []
