@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 from trainer.config.plan import RunPlan
 from trainer.config.schema import AdamImplementation, OffloadKind
+from trainer.engine.kernel_lock import QUIET_S, Owner, owner_of, quiet_s
 from trainer.errors import ConfigError
 
-LONGEST_COMPILATION_S = 900.0
-"""The kernel takes about a minute; a lock that is older than this belongs to nobody."""
+KERNELS = ("cpu_adam", "async_io", "utils")
+"""What DeepSpeed compiles for offloaded state."""
 
 
 def adam_implementation(plan: RunPlan) -> AdamImplementation:
@@ -29,7 +30,7 @@ def check_compiler(plan: RunPlan) -> None:
     """Check that what this run compiles can be compiled here, before any rank is started.
 
     Raises:
-        ConfigError: DeepSpeed's CPU Adam is wanted, but g++ or ninja is missing, or an earlier compilation was killed;
+        ConfigError: DeepSpeed's CPU Adam is wanted, but g++ or ninja is missing, or their folder cannot be used;
             runtime.compile=true, but there is no C++ compiler; runtime.liger=true, but no liger-kernel.
     """
     if plan.config.runtime.liger and find_spec("liger_kernel") is None:
@@ -44,7 +45,7 @@ def check_compiler(plan: RunPlan) -> None:
         )
     if adam_implementation(plan) is not AdamImplementation.deepspeed_cpu:
         return
-    _check_lock()
+    _check_folder(extensions_folder(os.environ))
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
     if missing:
         raise ConfigError(
@@ -54,18 +55,32 @@ def check_compiler(plan: RunPlan) -> None:
         )
 
 
-def _check_lock() -> None:
-    """Notice what a killed compilation leaves behind: every later one would wait for it for ever."""
-    named = os.environ.get("TORCH_EXTENSIONS_DIR")
-    root = Path(named) if named else Path("~/.cache/torch_extensions").expanduser()
-    for lock in sorted(root.glob("**/cpu_adam/lock")):
-        try:
-            age_s = time.time() - lock.stat().st_mtime
-        except OSError:
-            continue
-        if age_s > LONGEST_COMPILATION_S:
+def extensions_folder(environ: Mapping[str, str]) -> Path:
+    """Return the folder below which torch puts the kernels that it compiles."""
+    named = environ.get("TORCH_EXTENSIONS_DIR")
+    cache = environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(named or f"{cache}/torch_extensions").expanduser()
+
+
+def _check_folder(root: Path) -> None:
+    """Notice before a rank starts what would end each of them: a folder that is read-only, a lock that nobody gives up.
+
+    A lock whose owner is known to be gone is no problem: it is taken over (`engine.kernel_lock`).
+    """
+    locks = [lock for name in KERNELS for lock in root.glob(f"**/{name}/lock")]
+    for lock in locks:
+        silent_s = quiet_s(lock)
+        if owner_of(lock) is Owner.unknown and silent_s > QUIET_S:
             raise ConfigError(
-                f"the cache of compiled kernels must not be locked, but {lock} is {age_s / 60:.0f} minutes old: a "
-                "compilation was killed, and every other one would wait for it",
-                hints=[f"delete {lock}"],
+                f"the cache of compiled kernels must not be locked, but {lock} is {silent_s / 60:.0f} minutes old, and "
+                "nobody can tell whose it is: a compilation was killed, and every other one would wait for it",
+                hints=[f"if nothing compiles there, delete {lock}", "or set TORCH_EXTENSIONS_DIR to another folder"],
             )
+    nearest = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)) and not any(root.glob("**/cpu_adam/*.so")):
+        named = "TORCH_EXTENSIONS_DIR" if os.environ.get("TORCH_EXTENSIONS_DIR") else "the default"
+        raise ConfigError(
+            "the folder of compiled kernels must be one that can be written, or hold them, but "
+            f"{root} ({named}) is neither",
+            hints=["set TORCH_EXTENSIONS_DIR to another folder, or optimizer.implementation=torch (slower)"],
+        )

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.utils.cpp_extension
 
 from trainer.config.plan import RunPlan
 from trainer.config.schema import DeviceKind, Dtype
 from trainer.engine.host_memory import keep_freed_memory
+from trainer.engine.kernel_lock import KernelLock
 from trainer.engine.rendezvous import Place, meet
 from trainer.errors import ConfigError, PeerLostError
 from trainer.log import warn
@@ -75,6 +77,8 @@ def start_world(plan: RunPlan, device: torch.device) -> tuple[ParallelGroups, Di
 
     # Building this shared-memory op would make every first start on a CPU wait for a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # What torch's own class does with the lock of a killed compilation is to wait for ever.
+    torch.utils.cpp_extension.FileBaton = KernelLock  # type: ignore[assignment,attr-defined]
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     _check_precision(plan, device)
     grid = Grid(plan.pipeline_parallel_size, plan.data_parallel_size, plan.tensor_parallel_size)

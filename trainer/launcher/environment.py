@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -195,7 +196,14 @@ def gpu_count(environ: Mapping[str, str]) -> int:
 
 
 def prepare_environment(on_cpu: bool) -> None:
-    """Set what DeepSpeed reads from the environment while it is imported. Call before importing it."""
+    """Set what DeepSpeed and torch read from the environment. Call before importing them."""
+    extensions = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if extensions == "":
+        # torch would compile in the working folder.
+        del os.environ["TORCH_EXTENSIONS_DIR"]
+    elif extensions is not None:
+        with suppress(RuntimeError):
+            os.environ["TORCH_EXTENSIONS_DIR"] = str(Path(extensions).expanduser().absolute())
     if on_cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     # A virtual environment's ninja is found even when the environment is not activated.
