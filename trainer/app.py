@@ -7,6 +7,7 @@ import socket
 
 import torch
 
+from trainer import interruption
 from trainer.checkpoint.hook import CheckpointHook
 from trainer.checkpoint.origin import Found, Use, lineage
 from trainer.checkpoint.resume import checkpoint_to_resume, load, starting_state
@@ -25,7 +26,6 @@ from trainer.errors import DataError, OutOfMemoryError, Preempted
 from trainer.launcher.attempts import note_restart, restarted_by
 from trainer.launcher.environment import World
 from trainer.launcher.guard import RankGuard
-from trainer.launcher.orphan import watch_launcher
 from trainer.launcher.output import send_output_to
 from trainer.launcher.start import SUPERVISED_VARIABLE
 from trainer.launcher.watchdog import Watchdog
@@ -47,7 +47,7 @@ from trainer.model.kernel import attention_kernel
 from trainer.pipeline.placement import placement_warning
 from trainer.profiling.hook import ProfileHook
 from trainer.profiling.phases import MarkedProgress
-from trainer.progress import Progress
+from trainer.progress import BUILDING, CHECKING, JOINING, LOADING, PREPARING, Progress, current, follow
 from trainer.run_folder import STREAM, RunFolder
 from trainer.samples.check import check_samples
 from trainer.samples.hook import SamplesHook
@@ -61,20 +61,22 @@ def train_rank(config: TridentConfig, world: World) -> int:
     Raises:
         TridentError: the run folder or the device cannot be used; the same one on every rank.
     """
+    current().enter(JOINING)
     device = choose_device(config.runtime.device, world.local_rank)
     layout_plan = make_plan(config, config.model.vocab_size or 1, world.size)
     groups, control = start_world(layout_plan, device)
+    current().enter(CHECKING)
     folder = RunFolder.of(config)
     # A machine that took the place of a lost one does not know that this is a restart; the others do.
     by = next(filter(None, gather(control, restarted_by(os.environ))), None)
     together(control, lambda: _check(config, layout_plan, folder, groups, by))
     together(control, lambda: use_terminal(*send_output_to(folder.log(groups.rank))))
     guard = RankGuard(folder.logs, groups.rank)
-    # Listening first: a rank in the roster may be asked to stop at any moment.
-    with StopRequest(control) as stop:
-        together(control, guard.enter)
-        watch_launcher(stop.request)
-        try:
+    together(control, guard.enter)
+    interruption.before_end(guard.interrupted)
+    try:
+        with _watchdog(layout_plan, folder, groups):
+            current().enter(PREPARING)
             prepared = together(control, lambda: prepare(config, say))
             _check_same_data(prepared, control)
             stream = stream_identity(prepared, config)
@@ -82,14 +84,16 @@ def train_rank(config: TridentConfig, world: World) -> int:
             together(control, lambda: folder.check_data(config, stream))
             plan = with_vocabulary(layout_plan, prepared.vocab_size)
             _announce(folder, plan, prepared, groups, gather(control, socket.gethostname()))
-            end = _train(plan, prepared, folder, groups, control, stop)
-        except BaseException as error:
-            return guard.fail(_in_our_words(error))
+            end = _train(plan, prepared, folder, groups, control)
+    except BaseException as error:
+        return guard.fail(_in_our_words(error))
+    code = Preempted.exit_code if end.status == "stopped" else 0
+    interruption.settle(code)
     if end.status == "stopped":
         _tell_stop(end.step, folder.goes_on_from())
     guard.leave()
     stop_world()
-    return Preempted.exit_code if end.status == "stopped" else 0
+    return code
 
 
 def _check(config: TridentConfig, plan: RunPlan, folder: RunFolder, groups: ParallelGroups, by: str | None) -> None:
@@ -169,7 +173,6 @@ def _train(
     folder: RunFolder,
     groups: ParallelGroups,
     control: DistGroup,
-    stop: StopRequest,
 ) -> RunEnd:
     found = checkpoint_to_resume(plan.config, folder.checkpoints, control)
     concluded = gather(control, _concluded_at(found, folder, plan.config))[0]
@@ -178,9 +181,11 @@ def _train(
         return RunEnd("finished", concluded, 0.0)
     state = together(control, lambda: starting_state(found, plan, stream_identity(prepared, plan.config)))
     sources = together(control, lambda: _sources(plan, prepared, state.sample_length, groups))
-    progress = MarkedProgress() if plan.config.runtime.profile else Progress()
+    progress, stop = current(), StopRequest(control)
+    progress.enter(BUILDING)
     engine = build_engine(plan, groups, progress)
     if found is not None:
+        progress.enter(LOADING)
         load(found, engine, plan, groups, control)
         together(control, lambda: _begin(found, folder, plan.config, groups))
     if state.step >= plan.config.train.steps:
@@ -189,14 +194,14 @@ def _train(
     on_skip = skipped.write if groups.is_reporting_rank else _ignore
     background = host_group(plan, groups)
     profiler = _profiler(plan, folder, progress, groups, control)
-    with _watchdog(plan, folder, groups, progress):
-        while True:
-            hooks = [*_hooks(plan, folder, engine, state, groups, control, background, measures), *profiler]
-            end = train(engine, *sources, plan, state, hooks, stop, groups, measures, progress, on_skip, rewinds)
-            if end.status != "rewound":
-                return end
-            progress.enter("hooks")
-            state = rewind(engine, state, found, plan, folder.checkpoints, groups, control)
+    progress.enter("start")
+    while True:
+        hooks = [*_hooks(plan, folder, engine, state, groups, control, background, measures), *profiler]
+        end = train(engine, *sources, plan, state, hooks, stop, groups, measures, progress, on_skip, rewinds)
+        if end.status != "rewound":
+            return end
+        progress.enter("hooks")
+        state = rewind(engine, state, found, plan, folder.checkpoints, groups, control)
 
 
 def _concluded_at(found: Found | None, folder: RunFolder, config: TridentConfig) -> int | None:
@@ -214,10 +219,13 @@ def _begin(found: Found, folder: RunFolder, config: TridentConfig, groups: Paral
         forget_rows(folder.path)
 
 
-def _watchdog(plan: RunPlan, folder: RunFolder, groups: ParallelGroups, progress: Progress) -> Watchdog:
+def _watchdog(plan: RunPlan, folder: RunFolder, groups: ParallelGroups) -> Watchdog:
+    """Return the watch over this rank from here on; that of the process alone (`interruption.limit`) ends."""
+    follow(MarkedProgress() if plan.config.runtime.profile else Progress())
+    interruption.limit(0)
     stage = groups.grid.coordinate(groups.rank).stage
     timeouts = (plan.hang_timeout_s, plan.config.runtime.timeout_s)
-    return Watchdog(folder.logs, groups.rank, stage, plan.world_size, progress, *timeouts)
+    return Watchdog(folder.logs, groups.rank, stage, plan.world_size, current(), *timeouts)
 
 
 def _ignore(batch: SkippedBatch) -> None:

@@ -22,11 +22,13 @@ from typing import NoReturn
 
 from trainer.errors import Interrupted, PeerLostError, Preempted, TridentError
 from trainer.log import part, report_failure
-from trainer.progress import BUSY, current
+from trainer.progress import BUSY, Progress, current
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 INTERRUPTED = 130
 """Exit code of what a person broke off with Ctrl-C."""
+ASKED = (Preempted.exit_code, INTERRUPTED)
+"""Exit codes of what a signal ended before there was anything to save."""
 GRACE_S = 3.0
 """Time that the main thread gets to end by itself."""
 LEAVE_S = 8.0
@@ -35,6 +37,7 @@ _PARTING_S = 2.0
 _POLL_S = 0.5
 _BUSY_SHARE = 0.1
 """Of a core: who computes less than that only waits."""
+_MEASURE_S = 2.0
 _NOTHING = b"\0"
 
 
@@ -81,7 +84,7 @@ class _Interruption:
             raise Interrupted(signal.Signals(number).name, exit_code_of(number))
 
     def _watch(self) -> None:
-        effort = _Effort()
+        effort = Effort()
         while True:
             ready, _, _ = select.select([self._reader], [], [], _POLL_S)
             for number in os.read(self._reader, 512) if ready else b"":
@@ -104,10 +107,9 @@ class _Interruption:
             tell_end(signal.Signals(number).name)
         self.end(exit_code_of(number))
 
-    def _check_limit(self, effort: _Effort) -> None:
+    def _check_limit(self, effort: Effort) -> None:
         progress = current()
-        if progress.phase in BUSY and effort.share() >= _BUSY_SHARE:
-            progress.beat()
+        effort.note(progress)
         if time.monotonic() - progress.moved_at > self._limit_s:
             with suppress(OSError, ValueError):
                 report_failure(stands_still(self._limit_s))
@@ -132,7 +134,7 @@ class _Interruption:
     def settle(self, code: int, within_s: float | None = None) -> None:
         """Decide the exit code: the work is done, and a signal now only makes the process end sooner."""
         self._settled = code
-        if within_s is not None:
+        if within_s is not None and self._ends_at is None:
             self._ends_at = time.monotonic() + within_s
         if self.is_listening:
             with suppress(OSError):
@@ -142,6 +144,11 @@ class _Interruption:
         """Set how long the process may stand still; 0: for ever."""
         current().beat()
         self._limit_s = seconds
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a signal has ended what the main thread did."""
+        return self._asked is not None
 
     def before_end(self, parting: Callable[[int], None]) -> None:
         """Let `parting` be called with the exit code when a signal ends the process. From any thread."""
@@ -158,6 +165,8 @@ end = _THE_ONE.end
 
 def leave(code: int) -> NoReturn:
     """End the process with its work done: libraries may clean up, but not for ever, and no signal changes the code."""
+    if _THE_ONE.is_asked:
+        end(code)
     settle(code, within_s=LEAVE_S)
     _flush()
     atexit._run_exitfuncs()
@@ -165,8 +174,19 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+class _Voice:
+    is_parents = False
+
+
+def let_parent_tell() -> None:
+    """Say nothing here: the command that started this rank does."""
+    _Voice.is_parents = True
+
+
 def tell_end(name: str) -> None:
-    """Say that a signal ended the command, and in what. On the reporting rank only."""
+    """Say that a signal ended the command, and in what. On the reporting rank only, where no parent does."""
+    if _Voice.is_parents:
+        return
     progress = current()
     on = f" ({progress.instruction})" if progress.instruction else ""
     part(f"asked to stop by {name} while {progress.phase}{on}: ended, there was nothing to save yet")
@@ -198,27 +218,34 @@ def end_descendants() -> None:
                 process.kill()
 
 
-class _Effort:
-    """How much this process, and those that it started, compute."""
+class Effort:
+    """How much this process, and those that it started, compute. In some phases that is progress."""
 
     def __init__(self) -> None:
         self._at = time.monotonic()
-        self._spent = 0.0
+        self._spent_s = 0.0
 
-    def share(self) -> float:
-        """Return the share of a core since the call before."""
-        import psutil
+    def note(self, progress: Progress) -> None:
+        """Note that a phase that may take any time goes on, if it does. Cheap: it measures now and then."""
+        if progress.phase not in BUSY or time.monotonic() - self._at < _MEASURE_S:
+            return
+        now, spent_s = time.monotonic(), _spent_s()
+        if spent_s - self._spent_s >= _BUSY_SHARE * (now - self._at):
+            progress.beat()
+        self._at, self._spent_s = now, spent_s
 
-        now, spent = time.monotonic(), 0.0
-        with suppress(psutil.Error):
-            process = psutil.Process()
-            spent = sum(process.cpu_times()[:4])
-            for child in process.children(recursive=True):
-                with suppress(psutil.Error):
-                    spent += sum(child.cpu_times()[:4])
-        share = (spent - self._spent) / max(now - self._at, 1e-3)
-        self._at, self._spent = now, spent
-        return share
+
+def _spent_s() -> float:
+    import psutil
+
+    total = 0.0
+    with suppress(psutil.Error):
+        process = psutil.Process()
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                # With the children that have ended.
+                total += sum(one.cpu_times()[:4])
+    return total
 
 
 def _flush() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+from trainer import interruption
 from trainer.config.arguments import SETTLED
 from trainer.config.plan import make_plan
 from trainer.config.schema import TridentConfig
@@ -14,15 +15,17 @@ from trainer.data.prepare import PreparedData, prepare, stream_identity
 from trainer.description import describe, plan_record
 from trainer.engine.kernels import check_compiler
 from trainer.errors import ConfigError, Preempted, TridentError
+from trainer.interruption import INTERRUPTED
 from trainer.launcher.attempts import last_step, note_restart, restarted_by
 from trainer.launcher.guard import RankGuard, lost_error
 from trainer.launcher.output import shared_output, tail
 from trainer.launcher.roster import Roster
-from trainer.launcher.start import INTERRUPTED, LAUNCHER_LOG, Outcome, check_port, run_ranks
+from trainer.launcher.start import LAUNCHER_LOG, Outcome, check_port, run_ranks
 from trainer.log import report_failure, say
 from trainer.machine import OomKills
 from trainer.metrics.jsonl import read_rows
 from trainer.metrics.tensorboard_sink import check_tensorboard
+from trainer.progress import PREPARING, STARTING_RANKS, current
 from trainer.restarts import Restart, RestartPolicy, remember
 from trainer.run_folder import STREAM, RunFolder
 from trainer.samples.check import check_samples
@@ -42,6 +45,7 @@ def check_before_start(config: TridentConfig) -> PreparedData:
     folder.check(config)
     check_compiler(make_plan(config, vocab_size=config.model.vocab_size or 1))
     check_tensorboard(config.logging)
+    current().enter(PREPARING)
     prepared = prepare(config, say)
     check_capacity(prepared, config)
     check_samples(prepared, config)
@@ -76,11 +80,15 @@ def start_and_watch(config: TridentConfig) -> int:
     with shared_output():
         while True:
             oom_kills = OomKills()
+            # The ranks have watches of their own.
+            interruption.limit(0)
+            current().enter(STARTING_RANKS)
             outcome = run_ranks(
                 plan.world_size, words, folder.logs, port=config.launch.master_port, grace_s=config.launch.grace_s
             )
             _explain(outcome, folder, tail(launcher_log, start=log_start), oom_kills)
             if not _starts_again(outcome, folder, policy):
+                interruption.settle(outcome.exit_code)
                 return outcome.exit_code
             log_start = launcher_log.stat().st_size
             RankGuard.prepare(folder.logs)
@@ -88,6 +96,8 @@ def start_and_watch(config: TridentConfig) -> int:
 
 def _starts_again(outcome: Outcome, folder: RunFolder, policy: RestartPolicy) -> bool:
     """Return whether there is another attempt, after waiting for its time."""
+    if outcome.exit_code == 0:
+        return False
     step = last_step(read_rows(folder.metrics))
     wait_s = None if outcome.stop_requested else policy.wait_s(outcome.exit_code, step)
     if wait_s is None:

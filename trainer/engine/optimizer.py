@@ -10,6 +10,7 @@ import torch
 from trainer.config.plan import RunPlan
 from trainer.config.schema import AdamImplementation
 from trainer.engine.kernels import adam_implementation
+from trainer.errors import ConfigError
 
 
 def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
@@ -43,9 +44,23 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], plan: RunPlan) -> 
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         _ask_for_the_processor_once()
-        optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(
-            groups, lr=config.lr, betas=betas, eps=config.eps, adamw_mode=True
-        )
+        try:
+            optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(
+                groups, lr=config.lr, betas=betas, eps=config.eps, adamw_mode=True
+            )
+        except (RuntimeError, ImportError) as error:
+            cause = error.__cause__ or error
+            if isinstance(cause, ConfigError):
+                raise cause from error
+            raise ConfigError(
+                "optimizer.implementation=deepspeed_cpu must be able to compile its kernel here, but: "
+                f"{next(iter(str(cause).splitlines()), type(cause).__name__)}",
+                hints=[
+                    "what the compiler said is in the rank's log",
+                    "if the kernel was compiled for another version of torch, delete its folder",
+                    "or set optimizer.implementation=torch (slower, same numbers)",
+                ],
+            ) from error
         return optimizer
     # One kernel for all of a tensor's arithmetic, on the CPU too: there a quarter of the time of torch's default.
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)

@@ -8,15 +8,17 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from trainer.errors import PeerLostError, TridentError
+from trainer.errors import Interrupted, PeerLostError, TridentError
 from trainer.files import storage_faults
+from trainer.interruption import ASKED, INTERRUPTED, tell_end
 from trainer.launcher.output import tail
 from trainer.launcher.roster import Roster, watch_peers
-from trainer.launcher.start import INTERRUPTED, SUPERVISED_VARIABLE
+from trainer.launcher.start import SUPERVISED_VARIABLE
 from trainer.launcher.watchdog import Watchdog
-from trainer.log import report_failure
+from trainer.log import record, report_failure
 from trainer.machine import OomKills
 
 PEER_GRACE_S = 5.0
@@ -62,12 +64,18 @@ class RankGuard:
         """
         with storage_faults(self._logs):
             self._roster.enter(self._rank)
-        self._stop_watching = watch_peers(self._roster, self._on_loss, PEER_GRACE_S)
+        self._stop_watching = watch_peers(self._roster, self._on_loss, PEER_GRACE_S, self._on_asked)
 
     def leave(self) -> None:
         """Leave the roster: this rank ends in a way it controls."""
         self._stop_watching.set()
         self._roster.leave(self._rank)
+
+    def interrupted(self, code: int) -> None:
+        """Leave because a signal ends this rank before it has anything to save. The others find the exit code."""
+        with suppress(OSError):
+            self._roster.claim_failure(code)
+        self.leave()
 
     def fail(self, error: BaseException) -> int:
         """Report the failure that ends this rank, leave the roster, and return the exit code.
@@ -76,9 +84,18 @@ class RankGuard:
         where a parent watches the ranks, it names the lost ones.
         """
         if isinstance(error, KeyboardInterrupt):
-            self.leave()
-            return INTERRUPTED
+            if not isinstance(error, Interrupted):
+                self.leave()
+                return INTERRUPTED
+            tell_end(error.name)
+            self.interrupted(error.exit_code)
+            return error.exit_code
         traceback.print_exception(error, file=sys.stderr)
+        asked = self._roster.told_failure()
+        if asked in ASKED and not isinstance(error, TridentError):
+            # What breaks after a peer was asked to end is no fault.
+            self.leave()
+            return asked
         lost: list[int] = []
         if isinstance(error, PeerLostError) or not isinstance(error, TridentError):
             lost = self._wait_for_loss(LOSS_WAIT_S)
@@ -135,6 +152,12 @@ class RankGuard:
         while not (lost := self._roster.lost()) and time.monotonic() < end:
             time.sleep(0.1)
         return lost
+
+    def _on_asked(self, code: int) -> None:
+        record(f"a peer was asked to end before there was anything to save: ending with {code}")
+        self._roster.leave(self._rank)
+        sys.stderr.flush()
+        os._exit(code)
 
     def _on_loss(self, lost: list[int]) -> None:
         if not self._is_supervised and self._claim(PeerLostError.exit_code):

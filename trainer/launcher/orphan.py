@@ -3,28 +3,64 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
+
+import psutil
+
+from trainer.launcher.start import CONSOLE_VARIABLE
 
 _INIT = 1
 """In a container the rank may be the child of process 1 from the start."""
 
 
-def watch_launcher(on_gone: Callable[[], None], poll_s: float = 1.0) -> threading.Event:
-    """Start a daemon thread that calls `on_gone` once when the process that started this one is gone.
+def ask_to_stop() -> None:
+    """Do to this process what a launcher that is asked to stop would have done."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
-    torchrun and the deepspeed launcher die at once of a signal that they do not know, such as SIGUSR1, and of SIGKILL.
-    Their ranks would train on with nobody to hear of it. Set the returned event to stop watching.
+
+def watch_launcher(on_gone: Callable[[], None], poll_s: float = 1.0) -> threading.Event:
+    """Start a daemon thread that calls `on_gone` once when a process that this one is a rank of is gone.
+
+    That is the one that started it, and the command above the launcher, where the command starts its own ranks.
+    torchrun and the deepspeed launcher die at once of a signal that they do not know, such as SIGUSR1, and of SIGKILL;
+    and the launcher does not notice when the command is killed. Their ranks would train on with nobody to hear of it.
+    Set the returned event to stop watching.
     """
     stop = threading.Event()
-    launcher = os.getppid()
+    launcher, command = os.getppid(), _command()
 
     def watch() -> None:
-        while not stop.wait(poll_s):
-            if os.getppid() != launcher:
+        while True:
+            if os.getppid() != launcher or (command is not None and not _runs(command)):
                 on_gone()
                 return
+            if stop.wait(poll_s):
+                return
 
-    if launcher != _INIT:
+    if launcher != _INIT or command is not None:
         threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
     return stop
+
+
+_GONE = object()
+
+
+def _command() -> object | None:
+    """Return the command that started this run, if one did: a process together with its start time."""
+    pid = os.environ.get(CONSOLE_VARIABLE, "")
+    try:
+        return psutil.Process(int(pid)) if pid.isdecimal() else None
+    except psutil.NoSuchProcess:
+        return _GONE
+
+
+def _runs(command: object) -> bool:
+    try:
+        # A killed process that nobody waits for does not run.
+        return isinstance(command, psutil.Process) and command.is_running() and command.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True

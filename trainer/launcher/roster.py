@@ -20,6 +20,7 @@ import psutil
 
 from trainer.errors import StorageError
 from trainer.files import write_atomically
+from trainer.interruption import ASKED, GRACE_S
 
 POLL_S = 1.0
 SAME_PROCESS_S = 5.0
@@ -154,10 +155,16 @@ class Roster:
             return None
 
 
-def watch_peers(roster: Roster, on_loss: Callable[[list[int]], None], grace_s: float) -> threading.Event:
+def watch_peers(
+    roster: Roster,
+    on_loss: Callable[[list[int]], None],
+    grace_s: float,
+    on_asked: Callable[[int], None] = lambda code: None,
+) -> threading.Event:
     """Start a daemon thread that calls `on_loss` when a peer has been gone for `grace_s` seconds.
 
-    A collective that waits for a dead peer may never return; the thread ends the process then. Set the returned event
+    And `on_asked` with the exit code that a peer told when it was asked to end before there was anything to save.
+    A collective that waits for such a peer may never return; the thread ends the process then. Set the returned event
     to stop watching.
     """
     stop = threading.Event()
@@ -165,6 +172,11 @@ def watch_peers(roster: Roster, on_loss: Callable[[list[int]], None], grace_s: f
     def watch() -> None:
         missing_since: float | None = None
         while not stop.wait(POLL_S):
+            told = roster.told_failure()
+            # This rank may have been asked as well, and then ends by itself.
+            if told in ASKED and not stop.wait(GRACE_S):
+                on_asked(told)
+                return
             lost = roster.lost()
             if not lost:
                 missing_since = None

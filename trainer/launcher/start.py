@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 
 import trainer
-from trainer.errors import ConfigError, PeerLostError, Preempted
+from trainer.errors import ConfigError, PeerLostError
+from trainer.interruption import ASKED, GRACE_S, INTERRUPTED, exit_code_of, tell_end
 from trainer.launcher.environment import VISIBLE_DEVICES_VARIABLE
 from trainer.launcher.roster import Roster
 
@@ -27,8 +28,6 @@ CONSOLE_VARIABLE = "TRIDENT_CONSOLE_PID"
 SUPERVISED_VARIABLE = "TRIDENT_SUPERVISED"
 """Set for ranks whose parent reports what went wrong."""
 LAUNCHER_LOG = "launcher.log"
-INTERRUPTED = 130
-"""Exit code of a run that its user killed."""
 POLL_S = 0.2
 REPEAT_S = 1.0
 """Terminals and process managers may deliver one wish twice; a person who insists takes longer."""
@@ -86,8 +85,9 @@ def run_ranks(
 ) -> Outcome:
     """Start the ranks, wait for them, and leave no process behind.
 
-    SIGINT, SIGTERM, SIGHUP and SIGUSR1 are handed to every rank as SIGTERM: they save at the end of their step and exit
-    75. SIGINT or SIGTERM once more kills them. When a rank is lost, the others get `grace_s` seconds to end.
+    SIGINT is handed to every rank; SIGTERM, SIGHUP and SIGUSR1 are, as SIGTERM. Ranks save at the end of their step and
+    exit 75, or end at once where they have trained nothing. SIGINT or SIGTERM once more kills them. When a rank is
+    lost, the others get `grace_s` seconds to end.
     """
     log_folder.mkdir(parents=True, exist_ok=True)
     roster = Roster(log_folder)
@@ -145,6 +145,11 @@ class _StopSignals:
         """Whether any of them came."""
         return bool(self._first)
 
+    @property
+    def first(self) -> int | None:
+        """The one that came first."""
+        return next(iter(self._first), None)
+
     def __enter__(self) -> _StopSignals:
         for number in _STOP_SIGNALS:
             # What nohup or a shell without job control ignores stays ignored.
@@ -187,6 +192,8 @@ class _Supervisor:
             return Outcome(self._ended_by_user, (), True)
         told = self._roster.told_failure()
         if told is not None:
+            if told in ASKED and self._signals.first is not None:
+                tell_end(signal.Signals(self._signals.first).name)
             # Ranks that the launcher had to kill after that are no cause.
             return Outcome(told, (), self._signals.requested)
         code = PeerLostError.exit_code if broken else self._process.returncode
@@ -202,22 +209,27 @@ class _Supervisor:
             lost = lost or self._roster.lost()
             if broken_at is None and (lost or self._roster.told_failure() is not None):
                 broken_at = time.monotonic()
-            if broken_at is not None and time.monotonic() - broken_at > self._grace_s:
+            is_asked = self._is_asked and self._roster.told_failure() in ASKED
+            grace_s = min(self._grace_s, GRACE_S) if is_asked else self._grace_s
+            if broken_at is not None and time.monotonic() - broken_at > grace_s:
                 self._kill()
         return lost
 
     def _obey(self) -> None:
+        number = self._signals.first
         if self._signals.insisted:
             self._ended_by_user = INTERRUPTED
             self._kill()
-        elif self._signals.requested and not self._is_asked:
+        elif number is not None and not self._is_asked:
             self._is_asked = True
             ranks = self._roster.present()
             for pid in ranks.values():
-                _signal(pid, signal.SIGTERM)
+                # What a rank that has trained nothing yet ends with depends on who asks.
+                _signal(pid, signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
             if not ranks:
                 # Nothing is trained yet, so there is nothing to save.
-                self._ended_by_user = Preempted.exit_code
+                self._ended_by_user = exit_code_of(number)
+                tell_end(signal.Signals(number).name)
                 self._kill()
 
     def _kill(self) -> None:

@@ -24,9 +24,10 @@ from types import FrameType, TracebackType
 from typing import TextIO
 
 from trainer.errors import PeerLostError
+from trainer.interruption import Effort
 from trainer.launcher.roster import Roster
 from trainer.log import record, report_failure, tell
-from trainer.progress import PHASES, Progress
+from trainer.progress import BEFORE_THE_LOOP, PHASES, Progress
 
 FEW_RANKS = 16
 """So many are listed on the terminal; `logs/hang.txt` has all."""
@@ -34,7 +35,7 @@ STACK_S = 0.5
 """Time that a rank which does not answer gets to write its stacks from a signal handler."""
 END_S = 10.0
 """Time to put everything together and end."""
-_OWN_TIME = ("start", "hooks", "end")
+_OWN_TIME = (*BEFORE_THE_LOOP, "start", "hooks", "end")
 """Phases that may take as long as a collective: starting, saving, ending."""
 _WAITING = ("torch/distributed/", "deepspeed/comm/", "trainer/loop/stop.py")
 """A rank whose innermost code is here waits for others."""
@@ -114,7 +115,7 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         """Start to watch."""
         if self._timeout_s > 0:
-            self._progress.enter("start")
+            self._progress.beat()
             # Open beforehand: a rank that holds the interpreter can still write here, from a signal handler.
             with suppress(OSError):
                 self._stacks_path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,11 +139,18 @@ class Watchdog:
                 self._stacks_path.parent.rmdir()
 
     def _watch(self) -> None:
+        effort = Effort()
         while not self._stop.wait(min(1.0, self._timeout_s / 5)):
-            allowed_s = self._save_timeout_s if self._progress.phase in _OWN_TIME else self._timeout_s
-            is_late = time.monotonic() - self._progress.moved_at > allowed_s
+            effort.note(self._progress)
+            is_late = time.monotonic() - self._progress.moved_at > self._allowed()[0]
             if is_late or next(self._logs.glob("hang_rank_*.json"), None) is not None:
                 self._end()
+
+    def _allowed(self) -> tuple[float, str]:
+        """Return how long this rank may stay where it is, and the key that says so."""
+        if self._progress.phase in _OWN_TIME:
+            return self._save_timeout_s, "runtime.timeout_s"
+        return self._timeout_s, "runtime.hang_timeout_s"
 
     def _end(self) -> None:
         """Say where this rank is, hear the others, and end the process."""
@@ -202,16 +210,18 @@ class Watchdog:
             (self._logs / "hang.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         shown = lines if len(lines) <= FEW_RANKS else [*lines[:FEW_RANKS], f"... all ranks: {self._logs / 'hang.txt'}"]
         tell("\n".join(shown))
-        report_failure(hang_error(heard, silent, self._timeout_s, self._logs))
+        report_failure(hang_error(heard, silent, self._allowed(), self._logs))
 
 
-def hang_error(heard: Mapping[int, Whereabouts], silent: Sequence[int], timeout_s: float, logs: Path) -> PeerLostError:
+def hang_error(
+    heard: Mapping[int, Whereabouts], silent: Sequence[int], allowed: tuple[float, str], logs: Path
+) -> PeerLostError:
     """Return the error that names who is behind.
 
     Args:
         heard: where the ranks that answered are.
         silent: the others.
-        timeout_s: `runtime.hang_timeout_s`.
+        allowed: how long nothing may move, and the key that says so.
         logs: the run's `logs` folder.
     """
     if silent:
@@ -220,12 +230,13 @@ def hang_error(heard: Mapping[int, Whereabouts], silent: Sequence[int], timeout_
         behind = f"rank{'s' * many} {names} {'do' if many else 'does'} not answer (stopped, or stuck outside Python)"
     else:
         behind = f"behind is {min(heard.values(), key=lambda one: one.advance)}"
+    seconds, key = allowed
     return PeerLostError(
-        f"every rank must go on within {timeout_s:g} s (runtime.hang_timeout_s), but the run stands still at step "
+        f"every rank must go on within {seconds:g} s ({key}), but the run stands still at step "
         f"{max(one.step for one in heard.values())}: {behind}",
         hints=[
             f"stacks of every rank: {logs / 'stacks'}",
-            "if steps or evaluations take that long, raise runtime.hang_timeout_s and runtime.timeout_s",
+            "if it takes that long here, raise runtime.hang_timeout_s and runtime.timeout_s",
             "start the same command again: it resumes from the last checkpoint",
         ],
     )

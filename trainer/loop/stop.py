@@ -14,7 +14,7 @@ import torch.distributed as dist
 from trainer.errors import PeerLostError
 from trainer.topology.groups import DistGroup, Group
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class _Work(Protocol):
@@ -54,10 +54,16 @@ class StopRequest:
         self._requested = True
 
     def install(self) -> None:
-        """Listen to SIGTERM, SIGINT and SIGUSR1. Does nothing outside the main thread, where Python cannot."""
-        if threading.current_thread() is not threading.main_thread():
+        """Listen to SIGTERM, SIGINT, SIGUSR1 and SIGHUP. Does nothing outside the main thread, where Python cannot.
+
+        Before that, and after `uninstall`, such a signal ends the process at once (`trainer.interruption`).
+        """
+        if threading.current_thread() is not threading.main_thread() or self._previous:
             return
         for number in STOP_SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                # nohup: the terminal may go.
+                continue
             self._previous[number] = signal.signal(number, self._on_signal)
 
     def uninstall(self) -> None:

@@ -47,6 +47,7 @@ def train(
     when the run ends with it.
     A skipped step is a step: its number, learning rate and data are used up, so that all that follows stays in place.
     Hooks get `on_end` exactly once, also after a failure. Collective over the world.
+    Until the first step is done there is nothing to save: signals ask `stop` only from then on.
 
     Args:
         engine: of this rank.
@@ -70,15 +71,22 @@ def train(
         PeerLostError: a rank died.
     """
     progress, measures = progress or Progress(), measures or Measures()
-    started = time.perf_counter()
     skips = SkipPolicy(plan.config.train, state, source, on_skip, rewinds or RewindCount())
     loop = _Loop(engine, source, validation, plan, state, hooks, stop, groups, measures, progress, skips)
+    try:
+        return _run(loop, hooks, state)
+    finally:
+        stop.uninstall()
+
+
+def _run(loop: _Loop, hooks: Sequence[Hook], state: TrainState) -> RunEnd:
+    started = time.perf_counter()
     try:
         status = loop.run()
     except BaseException as error:
         _end_failed(hooks, RunEnd("failed", state.step, time.perf_counter() - started, _reason(error)))
         raise
-    progress.enter("end")
+    loop.progress.enter("end")
     end = RunEnd(status, state.step, time.perf_counter() - started)
     _end_all(hooks, end)
     return end
@@ -163,6 +171,7 @@ class _Loop:
         config = self.plan.config
         rate = learning_rate(step, config.optimizer, config.schedule, config.train.steps, self.plan.decay_steps)
         goes_back = self._train_step(step, rate)
+        self.stop.install()
         self.progress.enter("hooks")
         if goes_back:
             return "rewound"

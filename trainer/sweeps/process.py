@@ -8,7 +8,8 @@ import sys
 from types import FrameType
 
 from trainer.errors import Preempted
-from trainer.launcher.start import INTERRUPTED, python_environment
+from trainer.interruption import INTERRUPTED
+from trainer.launcher.start import python_environment
 from trainer.sweeps.runs import SweptRun
 
 _HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from trainer import interruption
 from trainer.errors import ConfigError, PeerLostError, Preempted, TridentError
 from trainer.log import be_quiet, report_error, report_failure, say
+from trainer.progress import IMPORTING, current
 from trainer.verbs.composing import COMPOSING
 from trainer.verbs.declare import Option, Verb
 from trainer.verbs.showing import SHOWING, show, shows
@@ -48,8 +50,11 @@ def _train(arguments: Sequence[str], is_dry: bool) -> int:
         return error.exit_code
     if world is not None:
         publish_world(world)
+        _hear_of_launcher()
     composed = composition(arguments)
     config = composed.config
+    # 0: the user wants no watch at all.
+    interruption.limit(config.runtime.timeout_s if config.runtime.hang_timeout_s != 0 else 0)
     be_quiet(config.logging.console is ConsoleKind.quiet)
     _check_restarts(config, world)
     gpus = gpu_count(os.environ)
@@ -73,6 +78,7 @@ def _train(arguments: Sequence[str], is_dry: bool) -> int:
         check_before_start(config)
         world = World(rank=0, local_rank=0, size=1, local_size=1)
         publish_world(world)
+    current().enter(IMPORTING)
     from trainer.app import train_rank
 
     try:
@@ -99,6 +105,15 @@ def _check_restarts(config: TridentConfig, world: World | None) -> None:
             f"launch.max_restarts={config.launch.max_restarts} has no effect under a launcher; use its own restarts "
             "(--max-restarts of torchrun and of the scripts in launch/), or let `trident train` start the ranks"
         )
+
+
+def _hear_of_launcher() -> None:
+    from trainer.launcher.orphan import ask_to_stop, watch_launcher
+    from trainer.launcher.start import SUPERVISED_VARIABLE
+
+    watch_launcher(ask_to_stop)
+    if SUPERVISED_VARIABLE in os.environ:
+        interruption.let_parent_tell()
 
 
 def _leave_now(code: int) -> None:

@@ -44,6 +44,7 @@ def asked(number, frame):
     roster.leave(rank)
     os._exit(75)
 signal.signal(signal.SIGTERM, asked)
+signal.signal(signal.SIGINT, asked)
 roster.enter(rank)
 def wait_for_all():
     while len(list(folder.glob("rank_*.pid"))) < 2:

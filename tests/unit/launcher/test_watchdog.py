@@ -153,14 +153,16 @@ def test_who_is_behind(changes: dict[str, object]) -> None:
     changes = dict(changes)
     other = replace(HERE, waits=bool(changes.pop("others_wait", False)))
     behind = replace(HERE, rank=1, **changes)  # type: ignore[arg-type]
-    error = hang_error({0: other, 1: behind, 2: replace(other, rank=2)}, [], 5.0, Path("logs"))
+    error = hang_error(
+        {0: other, 1: behind, 2: replace(other, rank=2)}, [], (5.0, "runtime.hang_timeout_s"), Path("logs")
+    )
     assert f"behind is {behind}" in str(error)
     assert error.exit_code == PeerLostError.exit_code
     assert "within 5 s (runtime.hang_timeout_s)" in str(error)
 
 
 def test_many_silent_ranks_are_a_short_line() -> None:
-    error = hang_error({0: HERE}, list(range(1, 200)), 5.0, Path("logs"))
+    error = hang_error({0: HERE}, list(range(1, 200)), (5.0, "runtime.hang_timeout_s"), Path("logs"))
     assert "ranks 1, 2, 3" in str(error)
     assert "and more do not answer" in str(error)
     assert len(str(error)) < 400
