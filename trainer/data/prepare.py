@@ -36,6 +36,7 @@ from trainer.data.tokenizer import (
 )
 from trainer.data.wording import reason
 from trainer.errors import ConfigError, DataError, StorageError
+from trainer.progress import current
 
 FORMAT_VERSION = 2
 BATCH_DOCUMENTS = 256
@@ -246,6 +247,7 @@ def _training_part(config: TridentConfig) -> Iterator[str]:
 
 def _split(config: TridentConfig) -> Iterator[tuple[bool, str]]:
     for text in documents(config.data):
+        current().beat()
         yield from split_document(text, config.data.validation_fraction)
 
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainer.errors import DataError
+from trainer.progress import current
 
 POLL_S = 0.2
 PATIENCE_S = 5.0
@@ -88,6 +89,8 @@ def _locked(handle: int, folder: Path, is_done: Callable[[], bool], say: Callabl
             owner = os.pread(handle, _OWNER_BYTES, 0).decode(errors="replace").strip()
             say(f"waiting for the tokens that {owner or 'another process'} builds in {folder.parent}")
             told = True
+        # Who holds the lock lives, and has a watch of its own.
+        current().beat()
         time.sleep(POLL_S)
 
 

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = """
+import signal, sys, time
+from trainer import interruption
+from trainer.errors import Interrupted
+from trainer.progress import BUILDING, COMPILING, IMPORTING, current
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+interruption.listen()
+current().enter(BUILDING)
+"""
+"""Then comes what the command does."""
+SIGNALS = [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)]
+STUBBORN = """
+is_ready = False
+while True:
+    try:
+        if not is_ready:
+            print("ready", flush=True)
+            is_ready = True
+        time.sleep(60)
+    except BaseException:
+        pass
+"""
+TIDY = """
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except Interrupted as stop:
+    print("tidied up", flush=True)
+    interruption.tell_end(stop.name)
+    interruption.end(stop.exit_code)
+"""
+
+
+def started(program: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND + program],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def ended(process: subprocess.Popen[str], timeout_s: float = 30) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_the_main_thread_tidies_up_and_says_what_it_did(number: signal.Signals, code: int) -> None:
+    process = started(TIDY)
+    process.send_signal(number)
+    told = f"asked to stop by {number.name} while building the engine: ended, there was nothing to save yet\n"
+    assert ended(process) == (code, "tidied up\n", told)
+
+
+def test_what_hears_nothing_is_ended(tmp_path: Path) -> None:
+    process = started(
+        f"interruption.before_end(lambda code: open({str(tmp_path / 'told')!r}, 'w').write(str(code)))" + STUBBORN
+    )
+    process.send_signal(signal.SIGTERM)
+    code, _, err = ended(process)
+    assert (code, err.count("asked to stop by SIGTERM while building the engine")) == (75, 1)
+    assert (tmp_path / "told").read_text() == "75"
+
+
+def test_a_parting_that_hangs_is_not_waited_for() -> None:
+    process = started("interruption.before_end(lambda code: time.sleep(600))" + STUBBORN)
+    process.send_signal(signal.SIGINT)
+    assert ended(process)[0] == 130
+
+
+def test_what_it_started_ends_too() -> None:
+    grandchild = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    process = started(f"import subprocess; subprocess.Popen([sys.executable, '-c', {grandchild!r}])" + TIDY)
+    deadline = time.monotonic() + 30
+    while len(left := psutil.Process(process.pid).children(recursive=True)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 75
+    _, alive = psutil.wait_procs(left, timeout=10)
+    assert alive == []
+
+
+def test_when_the_work_is_done_no_signal_changes_the_exit_code() -> None:
+    """However long libraries take to clean up."""
+    process = started(
+        "import atexit; atexit.register(time.sleep, 600)\nprint('ready', flush=True)\ninterruption.leave(8)"
+    )
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (8, "", "")
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    program = (
+        "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nfrom trainer import interruption\n"
+        "interruption.listen()\nprint('ready', flush=True)\nimport time; time.sleep(1)\ninterruption.leave(0)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=-1, stderr=-1, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    assert ended(process) == (0, "", "")
+
+
+def test_what_stands_still_is_ended_with_its_phase() -> None:
+    process = started("interruption.limit(1)\n" + STUBBORN)
+    code, _, err = ended(process)
+    assert code == 7
+    assert err.startswith(
+        "error: the command must go on within 1 s (runtime.timeout_s), but stands still while building"
+    )
+
+
+@pytest.mark.parametrize("phase", ["IMPORTING", "COMPILING"])
+def test_what_computes_does_not_stand_still(phase: str) -> None:
+    """Nor does what waits for a child that computes."""
+    spin = "end = time.monotonic() + 8\nwhile time.monotonic() < end: pass\n"
+    if phase == "COMPILING":
+        spin = f"import subprocess; subprocess.run([sys.executable, '-c', {'import time' + chr(10) + spin!r}])\n"
+    process = started(
+        f"interruption.limit(5)\ncurrent().enter({phase})\nprint('ready', flush=True)\n{spin}interruption.leave(0)"
+    )
+    assert ended(process)[0] == 0
