@@ -15,14 +15,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from trainer.errors import Interrupted, PeerLostError, Preempted, TridentError
 from trainer.log import part, report_failure
 from trainer.progress import BUSY, Progress, current
+
+if TYPE_CHECKING:
+    import psutil
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 INTERRUPTED = 130
@@ -62,6 +65,7 @@ class _Interruption:
         self._late: int = signal.SIGTERM
         self._limit_s = 0.0
         self._partings: list[Callable[[int], None]] = []
+        self._started: list[psutil.Process] = []
         self._reader = self._writer = -1
         self._ending = threading.Lock()
 
@@ -81,6 +85,9 @@ class _Interruption:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._settled is None and self._asked is None:
             self._asked = number
+            _Voice.doing = doing()
+            # A program that is killed while this thread unwinds leaves its own children to nobody.
+            self._started = descendants()
             raise Interrupted(signal.Signals(number).name, exit_code_of(number))
 
     def _watch(self) -> None:
@@ -122,7 +129,7 @@ class _Interruption:
             thread.start()
             # A disk may hang as well.
             thread.join(_PARTING_S)
-            end_descendants()
+            end_all({*self._started, *descendants()})
             _flush()
             os._exit(code)
 
@@ -176,6 +183,8 @@ def leave(code: int) -> NoReturn:
 
 class _Voice:
     is_parents = False
+    doing: str | None = None
+    """When the signal came; what was tidied up since then is another phase."""
 
 
 def let_parent_tell() -> None:
@@ -187,35 +196,47 @@ def tell_end(name: str) -> None:
     """Say that a signal ended the command, and in what. On the reporting rank only, where no parent does."""
     if _Voice.is_parents:
         return
+    part(f"asked to stop by {name} while {_Voice.doing or doing()}: ended, there was nothing to save yet")
+
+
+def doing() -> str:
+    """Return what this process does, in words."""
     progress = current()
-    on = f" ({progress.instruction})" if progress.instruction else ""
-    part(f"asked to stop by {name} while {progress.phase}{on}: ended, there was nothing to save yet")
+    return progress.phase + (f" ({progress.instruction})" if progress.instruction else "")
 
 
 def stands_still(seconds: float) -> TridentError:
     """Return the error of a process that has not moved for so long."""
-    progress = current()
-    on = f" ({progress.instruction})" if progress.instruction else ""
     rank = os.environ.get("RANK")
     who = f"rank {rank}" if rank else "the command"
     return PeerLostError(
-        f"{who} must go on within {seconds:g} s (runtime.timeout_s), but stands still while {progress.phase}{on}",
+        f"{who} must go on within {seconds:g} s (runtime.timeout_s), but stands still while {doing()}",
         hints=["if it takes that long here, raise runtime.timeout_s", "otherwise start the same command again"],
     )
 
 
-def end_descendants() -> None:
-    """End the processes that this one started, and those that they did, such as compilers."""
+def descendants() -> list[psutil.Process]:
+    """Return the processes that this one started, and those that they did, such as compilers."""
+    # A signal may come while the module is imported.
+    with suppress(Exception):
+        import psutil
+
+        return psutil.Process().children(recursive=True)
+    return []
+
+
+def end_all(processes: Collection[psutil.Process]) -> None:
+    """End processes, and wait until they have."""
+    if not processes:
+        return
     import psutil
 
-    with suppress(psutil.Error):
-        left = psutil.Process().children(recursive=True)
-        for process in left:
-            with suppress(psutil.Error):
-                process.terminate()
-        for process in psutil.wait_procs(left, timeout=1.0)[1]:
-            with suppress(psutil.Error):
-                process.kill()
+    for process in processes:
+        with suppress(psutil.Error):
+            process.terminate()
+    for process in psutil.wait_procs(processes, timeout=1.0)[1]:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 class Effort:

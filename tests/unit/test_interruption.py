@@ -89,9 +89,12 @@ def test_a_parting_that_hangs_is_not_waited_for() -> None:
     assert ended(process)[0] == 130
 
 
-def test_what_it_started_ends_too() -> None:
+@pytest.mark.parametrize("program", ["subprocess.Popen", "subprocess.run"])
+def test_what_it_started_ends_too(program: str) -> None:
+    """Also what a program started that is killed on the way, as `subprocess.run` does."""
     grandchild = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
-    process = started(f"import subprocess; subprocess.Popen([sys.executable, '-c', {grandchild!r}])" + TIDY)
+    start = f"import subprocess; {program}([sys.executable, '-c', {grandchild!r}])"
+    process = started(TIDY.replace("    time.sleep(60)", f"    {start}; time.sleep(60)"))
     deadline = time.monotonic() + 30
     while len(left := psutil.Process(process.pid).children(recursive=True)) < 2:
         assert time.monotonic() < deadline

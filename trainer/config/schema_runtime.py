@@ -47,7 +47,8 @@ class RuntimeConfig:
     on processors with AVX-512 that are not Intel's, since MKL, which PyTorch takes, does not use it there. In half
     precision PyTorch takes oneDNN anyway."""
     timeout_s: int = 1800
-    """Seconds after which a collective that does not finish is an error."""
+    """Seconds after which a collective that does not finish is an error. So long a rank also waits for the others to
+    join, and may stand still in a phase before the loop; compiling or preparing data may take longer while it works."""
     hang_timeout_s: int | None = None
     """Seconds without progress after which the run ends (exit code 7) and says which rank is behind, in what; saving
     may take timeout_s. null: a third of timeout_s. 0: never."""

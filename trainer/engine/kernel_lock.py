@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -130,6 +130,7 @@ class KernelLock:
         self._lock = Path(lock_file_path)
         self._kernel = self._lock.parent.name
         self._released = threading.Event()
+        self._phase = ExitStack()
         self._record = _Record.of_this_process()
 
     def try_acquire(self) -> bool:
@@ -141,13 +142,16 @@ class KernelLock:
         if self._is_compiled() and not os.access(self._lock.parent, os.W_OK):
             # A kernel that came with an image.
             return False
-        with current().during(COMPILING, self._kernel):
+        with ExitStack() as phase:
+            phase.enter_context(current().during(COMPILING, self._kernel))
             waiting = _Waiting(self._lock, self._kernel)
             has_waited = False
             while True:
                 if has_waited and not self._lock.exists() and self._is_compiled():
                     return False
                 if self._create():
+                    # Until it is released.
+                    self._phase = phase.pop_all()
                     return True
                 has_waited = not self._take_over()
                 if has_waited:
@@ -159,6 +163,7 @@ class KernelLock:
     def release(self) -> None:
         """Remove the lock."""
         self._released.set()
+        self._phase.close()
         if _Record.of(self._lock) == self._record:
             self._lock.unlink(missing_ok=True)
 

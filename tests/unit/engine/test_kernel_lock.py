@@ -18,6 +18,7 @@ from trainer.engine import kernel_lock
 from trainer.engine.kernel_lock import QUIET_S, STALE_S, KernelLock, Owner, owner_of
 from trainer.engine.kernels import check_compiler
 from trainer.errors import ConfigError
+from trainer.progress import COMPILING, current
 
 ROOT = Path(__file__).resolve().parents[3]
 OWNER = """
@@ -80,7 +81,9 @@ def acquired(lock: Path) -> bool:
         found.append(mine.try_acquire())
         if found[0]:
             assert owner_of(lock) is Owner.alive
+            assert (current().phase, current().instruction) == (COMPILING, "cpu_adam")
             mine.release()
+            assert current().phase != COMPILING
 
     thread = threading.Thread(target=take, daemon=True)
     thread.start()
