@@ -95,7 +95,12 @@ def _topics(words: Sequence[str]) -> list[str]:
     if place is None:
         return []
     value = words[place].partition("=")[2]
-    return [*([value] if value else []), *(word for word in words[place + 1 :] if word not in HELP)]
+    if value:
+        return [value]
+    from trainer.config.arguments import is_setting
+
+    # An option of the verb is explained by the verb's own help.
+    return [word for word in words[place + 1 :] if not word.startswith("-") or is_setting(word)]
 
 
 def _explain(topics: Sequence[str]) -> int:

@@ -163,7 +163,7 @@ def test_a_group_and_a_file_explained(trident: Run, place: Path) -> None:
     assert "experiment=demo" in trident("train", "--help", "experiment").out
 
 
-@pytest.mark.parametrize("word", ["optimizer.lrr", "layuot", "layout=tp22", "--nope"])
+@pytest.mark.parametrize("word", ["optimizer.lrr", "layuot", "layout=tp22", "lr.nope"])
 def test_what_cannot_be_explained(word: str, refused: Run) -> None:
     assert "there is no " in refused("train", "--help", word).problems[0]
 
