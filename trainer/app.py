@@ -6,6 +6,7 @@ import os
 import socket
 
 import torch
+from torch._C._distributed_c10d import Store
 
 from trainer import interruption
 from trainer.checkpoint.hook import CheckpointHook
@@ -51,11 +52,11 @@ from trainer.progress import BUILDING, CHECKING, JOINING, LOADING, PREPARING, Pr
 from trainer.run_folder import STREAM, RunFolder
 from trainer.samples.check import check_samples
 from trainer.samples.hook import SamplesHook
-from trainer.topology.agreement import gather, same_everywhere, together
+from trainer.topology.agreement import gather, together
 from trainer.topology.groups import DistGroup, ParallelGroups
 
 
-def train_rank(config: TridentConfig, world: World) -> int:
+def train_rank(config: TridentConfig, world: World, store: Store | None = None) -> int:
     """Train as one rank of a launched world and return its exit code. Collective over all ranks.
 
     Raises:
@@ -64,12 +65,14 @@ def train_rank(config: TridentConfig, world: World) -> int:
     current().enter(JOINING)
     device = choose_device(config.runtime.device, world.local_rank)
     layout_plan = make_plan(config, config.model.vocab_size or 1, world.size)
-    groups, control = start_world(layout_plan, device)
+    groups, control = start_world(layout_plan, device, store)
     current().enter(CHECKING)
     folder = RunFolder.of(config)
     # A machine that took the place of a lost one does not know that this is a restart; the others do.
     by = next(filter(None, gather(control, restarted_by(os.environ))), None)
     together(control, lambda: _check(config, layout_plan, folder, groups, by))
+    if config.checkpoint.every > 0 or config.checkpoint.save_final:
+        together(control, folder.check_shared, is_of_machine=True)
     together(control, lambda: use_terminal(*send_output_to(folder.log(groups.rank))))
     guard = RankGuard(folder.logs, groups.rank)
     together(control, guard.enter)
@@ -77,7 +80,7 @@ def train_rank(config: TridentConfig, world: World) -> int:
     try:
         with _watchdog(layout_plan, folder, groups):
             current().enter(PREPARING)
-            prepared = together(control, lambda: prepare(config, say))
+            prepared = together(control, lambda: prepare(config, say), is_of_machine=True)
             _check_same_data(prepared, control)
             stream = stream_identity(prepared, config)
             together(control, lambda: check_samples(prepared, config))
@@ -117,11 +120,24 @@ def _tell_stop(step: int, goes_on_from: int) -> None:
 
 
 def _check_same_data(prepared: PreparedData, control: DistGroup) -> None:
-    if not same_everywhere(control, prepared.content):
-        raise DataError(
-            "every node must train on the same tokens, but data.cache_dir holds different ones on some",
-            hints=["put data.cache_dir on a file system that all nodes share, or copy the same data to every node"],
-        )
+    """Check that every rank has the same tokens, of the same vocabulary. Collective over `control`."""
+    kinds = gather(control, (prepared.content, prepared.vocab_size, prepared.dtype))
+    if kinds.count(kinds[0]) == control.size:
+        return
+    hosts = gather(control, socket.gethostname())
+    rank = next(rank for rank, kind in enumerate(kinds) if kind != kinds[0])
+    if kinds[rank][0] != kinds[0][0]:
+        found = f"what rank {rank} ({hosts[rank]}) has is not what rank 0 ({hosts[0]}) has"
+    else:
+        found = f"the tokenizer of rank {rank} ({hosts[rank]}) has {kinds[rank][1]} ids, that of rank 0 {kinds[0][1]}"
+    raise DataError(
+        f"every node must train on the same tokens, but {found}",
+        hints=[
+            "give every node the same data and tokenizer: data.files, data.hub_path and tokenizer.path may differ, but "
+            "not what is there",
+            "or put data.cache_dir on a file system that all nodes share",
+        ],
+    )
 
 
 def _in_our_words(error: BaseException) -> BaseException:

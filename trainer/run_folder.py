@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -51,6 +52,9 @@ def may_change(key: str) -> bool:
     return key.startswith(_MAY_CHANGE) or key in BY_CONTENT
 
 
+SHARED_S = 15.0
+"""What a network file system gets to show a new folder on another machine."""
+_SHARED_POLL_S = 0.2
 STREAM = "stream"
 """Entry of plan.json: which token is where in what the run trains on."""
 
@@ -130,6 +134,22 @@ class RunFolder:
         except (OSError, ValueError):
             return {}
         return summary if isinstance(summary, dict) else {}
+
+    def check_shared(self) -> None:
+        """Check that this machine sees the folder that rank 0 has made.
+
+        Raises:
+            ConfigError: it does not, so it would save its part of a checkpoint where no other looks.
+        """
+        end = time.monotonic() + SHARED_S
+        while not self.logs.is_dir():
+            if time.monotonic() > end:
+                raise ConfigError(
+                    f"run_dir must be on a file system that all nodes share, but {self.path}, which rank 0 has "
+                    "made, is not seen here; change run_dir",
+                    hints=["a run that saves nothing (checkpoint=none) may have a folder of each node's own"],
+                )
+            time.sleep(_SHARED_POLL_S)
 
     def check(self, config: TridentConfig) -> None:
         """Check that `config` may train here. Writes nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -12,6 +13,7 @@ import trainer
 
 _GIT_S = 5.0
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "hydra-core", "wandb")
+_OF_RANKS = ("torch", "deepspeed", "numpy", "triton", "liger-kernel")
 
 
 def versions() -> dict[str, str]:
@@ -22,6 +24,39 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
+    return found
+
+
+def source_digest(root: Path | None = None) -> str:
+    """Return a short hash of Trident's own files as they are on this machine: its code and its configs.
+
+    Args:
+        root: of the package (default: this one).
+    """
+    package = root or Path(trainer.__file__).resolve().parent
+    configs = next((folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir()), package)
+    files = {path.relative_to(package).as_posix(): path for path in package.rglob("*.py")}
+    files |= {f"conf/{path.relative_to(configs).as_posix()}": path for path in configs.rglob("*.yaml")}
+    found = hashlib.blake2b(digest_size=6)
+    for name, path in sorted(files.items()):
+        content = path.read_bytes()
+        found.update(f"{name} {len(content)} ".encode())
+        found.update(content)
+    return found.hexdigest()
+
+
+def rank_versions() -> dict[str, str]:
+    """Return name -> version of what decides how ranks compute and talk, which all of them must have alike."""
+    found = {
+        "the version of trident": f"{trainer.__version__} (files {source_digest()})",
+        # Its last number changes no format and no library.
+        "the version of python": ".".join(platform.python_version_tuple()[:2]),
+    }
+    for package in _OF_RANKS:
+        try:
+            found[f"the version of {package}"] = version(package)
+        except PackageNotFoundError:
+            found[f"the version of {package}"] = "not installed"
     return found
 
 

@@ -56,4 +56,4 @@ def test_the_same_tokens_everywhere() -> None:
 def test_other_tokens_on_one_node() -> None:
     found = run_distributed(_problem, 2, ("abc", "abd"))
     assert found[0] == found[1]
-    assert found[0].startswith("every node must train on the same tokens, but data.cache_dir holds different ones")
+    assert found[0].startswith("every node must train on the same tokens, but what rank 1 (")

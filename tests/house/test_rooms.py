@@ -37,6 +37,7 @@ ORDER = (
     "supervise",
     "dry_run",
     "sweeps",
+    "preflight",
     "app",
     "verbs",
     "cli",

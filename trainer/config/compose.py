@@ -47,6 +47,8 @@ class Composition:
     """Group -> name of its file, or several with commas; those that recipes picked are among them."""
     unresolved: Mapping[str, object] = field(repr=False)
     """Dotted key -> plain value, interpolations as they were written."""
+    of_environment: Mapping[str, object] = field(repr=False, default_factory=dict)
+    """Dotted key -> plain value without it, of keys whose value an environment variable gives."""
 
     @property
     def places(self) -> Sequence[Place]:
@@ -83,7 +85,7 @@ class Composition:
         return [*lines, *(f"{group}={name} is {shown(file)}" for group, name, file in own)]
 
 
-def _compose(request: Request, environ: Mapping[str, str]) -> tuple[DictConfig, Mapping[str, str]]:
+def _compose(request: Request) -> tuple[DictConfig, Mapping[str, str]]:
     """Return the tree with the user's values in it, and what was chosen."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -103,14 +105,33 @@ def _compose(request: Request, environ: Mapping[str, str]) -> tuple[DictConfig, 
         tree = cast("DictConfig", OmegaConf.merge(*layers))
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"the config files must compose, but {one_line(error)}") from None
-    keeps_off = "logging" in request.choices and tree.logging.wandb.value in ("offline", "disabled")
-    decided = {name: literal(value) for name, value in values_in(environ, request.values, keeps_off).items()}
-    for name, value in {**request.values, **decided}.items():
+    _set(tree, request.values)
+    return tree, choices
+
+
+def _set(tree: DictConfig, values: Mapping[str, Any]) -> None:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for name, value in values.items():
         try:
             OmegaConf.update(tree, name, value, merge=False)
         except (OmegaConfBaseException, ValueError) as error:
             raise ConfigError(f"{name} cannot be {value!r}: {one_line(error)}") from None
-    return tree, choices
+
+
+def _written(tree: DictConfig) -> dict[str, object]:
+    """Return dotted key -> plain value, interpolations as they were written."""
+    from omegaconf import OmegaConf
+
+    from trainer.config.resolving import as_written
+
+    written = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=False))
+    unresolved: dict[str, object] = {}
+    for key in KEYS:
+        group, _, leaf = key.rpartition(".")
+        unresolved[key] = as_written(plain((written[group] if group else written)[leaf]))
+    return unresolved
 
 
 def _start(file: YamlFile, places: Sequence[Place]) -> DictConfig:
@@ -135,9 +156,7 @@ def composition(overrides: Sequence[str]) -> Composition:
     Raises:
         ConfigError: as `compose`.
     """
-    from omegaconf import OmegaConf
-
-    from trainer.config.resolving import as_written, resolved
+    from trainer.config.resolving import resolved
 
     request = read_request(overrides)
     if request.problems:
@@ -147,18 +166,17 @@ def composition(overrides: Sequence[str]) -> Composition:
         return Composition(build(told), request, {}, told)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        tree, choices = _compose(request, os.environ)
+        tree, choices = _compose(request)
+        before = _written(tree)
+        keeps_off = "logging" in request.choices and tree.logging.wandb.value in ("offline", "disabled")
+        decided = {name: literal(value) for name, value in values_in(os.environ, request.values, keeps_off).items()}
+        _set(tree, decided)
         values = {key: plain(value) for key, value in resolved(tree, choices).items()}
     # A key that a file calls deprecated, for one.
     for text in {str(one.message): None for one in said}:
         warn(text)
     config = build({**values, "run_dir": folder_in_sweep(str(values["run_dir"]), os.environ)})
-    written = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=False))
-    unresolved = {}
-    for key in KEYS:
-        group, _, leaf = key.rpartition(".")
-        unresolved[key] = as_written(plain((written[group] if group else written)[leaf]))
-    return Composition(config, request, choices, unresolved)
+    return Composition(config, request, choices, _written(tree), {name: before[name] for name in decided})
 
 
 def compose(overrides: Sequence[str]) -> TridentConfig:
@@ -199,6 +217,6 @@ def recompose(config: TridentConfig, overrides: Sequence[str], may_change: Colle
             problems.append(f"{name} must be a value here, but is {value!r}")
     if problems:
         raise ConfigError(problems)
-    values = {key: plain(value) for key, value in resolved(*_compose(request, environ={})).items()}
+    values = {key: plain(value) for key, value in resolved(*_compose(request)).items()}
     changed = {key: values[key] for key in values if key in request.values or key.partition(".")[0] in request.choices}
     return build({**{key: plain(value) for key, value in flatten(config).items()}, **changed})

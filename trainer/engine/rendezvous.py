@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from trainer.errors import ConfigError, PeerLostError
 from trainer.log import tell
 from trainer.progress import JOINING, current
+from trainer.topology.muster import Agreed, Facts, LonelyError, Member, Refusal, agree
 
 FIRST_WORD_S = 10.0
 """Waiting this long is worth a word."""
@@ -22,9 +24,8 @@ WORD_S = 60.0
 """And then a word each so many seconds."""
 _POLL_S = 0.2
 _CONNECT_S = 5.0
-_ALL_HERE = "all"
-_NAMED = 8
-"""So many missing ranks are named."""
+FOREIGN_S = 30.0
+"""What listens there but does not answer for so long is no rank 0."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,18 @@ class Place:
         return self.rank == 0 and not self.is_served_by_agent
 
 
-def meet(place: Place, timeout_s: float) -> Store:
-    """Return the store of the run when every rank has joined. Collective over the world.
+def meet(place: Place, timeout_s: float, said: Facts | Refusal | None = None) -> tuple[Store, Agreed]:
+    """Return the store of the run when every rank has joined and all agree. Collective over the world.
+
+    Args:
+        place: where ranks meet.
+        timeout_s: how long the others have to come.
+        said: what must be the same on every rank, or why this one cannot take part.
 
     Raises:
         ConfigError: the port is in use.
+        DisagreementError: the ranks do not agree, or one cannot take part.
+        LonelyError: this rank's place is taken in a run that has begun.
         PeerLostError: a rank did not come within `timeout_s` seconds; it is named, as far as this one can know.
     """
     with current().during(JOINING):
@@ -84,15 +92,10 @@ def meet(place: Place, timeout_s: float) -> Store:
         store = _served(place, timeout_s) if place.serves else _connected(place, waiting)
         try:
             store = PrefixStore(f"trident/{place.attempt}", store)
-            store.set(f"rank/{place.rank}", socket.gethostname())
-            if place.rank == 0:
-                waiting.until(lambda: not _missing(place, store), lambda: _names(place, store))
-                store.set(_ALL_HERE, "")
-            else:
-                waiting.until(lambda: bool(store.check([_ALL_HERE])), lambda: "all other ranks to join")
+            member = Member(place.rank, place.size, socket.gethostname(), os.getpid())
+            return store, agree(store, member, said or {}, waiting.until)
         except dist.DistError as error:
             raise _lost(place, error) from error
-    return store
 
 
 def _served(place: Place, timeout_s: float) -> Store:
@@ -115,7 +118,8 @@ def _served(place: Place, timeout_s: float) -> Store:
         raise ConfigError(
             "the ranks must meet at a port that is free on the first machine, but "
             f"MASTER_PORT={place.port} is in use there; set another one, with the launcher's option for it where it "
-            "has one"
+            "has one",
+            hints=["another run meets there, or another process of this run has RANK=0 as well"],
         ) from error
 
 
@@ -133,30 +137,36 @@ def _connected(place: Place, waiting: _Waiting) -> Store:
 
     who = "torchrun" if place.is_served_by_agent else "rank 0"
     waiting.until(answers, lambda: f"{who} at {place.host}:{place.port} ({reason})")
-    try:
-        return TCPStore(
-            place.host,
-            place.port,
-            place.size,
-            is_master=False,
-            timeout=timedelta(seconds=max(waiting.left_s(), 1.0)),
-            wait_for_workers=False,
+    return _opened(place, waiting)
+
+
+def _opened(place: Place, waiting: _Waiting) -> Store:
+    """Return the store of whoever answers there. In a thread: another server may leave torch waiting for ever."""
+    found: list[Store] = []
+    failed: list[BaseException] = []
+
+    def open_store() -> None:
+        try:
+            limit = timedelta(seconds=max(waiting.left_s(), 1.0))
+            found.append(
+                TCPStore(place.host, place.port, place.size, is_master=False, timeout=limit, wait_for_workers=False)
+            )
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=open_store, name="rendezvous", daemon=True)
+    thread.start()
+    thread.join(min(FOREIGN_S, max(waiting.left_s(), 1.0)))
+    if failed and isinstance(failed[0], dist.DistError):
+        raise _lost(place, failed[0]) from failed[0]
+    if failed:
+        raise failed[0]
+    if not found:
+        raise LonelyError(
+            f"ranks must meet where rank 0 of their run listens, but what answers at {place.host}:{place.port} "
+            "(MASTER_ADDR:MASTER_PORT) is another program; set another MASTER_PORT on every rank"
         )
-    except dist.DistError as error:
-        raise _lost(place, error) from error
-
-
-def _missing(place: Place, store: Store) -> list[int]:
-    """Return the ranks that have not joined; all of them asked at once where everybody is there."""
-    if store.check([f"rank/{rank}" for rank in range(place.size)]):
-        return []
-    return [rank for rank in range(place.size) if not store.check([f"rank/{rank}"])]
-
-
-def _names(place: Place, store: Store) -> str:
-    missing = _missing(place, store)
-    named = ", ".join(map(str, missing[:_NAMED])) + (" and more" if len(missing) > _NAMED else "")
-    return f"rank{'s' * (len(missing) > 1)} {named} of {place.size} to join"
+    return found[0]
 
 
 class _Waiting:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.utils.cpp_extension
+from torch._C._distributed_c10d import Store
 
 from trainer.config.plan import RunPlan
 from trainer.config.schema import DeviceKind, Dtype
@@ -18,6 +19,7 @@ from trainer.engine.rendezvous import Place, meet
 from trainer.errors import ConfigError, PeerLostError
 from trainer.log import warn
 from trainer.machine import shared_memory_problem, usable_cores
+from trainer.topology.agreement import together
 from trainer.topology.grid import Grid
 from trainer.topology.groups import DistGroup, ParallelGroups, make_groups
 
@@ -55,8 +57,13 @@ def warn_of_small_shared_memory(local_ranks: int) -> None:
         warn(problem)
 
 
-def start_world(plan: RunPlan, device: torch.device) -> tuple[ParallelGroups, DistGroup]:
+def start_world(plan: RunPlan, device: torch.device, store: Store | None = None) -> tuple[ParallelGroups, DistGroup]:
     """Initialise torch.distributed, DeepSpeed's communication and all groups.
+
+    Args:
+        plan: numbers of the run.
+        device: of this rank.
+        store: in which the ranks have met; None: they meet here.
 
     Returns:
         The groups of the mesh, and a gloo group over the world for host-side agreement (stop flags, memory, errors),
@@ -72,7 +79,7 @@ def start_world(plan: RunPlan, device: torch.device) -> tuple[ParallelGroups, Di
     if not dist.is_initialized():
         for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
             os.environ.setdefault(name, value)
-        _join(plan, "nccl" if device.type == "cuda" else "gloo", timeout)
+        _join(plan, "nccl" if device.type == "cuda" else "gloo", timeout, store)
     import deepspeed
 
     # Building this shared-memory op would make every first start on a CPU wait for a compiler.
@@ -80,10 +87,12 @@ def start_world(plan: RunPlan, device: torch.device) -> tuple[ParallelGroups, Di
     # What torch's own class does with the lock of a killed compilation is to wait for ever.
     torch.utils.cpp_extension.FileBaton = KernelLock  # type: ignore[assignment,attr-defined]
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-    _check_precision(plan, device)
     grid = Grid(plan.pipeline_parallel_size, plan.data_parallel_size, plan.tensor_parallel_size)
     groups = make_groups(grid, device)
-    return groups, host_group(plan, groups)
+    control = host_group(plan, groups)
+    # Only some of the ranks may lack it.
+    together(control, lambda: _check_precision(plan, device), is_of_machine=True)
+    return groups, control
 
 
 def host_group(plan: RunPlan, groups: ParallelGroups) -> DistGroup:
@@ -103,7 +112,7 @@ def _check_precision(plan: RunPlan, device: torch.device) -> None:
         raise ConfigError("precision.dtype=fp16 needs a GPU that computes in fp16, but this one does not; use fp32")
 
 
-def _join(plan: RunPlan, backend: str, timeout: timedelta) -> None:
+def _join(plan: RunPlan, backend: str, timeout: timedelta, store: Store | None = None) -> None:
     if plan.world_size == 1:
         # Alone there is nobody to meet: no port is opened, and what another launcher left in the environment is not
         # looked at.
@@ -111,7 +120,8 @@ def _join(plan: RunPlan, backend: str, timeout: timedelta) -> None:
         dist.init_process_group(backend, timeout=timeout, store=alone, rank=0, world_size=1)
         return
     place = Place.of_environment()
-    store = meet(place, timeout.total_seconds())
+    store = store or meet(place, timeout.total_seconds())[0]
+    store.set_timeout(timeout)
     try:
         dist.init_process_group(backend, timeout=timeout, store=store, rank=place.rank, world_size=place.size)
     except (dist.DistError, RuntimeError) as error:

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import TypeVar, cast
 
 import torch.distributed as dist
 
-from trainer.errors import TridentError
+from trainer.errors import ConfigError, TridentError
 from trainer.topology.groups import DistGroup
 
 T = TypeVar("T")
 
 
-def together(control: DistGroup, action: Callable[[], T]) -> T:
+def together(control: DistGroup, action: Callable[[], T], is_of_machine: bool = False) -> T:
     """Run `action` on every rank; if it failed anywhere, raise the lowest failing rank's error everywhere.
 
     Collective over `control` (a host-side group). Errors that are not `TridentError` are raised where they happened,
     and as a `TridentError` naming the rank elsewhere.
+
+    Args:
+        control: the ranks.
+        action: what each of them does.
+        is_of_machine: it depends on the machine, so an error says on which, unless it is that of rank 0.
     """
     result: T | None = None
     error: Exception | None = None
     try:
         result = action()
     except Exception as caught:
-        error = caught
+        error = _with_place(caught, control.rank) if is_of_machine and control.rank > 0 else caught
     errors: list[Exception | None] = [None] * control.size
     dist.all_gather_object(errors, _portable(error, control.rank), group=control.process_group)
     failed = [rank for rank, found in enumerate(errors) if found is not None]
@@ -38,6 +44,19 @@ def together(control: DistGroup, action: Callable[[], T]) -> T:
     raise first
 
 
+def _with_place(error: Exception, rank: int) -> Exception:
+    if not isinstance(error, TridentError):
+        return error
+    place = f"rank {rank} ({socket.gethostname()})"
+    problems = [f"{place}: {problem}" for problem in error.problems]
+    if isinstance(error, ConfigError):
+        found: TridentError = type(error)(problems, error.hints)
+    else:
+        found = type(error)(problems[0], error.hints)
+    found.__cause__ = error
+    return found
+
+
 def _portable(error: Exception | None, rank: int) -> Exception | None:
     if error is None or isinstance(error, TridentError):
         return error
@@ -49,9 +68,3 @@ def gather(control: DistGroup, value: T) -> list[T]:
     values: list[T | None] = [None] * control.size
     dist.all_gather_object(values, value, group=control.process_group)
     return cast(list[T], values)
-
-
-def same_everywhere(control: DistGroup, value: object) -> bool:
-    """Return whether every rank passes an equal value; the same answer on all. Collective over `control`."""
-    values = gather(control, value)
-    return all(other == values[0] for other in values)

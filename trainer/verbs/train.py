@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from trainer import interruption
-from trainer.errors import ConfigError, PeerLostError, Preempted, TridentError
-from trainer.log import be_quiet, report_error, report_failure, say
-from trainer.progress import IMPORTING, current
+from trainer.errors import ConfigError
+from trainer.log import be_quiet, report_failure, say
 from trainer.verbs.composing import COMPOSING
 from trainer.verbs.declare import Option, Verb
 from trainer.verbs.showing import SHOWING, show, shows
 from trainer.verbs.words import Words
-
-if TYPE_CHECKING:
-    from trainer.config.schema import TridentConfig
-    from trainer.launcher.environment import World
 
 
 def run(words: Words) -> int:
@@ -37,10 +30,12 @@ def run(words: Words) -> int:
 
 def _train(arguments: Sequence[str], is_dry: bool) -> int:
     from trainer.config.compose import composition
+    from trainer.config.plan import make_plan
     from trainer.config.schema import ConsoleKind, DeviceKind
     from trainer.config.validate import fill_machine, validate
     from trainer.launcher.environment import World, find_world, gpu_count, prepare_environment, publish_world
     from trainer.machine import usable_cores
+    from trainer.verbs.rank import compute, train_as_rank
 
     try:
         world = find_world(os.environ)
@@ -50,76 +45,31 @@ def _train(arguments: Sequence[str], is_dry: bool) -> int:
         return error.exit_code
     if world is not None:
         publish_world(world)
-        _hear_of_launcher()
+        return train_as_rank(arguments, world, is_dry)
     composed = composition(arguments)
     config = composed.config
     # 0: the user wants no watch at all.
     interruption.limit(config.runtime.timeout_s if config.runtime.hang_timeout_s != 0 else 0)
     be_quiet(config.logging.console is ConsoleKind.quiet)
-    _check_restarts(config, world)
     gpus = gpu_count(os.environ)
-    if world is None:
-        config = fill_machine(config, gpus, usable_cores())
-    validate(config, world.size if world else None, gpus)
+    config = fill_machine(config, gpus, usable_cores())
+    validate(config, None, gpus)
     for line in composed.told():
         say(f"config  {line}")
     if is_dry:
         from trainer.dry_run import dry_run
 
-        return dry_run(config, world, list(arguments))
+        return dry_run(config, None, list(arguments))
     prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)
-    if world is None:
-        from trainer.config.plan import make_plan
-        from trainer.supervise import check_before_start, start_and_watch
+    from trainer.supervise import check_before_start, start_and_watch
 
-        # A run that is to be started again needs a parent that outlives it.
-        if make_plan(config, vocab_size=1).world_size > 1 or config.launch.max_restarts > 0:
-            return start_and_watch(config)
-        check_before_start(config)
-        world = World(rank=0, local_rank=0, size=1, local_size=1)
-        publish_world(world)
-    current().enter(IMPORTING)
-    from trainer.app import train_rank
-
-    try:
-        code = train_rank(config, world)
-    except PeerLostError as error:
-        # The ranks have not met, so one of each machine speaks.
-        if world.local_rank == 0:
-            report_failure(error)
-        code = error.exit_code
-    except TridentError as error:
-        report_error(error)
-        code = error.exit_code
-    if code not in (0, Preempted.exit_code):
-        # Peers may hang in a collective; communication libraries must not wait for them at exit.
-        _leave_now(code)
-    return code
-
-
-def _check_restarts(config: TridentConfig, world: World | None) -> None:
-    from trainer.launcher.start import SUPERVISED_VARIABLE
-
-    if world is not None and config.launch.max_restarts > 0 and SUPERVISED_VARIABLE not in os.environ:
-        raise ConfigError(
-            f"launch.max_restarts={config.launch.max_restarts} has no effect under a launcher; use its own restarts "
-            "(--max-restarts of torchrun and of the scripts in launch/), or let `trident train` start the ranks"
-        )
-
-
-def _hear_of_launcher() -> None:
-    from trainer.launcher.orphan import ask_to_stop, watch_launcher
-    from trainer.launcher.start import SUPERVISED_VARIABLE
-
-    watch_launcher(ask_to_stop)
-    if SUPERVISED_VARIABLE in os.environ:
-        interruption.let_parent_tell()
-
-
-def _leave_now(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    # A run that is to be started again needs a parent that outlives it.
+    if make_plan(config, vocab_size=1).world_size > 1 or config.launch.max_restarts > 0:
+        return start_and_watch(config)
+    check_before_start(config)
+    world = World(rank=0, local_rank=0, size=1, local_size=1)
+    publish_world(world)
+    return compute(config, world)
 
 
 def _groups(wide: int) -> str:

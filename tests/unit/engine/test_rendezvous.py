@@ -12,6 +12,7 @@ from trainer.engine import rendezvous
 from trainer.engine.rendezvous import Place, meet
 from trainer.errors import ConfigError, PeerLostError
 from trainer.launcher.start import free_port
+from trainer.topology.muster import LonelyError
 
 
 def place(rank: int, size: int, port: int, host: str = "127.0.0.1") -> Place:
@@ -22,7 +23,7 @@ def test_ranks_that_come_one_after_the_other_meet() -> None:
     port, stores = free_port(), {}
 
     def join(rank: int) -> None:
-        stores[rank] = meet(place(rank, 3, port), 30)
+        stores[rank], _ = meet(place(rank, 3, port), 30)
 
     threads = [threading.Thread(target=join, args=(rank,)) for rank in (2, 1, 0)]
     for thread in threads:
@@ -96,3 +97,12 @@ def test_a_place_that_is_none(host: str, port: str, problem: str, monkeypatch: p
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=problem):
         Place.of_environment()
+
+
+def test_another_program_that_listens_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "FOREIGN_S", 1.0)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(LonelyError, match=r"is another program; set another MASTER_PORT"):
+            meet(place(1, 2, other.getsockname()[1]), 30)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -7,7 +8,7 @@ import torch.distributed as dist
 
 from tests.helpers.dist import run_distributed
 from trainer.errors import ConfigError, StorageError, TridentError
-from trainer.topology.agreement import gather, same_everywhere, together
+from trainer.topology.agreement import gather, together
 from trainer.topology.groups import DistGroup
 
 pytestmark = pytest.mark.dist
@@ -83,21 +84,34 @@ def test_an_unknown_error_keeps_its_traceback_although_a_lower_rank_failed_too()
     assert outcomes[1] == ("ZeroDivisionError", "boom", "OSError")
 
 
-def collect(rank: int, world_size: int) -> tuple[list[object], bool, bool, bool]:
+def collect(rank: int, world_size: int) -> list[object]:
     handle = dist.group.WORLD
     assert handle is not None
     control = DistGroup(handle, rank, world_size, tuple(range(world_size)))
-    values: list[object] = gather(control, None if rank == 1 else {"rank": rank, "name": "x" * rank})
-    same = same_everywhere(control, ["a", 1])
-    one_differs = same_everywhere(control, "odd" if rank == world_size - 1 else "even")
-    return values, same, one_differs, same_everywhere(control, rank == 0)
+    return gather(control, None if rank == 1 else {"rank": rank, "name": "x" * rank})
 
 
 def test_every_rank_sees_the_values_of_all_in_the_order_of_ranks() -> None:
     outcomes = run_distributed(collect, 3, timeout_s=TIMEOUT_S)
-    assert [outcome[0] for outcome in outcomes] == [[{"rank": 0, "name": ""}, None, {"rank": 2, "name": "xx"}]] * 3
+    assert outcomes == [[{"rank": 0, "name": ""}, None, {"rank": 2, "name": "xx"}]] * 3
 
 
-def test_whether_values_are_the_same_is_the_same_answer_on_all() -> None:
-    outcomes = run_distributed(collect, 3, timeout_s=TIMEOUT_S)
-    assert [outcome[1:] for outcome in outcomes] == [(True, False, False)] * 3
+def place_of_error(rank: int, world_size: int, wrong: int) -> tuple[str, tuple[str, ...]]:
+    handle = dist.group.WORLD
+    assert handle is not None
+    control = DistGroup(handle, rank, world_size, tuple(range(world_size)))
+
+    def act() -> None:
+        if rank >= wrong:
+            raise ConfigError(["a is wrong", "b is wrong"], hints=["see c"])
+
+    with pytest.raises(ConfigError) as caught:
+        together(control, act, is_of_machine=True)
+    return str(caught.value), caught.value.hints
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_an_error_of_a_machine_says_which_unless_it_is_of_all(wrong: int) -> None:
+    host = socket.gethostname()
+    told = "a is wrong\nb is wrong" if wrong == 0 else f"rank 1 ({host}): a is wrong\nrank 1 ({host}): b is wrong"
+    assert run_distributed(place_of_error, 3, wrong, timeout_s=TIMEOUT_S) == [(told, ("see c",))] * 3

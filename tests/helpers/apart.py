@@ -1,0 +1,106 @@
+"""Ranks that were started apart: each with its own words, environment and working folder, as on different nodes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.helpers.dist import warm_up
+from trainer.launcher.start import free_port
+
+LIMIT_S = 100.0
+
+
+@dataclass(frozen=True)
+class Rank:
+    """How one rank is started."""
+
+    words: Sequence[str] = ()
+    environ: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
+    after_s: float = 0.0
+    before: Callable[[], object] | None = None
+    """Called in the rank before its command."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the ranks ended."""
+
+    codes: list[int]
+    """-9 for a rank that did not end by itself."""
+    said: list[str]
+    """Output of each rank."""
+    seconds: float
+
+    @property
+    def errors(self) -> list[str]:
+        """What followed `error: `, of all ranks."""
+        lines = "\n".join(self.said).splitlines()
+        return [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+
+
+def start_apart(ranks: Sequence[Rank], notes: Path, limit_s: float = LIMIT_S) -> Ended:
+    """Run `trident train` with each rank's words, in processes forked from this warm one; return how they ended."""
+    warm_up()
+    import trainer.app
+    import trainer.preflight  # noqa: F401
+
+    port, started = free_port(), time.monotonic()
+    notes.mkdir(parents=True, exist_ok=True)
+    pids = {index: _fork(rank, index, len(ranks), port, notes) for index, rank in enumerate(ranks)}
+    codes: dict[int, int] = {}
+    try:
+        while len(codes) < len(ranks) and time.monotonic() - started < limit_s:
+            for index, pid in pids.items():
+                if index not in codes:
+                    done, status = os.waitpid(pid, os.WNOHANG)
+                    if done:
+                        codes[index] = os.waitstatus_to_exitcode(status)
+            time.sleep(0.01)
+    finally:
+        for index in pids.keys() - codes.keys():
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pids[index], signal.SIGKILL)
+                os.waitpid(pids[index], 0)
+    said = [(notes / f"{index}.txt").read_text(errors="replace") for index in range(len(ranks))]
+    return Ended([codes.get(index, -9) for index in range(len(ranks))], said, time.monotonic() - started)
+
+
+def _fork(rank: Rank, index: int, size: int, port: int, notes: Path) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        target = os.open(notes / f"{index}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        facts = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        os.environ.update({key: str(value) for key, value in facts.items()})
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), **rank.environ)
+        if rank.folder is not None:
+            os.chdir(rank.folder)
+        if rank.before is not None:
+            rank.before()
+        time.sleep(rank.after_s)
+        from trainer.cli import main
+
+        code = main(["train", *rank.words])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -1,0 +1,143 @@
+"""Training as one rank, alone or among those that a launcher started. Torch is imported where ranks meet."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from trainer import interruption
+from trainer.config.compose import Composition, composition
+from trainer.config.schema import ConsoleKind, DeviceKind, TridentConfig
+from trainer.config.validate import validate
+from trainer.errors import ConfigError, PeerLostError, Preempted, TridentError
+from trainer.launcher.environment import World, gpu_count, prepare_environment
+from trainer.launcher.start import SUPERVISED_VARIABLE
+from trainer.log import be_quiet, report_error, report_failure, say
+from trainer.progress import IMPORTING, current
+
+if TYPE_CHECKING:
+    from trainer.preflight import MeetingPlace
+
+
+def train_as_rank(arguments: Sequence[str], world: World, is_dry: bool = False) -> int:
+    """Train as one of the ranks that a launcher started. Nothing heavy begins before all of them agree.
+
+    Args:
+        arguments: words of the command line.
+        world: of the ranks.
+        is_dry: only check and show what would be trained.
+    """
+    _hear_of_launcher()
+    try:
+        found = _checked(arguments, world)
+    except TridentError as error:
+        # Before torch is imported, which is needed to let the others know.
+        report_error(error)
+        if world.size > 1 and not is_dry:
+            _decline(error, world)
+        return error.exit_code
+    _limit(found.config)
+    be_quiet(found.config.logging.console is ConsoleKind.quiet)
+    for line in found.told():
+        say(f"config  {line}")
+    if is_dry:
+        from trainer.dry_run import dry_run
+
+        return dry_run(found.config, world, list(arguments))
+    current().enter(IMPORTING)
+    from trainer.preflight import join
+    from trainer.topology.muster import LonelyError
+
+    try:
+        config, store = join(found, world)
+    except LonelyError as error:
+        report_failure(error)
+        _leave_now(error.exit_code)
+    except PeerLostError as error:
+        # The ranks have not met, so one of each machine speaks.
+        if world.local_rank == 0:
+            report_failure(error)
+        _leave_now(error.exit_code)
+    except TridentError as error:
+        report_error(error)
+        _leave_now(error.exit_code)
+    _limit(config)
+    return compute(config, world, store)
+
+
+def _hear_of_launcher() -> None:
+    from trainer.launcher.orphan import ask_to_stop, watch_launcher
+
+    watch_launcher(ask_to_stop)
+    if SUPERVISED_VARIABLE in os.environ:
+        interruption.let_parent_tell()
+
+
+def _limit(config: TridentConfig) -> None:
+    """Let the process stand still no longer than the config says."""
+    # 0: the user wants no watch at all.
+    interruption.limit(config.runtime.timeout_s if config.runtime.hang_timeout_s != 0 else 0)
+
+
+def _checked(arguments: Sequence[str], world: World) -> Composition:
+    found = composition(arguments)
+    config = found.config
+    if config.launch.max_restarts > 0 and SUPERVISED_VARIABLE not in os.environ:
+        raise ConfigError(
+            f"launch.max_restarts={config.launch.max_restarts} has no effect under a launcher; use its own restarts "
+            "(--max-restarts of torchrun and of the scripts in launch/), or let `trident train` start the ranks"
+        )
+    gpus = gpu_count(os.environ)
+    validate(config, world.size, gpus)
+    prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)
+    return found
+
+
+def _decline(error: TridentError, world: World) -> None:
+    """Let the other ranks know why this one does not come."""
+    from trainer.preflight import decline
+    from trainer.topology.muster import LonelyError
+
+    try:
+        decline(error)
+    except LonelyError as lonely:
+        if world.rank != 0:
+            report_failure(lonely)
+    except TridentError:
+        # Rank 0 tells it, of whichever rank it is.
+        return
+
+
+def compute(config: TridentConfig, world: World, store: MeetingPlace | None = None) -> int:
+    """Train as a rank whose config is settled, and return the exit code.
+
+    Args:
+        config: the same on every rank.
+        world: of the ranks.
+        store: where they met.
+    """
+    current().enter(IMPORTING)
+    from trainer.app import train_rank
+
+    try:
+        code = train_rank(config, world, store)
+    except PeerLostError as error:
+        # The ranks have not met, so one of each machine speaks.
+        if world.local_rank == 0:
+            report_failure(error)
+        code = error.exit_code
+    except TridentError as error:
+        report_error(error)
+        code = error.exit_code
+    if code not in (0, Preempted.exit_code):
+        # Peers may hang in a collective; communication libraries must not wait for them at exit.
+        _leave_now(code)
+    return code
+
+
+def _leave_now(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
