@@ -68,7 +68,8 @@ class Engine:
         """
         done = subprocess.run(
             [str(word) for word in words],
-            cwd=ROOT,
+            # Where a container is out of memory, its monitor leaves a file in the current folder.
+            cwd=self.folder,
             env={**self.environment, **variables},
             capture_output=True,
             text=True,

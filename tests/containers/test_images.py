@@ -186,7 +186,7 @@ def test_ranks_start_over_real_ssh_and_pdsh(engine: Engine, image: str, runs: Pa
 def test_the_nodes_of_the_compose_file_train_together(engine: Engine, image: str) -> None:
     if shutil.which("podman-compose") is None:
         pytest.skip("apt-get install podman-compose")
-    compose = ("podman-compose", "--project-name", name_of("compose"), "--file", "docker/compose.yaml")
+    compose = ("podman-compose", "--project-name", name_of("compose"), "--file", ROOT / "docker" / "compose.yaml")
     try:
         up = ("up", "--no-build", "--abort-on-container-exit", "--exit-code-from", "node0")
         done = engine.call(*compose, *up, timeout_s=START_S, STEPS="4")
@@ -194,3 +194,4 @@ def test_the_nodes_of_the_compose_file_train_together(engine: Engine, image: str
         assert "4 ranks = pipeline 2 x tensor 2" in done.stdout + done.stderr
     finally:
         engine.call(*compose, "down", "--volumes", check=False)
+        engine.podman("network", "rm", "--force", f"{name_of('compose')}_ranks", check=False)
