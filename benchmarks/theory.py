@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from trainer.config.ds_json import reduce_bucket_size
 from trainer.config.plan import ModelSpec, RunPlan
 from trainer.config.schema import (
     ActivationKind,
@@ -54,8 +55,8 @@ def expected_bytes(plan: RunPlan) -> Bytes:
     """Return what a rank of this plan should hold."""
     count, stage, replicas = parameter_count(plan.model), plan.zero_stage, plan.data_parallel_size
     half = plan.config.precision.dtype is not Dtype.fp32
-    # Gradients are added up in fp32. DeepSpeed's sharded optimizers keep master weights also of fp32 parameters.
-    masters = 4 if half or stage > 0 else 0
+    # Gradients are added up in fp32, and fp32 weights are their own masters.
+    masters = 4 if half else 0
     return Bytes(
         parameters=(2 if half else 4) * count // (replicas if stage == 3 else 1),
         gradients=4 * count // (replicas if stage >= 2 else 1),
@@ -76,7 +77,7 @@ def gpu_bytes(plan: RunPlan) -> int:
     states = found.parameters + found.gradients + (0 if offloaded else found.optimizer)
     buckets = flat = 0
     if plan.zero_stage > 0:
-        buckets = 2 * 4 * zero.reduce_bucket_size
+        buckets = 2 * 4 * reduce_bucket_size(plan)
         flat = 0 if offloaded else 4 * parameter_count(plan.model) // plan.data_parallel_size
     return states + max(found.activations + found.loss + buckets, flat)
 

@@ -12,6 +12,13 @@ from trainer.config.places import local_path
 from trainer.config.plan import ModelSpec, RunPlan
 from trainer.config.schema import ActivationKind, Dtype, OffloadKind
 
+BUCKETS_OF_A_MODEL = 16
+"""Collectives in which the gradients of a model are reduced, where the config does not say how large one is."""
+BUCKETS = (1_000_000, 50_000_000)
+"""Smallest and largest size of a bucket, in elements: below, latency counts; above, nothing is gained."""
+STEPPED_PARTS = 8
+"""Parts in which ZeRO-3 steps a model."""
+
 
 def deepspeed_json(plan: RunPlan) -> dict[str, object]:
     """Return the config for `deepspeed.initialize`. The optimizer is ours, so it is not in it.
@@ -66,17 +73,23 @@ def _zero(plan: RunPlan) -> dict[str, object]:
         return {"stage": 0}
     result: dict[str, object] = {
         "stage": zero.stage,
-        "reduce_bucket_size": zero.reduce_bucket_size,
-        "allgather_bucket_size": zero.reduce_bucket_size,
+        "reduce_bucket_size": reduce_bucket_size(plan),
+        "allgather_bucket_size": reduce_bucket_size(plan),
         "contiguous_gradients": True,
         "overlap_comm": zero.overlap_comm and not plan.uses_pipeline_engine,
     }
     if zero.offload is not OffloadKind.none:
         result["offload_optimizer"] = _place(plan)
     if zero.stage == 3:
-        hidden_size = plan.model.hidden_size
+        hidden_size, block = plan.model.hidden_size, _block_elements(plan)
         result |= {
-            "stage3_prefetch_bucket_size": zero.reduce_bucket_size,
+            # DeepSpeed's limits of 1e9 keep every smaller model gathered from its first use on. One block is computed
+            # while the next one is gathered.
+            "stage3_prefetch_bucket_size": block,
+            "stage3_max_live_parameters": max(2 * block, largest_parameter(plan)),
+            "stage3_max_reuse_distance": 0,
+            # The optimizer steps one part after the other, and needs a copy of the gradients of one part.
+            "sub_group_size": max(_matrix_elements(plan) // STEPPED_PARTS, largest_parameter(plan)),
             # Vectors (norms, biases) stay whole: gathering each of them costs more than it saves.
             "stage3_param_persistence_threshold": 10 * hidden_size,
         }
@@ -94,6 +107,34 @@ def _place(plan: RunPlan) -> dict[str, object]:
     if zero.offload is OffloadKind.nvme:
         place["nvme_path"] = local_path(str(zero.nvme_path), "zero.nvme_path")
     return place
+
+
+def reduce_bucket_size(plan: RunPlan) -> int:
+    """Return how many elements are reduced in one collective: what the config says, or by the size of the model.
+
+    A bucket is a buffer, and there may be two: a large one beside a small model costs more than sharding saves. Even,
+    because DeepSpeed asks for that.
+    """
+    chosen = plan.config.zero.reduce_bucket_size
+    if chosen is not None:
+        return chosen
+    least, most = BUCKETS
+    return max(least, min(most, _matrix_elements(plan) // BUCKETS_OF_A_MODEL)) // 2 * 2
+
+
+def _block_elements(plan: RunPlan) -> int:
+    """Return the matrix elements of one block on one tensor-parallel rank. Vectors are left out: they are few."""
+    model = plan.model
+    queries, keys = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
+    matrices = 3 if model.activation is ActivationKind.swiglu else 2
+    rows = 2 * (queries + keys) + matrices * model.ffn_hidden_size
+    return rows * model.hidden_size // plan.tensor_parallel_size
+
+
+def _matrix_elements(plan: RunPlan) -> int:
+    """Return the matrix elements of the whole model on one tensor-parallel rank; the head counts even where tied."""
+    vocabulary = 2 * plan.model.padded_vocab_size * plan.model.hidden_size // plan.tensor_parallel_size
+    return plan.model.num_layers * _block_elements(plan) + vocabulary
 
 
 def largest_parameter(plan: RunPlan) -> int:

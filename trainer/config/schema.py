@@ -251,8 +251,9 @@ class ZeroConfig:
     """Stage 3 with offload: keep parameters there too."""
     nvme_path: str | None = None
     """offload=nvme: a folder on a local NVMe disk."""
-    reduce_bucket_size: int = 50_000_000
-    """Elements reduced in one collective."""
+    reduce_bucket_size: int | None = None
+    """Elements reduced in one collective; stages 1 and 2 have a buffer as large, or two. null: a sixteenth of the
+    rank's parameters, at least 1M, at most 50M."""
     overlap_comm: bool = True
     """Reduce gradients while backward runs (pp=1 on CUDA)."""
 

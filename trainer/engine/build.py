@@ -18,6 +18,7 @@ from trainer.engine.mpu import ModelParallelUnit
 from trainer.engine.optimizer import build_optimizer
 from trainer.engine.pipelined import PipelinedEngine
 from trainer.engine.plain import LanguageModel, PlainEngine
+from trainer.engine.zero_memory import give_back_freed_memory, reduce_into_partition, share_masters
 from trainer.model.gpt import GPT, ModelContext
 from trainer.pipeline.module import build_pipeline
 from trainer.progress import Progress
@@ -64,6 +65,9 @@ def _construct(
         config=settings,
         config_class=DeepSpeedConfig(settings, mpu),
     )
+    share_masters(engine.optimizer)
+    reduce_into_partition(engine.optimizer)
+    give_back_freed_memory()
     engine.attach(groups, plan.config.optimizer.grad_clip, progress)
     return engine
 

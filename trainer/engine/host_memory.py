@@ -14,20 +14,27 @@ _TRIM_THRESHOLD = -1
 _MMAP_THRESHOLD = -3
 _LARGEST = (1 << 31) - 1
 """glibc takes these thresholds as int."""
+LARGEST_KEPT_WITH_ZERO = 32 << 20
+"""Bytes of the largest freed block that a rank keeps with ZeRO. Its flat partitions come and go between blocks of every
+other size: kept, they leave holes that nothing fits into, and sharding would save nothing. Activations stay."""
 _RESERVED = 2040 << 20
 """Bytes of address space that the heap is given at once; less than the threshold above, or they would be given back."""
 _HUGE_PAGE = 1 << 21
 _MADV_HUGEPAGE = 14
 
 
-def keep_freed_memory() -> bool:
-    """Tell glibc to keep large freed blocks for the next step; return whether it listens. Local, takes no memory."""
+def keep_freed_memory(largest_bytes: int | None = None) -> bool:
+    """Tell glibc to keep large freed blocks for the next step; return whether it listens. Local, takes no memory.
+
+    Args:
+        largest_bytes: blocks above go back to the kernel at once; None to keep all.
+    """
     try:
         libc = ctypes.CDLL(None)
         mallopt = libc.mallopt
     except (OSError, AttributeError):
         return False  # another C library
-    kept = bool(mallopt(_MMAP_THRESHOLD, _LARGEST)) and bool(mallopt(_TRIM_THRESHOLD, _LARGEST))
+    kept = bool(mallopt(_MMAP_THRESHOLD, largest_bytes or _LARGEST)) and bool(mallopt(_TRIM_THRESHOLD, _LARGEST))
     if kept:
         _use_huge_pages(libc)
     return kept

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from trainer.config.ds_json import deepspeed_json, largest_parameter
+from trainer.config.ds_json import deepspeed_json, largest_parameter, reduce_bucket_size
 from trainer.config.keys import build
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.validate import validate
@@ -78,7 +78,7 @@ def test_deepspeed_accepts_and_reads_what_was_meant(name: str) -> None:
         assert read.pipeline["pipe_partitioned"] is read.pipeline["grad_partitioned"] is False
     assert read.communication_data_type is None
     if plan.zero_stage > 0:
-        assert zero.reduce_bucket_size == config.zero.reduce_bucket_size
+        assert zero.reduce_bucket_size == reduce_bucket_size(plan)
         place = "none" if zero.offload_optimizer is None else str(zero.offload_optimizer.device)
         assert place == config.zero.offload.value
     assert (zero.offload_param is not None) == config.zero.offload_parameters
@@ -156,6 +156,30 @@ def test_offload_places() -> None:
     assert isinstance(nvme, dict)
     assert nvme["offload_optimizer"] == {"device": "nvme", "nvme_path": "/nvme"}
     assert nvme["offload_param"]["buffer_size"] == largest_parameter(plan_with(NVME))
+
+
+def test_buckets_follow_the_model_unless_said() -> None:
+    wide: dict[str, object] = {"layout.data_parallel_size": 2, "model.hidden_size": 1024, "model.num_layers": 12}
+    matrices = 12 * 12 * 1024**2 + 2 * plan_with(wide).model.padded_vocab_size * 1024
+    assert reduce_bucket_size(plan_with(wide)) == matrices // 16 // 2 * 2
+    assert reduce_bucket_size(plan_with({"layout.data_parallel_size": 2})) == 1_000_000
+    assert reduce_bucket_size(plan_with({**wide, "model.num_layers": 96})) == 50_000_000
+    assert reduce_bucket_size(plan_with({**wide, "zero.reduce_bucket_size": 12_345})) == 12_345
+
+
+def test_stage_3_keeps_two_blocks_gathered_and_steps_in_parts() -> None:
+    wide: dict[str, object] = {
+        "layout.data_parallel_size": 2,
+        "zero.stage": 3,
+        "model.hidden_size": 1024,
+        "model.num_layers": 12,
+    }
+    zero: Any = deepspeed_json(plan_with(wide))["zero_optimization"]
+    block = 12 * 1024**2
+    assert zero["stage3_prefetch_bucket_size"] == block
+    assert zero["stage3_max_live_parameters"] == 2 * block
+    assert zero["stage3_max_reuse_distance"] == 0
+    assert 12 * block // 8 <= zero["sub_group_size"] < 13 * block // 8
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""What each ZeRO stage keeps between steps, counted tensor by tensor, against what it should keep."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+
+from tests.helpers.dist import run_distributed
+from tests.helpers.parity import Case
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(200)]
+
+CASES = tuple(Case(dp=2, zero=stage) for stage in (0, 1, 2, 3))
+
+
+def kept_per_parameter(rank: int, world_size: int, cases: tuple[Case, ...]) -> list[float]:
+    """Return the bytes of all tensors after three steps, by the model's parameters."""
+    from tests.dist.faults_room import _Room
+
+    found = []
+    for case in cases:
+        gc.collect()
+        before = _storages()
+        room = _Room(case, rank, world_size, bucket=1000)
+        for step in (1, 2, 3):
+            room.step(step)
+        gc.collect()
+        parameters = sum(tensor.numel() for tensor in room.engine.local_parameters().values())
+        gc.collect()
+        found.append(sum(size for place, size in _storages().items() if place not in before) / parameters)
+        del room
+    return found
+
+
+def _storages() -> dict[int, int]:
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    tensors += [tensor.data for tensor in tensors if isinstance(tensor, torch.nn.Parameter)]
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+def test_every_stage_keeps_what_it_should_and_no_second_copy() -> None:
+    kept = run_distributed(kept_per_parameter, 2, CASES, timeout_s=150)[0]
+    # Weights and moments; with ZeRO halves of what it shards, as two replicas share it. fp32 weights are their own
+    # masters. ZeRO-3 keeps its shard of the gradients as well.
+    expected = (4 + 8, 4 + 4, 4 + 4, 2 + 2 + 4)
+    for case, found, bytes_ in zip(CASES, kept, expected, strict=True):
+        # Norms and biases stay whole with ZeRO-3, partitions are padded: little, but not nothing.
+        assert found == pytest.approx(bytes_, rel=0.02), case.name
