@@ -111,7 +111,16 @@ def _break(room: _Room, fault: Fault) -> Callable[[], None]:
     parameter: Any = room.parameter(str(fault.parameter))
     inner = room.engine._engine
     if not fault.after_reduction:
-        handle = parameter.register_hook(lambda grad: torch.full_like(grad, math.nan))
+
+
+        def spoil(grad: torch.Tensor | None) -> torch.Tensor | None:
+            if grad is None:
+                # The layer has added it where it belongs.
+                parameter.grad.fill_(math.nan)
+                return None
+            return torch.full_like(grad, math.nan)
+
+        handle = parameter.register_hook(spoil)
         return lambda: handle.remove()
     take = inner._take_model_step
 
