@@ -76,7 +76,7 @@ class LoggingConfig:
     """Id of the wandb run; null: made up. A run that goes on keeps the one in its folder, unless the command line says
     another. Of the environment: WANDB_RUN_ID."""
     wandb_resume: WandbResume = WandbResume.allow
-    """allow | must | never: whether a run that goes on continues its wandb run. Of the environment: WANDB_RESUME."""
+    """Whether a run that goes on continues its wandb run. Of the environment: WANDB_RESUME."""
     wandb_dir: str | None = None
     """Folder in which wandb makes its own folder `wandb`; null: the run's. Of the environment: WANDB_DIR."""
     wandb_artifacts: bool = False

@@ -123,8 +123,12 @@ def _meant(value: str, takes_list: bool) -> str:
     if value.startswith("[") and "]" in value[:-1] and not value.endswith("]"):
         return f"[{quoted(value)}]"
     items = [item.strip() for item in value.removeprefix("[").removesuffix("]").split(",")]
-    plain = (item if item[0] not in "[{(" and _reads(f"k={item}") else quoted(item) for item in items if item)
-    return f"[{','.join(plain)}]"
+    return f"[{','.join(item if _is_plain(item) else quoted(item) for item in items if item)}]"
+
+
+def _is_plain(item: str) -> bool:
+    """Return whether a list takes it as it is; a backslash at its end would escape what follows."""
+    return item[0] not in "[{(" and not item.endswith("\\") and _reads(f"k={item}") is not None
 
 
 def _piece(text: str) -> str:
@@ -134,7 +138,7 @@ def _piece(text: str) -> str:
         if end < len(text) - 1:
             raise _Unclear(f"'{text[end + 1]}' follows the ']' of a list")
         return f"[{','.join(map(_piece, _pieces(text[1:-1])))}]" if text[1:-1].strip() else "[]"
-    if text.startswith(("'", '"')) or _reads(f"k={text}") is not None:
+    if text.startswith(("'", '"')) or (not text.endswith("\\") and _reads(f"k={text}") is not None):
         return text
     if text.startswith("{"):
         raise _Unclear("'{' begins a mapping, and no key takes one")
@@ -190,7 +194,7 @@ def _end(text: str, start: int) -> int:
         if letter == "\\":
             place += 1
         elif letter in "'\"" and text[start:place].rstrip().endswith(("[", ",", "(", ":", "{")):
-            place = _end_of_quotes(text, place)
+            place = _end_of_quotes(text, place, ",:}" if waiting[-1] == "}" else f",{waiting[-1]}")
         elif letter in "[{" or (letter in "(" and (place == start or _closes_round(text, place))):
             waiting.append(_CLOSERS[letter])
         elif letter in "]}" or (letter == ")" and waiting[-1] == ")"):
@@ -209,15 +213,15 @@ def _closes_round(text: str, start: int) -> bool:
     return ")" in text[start:] and text.find(")", start) == min(stop for stop in stops if stop > start)
 
 
-def _end_of_quotes(text: str, start: int) -> int:
-    """Return where the quotes that open at `start` are closed, which must be the end of their piece."""
+def _end_of_quotes(text: str, start: int, after: str = ",") -> int:
+    """Return where the quotes that open at `start` are closed; only blanks and what `after` holds may follow."""
     quote, place = text[start], start + 1
     while place < len(text) and text[place] != quote:
         place += 2 if text[place] == "\\" else 1
     if place >= len(text):
         raise _Unclear(f"the quote {quote} is not closed")
     rest = text[place + 1 :].lstrip()
-    if rest and rest[0] not in ",])}:":
+    if rest and rest[0] not in after:
         raise _Unclear(f"'{rest[0]}' follows the closing quote {quote}")
     return place
 

@@ -38,7 +38,7 @@ class TrainingConsole(Console):
         self._is_unicode = speaks_unicode(stream, os.environ if environ is None else environ)
         # Said outright, because rich takes FORCE_COLOR for a terminal too.
         drawn = stream.isatty() if is_terminal is None else is_terminal
-        super().__init__(file=stream, force_terminal=drawn, width=width, highlight=False)
+        super().__init__(file=stream, force_terminal=drawn, width=width, highlight=False, _environ=environ)
 
     @property
     def can_redraw(self) -> bool:

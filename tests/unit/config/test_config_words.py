@@ -72,6 +72,11 @@ def test_what_can_mean_one_thing_only_needs_no_quotes(word: str, value: object) 
         ("name='it''s'", "''' follows the closing quote '", "name=\"'it''s'\""),
         ("eval.prompts=[\"a\" b,c]", "'b' follows the closing quote \"", "eval.prompts=['\"a\" b',c]"),
         ("name=a[b,c", "'[' is not closed", "name='a[b,c'"),
+        ("data.files=[a,b\\]", "'[' is not closed", "data.files=[a,'b\\\\']"),
+        ("data.files=['a')]", "')' follows the closing quote '", "data.files=[\"'a')\"]"),
+        ("data.files=['':]", "':' follows the closing quote '", "data.files=[\"'':\"]"),
+        ("eval.prompts=['a': b,c]", "':' follows the closing quote '", "eval.prompts=[\"'a': b\",c]"),
+        ("name='a':b", "':' follows the closing quote '", "name=\"'a':b\""),
     ],
 )  # fmt: skip
 def test_the_character_at_fault_is_named_and_the_proposal_is_meant(word: str, fault: str, proposal: str) -> None:
@@ -129,7 +134,7 @@ def test_a_text_is_read_as_itself_or_proposed_as_itself(text: str) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.text(st.sampled_from("ab ~=#%@!:é*.'()"), min_size=1, max_size=6), min_size=1, max_size=3))
+@given(st.lists(st.text(st.sampled_from("ab ~=#%@!:é*.'()\\"), min_size=1, max_size=6), min_size=1, max_size=3))
 def test_items_of_a_list_too(items: list[str]) -> None:
     word = f"data.files=[{','.join(items)}]"
     try:
@@ -137,7 +142,7 @@ def test_items_of_a_list_too(items: list[str]) -> None:
     except ConfigError as error:
         [word] = shlex.split(error.problems[0].partition("; write ")[2])
         found = value_of(word)
-    if not any(set(item) & set("'()") for item in items):
+    if not any(set(item) & set("'()\\") for item in items):
         assert isinstance(found, list)
         assert [str(item).strip() for item in found] == [item.strip() for item in items if item.strip()]
 
