@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -35,6 +34,7 @@ from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import TridentConfig
 from trainer.config.validate import validate
 from trainer.config.wandb_variables import MODE_KEY
+from trainer.config.words import for_a_shell
 from trainer.description import plan_record
 from trainer.errors import CheckpointError, ConfigError
 from trainer.files import storage_faults, sync_folder, write_atomically
@@ -209,7 +209,7 @@ def train_command(config: TridentConfig) -> str:
     with suppress(ConfigError):
         # `auto` is what this machine says, which may be another one than the command is for.
         if set(differences(compose(words), config)) <= {MODE_KEY}:
-            return shlex.join(["trident", "train", *words])
+            return " ".join(map(for_a_shell, ["trident", "train", *words]))
     return f"trident train with the keys of {config.run_dir}/config.yaml"
 
 

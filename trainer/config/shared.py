@@ -34,7 +34,8 @@ def shared_values(found: Composition) -> dict[str, tuple[object, object]]:
     """
     written = {**found.unresolved, **found.of_environment}
     return {
-        key: (_whole_path(key, plain(value)), written[key])
+        # In a list: nothing at all is a way to write a value, too.
+        key: (_whole_path(key, plain(value)), [written[key]])
         for key, value in flatten(found.config).items()
         if key not in OWN
     }

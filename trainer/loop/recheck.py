@@ -76,7 +76,7 @@ class Recheck:
             f"differs{more}",
             hints=[
                 "a processor, its memory or a link is likely to be faulty: take this machine out of the run",
-                "go back with checkpoint.resume=PATH to a checkpoint of before the last check that was good",
+                "go back to a checkpoint of before the last good check: checkpoint.resume=PATH in another run_dir",
             ],
         )
 

@@ -17,6 +17,7 @@ from trainer.config.places import PER_NODE
 from trainer.config.plan import make_plan
 from trainer.config.schema import TridentConfig
 from trainer.config.shared import OWN, shared_values, with_shared
+from trainer.config.wandb_variables import VARIABLES
 from trainer.config.written import plain
 from trainer.topology.muster import Fact, Facts, compare
 
@@ -164,6 +165,24 @@ def test_words_of_resuming_are_no_paths(base: Composition) -> None:
     assert facts(base)["checkpoint.resume"].value == "auto"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, "must" if name == "WANDB_RESUME" else "mine") for name in VARIABLES] + [("WANDB_MODE", "disabled")],
+)
+def test_each_of_wandbs_variables_is_rank_0s(
+    name: str, value: str, base: Composition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in [other for other in os.environ if other.startswith("WANDB_")]:
+        monkeypatch.delenv(other)
+    monkeypatch.setenv(name, value)
+    found = composition([])
+    for first, here in ((base, found), (found, base)):
+        refused, taken = compare(facts(first), facts(here))
+        assert (refused, list(taken)) == ({}, [VARIABLES.get(name, "logging.wandb")])
+        settled = with_shared(here.config, {key: theirs for key, (theirs, _) in taken.items()})
+        assert compare(facts(first), facts(dataclasses.replace(here, config=settled))) == ({}, {})
+
+
 def test_what_wandbs_variables_say_is_rank_0s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     without = composition([])
@@ -171,6 +190,7 @@ def test_what_wandbs_variables_say_is_rank_0s(monkeypatch: pytest.MonkeyPatch) -
     with_it = composition([])
     refused, taken = compare(facts(with_it), facts(without))
     assert (refused, list(taken)) == ({}, ["logging.wandb_project"])
+    monkeypatch.delenv("WANDB_PROJECT")
     typed = composition(["logging.wandb_project=mine"])
     refused, _ = compare(facts(typed), facts(without))
     assert refused == {"logging.wandb_project": ("mine", "trident")}
