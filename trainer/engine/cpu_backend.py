@@ -18,6 +18,9 @@ from deepspeed.comm.torch import TorchBackend
 
 from trainer.topology.exchange import SMALLEST, Peers
 
+LARGEST_SLICE = 1 << 22
+"""Elements that are summed at once."""
+
 
 class Pending:
     """A collective under way, as DeepSpeed expects it of torch."""
@@ -73,11 +76,13 @@ class MessageBackend(TorchBackend):  # type: ignore[misc]
     def all_reduce(
         self, tensor: torch.Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False
     ) -> Any:
-        """Sum a tensor in place."""
+        """Sum a tensor in place, a slice after the other: what is received of one needs as much room again."""
         peers = self._by_messages(group, tensor) if self._reduce_op(op) == dist.ReduceOp.SUM and not async_op else None
         if peers is None:
             return super().all_reduce(tensor, op, group, async_op)
-        return peers.all_reduce(tensor.detach())
+        for part in tensor.detach().view(-1).split(LARGEST_SLICE):
+            peers.all_reduce(part)
+        return None
 
     def _by_messages(self, group: Any, *tensors: torch.Tensor) -> Peers | None:
         """Return the group's ranks where messages pay, else None."""

@@ -13,7 +13,7 @@ from torch._C._distributed_c10d import Store
 
 from trainer.config.plan import RunPlan
 from trainer.config.schema import DeviceKind, Dtype
-from trainer.engine.host_memory import LARGEST_KEPT_WITH_ZERO, keep_freed_memory
+from trainer.engine.host_memory import LARGEST_KEPT, keep_freed_memory
 from trainer.engine.kernel_lock import KernelLock
 from trainer.engine.rendezvous import Place, meet
 from trainer.errors import ConfigError, PeerLostError
@@ -74,7 +74,7 @@ def start_world(plan: RunPlan, device: torch.device, store: Store | None = None)
         torch.cuda.set_device(device)
         warn_of_small_shared_memory(int(os.environ.get("LOCAL_WORLD_SIZE") or plan.world_size))
     else:
-        keep_freed_memory(LARGEST_KEPT_WITH_ZERO if plan.zero_stage > 0 else None)
+        keep_freed_memory(LARGEST_KEPT.get(plan.zero_stage))
     timeout = timedelta(seconds=plan.config.runtime.timeout_s)
     if not dist.is_initialized():
         for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
