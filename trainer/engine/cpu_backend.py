@@ -80,7 +80,7 @@ class MessageBackend(TorchBackend):  # type: ignore[misc]
         peers = self._by_messages(group, tensor) if self._reduce_op(op) == dist.ReduceOp.SUM and not async_op else None
         if peers is None:
             return super().all_reduce(tensor, op, group, async_op)
-        for part in tensor.detach().view(-1).split(LARGEST_SLICE):
+        for part in torch.split(tensor.detach().view(-1), LARGEST_SLICE):
             peers.all_reduce(part)
         return None
 
