@@ -22,23 +22,23 @@ def kept_per_parameter(rank: int, world_size: int, cases: tuple[Case, ...]) -> l
     found = []
     for case in cases:
         gc.collect()
-        before = _storages()
+        before = _tensor_bytes()
         room = _Room(case, rank, world_size, bucket=1000)
         for step in (1, 2, 3):
             room.step(step)
         gc.collect()
         parameters = sum(tensor.numel() for tensor in room.engine.local_parameters().values())
         gc.collect()
-        found.append(sum(size for place, size in _storages().items() if place not in before) / parameters)
+        found.append((_tensor_bytes() - before) / parameters)
         del room
     return found
 
 
-def _storages() -> dict[int, int]:
+def _tensor_bytes() -> int:
     tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
     tensors += [tensor.data for tensor in tensors if isinstance(tensor, torch.nn.Parameter)]
     storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
-    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def test_every_stage_keeps_what_it_should_and_no_second_copy() -> None:
