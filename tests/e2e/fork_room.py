@@ -31,7 +31,7 @@ WORDS = (
 )
 FORKED_AT, STEPS = 4, 300
 END_S = 400.0
-"""A start of four ranks on a busy machine, and then some; torchrun waits up to 300 s for itself when it ends."""
+"""A start of four ranks on a busy machine, and then some."""
 STOPPED = 75
 _RESUMED = re.compile(r"resumed from (\S+) \(step ([0-9]+)\)")
 

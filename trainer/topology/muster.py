@@ -22,6 +22,7 @@ SETTLE_S = 1.5
 HEARD_S = 10.0
 """What ranks get to hear why the run does not begin."""
 POLL_S = 0.02
+_LEFT_OVER = "if one is left of an earlier start whose launcher was killed, end it: kill -9 its process"
 _LISTED = 6
 """Differences, and groups of ranks, that a message names."""
 _READ = 64
@@ -295,6 +296,7 @@ def _seat_taken(objections: Sequence[Mapping[str, Any]], _: Member) -> dict[str,
         "hints": [
             "give every process its own RANK (the node's number times the ranks of a node, plus LOCAL_RANK)",
             "if they are of two runs, give each run its own MASTER_PORT",
+            _LEFT_OVER,
         ],
         "code": ConfigError.exit_code,
     }
@@ -361,5 +363,5 @@ def _late(store: Store, member: Member) -> LonelyError:
     return LonelyError(
         f"every rank must be one process, but rank {member.rank} of the run that meets here is process {pid} on {host} "
         f"already, and that run has begun; this is process {member.pid} on {member.host}",
-        hints=["give every run its own MASTER_ADDR and MASTER_PORT, and every process its own RANK"],
+        hints=["give every run its own MASTER_ADDR and MASTER_PORT, and every process its own RANK", _LEFT_OVER],
     )
