@@ -34,7 +34,7 @@ from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import TridentConfig
 from trainer.config.validate import validate
 from trainer.config.wandb_variables import MODE_KEY
-from trainer.config.words import for_a_shell
+from trainer.config.words import for_a_shell, quoted
 from trainer.description import plan_record
 from trainer.errors import CheckpointError, ConfigError
 from trainer.files import storage_faults, sync_folder, write_atomically
@@ -224,6 +224,5 @@ def _word(value: object) -> str:
         return str(value.value)
     text = str(value)
     if (isinstance(value, str) and not _PLAIN.fullmatch(text)) or text in ("null", "true", "false"):
-        escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-        return f"'{escaped}'"
+        return quoted(text)
     return text

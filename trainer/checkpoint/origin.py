@@ -9,6 +9,7 @@ from, it is refused: neither what it says nor what is there is passed over in si
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -191,12 +192,15 @@ def check_origin(config: TridentConfig, earlier: TridentConfig | None, run_dir: 
     path = absolute_path(word, use.value)
     own = _own_step(path, store) if use is Use.resumed else None
     if own is None:
+        # A step of the run that was pruned, for one.
+        is_there = os.path.exists(path)
         raise ConfigError(
-            f"run_dir must be a folder without checkpoints to begin from {use.value}={word}, but {run_dir} holds "
-            f"step_{steps[-1]} of a run that did not begin there",
+            f"run_dir must be a folder without checkpoints to begin from {use.value}={word}"
+            f"{'' if is_there else ' (which does not exist)'}, but {run_dir} holds step_{steps[-1]} of a run that did "
+            "not begin there",
             hints=[
                 f"to go on with that run leave {use.value} out",
-                f"to begin from {word} set run_dir to another folder",
+                *([f"to begin from {word} set run_dir to another folder"] if is_there else []),
             ],
         )
     later = [store.path(step) for step in steps if step > own]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.config.arguments import read_arguments
 from trainer.config.choices import meant_choice
-from trainer.config.keys import KEYS, coerce, did_you_mean, is_list, optional, unknown_key
+from trainer.config.keys import KEYS, coerce, did_you_mean, is_list, joined, optional, unknown_key
 from trainer.config.places import absolute_path
 from trainer.config.schema import TridentConfig
 from trainer.config.searched import ALL_GROUPS, PRIMARY, Place, find, options, own_file, places, shown
@@ -175,8 +175,8 @@ def _find_places(request: Request, dirs: Sequence[str], name: str | None, search
     hit = find(request.places, request.primary)
     if hit is None:
         names = sorted({file.stem for place in request.places for file in place.folder.glob("*.yaml")})
-        raise ConfigError(f"there is no config '{request.primary}'{did_you_mean(request.primary, names)}; "
-                          f"{', '.join(shown(place.folder) for place in request.places)} were searched")  # fmt: skip
+        folders = joined(shown(place.folder) for place in request.places)
+        raise ConfigError(f"there is no config '{request.primary}' in {folders}{did_you_mean(request.primary, names)}")
     request.primary_file = hit[0]
     hydra = read_yaml(hit[0]).tree.get("hydra")
     if isinstance(hydra, Mapping) and hydra.get("searchpath"):

@@ -371,7 +371,7 @@ def test_a_primary_config_may_name_folders_and_needs_no_schema(write: Write) -> 
     write("more/experiment/mine.yaml", STEPS % 12)
     assert compose(["-cn", "own"]).train.steps == 12
     assert compose(["-cn", "own"]).run_dir == "runs/own", "the schema's"
-    assert problems_of("-cn", "owm")[0].startswith("there is no config 'owm'; conf, ")
+    assert problems_of("-cn", "owm")[0].startswith("there is no config 'owm' in conf or ")
 
 
 def test_another_projects_primary_config_is_left_alone(write: Write) -> None:

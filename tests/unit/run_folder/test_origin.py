@@ -197,6 +197,7 @@ def test_killed_before_its_first_save_it_begins_where_it_did(key: str, base: Pat
         (("checkpoint.resume=base",), "checkpoint.init_from=base"),
         (("checkpoint.resume=base/checkpoints/step_4",), "checkpoint.resume=base"),
         ((), "checkpoint.resume=nowhere"),
+        ((), "checkpoint.init_from=run/checkpoints/step_8"),
     ],
 )
 def test_what_a_run_did_not_begin_from_is_refused_and_nothing_is_lost(
@@ -207,9 +208,11 @@ def test_what_a_run_did_not_begin_from_is_refused_and_nothing_is_lost(
     error = Command(then).refused()
     key = then.partition("=")[0]
     assert isinstance(error, ConfigError)
-    assert str(error).startswith(f"run_dir must be a folder without checkpoints to begin from {then}, but ")
+    gone = "" if Path(then.partition("=")[2]).exists() else " (which does not exist)"
+    assert str(error).startswith(f"run_dir must be a folder without checkpoints to begin from {then}{gone}, but ")
     assert "holds step_12 of a run that did not begin there" in str(error)
     assert error.hints[0] == f"to go on with that run leave {key} out"
+    assert len(error.hints) == (1 if gone else 2), "what is not there can be begun from nowhere"
     assert Command().start(14) is None, "the way out works"
 
 
