@@ -30,7 +30,7 @@ from trainer.launcher.guard import RankGuard
 from trainer.launcher.output import send_output_to
 from trainer.launcher.start import SUPERVISED_VARIABLE
 from trainer.launcher.watchdog import Watchdog
-from trainer.log import say, use_terminal, warn
+from trainer.log import conclude, say, use_terminal, warn
 from trainer.loop.events import Hook, RunEnd, SkippedBatch
 from trainer.loop.measures import Measures
 from trainer.loop.recheck import Recheck
@@ -193,7 +193,7 @@ def _train(
     found = checkpoint_to_resume(plan.config, folder.checkpoints, control)
     concluded = gather(control, _concluded_at(found, folder, plan.config))[0]
     if concluded is not None:
-        _tell_nothing_to_do(folder, concluded, plan.config)
+        conclude(_nothing_to_do(folder, concluded, plan.config))
         return RunEnd("finished", concluded, 0.0)
     state = together(control, lambda: starting_state(found, plan, stream_identity(prepared, plan.config)))
     sources = together(control, lambda: _sources(plan, prepared, state.sample_length, groups))
@@ -205,7 +205,7 @@ def _train(
         load(found, engine, plan, groups, control)
         together(control, lambda: _begin(found, folder, plan.config, groups))
     if state.step >= plan.config.train.steps:
-        _tell_nothing_to_do(folder, state.step, plan.config)
+        say(_nothing_to_do(folder, state.step, plan.config))
     skipped, rewinds, measures = SkippedBatchesFile(folder.logs / SKIPPED_FILE), RewindCount(), Measures()
     on_skip = skipped.write if groups.is_reporting_rank else _ignore
     background = host_group(plan, groups)
@@ -225,8 +225,8 @@ def _concluded_at(found: Found | None, folder: RunFolder, config: TridentConfig)
     return folder.concluded_at(config.train.steps, saved)
 
 
-def _tell_nothing_to_do(folder: RunFolder, step: int, config: TridentConfig) -> None:
-    say(f"nothing to do: {folder.path} is at step {step} of train.steps={config.train.steps}")
+def _nothing_to_do(folder: RunFolder, step: int, config: TridentConfig) -> str:
+    return f"nothing to do: {folder.path} is at step {step} of train.steps={config.train.steps}"
 
 
 def _begin(found: Found, folder: RunFolder, config: TridentConfig, groups: ParallelGroups) -> None:

@@ -110,8 +110,11 @@ class _Interruption:
             self._ends_at = None
             return
         number = self._late if self._asked is None else self._asked
-        with suppress(OSError, ValueError):
-            tell_end(signal.Signals(number).name)
+        if not _Voice.has_told:
+            with suppress(OSError, ValueError):
+                tell_end(signal.Signals(number).name)
+        # The main thread may come to it while the last things are done.
+        _Voice.is_over = True
         self.end(exit_code_of(number))
 
     def _check_limit(self, effort: Effort) -> None:
@@ -183,6 +186,8 @@ def leave(code: int) -> NoReturn:
 
 class _Voice:
     is_parents = False
+    has_told = False
+    is_over = False
     doing: str | None = None
     """When the signal came; what was tidied up since then is another phase."""
 
@@ -194,8 +199,9 @@ def let_parent_tell() -> None:
 
 def tell_end(name: str) -> None:
     """Say that a signal ended the command, and in what. On the reporting rank only, where no parent does."""
-    if _Voice.is_parents:
+    if _Voice.is_parents or _Voice.is_over:
         return
+    _Voice.has_told = True
     part(f"asked to stop by {name} while {_Voice.doing or doing()}: ended, there was nothing to save yet")
 
 

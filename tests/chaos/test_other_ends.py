@@ -115,7 +115,8 @@ def contents(folder: Path) -> Iterator[tuple[str, bytes]]:
 def test_a_finished_run_that_is_started_again_does_nothing(tmp_path: Path) -> None:
     for attempt in ("first", "second"):
         before = dict(contents(tmp_path / "run"))
-        with start(SINGLE, tmp_path, name=attempt) as world:
+        # Quiet, a run still has its last line.
+        with start(SINGLE, tmp_path, "logging.console=quiet", name=attempt) as world:
             outcome = world.end()
         assert outcome.codes == {0: 0}
     assert f"nothing to do: {tmp_path / 'run'} is at step {STEPS}" in outcome.output

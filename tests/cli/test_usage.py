@@ -60,6 +60,8 @@ def test_unknown_verb(refused: Run) -> None:
         ("sweep", "did you mean `trident train --multirun`?"),
         ("model=gpt2_124m", "a verb comes first: `trident train model=gpt2_124m`"),
         ("--dry-run", "a verb comes first: `trident train --dry-run`"),
+        ("-V", "did you mean `trident --version`?"),
+        ("version", "did you mean `trident --version`?"),
     ],
 )
 def test_verbs_of_other_trainers(word: str, hint: str, refused: Run) -> None:

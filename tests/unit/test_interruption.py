@@ -73,6 +73,25 @@ def test_the_main_thread_tidies_up_and_says_what_it_did(number: signal.Signals, 
     assert ended(process) == (code, "tidied up\n", told)
 
 
+@pytest.mark.parametrize(
+    "order",
+    [
+        "interruption.tell_end(stop.name)\n    time.sleep(60)",
+        "time.sleep(interruption.GRACE_S + 1)\n    interruption.tell_end(stop.name)\n    time.sleep(60)",
+    ],
+    ids=["then hangs", "comes late"],
+)
+def test_the_end_is_told_once_however_slowly_the_main_thread_tidies_up(order: str) -> None:
+    """Freeing what fills the memory takes longer than anybody waits."""
+    parting = "interruption.before_end(lambda code: time.sleep(1.5))"
+    process = started(
+        f"{parting}\ntry:\n    print('ready', flush=True)\n    time.sleep(60)\nexcept Interrupted as stop:\n    {order}\n"
+    )
+    process.send_signal(signal.SIGTERM)
+    code, _, err = ended(process)
+    assert (code, err.count("asked to stop by SIGTERM")) == (75, 1), err
+
+
 def test_what_hears_nothing_is_ended(tmp_path: Path) -> None:
     process = started(
         f"interruption.before_end(lambda code: open({str(tmp_path / 'told')!r}, 'w').write(str(code)))" + STUBBORN

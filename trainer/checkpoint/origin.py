@@ -26,8 +26,8 @@ from trainer.errors import CheckpointError, ConfigError
 from trainer.files import write_atomically
 
 ORIGIN_FILE = "origin.json"
-_NEWEST_WORDS = ("latest", "last", "newest", "true", "yes", "on", "resume")
-_FRESH_WORDS = ("none", "no", "false", "null", "off", "scratch")
+_NEWEST_WORDS = ("auto", "latest", "last", "newest", "true", "yes", "on", "resume")
+_FRESH_WORDS = ("never", "none", "no", "false", "null", "off", "scratch")
 
 
 class Use(Enum):
@@ -154,11 +154,13 @@ def _named(use: Use, word: str) -> Found:
             text, hints = f"checkpoint.init_from must be the path of a checkpoint, but: {error}", error.hints
         else:
             text = f"checkpoint.resume must be auto, never, or the path of a checkpoint, but: {error}"
-            hints = (*_meant(word), *error.hints)
+            hints = (*_meant(use, word), *error.hints)
         raise CheckpointError(text, hints) from error
 
 
-def _meant(word: str) -> list[str]:
+def _meant(use: Use, word: str) -> list[str]:
+    if use is Use.weights:
+        return []
     if word.strip().lower() in _NEWEST_WORDS:
         return ["checkpoint.resume=auto goes on from the newest checkpoint in run_dir"]
     if word.strip().lower() in _FRESH_WORDS:
@@ -200,7 +202,7 @@ def check_origin(config: TridentConfig, earlier: TridentConfig | None, run_dir: 
             "not begin there",
             hints=[
                 f"to go on with that run leave {use.value} out",
-                *([f"to begin from {word} set run_dir to another folder"] if is_there else []),
+                *([f"to begin from {word} set run_dir to another folder"] if is_there else _meant(use, word)),
             ],
         )
     later = [store.path(step) for step in steps if step > own]

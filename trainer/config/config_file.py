@@ -86,7 +86,10 @@ def _values(file: YamlFile, node: yaml.MappingNode, prefix: str) -> Iterator[str
         if key.tag == "tag:yaml.org,2002:merge":
             continue
         name = f"{prefix}.{key.value}" if prefix else key.value
-        if name in KEYS:
+        if "." in key.value and (name in KEYS or name in GROUPS):
+            outer, _, inner = key.value.rpartition(".")
+            yield f"{file.at(key)}: '{key.value}' is one word here; write '{outer}:', and below it '{inner}: ...'"
+        elif name in KEYS:
             try:
                 _check_value(name, _plain(value))
             except ConfigError as error:

@@ -14,7 +14,7 @@ from trainer.config.keys import KEYS, coerce, did_you_mean, is_list, joined, opt
 from trainer.config.places import absolute_path
 from trainer.config.schema import TridentConfig
 from trainer.config.searched import ALL_GROUPS, PRIMARY, Place, find, options, own_file, places, shown
-from trainer.config.words import CONFIG, EXPERIMENT, SEARCHPATH, list_items, parse
+from trainer.config.words import CONFIG, EXPERIMENT, SEARCHPATH, for_a_shell, list_items, parse, quoted
 from trainer.config.written import from_yaml, plain
 from trainer.config.yaml_file import YamlFile, read_yaml
 from trainer.errors import ConfigError
@@ -51,7 +51,7 @@ def _check_form(override: Override, word: str) -> None:
         raise ConfigError(
             f"'{word}' has no effect: Trident uses Hydra only to compose; the run's folder is run_dir{guess}"
         )
-    if name not in KEYS and name not in ALL_GROUPS:
+    if name not in KEYS and name not in ALL_GROUPS and name != CONFIG:
         raise ConfigError(unknown_key(name, ALL_GROUPS, word.partition("=")[2]))
     if override.is_delete():
         raise ConfigError(f"'{word}' would remove a key, but every key must have a value; write {name}=...")
@@ -63,7 +63,9 @@ def _check_form(override: Override, word: str) -> None:
         rest = word.partition("=")[2]
         if name in KEYS and is_list(KEYS[name]):
             raise ConfigError(f"{name} must be one list, but '{rest}' gives several values; write {name}=[{rest}]")
-        raise ConfigError(f"{name} must be one value, but '{rest}' gives several; add --multirun for one run each")
+        is_text = name == CONFIG or (name in KEYS and optional(KEYS[name])[0] is str)
+        one = f", or quote what is one: {for_a_shell(f'{name}={quoted(rest)}')}" if is_text else ""
+        raise ConfigError(f"{name} must be one value, but '{rest}' gives several; add --multirun for one run each{one}")
 
 
 def _choice(group: str, value: object, found: list[Place]) -> str | list[str] | None:

@@ -49,6 +49,8 @@ def find_verb(name: str) -> Verb:
 def _meant(name: str) -> str:
     """Return what was meant by a verb that there is not."""
     plain = name.lower().replace("-", "_").strip("_")
+    if plain in ("v", "version"):
+        return "did you mean `trident --version`?"
     for names, verb in OTHER_VERBS.items():
         if plain in names.split():
             return f"did you mean `trident {verb}`?"

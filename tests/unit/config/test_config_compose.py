@@ -140,6 +140,8 @@ BAD: list[tuple[str, str]] = [
     ("optimizer.lr=1,2", "optimizer.lr must be one value, but '1,2' gives several; add --multirun for one run each"),
     ("model=gpt_debug,gpt2_124m", "model must be one value, but 'gpt_debug,gpt2_124m' gives several; add --multirun for one run each"),
     ("optimizer.lr=range(1,3)", "optimizer.lr must be one value, but 'range(1,3)' gives several; add --multirun for one run each"),
+    ("config=runs/a,b", "config must be one value, but 'runs/a,b' gives several; add --multirun for one run each, or quote what is one: \"config='runs/a,b'\""),
+    ("run_dir=runs/it's a,b", "run_dir must be one value, but 'runs/it's a,b' gives several; add --multirun for one run each, or quote what is one: \"run_dir=\\\"runs/it's a,b\\\"\""),
     ("data.files=a,b", "data.files must be one list, but 'a,b' gives several values; write data.files=[a,b]"),
     ("--deepspeed", "there is no option '--deepspeed'; there is nothing of the kind: the DeepSpeed config is made from zero.*, precision.*, batch.* and optimizer.*"),
     ("train.steps", "'train.steps' must be written key=value, for example train.steps=10; did you mean 'train.steps=...'?"),

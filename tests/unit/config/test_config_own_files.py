@@ -189,6 +189,7 @@ def test_words_win_over_files(write: Write) -> None:
 
 BAD: list[tuple[str | bytes, list[str]]] = [
     ("train:\n\tsteps: 1\n", [":2 must be YAML, but a tab stands where only spaces can; indent with spaces"]),
+    ("# a\ntrain.steps: 1\n", [":2: 'train.steps' is one word here; write 'train:', and below it 'steps: ...'"]),
     ("train:\n  steps: 1\n  steps: 2\n", [":3 must have every key once, but has 'steps' again"]),
     ("- a\n", [":1 must hold `key: value`, but holds a list"]),
     ("text\n", [":1 must hold `key: value`, but holds one value"]),

@@ -216,6 +216,24 @@ def test_what_a_run_did_not_begin_from_is_refused_and_nothing_is_lost(
     assert Command().start(14) is None, "the way out works"
 
 
+@pytest.mark.parametrize(
+    ("named", "hints"),
+    [
+        ("checkpoint.resume=nowhere", []),
+        ("checkpoint.init_from=nowhere", []),
+        ("checkpoint.resume=latest", ["checkpoint.resume=auto goes on from the newest checkpoint in run_dir"]),
+        ("checkpoint.resume=AUTO", ["checkpoint.resume=auto goes on from the newest checkpoint in run_dir"]),
+        ("checkpoint.resume=Never", ["checkpoint.resume=never begins anew, in a fresh folder"]),
+    ],
+)
+def test_what_is_no_checkpoint_is_not_proposed_for_another_folder(named: str, hints: list[str]) -> None:
+    Command().start(10, 12)
+    error = Command(named).refused()
+    key = named.partition("=")[0]
+    assert f"begin from {named} (which does not exist), but " in str(error)
+    assert error.hints == (f"to go on with that run leave {key} out", *hints)
+
+
 def test_back_in_the_same_folder_is_refused_with_the_way_out(here: Path) -> None:
     Command().start(4, 8, 12)
     back = Command("checkpoint.resume=run/checkpoints/step_4")
