@@ -84,9 +84,8 @@ def test_the_main_thread_tidies_up_and_says_what_it_did(number: signal.Signals, 
 def test_the_end_is_told_once_however_slowly_the_main_thread_tidies_up(order: str) -> None:
     """Freeing what fills the memory takes longer than anybody waits."""
     parting = "interruption.before_end(lambda code: time.sleep(1.5))"
-    process = started(
-        f"{parting}\ntry:\n    print('ready', flush=True)\n    time.sleep(60)\nexcept Interrupted as stop:\n    {order}\n"
-    )
+    waiting = "try:\n    print('ready', flush=True)\n    time.sleep(60)\nexcept Interrupted as stop:\n"
+    process = started(f"{parting}\n{waiting}    {order}\n")
     process.send_signal(signal.SIGTERM)
     code, _, err = ended(process)
     assert (code, err.count("asked to stop by SIGTERM")) == (75, 1), err
