@@ -183,3 +183,41 @@ def test_not_into_the_folder_of_a_run(refused: Run, place: Path) -> None:
     (place / "mine" / "config.yaml").touch()
     answer = refused("train", "-m", *TINY, "train.seed=1,2", "run_dir=mine")
     assert f"but {place / 'mine'} holds a run" in answer.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "one", "other"),
+    [
+        (["train.seed=1,2", "run_dir=x/${train.seed}"], "x/1", "x/2"),
+        (["train.seed=1,1,2", "run_dir=x/${now:%f}/${train.seed}"], "x/now/1", "x/now/2"),
+        (["optimizer.lr=0.1,0.2", "name=a${optimizer.lr}", "run_dir=x/${name}"], "x/a0.1", "x/a0.2"),
+        (["layout=single,dp2", "run_dir=x/${hydra:runtime.choices.layout}"], "x/single", "x/dp2"),
+        (["sweeper=random", "train.seed=range(1,9)", "run_dir=x/${train.seed}"], "x/1", "x/8"),
+    ],
+)
+def test_a_folder_that_would_be_another_one_for_each_run(
+    words: list[str], one: str, other: str, refused: Run, place: Path
+) -> None:
+    [problem] = refused("train", "-m", "--dry-run", *TINY, *words).problems
+    assert problem.startswith("run_dir must be one folder for the sweep, but is ")
+    assert f"{one} for one run and " in problem
+    assert f"{other} for another" in problem
+    assert contents(place) == {}
+
+
+def test_a_folder_that_refers_to_the_clock_or_to_what_all_runs_share(trident: Run) -> None:
+    words = ("optimizer.lr=0.1,0.2", "name=mine", "run_dir=x/${name}/${now:%f}")
+    answer = trident("train", "-m", "--dry-run", *TINY, *words)
+    folders = [shlex.split(line)[-1].rpartition("/")[0] for line in answer.out.splitlines()[1::2]]
+    assert (answer.code, len(folders), len(set(folders))) == (0, 2, 1)
+
+
+def test_the_check_of_many_runs_is_announced(trident: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.sweeps.command._MANY", 2)
+    answer = trident("train", "-m", "--dry-run", *TINY, "optimizer.lr=0.1,0.2,0.3")
+    assert answer.out.startswith("# checking 3 runs first\n# 1/3 ")
+
+
+def test_more_runs_than_can_be_checked_are_refused(refused: Run) -> None:
+    [problem] = refused("train", "-m", "--dry-run", "train.seed=range(100000000)").problems
+    assert "the values of train.seed (100,000,000) make 100,000,000" in problem

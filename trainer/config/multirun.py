@@ -5,21 +5,28 @@ A search takes the same words, and besides them those that name a range and no v
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
 from typing import TYPE_CHECKING, Any, cast
 
 from trainer.config.arguments import plain, read_arguments
 from trainer.config.compose import options
-from trainer.config.keys import KEYS
+from trainer.config.keys import KEYS, joined
 from trainer.config.request import read_request
 from trainer.config.words import SEARCHPATH
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
+    from hydra.core.override_parser.types import Override, RangeSweep
+
+MOST_RUNS = 10_000
+"""Runs of one sweep. Each is checked before the first starts, so with many more of them nothing would ever start."""
+_COUNTED = 10**15
+"""What is more than this is not told in digits."""
 
 
 @dataclass(frozen=True)
@@ -90,18 +97,19 @@ def points(words: Sequence[str]) -> list[Point]:
             Of two words for the same key the later one counts.
 
     Raises:
-        ConfigError: no word has several values, or the values cannot be listed. Words that cannot be read are left to
-            `compose`.
+        ConfigError: no word has several values, the values cannot be listed, or they make too many runs. Words that
+            cannot be read are left to `compose`.
     """
-    values: dict[str, list[str]] = {}
-    swept: set[str] = set()
-    for key, (word, override) in _latest(words).items():
-        is_swept = override is not None and override.is_sweep_override()
-        values[key] = _listed(override, word) if override is not None and is_swept else [word]
-        if is_swept:
-            swept.add(key)
+    latest = _latest(words)
+    swept = {
+        key: (override, word)
+        for key, (word, override) in latest.items()
+        if override is not None and override.is_sweep_override()
+    }
     if not swept:
         raise ConfigError(_NO_VALUES)
+    _check_number({key: _count(override, word) for key, (override, word) in swept.items()})
+    values = {key: _listed(*swept[key]) if key in swept else [word] for key, (word, _) in latest.items()}
     return [
         Point(combination, tuple(word for key, word in zip(values, combination, strict=True) if key in swept))
         for combination in product(*values.values())
@@ -163,12 +171,11 @@ def _dimension(override: Override, word: str) -> Dimension:
         if is_whole and not (low.is_integer() and high.is_integer()):
             raise ConfigError(f"'{word}' must have whole numbers at its ends, since {key} is one")
     elif isinstance(value, RangeSweep) and not value.shuffle and not is_log:
-        numbers = [float(number) for number in value.range()]
-        if not numbers:
-            raise ConfigError(f"'{word}' must give at least one value, but gives none")
-        low, high, is_whole = min(numbers), max(numbers), isinstance(value.start, int) and isinstance(value.step, int)
-        step = abs(float(value.step)) if len(numbers) > 1 else None
+        ends = _ends(value, key, word)
+        low, high, is_whole = min(ends), max(ends), isinstance(value.start, int) and isinstance(value.step, int)
+        step = abs(float(value.step)) if low < high else None
     else:
+        _check_number({key: _count(override, word)})
         return Dimension(key, tuple(text.partition("=")[2] for text in _listed(override, word)))
     if low > high or (is_log and low <= 0):
         raise ConfigError(f"'{word}' must go from a smaller to a larger number{' above 0' if is_log else ''}")
@@ -184,12 +191,73 @@ def _parsed(word: str, groups: _Groups) -> Override | None:
         return None
 
 
-def _listed(override: Override, word: str) -> list[str]:
+def _ends(values: RangeSweep, key: str, word: str) -> tuple[float, float]:
+    """Return the first and the last number of a range."""
+    count = _count_of_range(values, word)
+    if count == 0:
+        raise ConfigError(_gives_none(word))
+    numbers = values.range()
+    if isinstance(numbers, range):
+        return float(numbers[0]), float(numbers[-1])
+    _check_number({key: count})
+    found = [float(number) for number in numbers]
+    return found[0], found[-1]
+
+
+def _gives_none(word: str) -> str:
+    return f"'{word}' must give at least one value, but gives none"
+
+
+def _check_number(counts: Mapping[str, int]) -> None:
+    """Refuse more runs than can be gone through; they are not made for that."""
+    total = math.prod(counts.values())
+    if total > MOST_RUNS:
+        told = joined([f"{key} ({_told(count)})" for key, count in counts.items() if count > 1], "and")
+        raise ConfigError(
+            f"a sweep must be at most {MOST_RUNS:,} runs, but the values of {told} make {_told(total)}; name fewer, or "
+            "let a search choose among them: sweeper=random sweeper.trials=20, with interval(low,high) for a range"
+        )
+
+
+def _told(count: int) -> str:
+    return f"{count:,}" if count <= _COUNTED else f"more than {_COUNTED:,}"
+
+
+def _count(override: Override, word: str) -> int:
+    """Return how many values a word has, without making those of a range."""
+    from hydra.core.override_parser.types import RangeSweep
+
+    _check_discrete(override, word)
+    value = override.value()
+    if isinstance(value, RangeSweep):
+        return _count_of_range(value, word)
+    return sum(1 for _ in override.sweep_iterator())
+
+
+def _count_of_range(values: RangeSweep, word: str) -> int:
+    start, stop, step = (Fraction(number) if _is_finite(number) else None for number in _parts(values))
+    if start is None or stop is None or not step:
+        raise ConfigError(f"'{word}' must be range(start,stop,step) of finite numbers and a step other than 0")
+    return max(0, math.ceil((stop - start) / step))
+
+
+def _parts(values: RangeSweep) -> tuple[float, float, float]:
+    return values.start or 0, values.stop or 0, values.step
+
+
+def _is_finite(number: float) -> bool:
+    return isinstance(number, int) or math.isfinite(number)
+
+
+def _check_discrete(override: Override, word: str) -> None:
     if not override.is_discrete_sweep():
         raise ConfigError(
             f"'{word}' has no values to list; write them with commas or as range(start,stop,step), or search in "
             "it with sweeper=tpe"
         )
+
+
+def _listed(override: Override, word: str) -> list[str]:
     key = override.get_key_element()
     state = random.getstate()
     # shuffle(...) is another order than the written one, but the same every time.
@@ -197,5 +265,5 @@ def _listed(override: Override, word: str) -> list[str]:
     found = [f"{key}={value}" for value in override.sweep_string_iterator()]
     random.setstate(state)
     if not found:
-        raise ConfigError(f"'{word}' must give at least one value, but gives none")
+        raise ConfigError(_gives_none(word))
     return found

@@ -16,6 +16,9 @@ from trainer.sweeps.results import Outcome, Results, check_metric, never_logged
 from trainer.sweeps.runs import SweptRun, checked, claimed
 from trainer.sweeps.settings import SweepSettings, sweep_settings
 
+_MANY = 200
+"""Runs whose check takes so long that it is announced."""
+
 
 def multirun(words: Sequence[str], is_dry: bool = False, fail_fast: bool = False) -> int:
     """Check every point, then train one after the other; return the first exit code that is not 0.
@@ -37,7 +40,10 @@ def multirun(words: Sequence[str], is_dry: bool = False, fail_fast: bool = False
         from trainer.sweeps.search import search
 
         return search(of_runs, settings, words, gpus, is_dry, fail_fast)
-    runs = checked(points(of_runs), gpus)
+    found = points(of_runs)
+    if len(found) > _MANY:
+        say(f"# checking {len(found):,} runs first")
+    runs = checked(found, gpus)
     for run in runs:
         if settings.metric is not None:
             check_metric(run, settings.metric)

@@ -28,6 +28,7 @@ from trainer.run_folder import RunFolder
 _LOCK = ".sweep.lock"
 _LONGEST_NAME = 150
 """Most file systems allow 255 bytes in a name."""
+_CLOCK = re.compile(r"\$\{now:[^}]*\}")
 _NOT_THE_POINT = (
     *("run_dir", "logging.", "launch.", "runtime.", "checkpoint.", "layout.", "zero.", "data.cache_dir"),
     *("train.steps", "train.log_every", "eval.", "optimizer.implementation"),
@@ -107,7 +108,7 @@ def checked(found: Sequence[Point], gpus: int | None) -> list[SweptRun]:
             wrong.setdefault(problem, []).append(point.name)
     if wrong:
         raise ConfigError([_told(problem, names, len(found)) for problem, names in wrong.items()])
-    root = sweep_folder(found[0], configs[0])
+    root = sweep_folder(found, configs)
     names = folder_names(found)
     runs = [SweptRun(point, root / name, config) for point, name, config in zip(found, names, configs, strict=True)]
     for run in runs:
@@ -122,23 +123,42 @@ def _told(problem: str, names: list[str], total: int) -> str:
     return f"{problem} (in {names[0]}{others})"
 
 
-def sweep_folder(point: Point, config: TridentConfig) -> Path:
+def sweep_folder(found: Sequence[Point], configs: Sequence[TridentConfig]) -> Path:
     """Return the folder that holds the runs' folders.
+
+    Args:
+        found: the points, or those at the ends of what a search may choose.
+        configs: of each of them.
 
     Raises:
         ConfigError: `run_dir` is several ones, or the folder of a run.
     """
+    point, config = found[0], configs[0]
     swept = {word.partition("=")[0] for word in point.swept}
     if "run_dir" in swept:
         raise ConfigError("run_dir must be one folder for the sweep, but has several values; each run gets its own")
     if not any(word.lstrip("-+").startswith("run_dir=") for word in point.words):
         return Path("sweeps", "default" if "name" in swept else config.name).absolute()
+    _check_one_folder(found, configs)
     given = RunFolder.of(config)
     if given.config.is_file():
         raise ConfigError(
             f"run_dir must be a folder for the runs of the sweep, but {given.path} holds a run; change run_dir"
         )
     return given.path
+
+
+def _check_one_folder(found: Sequence[Point], configs: Sequence[TridentConfig]) -> None:
+    """Check that `run_dir` refers to nothing that differs between runs. What only the clock changes is one folder."""
+    folders = [config.run_dir for config in configs]
+    if len(set(folders)) > 1 and any("${now:" in word for word in found[0].words):
+        folders = [compose([_CLOCK.sub("now", word) for word in point.words]).run_dir for point in found]
+    other = next((folder for folder in folders if folder != folders[0]), None)
+    if other is not None:
+        raise ConfigError(
+            f"run_dir must be one folder for the sweep, but is {folders[0]} for one run and {other} for another; leave "
+            "out what refers to a key that differs: each run gets a folder of its own there, named after its values"
+        )
 
 
 def folder_names(found: Sequence[Point]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from trainer.config.compose import compose
 from trainer.config.multirun import Dimension, Point, search_space
+from trainer.config.schema import TridentConfig
 from trainer.errors import ConfigError, NumericsError, StorageError
 from trainer.files import storage_faults
 from trainer.log import say
@@ -76,23 +77,25 @@ def _point(fixed: Sequence[str], swept: Sequence[str]) -> Point:
 def _probed(fixed: Sequence[str], dimensions: Sequence[Dimension], gpus: int | None) -> SweptRun:
     """Return the run at the lower ends, after checking that what is wrong there is not wrong everywhere."""
     found: list[tuple[Point, list[str]]] = []
-    runs: list[SweptRun] = []
+    composed: list[tuple[Point, TridentConfig]] = []
     for end in (0, 1):
         point = _point(fixed, [dimension.ends[end] for dimension in dimensions])
         try:
             config, problems = wrong_with(compose(point.words), gpus)
-            folder = sweep_folder(point, config)
+            sweep_folder([point], [config])
         except ConfigError as error:
             found.append((point, list(error.problems)))
             continue
         found.append((point, problems))
-        runs.append(SweptRun(point, folder / folder_names([point])[0], config))
+        composed.append((point, config))
     common = [problem for problem in found[0][1] if problem in found[1][1]]
     if common:
         raise ConfigError(common)
-    if not runs:
+    if not composed:
         raise ConfigError([f"{problem} (in {point.name})" for point, problems in found for problem in problems])
-    return runs[0]
+    point, config = composed[0]
+    folder = sweep_folder([point for point, _ in composed], [config for _, config in composed])
+    return SweptRun(point, folder / folder_names([point])[0], config)
 
 
 def _describe(fixed: Sequence[str], dimensions: Sequence[Dimension], settings: SweepSettings, metric: str) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from trainer.config.compose import compose
-from trainer.config.multirun import points
+from trainer.config.multirun import points, search_space
 from trainer.errors import ConfigError
 
 
@@ -65,3 +65,46 @@ def test_words_that_cannot_be_read_are_left_to_the_composer() -> None:
     [first, _] = points(["train.seed=1,2", "data.files=[a"])
     with pytest.raises(ConfigError, match=r"cannot be read as key=value"):
         compose(first.words)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train.seed=range(100000000)"], "the values of train.seed (100,000,000) make 100,000,000"),
+        (
+            ["train.seed=range(101)", "optimizer.lr=range(0,1,0.01)"],
+            "train.seed (101) and optimizer.lr (100) make 10,100",
+        ),
+        (
+            ["optimizer.lr=shuffle(range(0.0,1.0,1e-9))", "layout=tp2"],
+            "optimizer.lr (1,000,000,000) make 1,000,000,000",
+        ),
+        (["train.seed=range(100000000,0,-1)"], "make 100,000,000;"),
+        (["train.seed=sort(range(100000000))"], "make 100,000,000;"),
+        (["optimizer.lr=range(0,1e300)"], "make more than 1,000,000,000,000,000;"),
+    ],
+)
+def test_too_many_runs_are_counted_and_not_made(words: list[str], told: str) -> None:
+    with pytest.raises(ConfigError) as found:
+        points(words)
+    [problem] = found.value.problems
+    assert problem.startswith("a sweep must be at most 10,000 runs, but the values of ")
+    assert told in problem
+
+
+def test_as_many_runs_as_there_may_be() -> None:
+    assert len(points(["train.seed=range(100)", "train.steps=range(100)"])) == 10_000
+
+
+@pytest.mark.parametrize("text", ["range(0,10,0)", "range(0.0,1.0,0)", "range(0,inf)", "range(nan,1)"])
+def test_a_range_without_an_end(text: str) -> None:
+    for take in (points, search_space):
+        with pytest.raises(ConfigError, match="finite numbers and a step other than 0"):
+            take([f"optimizer.lr={text}"])
+
+
+def test_a_search_takes_a_long_range_of_whole_numbers() -> None:
+    _, [dimension] = search_space(["train.seed=range(0,100000001,2)"])
+    assert (dimension.low, dimension.high, dimension.step, dimension.is_whole) == (0, 100_000_000, 2, True)
+    with pytest.raises(ConfigError, match=r"at most 10,000 runs.*interval\(low,high\)"):
+        search_space(["optimizer.lr=range(0.0,1.0,1e-9)"])
