@@ -80,7 +80,12 @@ def _dispatch(arguments: Sequence[str]) -> int:
     if any(word.partition("=")[0] in HELP for word in rest):
         from trainer.verbs.usage import usage
 
-        if verb.takes_settings and (topics := _topics(rest)):
+        if topics := _topics(rest):
+            if not verb.takes_settings:
+                from trainer.verbs.usage import word_explained
+
+                say("\n\n".join(word_explained(verb, word) for word in topics))
+                return 0
             return _explain(topics)
         say(usage(verb))
         return 0

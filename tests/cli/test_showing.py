@@ -190,3 +190,33 @@ def test_nothing_that_is_printed_needs_torch(words: list[str], tmp_path: Path) -
 
 def test_the_yaml_is_what_is_written_into_a_run(trident: Run) -> None:
     assert trident("train", "--cfg", "job", "--resolve").out == to_yaml(compose([]))
+
+
+@pytest.mark.parametrize("key", ["data.files", "tokenizer.path"])
+def test_where_data_lie_may_change_and_not_what_they_are(key: str, trident: Run) -> None:
+    text = " ".join(trident("train", "--help", key).out.split())
+    assert "may change in the place only: the same run goes on where its tokens lie elsewhere" in text
+    assert "at any time" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["generate", "--help", "top_k"], "top_k"),
+        (["generate", "-h", "--top-k=3", "prompt"], "prompt"),
+        (["checkpoint", "--help", "verify"], "verify"),
+    ],
+)
+def test_a_word_of_a_verb_explained(words: list[str], told: str, trident: Run) -> None:
+    answer = trident(*words)
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.splitlines()[-1].lstrip().startswith(told)
+    assert "usage" not in answer.out
+
+
+@pytest.mark.parametrize("words", [["generate", "--help", "nosuch"], ["checkpoint", "--help=nosuch"]])
+def test_a_word_that_a_verb_does_not_have(words: list[str], refused: Run) -> None:
+    answer = refused(*words)
+    assert answer.problems == [f"`trident {words[0]}` has no 'nosuch'"]
+    assert answer.hints == [f"see `trident {words[0]} --help`"]
+    assert refused("generate", "--help", "top_kk").problems[0].endswith("did you mean 'top_k'?")

@@ -14,7 +14,16 @@ from trainer.config.keys import KEYS, coerce, did_you_mean, is_list, joined, opt
 from trainer.config.places import absolute_path
 from trainer.config.schema import TridentConfig
 from trainer.config.searched import ALL_GROUPS, PRIMARY, Place, find, options, own_file, places, shown
-from trainer.config.words import CONFIG, EXPERIMENT, SEARCHPATH, for_a_shell, list_items, parse, quoted
+from trainer.config.words import (
+    CONFIG,
+    EXPERIMENT,
+    SEARCHPATH,
+    for_a_shell,
+    list_items,
+    mapping_for_a_group,
+    parse,
+    quoted,
+)
 from trainer.config.written import from_yaml, plain
 from trainer.config.yaml_file import YamlFile, read_yaml
 from trainer.errors import ConfigError
@@ -73,7 +82,7 @@ def _choice(group: str, value: object, found: list[Place]) -> str | list[str] | 
     if value is None and group == EXPERIMENT:
         return None
     if isinstance(value, Mapping):
-        raise ConfigError(f"{group} takes the name of a file in conf/{group}; set single keys as {group}.key=value")
+        raise ConfigError(mapping_for_a_group(group, value))
     if isinstance(value, list):
         return [str(_choice(group, item, found)) for item in value]
     name = "null" if value is None else str(value)

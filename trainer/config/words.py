@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import shlex
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from trainer.config.keys import GROUPS, KEYS, did_you_mean, is_list, unknown_key
@@ -71,7 +72,7 @@ def parse(word: str) -> Override:
     """
     if "=" not in word and not word.startswith("~"):
         guess = did_you_mean(word, [*GROUPS, *KEYS], "'{}=...'")
-        raise ConfigError(f"'{word}' must be written key=value, for example train.steps=10{guess}")
+        raise ConfigError(f"'{word}' must be written key=value, {_file_or_example(word)}{guess}")
     found = _reads(word)
     if found is not None:
         return found
@@ -79,6 +80,8 @@ def parse(word: str) -> Override:
     name = key.lstrip("+~").partition("@")[0]
     if name not in KNOWN:
         raise ConfigError(unknown_key(name, [*GROUPS, EXPERIMENT], value))
+    if value.lstrip().startswith("{") and (name in GROUPS or name == EXPERIMENT):
+        raise ConfigError(mapping_for_a_group(name, re.findall(r"\w+", value)))
     try:
         found = _reads(f"{key}={','.join(map(_piece, _pieces(value)))}")
     except _Unclear as error:
@@ -87,6 +90,23 @@ def parse(word: str) -> Override:
     if found is None:
         raise ConfigError(f"'{word}' cannot be read as key=value: {_reason(word)}")
     return found
+
+
+def _file_or_example(word: str) -> str:
+    if word.endswith((".yaml", ".yml")):
+        own = word if word.startswith((".", "/", "~")) else f"./{word}"
+        whole, some = for_a_shell(f"{CONFIG}={word}"), for_a_shell(f"{EXPERIMENT}={own}")
+        return f"for a file that holds a whole config {whole}, for one that sets some keys {some}"
+    return "for example train.steps=10"
+
+
+def mapping_for_a_group(group: str, names: Iterable[object]) -> str:
+    """Return the problem with a mapping that is given to a group; `names` are those of its keys."""
+    if group == EXPERIMENT:
+        example = "train.steps=..."
+    else:
+        example = next((f"{group}.{name}=..." for name in names if f"{group}.{name}" in KEYS), f"{group}.key=value")
+    return f"{group} takes the name of a file in conf/{group}; set single keys as {example}"
 
 
 def readable(word: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +31,9 @@ TRAINING_CHARACTERS = 20_000_000
 """Text that a BPE is trained on at most; more changes its merges little and costs minutes."""
 _FILE = "tokenizer.json"
 BYTES_MARK = "kind.json"
+_KEY_OF_PATH = "tokenizer.path"
+_HUB_NAME = re.compile(r"\w([\w.-]*\w)?(/\w([\w.-]*\w)?)?")
+"""What the Hugging Face hub takes as the name of a model, with or without its owner."""
 
 
 class Tokenizer(Protocol):
@@ -197,18 +201,27 @@ def wanted_entries(config: TridentConfig) -> int:
     return config.tokenizer.vocab_size or config.model.vocab_size or DEFAULT_VOCABULARY
 
 
-def pretrained_file(path: str) -> Path | None:
+def pretrained_file(path: str, key: str = _KEY_OF_PATH) -> Path | None:
     """Return the local tokenizer.json that `tokenizer.path` means, or None where it can only be a Hugging Face name.
 
+    Args:
+        path: as it was given.
+        key: what it was given for, named in errors.
+
     Raises:
-        DataError: it is a folder without one.
+        DataError: it is a folder without one, or does not exist and is no such name.
     """
-    local = local_path(path, "tokenizer.path")
+    local = local_path(path, key)
     file = Path(local, _FILE) if os.path.isdir(local) else Path(local)
     if os.path.isfile(file):
         return file
     if os.path.exists(local):
-        raise DataError(f"tokenizer.path must be a {_FILE} or a folder with one, but {local} holds none")
+        raise DataError(f"{key} must be a {_FILE} or a folder with one, but {local} holds none")
+    if _HUB_NAME.fullmatch(path) is None or path.endswith(".json"):
+        raise DataError(
+            f"{key} must be a {_FILE}, a folder with one, or a Hugging Face name, but {path!r} does not exist",
+            hints=[] if os.path.isabs(local) else [f"paths are taken from {os.getcwd()}"],
+        )
     return None
 
 
@@ -223,16 +236,16 @@ def pretrained_identity(settings: TokenizerConfig) -> list[object]:
     return [settings.path, "ends with", says]
 
 
-def load_pretrained(settings: TokenizerConfig) -> FileTokenizer:
+def load_pretrained(settings: TokenizerConfig, key: str = _KEY_OF_PATH) -> FileTokenizer:
     """Load a tokenizer.json file, the one in a folder, or the one of a Hugging Face model, as `tokenizer.path` says.
 
     Raises:
         DataError: there is none, or it cannot be used.
     """
     path = str(settings.path)
-    local = pretrained_file(path)
-    file, read = (local, beside(local)) if local is not None else (_from_hub(path, _FILE), _beside_on_hub(path))
-    return FileTokenizer(_content(file, f"tokenizer.path={path}"), f"tokenizer.path={path}", settings.eos_token, read)
+    local = pretrained_file(path, key)
+    file, read = (local, beside(local)) if local is not None else (_from_hub(path, _FILE, key), _beside_on_hub(path))
+    return FileTokenizer(_content(file, f"{key}={path}"), f"{key}={path}", settings.eos_token, read)
 
 
 def _content(file: Path, origin: str) -> str:
@@ -242,7 +255,7 @@ def _content(file: Path, origin: str) -> str:
         raise DataError(f"{origin} must be readable, but is not: {reason(error)}") from error
 
 
-def _from_hub(name: str, file: str) -> Path:
+def _from_hub(name: str, file: str, key: str = _KEY_OF_PATH) -> Path:
     import huggingface_hub
 
     try:
@@ -250,9 +263,8 @@ def _from_hub(name: str, file: str) -> Path:
     # The library raises whatever its transport raises.
     except Exception as error:
         raise DataError(
-            f"tokenizer.path={name} must be a local tokenizer or a Hugging Face model with a {file}, "
-            f"but: {reason(error)}",
-            hints=["check the name and the network, or give a local folder"],
+            f"{key}={name} must be a local tokenizer or a Hugging Face model with a {file}, but: {reason(error)}",
+            hints=["there is no such file or folder here; check the name and the network, or give a local folder"],
         ) from error
 
 

@@ -110,7 +110,9 @@ def _tokenizer(checkpoint: Path, manifest: Manifest, other: str) -> Tokenizer:
         kind = TokenizerKind.pretrained
         folder = absolute_path(other, "tokenizer")
         is_saved = (folder / BYTES_MARK).is_file()
-        tokenizer = load_tokenizer(folder) if is_saved else load_pretrained(TokenizerConfig(kind, path=other))
+        tokenizer = (
+            load_tokenizer(folder) if is_saved else load_pretrained(TokenizerConfig(kind, path=other), "tokenizer")
+        )
         if not fits(tokenizer, manifest):
             raise ConfigError(
                 f"tokenizer must have at most as many ids as the checkpoint's vocabulary ({manifest.vocab_size}), but "

@@ -80,6 +80,7 @@ class WandbSink:
         self._say, self._note, self._warn = say, note, warn
         self._run: Any = None
         self._folder: str | None = None
+        self._elsewhere = ""
         self._calls = Background("wandb")
         self._is_on = False
         self._stall = StallWatch(max(1, logging.stall_alert_s), self._on_stall)
@@ -194,6 +195,9 @@ class WandbSink:
         """Return whether wandb still takes anything; tell once when it no longer does."""
         if error := self._uploads.take_error():
             self._warn(f"a checkpoint was not added to wandb ({_told(error)})")
+        if self._elsewhere:
+            elsewhere, self._elsewhere = self._elsewhere, ""
+            self._warn(elsewhere)
         if self._table_error is not None and not self._is_table_told:
             self._is_table_told = True
             self._warn(f"texts are no longer added to wandb ({_told(self._table_error)})")
@@ -217,14 +221,32 @@ class WandbSink:
         given = self._logging.wandb_dir
         return self._run_dir if given is None else absolute_path(given, "logging.wandb_dir")
 
+    def _writable_root(self) -> Path:
+        """Return where wandb shall write: the run's folder if that of `logging.wandb_dir` cannot be written.
+
+        wandb itself would take the one for temporary files, which is another one on every machine and does not last.
+        """
+        root = self._root()
+        folder = root / "wandb"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            reason = "" if os.access(folder, os.W_OK | os.R_OK | os.X_OK) else "Permission denied"
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+        if not reason:
+            return root
+        self._elsewhere = (
+            f"logging.wandb_dir must be a folder that can be written, but {folder} cannot ({reason}); what wandb "
+            f"writes is in {self._run_dir / 'wandb'} instead"
+        )
+        return self._run_dir
+
     def _init(self, run_id: str) -> None:
         import wandb
 
-        with suppress(OSError):
-            self._root().mkdir(parents=True, exist_ok=True)
         run = wandb.init(
             **self._place(run_id),
-            dir=str(self._root()),
+            dir=str(self._writable_root()),
             # Offline it is kept for `wandb sync`, which then continues the run instead of writing over it.
             resume=self._logging.wandb_resume.value,
             mode="online" if self._choice.mode is WandbMode.online else "offline",

@@ -8,6 +8,7 @@ from trainer.config.compose import compose, options
 from trainer.config.key_text import default_of, group_of, keys_of, meaning_of, rules_of, told_in_schema, type_of
 from trainer.config.keys import GROUPS, KEYS, flatten, joined, unknown_key
 from trainer.config.other_names import meanings_elsewhere
+from trainer.config.places import BY_CONTENT
 from trainer.config.searched import find, places, shown
 from trainer.config.words import CONFIG, EXPERIMENT
 from trainer.errors import ConfigError
@@ -55,6 +56,8 @@ def _key(key: str) -> str:
 
 
 def _when(key: str) -> str:
+    if key in BY_CONTENT:
+        return "in the place only: the same run goes on where its tokens lie elsewhere, which is checked on the tokens"
     if may_change(key):
         return "at any time: the same run goes on with another value"
     return "not in a run that has begun: another value is another run, in a run_dir of its own"

@@ -6,6 +6,8 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from trainer.config.keys import did_you_mean
+from trainer.errors import ConfigError
 from trainer.verbs.declare import Option, Takes, Verb
 from trainer.verbs.table import COMMAND_OPTIONS
 from trainer.verbs.words import shown_value
@@ -73,6 +75,25 @@ def usage(verb: Verb) -> str:
     lines += ["examples", *(f"  {example}" for example in verb.examples), ""] if verb.examples else []
     lines += [verb.more(wide)] if verb.more else []
     return "\n".join(lines).rstrip()
+
+
+def word_explained(verb: Verb, word: str) -> str:
+    """Return what there is to say about a word of a verb that takes no settings of the config.
+
+    Raises:
+        ConfigError: the verb has no such word; with what may have been meant.
+    """
+    name = word.lstrip("-").partition("=")[0]
+    found = {key.name: _with_default(key.sentence, key.default) for key in verb.keys}
+    for positional in verb.positionals:
+        found |= positional.choices or {positional.metavar: positional.sentence}
+    plain = next((known for known in found if known.lower() == name.lower().replace("-", "_")), None)
+    if plain is None:
+        raise ConfigError(
+            f"`trident {verb.name}` has no '{name}'{did_you_mean(name, found)}",
+            hints=[f"see `trident {verb.name} --help`"],
+        )
+    return "\n".join(rows([(plain, found[plain])], width()))
 
 
 def _section(title: str, entries: Sequence[tuple[str, str]], wide: int) -> list[str]:

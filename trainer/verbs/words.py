@@ -73,12 +73,32 @@ def parse(verb: Verb, arguments: Sequence[str]) -> Words:
 def _mistyped(verb: Verb, word: str) -> str:
     """Return the problem with a word that looks like one of the options and is none."""
     name = word.partition("=")[0]
-    if not name.startswith("--") or not name.strip("-") or (verb.takes_settings and is_setting(word)):
+    if not name.startswith("-") or not name.strip("-") or (verb.takes_settings and is_setting(word)):
+        return ""
+    if elsewhere := _elsewhere(verb, name):
+        return f"there is no option '{name}' of `trident {verb.name}`; {elsewhere}"
+    if not name.startswith("--"):
         return ""
     guess = did_you_mean(name, [option.name for option in verb.options if not option.is_hidden], "{}")
     if guess:
         return f"there is no option '{name}'{guess}"
     return "" if verb.takes_settings or verb.keys else f"there is no option '{name}'"
+
+
+def _elsewhere(verb: Verb, name: str) -> str:
+    """Return where there is an option of exactly this name."""
+    from trainer.verbs.table import COMMAND_OPTIONS, NAMES, find_verb
+
+    if any(name in (option.name, *option.aliases) for option in COMMAND_OPTIONS) or name == "-V":
+        return f"write `trident {'--version' if name == '-V' else name}`"
+    if name.removeprefix("--").replace("-", "_") in [key.name for key in verb.keys]:
+        return ""
+    having = [
+        other
+        for other in NAMES
+        if other != verb.name and (found := find_verb(other).option(name)) and not found.is_hidden
+    ]
+    return f"it is an option of {joined([f'`trident {other}`' for other in having], 'and')}" if having else ""
 
 
 def _wrong(option: Option, name: str, has_value: bool, value: str, given: Mapping[str, object]) -> str:

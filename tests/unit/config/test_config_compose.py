@@ -118,7 +118,7 @@ BAD: list[tuple[str, str]] = [
     ("model=gpt2_124", "there is no model=gpt2_124; did you mean model=gpt2_124m?"),
     ("precision=half", "there is no precision=half; did you mean precision=fp16?"),
     ("precision=null", "there is no precision=null; choose from bf16, fp16, fp32"),
-    ("model={hidden_size:3}", "model takes the name of a file in conf/model; set single keys as model.key=value"),
+    ("model={hidden_size:3}", "model takes the name of a file in conf/model; set single keys as model.hidden_size=..."),
     ("modle=gpt2_124m", "there is no key 'modle'; did you mean 'model'?"),
     ("model.hiden_size=3", "there is no key 'model.hiden_size'; did you mean 'model.hidden_size'?"),
     ("layuot.tensor_parallel_size=2", "there is no key 'layuot.tensor_parallel_size'; did you mean 'layout.tensor_parallel_size'?"),

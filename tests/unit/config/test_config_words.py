@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from trainer.config.arguments import plain, read_arguments
 from trainer.config.compose import compose
+from trainer.config.request import read_request
 from trainer.config.words import for_a_shell, parse, quoted
 from trainer.errors import ConfigError
 
@@ -200,3 +201,26 @@ def test_plain_words_mean_the_same_to_hydras_grammar() -> None:
 def test_texts_in_a_list_stay_what_was_typed(text: str) -> None:
     assert compose([f"logging.wandb_tags=[{text},b]"]).logging.wandb_tags == (text, "b")
     assert compose([f"name={text}"]).name == text
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        (
+            'optimizer={"lr": 0.1}',
+            "optimizer takes the name of a file in conf/optimizer; set single keys as optimizer.lr=...",
+        ),
+        (
+            "optimizer={lr: 0.1}",
+            "optimizer takes the name of a file in conf/optimizer; set single keys as optimizer.lr=...",
+        ),
+        ("model={a: 1, hidden_size: 3", "set single keys as model.hidden_size=..."),
+        ("layout={}", "set single keys as layout.key=value"),
+        ('experiment={"a": 1}', "set single keys as train.steps=..."),
+        ("args.yaml", "config=args.yaml, for one that sets some keys experiment=./args.yaml"),
+        ("/a b/args.yml", "'config=/a b/args.yml', for one that sets some keys 'experiment=/a b/args.yml'"),
+    ],
+)
+def test_a_mapping_or_a_file_in_the_place_of_a_setting(word: str, told: str) -> None:
+    [problem] = read_request([word]).problems
+    assert problem.endswith(told)

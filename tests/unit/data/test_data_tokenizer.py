@@ -22,8 +22,10 @@ from trainer.data.tokenizer import (
     load_pretrained,
     load_tokenizer,
     make_tokenizer,
+    pretrained_file,
     train_bpe,
 )
+from trainer.errors import DataError
 
 TEXTS = [
     "def add(left, right):\n    return left + right\n\n\nclass Adder:\n    pass\n" * 20,
@@ -274,3 +276,19 @@ def test_a_name_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         "tokenizer.path=org/name must be a local tokenizer or a Hugging Face model with a tokenizer.json, "
         "but: no route to host"
     )
+
+
+@pytest.mark.parametrize(
+    "path", ["/nosuch/x", "./x", "../x", "a/b/c", "x/", "tokenizer.json", "x/tokenizer.json", "a b"]
+)
+def test_a_path_that_does_not_exist_is_no_name(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught:
+        pretrained(path)
+    assert str(caught.value) == (
+        "tokenizer.path must be a tokenizer.json, a folder with one, or a Hugging Face name, but "
+        f"'{path}' does not exist"
+    )
+    assert caught.value.hints == (() if path.startswith("/") else (f"paths are taken from {tmp_path}",))
+    with pytest.raises(DataError, match=r"^tokenizer must be "):
+        pretrained_file(path, "tokenizer")

@@ -17,7 +17,7 @@ from trainer.checkpoint.tokenizer import has_tokenizer, tokenizer_folder, write_
 from trainer.config.compose import compose, from_yaml, to_yaml
 from trainer.config.schema import TridentConfig
 from trainer.data.tokenizer import ByteTokenizer, train_bpe
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.run_folder import RunFolder
 
 TEXT = ["the cat sat on the mat"] * 5
@@ -146,3 +146,9 @@ def test_a_run_folder_keeps_the_tokenizer_of_its_data_alone(tmp_path: Path) -> N
         made.save(tmp_path / name)
         folder.keep_tokenizer(tmp_path / name)
         assert {path.name for path in folder.tokenizer.iterdir()} == {path.name for path in (tmp_path / name).iterdir()}
+
+
+def test_a_named_tokenizer_that_does_not_exist(tmp_path: Path) -> None:
+    checkpoint = write_run(tmp_path / "run")
+    with pytest.raises(DataError, match=r"^tokenizer must be .* but '/nosuch/x' does not exist$"):
+        texts(checkpoint, tokenizer="/nosuch/x")

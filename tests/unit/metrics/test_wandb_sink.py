@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -417,3 +418,32 @@ def test_disabled_does_nothing(tmp_path: Path, row: Row, report: StepReport, mon
     sink.end(FINISHED)
     assert (calls, voice.said, voice.noted, voice.warned) == ([], [], [], [])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("of_wandb", ["file", "file/below", "has_one", "shut"])
+def test_a_folder_that_cannot_be_written_is_told_with_the_one_that_is_taken(
+    of_wandb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "has_one").mkdir()
+    (tmp_path / "has_one" / "wandb").write_text("")
+    # Root may write into any folder.
+    monkeypatch.setattr(os, "access", lambda path, mode: "shut" not in str(path))
+    voice, inits = Voice(), patch_init(monkeypatch, FakeRun())
+    sink = make_sink(tmp_path / "run", voice, logging=LoggingConfig(wandb_dir=str(tmp_path / of_wandb)))
+    sink.start(1)
+    sink.end(FINISHED)
+    assert [call["dir"] for call in inits] == [str(tmp_path / "run")]
+    [warning] = voice.warned
+    assert warning.startswith(
+        f"logging.wandb_dir must be a folder that can be written, but {tmp_path / of_wandb / 'wandb'} cannot ("
+    )
+    assert warning.endswith(f"; what wandb writes is in {tmp_path / 'run' / 'wandb'} instead")
+
+
+def test_a_folder_that_can_be_written_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    voice, inits = Voice(), patch_init(monkeypatch, FakeRun())
+    sink = make_sink(tmp_path / "run", voice, logging=LoggingConfig(wandb_dir=str(tmp_path / "new" / "one")))
+    sink.start(1)
+    sink.end(FINISHED)
+    assert (inits[0]["dir"], voice.warned) == (str(tmp_path / "new" / "one"), [])

@@ -89,3 +89,23 @@ def test_a_hidden_option_is_understood_but_never_proposed() -> None:
 def test_a_verb_without_settings_has_no_other_options() -> None:
     with pytest.raises(ConfigError, match="there is no option '--zzz'"):
         parse(Verb("list", "list", run=lambda words: 0), ["--zzz=1"])
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("--version", "write `trident --version`"),
+        ("-V", "write `trident --version`"),
+        ("--show-completion=bash", "write `trident --show-completion`"),
+        ("--cfg", "it is an option of `trident train`"),
+        ("--multirun", "it is an option of `trident train`"),
+        ("-m", "it is an option of `trident train`"),
+        (
+            "--config-dir=x",
+            "it is an option of `trident train`, `trident data`, `trident balance` and `trident reshard`",
+        ),
+    ],
+)
+def test_an_option_that_is_elsewhere(word: str, told: str) -> None:
+    name = word.partition("=")[0]
+    assert problems_of(word, "job") == (f"there is no option '{name}' of `trident bake`; {told}",)
