@@ -75,10 +75,11 @@ def _mistyped(verb: Verb, word: str) -> str:
     name = word.partition("=")[0]
     if not name.startswith("-") or not name.strip("-") or (verb.takes_settings and is_setting(word)):
         return ""
-    if elsewhere := _elsewhere(verb, name):
-        return f"there is no option '{name}' of `trident {verb.name}`; {elsewhere}"
-    if not name.startswith("--"):
-        return ""
+    is_short = not name.startswith("--")
+    # `--prompt -m` of a verb with keys of its own: a value.
+    elsewhere = "" if is_short and verb.keys else _elsewhere(verb, name)
+    if elsewhere or is_short:
+        return f"there is no option '{name}' of `trident {verb.name}`; {elsewhere}" if elsewhere else ""
     guess = did_you_mean(name, [option.name for option in verb.options if not option.is_hidden], "{}")
     if guess:
         return f"there is no option '{name}'{guess}"

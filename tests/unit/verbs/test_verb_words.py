@@ -4,6 +4,7 @@ import pytest
 
 from trainer.errors import ConfigError
 from trainer.verbs.declare import Option, Takes, Verb
+from trainer.verbs.table import find_verb
 from trainer.verbs.words import Words, parse
 
 VERB = Verb(
@@ -109,3 +110,9 @@ def test_a_verb_without_settings_has_no_other_options() -> None:
 def test_an_option_that_is_elsewhere(word: str, told: str) -> None:
     name = word.partition("=")[0]
     assert problems_of(word, "job") == (f"there is no option '{name}' of `trident bake`; {told}",)
+
+
+def test_a_value_of_a_key_may_look_like_an_option_of_another_verb() -> None:
+    assert parse(find_verb("generate"), ["--prompt", "-m"]).rest == ("--prompt", "-m")
+    with pytest.raises(ConfigError, match="--cfg"):
+        parse(find_verb("generate"), ["--cfg", "job"])
