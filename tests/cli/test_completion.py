@@ -104,7 +104,7 @@ def test_options_of_verbs(place: Path) -> None:
     assert "--config-dir" in texts("train --config-dir mine --")
     assert texts("train --config-pa") == []
     assert texts("generate ") == [f"{field.name}=" for field in fields(GenerateOptions)]
-    assert texts("generate temperature=1 top_k=1 t") == ["top_p="]
+    assert texts("generate temperature=1 top_k=1 t") == ["top_p=", "tokenizer="]
 
 
 def test_own_folders_of_files_count(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
