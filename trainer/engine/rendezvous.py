@@ -40,7 +40,8 @@ class Place:
     is_served_by_agent: bool = False
     """Whether torchrun's agent listens there; else rank 0 does."""
     attempt: str = ""
-    """Keeps apart what torchrun's attempts leave in the same store."""
+    """Keeps apart what torchrun's attempts leave in the same store. A machine that took the place of a lost one counts
+    its attempts anew, so empty where every attempt has a store of its own."""
 
     @classmethod
     def of_environment(cls) -> Place:
@@ -57,14 +58,15 @@ class Place:
             )
         if not port.isdecimal() or not 0 < int(port) < 1 << 16:
             raise ConfigError(f"MASTER_PORT must be a port number, 1 to 65535, but is {port!r}")
+        is_served_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         return cls(
             rank=int(os.environ["RANK"]),
             size=int(os.environ["WORLD_SIZE"]),
             host=host,
             port=int(port),
             local_rank=int(os.environ.get("LOCAL_RANK") or 0),
-            is_served_by_agent=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-            attempt=os.environ.get("TORCHELASTIC_RESTART_COUNT", ""),
+            is_served_by_agent=is_served_by_agent,
+            attempt=os.environ.get("TORCHELASTIC_RESTART_COUNT", "") if is_served_by_agent else "",
         )
 
     @property
