@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from trainer.errors import Interrupted, PeerLostError, Preempted, TridentError
 from trainer.log import part, report_failure
-from trainer.progress import BUSY, Progress, current
+from trainer.progress import BUSY, IMPORTING, Progress, current
 
 if TYPE_CHECKING:
     import psutil
@@ -88,6 +88,10 @@ class _Interruption:
             _Voice.doing = doing()
             # A program that is killed while this thread unwinds leaves its own children to nobody.
             self._started = descendants()
+            if current().phase == IMPORTING:
+                # An extension aborts the process when an exception breaks off its initialisation. Nothing is open yet.
+                tell_end(signal.Signals(number).name)
+                self.end(exit_code_of(number))
             raise Interrupted(signal.Signals(number).name, exit_code_of(number))
 
     def _watch(self) -> None:
