@@ -68,6 +68,9 @@ def check(ended: Ended, trained: bool, seconds: float, number: signal.Signals) -
         # From the first step on there is something to save, whoever asks.
         assert ended.code in (75, CODES[number]), told
         return
+    if seconds < INTERPRETER_S * SLOW and "init_import_site" in ended.err:
+        # Python itself was still starting, and says so.
+        return
     by_interpreter = {-number} if seconds < INTERPRETER_S * SLOW else set()
     assert ended.code in {CODES[number], *by_interpreter}, told
     assert "Traceback" not in ended.err or ended.code < 0, told

@@ -128,7 +128,7 @@ def real_ranges(case: Case) -> Iterator[str]:
         if not (number(key) > 0 and math.isfinite(number(key))):
             yield f"{key} must be greater than 0, but is {values[key]}"
     for key in NOT_NEGATIVE:
-        if not (number(key) >= 0 and math.isfinite(number(key))):
+        if values[key] is not None and not (number(key) >= 0 and math.isfinite(number(key))):
             yield f"{key} must be at least 0, but is {values[key]}"
     for key in BELOW_ONE:
         if not 0 <= number(key) < 1:

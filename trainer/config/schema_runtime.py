@@ -66,9 +66,10 @@ class RuntimeConfig:
     """Steps between checks that every rank computes the same bits twice: one fixed micro-batch goes forward two times,
     and each layer's result is compared. Where they differ, the run ends (exit code 5) and names rank, host and layer.
     0: never."""
-    straggler_factor: float = 1.5
+    straggler_factor: float | None = None
     """A rank is named in a warning when its own computing, or its wait for data, takes this many times as long as that
-    of ranks with the same work, in three reports in a row. 0: never."""
+    of ranks with the same work, in three reports in a row. 0: never. null: 1.5 on GPUs, never on CPUs, where ranks that
+    share a machine take each other's time."""
     profile: bool = False
     """Record some steps with torch's profiler: traces and a table of where the time went, in profile/ of the run's
     folder (docs/profiling.md). Recorded steps are slower, and so is the row of metrics that holds them."""

@@ -98,7 +98,10 @@ def build_metrics(
         stages=stages,
         control=control,
     )
-    stragglers = StragglerWatch(stages, hosts, plan.config.runtime.straggler_factor)
+    factor = plan.config.runtime.straggler_factor
+    if factor is None:
+        factor = 1.5 if groups.device.type == "cuda" else 0.0
+    stragglers = StragglerWatch(stages, hosts, factor)
     sinks = _sinks(plan, run_dir, state, device_name or "CPU", facts) if groups.is_reporting_rank else []
     return MetricsHook(throughput, across, stragglers, sinks)
 
