@@ -58,7 +58,7 @@ class Seen:
 
 
 class _Room:
-    def __init__(self, case: Case, rank: int, world_size: int, bucket: int | None = None) -> None:
+    def __init__(self, case: Case, rank: int, world_size: int, hidden_size: int | None = None) -> None:
         from trainer.config.plan import make_plan
         from trainer.engine.build import build_engine
         from trainer.engine.world import start_world
@@ -66,8 +66,9 @@ class _Room:
         config = run_config(Run(case))
         # An overflow must not change the scale here, nor its absence: fp16 would round in another place.
         config = replace(config, precision=replace(config.precision, loss_scale_window=1000))
-        if bucket is not None:
-            config = replace(config, zero=replace(config.zero, reduce_bucket_size=bucket))
+        if hidden_size is not None:
+            config = replace(config, model=replace(config.model, hidden_size=hidden_size, ffn_hidden_size=None))
+            config = replace(config, zero=replace(config.zero, reduce_bucket_size=1000))
         self.plan = make_plan(config, VOCABULARY, world_size)
         self.groups, self.control = start_world(self.plan, torch.device("cpu"))
         self.engine: Any = build_engine(self.plan, self.groups)
