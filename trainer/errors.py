@@ -8,6 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error of another library says in its first line, or its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 class TridentError(Exception):
     """A fault with a known cause. `exit_code` is what the process ends with.
 

@@ -15,7 +15,7 @@ from trainer.checkpoint.stream import other_tokens
 from trainer.config.compose import differences, from_yaml, to_yaml
 from trainer.config.places import BY_CONTENT, absolute_path
 from trainer.config.schema import PositionKind, TridentConfig
-from trainer.errors import CheckpointError, ConfigError, StorageError
+from trainer.errors import CheckpointError, ConfigError, StorageError, first_line
 from trainer.files import remove_unfinished, storage_faults, write_atomically
 from trainer.launcher.claim import FolderClaim
 
@@ -273,20 +273,17 @@ class RunFolder:
         try:
             return from_yaml(self.config.read_text(encoding="utf-8"))
         except (ConfigError, OSError, UnicodeDecodeError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise ConfigError(
                 f"run_dir must hold a run that this version can read, but {self.config} cannot be read: {reason}",
                 hints=["set run_dir to another folder"],
             ) from error
 
     def _check_same_config(self, earlier: TridentConfig, config: TridentConfig) -> None:
-        may_change: tuple[str, ...] = _MAY_CHANGE
-        if config.model.position is PositionKind.rope:
-            # Learned positions are weights, as many as the sequence is long.
-            may_change = (*may_change, "model.seq_length")
+        # Learned positions are weights, as many as the sequence is long.
+        free = "model.seq_length" if config.model.position is PositionKind.rope else None
         # Where data lie does not say which they are: `check_data` compares the tokens.
-        may_change = (*may_change, *BY_CONTENT)
-        changed = [key for key in differences(earlier, config) if not key.startswith(may_change)]
+        changed = [key for key in differences(earlier, config) if not may_change(key) and key != free]
         if changed:
             raise ConfigError(
                 f"run_dir must hold a run of this config, but {self.path} holds one that differs in "

@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from tests.chaos.traps import Event, Trap, Traps, read_record
-from tests.helpers.dist import warm_up
+from tests.helpers.dist import show_on, take_place, warm_up
 from trainer.launcher.start import free_port
 
 POLL_S = 0.01
@@ -140,11 +140,10 @@ class World:
         # What the interpreter ends with after an exception that nobody caught.
         code = 1
         try:
-            _show_on(screen)
+            show_on(screen)
+            faulthandler.enable(2)
             if self._size > 1:
-                facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self._size, "LOCAL_WORLD_SIZE": self._size}
-                os.environ.update({key: str(value) for key, value in facts.items()})
-                os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+                take_place(rank, self._size, port)
             Traps(rank, self._run_dir, self._traps, self._record(rank), self._notes / f"{rank}.sprung")
             from trainer.cli import main
 
@@ -241,15 +240,6 @@ class World:
         time.sleep(1.0)
         logs = [(path, path.read_text(errors="replace")) for path in self._run_dir.glob("logs/*.log")]
         return "\n".join(f"--- {path.name}\n{text[-3000:]}" for path, text in logs)
-
-
-def _show_on(screen: int) -> None:
-    """Point this process's output at a descriptor."""
-    os.dup2(screen, 1)
-    os.dup2(screen, 2)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    faulthandler.enable(2)
 
 
 def _children() -> set[int]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.helpers.dist import warm_up
+from tests.helpers.dist import show_in, take_place, warm_up
 from trainer.launcher.start import free_port
 
 LIMIT_S = 100.0
@@ -82,14 +82,9 @@ def _fork(rank: Rank, index: int, size: int, port: int, notes: Path) -> int:
         return pid
     code = 1
     try:
-        target = os.open(notes / f"{index}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(target, 1)
-        os.dup2(target, 2)
-        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-        facts = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-        os.environ.update({key: str(value) for key, value in facts.items()})
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), **rank.environ)
+        show_in(notes / f"{index}.txt")
+        take_place(index, size, port)
+        os.environ.update(rank.environ)
         if rank.folder is not None:
             os.chdir(rank.folder)
         if rank.before is not None:

@@ -88,6 +88,26 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def show_in(path: Path) -> None:
+    """Point this process's output at the end of a file."""
+    show_on(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
+
+
+def show_on(descriptor: int) -> None:
+    """Point this process's output at a descriptor."""
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+
+
+def take_place(rank: int, world_size: int, port: int) -> None:
+    """Put into the environment what a launcher on this machine tells a rank."""
+    facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    os.environ.update({key: str(value) for key, value in facts.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
 def _fork(fn: Callable[..., Any], rank: int, world_size: int, args: tuple[Any, ...], port: int, folder: Path) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
@@ -96,16 +116,10 @@ def _fork(fn: Callable[..., Any], rank: int, world_size: int, args: tuple[Any, .
         return pid
     code = 1
     try:
-        log = os.open(folder / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        show_in(folder / f"{rank}.log")
         faulthandler.enable(sys.stderr)
         faulthandler.register(signal.SIGUSR1, sys.stderr, all_threads=True)
-        facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
-        os.environ.update({key: str(value) for key, value in facts.items()})
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        take_place(rank, world_size, port)
         import torch.distributed as dist
 
         dist.init_process_group("gloo")

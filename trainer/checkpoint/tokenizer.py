@@ -10,7 +10,7 @@ from trainer.config.compose import differences, from_yaml
 from trainer.config.places import BY_CONTENT
 from trainer.config.schema import DataSource, TokenizerKind, TridentConfig
 from trainer.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import CheckpointError, ConfigError, first_line
 from trainer.files import write_atomically
 
 _DECIDES = ("data.", "tokenizer.", "model.vocab_size")
@@ -86,7 +86,7 @@ def _config(path: Path) -> TridentConfig:
     try:
         return from_yaml(path.read_text(encoding="utf-8"))
     except (ConfigError, OSError, UnicodeDecodeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise CheckpointError(f"{path} must be a config that this version can read, but: {reason}") from error
 
 

@@ -124,11 +124,7 @@ def reduce_bucket_size(plan: RunPlan) -> int:
 
 def _block_elements(plan: RunPlan) -> int:
     """Return the matrix elements of one block on one tensor-parallel rank. Vectors are left out: they are few."""
-    model = plan.model
-    queries, keys = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
-    matrices = 3 if model.activation is ActivationKind.swiglu else 2
-    rows = 2 * (queries + keys) + matrices * model.ffn_hidden_size
-    return rows * model.hidden_size // plan.tensor_parallel_size
+    return plan.model.block_matrix_parameters // plan.tensor_parallel_size
 
 
 def _matrix_elements(plan: RunPlan) -> int:

@@ -49,6 +49,13 @@ class ModelSpec:
     fused_loss: bool = True
     """Head and loss in one, without the whole logits."""
 
+    @property
+    def block_matrix_parameters(self) -> int:
+        """Elements of the matrices of one block: what each token is multiplied with."""
+        queries, keys = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        matrices = 3 if self.activation is ActivationKind.swiglu else 2
+        return self.hidden_size * (2 * (queries + keys) + matrices * self.ffn_hidden_size)
+
 
 @dataclass(frozen=True)
 class RunPlan:

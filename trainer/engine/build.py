@@ -13,12 +13,13 @@ from trainer.config.schema import PipelineSchedule
 from trainer.engine.compiled import say_what_is_compiled
 from trainer.engine.deepspeed_engines import RepairedDualPipeVEngine, RepairedEngine, RepairedPipelineEngine
 from trainer.engine.face import Engine
+from trainer.engine.host_memory import give_back_freed_memory
 from trainer.engine.layer_kernels import choose_kernels
 from trainer.engine.mpu import ModelParallelUnit
 from trainer.engine.optimizer import build_optimizer
 from trainer.engine.pipelined import PipelinedEngine
 from trainer.engine.plain import LanguageModel, PlainEngine
-from trainer.engine.zero_memory import give_back_freed_memory, reduce_into_partition, share_masters
+from trainer.engine.zero_memory import reduce_into_partition, share_masters
 from trainer.model.gpt import GPT, ModelContext
 from trainer.pipeline.module import build_pipeline
 from trainer.progress import Progress

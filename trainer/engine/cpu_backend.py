@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.comm.torch import TorchBackend
 
-from trainer.topology.exchange import SMALLEST, Peers
+from trainer.topology.exchange import Peers, pays
 
 LARGEST_SLICE = 1 << 22
 """Elements that are summed at once."""
@@ -86,7 +86,7 @@ class MessageBackend(TorchBackend):  # type: ignore[misc]
 
     def _by_messages(self, group: Any, *tensors: torch.Tensor) -> Peers | None:
         """Return the group's ranks where messages pay, else None."""
-        if any(not t.is_contiguous() or t.device.type != "cpu" for t in tensors) or tensors[0].numel() < SMALLEST:
+        if not all(pays(tensor) for tensor in tensors):
             return None
         handle: Any = dist.group.WORLD if group is None else group
         peers = self._peers.get(handle.group_name)

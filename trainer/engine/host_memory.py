@@ -41,6 +41,14 @@ def keep_freed_memory(largest_bytes: int | None = None) -> bool:
     return kept
 
 
+def give_back_freed_memory() -> None:
+    """Return freed heap memory to the kernel. Local; does nothing where the C library has no way to."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        return
+
+
 def _use_huge_pages(libc: ctypes.CDLL) -> None:
     """Ask for huge pages on the heap, grown beforehand to the size of a step: advice does not reach later growth."""
     libc.malloc.restype = ctypes.c_void_p

@@ -10,7 +10,7 @@ import torch
 from trainer.config.plan import RunPlan
 from trainer.config.schema import AdamImplementation
 from trainer.engine.kernels import adam_implementation
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, first_line
 
 
 def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
@@ -54,7 +54,7 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], plan: RunPlan) -> 
                 raise cause from error
             raise ConfigError(
                 "optimizer.implementation=deepspeed_cpu must be able to compile its kernel here, but: "
-                f"{next(iter(str(cause).splitlines()), type(cause).__name__)}",
+                f"{first_line(cause)}",
                 hints=[
                     "what the compiler said is in the rank's log",
                     "if the kernel was compiled for another version of torch, delete its folder",

@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from trainer.errors import ConfigError, PeerLostError
+from trainer.errors import ConfigError, PeerLostError, first_line
 from trainer.log import tell
 from trainer.progress import JOINING, current
 from trainer.topology.muster import Agreed, Facts, LonelyError, Member, Refusal, agree
@@ -115,7 +115,7 @@ def _served(place: Place, timeout_s: float) -> Store:
         if "EADDRINUSE" not in str(error):
             raise ConfigError(
                 f"rank 0 must be able to listen at MASTER_ADDR:MASTER_PORT, but {place.host}:{place.port}: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
         raise ConfigError(
             "the ranks must meet at a port that is free on the first machine, but "
@@ -213,10 +213,6 @@ class _Waiting:
 def _lost(place: Place, error: BaseException) -> PeerLostError:
     return PeerLostError(
         f"every rank must live until the run ends, but the one that listens at {place.host}:{place.port} was lost: "
-        f"{_first_line(error)}",
+        f"{first_line(error)}",
         hints=["start the same command again on every machine"],
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

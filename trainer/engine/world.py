@@ -16,7 +16,7 @@ from trainer.config.schema import DeviceKind, Dtype
 from trainer.engine.host_memory import LARGEST_KEPT, keep_freed_memory
 from trainer.engine.kernel_lock import KernelLock
 from trainer.engine.rendezvous import Place, meet
-from trainer.errors import ConfigError, PeerLostError
+from trainer.errors import ConfigError, PeerLostError, first_line
 from trainer.log import warn
 from trainer.machine import shared_memory_problem, usable_cores
 from trainer.topology.agreement import together
@@ -129,9 +129,9 @@ def _join(plan: RunPlan, backend: str, timeout: timedelta, store: Store | None =
     try:
         dist.init_process_group(backend, timeout=timeout, store=store, rank=place.rank, world_size=place.size)
     except (dist.DistError, RuntimeError) as error:
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise PeerLostError(
-            f"every rank must be able to reach every other, but rank {place.rank} could not connect: {first_line}",
+            f"every rank must be able to reach every other, but rank {place.rank} could not connect: "
+            f"{first_line(error)}",
             hints=[
                 "see whether a rank ended, and whether GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, where they are set, "
                 "name a network that leads to the other machines",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +39,8 @@ class WrappedEngine:
 
     def _begin_step(self, step: int, learning_rate: float, loss_limit: float) -> None:
         self._engine.gate.begin_step(loss_limit)
-        self._own_time.begin_step()
+        if self._plan.zero_stage < 3:
+            self._own_time.begin_step()
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = learning_rate
         plan = self._plan
@@ -73,9 +73,8 @@ class WrappedEngine:
         return float(self._engine.optimizer.cur_scale) if self._engine.fp16_enabled() else None
 
     def take_own_seconds(self) -> float:
-        """Return the mean seconds of a step's first forward pass, NaN with ZeRO-3."""
-        seconds = self._own_time.take()
-        return math.nan if self._plan.zero_stage == 3 else seconds
+        """Return the mean seconds of a step's first forward pass, NaN with ZeRO-3, where none is measured."""
+        return self._own_time.take()
 
     def local_parameters(self) -> Mapping[str, torch.Tensor]:
         """Return this rank's shards by global name; what ZeRO-3 has cut is gathered first."""

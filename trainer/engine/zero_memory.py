@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
@@ -54,11 +53,3 @@ def reduce_into_partition(optimizer: Any) -> None:
     """
     if type(optimizer) is DeepSpeedZeroOptimizer and not optimizer.cpu_offload and optimizer.dtype == torch.float32:
         optimizer.__class__ = CompactOptimizer
-
-
-def give_back_freed_memory() -> None:
-    """Return freed heap memory to the kernel. Local; does nothing where the C library has no way to."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        return

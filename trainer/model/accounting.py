@@ -16,15 +16,6 @@ def _norm_parameters(spec: ModelSpec) -> int:
     return spec.hidden_size * (2 if has_bias else 1)
 
 
-def block_matrix_parameters(spec: ModelSpec) -> int:
-    """Return the elements of the matrices of one block: what each token is multiplied with."""
-    queries = spec.num_attention_heads * spec.head_dim
-    keys = spec.num_key_value_heads * spec.head_dim
-    attention = spec.hidden_size * (queries + 2 * keys) + queries * spec.hidden_size
-    matrices = 3 if spec.activation is ActivationKind.swiglu else 2
-    return attention + matrices * spec.hidden_size * spec.ffn_hidden_size
-
-
 def _block_biases(spec: ModelSpec) -> int:
     if not spec.bias:
         return 0
@@ -35,7 +26,7 @@ def _block_biases(spec: ModelSpec) -> int:
 
 def block_parameter_count(spec: ModelSpec) -> int:
     """Return the parameters of one block."""
-    return block_matrix_parameters(spec) + _block_biases(spec) + 2 * _norm_parameters(spec)
+    return spec.block_matrix_parameters + _block_biases(spec) + 2 * _norm_parameters(spec)
 
 
 def layer_parameter_counts(spec: ModelSpec) -> tuple[int, ...]:
@@ -55,7 +46,7 @@ def layer_forward_flops(spec: ModelSpec) -> tuple[float, ...]:
     """Return the forward FLOPs of one token in every layer of `layer_names`. Lookups and norms count as zero."""
     keys = spec.seq_length if spec.sliding_window is None else min(spec.seq_length, spec.sliding_window)
     attention = 4 * spec.num_attention_heads * spec.head_dim * keys
-    block = float(2 * block_matrix_parameters(spec) + attention)
+    block = float(2 * spec.block_matrix_parameters + attention)
     head = float(2 * spec.hidden_size * spec.vocab_size)
     return (0.0, 0.0, *(block,) * spec.num_layers, 0.0, head)
 

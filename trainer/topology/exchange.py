@@ -17,6 +17,11 @@ SMALLEST = 1 << 14
 """Elements from which messages pay; below, a collective is one round of latency either way."""
 
 
+def pays(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is better sent as messages: it is on a CPU, in one piece, and large."""
+    return tensor.device.type == "cpu" and tensor.numel() >= SMALLEST and tensor.is_contiguous()
+
+
 @dataclass(frozen=True)
 class Peers:
     """The ranks of a gloo group as one of them sees them."""

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from trainer.topology.exchange import SMALLEST, Peers
+from trainer.topology.exchange import Peers, pays
 from trainer.topology.grid import Grid
 from trainer.topology.watch import Watch
 
@@ -119,10 +119,6 @@ class DistGroup:
     def _peers(self) -> Peers:
         return Peers(self.process_group, self.rank, self.ranks)
 
-    @staticmethod
-    def _by_messages(tensor: torch.Tensor) -> bool:
-        return tensor.device.type == "cpu" and tensor.numel() >= SMALLEST and tensor.is_contiguous()
-
     def _watched(self, finish: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
         def watched() -> torch.Tensor:
             self.watch.waits()
@@ -139,7 +135,7 @@ class DistGroup:
             return tensor
         self.watch.sends(tensor)
         self.watch.waits()
-        if op == "sum" and self._by_messages(tensor):
+        if op == "sum" and pays(tensor):
             self._peers.all_reduce(tensor)
         else:
             dist.all_reduce(tensor, op=kind, group=self.process_group)
@@ -151,7 +147,7 @@ class DistGroup:
         if self.size == 1:
             return lambda: tensor
         self.watch.sends(tensor)
-        if self.size == 2 and self._by_messages(tensor):
+        if self.size == 2 and pays(tensor):
             return self._watched(self._peers.start_sum(tensor))
         work = dist.all_reduce(tensor, group=self.process_group, async_op=True)
         assert work is not None, "this rank must be in the group"
@@ -173,7 +169,7 @@ class DistGroup:
         mine = tensor.contiguous()
         self.watch.sends(mine)
         out = mine.new_empty((self.size * mine.shape[0], *mine.shape[1:]))
-        if self._by_messages(mine):
+        if pays(mine):
             finish = self._peers.start_all_gather(mine, out.chunk(self.size))
         else:
             work = dist.all_gather_into_tensor(out, mine, group=self.process_group, async_op=True)
@@ -197,7 +193,7 @@ class DistGroup:
         """Begin to sum and scatter along dimension 0. No host sync on CUDA."""
         whole = tensor.contiguous()
         self.watch.sends(whole)
-        if self._by_messages(whole):
+        if pays(whole):
             return self._watched(self._peers.start_reduce_scatter(whole.chunk(self.size)))
         out = whole.new_empty((_chunk_length(whole, 0, self.size), *whole.shape[1:]))
         work = dist.reduce_scatter_tensor(out, whole, group=self.process_group, async_op=True)

@@ -14,7 +14,6 @@ from benchmarks.contenders.kernels import Attention, attention_rows, libraries, 
 from benchmarks.contenders.kernels_loss import UNFUSED, Head, fused, liger, loss_rows, row_of, unfused, variants
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.worker import Unavailable
-from trainer.model.accounting import block_matrix_parameters
 from trainer.model.attention import Attention as OfTheModel
 from trainer.model.gpt import ModelContext
 from trainer.tensor_parallel import fused_loss
@@ -44,7 +43,7 @@ def test_the_products_are_all_of_the_model(family: str) -> None:
     spec = CASES[family].plan().model
     sizes = {name: width_in * width_out for name, (width_in, width_out) in matrices(CASES[family]).items()}
     assert sizes.pop("head") == spec.padded_vocab_size * spec.hidden_size
-    assert sum(sizes.values()) == block_matrix_parameters(spec)
+    assert sum(sizes.values()) == spec.block_matrix_parameters
 
 
 def test_onednn_multiplies_only_fp32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.helpers.dist import run_distributed
-from trainer.topology import groups as groups_module
+from trainer.topology import exchange
 from trainer.topology.grid import Grid
 from trainer.topology.groups import FakeGroup, Group, SingleGroup, make_groups, single_process_groups, start_all_reduce
 
@@ -69,7 +69,7 @@ def check_axis(found: dict[str, Any], axis: str, members: list[int], place: int)
 def test_collectives_over_each_axis_against_plain_arithmetic(
     grid: Grid, smallest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(groups_module, "SMALLEST", smallest)
+    monkeypatch.setattr(exchange, "SMALLEST", smallest)
     outcomes = run_distributed(collectives, grid.size, grid, timeout_s=TIMEOUT_S)
     for rank, found in enumerate(outcomes):
         at = grid.coordinate(rank)
