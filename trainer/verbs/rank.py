@@ -38,7 +38,7 @@ def train_as_rank(arguments: Sequence[str], world: World, is_dry: bool = False) 
         if world.size > 1 and not is_dry:
             _decline(error, world)
         return error.exit_code
-    _limit(found.config)
+    limit_standstill(found.config)
     be_quiet(found.config.logging.console is ConsoleKind.quiet)
     for line in found.told():
         say(f"config  {line}")
@@ -63,7 +63,7 @@ def train_as_rank(arguments: Sequence[str], world: World, is_dry: bool = False) 
     except TridentError as error:
         report_error(error)
         _leave_now(error.exit_code)
-    _limit(config)
+    limit_standstill(config)
     return compute(config, world, store)
 
 
@@ -75,7 +75,7 @@ def _hear_of_launcher() -> None:
         interruption.let_parent_tell()
 
 
-def _limit(config: TridentConfig) -> None:
+def limit_standstill(config: TridentConfig) -> None:
     """Let the process stand still no longer than the config says."""
     # 0: the user wants no watch at all.
     interruption.limit(config.runtime.timeout_s if config.runtime.hang_timeout_s != 0 else 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from trainer import interruption
 from trainer.errors import ConfigError
 from trainer.log import be_quiet, report_failure, say
 from trainer.verbs.composing import COMPOSING
@@ -35,7 +34,7 @@ def _train(arguments: Sequence[str], is_dry: bool) -> int:
     from trainer.config.validate import fill_machine, validate
     from trainer.launcher.environment import World, find_world, gpu_count, prepare_environment, publish_world
     from trainer.machine import usable_cores
-    from trainer.verbs.rank import compute, train_as_rank
+    from trainer.verbs.rank import compute, limit_standstill, train_as_rank
 
     try:
         world = find_world(os.environ)
@@ -48,8 +47,7 @@ def _train(arguments: Sequence[str], is_dry: bool) -> int:
         return train_as_rank(arguments, world, is_dry)
     composed = composition(arguments)
     config = composed.config
-    # 0: the user wants no watch at all.
-    interruption.limit(config.runtime.timeout_s if config.runtime.hang_timeout_s != 0 else 0)
+    limit_standstill(config)
     be_quiet(config.logging.console is ConsoleKind.quiet)
     gpus = gpu_count(os.environ)
     config = fill_machine(config, gpus, usable_cores())
