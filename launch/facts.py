@@ -31,7 +31,7 @@ from trainer.launcher.hostfile import master_address, own_place, read_hostfile
 from trainer.launcher.roster import Roster
 from trainer.log import report_error, say, warn
 from trainer.metrics.jsonl import read_rows
-from trainer.pipeline.placement import placement_warning
+from trainer.pipeline.machines import placement_warning
 from trainer.restarts import RESTARTABLE, RestartPolicy, as_exit_code
 from trainer.run_folder import RunFolder
 

@@ -9,7 +9,7 @@ import torch
 from torch._C._distributed_c10d import Store
 
 from trainer import interruption
-from trainer.checkpoint.hook import CheckpointHook
+from trainer.checkpoint.checkpoint_hook import CheckpointHook
 from trainer.checkpoint.origin import Found, Use, lineage
 from trainer.checkpoint.resume import checkpoint_to_resume, load, starting_state
 from trainer.checkpoint.rewind import rewind
@@ -18,12 +18,13 @@ from trainer.config.schema import TridentConfig
 from trainer.data.batches import BatchSource, training_batches, validation_batches
 from trainer.data.prepare import PreparedData, prepare, stream_identity
 from trainer.description import describe, plan_record
+from trainer.engine.adam import check_compiler
 from trainer.engine.build import build_engine
 from trainer.engine.face import Engine
-from trainer.engine.kernels import check_compiler
-from trainer.engine.processor import multiplies_by_onednn
 from trainer.engine.world import choose_device, host_group, start_world, stop_world
 from trainer.errors import DataError, OutOfMemoryError, Preempted
+from trainer.kernels.attention_backend import attention_kernel
+from trainer.kernels.processor import multiplies_by_onednn
 from trainer.launcher.attempts import note_restart, restarted_by
 from trainer.launcher.environment import World
 from trainer.launcher.guard import RankGuard
@@ -40,18 +41,17 @@ from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
 from trainer.machine import memory_limit
-from trainer.metrics.build import RunFacts, build_metrics, forget_rows
 from trainer.metrics.jsonl import read_rows
+from trainer.metrics.sinks import RunFacts, build_metrics, forget_rows
 from trainer.metrics.skipped import SKIPPED_FILE, SkippedBatchesFile
 from trainer.metrics.tensorboard_sink import check_tensorboard
-from trainer.model.kernel import attention_kernel
-from trainer.pipeline.placement import placement_warning
-from trainer.profiling.hook import ProfileHook
+from trainer.pipeline.machines import placement_warning
 from trainer.profiling.phases import MarkedProgress
+from trainer.profiling.profile_hook import ProfileHook
 from trainer.progress import BUILDING, CHECKING, JOINING, LOADING, PREPARING, Progress, current, follow
 from trainer.run_folder import STREAM, RunFolder
 from trainer.samples.check import check_samples
-from trainer.samples.hook import SamplesHook
+from trainer.samples.samples_hook import SamplesHook
 from trainer.topology.agreement import gather, together
 from trainer.topology.groups import DistGroup, ParallelGroups
 

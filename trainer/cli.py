@@ -89,7 +89,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
             return _explain(topics)
         say(usage(verb))
         return 0
-    from trainer.verbs.words import parse
+    from trainer.verbs.parse import parse
 
     return verb.run(parse(verb, rest))
 

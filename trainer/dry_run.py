@@ -9,7 +9,7 @@ from trainer.data.capacity import check_capacity
 from trainer.data.prepare import look_up
 from trainer.data.tokenizer import ByteTokenizer, load_pretrained, pretrained_file, wanted_entries
 from trainer.description import describe
-from trainer.engine.kernels import check_compiler
+from trainer.engine.adam import check_compiler
 from trainer.errors import ConfigError
 from trainer.launcher.environment import World
 from trainer.launcher.start import launch_command

@@ -15,6 +15,7 @@ from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
+from trainer.checkpoint.kept_tokenizer import tokenizer_folder, write_tokenizer
 from trainer.checkpoint.manifest import (
     MANIFEST,
     FileFacts,
@@ -26,7 +27,6 @@ from trainer.checkpoint.manifest import (
     read_manifest,
 )
 from trainer.checkpoint.store import CONFIG, LATEST, TENSORS, CheckpointStore, find_checkpoint
-from trainer.checkpoint.tokenizer import tokenizer_folder, write_tokenizer
 from trainer.config.compose import compose, differences, from_yaml, recompose, to_yaml
 from trainer.config.keys import GROUPS, KEYS, flatten
 from trainer.config.places import absolute_path

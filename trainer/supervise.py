@@ -13,7 +13,7 @@ from trainer.config.words import quoted
 from trainer.data.capacity import check_capacity
 from trainer.data.prepare import PreparedData, prepare, stream_identity
 from trainer.description import describe, plan_record
-from trainer.engine.kernels import check_compiler
+from trainer.engine.adam import check_compiler
 from trainer.errors import ConfigError, Preempted, TridentError
 from trainer.interruption import INTERRUPTED
 from trainer.launcher.attempts import last_step, note_restart, restarted_by

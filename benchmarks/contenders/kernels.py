@@ -23,7 +23,7 @@ from benchmarks.stopwatch import Stopwatch
 from benchmarks.worker import reason_of
 from trainer.config.schema import ActivationKind
 from trainer.engine.host_memory import keep_freed_memory
-from trainer.tensor_parallel.products import OneDNNProducts, Products, has_onednn
+from trainer.kernels.gemm import OneDNNProducts, Products, has_onednn
 
 BACKENDS = {
     SDPBackend.FLASH_ATTENTION: "flash",

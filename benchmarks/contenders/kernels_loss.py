@@ -20,12 +20,12 @@ from benchmarks.contenders.common import dtype_of
 from benchmarks.meter import peak_of_tensors
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.worker import Unavailable, reason_of
-from trainer.engine.processor import multiplies_by_onednn
+from trainer.kernels.gemm import has_own_products, multiply_by_onednn
+from trainer.kernels.loss_programs import LossPrograms, compiled_loss
+from trainer.kernels.processor import multiplies_by_onednn
 from trainer.tensor_parallel import fused_loss
 from trainer.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from trainer.tensor_parallel.linear import linear
-from trainer.tensor_parallel.loss_programs import LossPrograms, compiled_loss
-from trainer.tensor_parallel.products import has_own_products, multiply_by_onednn
 from trainer.topology.groups import SingleGroup
 
 Row = dict[str, Any]

@@ -26,13 +26,13 @@ from trainer.description import describe
 from trainer.engine.build import build_engine
 from trainer.engine.face import StepResult
 from trainer.engine.world import choose_device, start_world
+from trainer.kernels.attention_backend import attention_kernel
 from trainer.launcher.environment import find_world, prepare_environment
 from trainer.log import say
 from trainer.loop.events import Hook, RunEnd, StepReport
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
-from trainer.metrics.build import build_metrics
-from trainer.model.kernel import attention_kernel
+from trainer.metrics.sinks import build_metrics
 
 
 class _Recording:

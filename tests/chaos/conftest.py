@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.room import LAYOUTS, Rehearsal, Tally, rehearse
+from tests.chaos.chaos_fixtures import LAYOUTS, Rehearsal, Tally, rehearse
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.chaos.chaos_fixtures import EVERY, LAYOUTS, SAVES_SEEN, Campaign, Layout, Rehearsal, run_whole
 from tests.chaos.conftest import ChaosOptions
 from tests.chaos.points import PointChooser
-from tests.chaos.room import EVERY, LAYOUTS, SAVES_SEEN, Campaign, Layout, Rehearsal, run_whole
 from tests.chaos.traps import Event, Trap
 from trainer.checkpoint.store import CheckpointStore
 from trainer.engine.face import ReadShard

@@ -14,9 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.chaos_fixtures import (
+    DISK_FULL,
+    LAYOUTS,
+    PAGE_BYTES,
+    SAVES_SEEN,
+    WORDS,
+    Campaign,
+    Layout,
+    Rehearsal,
+    last_row,
+)
 from tests.chaos.conftest import ChaosOptions
 from tests.chaos.points import PointChooser
-from tests.chaos.room import DISK_FULL, LAYOUTS, PAGE_BYTES, SAVES_SEEN, WORDS, Campaign, Layout, Rehearsal, last_row
 from tests.helpers.command import Running, trident, wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(7200)]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.room import EVERY, LAYOUTS, WORDS, Layout, final_of, last_row, newest, summary_of
+from tests.chaos.chaos_fixtures import EVERY, LAYOUTS, WORDS, Layout, final_of, last_row, newest, summary_of
 from tests.chaos.world import Outcome, World
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]

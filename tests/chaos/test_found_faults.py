@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.room import EVERY, LAYOUTS, STEPS, WORDS, Rehearsal, newest, rows_of, summary_of
+from tests.chaos.chaos_fixtures import EVERY, LAYOUTS, STEPS, WORDS, Rehearsal, newest, rows_of, summary_of
 from tests.chaos.traps import Event, Trap
 from tests.chaos.world import World
 from trainer.cli import main

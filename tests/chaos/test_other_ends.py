@@ -11,7 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from tests.chaos.room import EVERY, LAYOUTS, STEPS, WORDS, Layout, Rehearsal, final_of, last_row, newest, summary_of
+from tests.chaos.chaos_fixtures import (
+    EVERY,
+    LAYOUTS,
+    STEPS,
+    WORDS,
+    Layout,
+    Rehearsal,
+    final_of,
+    last_row,
+    newest,
+    summary_of,
+)
 from tests.chaos.traps import Event, Trap
 from tests.chaos.world import Outcome, World
 from trainer.engine import plain

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.room import LAYOUTS, STEPS, WORDS, Layout, Rehearsal, final_of, summary_of
+from tests.chaos.chaos_fixtures import LAYOUTS, STEPS, WORDS, Layout, Rehearsal, final_of, summary_of
 from tests.chaos.world import World
 from tests.helpers.command import trident
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
-from tests.unit.checkpoint.reshard_room import make_run
+from tests.unit.checkpoint.reshard_fixtures import make_run
 
 
 @pytest.fixture

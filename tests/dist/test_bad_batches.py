@@ -9,8 +9,8 @@ import math
 
 import pytest
 
-from tests.dist.faults_room import BAD, LAST, MATRIX, NORM, Fault, train_with_faults
-from tests.dist.resume_room import Run, run_config, tokens_of
+from tests.dist.fault_fixtures import BAD, LAST, MATRIX, NORM, Fault, train_with_faults
+from tests.dist.resume_fixtures import Run, run_config, tokens_of
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import OPTIMIZER, VOCABULARY, Case, initial_weights
 from tests.helpers.reference import train_reference

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dist.faults_room import train_with_watchdog
+from tests.dist.fault_fixtures import train_with_watchdog
 from tests.helpers.dist import run_distributed
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(120)]
@@ -19,7 +19,7 @@ TIMEOUT_S = 2.0
 @pytest.mark.parametrize(
     ("fault", "place"),
     [
-        ("data", r"behind is rank 1: stage 1, step 2, data, is in .*faults_room.py:\d+ \(micro_batches\)"),
+        ("data", r"behind is rank 1: stage 1, step 2, data, is in .*fault_fixtures.py:\d+ \(micro_batches\)"),
         ("forward", r"behind is rank 1: stage 1, step 2, pipeline, micro-batch 2, ForwardPass, is in .*\(_spin\)"),
         ("evaluate", r"behind is rank 1: stage 1, step 1, evaluate, micro-batch 1, ForwardPass, is in .*\(_spin\)"),
     ],

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.dist.resume_room import Run, Trainer, run_config, tokens_of
+from tests.dist.resume_fixtures import Run, Trainer, run_config, tokens_of
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import OPTIMIZER, TOLERANCES, VOCABULARY, Case
 from tests.helpers.reference import train_reference
-from trainer.checkpoint.shards import TensorFolder
+from trainer.checkpoint.fragments import TensorFolder
 from trainer.checkpoint.store import find_checkpoint
 from trainer.config.plan import make_plan
 

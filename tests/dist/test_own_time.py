@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tests.dist.faults_room import own_milliseconds
+from tests.dist.fault_fixtures import own_milliseconds
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import Case
 

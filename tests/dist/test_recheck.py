@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from tests.dist.faults_room import Flip, recheck_with_flips
+from tests.dist.fault_fixtures import Flip, recheck_with_flips
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import Case
 

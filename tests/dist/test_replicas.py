@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.dist.faults_room import MATRIX, NORM, check_replicas
+from tests.dist.fault_fixtures import MATRIX, NORM, check_replicas
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import Case
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.dist.resume_room import SAVED, Run, differences, load_pairs, train_sources
+from tests.dist.resume_fixtures import SAVED, Run, differences, load_pairs, train_sources
 from tests.dist.test_resume import LAYOUTS, WORLD_SIZES
 from tests.helpers.dist import run_distributed
-from tests.unit.checkpoint.reshard_room import tensors_of
+from tests.unit.checkpoint.reshard_fixtures import tensors_of
 from trainer.checkpoint.manifest import check_content, read_manifest
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cli import main

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.dist.resume_room import (
+from tests.dist.resume_fixtures import (
     LAST,
     SAVED,
     Run,
@@ -32,7 +32,7 @@ from tests.helpers.dist import run_distributed
 from tests.helpers.parity import OPTIMIZER, VOCABULARY, Case, comparable, initial_weights, relative
 from tests.helpers.reference import reference_gradients
 from trainer.checkpoint.manifest import read_manifest
-from trainer.checkpoint.shards import TensorFolder
+from trainer.checkpoint.fragments import TensorFolder
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.plan import make_plan
 from trainer.engine.face import ReadShard

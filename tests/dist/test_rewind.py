@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dist.resume_room import Run, Trainer, differences
+from tests.dist.resume_fixtures import Run, Trainer, differences
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import Case
 

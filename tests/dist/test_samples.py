@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.dist.resume_room import Run, Trainer
+from tests.dist.resume_fixtures import Run, Trainer
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import VOCABULARY, Case
 from trainer.config.schema import EvalConfig
@@ -50,7 +50,7 @@ def write_in_layouts(rank: int, world_size: int, cases: Sequence[Case], folder: 
 
 
 def _write(trainer: Trainer, rank: int, run_dir: Path) -> Found:
-    from trainer.samples.hook import SamplesHook
+    from trainer.samples.samples_hook import SamplesHook
     from trainer.samples.weights import WeightGatherer
 
     plan = replace(trainer.plan, config=replace(trainer.plan.config, eval=TEXTS))
@@ -79,7 +79,7 @@ def _write(trainer: Trainer, rank: int, run_dir: Path) -> Found:
 
 
 def _compare(weights: Mapping[str, torch.Tensor], run_dir: Path, dtype: str) -> tuple[list[str], list[Sample]]:
-    from trainer.checkpoint.shards import TensorFolder
+    from trainer.checkpoint.fragments import TensorFolder
     from trainer.checkpoint.store import find_checkpoint
     from trainer.generation.generate import fill, load_model, sample
     from trainer.generation.options import GenerateOptions

@@ -17,7 +17,7 @@ CASES = tuple(Case(dp=2, zero=stage) for stage in (0, 1, 2, 3))
 
 def kept_per_parameter(rank: int, world_size: int, cases: tuple[Case, ...]) -> list[float]:
     """Return the bytes of all tensors after three steps, by the model's parameters."""
-    from tests.dist.faults_room import _Room
+    from tests.dist.fault_fixtures import _Room
 
     found = []
     for case in cases:

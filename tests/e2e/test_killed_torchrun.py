@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.fork_room import WORDS
+from tests.e2e.fork_fixtures import WORDS
 from tests.helpers.command import Running, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]

@@ -18,6 +18,7 @@ ORDER = (
     "config",
     "topology",
     "data",
+    "kernels",
     "tensor_parallel",
     "model",
     "pipeline",
@@ -45,11 +46,12 @@ ORDER = (
 )
 """Rooms of the house, low to high."""
 
-LOW = {"config", "topology", "data", "tensor_parallel", "model", "pipeline", "engine", "planner", "loop"}
+LOW = {"config", "topology", "data", "kernels", "tensor_parallel", "model", "pipeline", "engine", "planner", "loop"}
 APART = {
     "log": {"files"},
     "topology": {"config", "files"},
     "data": {"topology"},
+    "kernels": {"topology", "data", "files"},
     "tensor_parallel": {"config", "data", "files"},
     "model": {"data", "files"},
     "pipeline": {"data"},
@@ -99,7 +101,7 @@ NO_TORCH = (
         "data.dataset",
         "data.tokenizer",
         "generation.options",
-        "generation.other_names",
+        "generation.other_option_names",
         "samples.check",
     ),
     *("profiling.names", "profiling.intervals", "profiling.breakdown"),
@@ -110,7 +112,7 @@ NO_TORCH = (
         "checkpoint.inspect",
         "model.accounting",
         "pipeline.partition",
-        "engine.kernels",
+        "engine.adam",
     ),
 )
 """Rooms and modules that never import torch and its like: what a person waits for before a rank starts."""
@@ -246,3 +248,20 @@ def test_the_model_knows_no_whole_config(modules: Sequence[Module]) -> None:
 def test_a_whole_config_in_the_model_is_found() -> None:
     texts = made_up(model__gpt="from trainer.config.plan import ModelSpec, RunPlan")
     assert named_imports(texts, "model", ("RunPlan",)) == ["trainer.model.gpt:1: model must not know RunPlan"]
+
+
+NAMED_AFTER_A_VERB = "verbs"
+
+
+def test_no_two_files_have_one_name(modules: Sequence[Module]) -> None:
+    assert twins([module.name for module in modules if not module.is_package]) == []
+
+
+def test_two_files_of_one_name_are_found() -> None:
+    assert twins(["trainer.data.hook", "trainer.metrics.hook", "trainer.verbs.hook", "trainer.log"]) == ["hook"]
+
+
+def twins(names: Sequence[str]) -> list[str]:
+    """Return the last parts that two modules share; a file in verbs/ is named after its verb."""
+    last = [name.rpartition(".")[2] for name in names if name.split(".")[1] != NAMED_AFTER_A_VERB]
+    return sorted({name for name in last if last.count(name) > 1})

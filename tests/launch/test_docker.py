@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.helpers.command import Running, rows, run
-from tests.launch.room import DOCKER, LAUNCH, ROOT, START_S, call
+from tests.launch.launch_fixtures import DOCKER, LAUNCH, ROOT, START_S, call
 from trainer import __version__
 from trainer.config.compose import compose
 from trainer.config.validate import problems

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.helpers.command import Running, rows, run, wait_until
-from tests.launch.room import DOCKER, LAUNCH, SETTINGS, START_S, stand_in
+from tests.launch.launch_fixtures import DOCKER, LAUNCH, SETTINGS, START_S, stand_in
 
 UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 

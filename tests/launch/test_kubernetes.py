@@ -12,7 +12,7 @@ import pytest
 import yaml
 from kubernetes_validate import validate as validate_manifest
 
-from tests.launch.room import LAUNCH
+from tests.launch.launch_fixtures import LAUNCH
 from trainer import errors
 from trainer.config.compose import compose
 from trainer.config.validate import problems

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command import Ended, Running, rows, run, trident, wait_until
-from tests.launch.room import LAUNCH, SETTINGS, START_S, Curve, call, curve, stand_in
+from tests.launch.launch_fixtures import LAUNCH, SETTINGS, START_S, Curve, call, curve, stand_in
 
 INTERPRETER = f"""#!/usr/bin/env bash
 # Stands in for Python with Trident: `-m trainer train [key=value ...] SCRIPT` runs SCRIPT. Questions get real answers.

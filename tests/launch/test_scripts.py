@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.room import GOLDEN, LAUNCH, ROOT, SCRIPTS, STUBS, call, noted, with_stubs
+from tests.launch.launch_fixtures import GOLDEN, LAUNCH, ROOT, SCRIPTS, STUBS, call, noted, with_stubs
 from trainer.config.compose import compose
 
 pytestmark = pytest.mark.timeout(120)

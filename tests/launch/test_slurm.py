@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command import Ended, Running, rows, run, wait_until
-from tests.launch.room import LAUNCH, SETTINGS, START_S, Curve, curve, noted, with_stubs
+from tests.launch.launch_fixtures import LAUNCH, SETTINGS, START_S, Curve, curve, noted, with_stubs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 JOB = str(10000 + os.getpid() % 10000)

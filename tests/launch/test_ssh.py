@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command import Running, rows, run, trident, wait_until
-from tests.launch.room import LAUNCH, SETTINGS, START_S, call, curve, stand_in, with_stubs
+from tests.launch.launch_fixtures import LAUNCH, SETTINGS, START_S, call, curve, stand_in, with_stubs
 
 SSH = LAUNCH / "ssh.sh"
 INTERPRETER = """#!/usr/bin/env bash

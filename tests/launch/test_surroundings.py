@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command import Ended, rows, run
-from tests.launch.room import LAUNCH
+from tests.launch.launch_fixtures import LAUNCH
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trainer.checkpoint.shards import padded_to
+from trainer.checkpoint.fragments import padded_to
 from trainer.config.plan import RunPlan
 from trainer.errors import CheckpointError
 from trainer.pipeline.partition import stages

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import torch
 
+from trainer.checkpoint.fragments import TensorFolder
 from trainer.checkpoint.manifest import check_content, describe_layout, read_manifest
 from trainer.checkpoint.origin import Found, Use, check_model, find_origin
 from trainer.checkpoint.probe import check_probe, probe_loss
-from trainer.checkpoint.shards import TensorFolder
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stream import other_tokens
 from trainer.config.plan import RunPlan

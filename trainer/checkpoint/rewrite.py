@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from trainer.checkpoint.container import ITEM_BYTES, ContainerWriter
+from trainer.checkpoint.fragments import BLOCK, Place, TensorFolder, address, cut_run, file_metadata, rank_file
 from trainer.checkpoint.manifest import FileFacts, Manifest, check_file
 from trainer.checkpoint.placement import Placement
-from trainer.checkpoint.shards import BLOCK, Place, TensorFolder, address, cut_run, file_metadata, rank_file
 from trainer.config.plan import RunPlan
 from trainer.errors import CheckpointError, StorageError
 from trainer.model.accounting import parameter_count

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from trainer.checkpoint.fragments import rank_file, write_fragments
+from trainer.checkpoint.kept_tokenizer import has_tokenizer, size_bytes_of, write_tokenizer
 from trainer.checkpoint.manifest import MANIFEST, FileFacts, Manifest, describe_layout, file_facts
 from trainer.checkpoint.probe import probe_loss
-from trainer.checkpoint.shards import rank_file, write_fragments
 from trainer.checkpoint.store import CONFIG, TENSORS, TOKENIZER, CheckpointStore
-from trainer.checkpoint.tokenizer import has_tokenizer, size_bytes_of, write_tokenizer
 from trainer.config.compose import to_yaml
 from trainer.config.plan import RunPlan
 from trainer.engine.face import Engine, Fragment

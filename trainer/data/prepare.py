@@ -22,10 +22,10 @@ import numpy.typing as npt
 
 from trainer.config.places import absolute_path
 from trainer.config.schema import DataSource, TokenizerKind, TridentConfig
-from trainer.data.shards import ShardMeta, ShardWriter, dtype_for, file_sizes, read_meta, write_meta
 from trainer.data.shared_cache import check_readable, partial_folder, remove_leftovers, set_aside, share, turn
 from trainer.data.sources import documents, file_identity, identity
 from trainer.data.split import is_held_out, split_document
+from trainer.data.token_files import ShardMeta, ShardWriter, dtype_for, file_sizes, read_meta, write_meta
 from trainer.data.tokenizer import (
     Tokenizer,
     load_pretrained,

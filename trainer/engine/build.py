@@ -10,11 +10,10 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from trainer.config.ds_json import deepspeed_json
 from trainer.config.plan import RunPlan
 from trainer.config.schema import PipelineSchedule
-from trainer.engine.compiled import say_what_is_compiled
 from trainer.engine.deepspeed_engines import RepairedDualPipeVEngine, RepairedEngine, RepairedPipelineEngine
 from trainer.engine.face import Engine
 from trainer.engine.host_memory import give_back_freed_memory
-from trainer.engine.layer_kernels import choose_kernels
+from trainer.engine.layer_kernels import choose_kernels, say_what_is_compiled
 from trainer.engine.mpu import ModelParallelUnit
 from trainer.engine.optimizer import build_optimizer
 from trainer.engine.pipelined import PipelinedEngine

@@ -17,8 +17,8 @@ from torch import nn
 from trainer.config.plan import RunPlan
 from trainer.engine.layer_kernels import choose_kernels
 from trainer.engine.world import rank_threads
+from trainer.kernels.attention_backend import DTYPES
 from trainer.model.gpt import ModelContext, build_layer, embedding_logits, embedding_loss, language_model_loss
-from trainer.model.kernel import DTYPES
 from trainer.model.layers import block_name, layer_names
 from trainer.tensor_parallel.embedding import VocabParallelEmbedding
 from trainer.tensor_parallel.random import StepClock

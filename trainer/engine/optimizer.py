@@ -9,7 +9,7 @@ import torch
 
 from trainer.config.plan import RunPlan
 from trainer.config.schema import AdamImplementation
-from trainer.engine.kernels import adam_implementation
+from trainer.engine.adam import adam_implementation
 from trainer.errors import ConfigError, first_line
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from trainer.checkpoint.fragments import TensorFolder
+from trainer.checkpoint.kept_tokenizer import fits, tokenizer_folder
 from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.shards import TensorFolder
 from trainer.checkpoint.store import CONFIG, find_checkpoint
-from trainer.checkpoint.tokenizer import fits, tokenizer_folder
 from trainer.config.compose import from_yaml
 from trainer.config.places import absolute_path
 from trainer.config.plan import ModelSpec, make_model_spec

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from trainer.config.nearness import nearest
 from trainer.errors import ConfigError
-from trainer.generation.other_names import OTHER_NAMES
+from trainer.generation.other_option_names import OTHER_NAMES
 
 
 @dataclass

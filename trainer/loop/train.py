@@ -12,7 +12,7 @@ import torch
 from trainer.config.plan import RunPlan
 from trainer.data.batches import BatchSource
 from trainer.engine.face import Engine
-from trainer.engine.schedule import learning_rate
+from trainer.engine.learning_rate import learning_rate
 from trainer.log import say, warn
 from trainer.loop.evaluate import evaluate
 from trainer.loop.events import Hook, RunEnd, SkippedBatch, StepReport

@@ -10,8 +10,8 @@ from typing import Any
 from trainer.config.schema import LoggingConfig
 from trainer.errors import ConfigError
 from trainer.loop.events import RunEnd, StepReport
-from trainer.metrics.background import Background
 from trainer.metrics.sink import Row, Sample
+from trainer.metrics.sink_thread import Background
 
 TENSORBOARD_FOLDER = "tensorboard"
 _FINISH_S = 30.0

@@ -19,11 +19,11 @@ from trainer.config.schema import LoggingConfig, WandbMode
 from trainer.config.wandb_variables import sweep_in, variable
 from trainer.errors import NumericsError
 from trainer.loop.events import RunEnd, StepReport
-from trainer.metrics.background import Background
 from trainer.metrics.bounded import bounded
 from trainer.metrics.jsonl import read_rows
 from trainer.metrics.redact import redacted
 from trainer.metrics.sink import Row, Sample
+from trainer.metrics.sink_thread import Background
 from trainer.metrics.stall import StallWatch
 from trainer.metrics.texts import SAMPLES_FILE
 from trainer.metrics.wandb_identity import RUN_ID_FILE, clear_environment, settled_run_id

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainer.config.schema import ActivationKind
+from trainer.kernels.pointwise import Pointwise
 from trainer.model.context import ModelContext
-from trainer.model.pointwise import Pointwise
 from trainer.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
 
 

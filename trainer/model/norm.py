@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from trainer.config.schema import NormKind
+from trainer.kernels.pointwise import Pointwise
 from trainer.model.context import ModelContext
-from trainer.model.pointwise import Pointwise
 from trainer.tensor_parallel.init import constant_parameter
 from trainer.tensor_parallel.mappings import complete_gradient
 from trainer.tensor_parallel.shard import ShardSpec

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from trainer.kernels.loss_programs import LossPrograms
 from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entropy
 from trainer.tensor_parallel.gradients import adds_in_place, row_gradient
 from trainer.tensor_parallel.init import normal_parameter
 from trainer.tensor_parallel.linear import column_parallel_linear
-from trainer.tensor_parallel.loss_programs import LossPrograms
 from trainer.tensor_parallel.mappings import reduce_from_tensor_parallel, reduce_scatter_to_sequence
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.tensor_parallel.token_ids import check_token_ids

@@ -14,11 +14,11 @@ from typing import Any, Protocol, cast
 import torch
 import torch.nn.functional as F
 
+from trainer.kernels.gemm import products_of
+from trainer.kernels.loss_programs import LOWEST, LossPrograms
 from trainer.tensor_parallel.cross_entropy import local_targets
 from trainer.tensor_parallel.gradients import scaled_gradient, weight_gradient
-from trainer.tensor_parallel.loss_programs import LOWEST, LossPrograms
 from trainer.tensor_parallel.mappings import SEQUENCE_DIM
-from trainer.tensor_parallel.products import products_of
 from trainer.tensor_parallel.token_ids import check_token_ids
 from trainer.topology.groups import Group, start_all_reduce, start_reduce_scatter
 

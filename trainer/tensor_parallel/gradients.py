@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import torch
 
-from trainer.tensor_parallel.products import products_of
+from trainer.kernels.gemm import products_of
 
 _ATTRIBUTE = "trident_adds_in_place"
 

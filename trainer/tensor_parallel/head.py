@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from trainer.kernels.loss_programs import LossPrograms
 from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entropy
 from trainer.tensor_parallel.linear import ColumnParallelLinear
-from trainer.tensor_parallel.loss_programs import LossPrograms
 from trainer.topology.groups import Group
 
 

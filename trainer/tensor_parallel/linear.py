@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from trainer.kernels.gemm import has_own_products, products_of
 from trainer.tensor_parallel.gradients import adds_in_place, weight_gradient
 from trainer.tensor_parallel.init import constant_parameter, normal_parameter
 from trainer.tensor_parallel.mappings import (
@@ -19,7 +20,6 @@ from trainer.tensor_parallel.mappings import (
     reduce_from_tensor_parallel,
     reduce_scatter_to_sequence,
 )
-from trainer.tensor_parallel.products import has_own_products, products_of
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.topology.groups import Group, start_all_gather, start_all_reduce, start_reduce_scatter
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trainer.verbs.composing import COMPOSING
 from trainer.verbs.declare import Verb
-from trainer.verbs.words import Words
+from trainer.verbs.parse import Words
 
 
 def run(words: Words) -> int:

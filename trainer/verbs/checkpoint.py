@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.verbs.declare import Positional, Takes, Verb
-from trainer.verbs.words import Words
+from trainer.verbs.parse import Words
 
 
 def run(words: Words) -> int:

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainer.verbs.words import Words
+    from trainer.verbs.parse import Words
 
 
 class Takes(Enum):

@@ -9,7 +9,7 @@ from trainer.generation import options
 from trainer.generation.options import GenerateOptions
 from trainer.log import say
 from trainer.verbs.declare import Key, Takes, Verb
-from trainer.verbs.words import Words
+from trainer.verbs.parse import Words
 
 
 def run(words: Words) -> int:

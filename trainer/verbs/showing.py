@@ -18,7 +18,7 @@ from trainer.description import plan_record
 from trainer.dry_run import plan_without_data
 from trainer.errors import ConfigError
 from trainer.verbs.declare import Option, Takes
-from trainer.verbs.words import Words
+from trainer.verbs.parse import Words
 
 CFG, RESOLVE, PACKAGE, INFO = "--cfg", "--resolve", "--package", "--info"
 SHOWING = (

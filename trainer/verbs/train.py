@@ -9,8 +9,8 @@ from trainer.errors import ConfigError
 from trainer.log import be_quiet, report_failure, say
 from trainer.verbs.composing import COMPOSING
 from trainer.verbs.declare import Option, Verb
+from trainer.verbs.parse import Words
 from trainer.verbs.showing import SHOWING, show, shows
-from trainer.verbs.words import Words
 
 
 def run(words: Words) -> int:

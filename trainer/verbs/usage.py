@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from trainer.config.keys import did_you_mean
 from trainer.errors import ConfigError
 from trainer.verbs.declare import Option, Takes, Verb
+from trainer.verbs.parse import shown_value
 from trainer.verbs.table import COMMAND_OPTIONS
-from trainer.verbs.words import shown_value
 
 _NARROWEST, _WIDEST = 70, 120
 _LONGEST_HEAD = 30

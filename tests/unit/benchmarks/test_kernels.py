@@ -14,10 +14,10 @@ from benchmarks.contenders.kernels import Attention, attention_rows, libraries, 
 from benchmarks.contenders.kernels_loss import UNFUSED, Head, fused, liger, loss_rows, row_of, unfused, variants
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.worker import Unavailable
+from trainer.kernels.loss_programs import LossPrograms, logit_gradient, logit_sums
 from trainer.model.attention import Attention as OfTheModel
 from trainer.model.gpt import ModelContext
 from trainer.tensor_parallel import fused_loss
-from trainer.tensor_parallel.loss_programs import LossPrograms, logit_gradient, logit_sums
 from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import SingleGroup
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from tests.unit.checkpoint.checkpoint_room import Run
-from tests.unit.checkpoint.reshard_room import make_run
+from tests.unit.checkpoint.checkpoint_fixtures import Run
+from tests.unit.checkpoint.reshard_fixtures import make_run
 from trainer.topology.groups import DistGroup
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.checkpoint.checkpoint_room import FULL, Run, plan_of
-from trainer.checkpoint import save, shards
-from trainer.checkpoint.background import BackgroundWork
+from tests.unit.checkpoint.checkpoint_fixtures import FULL, Run, plan_of
+from trainer.checkpoint import fragments as fragment_files
+from trainer.checkpoint import save
 from trainer.checkpoint.store import LATEST
+from trainer.checkpoint.writer_thread import BackgroundWork
 from trainer.engine.face import Fragment
 from trainer.errors import StorageError
 from trainer.topology.groups import DistGroup
@@ -29,7 +30,7 @@ class Gate:
         self.open = threading.Event()
         self.reached = threading.Event()
         self.error: Exception | None = None
-        self._write = shards.write_fragments
+        self._write = fragment_files.write_fragments
         monkeypatch.setattr(save, "write_fragments", self._wait)
 
     def _wait(self, path: Path, fragments: Iterable[Fragment]) -> bool:
@@ -180,7 +181,7 @@ def test_a_run_that_fails_lets_the_save_under_way_end(
 def test_a_run_that_fails_does_not_wait_for_ever(
     tmp_path: Path, control: DistGroup, gate: Gate, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.checkpoint.hook._LAST_CHANCE_S", 0.05)
+    monkeypatch.setattr("trainer.checkpoint.checkpoint_hook._LAST_CHANCE_S", 0.05)
     run = run_of(tmp_path, control)
     run.steps(3)
     run.end("failed")

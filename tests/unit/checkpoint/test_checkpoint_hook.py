@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.checkpoint.checkpoint_room import FULL, KINDS, TENSOR_FILE, Run, config_of, plan_of
+from tests.unit.checkpoint.checkpoint_fixtures import FULL, KINDS, TENSOR_FILE, Run, config_of, plan_of
 from trainer.checkpoint.manifest import MANIFEST, check_content, file_facts, read_manifest
 from trainer.checkpoint.store import CONFIG, LATEST
 from trainer.config.compose import from_yaml

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from tests.helpers.dist import run_distributed
-from tests.unit.checkpoint.checkpoint_room import (
+from tests.unit.checkpoint.checkpoint_fixtures import (
     FULL,
     KINDS,
     TENSOR_FILE,
@@ -21,7 +21,7 @@ from tests.unit.checkpoint.checkpoint_room import (
     plan_of,
     tensors_of,
 )
-from trainer.checkpoint import shards
+from trainer.checkpoint import fragments as fragment_files
 from trainer.checkpoint.manifest import check_content
 from trainer.checkpoint.resume import checkpoint_to_resume, load
 from trainer.checkpoint.store import CONFIG, CheckpointStore
@@ -75,7 +75,7 @@ def save_on_two_ranks(
     [
         (None, ""),
         (0, "save.write_fragments"),
-        (1, "shards.save_file"),
+        (1, "fragments.save_file"),
         (1, "save.file_facts"),
         (0, "save.write_atomically"),
         (0, "store.sync_folder"),
@@ -111,7 +111,7 @@ def save_beside_the_training(rank: int, world_size: int, run_dir: Path, failing_
     engine = FakeEngine(groups.rank, groups.tensor.rank, groups.tensor.size)
     run = Run(run_dir, control, plan, engine=engine, groups=groups, background=background)
     trained = threading.Event()
-    write = shards.write_fragments
+    write = fragment_files.write_fragments
 
     def held(path: Path, fragments: Iterable[Fragment]) -> bool:
         assert rank == 0 or trained.wait(TIMEOUT_S)

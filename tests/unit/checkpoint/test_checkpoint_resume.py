@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.checkpoint.checkpoint_room import FULL, KINDS, TENSOR_FILE, FakeEngine, Run, config_of, plan_of
+from tests.unit.checkpoint.checkpoint_fixtures import FULL, KINDS, TENSOR_FILE, FakeEngine, Run, config_of, plan_of
 from trainer.checkpoint.manifest import MANIFEST, read_manifest
 from trainer.checkpoint.origin import Found, Use
 from trainer.checkpoint.resume import checkpoint_to_resume, load, starting_state

@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.dist.resume_room import Run, Trainer
+from tests.dist.resume_fixtures import Run, Trainer
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import Case
-from tests.unit.checkpoint.checkpoint_room import config_of
+from tests.unit.checkpoint.checkpoint_fixtures import config_of
+from trainer.checkpoint.fragments import TensorFolder
 from trainer.checkpoint.manifest import (
     MANIFEST,
     FileFacts,
@@ -31,7 +32,6 @@ from trainer.checkpoint.manifest import (
     read_manifest,
 )
 from trainer.checkpoint.resume import checkpoint_to_resume
-from trainer.checkpoint.shards import TensorFolder
 from trainer.checkpoint.store import CONFIG, CheckpointStore
 from trainer.config.compose import from_yaml
 from trainer.errors import CheckpointError, TridentError

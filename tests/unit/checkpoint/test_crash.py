@@ -1,7 +1,7 @@
 """Whenever the machine stops during a save, a whole checkpoint is found: the old one or the new one, never a part.
 
-Every prefix of what a save does to the disk is turned into the folders that a crash there may leave (crash_room), and
-each is resumed from.
+Every prefix of what a save does to the disk is turned into the folders that a crash there may leave (crash_fixtures),
+and each is resumed from.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from unittest import mock
 import pytest
 import torch
 
-from tests.unit.checkpoint.checkpoint_room import FULL, Run, config_of, plan_of, tensors_of
-from tests.unit.checkpoint.crash_room import Disk, Recording, Tree, plant, record
+from tests.unit.checkpoint.checkpoint_fixtures import FULL, Run, config_of, plan_of, tensors_of
+from tests.unit.checkpoint.crash_fixtures import Disk, Recording, Tree, plant, record
 from trainer.checkpoint.manifest import check_sizes
 from trainer.checkpoint.resume import checkpoint_to_resume
 from trainer.checkpoint.store import CheckpointStore
@@ -172,7 +172,7 @@ def test_a_disk_that_lies_about_a_file_costs_one_checkpoint(control: DistGroup, 
 
 def _without_fsync_of_tensors() -> AbstractContextManager[object]:
     lazy = SimpleNamespace(fsync=lambda handle: None, strerror=os.strerror)
-    return mock.patch("trainer.checkpoint.shards.os", lazy)
+    return mock.patch("trainer.checkpoint.fragments.os", lazy)
 
 
 def _without_fsync_of(folder: str) -> Callable[[], AbstractContextManager[object]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.checkpoint.checkpoint_room import FakeEngine, Run, plan_of
+from tests.unit.checkpoint.checkpoint_fixtures import FakeEngine, Run, plan_of
 from trainer.checkpoint.probe import TOLERANCE, check_probe, probe_loss
 from trainer.checkpoint.resume import checkpoint_to_resume, load
 from trainer.config.plan import make_plan

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer.checkpoint.fragments import cut_run, padded_to
 from trainer.checkpoint.regions import Footprint, Span, footprint, regions, whole_footprint
-from trainer.checkpoint.shards import cut_run, padded_to
 from trainer.errors import ConfigError
 from trainer.tensor_parallel.shard import ShardSpec, shard, with_padding, without_padding
 

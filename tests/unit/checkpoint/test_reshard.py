@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.unit.checkpoint.reshard_room import (
+from tests.unit.checkpoint.reshard_fixtures import (
     GPT2,
     LAYOUTS,
     LLAMA,

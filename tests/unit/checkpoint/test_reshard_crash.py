@@ -13,8 +13,8 @@ from unittest import mock
 import pytest
 import torch
 
-from tests.unit.checkpoint.crash_room import Disk, Tree, plant, record
-from tests.unit.checkpoint.reshard_room import STEP, checkpoint_of, reshard, same, tensors_of
+from tests.unit.checkpoint.crash_fixtures import Disk, Tree, plant, record
+from tests.unit.checkpoint.reshard_fixtures import STEP, checkpoint_of, reshard, same, tensors_of
 from trainer.checkpoint.manifest import check_content, read_manifest
 from trainer.checkpoint.store import CheckpointStore
 from trainer.errors import CheckpointError

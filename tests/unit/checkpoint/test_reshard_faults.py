@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.checkpoint.checkpoint_room import KINDS
-from tests.unit.checkpoint.reshard_room import (
+from tests.unit.checkpoint.checkpoint_fixtures import KINDS
+from tests.unit.checkpoint.reshard_fixtures import (
     STEP,
     VOCABULARY,
     checkpoint_of,
@@ -28,7 +28,8 @@ from tests.unit.checkpoint.reshard_room import (
     seal,
     tensors_of,
 )
-from trainer.checkpoint import container, rewrite, shards
+from trainer.checkpoint import container, rewrite
+from trainer.checkpoint import fragments as fragment_files
 from trainer.checkpoint.manifest import MANIFEST
 from trainer.checkpoint.placement import Placement
 from trainer.checkpoint.store import CONFIG, TENSORS, CheckpointStore
@@ -144,10 +145,10 @@ def test_a_config_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_what_was_written_wrong_is_not_published(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rewrite, "cut_run", lambda *given: shards.cut_run(*given) + 1)
+    monkeypatch.setattr(rewrite, "cut_run", lambda *given: fragment_files.cut_run(*given) + 1)
     assert reshard(source, tmp_path / "target", "layout=tp2") == 4
     assert "as it was, but what was read back differs" in capsys.readouterr().err
-    monkeypatch.setattr(rewrite, "cut_run", shards.cut_run)
+    monkeypatch.setattr(rewrite, "cut_run", fragment_files.cut_run)
     finish = container.ContainerWriter.finish
 
     def lossy(self: container.ContainerWriter) -> object:

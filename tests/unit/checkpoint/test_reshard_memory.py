@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from tests.unit.checkpoint.reshard_room import GPT2, make_run
+from tests.unit.checkpoint.reshard_fixtures import GPT2, make_run
 
 ROOT = Path(__file__).resolve().parents[3]
 MIB = 1 << 20

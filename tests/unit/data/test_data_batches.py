@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.data.data_room import config, told
+from tests.unit.data.data_fixtures import config, told
 from trainer.config.plan import RunPlan, make_plan
 from trainer.data.batches import BatchSource, training_batches, validation_batches
 from trainer.data.capacity import check_capacity

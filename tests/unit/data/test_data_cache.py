@@ -19,7 +19,7 @@ import pytest
 import tokenizers
 
 import trainer.data.prepare as room
-from tests.unit.data.data_room import config, stream, told, write_text
+from tests.unit.data.data_fixtures import config, stream, told, write_text
 from trainer.config.schema import TridentConfig
 from trainer.data.prepare import cache_folder, prepare
 from trainer.errors import ConfigError, StorageError

@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from tests.unit.data.data_room import config, stream, told, write_text
+from tests.unit.data.data_fixtures import config, stream, told, write_text
 from tests.unit.data.test_data_tokenizer import pretrained, word_level
 from trainer.config.schema import TridentConfig
 from trainer.config.validate import validate

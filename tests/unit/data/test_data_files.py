@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from tests.unit.data.data_room import files_config, told, write_text
+from tests.unit.data.data_fixtures import files_config, told, write_text
 from trainer.config.schema import DataConfig
 from trainer.data.sources import documents, identity, input_files
 from trainer.errors import ConfigError

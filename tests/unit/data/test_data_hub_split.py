@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pytest
 
-from tests.unit.data.data_room import told, write_text
+from tests.unit.data.data_fixtures import told, write_text
 from tests.unit.data.test_data_stdlib_and_hub import hub_config, saved
 from trainer.data.sources import documents
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from tests.unit.data.data_room import config, stream, told
+from tests.unit.data.data_fixtures import config, stream, told
 from trainer.config.schema import DataConfig, TridentConfig
 from trainer.data.megatron import megatron_pairs, token_documents
 from trainer.data.prepare import prepare

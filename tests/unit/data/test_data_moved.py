@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.data.data_room import config, write_text
+from tests.unit.data.data_fixtures import config, write_text
 from tests.unit.data.test_data_megatron import write_pair
 from trainer.config.schema import TridentConfig
 from trainer.data.prepare import prepare, stream_identity

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from tests.unit.data.data_room import config, stream, told, write_text
+from tests.unit.data.data_fixtures import config, stream, told, write_text
 from trainer.config.schema import TridentConfig
 from trainer.data.prepare import prepare
 from trainer.data.split import is_held_out, split_document

@@ -22,7 +22,7 @@ import pytest
 
 import trainer.data.prepare as room
 import trainer.data.shared_cache as shared
-from tests.unit.data.data_room import config, told, write_text
+from tests.unit.data.data_fixtures import config, told, write_text
 from trainer.config.schema import TridentConfig
 from trainer.data.prepare import PreparedData, prepare
 from trainer.errors import TridentError

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import datasets
 import pytest
 
-from tests.unit.data.data_room import config, told, write_text
+from tests.unit.data.data_fixtures import config, told, write_text
 from trainer.config.schema import DataConfig
 from trainer.data.sources import documents, identity, stdlib_files
 

@@ -11,7 +11,7 @@ import tokenizers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.data.data_room import config, told, write_text
+from tests.unit.data.data_fixtures import config, told, write_text
 from trainer.config.schema import TokenizerConfig, TokenizerKind
 from trainer.data import tokenizer as room
 from trainer.data.end_of_text import END_OF_TEXT

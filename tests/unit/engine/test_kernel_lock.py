@@ -15,8 +15,8 @@ import pytest
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import OffloadKind, TridentConfig, ZeroConfig
 from trainer.engine import kernel_lock
+from trainer.engine.adam import check_compiler
 from trainer.engine.kernel_lock import QUIET_S, STALE_S, KernelLock, Owner, owner_of
-from trainer.engine.kernels import check_compiler
 from trainer.errors import ConfigError
 from trainer.progress import COMPILING, current
 

@@ -13,7 +13,7 @@ from trainer.config.schema import (
     TridentConfig,
     ZeroConfig,
 )
-from trainer.engine.kernels import adam_implementation, check_compiler
+from trainer.engine.adam import adam_implementation, check_compiler
 from trainer.engine.optimizer import build_optimizer, decay_groups
 from trainer.errors import ConfigError
 from trainer.model.gpt import GPT, ModelContext
@@ -114,7 +114,7 @@ def test_compiled_blocks_need_a_compiler(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_liger_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(TridentConfig(runtime=RuntimeConfig(liger=True)), 64)
     check_compiler(plan)
-    monkeypatch.setattr("trainer.engine.kernels.find_spec", lambda name: None)
+    monkeypatch.setattr("trainer.engine.adam.find_spec", lambda name: None)
     with pytest.raises(
         ConfigError, match=r"runtime\.liger=true needs the package liger-kernel, but it is not"
     ) as caught:
@@ -149,5 +149,5 @@ def test_kernels_need_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, trainer.engine.kernels; sys.exit('torch' in sys.modules)"
+    code = "import sys, trainer.engine.adam; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

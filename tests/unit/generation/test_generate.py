@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.helpers.reference import TINY, TINY_LLAMA, reference_logits
+from trainer.checkpoint.fragments import write_fragments
 from trainer.checkpoint.manifest import MANIFEST, Manifest, describe_layout, file_facts, read_manifest
-from trainer.checkpoint.shards import write_fragments
 from trainer.checkpoint.store import CONFIG, TENSORS
 from trainer.config.compose import to_yaml
 from trainer.config.plan import make_model_spec, make_plan

@@ -6,7 +6,7 @@ import pytest
 
 from trainer.errors import ConfigError
 from trainer.generation.options import GenerateOptions, parse
-from trainer.generation.other_names import OTHER_NAMES
+from trainer.generation.other_option_names import OTHER_NAMES
 
 
 def problems_of(*arguments: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from trainer.config.schema import OptimizerConfig, ScheduleConfig, ScheduleKind
-from trainer.engine.schedule import learning_rate
+from trainer.engine.learning_rate import learning_rate
 
 PEAK = 0.5
 OPTIMIZER = OptimizerConfig(lr=PEAK)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.metrics.console_room import ASCII, console_of, play, seen
+from tests.unit.metrics.console_fixtures import ASCII, console_of, play, seen
 from trainer.config.plan import RunPlan
 from trainer.loop.events import RunEnd, StepReport
 from trainer.metrics.console import ConsoleSink, QuietSink

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.metrics.console_room import ASCII, UNICODE, console_of, play, seen
+from tests.unit.metrics.console_fixtures import ASCII, UNICODE, console_of, play, seen
 from trainer.config.plan import RunPlan
 from trainer.log import say
 from trainer.loop.events import RunEnd, StepReport

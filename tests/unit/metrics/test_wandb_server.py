@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.metrics.wandb_room import KEY, Voice, make_sink, wandb_server
+from tests.unit.metrics.wandb_fixtures import KEY, Voice, make_sink, wandb_server
 from trainer.config.schema import WandbMode
 from trainer.loop.events import RunEnd, StepReport
 from trainer.metrics import wandb_sink

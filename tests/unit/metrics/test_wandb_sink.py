@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.metrics.wandb_room import Voice, make_sink
+from tests.unit.metrics.wandb_fixtures import Voice, make_sink
 from trainer.config.schema import LoggingConfig, WandbMode
 from trainer.loop.events import RunEnd, StepReport
 from trainer.metrics import wandb_sink

@@ -15,6 +15,7 @@ from tests.helpers.thread_group import run_ranks
 from trainer.config.plan import make_model_spec
 from trainer.config.schema import ActivationKind, ModelConfig, NormKind, RecomputeKind
 from trainer.errors import ConfigError
+from trainer.kernels.pointwise import Pointwise
 from trainer.model.attention import causal_mask
 from trainer.model.cache import KeyValueCache
 from trainer.model.gpt import (
@@ -28,7 +29,6 @@ from trainer.model.gpt import (
 )
 from trainer.model.mlp import activate
 from trainer.model.norm import Norm
-from trainer.model.pointwise import Pointwise
 from trainer.model.positions import _rotary_table, rotate
 from trainer.tensor_parallel.embedding import VocabParallelEmbedding
 from trainer.tensor_parallel.random import StepClock

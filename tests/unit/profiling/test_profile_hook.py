@@ -16,9 +16,9 @@ import torch.distributed as dist
 from trainer.config.schema import RuntimeConfig, TrainConfig, TridentConfig
 from trainer.errors import StorageError
 from trainer.loop.events import RunEnd
-from trainer.profiling.hook import ProfileHook
 from trainer.profiling.marks import axis_of
 from trainer.profiling.phases import MarkedProgress
+from trainer.profiling.profile_hook import ProfileHook
 from trainer.topology.exchange import Peers
 from trainer.topology.grid import Grid
 from trainer.topology.groups import DistGroup, make_groups

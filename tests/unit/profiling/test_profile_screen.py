@@ -6,7 +6,7 @@ import pytest
 
 from trainer.profiling.breakdown import Breakdown, Operator
 from trainer.profiling.names import PARTS
-from trainer.profiling.summary import record, screen, summarise
+from trainer.profiling.report import record, screen, summarise
 
 TWO = {
     0: Breakdown(2, 20_000_000, {"forward": 16_000_000, "host": 4_000_000}, [Operator("aten::mm", 8_000_000, 4)]),

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from tests.helpers.thread_group import ThreadGroup, run_ranks
 from trainer.config.plan import padded_vocab_size
 from trainer.errors import DataError
+from trainer.kernels.loss_programs import LossPrograms, logit_gradient, logit_sums
 from trainer.tensor_parallel import fused_loss
 from trainer.tensor_parallel.fused_loss import chunk_rows, vocab_parallel_linear_cross_entropy
-from trainer.tensor_parallel.loss_programs import LossPrograms, logit_gradient, logit_sums
 from trainer.topology.groups import Group, SingleGroup
 
 S, B, H = 8, 3, 5
@@ -104,7 +104,7 @@ def test_the_programs_of_a_chunk_equal_the_kernels(
 COMPILED = """
 import torch
 import torch.nn.functional as F
-from trainer.tensor_parallel.loss_programs import LOWEST, compiled_loss
+from trainer.kernels.loss_programs import LOWEST, compiled_loss
 for dtype in (torch.float32, torch.bfloat16):
     logits, columns = torch.randn(6, 40).to(dtype), torch.randint(0, 40, (6,))
     here = torch.tensor([True, False, True, True, False, True])

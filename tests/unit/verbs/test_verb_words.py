@@ -4,8 +4,8 @@ import pytest
 
 from trainer.errors import ConfigError
 from trainer.verbs.declare import Option, Takes, Verb
+from trainer.verbs.parse import Words, parse
 from trainer.verbs.table import find_verb
-from trainer.verbs.words import Words, parse
 
 VERB = Verb(
     name="bake",

@@ -16,7 +16,7 @@ from typing import Any
 from tests.chaos.points import Point, points_of
 from tests.chaos.traps import Event, Trap
 from tests.chaos.world import Outcome, World
-from trainer.checkpoint.shards import TensorFolder
+from trainer.checkpoint.fragments import TensorFolder
 from trainer.checkpoint.store import find_checkpoint
 from trainer.cli import main
 from trainer.metrics.jsonl import read_rows

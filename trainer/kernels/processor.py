@@ -9,7 +9,7 @@ import torch
 from trainer.config.plan import RunPlan
 from trainer.config.schema import CpuMatmul, Dtype
 from trainer.errors import ConfigError
-from trainer.tensor_parallel.products import has_onednn
+from trainer.kernels.gemm import has_onednn
 
 _CPUINFO = Path("/proc/cpuinfo")
 

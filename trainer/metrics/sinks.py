@@ -20,10 +20,10 @@ from trainer.loop.state import TrainState
 from trainer.metrics.across import AcrossMeter
 from trainer.metrics.console import ConsoleSink, QuietSink
 from trainer.metrics.csv_sink import CSV_FILE, CsvSink
-from trainer.metrics.hook import MetricsHook
 from trainer.metrics.jsonl import METRICS_FILE, JsonlSink
 from trainer.metrics.live import LiveSink
 from trainer.metrics.memory import MemoryMeter
+from trainer.metrics.metrics_hook import MetricsHook
 from trainer.metrics.node import NodeMeter
 from trainer.metrics.peaks import peak_flops_per_second
 from trainer.metrics.screen import TrainingConsole

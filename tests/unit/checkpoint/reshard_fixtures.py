@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from tests.unit.checkpoint.checkpoint_room import KINDS
+from tests.unit.checkpoint.checkpoint_fixtures import KINDS
+from trainer.checkpoint.fragments import TensorFolder, write_fragments
 from trainer.checkpoint.manifest import MANIFEST, Manifest, describe_layout, file_facts, read_manifest
-from trainer.checkpoint.shards import TensorFolder, write_fragments
 from trainer.checkpoint.store import CONFIG, TENSORS, TOKENIZER, CheckpointStore
 from trainer.cli import main
 from trainer.config.compose import to_yaml

@@ -8,7 +8,7 @@ from tests.helpers.reference import TINY
 from tests.unit.pipeline.test_traffic import plan_of
 from trainer.config.compose import compose
 from trainer.config.plan import make_plan
-from trainer.pipeline.placement import placement_warning, size_of
+from trainer.pipeline.machines import placement_warning, size_of
 
 FOUR_BLOCKS = replace(TINY, num_layers=4, num_attention_heads=4)
 

@@ -9,9 +9,9 @@ from typing import cast
 
 import torch
 
-from trainer.checkpoint.hook import CheckpointHook
+from trainer.checkpoint.checkpoint_hook import CheckpointHook
+from trainer.checkpoint.fragments import TensorFolder
 from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.shards import TensorFolder
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import CheckpointConfig, LayoutConfig, ModelConfig, TridentConfig

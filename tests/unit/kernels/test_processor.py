@@ -7,9 +7,9 @@ import torch
 
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import CpuMatmul, Dtype, PrecisionConfig, RuntimeConfig, TridentConfig
-from trainer.engine import processor
-from trainer.engine.processor import leaves_avx512_to_onednn, multiplies_by_onednn
 from trainer.errors import ConfigError
+from trainer.kernels import processor
+from trainer.kernels.processor import leaves_avx512_to_onednn, multiplies_by_onednn
 
 CPU = torch.device("cpu")
 AMD = "processor\t: 0\nvendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 avx512f avx512bw\n\nprocessor\t: 1\n"

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psutil
 
-from tests.chaos.room import Final, final_of, last_row, newest
+from tests.chaos.chaos_fixtures import Final, final_of, last_row, newest
 from tests.helpers.command import LAUNCHER_NAMES, MARK, rank_pid, run, trident
-from tests.launch.room import LAUNCH, with_stubs
+from tests.launch.launch_fixtures import LAUNCH, with_stubs
 from trainer.checkpoint.origin import read_origin
 
 WORDS = (

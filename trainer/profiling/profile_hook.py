@@ -22,7 +22,7 @@ from trainer.metrics.screen import speaks_unicode
 from trainer.profiling.breakdown import Breakdown, break_down
 from trainer.profiling.marks import CommunicationMarks
 from trainer.profiling.phases import MarkedProgress
-from trainer.profiling.summary import record, screen, summarise
+from trainer.profiling.report import record, screen, summarise
 from trainer.topology.agreement import gather, together
 from trainer.topology.groups import DistGroup, ParallelGroups
 

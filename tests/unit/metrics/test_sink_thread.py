@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from trainer.metrics.background import Background
+from trainer.metrics.sink_thread import Background
 from trainer.metrics.stall import StallWatch
 
 

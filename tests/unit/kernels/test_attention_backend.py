@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainer.config.plan import make_model_spec
 from trainer.config.schema import Dtype, ModelConfig
-from trainer.model.kernel import attention_kernel
+from trainer.kernels.attention_backend import attention_kernel
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(hidden_size=32, num_layers=1, num_attention_heads=4, num_key_value_heads=2, seq_length=16)

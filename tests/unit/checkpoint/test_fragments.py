@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.reference import TINY, TINY_LLAMA
-from tests.unit.checkpoint.checkpoint_room import cut
+from tests.unit.checkpoint.checkpoint_fixtures import cut
 from trainer.checkpoint.container import read_values
-from trainer.checkpoint.shards import FRAGMENTS_KEY, SPECS_KEY, TensorFolder, write_fragments
+from trainer.checkpoint.fragments import FRAGMENTS_KEY, SPECS_KEY, TensorFolder, write_fragments
 from trainer.config.plan import make_model_spec
 from trainer.config.schema import ModelConfig
 from trainer.engine.face import Fragment
@@ -358,7 +358,7 @@ def test_what_the_library_says_of_a_full_disk_is_understood(tmp_path: Path, monk
     def fail(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("trainer.checkpoint.shards.save_file", fail)
+    monkeypatch.setattr("trainer.checkpoint.fragments.save_file", fail)
     with pytest.raises(StorageError, match=f"the disk is full .{os.strerror(28)}"), storage_faults(tmp_path):
         write_fragments(tmp_path / "x.safetensors", [run_of(0, 10)])
 
@@ -367,7 +367,7 @@ def test_another_fault_of_the_library_stays_what_it_is(tmp_path: Path, monkeypat
     def fail(*_: object, **__: object) -> None:
         raise SafetensorError("InvalidTensorView")
 
-    monkeypatch.setattr("trainer.checkpoint.shards.save_file", fail)
+    monkeypatch.setattr("trainer.checkpoint.fragments.save_file", fail)
     with pytest.raises(SafetensorError, match="InvalidTensorView"):
         write_fragments(tmp_path / "x.safetensors", [run_of(0, 10)])
 
@@ -386,7 +386,7 @@ def test_a_rank_reads_only_fragments_that_hold_a_part_of_its_shard(
         read.append(numel)
         return read_values(path, first_byte, numel)
 
-    monkeypatch.setattr("trainer.checkpoint.shards.read_values", counted)
+    monkeypatch.setattr("trainer.checkpoint.fragments.read_values", counted)
     tensors = opened(tmp_path)
     for rank in range(size):
         read.clear()
@@ -395,7 +395,7 @@ def test_a_rank_reads_only_fragments_that_hold_a_part_of_its_shard(
 
 
 def test_a_tensor_is_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.checkpoint.shards.BLOCK", 5)
+    monkeypatch.setattr("trainer.checkpoint.fragments.BLOCK", 5)
     write_cut(tmp_path, 4)
     tensors = opened(tmp_path)
     assert torch.equal(tensors.read("weight", "cut"), FULL["cut"])

@@ -5,10 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.tensor_parallel import products
-from trainer.tensor_parallel.gradients import add_gradients_in_place
-from trainer.tensor_parallel.linear import linear
-from trainer.tensor_parallel.products import (
+from trainer.kernels import gemm
+from trainer.kernels.gemm import (
     OneDNNProducts,
     Products,
     has_onednn,
@@ -16,6 +14,8 @@ from trainer.tensor_parallel.products import (
     multiply_by_onednn,
     products_of,
 )
+from trainer.tensor_parallel.gradients import add_gradients_in_place
+from trainer.tensor_parallel.linear import linear
 
 BOTH = [Products(), OneDNNProducts()]
 
@@ -91,13 +91,13 @@ def test_a_layer_learns_the_same_by_onednn(in_place: bool, has_bias: bool, rows:
 
 def test_the_operator_is_really_called(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[int] = []
-    original = products._times_transposed
+    original = gemm._times_transposed
 
     def counted(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         called.append(1)
         return original(left, right, bias)
 
-    monkeypatch.setattr(products, "_times_transposed", counted)
+    monkeypatch.setattr(gemm, "_times_transposed", counted)
     layer = nn.Linear(4, 4, bias=False)
     multiply_by_onednn(layer.parameters())
     linear(torch.randn(256, 4, requires_grad=True), layer.weight).sum().backward()  # type: ignore[no-untyped-call]

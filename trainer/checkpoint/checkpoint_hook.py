@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from trainer.checkpoint.background import BackgroundWork
 from trainer.checkpoint.save import CheckpointWriter, Snapshot, take_snapshot
 from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.writer_thread import BackgroundWork
 from trainer.config.plan import RunPlan
 from trainer.config.schema import OffloadKind, SaveFailure
 from trainer.engine.face import Engine

@@ -18,9 +18,9 @@ from triton.runtime import interpreter
 from liger_kernel.ops import layer_norm, rms_norm
 from trainer.config.plan import make_model_spec
 from trainer.config.schema import ActivationKind, ModelConfig, NormKind
-from trainer.engine.compiled import use_liger
+from trainer.engine.layer_kernels import use_liger
 from trainer.model.gpt import ModelContext, build_layer
-from trainer.model.pointwise import LigerPointwise
+from trainer.kernels.pointwise import LigerPointwise
 from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import SingleGroup
 

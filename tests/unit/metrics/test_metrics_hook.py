@@ -15,10 +15,10 @@ from trainer.config.schema import ConsoleKind, LoggingConfig, WandbMode
 from trainer.loop.events import RunEnd, StepReport
 from trainer.loop.state import TrainState
 from trainer.metrics.across import AcrossMeter
-from trainer.metrics.build import build_metrics
-from trainer.metrics.hook import MetricsHook
 from trainer.metrics.memory import MemoryMeter
+from trainer.metrics.metrics_hook import MetricsHook
 from trainer.metrics.sink import Row, Sample
+from trainer.metrics.sinks import build_metrics
 from trainer.metrics.straggler import StragglerWatch
 from trainer.metrics.throughput import ThroughputMeter
 from trainer.model.accounting import parameter_count

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tests.dist.resume_room import Run, run_config, tokens_of
+from tests.dist.resume_fixtures import Run, run_config, tokens_of
 from tests.helpers.parity import OPTIMIZER, VOCABULARY, Case
 
 BAD, LAST = 2, 3

@@ -1,0 +1,1 @@
+"""How things are computed: matrix products, norms, attention and loss, by the library that is fastest here."""
