@@ -74,7 +74,7 @@ rank_command() {
     shift
     command=(env "RANK=$((node_rank * per_node + local_rank))" "WORLD_SIZE=$((nodes * per_node))"
         "LOCAL_RANK=$local_rank" "LOCAL_WORLD_SIZE=$per_node" "MASTER_ADDR=$address" "MASTER_PORT=$port"
-        "${trident[@]}" train "$@")
+        TRIDENT_NODE_SCRIPT=1 "${trident[@]}" train "$@")
 }
 
 if [[ -n "$dry_run" ]]; then

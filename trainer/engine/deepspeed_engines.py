@@ -6,6 +6,8 @@
 - `_INSTRUCTION_MAP` holds function objects, so overriding a method is not enough: the map is rebuilt.
 - A step that is not finite was applied or not depending on optimizer and precision: all ask the gate (`engine.gate`).
 - With ZeRO-2 and CPU offload the gradients of a skipped step stayed, and every later step was skipped as well.
+- DualPipeV finds the second half's buffers by the micro-batches of a training step, also in an evaluation of another
+  number of them: one rank raised, the others waited for it for ever.
 """
 
 from __future__ import annotations
@@ -199,3 +201,17 @@ class RepairedDualPipeVEngine(_RepairedPipeline, DualPipeVEngine):  # type: igno
     """DualPipeV."""
 
     _INSTRUCTION_MAP: ClassVar = _instructions(DualPipeVEngine._INSTRUCTION_MAP)
+    _scheduled_micro_batches: int
+
+    def _train_schedule(self) -> Any:
+        engine: Any = self
+        self._scheduled_micro_batches = engine.micro_batches
+        return super()._train_schedule()  # type: ignore[misc]
+
+    def _inference_schedule(self, micro_batches: int) -> Any:
+        self._scheduled_micro_batches = micro_batches
+        return super()._inference_schedule(micro_batches)  # type: ignore[misc]
+
+    def _phase1_buffer(self, buffer_id: int) -> int:
+        # DeepSpeed adds the micro-batches of a training step, also where an evaluation has another number of them.
+        return buffer_id + self._scheduled_micro_batches

@@ -11,6 +11,13 @@ import psutil
 
 from trainer.launcher.start import CONSOLE_VARIABLE
 
+NODE_SCRIPT_VARIABLE = "TRIDENT_NODE_SCRIPT"
+"""Set by launch/node.sh for its ranks."""
+_SET_BY_LAUNCHERS = (
+    *(CONSOLE_VARIABLE, NODE_SCRIPT_VARIABLE, "TORCHELASTIC_RUN_ID", "CROSS_SIZE"),
+    *("SLURM_STEP_ID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"),
+)
+"""By our command, our script, torchrun, the deepspeed launcher, srun, Open MPI, and MPICH."""
 _INIT = 1
 """In a container the rank may be the child of process 1 from the start."""
 
@@ -26,6 +33,7 @@ def watch_launcher(on_gone: Callable[[], None], poll_s: float = 1.0) -> threadin
     That is the one that started it, and the command above the launcher, where the command starts its own ranks.
     torchrun and the deepspeed launcher die at once of a signal that they do not know, such as SIGUSR1, and of SIGKILL;
     and the launcher does not notice when the command is killed. Their ranks would train on with nobody to hear of it.
+    A rank that a person or a script started in the background belongs to nobody who waits for it, and is not watched.
     Set the returned event to stop watching.
     """
     stop = threading.Event()
@@ -33,13 +41,14 @@ def watch_launcher(on_gone: Callable[[], None], poll_s: float = 1.0) -> threadin
 
     def watch() -> None:
         while True:
-            if os.getppid() != launcher or (command is not None and not _runs(command)):
+            if (has_launcher and os.getppid() != launcher) or (command is not None and not _runs(command)):
                 on_gone()
                 return
             if stop.wait(poll_s):
                 return
 
-    if launcher != _INIT or command is not None:
+    has_launcher = launcher != _INIT and any(os.environ.get(name) for name in _SET_BY_LAUNCHERS)
+    if has_launcher or command is not None:
         threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
     return stop
 
