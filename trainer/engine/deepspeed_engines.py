@@ -206,11 +206,11 @@ class RepairedDualPipeVEngine(_RepairedPipeline, DualPipeVEngine):  # type: igno
     def _train_schedule(self) -> Any:
         engine: Any = self
         self._scheduled_micro_batches = engine.micro_batches
-        return super()._train_schedule()  # type: ignore[misc]
+        return super()._train_schedule()
 
     def _inference_schedule(self, micro_batches: int) -> Any:
         self._scheduled_micro_batches = micro_batches
-        return super()._inference_schedule(micro_batches)  # type: ignore[misc]
+        return super()._inference_schedule(micro_batches)
 
     def _phase1_buffer(self, buffer_id: int) -> int:
         # DeepSpeed adds the micro-batches of a training step, also where an evaluation has another number of them.
