@@ -19,9 +19,11 @@ os.environ.setdefault("TRIDENT_CACHE", str(Path(tempfile.gettempdir()) / f"tride
 for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
     os.environ.pop(_name, None)
 
+# A shell without job control ignores the one, nohup the other; programs that tests start and interrupt inherit it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # So does a shell start what it puts into the background, and programs that tests start and interrupt inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 OPTIONAL = {"matrix": "--run-matrix", "slow": "--run-slow", "container": "--run-containers"}
 

@@ -87,7 +87,7 @@ class _Interruption:
             self._asked = number
             _Voice.doing = doing()
             # A program that is killed while this thread unwinds leaves its own children to nobody.
-            self._started = descendants()
+            self._started = _ask_all()
             if current().phase == IMPORTING:
                 # An extension aborts the process when an exception breaks off its initialisation. Nothing is open yet.
                 tell_end(signal.Signals(number).name)
@@ -233,6 +233,28 @@ def descendants() -> list[psutil.Process]:
 
         return psutil.Process().children(recursive=True)
     return []
+
+
+def _ask_all() -> list[psutil.Process]:
+    """Ask all that this process started, and what that started, to end, and return them.
+
+    A build system starts compilers all the time: nothing may start another program between being found and being asked.
+    """
+    found: list[psutil.Process] = []
+    while new := [process for process in descendants() if process not in found]:
+        for process in new:
+            _try(process.suspend)
+        found += new
+    for process in found:
+        _try(process.terminate)
+        _try(process.resume)
+    return found
+
+
+def _try(action: Callable[[], None]) -> None:
+    # Without psutil there is no process to act on; with it, a process may be gone.
+    with suppress(Exception):
+        action()
 
 
 def end_all(processes: Collection[psutil.Process]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -121,6 +122,35 @@ def test_what_it_started_ends_too(program: str) -> None:
     assert ended(process)[0] == 75
     _, alive = psutil.wait_procs(left, timeout=10)
     assert alive == []
+
+
+BUILDS = """
+import subprocess
+builder = "import subprocess, sys, time\\n" + (
+    "while True: subprocess.Popen(['sleep', sys.argv[1]], start_new_session=True); time.sleep(0.001)"
+)
+print("ready", flush=True)
+try:
+    subprocess.run([sys.executable, "-c", builder, SECONDS])
+except Interrupted as stop:
+    interruption.end(stop.exit_code)
+"""
+"""Starts programs all the time, as a build system does."""
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_what_a_build_starts_in_the_last_moment_ends_too(number: signal.Signals, code: int) -> None:
+    seconds = f"600.{os.getpid()}{int(number)}"
+    process = started(BUILDS.replace("SECONDS", repr(seconds)))
+
+    def left() -> list[int]:
+        return [p.pid for p in psutil.process_iter(["cmdline"]) if seconds in (p.info["cmdline"] or [])]
+
+    while len(left()) < 5:
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert ended(process)[0] == code
+    assert left() == []
 
 
 def test_when_the_work_is_done_no_signal_changes_the_exit_code() -> None:
