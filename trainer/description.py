@@ -47,15 +47,9 @@ def plan_record(plan: RunPlan) -> dict[str, object]:
             }
             for stage in stages(plan)
         ],
-        "pipeline_bubble_fraction_in_theory": bubble_in_theory(plan),
+        "pipeline_bubble_fraction_in_theory": plan.bubble_in_theory,
         "deepspeed": deepspeed_json(plan),
     }
-
-
-def bubble_in_theory(plan: RunPlan) -> float:
-    """Return (p - 1) / (m + p - 1), the idle share of 1F1B with equal stages (arXiv 2104.04473, section 2.2)."""
-    bubble = plan.pipeline_parallel_size - 1
-    return bubble / (plan.num_micro_batches + bubble)
 
 
 def describe(plan: RunPlan) -> str:
@@ -82,7 +76,7 @@ def describe(plan: RunPlan) -> str:
                 f"({stage.parameters:,} parameters, {stage.cost_share:.0%} of the work)"
             )
         lines.append(
-            f"bubble  {bubble_in_theory(plan):.1%} of a step in theory, "
+            f"bubble  {plan.bubble_in_theory:.1%} of a step in theory, "
             f"schedule {config.layout.pipeline_schedule.value}"
         )
     return "\n".join(_wrapped(line) for line in lines)

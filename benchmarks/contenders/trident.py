@@ -57,15 +57,18 @@ class _Recording:
 class _GateHook:
     """The last hook of the loop: a step is done when everything else has heard of it."""
 
-    def __init__(self, engine: _Recording, gate: Gate, facts: Mapping[str, Any]) -> None:
+    def __init__(self, engine: _Recording, gate: Gate, facts: Mapping[str, Any], theory: float) -> None:
         self._engine = engine
         self._gate = gate
         self._facts = facts
+        self._theory = theory
         self._bubble: float | None = None
         gate.extras = self._extras
 
     def _extras(self) -> Mapping[str, Any]:
-        return {} if self._bubble is None else {"bubble_fraction": self._bubble}
+        if self._bubble is None:
+            return {}
+        return {"bubble_fraction": self._bubble, "bubble_in_theory": self._theory}
 
     def on_start(self, first_step: int) -> None:
         """Wait for the first turn."""
@@ -110,7 +113,7 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
     }
     hooks: list[Hook] = [
         build_metrics(plan, folder, state, groups, control, ("here",) * plan.world_size),
-        _GateHook(engine, gate, facts),
+        _GateHook(engine, gate, facts, plan.bubble_in_theory),
     ]
     source = training_batches(prepared, plan, state.sample_length, groups.data.rank, device)
     train(engine, source, None, plan, state, hooks, StopRequest(control), groups)

@@ -49,17 +49,15 @@ def layouts(settings: Settings) -> Path:
 
 
 def _bubbles(records: Sequence[Record]) -> tuple[dict[str, Any], str]:
-    """Return the measured bubble of every pipeline beside that of an ideal 1F1B with equal stages."""
+    """Return the measured bubble of every pipeline beside that of its schedule with equal stages."""
     found, rows = [], []
     for record in records:
         measured = [turn.extras["bubble_fraction"] for turn in record.turns if "bubble_fraction" in turn.extras]
         if record.reason is None and measured:
-            case, p = record.contender.case, record.contender.ranks
-            m = case.global_batch_size // case.micro_batch_size
-            theory = (p - 1) / (m + p - 1)
+            theory = record.turns[0].extras["bubble_in_theory"]
             found.append({"name": record.contender.name, "measured": measured, "theory": theory})
             rows.append([record.contender.name, f"{median(measured):.3f}", f"{theory:.3f}"])
-    head = ["pipeline", "bubble measured (median)", "(p - 1) / (m + p - 1)"]
+    head = ["pipeline", "bubble measured (median)", "in theory"]
     return {"bubbles": found}, table(rows, head) if rows else ""
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from trainer.config.pipeline_schedules import SCHEDULES, Schedule
 from trainer.config.schema import (
     ActivationKind,
     Dtype,
@@ -78,6 +79,16 @@ class RunPlan:
     def uses_pipeline_engine(self) -> bool:
         """PP > 1 runs DeepSpeed's PipelineEngine; PP = 1 the plain engine with ZeRO 0-3."""
         return self.pipeline_parallel_size > 1
+
+    @property
+    def schedule(self) -> Schedule:
+        """Order of micro-batches over the stages."""
+        return SCHEDULES[self.config.layout.pipeline_schedule]
+
+    @property
+    def bubble_in_theory(self) -> float:
+        """Share of a step in which a pipeline rank computes nothing, were all stages equal: 0 to 1."""
+        return self.schedule.bubble(self.pipeline_parallel_size, self.num_micro_batches)
 
     @property
     def hang_timeout_s(self) -> int:

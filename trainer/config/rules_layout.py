@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from trainer.config.elastic import Elastic
 from trainer.config.keys import joined
+from trainer.config.pipeline_schedules import SCHEDULES, Schedule
 from trainer.config.rules_common import Case, Rule, divisors, legal_tensor_parallel_sizes, neighbours, use
 from trainer.config.schema import (
     ActivationKind,
@@ -16,12 +17,19 @@ from trainer.config.schema import (
     Dtype,
     NormKind,
     OffloadKind,
-    PipelineSchedule,
 )
 
 
-def _dual(case: Case) -> bool:
-    return case.config.layout.pipeline_schedule is PipelineSchedule.dualpipev
+def _schedule(case: Case) -> tuple[Schedule, str]:
+    """Return the schedule, and how messages call it."""
+    kind = case.config.layout.pipeline_schedule
+    return SCHEDULES[kind], f"layout.pipeline_schedule={kind.value}"
+
+
+def _ranks_times(number: int, pp: int) -> str:
+    """Return a multiple of the pipeline's ranks in words."""
+    times = f"{number // pp} x " if number > pp else ""
+    return f"{times}layout.pipeline_parallel_size"
 
 
 def world_size(case: Case) -> Iterator[str]:
@@ -65,15 +73,15 @@ def devices(case: Case) -> Iterator[str]:
 def blocks_for_stages(case: Case) -> Iterator[str]:
     """Every stage holds a block."""
     layers, pp = case.config.model.num_layers, case.config.layout.pipeline_parallel_size
-    needed = 2 * pp if _dual(case) and pp > 1 else pp
+    schedule, name = _schedule(case)
+    needed = schedule.stages(pp) if pp > 1 else pp
     if layers < needed:
-        what = "2 x layout.pipeline_parallel_size" if needed > pp else "layout.pipeline_parallel_size"
-        most = layers // 2 if needed > pp else layers
-        schedule = " for layout.pipeline_schedule=dualpipev" if needed > pp else ""
+        most = layers * pp // needed
+        reason = f" for {name}" if needed > pp else ""
         way = (
             f"layout.pipeline_parallel_size <= {most}" if most > 1 or needed == pp else f"model.num_layers >= {needed}"
         )
-        yield f"model.num_layers ({layers}) must be at least {what} ({needed}){schedule}; use {way}"
+        yield f"model.num_layers ({layers}) must be at least {_ranks_times(needed, pp)} ({needed}){reason}; use {way}"
 
 
 def stage_boundaries(case: Case) -> Iterator[str]:
@@ -86,8 +94,9 @@ def stage_boundaries(case: Case) -> Iterator[str]:
     if pp == 1:
         yield f"layout.stage_boundaries={shown} has no effect with layout.pipeline_parallel_size=1; set it to []"
         return
-    if _dual(case):
-        yield f"layout.stage_boundaries={shown} cannot be used with layout.pipeline_schedule=dualpipev; set it to []"
+    schedule, name = _schedule(case)
+    if not schedule.takes_boundaries:
+        yield f"layout.stage_boundaries={shown} cannot be used with {name}; set it to []"
         return
     if len(bounds) != pp - 1:
         yield (
@@ -128,26 +137,26 @@ def _worlds_near(case: Case) -> list[int]:
     return [n * layout.pipeline_parallel_size * layout.tensor_parallel_size for n in near]
 
 
-def dual_pipe(case: Case) -> Iterator[str]:
-    """DualPipeV has stages to fold and micro-batches to fill both directions."""
+def pipeline_schedule(case: Case) -> Iterator[str]:
+    """The schedule has stages to order and micro-batches to fill them."""
     layout, batch = case.config.layout, case.config.batch
     pp, unit = layout.pipeline_parallel_size, batch.micro_batch_size * case.dp
-    if not _dual(case):
-        return
-    if pp == 1:
+    schedule, name = _schedule(case)
+    fewest = schedule.fewest_micro_batches(pp)
+    if pp == 1 and not schedule.has_effect_alone:
         yield (
-            "layout.pipeline_schedule=dualpipev has no effect with layout.pipeline_parallel_size=1; "
+            f"{name} has no effect with layout.pipeline_parallel_size=1; "
             "use layout.pipeline_parallel_size >= 2, or layout.pipeline_schedule=1f1b"
         )
-    elif batch.global_batch_size % unit == 0 and batch.global_batch_size // unit < 2 * pp:
+    elif batch.global_batch_size % unit == 0 and batch.global_batch_size // unit < fewest:
         yield (
-            f"layout.pipeline_schedule=dualpipev needs at least 2 x layout.pipeline_parallel_size = {2 * pp} "
+            f"{name} needs at least {_ranks_times(fewest, pp)} = {fewest} "
             f"micro-batches, but batch.global_batch_size ({batch.global_batch_size}) / ({unit} in a round) = "
-            f"{batch.global_batch_size // unit}; use batch.global_batch_size >= {2 * pp * unit}"
+            f"{batch.global_batch_size // unit}; use batch.global_batch_size >= {fewest * unit}"
         )
-    if case.config.zero.offload is not OffloadKind.none:
+    if case.config.zero.offload is not OffloadKind.none and not schedule.takes_offload:
         yield (
-            f"zero.offload={case.config.zero.offload.value} cannot be used with layout.pipeline_schedule=dualpipev; "
+            f"zero.offload={case.config.zero.offload.value} cannot be used with {name}; "
             "use zero.offload=none, or layout.pipeline_schedule=1f1b"
         )
 
@@ -287,7 +296,7 @@ RULES: tuple[Rule, ...] = (
     blocks_for_stages,
     stage_boundaries,
     batch_over_ranks,
-    dual_pipe,
+    pipeline_schedule,
     zero_stage,
     offload,
     adam_implementation,

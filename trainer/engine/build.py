@@ -9,8 +9,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 
 from trainer.config.ds_json import deepspeed_json
 from trainer.config.plan import RunPlan
-from trainer.config.schema import PipelineSchedule
-from trainer.engine.deepspeed_engines import RepairedDualPipeVEngine, RepairedEngine, RepairedPipelineEngine
+from trainer.engine.deepspeed_engines import PIPELINE_ENGINES, RepairedEngine
 from trainer.engine.face import Engine
 from trainer.engine.host_memory import give_back_freed_memory
 from trainer.engine.layer_kernels import choose_kernels, say_what_is_compiled
@@ -74,8 +73,7 @@ def _construct(
 
 def _pipeline_engine(plan: RunPlan, groups: ParallelGroups, context: ModelContext, progress: Progress) -> Any:
     module = build_pipeline(plan, context)
-    dual = plan.config.layout.pipeline_schedule is PipelineSchedule.dualpipev
-    engine_class = RepairedDualPipeVEngine if dual else RepairedPipelineEngine
+    engine_class = PIPELINE_ENGINES[plan.config.layout.pipeline_schedule]
     return _construct(engine_class, plan, groups, module, module.mpu(), progress)
 
 

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +25,7 @@ from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch.distributed import get_process_group_ranks
 
+from trainer.config.schema import PipelineSchedule
 from trainer.engine.gate import StepGate, forget_gradients, is_counted, put_in_the_way
 from trainer.engine.own_time import OwnTime
 from trainer.progress import Progress
@@ -215,3 +216,10 @@ class RepairedDualPipeVEngine(_RepairedPipeline, DualPipeVEngine):  # type: igno
     def _phase1_buffer(self, buffer_id: int) -> int:
         # DeepSpeed adds the micro-batches of a training step, also where an evaluation has another number of them.
         return buffer_id + self._scheduled_micro_batches
+
+
+PIPELINE_ENGINES: Mapping[PipelineSchedule, type[_RepairedPipeline]] = {
+    PipelineSchedule.f1b1: RepairedPipelineEngine,
+    PipelineSchedule.dualpipev: RepairedDualPipeVEngine,
+}
+"""What runs each schedule."""

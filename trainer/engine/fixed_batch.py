@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from trainer.config.plan import RunPlan
-from trainer.config.schema import PipelineSchedule
 from trainer.data.batches import MicroBatch
 
 _STRIDE = 7919
@@ -22,6 +21,4 @@ def fixed_micro_batches(plan: RunPlan, device: torch.device) -> list[MicroBatch]
     row = (places * _STRIDE + places // 7) % plan.model.vocab_size
     rows = row.expand(plan.config.batch.micro_batch_size, -1)
     batch = MicroBatch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
-    dual = plan.config.layout.pipeline_schedule is PipelineSchedule.dualpipev
-    # DualPipeV fills its two directions only from so many on.
-    return [batch] * (2 * plan.pipeline_parallel_size if plan.uses_pipeline_engine and dual else 1)
+    return [batch] * plan.schedule.fewest_micro_batches(plan.pipeline_parallel_size)

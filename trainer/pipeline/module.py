@@ -6,7 +6,7 @@ Masks and positions are computed where they are needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -44,6 +44,13 @@ class BoundedPipelineModule(PipelineModule):  # type: ignore[misc]
 
 class BoundedDualPipeVModule(DualPipeVModule, BoundedPipelineModule):  # type: ignore[misc]
     """DualPipeV: rank r holds stages r and 2 pp - 1 - r of the given ones."""
+
+
+MODULE_CLASSES: Mapping[PipelineSchedule, type[BoundedPipelineModule]] = {
+    PipelineSchedule.f1b1: BoundedPipelineModule,
+    PipelineSchedule.dualpipev: BoundedDualPipeVModule,
+}
+"""What holds a rank's stages under each schedule."""
 
 
 class NamedLayerSpec(LayerSpec):  # type: ignore[misc]
@@ -150,8 +157,6 @@ def build_pipeline(plan: RunPlan, context: ModelContext) -> PipelineModule:
     topology = PipeModelDataParallelTopology(
         num_pp=plan.pipeline_parallel_size, num_mp=plan.tensor_parallel_size, num_dp=plan.data_parallel_size
     )
-    dual = plan.config.layout.pipeline_schedule is PipelineSchedule.dualpipev
-    module_class = BoundedDualPipeVModule if dual else BoundedPipelineModule
     unfused = language_model_loss(context)
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -159,6 +164,7 @@ def build_pipeline(plan: RunPlan, context: ModelContext) -> PipelineModule:
 
     slot = LabelSlot()
     loss_fn = None if context.spec.fused_loss else loss
-    module = module_class(stage_bounds(plan), layer_specs(context, slot), topology=topology, loss_fn=loss_fn)
+    build = MODULE_CLASSES[plan.config.layout.pipeline_schedule]
+    module = build(stage_bounds(plan), layer_specs(context, slot), topology=topology, loss_fn=loss_fn)
     module.label_slot = slot
     return module

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from trainer.config.plan import RunPlan
-from trainer.config.schema import PipelineSchedule, RecomputeKind
+from trainer.config.schema import RecomputeKind
 from trainer.model.accounting import layer_forward_flops, layer_parameter_counts
 from trainer.model.layers import layer_names
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Consecutive layers; `rank_index` is the pipeline rank that owns them (DualPipeV ranks own two stages)."""
+    """Consecutive layers; `rank_index` is the pipeline rank that owns them."""
 
     index: int
     rank_index: int
@@ -85,7 +85,7 @@ def _explicit_bounds(plan: RunPlan, names: Sequence[str]) -> tuple[int, ...]:
 
 
 def stage_bounds(plan: RunPlan) -> tuple[int, ...]:
-    """Return layer bounds of all stages: pp of them, or 2 pp for DualPipeV."""
+    """Return layer bounds of all stages, as many as the schedule has."""
     if plan.config.layout.stage_boundaries:
         return _explicit_bounds(plan, layer_names(plan.model))
     return balanced_bounds(plan, layer_costs(plan))
@@ -93,8 +93,7 @@ def stage_bounds(plan: RunPlan) -> tuple[int, ...]:
 
 def balanced_bounds(plan: RunPlan, costs: Sequence[float]) -> tuple[int, ...]:
     """Return layer bounds of stages that are balanced by `costs`, one a layer."""
-    dual = plan.config.layout.pipeline_schedule is PipelineSchedule.dualpipev
-    num_stages = plan.pipeline_parallel_size * (2 if dual else 1)
+    num_stages = plan.schedule.stages(plan.pipeline_parallel_size)
     return partition_by_cost(costs, [name.startswith("blocks.") for name in layer_names(plan.model)], num_stages)
 
 
@@ -109,11 +108,10 @@ def stages(plan: RunPlan) -> tuple[Stage, ...]:
     names, bounds, costs = layer_names(plan.model), stage_bounds(plan), layer_costs(plan)
     counts = layer_parameter_counts(plan.model)
     total = sum(costs)
-    pp = plan.pipeline_parallel_size
     return tuple(
         Stage(
             index=index,
-            rank_index=index if index < pp else 2 * pp - 1 - index,
+            rank_index=plan.schedule.owner(index, plan.pipeline_parallel_size),
             layers=names[start:stop],
             first_layer=start,
             parameters=sum(counts[start:stop]),

@@ -13,7 +13,7 @@ CASE = replace(CASES["tiny"], micro_batch_size=1)
 
 def record(name: str, ranks: int, *turns: tuple[float, float | None]) -> Record:
     found = Record(Contender(name, "trident", CASE, ranks=ranks))
-    extras = [{} if bubble is None else {"bubble_fraction": bubble} for _, bubble in turns]
+    extras = [{} if bubble is None else {"bubble_fraction": bubble, "bubble_in_theory": 1 / 9} for _, bubble in turns]
     found.turns = [Turn(seconds, (1.0,), extra) for (seconds, _), extra in zip(turns, extras, strict=True)]
     return found
 
