@@ -76,8 +76,7 @@ def describe(plan: RunPlan) -> str:
                 f"({stage.parameters:,} parameters, {stage.cost_share:.0%} of the work)"
             )
         lines.append(
-            f"bubble  {plan.bubble_in_theory:.1%} of a step in theory, "
-            f"schedule {config.layout.pipeline_schedule.value}"
+            f"bubble  {plan.bubble_in_theory:.1%} of a step in theory, schedule {config.layout.pipeline_schedule.value}"
         )
     return "\n".join(_wrapped(line) for line in lines)
 
