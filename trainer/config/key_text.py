@@ -14,11 +14,12 @@ from trainer.config.meanings import meanings
 from trainer.config.rules_ranges import BELOW_ONE, CLOSED, MINIMA, NOT_NEGATIVE, POSITIVE
 from trainer.config.schema import TridentConfig
 from trainer.config.validate import ALL_RULES
+from trainer.spec import execution, model, parts
 
 
 def told_in_schema() -> dict[str, str]:
     """Return `Class.field` -> what the schema says of it, and `Class` -> what it is."""
-    return meanings((schema, schema_train, schema_runtime, schema_logging))
+    return meanings((schema, schema_train, schema_runtime, schema_logging, parts, model, execution))
 
 
 def group_of(key: str) -> str:

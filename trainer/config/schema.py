@@ -2,7 +2,7 @@
 
 `register.py` makes mutable twins of these classes for Hydra (Hydra cannot compose frozen ones); what
 travels below the entry point are these frozen objects. No torch, no project imports but its own parts,
-`schema_train.py`, `schema_runtime.py` and `schema_logging.py`.
+`schema_train.py`, `schema_runtime.py` and `schema_logging.py`, and the choices of the components of a model.
 A string literal under a field is its documentation: meaning, unit, range, what it interacts with.
 """
 
@@ -24,6 +24,8 @@ from trainer.config.schema_runtime import LaunchConfig as LaunchConfig
 from trainer.config.schema_runtime import RuntimeConfig as RuntimeConfig
 from trainer.config.schema_train import SpikePolicy as SpikePolicy
 from trainer.config.schema_train import TrainConfig as TrainConfig
+from trainer.spec.execution import RecomputeKind as RecomputeKind
+from trainer.spec.parts import NormKind as NormKind
 
 
 class PositionKind(Enum):
@@ -33,13 +35,6 @@ class PositionKind(Enum):
     rope = "rope"
 
 
-class NormKind(Enum):
-    """Normalisation before attention, before the MLP, and before the head."""
-
-    layernorm = "layernorm"
-    rmsnorm = "rmsnorm"
-
-
 class ActivationKind(Enum):
     """MLP non-linearity. `gelu` is exact, `gelu_tanh` is GPT-2's approximation, `swiglu` is gated SiLU."""
 
@@ -47,14 +42,6 @@ class ActivationKind(Enum):
     gelu_tanh = "gelu_tanh"
     relu = "relu"
     swiglu = "swiglu"
-
-
-class RecomputeKind(Enum):
-    """What the backward pass computes again instead of keeping it (activation checkpointing)."""
-
-    none = "none"
-    selective = "selective"
-    full = "full"
 
 
 class PipelineSchedule(Enum):

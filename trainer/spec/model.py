@@ -1,0 +1,170 @@
+"""A whole model: blocks that may differ from layer to layer, and the layers in the order in which data pass them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+
+from trainer.spec.parts import Attention, Embedding, FeedForward, Head, Kept, Norm, Positions
+from trainer.spec.tensors import TensorSpec
+
+
+class Wiring(Enum):
+    """Where a block's norms are, and whether attention and MLP follow each other. x is the residual stream."""
+
+    pre = "pre"
+    """x + attention(norm(x)), then x + mlp(norm(x)): GPT-2, LLaMA."""
+    post = "post"
+    """norm(x + attention(x)), then norm(x + mlp(x)): GPT-1."""
+    output = "output"
+    """x + norm(attention(x)), then x + norm(mlp(x)): OLMo 2."""
+    sandwich = "sandwich"
+    """x + norm(attention(norm(x))), then x + norm(mlp(norm(x))): Gemma 2."""
+    parallel = "parallel"
+    """x + attention(n) + mlp(n), n = norm(x): GPT-J, Phi."""
+    parallel_two_norms = "parallel_two_norms"
+    """x + attention(norm(x)) + mlp(norm(x)): GPT-NeoX."""
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether attention and MLP read the same stream."""
+        return self in (Wiring.parallel, Wiring.parallel_two_norms)
+
+
+_NORMS = {
+    Wiring.parallel: ("attention_norm",),
+    Wiring.sandwich: ("attention_norm", "attention_output_norm", "mlp_norm", "mlp_output_norm"),
+}
+"""Norms of a block by wiring; all others have two."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block."""
+
+    attention: Attention
+    feed_forward: FeedForward
+    norm: Norm
+    """All norms of the block are alike."""
+    wiring: Wiring = Wiring.pre
+    residual_scale: float = 1.0
+    """Of what attention and MLP add to the stream (Granite)."""
+
+    @property
+    def norm_names(self) -> tuple[str, ...]:
+        """Names of the norms below the block's."""
+        return _NORMS.get(self.wiring, ("attention_norm", "mlp_norm"))
+
+    def tensors(self, name: str) -> Iterator[TensorSpec]:
+        """Yield the tensors of the block with that global name."""
+        for norm in self.norm_names:
+            yield from self.norm.tensors(f"{name}.{norm}")
+        yield from self.attention.tensors(f"{name}.attention")
+        yield from self.feed_forward.tensors(f"{name}.mlp")
+
+    def forward_flops(self, length: int) -> float:
+        """Return the FLOPs of one token in a sequence of `length`."""
+        return self.attention.forward_flops(length) + self.feed_forward.forward_flops(length)
+
+    @property
+    def kept(self) -> Kept:
+        """What forward leaves for backward without recomputation."""
+        # The output of a norm before a branch is kept as the branch's input; without one, that is the stream. Parallel
+        # branches share their norm, or its input, the stream.
+        found = Kept(whole=self.norm.width * (1 if self.wiring.is_parallel else 2))
+        for _ in self.norm_names:
+            found += self.norm.kept
+        return found + self.attention.kept + self.feed_forward.kept
+
+
+class LayerKind(Enum):
+    """What a layer is."""
+
+    embedding = "embedding"
+    position = "position"
+    block = "block"
+    final_norm = "final_norm"
+    head = "head"
+
+
+LayerSpec = Embedding | Positions | Block | Norm | Head
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a model: what a pipeline stage has some of."""
+
+    name: str
+    """Global name, which those of its tensors begin with."""
+    kind: LayerKind
+    spec: LayerSpec
+
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Return its own tensors; a tied head has none."""
+        return tuple(self.spec.tensors(self.name))
+
+    @property
+    def parameter_count(self) -> int:
+        """Elements of its tensors, without padding."""
+        return sum(tensor.numel for tensor in self.tensors())
+
+    def forward_flops(self, length: int) -> float:
+        """Return the FLOPs of one token in a sequence of `length`, forward. Norms count as zero."""
+        return 0.0 if isinstance(self.spec, Norm) else self.spec.forward_flops(length)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model is. Two runs train the same model if these are equal.
+
+    How it is computed (recomputation, padding, dropout) is in `Execution`.
+    """
+
+    embedding: Embedding
+    positions: Positions
+    blocks: tuple[Block, ...]
+    final_norm: Norm | None
+    head: Head
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return self.embedding.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that exist."""
+        return self.embedding.vocab_size
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """All layers, in the order in which data pass them."""
+        blocks = (Layer(f"blocks.{index}", LayerKind.block, block) for index, block in enumerate(self.blocks))
+        norm = self.final_norm
+        return (
+            Layer("embedding", LayerKind.embedding, self.embedding),
+            Layer("position", LayerKind.position, self.positions),
+            *blocks,
+            *([] if norm is None else [Layer("final_norm", LayerKind.final_norm, norm)]),
+            Layer("head", LayerKind.head, self.head),
+        )
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorSpec]:
+        """All tensors by global name, layer after layer: the only list of what exists."""
+        return {tensor.name: tensor for layer in self.layers for tensor in layer.tensors()}
+
+    @property
+    def parameter_count(self) -> int:
+        """Parameters of the whole model, without padding; a tied embedding counts once."""
+        return sum(tensor.numel for tensor in self.tensors.values())
+
+    def flops_per_token(self, length: int) -> float:
+        """Return the training FLOPs of one token in a sequence of `length`: forward, and twice that for backward.
+
+        6 N + 12 L S N_heads D, with N the matrix parameters, head included and lookups not. Recomputation is not model
+        work and does not count.
+        """
+        return 3.0 * sum(layer.forward_flops(length) for layer in self.layers)

@@ -1,0 +1,72 @@
+"""A tensor of a model: what exists, how large it is, how it is cut over ranks, and how it begins."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Init(Enum):
+    """How a tensor begins. The standard deviations are the run's: see `Execution.std`."""
+
+    normal = "normal"
+    residual = "residual"
+    """A matrix that writes into the residual stream: normal, with a smaller standard deviation."""
+    ones = "ones"
+    zeros = "zeros"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a tensor is cut over tensor-parallel ranks: each of its sections evenly, along one dimension."""
+
+    dim: int
+    sections: tuple[int, ...]
+    """Global sizes of the fused blocks along `dim`; they add up to its size."""
+    is_vocabulary: bool = False
+    """The entries along `dim` are token ids: they are padded, so that every rank has as many."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of the whole model, without padding: the same in every layout."""
+
+    name: str
+    """Global name; checkpoints and initial weights go by it."""
+    shape: tuple[int, ...]
+    init: Init
+    cut: Cut | None = None
+    """None: every tensor-parallel rank holds the whole tensor."""
+    decays: bool = True
+    """Whether weight decay applies to it."""
+    trainable: bool = True
+
+    def __post_init__(self) -> None:
+        """Check that the sections fill the dimension."""
+        if self.cut is not None and sum(self.cut.sections) != self.shape[self.cut.dim]:
+            found, wanted = self.cut.sections, self.shape[self.cut.dim]
+            raise ValueError(f"sections of {self.name} must add up to {wanted}, but are {found}")
+
+    @property
+    def numel(self) -> int:
+        """Number of elements, without padding."""
+        return math.prod(self.shape)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has more than one dimension."""
+        return len(self.shape) > 1
+
+    def padding(self, vocab_unit: int) -> int:
+        """Return how many entries must follow along the cut dimension to make a vocabulary a multiple of a unit."""
+        if self.cut is None or not self.cut.is_vocabulary:
+            return 0
+        return -self.shape[self.cut.dim] % vocab_unit
+
+    def local_numel(self, tensor_parallel_size: int, vocab_unit: int) -> int:
+        """Return the number of elements on one tensor-parallel rank, padding included."""
+        if self.cut is None:
+            return self.numel
+        rows = self.shape[self.cut.dim]
+        return self.numel // rows * (rows + self.padding(vocab_unit)) // tensor_parallel_size
