@@ -16,6 +16,7 @@ from pathlib import Path
 from trainer.config.compose import compose, conf_folder, options
 from trainer.config.key_text import meaning_of, shown_value, told_in_schema, type_of
 from trainer.config.keys import GROUPS, KEYS, flatten
+from trainer.config.layout_words import GRAMMAR, LAYOUT
 from trainer.config.schema import TridentConfig
 from trainer.log import say
 
@@ -49,6 +50,9 @@ def _wrapped(text: str, indent: str = "") -> str:
     )
 
 
+LAYOUTS = "`layout=PARTS` spells a layout, such as `layout=tp4_pp2_dp8_sp`: each part at most once, in any order."
+
+
 def _entry(key: str, default: object, told: dict[str, str]) -> str:
     return f"- **`{key}`** ({type_of(key)}; default `{shown_value(default)}`)\n{_wrapped(meaning_of(key, told), '  ')}"
 
@@ -60,8 +64,11 @@ def _first_comment(path: Path) -> str:
 
 def _files(group: str, names: list[str]) -> Iterator[str]:
     for name in names:
-        text = f"- `{group}={name}`: {_first_comment(conf_folder() / group / f'{name}.yaml')}"
-        yield textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        yield _line(f"- `{group}={name}`: {_first_comment(conf_folder() / group / f'{name}.yaml')}")
+
+
+def _line(text: str) -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def page() -> str:
@@ -76,7 +83,12 @@ def page() -> str:
             parts.append(_wrapped(told[GROUPS[group].__name__]) + "\n")
         parts += [_entry(key, defaults[key], told) for key in keys]
         parts.append("")
-        if group != RUN:
+        if group == LAYOUT:
+            parts += [
+                "`layout=PARTS` spells a layout, such as `layout=tp4_pp2_dp8_sp`: each part at most once, in any order.\n"
+            ]
+            parts += [*(_line(f"- `{part}`: {meaning}") for part, meaning in GRAMMAR), ""]
+        elif group != RUN:
             parts += [f"Files in `conf/{group}`:\n", *_files(group, options()[group]), ""]
     parts += ["## experiment\n", "Recipes in `conf/experiment`:\n", *_files("experiment", options()["experiment"]), ""]
     return "\n".join(parts)

@@ -50,9 +50,9 @@ def run(place: Path) -> Path:
             id="mistyped key",
         ),
         pytest.param(
-            ["layout=tp2_pp3"],
-            ["there is no layout=tp2_pp3; write layout.tensor_parallel_size=2 layout.pipeline_parallel_size=3"],
-            id="mistyped file",
+            ["layout=tp2_tp3"],
+            ["layout=tp2_tp3 must name each part once, but names tp twice"],
+            id="mistyped layout",
         ),
         pytest.param(
             ["layout=tp2", "model.num_layers=4", "optimizer.lr=1", "model=gpt2_124m", "batch.global_batch_size=8"],

@@ -156,14 +156,15 @@ def test_a_group_and_a_file_explained(trident: Run, place: Path) -> None:
     (place / "conf" / "layout" / "ours.yaml").write_text("# Four of a kind.\ntensor_parallel_size: 4\n")
     text = trident("train", "--help", "layout").out
     assert "How ranks share the model." in text
-    assert "layout=dp2" in text
+    assert "N replicas" in text
     assert "Four of a kind." in text
     assert "layout.tensor_parallel_size" in text
+    assert "4 tensor-parallel ranks" in trident("train", "--help", "layout=pp2_tp4").out
     assert "tensor_parallel_size: 4" in trident("train", "--help", "layout=ours").out
     assert "experiment=demo" in trident("train", "--help", "experiment").out
 
 
-@pytest.mark.parametrize("word", ["optimizer.lrr", "layuot", "layout=tp22", "lr.nope"])
+@pytest.mark.parametrize("word", ["optimizer.lrr", "layuot", "layout=tp2x2", "lr.nope"])
 def test_what_cannot_be_explained(word: str, refused: Run) -> None:
     assert "there is no " in refused("train", "--help", word).problems[0]
 

@@ -142,7 +142,7 @@ def test_names_that_no_folder_can_have(trident: Run, place: Path) -> None:
     [
         (["optimizer.lr=1"], "--multirun needs a key with several values"),
         (["run_dir=a,b"], "run_dir must be one folder for the sweep"),
-        (["layout=tp2,tp3"], "there is no layout=tp3; write layout.tensor_parallel_size=3 (in layout=tp3)"),
+        (["layout=tp2,tp0"], "layout=tp0 must have sizes of at least 1, but has tp0"),
         (["train.seed=1,2", "train.stesp=3"], "there is no key 'train.stesp'; did you mean 'train.steps'?"),
         (
             ["train.seed=1,2", "layout=single,pp4", "model.num_layers=3"],

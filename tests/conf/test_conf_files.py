@@ -14,7 +14,7 @@ from trainer.config.plan import make_plan
 from trainer.config.schema import TridentConfig
 from trainer.config.validate import problems
 
-FILES = [(group, name) for group, names in options().items() for name in names]
+FILES = [(group, file.stem) for group in options() for file in sorted((conf_folder() / group).glob("*.yaml"))]
 
 COMPANIONS: dict[tuple[str, str], list[str]] = {
     ("data", "files"): ["data.files=[corpus/*.txt]"],
@@ -24,8 +24,6 @@ COMPANIONS: dict[tuple[str, str], list[str]] = {
     ("tokenizer", "pretrained"): ["tokenizer.path=openai-community/gpt2"],
     ("zero", "stage3_infinity"): ["zero.nvme_path=/local_nvme", "checkpoint=none"],
     ("eval", "samples"): ["train.eval_every=10"],
-    ("layout", "tp8_pp4_sp"): ["model=gpt2_124m", "model.num_attention_heads=8"],
-    ("layout", "tp8_pp8_sp"): ["model=llama3_70b"],
 }
 """What a file needs beside itself: the user's own data, or a model that is large enough for the layout."""
 

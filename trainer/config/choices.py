@@ -5,15 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from trainer.config.layout_words import LAYOUT, near_spelling, rule
 from trainer.config.nearness import nearest
 from trainer.config.other_values import NOT_HERE, OTHER_FILES, OTHER_WORDS
 
-_PART = re.compile(r"(tp|pp|dp|sp|cp|ep)_?(\d*)")
-_AXES = {
-    "tp": "layout.tensor_parallel_size",
-    "pp": "layout.pipeline_parallel_size",
-    "dp": "layout.data_parallel_size",
-}
 _NUMBERS = {"batch": "batch.global_batch_size", "train": "train.steps", "optimizer": "optimizer.lr"}
 _TEXT_FILE = re.compile(r".*\.(txt|jsonl|parquet|json|csv)(\.(gz|zst))?|.*[*]|[.~]?/.*|\.\./.*")
 
@@ -39,12 +34,14 @@ def meant_choice(group: str, value: str, names: Sequence[str]) -> str:
     if setting:
         return setting
     close = nearest(bare, names)
+    if group == LAYOUT and not close:
+        return rule()
     return f"did you mean {group}={close}?" if close else f"choose from {', '.join(names)}"
 
 
 def _as_settings(group: str, value: str, typed: str, names: Sequence[str]) -> str:
-    if group == "layout":
-        return _layout(typed, names)
+    if group == LAYOUT:
+        return near_spelling(typed)
     if group == "data":
         return _data(value)
     if group == "tokenizer" and re.search(r"[/\d]|\.json$", value):
@@ -54,24 +51,6 @@ def _as_settings(group: str, value: str, typed: str, names: Sequence[str]) -> st
     if group == "checkpoint" and "/" in value:
         return f"write checkpoint.resume={value}"
     return ""
-
-
-def _layout(typed: str, names: Sequence[str]) -> str:
-    """Return how to write a layout that has no file of its own, such as tp3 or pp2_tp2_dp8."""
-    bare = typed.replace("_", "").replace("x", "")
-    parts = _PART.findall(bare)
-    if not parts or "".join(axis + size for axis, size in parts) != bare:
-        return ""
-    if any(axis in ("cp", "ep") for axis, _ in parts):
-        return "only pp, tp and dp are available, and sp beside tp"
-    for name in names:
-        if sorted(_PART.findall(name)) == sorted(parts):
-            return f"did you mean layout={name}?"
-    if any(axis != "sp" and not size for axis, size in parts):
-        return ""
-    words = [f"{_AXES[axis]}={size}" for axis, size in parts if axis != "sp"]
-    words += ["layout.sequence_parallel=true"] if any(axis == "sp" for axis, _ in parts) else []
-    return f"write {' '.join(words)}"
 
 
 def _data(value: str) -> str:

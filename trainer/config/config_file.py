@@ -13,7 +13,7 @@ import yaml
 
 from trainer.config.choices import meant_choice
 from trainer.config.keys import GROUPS, KEYS, coerce, did_you_mean, unknown_key
-from trainer.config.searched import ALL_GROUPS, PRIMARY, SCHEMA_NAME, Place, find, options
+from trainer.config.searched import ALL_GROUPS, PRIMARY, SCHEMA_NAME, Place, exists, find, options
 from trainer.config.words import EXPERIMENT
 from trainer.config.yaml_file import YamlFile
 from trainer.errors import ConfigError
@@ -196,7 +196,7 @@ def _wrong_name(key: str, path: str, name: str, found: Sequence[Place]) -> str:
     match = _WORDS.fullmatch(key)
     if "${" in name or name == MISSING or path == SCHEMA_NAME or (match and "optional" in match[1].split()):
         return ""
-    if find(found, path) is not None:
+    if exists(found, path):
         return ""
     group, _, _ = path.partition("/")
     if "/" not in path:

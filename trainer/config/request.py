@@ -13,7 +13,7 @@ from trainer.config.choices import meant_choice
 from trainer.config.keys import KEYS, coerce, did_you_mean, is_list, joined, optional, unknown_key
 from trainer.config.places import absolute_path
 from trainer.config.schema import TridentConfig
-from trainer.config.searched import ALL_GROUPS, PRIMARY, Place, find, options, own_file, places, shown
+from trainer.config.searched import ALL_GROUPS, PRIMARY, Place, exists, find, options, own_file, places, shown
 from trainer.config.words import (
     CONFIG,
     EXPERIMENT,
@@ -87,7 +87,7 @@ def _choice(group: str, value: object, found: list[Place]) -> str | list[str] | 
         return [str(_choice(group, item, found)) for item in value]
     name = "null" if value is None else str(value)
     # A name of a searched folder goes first, also where it ends in .yaml.
-    if find(found, f"{group}/{name}") is None or name.startswith((".", "/", "~")):
+    if not exists(found, f"{group}/{name}") or name.startswith((".", "/", "~")):
         own = own_file(group, name)
         if own is not None:
             found.insert(0, own)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import trainer
 from trainer.config.keys import GROUPS
+from trainer.config.layout_words import EXAMPLES, LAYOUT, spelled_layout
 from trainer.config.places import absolute_path, local_path
 from trainer.config.words import EXPERIMENT, SEARCHPATH
 from trainer.errors import ConfigError
@@ -110,13 +111,17 @@ def places(config_dirs: Sequence[str] = (), searchpath: Sequence[str] = ()) -> l
 def options(found: Sequence[Place] | None = None) -> dict[str, list[str]]:
     """Return group -> names of its files, in the order of conf/train.yaml. Reads only file names.
 
+    Of layouts, which need no file, a few spellings are among them.
+
     Args:
         found: where to look; without it, in the folders that the environment names and that are there.
     """
     if found is None:
         named = (absolute_path(name, FOLDERS_VARIABLE) for name in _named_by_environment())
         found = [*(Place(folder, FOLDERS_VARIABLE) for folder in named if folder.is_dir()), *_always()]
-    return {group: sorted({name for place in found for name in place.names(group)}) for group in ALL_GROUPS}
+    names = {group: {name for place in found for name in place.names(group)} for group in ALL_GROUPS}
+    names[LAYOUT] |= set(EXAMPLES)
+    return {group: sorted(of_group) for group, of_group in names.items()}
 
 
 def find(found: Sequence[Place], path: str) -> tuple[Path, Place] | None:
@@ -130,6 +135,25 @@ def find(found: Sequence[Place], path: str) -> tuple[Path, Place] | None:
         if file is not None and not (path == PRIMARY and place.origin == BESIDE and not _is_ours(file)):
             return file, place
     return None
+
+
+def spelled(path: str) -> dict[str, object] | None:
+    """Return what stands for a file where a config path such as `layout/tp4_pp2` needs none.
+
+    Raises:
+        ConfigError: see `spelled_layout`.
+    """
+    group, _, name = path.removesuffix(".yaml").partition("/")
+    return spelled_layout(name) if group == LAYOUT else None
+
+
+def exists(found: Sequence[Place], path: str) -> bool:
+    """Return whether a config path can be composed: of a file, or without one.
+
+    Raises:
+        ConfigError: as `find` and `spelled`.
+    """
+    return find(found, path) is not None or spelled(path) is not None
 
 
 def own_file(group: str, name: str) -> Place | None:

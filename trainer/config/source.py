@@ -25,7 +25,7 @@ from trainer.config.config_file import check_file, cycle, package
 from trainer.config.keys import GROUPS
 from trainer.config.register import register
 from trainer.config.resolving import as_tree
-from trainer.config.searched import ALL_GROUPS, Place, find, shown
+from trainer.config.searched import ALL_GROUPS, Place, exists, find, shown, spelled
 from trainer.config.words import EXPERIMENT, quoted
 from trainer.config.yaml_file import one_line, read_yaml
 from trainer.errors import ConfigError
@@ -59,12 +59,20 @@ class _Source(ConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         hit = find(self._places, config_path.removesuffix(".yaml"))
-        assert hit is not None, "Hydra asks is_config first"
+        if hit is None:
+            return self._spelled(config_path)
         file = read_yaml(hit[0])
         check_file(file, config_path, self._places)
         config = as_tree(file.tree, file.name)
         header = {"package": package(file, config_path.rpartition("/")[0].partition("/")[0]) or "_global_"}
         return ConfigResult("main", "trident://", config, cast(dict[str, str | None], header))
+
+    @staticmethod
+    def _spelled(config_path: str) -> ConfigResult:
+        keys = spelled(config_path)
+        assert keys is not None, "Hydra asks is_config first"
+        header: dict[str, str | None] = {"package": config_path.partition("/")[0]}
+        return ConfigResult("main", "trident://", OmegaConf.create(keys), header)
 
     def available(self) -> bool:
         return True
@@ -73,7 +81,7 @@ class _Source(ConfigSource):
         return config_path.partition("/")[0] in ALL_GROUPS
 
     def is_config(self, config_path: str) -> bool:
-        return find(self._places, config_path.removesuffix(".yaml")) is not None
+        return exists(self._places, config_path.removesuffix(".yaml"))
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         return sorted({name for place in self._places for name in place.names(config_path)})

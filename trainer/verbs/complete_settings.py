@@ -11,6 +11,7 @@ from typing import get_args
 from trainer.config import schema, schema_logging, schema_runtime, schema_train
 from trainer.config.arguments import read_arguments
 from trainer.config.keys import GROUPS, KEYS, is_list, number_or_word, optional
+from trainer.config.layout_words import LAYOUT, continuations
 from trainer.config.meanings import meanings
 from trainer.config.places import PATHS
 from trainer.config.schema import TridentConfig
@@ -70,6 +71,8 @@ def _names(current: str) -> Iterator[Found]:
 def _values(name: str, value: str, words: Sequence[str]) -> Iterator[Found]:
     if name in (*GROUPS, EXPERIMENT):
         yield from (Found(file) for file in _files(words)[name])
+        if name == LAYOUT:
+            yield from (Found(spelling) for spelling in continuations(value))
         if name == EXPERIMENT or value.startswith((".", "/", "~")):
             yield from paths(value, _ENDINGS.get(EXPERIMENT, ()))
     elif name in KEYS:

@@ -116,8 +116,10 @@ def _config(found: Composition) -> Iterator[str]:
     if found.request.file is not None:
         yield f"config      {shown(found.request.file.path)}"
     order = {group: place for place, group in enumerate((*GROUPS, EXPERIMENT))}
-    for group, name, file in sorted(found.files(), key=lambda choice: order[choice[0]]):
-        yield f"{group:<12}{name:<20} {shown(file)}"
+    files = {(group, name): shown(file) for group, name, file in found.files()}
+    chosen = [(group, name) for group, several in found.choices.items() for name in several.split(",")]
+    for group, name in sorted(chosen, key=lambda choice: order[choice[0]]):
+        yield f"{group:<12}{name:<20} {files.get((group, name), 'as it is spelled')}"
 
 
 def _groups(found: Composition) -> Iterator[str]:

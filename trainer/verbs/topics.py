@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from trainer.config.compose import compose, options
 from trainer.config.key_text import default_of, group_of, keys_of, meaning_of, rules_of, told_in_schema, type_of
 from trainer.config.keys import GROUPS, KEYS, flatten, joined, unknown_key
+from trainer.config.layout_words import GRAMMAR, LAYOUT, described, spelled_layout
 from trainer.config.other_names import meanings_elsewhere
 from trainer.config.places import BY_CONTENT
 from trainer.config.searched import find, places, shown
@@ -75,18 +76,26 @@ def _group(group: str) -> str:
     files = []
     for name in options(found)[group]:
         hit = find(found, f"{group}/{name}")
-        files.append(
-            (f"{group}={name}", _first_comment(hit[0].read_text(encoding="utf-8", errors="replace")) if hit else "")
-        )
-    lines += ["files", *rows(files, wide)]
+        if hit is not None:
+            files.append((f"{group}={name}", _first_comment(hit[0].read_text(encoding="utf-8", errors="replace"))))
+    lines += _spellings(wide) if group == LAYOUT else []
+    lines += ["files", *rows(files, wide)] if files else []
     keys = [(key, meaning_of(key, told)) for key in (keys_of(group) if group in GROUPS else [])]
     lines += ["", "keys", *rows(keys, wide)] if keys else []
     return "\n".join(lines)
 
 
+def _spellings(wide: int) -> list[str]:
+    """Return the lines that say how a layout is written."""
+    told = paragraphs(["layout=PARTS, such as layout=tp4_pp2_dp8_sp: each part at most once, in any order."], wide)
+    return [*told, "", "parts", *rows(GRAMMAR, wide), ""]
+
+
 def _file(group: str, name: str) -> str:
     found = places()
     hit = find(found, f"{group}/{name}")
+    if hit is None and group == LAYOUT and spelled_layout(name) is not None:
+        return "\n".join([f"{group}={name}", "", *rows(described(name), width())])
     if hit is None:
         compose([f"{group}={name}"])
         raise ConfigError(f"{group}={name} is no file of this group")

@@ -1,0 +1,115 @@
+"""A layout is spelled, not looked up: `layout=tp4_pp2_dp8_sp`. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from trainer.errors import ConfigError
+
+LAYOUT = "layout"
+ALONE = "single"
+EXAMPLES = ("single", "dp2", "tp2", "tp2_sp", "pp2", "pp2_dualpipev", "tp2_pp2_dp2", "tp4_pp2_dp8_sp")
+"""A few of the spellings, for completion and help."""
+GRAMMAR = (
+    ("tpN", "N tensor-parallel ranks split every layer."),
+    ("ppN", "N pipeline stages."),
+    ("dpN", "N replicas; without it they fill the ranks that a launcher started (one, without a launcher)."),
+    ("sp", "Sequence parallelism: the tensor-parallel ranks split norms and residuals over the sequence."),
+    ("dualpipev", "The DualPipeV schedule, for at least 2 x pp micro-batches."),
+    (ALONE, "One rank holds the whole model."),
+)
+"""Parts of a spelling, and what each means."""
+_SIZES = {"tp": "tensor_parallel_size", "pp": "pipeline_parallel_size", "dp": "data_parallel_size"}
+_FLAGS: dict[str, tuple[str, object]] = {
+    "sp": ("sequence_parallel", True),
+    "dualpipev": ("pipeline_schedule", "dualpipev"),
+}
+_PART = re.compile(rf"({'|'.join(_SIZES)})(\d+)|({'|'.join(_FLAGS)})")
+_RULE = "write tpN, ppN, dpN, sp and dualpipev, each at most once, in any order, joined by _, or single"
+
+
+def spelled_layout(name: str) -> dict[str, object] | None:
+    """Return the keys of `layout` that a spelling gives, or None if `name` is none.
+
+    Args:
+        name: such as `tp4_pp2_dp8_sp`: sizes and flags in any order, joined by underscores; or `single`.
+
+    Raises:
+        ConfigError: it names an axis twice, or gives a size of 0.
+    """
+    keys: dict[str, object] = {
+        "pipeline_parallel_size": 1,
+        "tensor_parallel_size": 1,
+        "data_parallel_size": None,
+        "sequence_parallel": False,
+        "pipeline_schedule": "1f1b",
+    }
+    if name == ALONE:
+        return keys
+    matches = [_PART.fullmatch(part) for part in name.split("_")]
+    named: list[str] = []
+    for match in matches:
+        if match is None:
+            return None
+        axis, size, flag = match.groups()
+        if (axis or flag) in named:
+            raise ConfigError(f"layout={name} must name each part once, but names {axis or flag} twice; {_RULE}")
+        if size is not None and int(size) == 0:
+            raise ConfigError(f"layout={name} must have sizes of at least 1, but has {axis}{size}; {_RULE}")
+        named.append(axis or flag)
+        key, value = _FLAGS[flag] if flag else (_SIZES[axis], int(size))
+        keys[key] = value
+    return keys
+
+
+def continuations(typed: str) -> Iterator[str]:
+    """Yield spellings that what is typed so far can become: itself, and with one part more."""
+    if _is_spelled(typed):
+        yield typed
+    begun, _, last = typed.rpartition("_")
+    if begun in ("", ALONE) or not _is_spelled(begun):
+        return
+    for part in ("tp2", "pp2", "dp2", *_FLAGS):
+        if part.startswith(last) and part != last and _is_spelled(f"{begun}_{part}"):
+            yield f"{begun}_{part}"
+
+
+def near_spelling(typed: str) -> str:
+    """Return what was meant by a word that is nearly the spelling of a layout, as a phrase, or ''.
+
+    Args:
+        typed: in lower case, with underscores for hyphens and blanks.
+    """
+    bare = re.sub(r"tensor|model_?parallel|mp(?=\d)", "tp", typed)
+    bare = re.sub(r"pipe(line)?(?=_?\d)", "pp", re.sub(r"data(?=_?\d)", "dp", bare))
+    found = re.findall(r"(tp|pp|dp|sp|cp|ep|dualpipev|dualpipe|single)_?(\d*)", bare)
+    if not found or "".join(axis + size for axis, size in found) != re.sub(r"[_x,+]", "", bare):
+        return ""
+    if any(axis in ("cp", "ep") for axis, _ in found):
+        return "only pp, tp and dp are available, and sp beside tp"
+    meant = "_".join(axis.replace("dualpipe", "dualpipev").replace("vv", "v") + size for axis, size in found)
+    return f"did you mean layout={meant}?" if _is_spelled(meant) else _RULE
+
+
+def _is_spelled(name: str) -> bool:
+    try:
+        return spelled_layout(name) is not None
+    except ConfigError:
+        return False
+
+
+def rule() -> str:
+    """Return how a layout is written, as a phrase."""
+    return _RULE
+
+
+def described(name: str) -> Iterator[tuple[str, str]]:
+    """Yield each part of a spelling, and what it means."""
+    meanings = dict(GRAMMAR)
+    for part in name.split("_"):
+        head = part.rstrip("0123456789")
+        size = part[len(head) :]
+        key = f"{head}N" if size else head
+        text = meanings[key].partition("; without")[0].rstrip(".") + "."
+        yield part, text.replace("N ", f"{size} ", 1) if size else text
