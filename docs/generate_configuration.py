@@ -84,9 +84,7 @@ def page() -> str:
         parts += [_entry(key, defaults[key], told) for key in keys]
         parts.append("")
         if group == LAYOUT:
-            parts += [
-                "`layout=PARTS` spells a layout, such as `layout=tp4_pp2_dp8_sp`: each part at most once, in any order.\n"
-            ]
+            parts.append(_line(LAYOUTS) + "\n")
             parts += [*(_line(f"- `{part}`: {meaning}") for part, meaning in GRAMMAR), ""]
         elif group != RUN:
             parts += [f"Files in `conf/{group}`:\n", *_files(group, options()[group]), ""]
