@@ -52,6 +52,7 @@ from trainer.progress import BUILDING, CHECKING, JOINING, LOADING, PREPARING, Pr
 from trainer.run_folder import STREAM, RunFolder
 from trainer.samples.check import check_samples
 from trainer.samples.samples_hook import SamplesHook
+from trainer.tensor_parallel.init import Reserved
 from trainer.topology.agreement import gather, together
 from trainer.topology.groups import DistGroup, ParallelGroups
 
@@ -199,7 +200,8 @@ def _train(
     sources = together(control, lambda: _sources(plan, prepared, state.sample_length, groups))
     progress, stop = current(), StopRequest(control)
     progress.enter(BUILDING)
-    engine = build_engine(plan, groups, progress)
+    # What a checkpoint overwrites is not drawn.
+    engine = build_engine(plan, groups, progress, Reserved(groups.tensor) if found is not None else None)
     if found is not None:
         progress.enter(LOADING)
         load(found, engine, plan, groups, control)

@@ -13,6 +13,7 @@ from benchmarks.case import Case
 from trainer.data.batches import MicroBatch, training_batches
 from trainer.data.prepare import prepare
 from trainer.model.gpt import GPT, ModelContext
+from trainer.tensor_parallel.init import Drawn, fill
 from trainer.tensor_parallel.random import StepClock
 from trainer.tensor_parallel.shard import shard_spec, without_padding
 from trainer.topology.groups import SingleGroup
@@ -58,7 +59,9 @@ def steps(case: Case) -> Iterator[tuple[int, float]]:
 def initial_weights(case: Case) -> dict[str, torch.Tensor]:
     """Return the whole model's weights by Trident's names, fp32, without vocabulary padding."""
     spec = case.plan().model
-    model = GPT(ModelContext(spec, SingleGroup(), case.seed, sequence_parallel=False, clock=StepClock(case.seed)))
+    group = SingleGroup()
+    model = GPT(ModelContext(group, sequence_parallel=False, spec=spec, clock=StepClock(case.seed)))
+    fill(model, Drawn(case.seed, group))
     return {shard_spec(p).name: without_padding(p.detach(), shard_spec(p)) for p in model.parameters()}
 
 

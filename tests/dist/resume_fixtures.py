@@ -61,16 +61,18 @@ def tokens_of(step: int) -> torch.Tensor:
 class Trainer:
     """An engine in its ranks, with what the loop and the composition root do around it."""
 
-    def __init__(self, run: Run, rank: int, world_size: int, run_dir: Path) -> None:
+    def __init__(self, run: Run, rank: int, world_size: int, run_dir: Path, is_resumed: bool = False) -> None:
         from trainer.checkpoint.store import CheckpointStore
         from trainer.config.plan import make_plan
         from trainer.engine.build import build_engine
         from trainer.engine.world import start_world
         from trainer.loop.state import TrainState
+        from trainer.tensor_parallel.init import Reserved
 
         self.plan = make_plan(run_config(run), VOCABULARY, world_size)
         self.groups, self.control = start_world(self.plan, torch.device("cpu"))
-        self.engine: Engine = build_engine(self.plan, self.groups)
+        source = Reserved(self.groups.tensor) if is_resumed else None
+        self.engine: Engine = build_engine(self.plan, self.groups, source=source)
         self.store = CheckpointStore(run_dir)
         self.state = TrainState(sample_length=8)
         self._dp_rank = self.groups.grid.coordinate(rank).dp_rank
@@ -145,7 +147,7 @@ def interrupt(rank: int, world_size: int, runs: Sequence[Run], folder: Path) -> 
         scalars = first.engine.scalars()
         went_on, expected = first.train(run.last), first.everything()
         del first
-        second = Trainer(run, rank, world_size, run_dir)
+        second = Trainer(run, rank, world_size, run_dir, is_resumed=True)
         second.resume()
         resumed = second.train(run.last)
         outcomes.append(SameLayout(went_on, resumed, differences(expected, second.everything()), scalars))
@@ -178,7 +180,7 @@ def load_pairs(
     """Load each pair's source into its target layout, save at once again, go on; return the losses."""
     losses = []
     for source, target in pairs:
-        trainer = Trainer(runs[target], rank, world_size, folder / source)
+        trainer = Trainer(runs[target], rank, world_size, folder / source, is_resumed=True)
         trainer.resume()
         trainer.save(folder / f"{source}_in_{target}")
         losses.append([loss for loss, _ in trainer.train(runs[target].last)])

@@ -81,8 +81,9 @@ def _write(trainer: Trainer, rank: int, run_dir: Path) -> Found:
 def _compare(weights: Mapping[str, torch.Tensor], run_dir: Path, dtype: str) -> tuple[list[str], list[Sample]]:
     from trainer.checkpoint.fragments import TensorFolder
     from trainer.checkpoint.store import find_checkpoint
-    from trainer.generation.generate import fill, load_model, sample
+    from trainer.generation.generate import load_model, sample
     from trainer.generation.options import GenerateOptions
+    from trainer.tensor_parallel.init import fill
     from trainer.tensor_parallel.shard import with_padding
 
     checkpoint, manifest = find_checkpoint(run_dir)
@@ -93,7 +94,7 @@ def _compare(weights: Mapping[str, torch.Tensor], run_dir: Path, dtype: str) -> 
     wrong = sorted(known.keys() ^ weights.keys())
     wrong += [name for name in known.keys() & weights.keys() if not torch.equal(known[name], weights[name])]
     model = load_model(checkpoint, manifest).cpu()
-    fill(model, lambda spec: with_padding(known[spec.name], spec))
+    fill(model, lambda spec, _: with_padding(known[spec.name], spec))
     options = GenerateOptions(max_tokens=TEXTS.max_tokens, temperature=TEXTS.temperature)
     expected = [
         Sample(STEPS, prompt, bytes(sample(model, list(prompt.encode()), options, None, TEXTS.seed + i)).decode())

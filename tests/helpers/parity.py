@@ -262,13 +262,11 @@ def gathered(outcomes: Sequence[RankOutcome], case: Case, kind: str) -> dict[str
 @cache
 def initial_weights(config: TridentConfig) -> dict[str, torch.Tensor]:
     """Return the whole model's weights before step 1, without padding."""
-    from trainer.model.gpt import GPT, ModelContext
-    from trainer.tensor_parallel.random import StepClock
+    from tests.helpers.models import drawn_gpt
     from trainer.tensor_parallel.shard import shard_spec
-    from trainer.topology.groups import SingleGroup
 
     spec = make_plan(config, VOCABULARY).model
-    model = GPT(ModelContext(spec, SingleGroup(), config.train.seed, sequence_parallel=False, clock=StepClock(0)))
+    model = drawn_gpt(spec, config.train.seed)
     return {shard_spec(p).name: without_padding(p.detach(), shard_spec(p)) for p in model.parameters()}
 
 

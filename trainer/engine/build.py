@@ -17,34 +17,40 @@ from trainer.engine.mpu import ModelParallelUnit
 from trainer.engine.optimizer import build_optimizer
 from trainer.engine.pipelined import PipelinedEngine
 from trainer.engine.plain import LanguageModel, PlainEngine
-from trainer.engine.zero_memory import reduce_into_partition, share_masters
+from trainer.engine.zero_memory import Partitioning, reduce_into_partition, share_masters
+from trainer.kernels.attention_backend import DTYPES
 from trainer.model.gpt import GPT, ModelContext
-from trainer.pipeline.module import build_pipeline
+from trainer.pipeline.module import Builder, build_pipeline
 from trainer.progress import Progress
+from trainer.tensor_parallel.init import Drawn, Source, fill
 from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import ParallelGroups
 
 
-def build_engine(plan: RunPlan, groups: ParallelGroups, progress: Progress | None = None) -> Engine:
+def build_engine(
+    plan: RunPlan, groups: ParallelGroups, progress: Progress | None = None, source: Source | None = None
+) -> Engine:
     """Build model, optimizer and DeepSpeed engine for this rank. Collective over the world.
 
     Args:
         plan: numbers of the run.
         groups: this rank's place.
         progress: where the engine notes what it does; None if nobody looks.
+        source: of the weights; None for those of a new model, by the run's seed. `Reserved` for an engine that is
+            restored before anything else.
     """
     progress = progress or Progress()
+    source = source or Drawn(plan.config.train.seed, groups.tensor)
     clock = StepClock(plan.config.train.seed)
     context = ModelContext(
         spec=plan.model,
         tensor=groups.tensor,
-        seed=plan.config.train.seed,
         sequence_parallel=plan.config.layout.sequence_parallel,
         clock=clock,
     )
     if plan.uses_pipeline_engine:
-        return PipelinedEngine(_pipeline_engine(plan, groups, context, progress), plan, groups, clock)
-    return PlainEngine(_plain_engine(plan, groups, context, progress), plan, groups, clock)
+        return PipelinedEngine(_pipeline_engine(plan, groups, context, source, progress), plan, groups, clock)
+    return PlainEngine(_plain_engine(plan, groups, context, source, progress), plan, groups, clock)
 
 
 def _construct(
@@ -71,12 +77,20 @@ def _construct(
     return engine
 
 
-def _pipeline_engine(plan: RunPlan, groups: ParallelGroups, context: ModelContext, progress: Progress) -> Any:
-    module = build_pipeline(plan, context)
+def _pipeline_engine(
+    plan: RunPlan, groups: ParallelGroups, context: ModelContext, source: Source, progress: Progress
+) -> Any:
+    dtype = DTYPES[plan.config.precision.dtype]
+    module = build_pipeline(plan, Builder(context, lambda layer: fill(layer, source, groups.device, dtype)))
     engine_class = PIPELINE_ENGINES[plan.config.layout.pipeline_schedule]
     return _construct(engine_class, plan, groups, module, module.mpu(), progress)
 
 
-def _plain_engine(plan: RunPlan, groups: ParallelGroups, context: ModelContext, progress: Progress) -> Any:
-    model = LanguageModel(GPT(context)).to(groups.device)
-    return _construct(RepairedEngine, plan, groups, model, ModelParallelUnit(groups), progress)
+def _plain_engine(
+    plan: RunPlan, groups: ParallelGroups, context: ModelContext, source: Source, progress: Progress
+) -> Any:
+    model, mpu, dtype = LanguageModel(GPT(context)), ModelParallelUnit(groups), DTYPES[plan.config.precision.dtype]
+    # With ZeRO-3 a parameter is cut before the next one is made: no rank ever holds the whole model.
+    then = Partitioning(deepspeed_json(plan), mpu, dtype) if plan.zero_stage == 3 else None
+    fill(model, source, groups.device, dtype, then)
+    return _construct(RepairedEngine, plan, groups, model, mpu, progress)

@@ -21,6 +21,7 @@ from trainer.kernels.attention_backend import DTYPES
 from trainer.model.gpt import ModelContext, build_layer, embedding_logits, embedding_loss, language_model_loss
 from trainer.model.layers import block_name, layer_names
 from trainer.tensor_parallel.embedding import VocabParallelEmbedding
+from trainer.tensor_parallel.init import Drawn, fill
 from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import FakeGroup, SingleGroup
 
@@ -60,7 +61,6 @@ def measure_layers(plan: RunPlan, device: torch.device) -> dict[str, LayerTime]:
     context = ModelContext(
         spec=plan.model,
         tensor=SingleGroup() if size == 1 else FakeGroup(0, size),
-        seed=plan.config.train.seed,
         sequence_parallel=plan.config.layout.sequence_parallel,
         clock=clock,
     )
@@ -75,7 +75,8 @@ def measure_layers(plan: RunPlan, device: torch.device) -> dict[str, LayerTime]:
 def _measure(name: str, plan: RunPlan, context: ModelContext, device: torch.device) -> LayerTime:
     is_tied_head = name == "head" and plan.model.tied_embeddings
     dtype = DTYPES[plan.config.precision.dtype]
-    layer = build_layer("embedding" if is_tied_head else name, context).to(device, dtype)
+    layer = build_layer("embedding" if is_tied_head else name, context)
+    fill(layer, Drawn(plan.config.train.seed, context.tensor), device, dtype)
     choose_kernels(layer, plan, device)
     ids = torch.randint(0, plan.model.vocab_size, _ids_shape(plan), device=device)
     if name == "embedding":

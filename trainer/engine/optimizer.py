@@ -19,7 +19,8 @@ def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) 
     free: list[torch.nn.Parameter] = []
     for parameter in parameters:
         if parameter.requires_grad:
-            (decayed if parameter.ndim >= 2 else free).append(parameter)
+            # What ZeRO-3 has cut remembers its shape.
+            (decayed if len(getattr(parameter, "ds_shape", parameter.shape)) >= 2 else free).append(parameter)
     groups: list[dict[str, object]] = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": free, "weight_decay": 0.0},

@@ -2,11 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from deepspeed.runtime.zero.partition_parameters import Init
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from torch import nn
+
+
+class _Partitions(Init):  # type: ignore[misc]
+    """DeepSpeed's conversion of a parameter into a partition, of parameters that are alike on all ranks."""
+
+    def _zero_init_param(self, param: Any) -> None:
+        # DeepSpeed broadcasts the first rank's values before; ours come from one source.
+        self._convert_to_deepspeed_param(param)
+        param.partition()
+
+
+class Partitioning:
+    """Cuts one parameter after the other over the data-parallel ranks, as ZeRO-3 holds them. Local.
+
+    DeepSpeed cuts a model that is there, or patches the constructors of all modules and tensors so that nothing is ever
+    whole. Here layers are built without memory, so that neither is needed.
+
+    Args:
+        settings: DeepSpeed's config.
+        mpu: tells the data-parallel ranks.
+        dtype: of the parameters.
+    """
+
+    def __init__(self, settings: dict[str, object], mpu: Any, dtype: torch.dtype) -> None:
+        self._settings, self._mpu, self._dtype = settings, mpu, dtype
+        self._convert: Callable[[list[nn.Parameter]], None] | None = None
+
+    def __call__(self, parameter: nn.Parameter) -> None:
+        """Keep this rank's partition of a parameter, and nothing else of it."""
+        if self._convert is not None:
+            self._convert([parameter])
+            return
+        group = self._mpu.get_data_parallel_group()
+        first = nn.ParameterList([parameter])
+        _Partitions(first, group, dtype=self._dtype, config_dict_or_path=self._settings, mpu=self._mpu)
+        converted: Any = parameter
+        self._convert = converted.convert_to_zero_parameters
 
 
 def share_masters(optimizer: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,25 +22,20 @@ from trainer.generation.continuation import prompt_ids, text_after
 from trainer.generation.options import GenerateOptions
 from trainer.generation.sampling import next_token
 from trainer.model.gpt import GPT, KeyValueCache, ModelContext, full_logits
+from trainer.tensor_parallel.init import fill
 from trainer.tensor_parallel.random import StepClock
-from trainer.tensor_parallel.shard import ShardSpec, shard_spec
 from trainer.topology.groups import SingleGroup
 
 
 def whole_model(spec: ModelSpec) -> GPT:
-    """Return a model in one piece, in evaluation mode, fp32 on CPU, its weights still to be filled in."""
+    """Return a model in one piece, in evaluation mode, empty: its weights are still to be filled in."""
     context = ModelContext(
-        replace(spec, recompute=RecomputeKind.none), SingleGroup(), seed=0, sequence_parallel=False, clock=StepClock(0)
+        spec=replace(spec, recompute=RecomputeKind.none),
+        tensor=SingleGroup(),
+        sequence_parallel=False,
+        clock=StepClock(0),
     )
     return GPT(context).eval()
-
-
-@torch.no_grad()
-def fill(model: GPT, read: Callable[[ShardSpec], torch.Tensor]) -> set[str]:
-    """Set every parameter to what `read` returns for it, padding included; return their names."""
-    for parameter in model.parameters():
-        parameter.copy_(read(shard_spec(parameter)))
-    return {shard_spec(parameter).name for parameter in model.parameters()}
 
 
 def load_model(checkpoint: Path, manifest: Manifest) -> GPT:
@@ -51,12 +46,13 @@ def load_model(checkpoint: Path, manifest: Manifest) -> GPT:
     """
     model = whole_model(_model_spec(checkpoint, manifest))
     tensors = TensorFolder(checkpoint, manifest.files)
-    # Rows beyond the vocabulary are padding of this layout; they are never drawn.
-    read = fill(model, lambda spec: tensors.read_shard("weight", spec, rank=0, size=1))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Rows beyond the vocabulary are padding of this layout; the model never chooses them.
+    read = fill(model, lambda spec, _: tensors.read_shard("weight", spec, rank=0, size=1), device)
     unread = set(tensors.names()) - read
     if unread:
         raise CheckpointError(f"{checkpoint} must hold the model of its config.yaml, but also holds {min(unread)}")
-    return model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return model
 
 
 def _model_spec(checkpoint: Path, manifest: Manifest) -> ModelSpec:

@@ -61,21 +61,17 @@ class Attention(nn.Module):
             f"{name}.qkv",
             spec.hidden_size,
             (queries, keys, keys),
+            context,
             bias=spec.bias,
             init_std=spec.init_std,
-            seed=context.seed,
-            group=group,
-            sequence_parallel=context.sequence_parallel,
         )
         self.output = RowParallelLinear(
             f"{name}.output",
             queries,
             spec.hidden_size,
+            context,
             bias=spec.bias,
             init_std=context.residual_std,
-            seed=context.seed,
-            group=group,
-            sequence_parallel=context.sequence_parallel,
         )
 
     def forward(

@@ -7,21 +7,15 @@ from dataclasses import dataclass
 
 from trainer.config.plan import ModelSpec
 from trainer.errors import ConfigError
+from trainer.tensor_parallel.init import TensorContext
 from trainer.tensor_parallel.random import StepClock
-from trainer.topology.groups import Group
 
 
 @dataclass(frozen=True)
-class ModelContext:
+class ModelContext(TensorContext):
     """Handed to every layer's constructor."""
 
     spec: ModelSpec
-    tensor: Group
-    """Tensor-parallel group; a FakeGroup builds one rank's share without peers."""
-    seed: int
-    """Decides initial weights."""
-    sequence_parallel: bool
-    """Hidden states between layers are sequence shards `[S/tp, B, H]`."""
     clock: StepClock
     """Where dropout learns step and micro-batch from."""
 

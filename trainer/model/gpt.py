@@ -41,10 +41,8 @@ def _build_embedding(context: ModelContext) -> VocabParallelEmbedding:
         spec.vocab_size,
         spec.padded_vocab_size,
         spec.hidden_size,
+        context,
         init_std=spec.init_std,
-        seed=context.seed,
-        group=context.tensor,
-        sequence_parallel=context.sequence_parallel,
     )
 
 
@@ -55,15 +53,13 @@ def _build_head(context: ModelContext) -> VocabParallelHead:
         spec.vocab_size,
         spec.padded_vocab_size,
         spec.hidden_size,
+        context,
         init_std=spec.init_std,
-        seed=context.seed,
-        group=context.tensor,
-        sequence_parallel=context.sequence_parallel,
     )
 
 
 def build_layer(name: str, context: ModelContext) -> nn.Module:
-    """Build the layer `name` of `layer_names`, this rank's share, fp32 on CPU. No collective.
+    """Build the layer `name` of `layer_names`, this rank's share, empty (see `fill`). No collective.
 
     The layer maps one tensor to one tensor: embedding ids `[B, S]` to hidden, head hidden to logits `[S, B, V/tp]`,
     all others hidden to hidden. With tied embeddings "head" is not a layer of its own: see `embedding_logits`.
@@ -105,7 +101,7 @@ def full_logits(logits: torch.Tensor, context: ModelContext) -> torch.Tensor:
 
 
 class GPT(nn.Module):
-    """All layers in one module; parameter names are the global names. What PP = 1 trains.
+    """All layers in one module, empty (see `fill`); parameter names are the global names. What PP = 1 trains.
 
     Args:
         context: of the model.

@@ -46,22 +46,18 @@ class MLP(nn.Module):
             f"{name}.{self.first}",
             spec.hidden_size,
             (spec.ffn_hidden_size,) * (2 if gated else 1),
+            context,
             bias=spec.bias,
             init_std=spec.init_std,
-            seed=context.seed,
-            group=context.tensor,
-            sequence_parallel=context.sequence_parallel,
         )
         self.add_module(self.first, inner)
         self.down = RowParallelLinear(
             f"{name}.down",
             spec.ffn_hidden_size,
             spec.hidden_size,
+            context,
             bias=spec.bias,
             init_std=context.residual_std,
-            seed=context.seed,
-            group=context.tensor,
-            sequence_parallel=context.sequence_parallel,
         )
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from trainer.config.schema import NormKind
 from trainer.kernels.pointwise import Pointwise
 from trainer.model.context import ModelContext
-from trainer.tensor_parallel.init import constant_parameter
+from trainer.tensor_parallel.init import ONE, ZERO
 from trainer.tensor_parallel.mappings import complete_gradient
 from trainer.tensor_parallel.shard import ShardSpec
 
@@ -36,10 +36,10 @@ class Norm(nn.Module):
         self.sequence_parallel = context.sequence_parallel
         self.pointwise = Pointwise()
         shape = (spec.hidden_size,)
-        self.weight = constant_parameter(ShardSpec(f"{name}.weight", shape), 1.0, self.group)
+        self.weight = context.parameter(ShardSpec(f"{name}.weight", shape), ONE)
         self.bias: nn.Parameter | None = None
         if spec.norm is NormKind.layernorm and spec.bias:
-            self.bias = constant_parameter(ShardSpec(f"{name}.bias", shape), 0.0, self.group)
+            self.bias = context.parameter(ShardSpec(f"{name}.bias", shape), ZERO)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Normalise the last dimension."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from trainer.config.schema import PositionKind
 from trainer.model.context import ModelContext
-from trainer.tensor_parallel.init import normal_parameter
+from trainer.tensor_parallel.init import Initial
 from trainer.tensor_parallel.mappings import scatter_to_sequence
 from trainer.tensor_parallel.random import hidden_dropout
 from trainer.tensor_parallel.shard import ShardSpec
@@ -42,7 +42,7 @@ class PositionLayer(nn.Module):
         self.weight: nn.Parameter | None = None
         if spec.position is PositionKind.learned:
             shape = (spec.seq_length, spec.hidden_size)
-            self.weight = normal_parameter(ShardSpec(f"{name}.weight", shape), spec.init_std, context.seed, self.group)
+            self.weight = context.parameter(ShardSpec(f"{name}.weight", shape), Initial(spec.init_std))
 
     def forward(self, hidden: torch.Tensor, start: int = 0) -> torch.Tensor:
         """Add the positions `start, start + 1, ...` to the rows of hidden.

@@ -53,29 +53,44 @@ MODULE_CLASSES: Mapping[PipelineSchedule, type[BoundedPipelineModule]] = {
 """What holds a rank's stages under each schedule."""
 
 
+@dataclass(frozen=True)
+class Builder:
+    """Builds and fills one layer after the other, only on the rank that owns it."""
+
+    context: ModelContext
+    fill: Callable[[nn.Module], object]
+    """Gives an empty layer its memory and values."""
+
+    def layer(self, name: str) -> nn.Module:
+        """Return the layer of a name, filled."""
+        layer = build_layer(name, self.context)
+        self.fill(layer)
+        return layer
+
+
 class NamedLayerSpec(LayerSpec):  # type: ignore[misc]
     """Builds the layer of a name only on the rank that owns it."""
 
-    def __init__(self, name: str, context: ModelContext) -> None:
+    def __init__(self, name: str, builder: Builder) -> None:
         super().__init__(nn.Module)
         self.name = name
-        self.context = context
+        self.builder = builder
 
     def build(self, log: bool = False) -> nn.Module:
         """Build the layer."""
-        return build_layer(self.name, self.context)
+        return self.builder.layer(self.name)
 
 
 class TiedEmbeddingSpec(TiedLayerSpec):  # type: ignore[misc]
     """The token embedding, used as the first layer and, through `forward_fn`, as the head."""
 
-    def __init__(self, context: ModelContext, forward_fn: Callable[..., torch.Tensor] | None = None) -> None:
+    def __init__(self, builder: Builder, forward_fn: Callable[..., torch.Tensor] | None = None) -> None:
         super().__init__(TIED_KEY, nn.Module, forward_fn=forward_fn, tied_weight_attr="weight")
-        self.context = context
+        self.builder = builder
 
     def build(self, log: bool = False) -> nn.Module:
         """Build the embedding; a stage that holds both uses builds it once."""
-        return build_layer("embedding", self.context)
+        return self.builder.layer("embedding")
 
 
 @dataclass
@@ -119,8 +134,8 @@ class LossHead(nn.Module):
 class LossHeadSpec(NamedLayerSpec):
     """Builds the untied head with its loss."""
 
-    def __init__(self, context: ModelContext, slot: LabelSlot) -> None:
-        super().__init__("head", context)
+    def __init__(self, builder: Builder, slot: LabelSlot) -> None:
+        super().__init__("head", builder)
         self.slot = slot
 
     def build(self, log: bool = False) -> nn.Module:
@@ -132,39 +147,40 @@ def _tied_loss(slot: LabelSlot, module: VocabParallelEmbedding, hidden: torch.Te
     return embedding_loss(module, hidden, slot.take())
 
 
-def layer_specs(context: ModelContext, slot: LabelSlot) -> list[LayerSpec]:
+def layer_specs(builder: Builder, slot: LabelSlot) -> list[LayerSpec]:
     """Return one spec a layer, in order; a tied head shares the embedding's weight.
 
     With model.fused_loss the last layer returns the loss of the labels in `slot`, otherwise logits.
     """
-    tied, fused = context.spec.tied_embeddings, context.spec.fused_loss
+    model = builder.context.spec
+    tied, fused = model.tied_embeddings, model.fused_loss
     specs: list[LayerSpec] = []
-    for name in layer_names(context.spec):
+    for name in layer_names(model):
         if tied and name == "embedding":
-            specs.append(TiedEmbeddingSpec(context))
+            specs.append(TiedEmbeddingSpec(builder))
         elif tied and name == "head":
             forward = partial(_tied_loss, slot) if fused else embedding_logits
-            specs.append(TiedEmbeddingSpec(context, forward_fn=forward))
+            specs.append(TiedEmbeddingSpec(builder, forward_fn=forward))
         elif name == "head" and fused:
-            specs.append(LossHeadSpec(context, slot))
+            specs.append(LossHeadSpec(builder, slot))
         else:
-            specs.append(NamedLayerSpec(name, context))
+            specs.append(NamedLayerSpec(name, builder))
     return specs
 
 
-def build_pipeline(plan: RunPlan, context: ModelContext) -> PipelineModule:
-    """Build this rank's stages. Collective over the world (DeepSpeed creates its own groups)."""
+def build_pipeline(plan: RunPlan, builder: Builder) -> PipelineModule:
+    """Build this rank's stages, layer by layer. Collective over the world (DeepSpeed creates its own groups)."""
     topology = PipeModelDataParallelTopology(
         num_pp=plan.pipeline_parallel_size, num_mp=plan.tensor_parallel_size, num_dp=plan.data_parallel_size
     )
-    unfused = language_model_loss(context)
+    unfused = language_model_loss(builder.context)
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return unfused(logits, labels)
 
     slot = LabelSlot()
-    loss_fn = None if context.spec.fused_loss else loss
+    loss_fn = None if builder.context.spec.fused_loss else loss
     build = MODULE_CLASSES[plan.config.layout.pipeline_schedule]
-    module = build(stage_bounds(plan), layer_specs(context, slot), topology=topology, loss_fn=loss_fn)
+    module = build(stage_bounds(plan), layer_specs(builder, slot), topology=topology, loss_fn=loss_fn)
     module.label_slot = slot
     return module

@@ -15,12 +15,12 @@ import torch
 from trainer.config.plan import RunPlan, make_model_spec
 from trainer.data.tokenizer import Tokenizer, load_tokenizer
 from trainer.engine.face import Engine
-from trainer.generation.generate import continued, fill, whole_model
+from trainer.generation.generate import continued, whole_model
 from trainer.generation.options import GenerateOptions
 from trainer.loop.events import RunEnd, StepReport
 from trainer.metrics.sink import Sample
-from trainer.model.gpt import GPT
 from trainer.samples.weights import WeightGatherer
+from trainer.tensor_parallel.init import fill
 from trainer.tensor_parallel.shard import with_padding
 from trainer.topology.groups import DistGroup, ParallelGroups
 
@@ -51,7 +51,6 @@ class SamplesHook:
         self._weights = WeightGatherer(engine, plan.config.zero.stage == 3, groups, control)
         self._publish = publish
         self._tokenizer: Tokenizer | None = None
-        self._model: GPT | None = None
 
     def on_start(self, first_step: int) -> None:
         """Do nothing."""
@@ -72,14 +71,15 @@ class SamplesHook:
 
     def _write(self, step: int, weights: Mapping[str, torch.Tensor]) -> list[Sample]:
         config = self._plan.config
-        if self._model is None or self._tokenizer is None:
+        if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._tokenizer_folder)
-            self._model = whole_model(make_model_spec(config.model, self._plan.model.vocab_size, 1))
-        fill(self._model, lambda spec: with_padding(weights[spec.name], spec))
+        # Built anew, which takes no memory; it is filled with the gathered tensors themselves, and goes with them.
+        model = whole_model(make_model_spec(config.model, self._plan.model.vocab_size, 1))
+        fill(model, lambda spec, _: with_padding(weights[spec.name], spec))
         options = GenerateOptions(max_tokens=config.eval.max_tokens, temperature=config.eval.temperature)
         written = []
         for prompt in config.eval.prompts:
             for index in range(config.eval.samples):
-                text = continued(self._model, self._tokenizer, prompt, options, seed=config.eval.seed + index)
+                text = continued(model, self._tokenizer, prompt, options, seed=config.eval.seed + index)
                 written.append(Sample(step, prompt, text))
         return written

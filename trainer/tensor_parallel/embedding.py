@@ -14,12 +14,11 @@ from torch import nn
 from trainer.kernels.loss_programs import LossPrograms
 from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entropy
 from trainer.tensor_parallel.gradients import adds_in_place, row_gradient
-from trainer.tensor_parallel.init import normal_parameter
+from trainer.tensor_parallel.init import Initial, TensorContext
 from trainer.tensor_parallel.linear import column_parallel_linear
 from trainer.tensor_parallel.mappings import reduce_from_tensor_parallel, reduce_scatter_to_sequence
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.tensor_parallel.token_ids import check_token_ids
-from trainer.topology.groups import Group
 
 
 class _Rows(torch.autograd.Function):
@@ -55,10 +54,8 @@ class VocabParallelEmbedding(nn.Module):
         vocab_size: ids that exist.
         padded_vocab_size: rows over all ranks; those above vocab_size start as zero and stay so.
         hidden_size: H.
+        context: with sequence parallelism hidden is a sequence shard.
         init_std: standard deviation of the rows at start.
-        seed: of the run.
-        group: tensor-parallel group.
-        sequence_parallel: hidden is a sequence shard.
 
     Raises:
         ConfigError: padded_vocab_size is not divisible by the group's size.
@@ -70,21 +67,19 @@ class VocabParallelEmbedding(nn.Module):
         vocab_size: int,
         padded_vocab_size: int,
         hidden_size: int,
+        context: TensorContext,
         *,
         init_std: float,
-        seed: int,
-        group: Group,
-        sequence_parallel: bool,
     ) -> None:
         super().__init__()
-        self.group = group
-        self.sequence_parallel = sequence_parallel
+        self.group = context.tensor
+        self.sequence_parallel = context.sequence_parallel
         self.vocab_size = vocab_size
         self.programs: LossPrograms | None = None
         padding = padded_vocab_size - vocab_size
         spec = ShardSpec(f"{name}.weight", (padded_vocab_size, hidden_size), 0, (padded_vocab_size,), padding)
-        self.weight = normal_parameter(spec, init_std, seed, group)
-        self.rows = padded_vocab_size // group.size
+        self.weight = context.parameter(spec, Initial(init_std))
+        self.rows = padded_vocab_size // self.group.size
 
     def forward(self, tensor: torch.Tensor, as_head: bool = False, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Embed ids `[B, S]`; with `as_head` multiply by the transposed embedding, with labels return its loss."""

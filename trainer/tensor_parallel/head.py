@@ -6,8 +6,8 @@ import torch
 
 from trainer.kernels.loss_programs import LossPrograms
 from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entropy
+from trainer.tensor_parallel.init import TensorContext
 from trainer.tensor_parallel.linear import ColumnParallelLinear
-from trainer.topology.groups import Group
 
 
 class VocabParallelHead(ColumnParallelLinear):
@@ -20,10 +20,8 @@ class VocabParallelHead(ColumnParallelLinear):
         vocab_size: ids that exist.
         padded_vocab_size: rows over all ranks.
         hidden_size: H.
+        context: with sequence parallelism hidden is a sequence shard.
         init_std: standard deviation of the weight at start.
-        seed: of the run.
-        group: tensor-parallel group.
-        sequence_parallel: hidden is a sequence shard.
 
     Raises:
         ConfigError: padded_vocab_size is not divisible by the group's size.
@@ -35,21 +33,17 @@ class VocabParallelHead(ColumnParallelLinear):
         vocab_size: int,
         padded_vocab_size: int,
         hidden_size: int,
+        context: TensorContext,
         *,
         init_std: float,
-        seed: int,
-        group: Group,
-        sequence_parallel: bool,
     ) -> None:
         super().__init__(
             name,
             hidden_size,
             (padded_vocab_size,),
+            context,
             bias=False,
             init_std=init_std,
-            seed=seed,
-            group=group,
-            sequence_parallel=sequence_parallel,
             padding=padded_vocab_size - vocab_size,
         )
         self.vocab_size = vocab_size

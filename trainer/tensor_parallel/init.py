@@ -1,14 +1,98 @@
-"""Initial weights: drawn for the whole tensor from (seed, name), then cut, so that every layout starts equal."""
+"""Parameters are made empty, and filled later, module by module, from one source.
+
+An empty parameter is on torch's meta device: it has a shape, its `ShardSpec` and its `Initial` values, and takes no
+memory. So a model is built without any, its layers are filled one after the other, and what fills them may be the keyed
+draw of this file, a checkpoint, or nothing at all where a checkpoint is about to be read.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from trainer.tensor_parallel.shard import ShardSpec, set_shard_spec, shard, with_padding
+from trainer.tensor_parallel.shard import ShardSpec, set_shard_spec, shard, shard_spec, with_padding
 from trainer.topology.groups import Group
+
+_ATTRIBUTE = "trident_initial"
+
+
+@dataclass(frozen=True)
+class Initial:
+    """The values that a tensor begins with in a new model."""
+
+    std: float = 0.0
+    """Of the normal distribution around 0 that they are drawn from; 0: all of them are `value`."""
+    value: float = 0.0
+
+
+ZERO = Initial(value=0.0)
+ONE = Initial(value=1.0)
+
+Source = Callable[[ShardSpec, Initial], torch.Tensor]
+"""Where values come from: (spec, initial) -> this rank's shard of that tensor, fp32 on CPU, of shape
+`spec.local_shape(tensor_parallel_size)`. The parameter takes the tensor as its own."""
+
+
+@dataclass(frozen=True)
+class TensorContext:
+    """What a layer that is cut over the tensor-parallel group is built with."""
+
+    tensor: Group
+    """Tensor-parallel group; a FakeGroup builds one rank's share without peers."""
+    sequence_parallel: bool
+    """Hidden states between layers are sequence shards `[S/tp, B, H]`."""
+
+    def parameter(self, spec: ShardSpec, initial: Initial) -> nn.Parameter:
+        """Return this rank's part of a tensor, empty. No collective, no memory.
+
+        Raises:
+            ConfigError: a block of the tensor cannot be cut into equal parts.
+        """
+        parameter = nn.Parameter(torch.empty(spec.local_shape(self.tensor.size), dtype=torch.float32, device="meta"))
+        set_shard_spec(parameter, spec)
+        setattr(parameter, _ATTRIBUTE, initial)
+        return parameter
+
+
+def fill(
+    layers: nn.Module,
+    source: Source,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    then: Callable[[nn.Parameter], None] | None = None,
+) -> set[str]:
+    """Give every parameter memory and values, one after the other, in the order of `layers.parameters()`. Local.
+
+    Parameters that held values lose them. Whoever keeps a reference to a parameter keeps the old one.
+
+    Args:
+        layers: made of parameters of `TensorContext`.
+        source: of the values.
+        device: where the parameters go.
+        dtype: of the parameters; fp32 values are rounded to it before they go there.
+        then: what happens to a parameter before the next one is made.
+
+    Returns:
+        The global names of the parameters.
+    """
+    names: set[str] = set()
+    for module in layers.modules():
+        for name, empty in list(module.named_parameters(recurse=False)):
+            spec = shard_spec(empty)
+            values = source(spec, getattr(empty, _ATTRIBUTE))
+            filled = nn.Parameter(values.to(dtype).to(device), requires_grad=empty.requires_grad)
+            del values
+            # The marks that say how it is cut, and to DeepSpeed that it is.
+            vars(filled).update(vars(empty))
+            setattr(module, name, filled)
+            names.add(spec.name)
+            if then is not None:
+                then(filled)
+    return names
 
 
 def stable_hash(*parts: object) -> int:
@@ -25,15 +109,33 @@ def draw_normal(spec: ShardSpec, std: float, seed: int) -> torch.Tensor:
     return with_padding(drawn, spec)
 
 
-def normal_parameter(spec: ShardSpec, std: float, seed: int, group: Group) -> nn.Parameter:
-    """Return this rank's part of a tensor drawn by `draw_normal`. No collective."""
-    parameter = nn.Parameter(shard(draw_normal(spec, std, seed), spec, group.rank, group.size))
-    set_shard_spec(parameter, spec)
-    return parameter
+@dataclass(frozen=True)
+class Drawn:
+    """The source of a new model: tensors are drawn whole by (seed, name), then cut, so that every layout starts equal.
+
+    Takes the memory of the largest whole tensor, for as long as it is cut.
+    """
+
+    seed: int
+    tensor: Group
+    """Tensor-parallel group."""
+
+    def __call__(self, spec: ShardSpec, initial: Initial) -> torch.Tensor:
+        """Return this rank's part. No collective."""
+        rank, size = self.tensor.rank, self.tensor.size
+        if initial.std == 0:
+            return torch.full(spec.local_shape(size), initial.value, dtype=torch.float32, device="cpu")
+        drawn = draw_normal(spec, initial.std, self.seed)
+        return drawn if size == 1 else shard(drawn, spec, rank, size)
 
 
-def constant_parameter(spec: ShardSpec, value: float, group: Group) -> nn.Parameter:
-    """Return this rank's part of a tensor filled with `value`. No collective."""
-    parameter = nn.Parameter(torch.full(spec.local_shape(group.size), value, dtype=torch.float32, device="cpu"))
-    set_shard_spec(parameter, spec)
-    return parameter
+@dataclass(frozen=True)
+class Reserved:
+    """Memory whose values are about to come: for an engine that a checkpoint is loaded into before its first step."""
+
+    tensor: Group
+    """Tensor-parallel group."""
+
+    def __call__(self, spec: ShardSpec, initial: Initial) -> torch.Tensor:
+        """Return memory as it is. No collective."""
+        return torch.empty(spec.local_shape(self.tensor.size), dtype=torch.float32, device="cpu")

@@ -13,7 +13,7 @@ from torch import nn
 
 from trainer.kernels.gemm import has_own_products, products_of
 from trainer.tensor_parallel.gradients import adds_in_place, weight_gradient
-from trainer.tensor_parallel.init import constant_parameter, normal_parameter
+from trainer.tensor_parallel.init import ZERO, Initial, TensorContext
 from trainer.tensor_parallel.mappings import (
     SEQUENCE_DIM,
     complete_gradient,
@@ -124,11 +124,9 @@ class ColumnParallelLinear(nn.Module):
         name: global name, `<name>.weight` and `<name>.bias`.
         in_features: input width, whole on every rank.
         sections: global widths of the fused outputs; each is cut evenly.
+        context: with sequence parallelism the input is a sequence shard.
         bias: add a bias (cut like the rows).
         init_std: standard deviation of the weight at start.
-        seed: of the run.
-        group: tensor-parallel group.
-        sequence_parallel: the input is a sequence shard.
         padding: trailing rows that are vocabulary padding.
 
     Raises:
@@ -140,23 +138,21 @@ class ColumnParallelLinear(nn.Module):
         name: str,
         in_features: int,
         sections: tuple[int, ...],
+        context: TensorContext,
         *,
         bias: bool,
         init_std: float,
-        seed: int,
-        group: Group,
-        sequence_parallel: bool,
         padding: int = 0,
     ) -> None:
         super().__init__()
-        self.group = group
-        self.sequence_parallel = sequence_parallel
+        self.group = context.tensor
+        self.sequence_parallel = context.sequence_parallel
         rows = sum(sections)
         spec = ShardSpec(f"{name}.weight", (rows, in_features), 0, sections, padding)
-        self.weight = normal_parameter(spec, init_std, seed, group)
+        self.weight = context.parameter(spec, Initial(init_std))
         self.bias: nn.Parameter | None = None
         if bias:
-            self.bias = constant_parameter(ShardSpec(f"{name}.bias", (rows,), 0, sections, padding), 0.0, group)
+            self.bias = context.parameter(ShardSpec(f"{name}.bias", (rows,), 0, sections, padding), ZERO)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return this rank's output features of the whole sequence."""
@@ -174,11 +170,9 @@ class RowParallelLinear(nn.Module):
         name: global name, `<name>.weight` and `<name>.bias`.
         in_features: global input width.
         out_features: output width, whole on every rank.
+        context: with sequence parallelism the output is a sequence shard.
         bias: add a bias.
         init_std: standard deviation of the weight at start.
-        seed: of the run.
-        group: tensor-parallel group.
-        sequence_parallel: return a sequence shard.
 
     Raises:
         ConfigError: in_features is not divisible by the group's size.
@@ -189,21 +183,19 @@ class RowParallelLinear(nn.Module):
         name: str,
         in_features: int,
         out_features: int,
+        context: TensorContext,
         *,
         bias: bool,
         init_std: float,
-        seed: int,
-        group: Group,
-        sequence_parallel: bool,
     ) -> None:
         super().__init__()
-        self.group = group
-        self.sequence_parallel = sequence_parallel
+        self.group = context.tensor
+        self.sequence_parallel = context.sequence_parallel
         spec = ShardSpec(f"{name}.weight", (out_features, in_features), 1, (in_features,))
-        self.weight = normal_parameter(spec, init_std, seed, group)
+        self.weight = context.parameter(spec, Initial(init_std))
         self.bias: nn.Parameter | None = None
         if bias:
-            self.bias = constant_parameter(ShardSpec(f"{name}.bias", (out_features,)), 0.0, group)
+            self.bias = context.parameter(ShardSpec(f"{name}.bias", (out_features,)), ZERO)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the sum over ranks, plus the bias."""

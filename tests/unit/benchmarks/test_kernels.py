@@ -64,7 +64,7 @@ def test_a_rate_counts_two_operations_a_product() -> None:
 
 def test_attention_reads_what_the_model_makes() -> None:
     mine = Attention(TINY, CPU)
-    context = ModelContext(TINY.plan().model, SingleGroup(), 1, sequence_parallel=False, clock=StepClock(1))
+    context = ModelContext(SingleGroup(), False, spec=TINY.plan().model, clock=StepClock(1))
     theirs = OfTheModel("attention", context)._heads(mine.qkv, 0)
     for part, other in zip(mine.parts(), theirs, strict=True):
         assert part.stride() == other.stride()

@@ -8,18 +8,16 @@ import torch
 from benchmarks import theory
 from benchmarks.case import CASES, Case, gpu_case
 from benchmarks.theory import expected_bytes, gpu_bytes
+from tests.helpers.models import drawn_gpt
 from trainer.config.ds_json import reduce_bucket_size
 from trainer.model.accounting import parameter_count
-from trainer.model.gpt import GPT, ModelContext
 from trainer.tensor_parallel import fused_loss
-from trainer.tensor_parallel.random import StepClock
-from trainer.topology.groups import SingleGroup
 
 
 def kept_bytes(case: Case, recompute: str) -> int:
     """Bytes of distinct tensors that forward leaves for backward, parameters aside."""
     spec = case.plan((f"model.recompute={recompute}",)).model
-    model = GPT(ModelContext(spec, SingleGroup(), 1, sequence_parallel=False, clock=StepClock(1)))
+    model = drawn_gpt(spec, 1)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 

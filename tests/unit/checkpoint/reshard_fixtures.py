@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from tests.helpers.models import drawn_gpt
 from tests.unit.checkpoint.checkpoint_fixtures import KINDS
 from trainer.checkpoint.fragments import TensorFolder, write_fragments
 from trainer.checkpoint.manifest import MANIFEST, Manifest, describe_layout, file_facts, read_manifest
@@ -27,10 +28,7 @@ from trainer.config.schema import (
 )
 from trainer.engine.face import Fragment
 from trainer.loop.state import TrainState
-from trainer.model.gpt import GPT, ModelContext
-from trainer.tensor_parallel.random import StepClock
 from trainer.tensor_parallel.shard import shard_spec, with_padding, without_padding
-from trainer.topology.groups import SingleGroup
 
 STEP = 7
 VOCABULARY = 61
@@ -89,7 +87,7 @@ def plan_of(config: TridentConfig) -> RunPlan:
 def random_fragments(config: TridentConfig, seed: int = 11) -> list[Fragment]:
     """Return what a single rank would write if every tensor were random."""
     spec = plan_of(config).model
-    gpt = GPT(ModelContext(spec, SingleGroup(), 3, False, StepClock(3)))
+    gpt = drawn_gpt(spec, 3)
     generator = torch.Generator().manual_seed(seed)
     fragments = []
     for kind in KINDS:

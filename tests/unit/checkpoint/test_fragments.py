@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from tests.helpers.models import drawn_gpt
 from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.unit.checkpoint.checkpoint_fixtures import cut
 from trainer.checkpoint.container import read_values
@@ -24,8 +25,6 @@ from trainer.config.schema import ModelConfig
 from trainer.engine.face import Fragment
 from trainer.errors import CheckpointError, StorageError
 from trainer.files import storage_faults
-from trainer.model.gpt import GPT, ModelContext
-from trainer.tensor_parallel.random import StepClock
 from trainer.tensor_parallel.shard import ShardSpec, shard, shard_spec, without_padding
 from trainer.topology.groups import FakeGroup
 
@@ -56,14 +55,14 @@ def write_model(folder: Path, model: ModelConfig, vocab_size: int, tp: int) -> d
     """Write a model cut over tp ranks; return its whole tensors without padding, as one rank would build them."""
     spec = make_model_spec(model, vocab_size, tp)
     for rank in range(tp):
-        gpt = GPT(ModelContext(spec, FakeGroup(rank, tp), 3, False, StepClock(3)))
+        gpt = drawn_gpt(spec, 3, FakeGroup(rank, tp))
         parts = [
             Fragment("weight", shard_spec(p), rank, tp, 0, p.detach().reshape(-1))
             for p in gpt.parameters()
             if rank == 0 or shard_spec(p).dim is not None
         ]
         write(folder, rank, parts)
-    one = GPT(ModelContext(make_model_spec(model, vocab_size, 1), FakeGroup(0, 1), 3, False, StepClock(3)))
+    one = drawn_gpt(make_model_spec(model, vocab_size, 1), 3, FakeGroup(0, 1))
     return {shard_spec(p).name: without_padding(p.detach(), shard_spec(p)) for p in one.parameters()}
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.helpers.models import drawn_gpt
 from tests.unit.checkpoint.reshard_fixtures import (
     GPT2,
     LAYOUTS,
@@ -36,9 +37,7 @@ from trainer.cli import main
 from trainer.config.compose import compose, differences, from_yaml, recompose, to_yaml
 from trainer.config.plan import make_plan
 from trainer.config.schema import CheckpointConfig, LayoutConfig, ModelConfig, PipelineSchedule
-from trainer.model.gpt import GPT, ModelContext
 from trainer.resharding import MAY_CHANGE
-from trainer.tensor_parallel.random import StepClock
 from trainer.tensor_parallel.shard import ShardSpec, shard, shard_spec
 from trainer.topology.grid import Grid
 from trainer.topology.groups import FakeGroup
@@ -94,7 +93,7 @@ def test_each_file_holds_what_its_rank_computes_with(source: Path, tmp_path: Pat
 def _specs_of(model: ModelConfig, tp: int, tp_rank: int) -> dict[str, ShardSpec]:
     """How layers themselves cut their tensors."""
     spec = make_plan(replace(config_of(model), layout=LayoutConfig(tensor_parallel_size=tp)), VOCABULARY).model
-    gpt = GPT(ModelContext(spec, FakeGroup(tp_rank, tp), 3, False, StepClock(3)))
+    gpt = drawn_gpt(spec, 3, FakeGroup(tp_rank, tp))
     return {shard_spec(p).name: shard_spec(p) for p in gpt.parameters()}
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.helpers.models import drawn_gpt
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import (
     AdamImplementation,
@@ -16,9 +17,7 @@ from trainer.config.schema import (
 from trainer.engine.adam import adam_implementation, check_compiler
 from trainer.engine.optimizer import build_optimizer, decay_groups
 from trainer.errors import ConfigError
-from trainer.model.gpt import GPT, ModelContext
-from trainer.tensor_parallel.random import StepClock
-from trainer.topology.groups import SingleGroup
+from trainer.model.gpt import GPT
 
 AUTO, TORCH, CPU = AdamImplementation.auto, AdamImplementation.torch, AdamImplementation.deepspeed_cpu
 MODEL = ModelConfig(hidden_size=16, num_layers=1, num_attention_heads=2, seq_length=8)
@@ -35,7 +34,7 @@ def plan_of(
 
 
 def gpt() -> GPT:
-    return GPT(ModelContext(plan_of().model, SingleGroup(), 1, False, StepClock(1)))
+    return drawn_gpt(plan_of().model, 1)
 
 
 def test_matrices_and_embeddings_decay_and_vectors_do_not() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.models import drawn_gpt
 from tests.helpers.reference import TINY, TINY_LLAMA, reference_logits
 from trainer.checkpoint.fragments import write_fragments
 from trainer.checkpoint.manifest import MANIFEST, Manifest, describe_layout, file_facts, read_manifest
@@ -28,10 +29,9 @@ from trainer.errors import CheckpointError, ConfigError, TridentError
 from trainer.generation.generate import generate_text, load_model, sample
 from trainer.generation.options import GenerateOptions
 from trainer.loop.state import TrainState
-from trainer.model.gpt import GPT, ModelContext
-from trainer.tensor_parallel.random import StepClock
+from trainer.model.gpt import GPT
 from trainer.tensor_parallel.shard import shard, shard_spec, without_padding
-from trainer.topology.groups import FakeGroup, SingleGroup
+from trainer.topology.groups import FakeGroup
 
 VOCABULARY = 29
 GREEDY = GenerateOptions(temperature=0.0)
@@ -58,7 +58,7 @@ def lively(model: GPT) -> GPT:
 
 def model_of(config: ModelConfig, vocab_size: int = VOCABULARY) -> GPT:
     spec = make_model_spec(config, vocab_size, 1)
-    return lively(GPT(ModelContext(spec, SingleGroup(), 5, False, StepClock(5))))
+    return lively(drawn_gpt(spec, 5))
 
 
 def weights_of(model: GPT) -> dict[str, torch.Tensor]:
@@ -144,7 +144,7 @@ def write_run(
     (checkpoint / TENSORS).mkdir(parents=True)
     whole = weights_of(model_of(model, tokenizer.vocab_size))
     for rank in range(tp):
-        cut = GPT(ModelContext(plan.model, FakeGroup(rank, tp), 5, False, StepClock(5)))
+        cut = drawn_gpt(plan.model, 5, FakeGroup(rank, tp))
         parts = []
         for spec in map(shard_spec, cut.parameters()):
             if spec.dim is None and rank != 0:

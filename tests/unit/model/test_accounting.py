@@ -88,7 +88,7 @@ def test_gpt3_sizes_are_those_of_the_paper(spec: ModelSpec, name_billions: float
 )
 def test_counts_equal_the_built_module(config: ModelConfig) -> None:
     spec = make_model_spec(replace(config, vocab_pad_multiple=1), 29, 1)
-    model = GPT(ModelContext(spec, SingleGroup(), 1, False, StepClock(1)))
+    model = GPT(ModelContext(SingleGroup(), False, spec=spec, clock=StepClock(1)))
     counts = layer_parameter_counts(spec)
     assert parameter_count(spec) == sum(parameter.numel() for parameter in model.parameters())
     for name, count in zip(layer_names(spec), counts, strict=True):

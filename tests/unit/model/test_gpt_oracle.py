@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.helpers.models import drawn
 from tests.helpers.reference import TINY, TINY_LLAMA, reference_gradients, reference_logits, train_reference
 from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
 from trainer.config.plan import ModelSpec, make_model_spec
@@ -32,7 +33,11 @@ def context(
     model: ModelConfig, group: Group, sequence_parallel: bool = False, vocab_size: int = VOCABULARY
 ) -> ModelContext:
     spec = make_model_spec(model, vocab_size, group.size)
-    return ModelContext(spec, group, 17, sequence_parallel, StepClock(17))
+    return ModelContext(group, sequence_parallel, spec=spec, clock=StepClock(17))
+
+
+def built(one: ModelContext) -> GPT:
+    return drawn(GPT(one), one.tensor, 17)
 
 
 def unpadded(model: ModelConfig) -> ModelSpec:
@@ -61,7 +66,7 @@ def test_loss_gradients_and_logits_equal_the_oracle(model: str, size: int, seque
     input_ids, labels = tokens()
 
     def body(group: Group) -> tuple[GPT, float, torch.Tensor]:
-        gpt = GPT(context(config, group, sequence_parallel))
+        gpt = built(context(config, group, sequence_parallel))
         lively(gpt)
         loss = gpt.loss(input_ids, labels)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -89,7 +94,7 @@ def test_loss_gradients_and_logits_equal_the_oracle(model: str, size: int, seque
 def test_initial_weights_are_equal_in_every_layout_bit_for_bit(model: str) -> None:
     def weights(size: int, sequence_parallel: bool) -> dict[str, torch.Tensor]:
         contexts = [context(MODELS[model], FakeGroup(rank, size), sequence_parallel) for rank in range(size)]
-        models = [GPT(one) for one in contexts]
+        models = [built(one) for one in contexts]
         return whole(models, [local_weights(gpt) for gpt in models])
 
     expected = weights(1, False)
@@ -102,7 +107,7 @@ def test_initial_weights_are_equal_in_every_layout_bit_for_bit(model: str) -> No
 
 def test_initial_weights_have_the_prescribed_deviations() -> None:
     config = replace(TINY, hidden_size=64, num_layers=3, vocab_pad_multiple=1)
-    gpt = GPT(context(config, SingleGroup(), vocab_size=500))
+    gpt = built(context(config, SingleGroup(), vocab_size=500))
     for name, parameter in gpt.named_parameters():
         found = parameter.detach()
         if parameter.ndim == 1:
@@ -116,7 +121,7 @@ def test_initial_weights_have_the_prescribed_deviations() -> None:
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
 def test_initial_loss_is_the_log_of_the_vocabulary(model: str) -> None:
     config = replace(MODELS[model], hidden_size=64, ffn_hidden_size=128, num_key_value_heads=None)
-    gpt = GPT(context(config, SingleGroup(), vocab_size=1000))
+    gpt = built(context(config, SingleGroup(), vocab_size=1000))
     ids = torch.randint(0, 1000, (8, 13), generator=torch.Generator().manual_seed(2))
     assert gpt.loss(ids[:, :-1], ids[:, 1:]).item() == pytest.approx(math.log(1000), rel=0.02)
 
@@ -125,7 +130,7 @@ def test_vocabulary_padding_changes_nothing() -> None:
     input_ids, labels = tokens()
     results = []
     for multiple in (1, 8, 64):
-        gpt = GPT(context(replace(TINY, vocab_pad_multiple=multiple), SingleGroup()))
+        gpt = built(context(replace(TINY, vocab_pad_multiple=multiple), SingleGroup()))
         loss = gpt.loss(input_ids, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         gradient = gpt.embedding.weight.grad
@@ -141,7 +146,7 @@ def test_vocabulary_padding_changes_nothing() -> None:
 
 def test_oracle_training_loop_follows_adamw_and_clips() -> None:
     config = OptimizerConfig(lr=1e-2, grad_clip=0.5)
-    gpt = GPT(context(TINY, SingleGroup()))
+    gpt = built(context(TINY, SingleGroup()))
     weights = whole([gpt], [local_weights(gpt)])
     input_ids, labels = tokens(batch=4)
     spec = unpadded(TINY)

@@ -16,19 +16,18 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from tests.helpers.models import drawn_gpt
 from tests.helpers.reference import TINY, TINY_LLAMA
 from trainer.config.plan import make_model_spec
 from trainer.config.schema import ModelConfig
-from trainer.model.gpt import GPT, ModelContext, full_logits
-from trainer.tensor_parallel.random import StepClock
-from trainer.topology.groups import SingleGroup
+from trainer.model.gpt import GPT, full_logits
 
 VOCABULARY = 61
 
 
 def build(model: ModelConfig) -> GPT:
     spec = make_model_spec(model, VOCABULARY, 1)
-    return GPT(ModelContext(spec, SingleGroup(), 3, False, StepClock(3))).eval()
+    return drawn_gpt(spec, 3).eval()
 
 
 def fill(gpt: GPT, weights: dict[str, torch.Tensor]) -> None:

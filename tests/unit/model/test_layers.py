@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers.models import drawn
 from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.helpers.thread_group import run_ranks
 from trainer.config.plan import make_model_spec
@@ -41,7 +42,13 @@ WINDOWED = replace(TINY_LLAMA, num_key_value_heads=2, sliding_window=4)
 
 def context(model: ModelConfig, group: Group | None = None, sequence_parallel: bool = False) -> ModelContext:
     group = group or SingleGroup()
-    return ModelContext(make_model_spec(model, VOCABULARY, group.size), group, 1, sequence_parallel, StepClock(1))
+    return ModelContext(
+        group, sequence_parallel, spec=make_model_spec(model, VOCABULARY, group.size), clock=StepClock(1)
+    )
+
+
+def built(one: ModelContext) -> GPT:
+    return drawn(GPT(one), one.tensor, 1)
 
 
 def ids(length: int = 12, batch: int = 2) -> torch.Tensor:
@@ -65,7 +72,7 @@ def test_layers_in_a_row_are_the_whole_model(model: ModelConfig, sequence_parall
                 assert isinstance(embedding, VocabParallelEmbedding)
                 layers.append(partial(embedding_logits, embedding))
                 continue
-            layer = build_layer(name, one)
+            layer = drawn(build_layer(name, one), one.tensor, 1)
             layers.append(layer)
             found |= {shard_spec(parameter).name for parameter in layer.parameters()}
         hidden = input_ids
@@ -73,7 +80,7 @@ def test_layers_in_a_row_are_the_whole_model(model: ModelConfig, sequence_parall
             hidden = step(hidden)
             local = 12 // group.size if sequence_parallel else 12
             assert hidden.shape[:2] == ((12, 2) if name == "head" else (local, 2))
-        gpt = GPT(one)
+        gpt = built(one)
         assert {name for name, _ in gpt.named_parameters()} == found
         assert all(shard_spec(parameter).name == name for name, parameter in gpt.named_parameters())
         return language_model_loss(one)(hidden, input_ids).item(), gpt.loss(input_ids, input_ids).item(), found
@@ -86,7 +93,7 @@ def test_layers_in_a_row_are_the_whole_model(model: ModelConfig, sequence_parall
 @pytest.mark.parametrize("model", [TINY, TINY_LLAMA, WINDOWED])
 @pytest.mark.parametrize("pieces", [(1,) * 12, (5, 1, 1, 5), (12,)])
 def test_cached_logits_equal_the_full_forward(model: ModelConfig, pieces: tuple[int, ...]) -> None:
-    gpt = GPT(context(model)).eval()
+    gpt = built(context(model)).eval()
     text = ids()
     with torch.inference_mode():
         expected = gpt(text)
@@ -100,7 +107,7 @@ def test_cache_works_over_tensor_parallel_ranks() -> None:
     text = ids()
 
     def body(group: Group) -> torch.Tensor:
-        gpt = GPT(context(WINDOWED, group)).eval()
+        gpt = built(context(WINDOWED, group)).eval()
         cache = KeyValueCache(12)
         with torch.no_grad():
             return torch.cat([full_logits(gpt(piece, cache), gpt.context) for piece in text.chunk(4, dim=1)])
@@ -118,7 +125,7 @@ def test_inference_does_not_poison_training(model: ModelConfig) -> None:
     causal_mask.cache_clear()
     one = context(model)
     one.clock.start_step(1, 0, 1, 2)
-    gpt = GPT(one).eval()
+    gpt = built(one).eval()
     with torch.inference_mode():
         gpt(ids())
         assert not causal_mask(12, 12, 4, torch.device("cpu")).is_inference()
@@ -134,7 +141,7 @@ def test_half_precision_is_close_to_fp32(model: ModelConfig, dtype: torch.dtype,
         for cast in (torch.float32, dtype):
             one = context(replace(model, recompute=recompute), group, sequence_parallel=True)
             one.clock.start_step(1, 0, 1, 2)
-            gpt = GPT(one).to(cast)
+            gpt = built(one).to(cast)
             loss = gpt.loss(ids(), ids())
             assert loss.dtype is torch.float32
             loss.backward()  # type: ignore[no-untyped-call]
@@ -148,7 +155,7 @@ def test_half_precision_is_close_to_fp32(model: ModelConfig, dtype: torch.dtype,
 
 @pytest.mark.parametrize("kind", list(NormKind))
 def test_norm_takes_statistics_in_fp32(kind: NormKind) -> None:
-    norm = Norm("n", context(replace(TINY, norm=kind, hidden_size=1024)))
+    norm = drawn(Norm("n", context(replace(TINY, norm=kind, hidden_size=1024))), SingleGroup(), 1)
     x = (torch.randn(4, 1024) * 30 + 100).half()
     expected = norm(x.float())
     torch.testing.assert_close(norm.half()(x).float(), expected, rtol=2e-3, atol=2e-3)
@@ -207,7 +214,7 @@ def test_unknown_layers_are_an_error() -> None:
 
 
 def test_wrong_inputs_are_errors() -> None:
-    gpt = GPT(context(TINY))
+    gpt = built(context(TINY))
     with pytest.raises(ValueError, match=r"input_ids must be \[B, S\], but have shape \(12,\)"):
         gpt(ids()[0])
     with pytest.raises(ValueError, match=r"at most model\.seq_length \(12\) tokens .* but has 13"):
@@ -217,7 +224,7 @@ def test_wrong_inputs_are_errors() -> None:
         gpt(ids(8), cache)
         with pytest.raises(ValueError, match="must hold at most 10 tokens, but would hold 11"):
             gpt(ids(3), cache)
-    sharded = GPT(context(TINY, FakeGroup(0, 2), sequence_parallel=True))
+    sharded = built(context(TINY, FakeGroup(0, 2), sequence_parallel=True))
     with pytest.raises(ValueError, match=r"must be used with layout\.sequence_parallel=false"):
         sharded(ids(), KeyValueCache(12))
     with pytest.raises(ConfigError, match=r"sequence length \(11\) must be divisible"):
@@ -225,11 +232,11 @@ def test_wrong_inputs_are_errors() -> None:
 
 
 def test_sequence_parallel_on_one_rank_is_nothing() -> None:
-    plain, sharded = GPT(context(TINY)), GPT(context(TINY, sequence_parallel=True))
+    plain, sharded = built(context(TINY)), built(context(TINY, sequence_parallel=True))
     assert plain.loss(ids(), ids()).item() == sharded.loss(ids(), ids()).item()
 
 
 def test_no_layer_holds_a_float_buffer() -> None:
     # `module.half()` casts buffers; a cast rotary table would be wrong.
-    gpt: nn.Module = GPT(context(TINY_LLAMA))
+    gpt: nn.Module = built(context(TINY_LLAMA))
     assert list(gpt.buffers()) == []

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
+from tests.helpers.models import drawn_gpt
 from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.helpers.thread_group import run_ranks
 from trainer.config.plan import RunPlan, make_plan
@@ -18,10 +19,8 @@ from trainer.config.schema import (
     RecomputeKind,
     TridentConfig,
 )
-from trainer.model.gpt import GPT, ModelContext
 from trainer.pipeline.partition import stages
 from trainer.pipeline.traffic import hidden_bytes, node_traffic, split_tensor_groups, tensor_link_bytes
-from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import Group
 
 MICRO_BATCH = 2
@@ -77,7 +76,7 @@ def test_a_micro_batch_sends_what_is_said(
 
     def body(group: Group) -> float:
         counted = Counted(group)
-        gpt = GPT(ModelContext(plan.model, counted, 9, sharded, StepClock(9)))
+        gpt = drawn_gpt(plan.model, 9, counted, sharded)
         text = torch.randint(0, 29, (MICRO_BATCH, plan.model.seq_length + 1))
         gpt.loss(text[:, :-1].contiguous(), text[:, 1:].contiguous()).backward()  # type: ignore[no-untyped-call]
         return sum(counted.sent)

@@ -4,10 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.helpers.models import drawn
 from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
 from trainer.config.plan import padded_vocab_size
 from trainer.errors import ConfigError, DataError
 from trainer.tensor_parallel.embedding import VocabParallelEmbedding, embedding_logits
+from trainer.tensor_parallel.init import TensorContext
 from trainer.topology.groups import FakeGroup, Group, SingleGroup
 
 S, B, H = 8, 3, 6
@@ -15,9 +17,8 @@ S, B, H = 8, 3, 6
 
 def build(group: Group, vocab_size: int, sequence_parallel: bool = False) -> VocabParallelEmbedding:
     padded = padded_vocab_size(vocab_size, 4, group.size)
-    return VocabParallelEmbedding(
-        "e", vocab_size, padded, H, init_std=1.0, seed=5, group=group, sequence_parallel=sequence_parallel
-    )
+    context = TensorContext(group, sequence_parallel)
+    return drawn(VocabParallelEmbedding("e", vocab_size, padded, H, context, init_std=1.0), group, 5)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -61,4 +62,4 @@ def test_ids_outside_the_vocabulary_are_an_error(bad: int) -> None:
 
 def test_rows_must_be_divisible() -> None:
     with pytest.raises(ConfigError, match=r"e\.weight has a block of 10"):
-        VocabParallelEmbedding("e", 9, 10, H, init_std=1, seed=1, group=FakeGroup(0, 4), sequence_parallel=False)
+        VocabParallelEmbedding("e", 9, 10, H, TensorContext(FakeGroup(0, 4), False), init_std=1)

@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.helpers.models import drawn_gpt
 from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.helpers.thread_group import local_gradients, run_ranks, whole
 from trainer.config.plan import make_model_spec
 from trainer.config.schema import ModelConfig
-from trainer.model.gpt import GPT, ModelContext
+from trainer.model.gpt import GPT
 from trainer.tensor_parallel.gradients import add_gradients_in_place, row_gradient, scaled_gradient, weight_gradient
-from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import Group
 
 VOCABULARY = 13
@@ -24,7 +24,7 @@ def gradients(model: ModelConfig, size: int, sequence_parallel: bool, in_place: 
     spec = make_model_spec(model, VOCABULARY, size)
 
     def body(group: Group) -> tuple[GPT, dict[str, torch.Tensor]]:
-        gpt = GPT(ModelContext(spec, group, 3, sequence_parallel, StepClock(3)))
+        gpt = drawn_gpt(spec, 3, group, sequence_parallel)
         if in_place:
             add_gradients_in_place(gpt.parameters())
         for batch in ids:

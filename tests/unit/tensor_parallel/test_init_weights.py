@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from trainer.tensor_parallel.init import constant_parameter, draw_normal, normal_parameter, stable_hash
+from tests.helpers.models import drawn
+from trainer.tensor_parallel.init import ONE, Drawn, Initial, Reserved, TensorContext, draw_normal, fill, stable_hash
 from trainer.tensor_parallel.shard import ShardSpec, shard_spec, unshard
 from trainer.topology.groups import FakeGroup
 
@@ -14,7 +15,7 @@ SPEC = ShardSpec("a.weight", (24, 5), 0, (16, 8))
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_the_ranks_hold_parts_of_one_tensor(size: int) -> None:
-    parts = [normal_parameter(SPEC, 0.02, 7, FakeGroup(rank, size)).detach() for rank in range(size)]
+    parts = [Drawn(7, FakeGroup(rank, size))(SPEC, Initial(0.02)) for rank in range(size)]
     assert torch.equal(unshard(parts, SPEC), draw_normal(SPEC, 0.02, 7))
 
 
@@ -43,11 +44,47 @@ def test_padding_is_zero_and_takes_no_draws() -> None:
     assert padded[21:].abs().sum() == 0
 
 
-def test_constant_parameter_has_the_local_shape() -> None:
-    parameter = constant_parameter(SPEC, 1.0, FakeGroup(0, 2))
-    assert tuple(parameter.shape) == (12, 5)
-    assert parameter.min() == parameter.max() == 1
-    assert shard_spec(parameter) == SPEC
+class Layer(torch.nn.Module):
+    def __init__(self, context: TensorContext) -> None:
+        super().__init__()
+        self.matrix = context.parameter(SPEC, Initial(0.02))
+        self.inner = torch.nn.Module()
+        self.inner.vector = context.parameter(ShardSpec("a.bias", (8,)), ONE)
+
+
+def test_a_layer_takes_no_memory_until_it_is_filled() -> None:
+    group = FakeGroup(1, 2)
+    layer = Layer(TensorContext(group, False))
+    assert all(parameter.is_meta for parameter in layer.parameters())
+    layer.matrix.requires_grad_(False)
+    filled: list[torch.nn.Parameter] = []
+
+    def then(parameter: torch.nn.Parameter) -> None:
+        filled.append(parameter)
+        assert all(other.is_meta for other in list(layer.parameters())[len(filled) :]), "one after the other"
+
+    assert fill(layer, Drawn(7, group), dtype=torch.bfloat16, then=then) == {"a.weight", "a.bias"}
+    matrix, vector = layer.parameters()
+    assert [id(one) for one in filled] == [id(matrix), id(vector)]
+    assert torch.equal(matrix, Drawn(7, group)(SPEC, Initial(0.02)).bfloat16())
+    assert (tuple(matrix.shape), tuple(vector.shape)) == ((12, 5), (8,))
+    assert vector.min() == vector.max() == 1
+    assert shard_spec(matrix) == SPEC
+    assert [hasattr(one, "tensor_model_parallel") for one in (matrix, vector)] == [True, False]
+    assert (matrix.requires_grad, vector.requires_grad) == (False, True)
+
+
+def test_memory_is_reserved_without_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("nothing must be drawn")
+
+    monkeypatch.setattr("trainer.tensor_parallel.init.draw_normal", refuse)
+    group = FakeGroup(0, 2)
+    layer = Layer(TensorContext(group, False))
+    fill(layer, Reserved(group))
+    assert [tuple(parameter.shape) for parameter in layer.parameters()] == [(12, 5), (8,)]
+    with pytest.raises(AssertionError, match="nothing must be drawn"):
+        drawn(layer, group, 7)
 
 
 def test_hash_is_stable_over_processes() -> None:

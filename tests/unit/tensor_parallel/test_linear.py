@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.helpers.models import drawn
 from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
 from trainer.errors import ConfigError
+from trainer.tensor_parallel.init import TensorContext
 from trainer.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
 from trainer.tensor_parallel.shard import ShardSpec, shard, unshard
 from trainer.topology.groups import FakeGroup, Group
@@ -16,15 +18,13 @@ SECTIONS = (16, 4, 4)
 
 
 def column(group: Group, sequence_parallel: bool, bias: bool = True) -> ColumnParallelLinear:
-    return ColumnParallelLinear(
-        "c", WIDTH, SECTIONS, bias=bias, init_std=0.5, seed=3, group=group, sequence_parallel=sequence_parallel
-    )
+    context = TensorContext(group, sequence_parallel)
+    return drawn(ColumnParallelLinear("c", WIDTH, SECTIONS, context, bias=bias, init_std=0.5), group, 3)
 
 
 def row(group: Group, sequence_parallel: bool, bias: bool = True) -> RowParallelLinear:
-    layer = RowParallelLinear(
-        "r", WIDTH, OUT, bias=bias, init_std=0.5, seed=3, group=group, sequence_parallel=sequence_parallel
-    )
+    context = TensorContext(group, sequence_parallel)
+    layer = drawn(RowParallelLinear("r", WIDTH, OUT, context, bias=bias, init_std=0.5), group, 3)
     if layer.bias is not None:
         with torch.no_grad():
             layer.bias.copy_(torch.linspace(-1, 1, OUT))
