@@ -17,11 +17,13 @@ from trainer.engine.mpu import ModelParallelUnit
 from trainer.engine.optimizer import build_optimizer
 from trainer.engine.pipelined import PipelinedEngine
 from trainer.engine.plain import LanguageModel, PlainEngine
-from trainer.engine.zero_memory import Partitioning, reduce_into_partition, share_masters
+from trainer.engine.sharding_of import sharding_of
+from trainer.engine.zero_memory import Partitioning
 from trainer.kernels.attention_backend import DTYPES
 from trainer.model.gpt import GPT, ModelContext
 from trainer.pipeline.module import Builder, build_pipeline
 from trainer.progress import Progress
+from trainer.tensor_parallel.gradients import set_sink
 from trainer.tensor_parallel.init import Drawn, Source, fill
 from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import ParallelGroups
@@ -70,10 +72,12 @@ def _construct(
         config=settings,
         config_class=DeepSpeedConfig(settings, mpu),
     )
-    share_masters(engine.optimizer)
-    reduce_into_partition(engine.optimizer)
+    sharding = sharding_of(engine)
+    sharding.hold_once()
+    for parameter in model.parameters():
+        set_sink(parameter, sharding.sink(parameter))
     give_back_freed_memory()
-    engine.attach(groups, plan.config.optimizer.grad_clip, progress)
+    engine.attach(sharding, groups, plan.config.optimizer.grad_clip, progress)
     return engine
 
 

@@ -13,87 +13,74 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
-from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.pipe import schedule
 from deepspeed.runtime.pipe.dualpipev import DualPipeVEngine
 from deepspeed.runtime.pipe.engine import PipelineEngine
-from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch.distributed import get_process_group_ranks
 
 from trainer.config.schema import PipelineSchedule
-from trainer.engine.gate import StepGate, forget_gradients, is_counted, put_in_the_way
+from trainer.engine.deepspeed_surface import DeepSpeedEngineSurface, PipelineSurface
+from trainer.engine.gate import StepGate
 from trainer.engine.own_time import OwnTime
+from trainer.engine.sharding import Sharding
 from trainer.progress import Progress
 from trainer.topology.groups import DistGroup, ParallelGroups
 
 
-def global_grad_norm(parameters: Iterable[torch.nn.Parameter], groups: ParallelGroups) -> torch.Tensor:
-    """Return the L2 norm over the whole model's gradients, each counted once. [] fp32.
+class DrivenEngine(DeepSpeedEngineSurface, Protocol):
+    """A repaired engine, as the faces of this room drive it."""
 
-    Collective over pipeline and tensor groups. Parameters that every tensor-parallel rank holds count on tp rank 0;
-    copies of tied weights (`ds_pipe_replicated`) count on the first stage.
-    """
-    counted = [p.grad for p in parameters if p.grad is not None and is_counted(p, groups)]
-    total = torch.zeros((), dtype=torch.float32, device=groups.device)
-    if counted:
-        total = torch.stack(torch._foreach_norm(counted, 2.0, torch.float32)).pow(2).sum()
-    groups.tensor.all_reduce(total)
-    groups.pipeline.all_reduce(total)
-    return total.sqrt()
+    sharding: Sharding
+    gate: StepGate
+    progress: Progress
+    own_time: OwnTime
+    busy_seconds: float
+
+    def take_busy_seconds(self) -> float:
+        """Return the seconds spent in forward and backward since the last call."""
+
+
+class DrivenPipeline(DrivenEngine, PipelineSurface, Protocol):
+    """A repaired pipeline engine."""
 
 
 class _Repaired:
-    """Mixin in front of a DeepSpeed engine class: the gate, true norm for plain optimizers, time spent computing."""
+    """Mixin in front of a DeepSpeed engine class: the gate, what a plain optimizer lacks, time spent computing."""
 
+    sharding: Sharding
     groups: ParallelGroups
     gate: StepGate
     progress: Progress
     busy_seconds: float = 0.0
     max_grad_norm: float = 0.0
 
-    def attach(self, groups: ParallelGroups, max_grad_norm: float, progress: Progress) -> None:
+    def attach(self, sharding: Sharding, groups: ParallelGroups, max_grad_norm: float, progress: Progress) -> None:
         """Hand over what DeepSpeed's constructor has no argument for."""
+        self.sharding = sharding
         self.groups = groups
         self.max_grad_norm = max_grad_norm
         self.progress = progress
         self.cuda_spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self.gate = StepGate(groups)
-        engine: Any = self
-        engine.optimizer.overflow = False
-        put_in_the_way(self.gate, engine.optimizer)
+        sharding.optimizer.overflow = False
+        sharding.let_judge(self.gate)
 
     def _take_model_step(self, lr_kwargs: dict[str, object] | None) -> None:
-        engine: Any = self
-        if not engine.zero_optimization():
-            self._judge_plain_step()
-        scaler = engine.optimizer.loss_scaler if engine.fp16_enabled() else None
+        self.sharding.before_step(self.max_grad_norm)
+        optimizer = self.sharding.optimizer
+        scaler = optimizer.loss_scaler if cast(DeepSpeedEngineSurface, self).fp16_enabled() else None
         before = dict(vars(scaler)) if scaler is not None else {}
         super()._take_model_step(lr_kwargs)  # type: ignore[misc]
-        if engine.optimizer.overflow:
-            forget_gradients(engine.optimizer)
+        if optimizer.overflow:
+            self.sharding.forget_skipped()
             if scaler is not None and self.gate.refused_for_loss():
                 # That was no overflow, so it says nothing about the scale.
                 vars(scaler).update(before)
-
-    def _judge_plain_step(self) -> None:
-        """Clip, or leave the plain optimizer without gradients: it then does nothing. Syncs host and device."""
-        engine: Any = self
-        parameters = [p for p in engine.module.parameters() if p.grad is not None]
-        unseen = (p.grad for p in parameters if not is_counted(p, self.groups))
-        norm = self.gate.judge(global_grad_norm(parameters, self.groups), unseen)
-        engine.optimizer.overflow = not torch.isfinite(norm).item()
-        engine._global_grad_norm = norm
-        if engine.optimizer.overflow:
-            for parameter in parameters:
-                parameter.grad = None
-        elif self.max_grad_norm > 0:
-            scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_([p.grad for p in parameters], scale)
 
     def buffered_allreduce_fallback(self, *arguments: Any, **named: Any) -> None:
         """Average gradients over replicas without ZeRO; alone there is nothing to copy to a buffer and back."""
@@ -134,15 +121,11 @@ class _RepairedPipeline(_Repaired):
         return loss
 
     def _exec_reduce_tied_grads(self) -> None:
-        engine: Any = self
-        optimizer = engine.optimizer
-        for weight, group in engine.module.get_tied_weights_and_groups():
-            if isinstance(optimizer, BF16_Optimizer):
-                grad = weight._hp_grad
-            elif engine.zero_optimization_stage() == ZeroStageEnum.optimizer_states:
-                grad = optimizer.get_param_gradient_attribute(weight)
-            else:
-                grad = weight.grad
+        module: Any = cast(DeepSpeedEngineSurface, self).module
+        for weight, group in module.get_tied_weights_and_groups():
+            if not weight.requires_grad:
+                continue
+            grad = self.sharding.tied_gradient(weight)
             if grad is None:
                 raise RuntimeError("a tied weight must have a gradient before its copies are summed, but has none")
             ranks = tuple(get_process_group_ranks(group))

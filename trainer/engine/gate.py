@@ -4,20 +4,17 @@ Each of DeepSpeed's optimizers drops a step whose gradient norm is not finite, a
 or offload is not asked, parameters that the norm leaves out (copies of tied weights; what tensor-parallel ranks hold
 alike, on all but the first) are not looked at, and where data-parallel ranks compute the norm each for itself nothing
 makes them agree. So the norm passes through here on its way: it comes out infinite on every rank if anything is wrong
-on any. The price is one max-all-reduce of a number over the world; the host reads what DeepSpeed reads anyway (bf16
-with ZeRO-2 or offload, and fp32 without ZeRO, did not read it before).
+on any; `Sharding.let_judge` puts it in the way of each optimizer. The price is one max-all-reduce of a number over the
+world; the host reads what DeepSpeed reads anyway (bf16 with ZeRO-2 or offload, and fp32 without ZeRO, did not read it
+before).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
 import torch
-from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
-from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from trainer.topology.groups import ParallelGroups
 
@@ -29,8 +26,8 @@ def is_counted(parameter: torch.nn.Parameter, groups: ParallelGroups) -> bool:
     return bool(getattr(parameter, "tensor_model_parallel", False)) or groups.tensor.rank == 0
 
 
-def _norm(tensors: Iterable[torch.Tensor], device: torch.device) -> torch.Tensor:
-    # In fp32: the squares of a half-precision norm would overflow.
+def norm_of(tensors: Iterable[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Return the L2 norm of all of them, [] fp32: the squares of a half-precision norm would overflow."""
     norm = torch.nn.utils.get_total_norm([tensor.detach().float() for tensor in tensors])
     return norm.to(device=device, dtype=torch.float32)
 
@@ -72,7 +69,7 @@ class StepGate:
         good = torch.isfinite(norm).to(device) & (norm >= 0).to(device)
         good = good & torch.isfinite(self._loss) & (self._loss <= self._limit)
         if others:
-            good = good & torch.isfinite(_norm(others, device))
+            good = good & torch.isfinite(norm_of(others, device))
         bad = self.groups.world.all_reduce((~good).float().reshape(()), op="max").to(norm.device)
         return torch.where(bad > 0, torch.full_like(norm, math.inf), norm)
 
@@ -81,86 +78,3 @@ class StepGate:
         if self._loss is None or not self._was_asked or self._limit == math.inf:
             return False
         return self._limit < float(self._loss) < math.inf
-
-
-def put_in_the_way(gate: StepGate, optimizer: Any) -> None:
-    """Let every norm that DeepSpeed's optimizer computes in its step pass through the gate.
-
-    The plain optimizer of ZeRO-0 has no norm of its own: the engine asks the gate itself.
-    """
-    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
-        _stage3(gate, optimizer)
-    elif isinstance(optimizer, DeepSpeedZeroOptimizer):
-        _stage_1_and_2(gate, optimizer)
-    elif isinstance(optimizer, BF16_Optimizer):
-        _bf16(gate, optimizer)
-    scaler: Any = getattr(optimizer, "loss_scaler", None)
-    if hasattr(scaler, "raise_error_at_min_scale"):
-        # How often a step may be skipped is the loop's to say.
-        scaler.raise_error_at_min_scale = False
-
-
-def forget_gradients(optimizer: Any) -> None:
-    """Drop what DeepSpeed keeps of a skipped step: with ZeRO-2 and CPU offload the next step would add to it."""
-    if isinstance(optimizer, DeepSpeedZeroOptimizer) and optimizer.cpu_offload:
-        for index in optimizer.averaged_gradients:
-            optimizer.averaged_gradients[index] = None
-
-
-def _stage_1_and_2(gate: StepGate, optimizer: Any) -> None:
-    computed: Callable[..., torch.Tensor] = optimizer.scaled_global_norm
-
-    def unseen() -> Iterator[torch.Tensor]:
-        for index, parameters in enumerate(optimizer.params_in_partition):
-            if optimizer.cpu_offload:
-                norms = optimizer.norm_for_param_grads
-                pairs = [(p, norms.get(optimizer.get_param_id(p))) for p in parameters]
-            else:
-                real = (g for g in optimizer.averaged_gradients[index] if not getattr(g, "_zero_padding", False))
-                pairs = list(zip(parameters, real, strict=False))
-            yield from (grad for p, grad in pairs if grad is not None and not is_counted(p, gate.groups))
-
-    optimizer.scaled_global_norm = lambda norm_type=2: gate.judge(computed(norm_type), unseen())
-    if optimizer.dtype != torch.float16:
-        # Without this, bf16 applies what is not finite. The check of each gradient itself is fp16's alone.
-        optimizer.check_grad_overflow = True
-        optimizer.check_overflow = lambda partition_gradients=True: None
-
-
-def _stage3(gate: StepGate, optimizer: Any) -> None:
-    computed: Callable[[], list[torch.Tensor]] = optimizer._get_norm_groups
-
-    def unseen() -> Iterator[torch.Tensor]:
-        for index, parameters in enumerate(optimizer.fp16_groups):
-            if optimizer.offload_optimizer:
-                norms = optimizer.norm_for_param_grads
-                pairs = [(p, norms.get(optimizer.get_param_id(p))) for p in parameters]
-            else:
-                pairs = list(zip(parameters, optimizer.averaged_gradients[index], strict=False))
-            yield from (grad for p, grad in pairs if grad is not None and not is_counted(p, gate.groups))
-
-    def judged() -> list[torch.Tensor]:
-        norms = [torch.as_tensor(norm) for norm in computed()]
-        worst = torch.stack([torch.where(norm >= 0, norm.float(), math.inf) for norm in norms]).max()
-        verdict = gate.judge(worst, unseen())
-        return [torch.where(torch.isfinite(verdict), norms[0], math.inf), *norms[1:]]
-
-    optimizer._get_norm_groups = judged
-
-
-def _bf16(gate: StepGate, optimizer: Any) -> None:
-    computed: Callable[..., Any] = optimizer.get_grads_for_norm
-
-    def judged(for_clipping: bool = False) -> Any:
-        if for_clipping:
-            return computed(for_clipping=True)
-        held: dict[bool, list[torch.Tensor]] = {True: [], False: []}
-        buffers = (optimizer.bf16_groups, optimizer.fp32_groups_gradients, optimizer.fp32_groups_has_gradients)
-        for parameters, gradients, present in zip(*buffers, strict=True):
-            for parameter, gradient, is_present in zip(parameters, gradients, present, strict=True):
-                if is_present:
-                    held[is_counted(parameter, gate.groups)].append(gradient)
-        # Its step offers no place after the norm, so it gets this rank's part of it: the norm of a norm is the norm.
-        return [gate.judge(_norm(held[True], gate.groups.device), held[False])], {}
-
-    optimizer.get_grads_for_norm = judged

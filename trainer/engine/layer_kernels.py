@@ -18,7 +18,6 @@ from trainer.model.block import Block
 from trainer.model.mlp import MLP
 from trainer.model.norm import Norm
 from trainer.tensor_parallel.embedding import VocabParallelEmbedding
-from trainer.tensor_parallel.gradients import add_gradients_in_place
 from trainer.tensor_parallel.head import VocabParallelHead
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
@@ -26,14 +25,11 @@ DEFAULT_CACHE = "~/.cache/trident/compiled"
 
 
 def choose_kernels(layers: nn.Module, plan: RunPlan, device: torch.device) -> None:
-    """Choose where gradients are added, who multiplies, and what is compiled. Local.
+    """Choose who multiplies, and what is compiled. Local.
 
     Raises:
         ConfigError: see `multiplies_by_onednn`.
     """
-    if plan.zero_stage == 0:
-        # ZeRO's optimizers need to be told of every gradient; without them nobody looks before the step.
-        add_gradients_in_place(layers.parameters())
     if multiplies_by_onednn(plan, device):
         multiply_by_onednn(layers.parameters())
     if plan.config.runtime.compile:

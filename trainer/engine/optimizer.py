@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
 
 import torch
 
 from trainer.config.plan import RunPlan
 from trainer.config.schema import AdamImplementation
 from trainer.engine.adam import adam_implementation
+from trainer.engine.process_patches import ask_for_the_processor_once
 from trainer.errors import ConfigError, first_line
 
 
@@ -28,14 +28,6 @@ def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) 
     return [group for group in groups if group["params"]]
 
 
-def _ask_for_the_processor_once() -> None:
-    """Remember the answer that DeepSpeed asks for again and again: each time processes are started to find it."""
-    import cpuinfo
-
-    if not hasattr(cpuinfo.get_cpu_info, "cache_info"):
-        cpuinfo.get_cpu_info = cache(cpuinfo.get_cpu_info)
-
-
 def build_optimizer(parameters: Iterable[torch.nn.Parameter], plan: RunPlan) -> torch.optim.Optimizer:
     """Return AdamW over `decay_groups`."""
     config = plan.config.optimizer
@@ -44,7 +36,7 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], plan: RunPlan) -> 
     if adam_implementation(plan) is AdamImplementation.deepspeed_cpu:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        _ask_for_the_processor_once()
+        ask_for_the_processor_once()
         try:
             optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(
                 groups, lr=config.lr, betas=betas, eps=config.eps, adamw_mode=True

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from trainer.data.batches import MicroBatch
+from trainer.engine.deepspeed_engines import DrivenPipeline
 from trainer.engine.face import StepResult
 from trainer.engine.wrapped import WrappedEngine
 
@@ -20,6 +21,8 @@ def _pairs(micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[torch.Tensor, 
 
 class PipelinedEngine(WrappedEngine):
     """See `Engine`."""
+
+    _engine: DrivenPipeline
 
     def train_step(
         self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float, loss_limit: float = math.inf

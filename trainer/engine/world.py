@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.utils.cpp_extension
 from torch._C._distributed_c10d import Store
 
 from trainer.config.plan import RunPlan
 from trainer.config.schema import DeviceKind, Dtype
 from trainer.engine.host_memory import LARGEST_KEPT, keep_freed_memory
-from trainer.engine.kernel_lock import KernelLock
+from trainer.engine.process_patches import let_cpus_compute_fp16, let_starts_not_wait_for_compilers
 from trainer.engine.rendezvous import Place, meet
 from trainer.errors import ConfigError, PeerLostError, first_line
 from trainer.log import warn
@@ -82,10 +81,7 @@ def start_world(plan: RunPlan, device: torch.device, store: Store | None = None)
         _join(plan, "nccl" if device.type == "cuda" else "gloo", timeout, store)
     import deepspeed
 
-    # Building this shared-memory op would make every first start on a CPU wait for a compiler.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # What torch's own class does with the lock of a killed compilation is to wait for ever.
-    torch.utils.cpp_extension.FileBaton = KernelLock  # type: ignore[assignment,attr-defined]
+    let_starts_not_wait_for_compilers()
     if device.type == "cpu":
         from trainer.engine.cpu_backend import speak_by_messages
 
@@ -110,8 +106,7 @@ def _check_precision(plan: RunPlan, device: torch.device) -> None:
 
     accelerator: Any = get_accelerator()
     if device.type == "cpu":
-        # DeepSpeed asks whether the processor has instructions for it; PyTorch computes in fp16 without them, slowly.
-        accelerator.is_fp16_supported = lambda: True
+        let_cpus_compute_fp16()
     if plan.config.precision.dtype is Dtype.fp16 and not accelerator.is_fp16_supported():
         raise ConfigError("precision.dtype=fp16 needs a GPU that computes in fp16, but this one does not; use fp32")
 

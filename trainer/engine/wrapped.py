@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import deepspeed
 import torch
@@ -11,6 +10,7 @@ import torch
 from trainer.config.plan import RunPlan
 from trainer.data.batches import MicroBatch
 from trainer.engine import masters
+from trainer.engine.deepspeed_engines import DrivenEngine
 from trainer.engine.face import Fragment, ReadShard, Recorded, StepResult
 from trainer.engine.own_time import OwnTime
 from trainer.engine.recording import Recorder
@@ -29,7 +29,7 @@ class WrappedEngine:
         clock: tells dropout where in the run it is.
     """
 
-    def __init__(self, engine: Any, plan: RunPlan, groups: ParallelGroups, clock: StepClock) -> None:
+    def __init__(self, engine: DrivenEngine, plan: RunPlan, groups: ParallelGroups, clock: StepClock) -> None:
         self._engine = engine
         self._plan = plan
         self._groups = groups
@@ -55,7 +55,7 @@ class WrappedEngine:
             raise RuntimeError("DeepSpeed must report a gradient norm after a step, but reported none")
         norm = torch.as_tensor(norm, dtype=torch.float32, device=self._groups.device).reshape(())
         # Known to the host: it decided whether the optimizer runs.
-        return StepResult(loss, norm, skipped=bool(self._engine.optimizer.overflow))
+        return StepResult(loss, norm, skipped=bool(self._engine.sharding.optimizer.overflow))
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
         """Return the mean loss: how it is computed depends on the engine."""
@@ -70,7 +70,7 @@ class WrappedEngine:
 
     def loss_scale(self) -> float | None:
         """Return the dynamic loss scale in fp16."""
-        return float(self._engine.optimizer.cur_scale) if self._engine.fp16_enabled() else None
+        return float(self._engine.sharding.optimizer.cur_scale) if self._engine.fp16_enabled() else None
 
     def take_own_seconds(self) -> float:
         """Return the mean seconds of a step's first forward pass, NaN with ZeRO-3, where none is measured."""
@@ -93,7 +93,7 @@ class WrappedEngine:
 
     def fragments(self) -> Iterator[Fragment]:
         """Yield what this rank has to write."""
-        return masters.fragments(self._engine, self._groups)
+        return masters.fragments(self._engine.sharding, self._groups)
 
     def scalars(self) -> dict[str, float]:
         """Return counters and loss scale."""

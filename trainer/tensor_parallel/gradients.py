@@ -7,27 +7,33 @@ Source: gradient accumulation fusion as in Megatron-LM, arXiv 2104.04473, sectio
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from enum import Enum
 
 import torch
 
 from trainer.kernels.gemm import products_of
 
-_ATTRIBUTE = "trident_adds_in_place"
+_ATTRIBUTE = "gradient_sink"
 
 
-def add_gradients_in_place(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Let the layers write `parameter.grad` themselves. For engines that look at gradients only before they step.
+class GradientSink(Enum):
+    """Where a layer leaves the gradient of a weight that is trained. Of a frozen one none is computed."""
 
-    Hooks on gradients do not run for such a parameter, and its gradient is no part of the graph.
-    """
-    for parameter in parameters:
-        setattr(parameter, _ATTRIBUTE, True)
+    autograd = "autograd"
+    """It is returned, and autograd adds it up and runs the parameter's hooks."""
+    in_place = "in_place"
+    """The layer adds it to `parameter.grad` itself. For engines that look at gradients only before they step: hooks on
+    gradients do not run for such a parameter, and its gradient is no part of the graph."""
+
+
+def set_sink(parameter: torch.nn.Parameter, sink: GradientSink) -> None:
+    """Say where the layers leave the gradient of a parameter; without it, to autograd."""
+    setattr(parameter, _ATTRIBUTE, sink)
 
 
 def adds_in_place(parameter: torch.Tensor) -> bool:
     """Return whether the layer of `parameter` writes its gradient."""
-    return getattr(parameter, _ATTRIBUTE, False) and not torch.compiler.is_compiling()
+    return getattr(parameter, _ATTRIBUTE, None) is GradientSink.in_place and not torch.compiler.is_compiling()
 
 
 def weight_gradient(weight: torch.Tensor, grad: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor | None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.helpers.dist import run_distributed
 from tests.helpers.thread_group import run_ranks
-from trainer.engine.deepspeed_engines import global_grad_norm
+from trainer.engine.sharding_without_zero import global_grad_norm
 from trainer.tensor_parallel.shard import ShardSpec, set_shard_spec, shard
 from trainer.topology.grid import Grid
 from trainer.topology.groups import Group, ParallelGroups, SingleGroup, make_groups, single_process_groups

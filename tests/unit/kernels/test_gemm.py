@@ -14,7 +14,7 @@ from trainer.kernels.gemm import (
     multiply_by_onednn,
     products_of,
 )
-from trainer.tensor_parallel.gradients import add_gradients_in_place
+from trainer.tensor_parallel.gradients import GradientSink, set_sink
 from trainer.tensor_parallel.linear import linear
 
 BOTH = [Products(), OneDNNProducts()]
@@ -74,7 +74,8 @@ def test_a_layer_learns_the_same_by_onednn(in_place: bool, has_bias: bool, rows:
     layer = nn.Linear(12, 20, bias=has_bias)
     multiply_by_onednn(layer.parameters())
     if in_place:
-        add_gradients_in_place(layer.parameters())
+        for parameter in layer.parameters():
+            set_sink(parameter, GradientSink.in_place)
     weights = [p.detach().clone().requires_grad_() for p in layer.parameters()]
     for _ in range(2):
         inputs, grad = torch.randn(rows, 2, 12, requires_grad=True), torch.randn(rows, 2, 20)

@@ -12,7 +12,13 @@ from tests.helpers.thread_group import local_gradients, run_ranks, whole
 from trainer.config.plan import make_model_spec
 from trainer.config.schema import ModelConfig
 from trainer.model.gpt import GPT
-from trainer.tensor_parallel.gradients import add_gradients_in_place, row_gradient, scaled_gradient, weight_gradient
+from trainer.tensor_parallel.gradients import (
+    GradientSink,
+    row_gradient,
+    scaled_gradient,
+    set_sink,
+    weight_gradient,
+)
 from trainer.topology.groups import Group
 
 VOCABULARY = 13
@@ -26,7 +32,8 @@ def gradients(model: ModelConfig, size: int, sequence_parallel: bool, in_place: 
     def body(group: Group) -> tuple[GPT, dict[str, torch.Tensor]]:
         gpt = drawn_gpt(spec, 3, group, sequence_parallel)
         if in_place:
-            add_gradients_in_place(gpt.parameters())
+            for parameter in gpt.parameters():
+                set_sink(parameter, GradientSink.in_place)
         for batch in ids:
             gpt.loss(batch[:, :-1], batch[:, 1:]).backward()  # type: ignore[no-untyped-call]
         return gpt, local_gradients(gpt)
@@ -51,7 +58,7 @@ def test_gradients_added_in_place_are_those_of_autograd(
 
 def parameter(*shape: int) -> torch.nn.Parameter:
     made = torch.nn.Parameter(torch.randn(*shape))
-    add_gradients_in_place([made])
+    set_sink(made, GradientSink.in_place)
     return made
 
 

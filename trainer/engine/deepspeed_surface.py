@@ -1,0 +1,126 @@
+"""What the project uses of DeepSpeed's objects, typed once. DeepSpeed itself carries no types.
+
+A name that begins with an underscore, or that belongs to a flat buffer, is used in one class of `sharding_*` only: see
+ADR 0015. Checked against DeepSpeed 0.19.8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping, MutableSequence, Sequence
+from typing import Protocol
+
+import torch
+from torch import nn
+
+State = MutableMapping[str, torch.Tensor | int]
+
+
+class BasicOptimizer(Protocol):
+    """AdamW as we build it, of torch or DeepSpeed's for the CPU."""
+
+    param_groups: list[dict[str, object]]
+    state: MutableMapping[torch.Tensor, State]
+
+
+class LossScaler(Protocol):
+    """The dynamic loss scale of fp16."""
+
+    cur_scale: float
+    raise_error_at_min_scale: bool
+
+
+class WrappedOptimizer(Protocol):
+    """What every optimizer of an engine answers."""
+
+    overflow: bool
+    """Whether the last step was skipped."""
+    cur_scale: float
+    loss_scaler: LossScaler
+
+
+class FragmentAddress(Protocol):
+    """Consecutive elements of a flat tensor."""
+
+    start: int
+    numel: int
+
+
+class PartitionedOptimizer(WrappedOptimizer, Protocol):
+    """`DeepSpeedZeroOptimizer`: ZeRO-1 and 2."""
+
+    dtype: torch.dtype
+    device: torch.device | str
+    cpu_offload: bool
+    check_grad_overflow: bool
+    bit16_groups: list[list[nn.Parameter]]
+    params_in_partition: list[list[nn.Parameter]]
+    parallel_partitioned_bit16_groups: list[list[torch.Tensor]]
+    single_partition_of_fp32_groups: list[torch.Tensor]
+    real_dp_process_group: list[torch.distributed.ProcessGroup]
+    averaged_gradients: MutableMapping[int, Sequence[torch.Tensor] | None]
+    norm_for_param_grads: MutableMapping[int, torch.Tensor]
+    scaled_global_norm: Callable[..., torch.Tensor]
+    check_overflow: Callable[..., None]
+
+    get_param_id: Callable[[nn.Parameter], int]
+    get_param_gradient_attribute: Callable[[nn.Parameter], torch.Tensor | None]
+    _link_all_hp_params: Callable[[], None]
+
+
+class SubGroupOptimizer(WrappedOptimizer, Protocol):
+    """`DeepSpeedZeroOptimizer_Stage3`."""
+
+    offload_optimizer: bool
+    fp16_groups: list[list[nn.Parameter]]
+    fp16_partitioned_groups_flat: list[torch.Tensor | None]
+    fp32_partitioned_groups_flat: list[torch.Tensor]
+    averaged_gradients: MutableMapping[int, Sequence[torch.Tensor]]
+    norm_for_param_grads: MutableMapping[int, torch.Tensor]
+    grad_position: MutableMapping[int, tuple[int, int, int]]
+    """(group, offset in the flat partition, elements), by parameter."""
+    _get_norm_groups: Callable[[], list[torch.Tensor]]
+
+    get_param_id: Callable[[nn.Parameter], int]
+    _get_param_partition_rank: Callable[[nn.Parameter], int]
+    _link_all_hp_params: Callable[[], None]
+
+
+class Bf16Optimizer(WrappedOptimizer, Protocol):
+    """`BF16_Optimizer`: ZeRO-1 of bf16 weights whose gradients add up in fp32."""
+
+    bf16_groups: list[list[nn.Parameter]]
+    fp32_groups_flat_partition: list[torch.Tensor]
+    fp32_groups_gradients: list[list[torch.Tensor]]
+    fp32_groups_has_gradients: list[list[bool]]
+    get_grads_for_norm: Callable[..., object]
+
+
+class DeepSpeedEngineSurface(Protocol):
+    """`DeepSpeedEngine` and its pipeline engines."""
+
+    module: nn.Module
+    optimizer: WrappedOptimizer
+    basic_optimizer: BasicOptimizer
+    skipped_steps: int
+    global_steps: int
+    _global_grad_norm: torch.Tensor | float | None
+
+    backward: Callable[[torch.Tensor], object]
+    step: Callable[[], None]
+    train: Callable[[], object]
+    eval: Callable[[], object]
+    fp16_enabled: Callable[[], bool]
+    get_global_grad_norm: Callable[[], torch.Tensor | float | None]
+
+    def __call__(self, *inputs: object) -> torch.Tensor:
+        """Run the module forward."""
+
+
+class PipelineSurface(DeepSpeedEngineSurface, Protocol):
+    """`PipelineEngine` and `DualPipeVEngine`."""
+
+    pipe_buffers: dict[str, MutableSequence[object]]
+    train_batch: Callable[[Iterator[object]], torch.Tensor]
+
+    def eval_batch(self, data_iter: Iterator[object], num_micro_batches: int) -> torch.Tensor | float:
+        """Run the forward-only schedule."""

@@ -1,0 +1,106 @@
+"""ZeRO-1 and 2: one flat partition of masters and moments a parameter group; weights are whole on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from torch import nn
+
+from trainer.engine.deepspeed_surface import DeepSpeedEngineSurface, FragmentAddress, PartitionedOptimizer
+from trainer.engine.gate import StepGate, is_counted
+from trainer.engine.sharding import Piece, Sharding, leave_skips_to_the_loop, share_masters
+
+
+class CompactOptimizer(DeepSpeedZeroOptimizer):  # type: ignore[misc]
+    """ZeRO-1 and 2 whose reduced gradients go into one flat partition at once, as DeepSpeed does it below fp32.
+
+    In fp32 it keeps the reduced gradients as tensors of their own, and makes a flat copy of them for the optimizer.
+    """
+
+    def _use_compact_grad_partition_buffer(self, group_idx: int) -> bool:
+        return True
+
+
+def flat_pieces(groups: Sequence[Sequence[nn.Parameter]], partitions: Sequence[torch.Tensor]) -> Iterator[Piece]:
+    """Yield what lies in this rank's flat partitions."""
+    for parameters, partition in zip(groups, partitions, strict=True):
+        for parameter in parameters:
+            # None: all of this parameter is in other ranks' partitions.
+            mapping: Any = getattr(parameter, "_hp_mapping", None)
+            if mapping is not None:
+                place: FragmentAddress = mapping.lp_fragment_address
+                source: FragmentAddress = mapping.hp_fragment_address
+                yield Piece(parameter, place.start, place.numel, partition, source.start)
+
+
+class FlatPartitions(Sharding):
+    """`DeepSpeedZeroOptimizer`."""
+
+    def __init__(self, engine: DeepSpeedEngineSurface) -> None:
+        super().__init__(engine)
+        self._optimizer = cast(PartitionedOptimizer, engine.optimizer)
+
+    @property
+    def optimizer(self) -> PartitionedOptimizer:
+        """Return DeepSpeed's optimizer."""
+        return self._optimizer
+
+    def groups(self) -> list[list[nn.Parameter]]:
+        """Return the parameters of each flat tensor."""
+        return self.optimizer.bit16_groups
+
+    def wrapped_pieces(self) -> Iterator[Piece]:
+        """Yield what lies in this rank's flat partitions."""
+        return flat_pieces(self.groups(), self.optimizer.single_partition_of_fp32_groups)
+
+    def let_judge(self, gate: StepGate) -> None:
+        """Put the gate behind the norm of the whole gradient."""
+        optimizer = self.optimizer
+        computed: Callable[..., torch.Tensor] = optimizer.scaled_global_norm
+        optimizer.scaled_global_norm = lambda norm_type=2: gate.judge(computed(norm_type), self._unseen(gate))
+        if optimizer.dtype != torch.float16:
+            # Without this, bf16 applies what is not finite. The check of each gradient itself is fp16's alone.
+            optimizer.check_grad_overflow = True
+            optimizer.check_overflow = lambda partition_gradients=True: None
+        leave_skips_to_the_loop(optimizer)
+
+    def _unseen(self, gate: StepGate) -> Iterator[torch.Tensor]:
+        """Yield the gradients that the norm leaves out."""
+        optimizer = self.optimizer
+        for index, parameters in enumerate(optimizer.params_in_partition):
+            gradients: list[torch.Tensor | None]
+            if optimizer.cpu_offload:
+                gradients = [optimizer.norm_for_param_grads.get(optimizer.get_param_id(p)) for p in parameters]
+            else:
+                averaged = optimizer.averaged_gradients[index] or ()
+                gradients = [g for g in averaged if not getattr(g, "_zero_padding", False)]
+            for parameter, gradient in zip(parameters, gradients, strict=False):
+                if gradient is not None and not is_counted(parameter, gate.groups):
+                    yield gradient
+
+    def tied_gradient(self, weight: nn.Parameter) -> torch.Tensor | None:
+        """Return the gradient, which is not in `weight.grad` where it adds up in another type than the weight's."""
+        return self.optimizer.get_param_gradient_attribute(weight)
+
+    def forget_skipped(self) -> None:
+        """Empty the buffer that the next step would add to: with CPU offload DeepSpeed leaves it as it is."""
+        if self.optimizer.cpu_offload:
+            for index in self.optimizer.averaged_gradients:
+                self.optimizer.averaged_gradients[index] = None
+
+    def hold_once(self) -> None:
+        """Let fp32 masters be the weights, and reduce fp32 gradients into the partition that is stepped with.
+
+        DeepSpeed builds its optimizers by itself, so the object is given its class afterwards.
+        """
+        optimizer = self.optimizer
+        groups = zip(optimizer.real_dp_process_group, optimizer.parallel_partitioned_bit16_groups, strict=True)
+        own = [partitions[torch.distributed.get_rank(group)] for group, partitions in groups]
+        if share_masters(zip(optimizer.single_partition_of_fp32_groups, own, strict=True)):
+            # Every parameter holds a view of its part of the copy.
+            optimizer._link_all_hp_params()
+        if type(optimizer) is DeepSpeedZeroOptimizer and not optimizer.cpu_offload and optimizer.dtype == torch.float32:
+            optimizer.__class__ = CompactOptimizer
