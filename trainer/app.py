@@ -176,7 +176,9 @@ def _announce(
         folder.keep_tokenizer(prepared.tokenizer_folder)
     if SUPERVISED_VARIABLE not in os.environ:
         say(describe(plan))
-    kernel = attention_kernel(plan.model, plan.tensor_parallel_size, plan.config.precision.dtype, groups.device)
+    kernel = attention_kernel(
+        plan.model, plan.execution, plan.tensor_parallel_size, plan.config.precision.dtype, groups.device
+    )
     products = "; matrix products by oneDNN" if multiplies_by_onednn(plan, groups.device) else ""
     say(f"kernel  {kernel}{products}")
     warning = placement_warning(plan, hosts)

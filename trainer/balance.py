@@ -7,6 +7,7 @@ same machine differ a little, and a run must be the same when it is started agai
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,8 +20,8 @@ from trainer.errors import ConfigError
 from trainer.launcher.environment import gpu_count, prepare_environment
 from trainer.log import say
 from trainer.machine import usable_cores
-from trainer.model.layers import layer_names
 from trainer.pipeline.partition import balanced_bounds, boundaries, layer_costs, stage_bounds
+from trainer.spec.model import LayerKind
 
 WORTH_IT = 1.02
 """From here on another cut is recommended: measurements differ by a per cent or two."""
@@ -84,8 +85,7 @@ def cut(bounds: tuple[int, ...], costs: Sequence[float]) -> Cut:
 
 def report(plan: RunPlan, times: Mapping[str, tuple[float, float]]) -> str:
     """Return the tables and the recommendation."""
-    names = layer_names(plan.model)
-    costs = [sum(times[name]) for name in names]
+    costs = [sum(times[layer.name]) for layer in plan.model.layers]
     now, best = cut(stage_bounds(plan), costs), cut(balanced_bounds(plan, costs), costs)
     lines = [*_layer_table(plan, times), "", *_stage_table(plan, now, best), ""]
     gain = now.dearest / best.dearest
@@ -98,19 +98,23 @@ def report(plan: RunPlan, times: Mapping[str, tuple[float, float]]) -> str:
 
 
 def _layer_table(plan: RunPlan, times: Mapping[str, tuple[float, float]]) -> list[str]:
-    names = layer_names(plan.model)
-    counted = dict(zip(names, layer_costs(plan), strict=True))
-    total, work = sum(map(sum, times.values())), sum(counted.values())
-    blocks = plan.model.num_layers
+    layers, costs = plan.model.layers, layer_costs(plan)
+    total, work = sum(map(sum, times.values())), sum(costs)
+    alike = Counter(layer.spec for layer in layers)
+    shown: set[object] = set()
+    first_block = plan.model.blocks[0]
     lines = [f"{'layer':<24} {'forward ms':>11} {'backward ms':>11} {'of time':>8} {'of work':>8}"]
-    for name in names:
-        if name.startswith("blocks.") and name != "blocks.0":
+    for layer, cost in zip(layers, costs, strict=True):
+        if layer.spec in shown:
             continue
-        label = f"block ({blocks}, each)" if name == "blocks.0" else "head with loss" if name == "head" else name
-        forward, backward = times[name]
+        shown.add(layer.spec)
+        label = "head with loss" if layer.kind is LayerKind.head else layer.name
+        if layer.kind is LayerKind.block:
+            label = f"{'block' if layer.spec == first_block else layer.name} ({alike[layer.spec]}, each)"
+        forward, backward = times[layer.name]
         lines.append(
             f"{label:<24} {1e3 * forward:>11.3f} {1e3 * backward:>11.3f} "
-            f"{(forward + backward) / total:>8.1%} {counted[name] / work:>8.1%}"
+            f"{(forward + backward) / total:>8.1%} {cost / work:>8.1%}"
         )
     return lines
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 
 from trainer.config.ds_json import deepspeed_json
+from trainer.config.models import sizes
 from trainer.config.plan import RunPlan
-from trainer.model.accounting import flops_per_token, parameter_count
 from trainer.pipeline.partition import stages
 
 _WIDTH = 80
@@ -14,16 +14,17 @@ _WIDTH = 80
 
 def plan_record(plan: RunPlan) -> dict[str, object]:
     """Return every derived number, the stages, and the DeepSpeed JSON that will be used."""
-    model = plan.model
+    model, length = plan.model, plan.execution.seq_length
+    resolved = sizes(plan.config.model)
     return {
         "model": {
-            "parameters": parameter_count(model),
+            "parameters": model.parameter_count,
             "vocab_size": model.vocab_size,
-            "padded_vocab_size": model.padded_vocab_size,
-            "head_dim": model.head_dim,
-            "num_key_value_heads": model.num_key_value_heads,
-            "ffn_hidden_size": model.ffn_hidden_size,
-            "flops_per_token": flops_per_token(model),
+            "padded_vocab_size": plan.execution.padded(model.vocab_size),
+            "head_dim": resolved.head_dim,
+            "num_key_value_heads": resolved.num_key_value_heads,
+            "ffn_hidden_size": resolved.ffn_hidden_size,
+            "flops_per_token": model.flops_per_token(length),
         },
         "layout": {
             "world_size": plan.world_size,
@@ -41,7 +42,7 @@ def plan_record(plan: RunPlan) -> dict[str, object]:
             {
                 "stage": stage.index,
                 "pipeline_rank": stage.rank_index,
-                "layers": list(stage.layers),
+                "layers": [layer.name for layer in stage.layers],
                 "parameters": stage.parameters,
                 "cost_share": round(stage.cost_share, 4),
             }
@@ -59,18 +60,19 @@ def describe(plan: RunPlan) -> str:
     unsharded = " (one replica: nothing to shard)" if plan.zero_stage != config.zero.stage else ""
     offload = f" + {config.zero.offload.value} offload" if config.zero.offload.value != "none" else ""
     lines = [
-        f"model   {config.model.name}: {parameter_count(plan.model):,} parameters, "
-        f"{plan.model.num_layers} blocks of {plan.model.hidden_size}, vocabulary {plan.model.vocab_size:,}",
+        f"model   {config.model.name}: {plan.model.parameter_count:,} parameters, "
+        f"{len(plan.model.blocks)} blocks of {plan.model.hidden_size}, vocabulary {plan.model.vocab_size:,}",
         f"layout  {plan.world_size} rank{'s' * (plan.world_size > 1)} = pipeline {plan.pipeline_parallel_size} "
         f"x tensor {plan.tensor_parallel_size} x data {plan.data_parallel_size}{sequence}, "
         f"ZeRO-{config.zero.stage}{unsharded}{offload}, {config.precision.dtype.value}",
-        f"batch   {config.batch.global_batch_size} sequences of {plan.model.seq_length} tokens a step "
+        f"batch   {config.batch.global_batch_size} sequences of {plan.execution.seq_length} tokens a step "
         f"= {plan.tokens_per_step:,} tokens; {plan.num_micro_batches} micro-batches of "
         f"{config.batch.micro_batch_size} a rank",
     ]
     if plan.uses_pipeline_engine:
         for stage in stages(plan):
-            names = f"{stage.layers[0]} .. {stage.layers[-1]}" if len(stage.layers) > 1 else stage.layers[0]
+            first, last = stage.layers[0].name, stage.layers[-1].name
+            names = f"{first} .. {last}" if len(stage.layers) > 1 else first
             lines.append(
                 f"stage {stage.index} on pipeline rank {stage.rank_index}: {names} "
                 f"({stage.parameters:,} parameters, {stage.cost_share:.0%} of the work)"

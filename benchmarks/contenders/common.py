@@ -58,9 +58,9 @@ def steps(case: Case) -> Iterator[tuple[int, float]]:
 
 def initial_weights(case: Case) -> dict[str, torch.Tensor]:
     """Return the whole model's weights by Trident's names, fp32, without vocabulary padding."""
-    spec = case.plan().model
-    group = SingleGroup()
-    model = GPT(ModelContext(group, sequence_parallel=False, spec=spec, clock=StepClock(case.seed)))
+    plan, group = case.plan(), SingleGroup()
+    context = ModelContext(group, False, plan.execution, spec=plan.model, clock=StepClock(case.seed))
+    model = GPT(context)
     fill(model, Drawn(case.seed, group))
     return {shard_spec(p).name: without_padding(p.detach(), shard_spec(p)) for p in model.parameters()}
 

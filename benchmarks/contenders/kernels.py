@@ -21,7 +21,6 @@ from benchmarks.contenders.kernels_loss import Row, loss_rows, row_of
 from benchmarks.gate import Gate
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.worker import reason_of
-from trainer.config.schema import ActivationKind
 from trainer.engine.host_memory import keep_freed_memory
 from trainer.kernels.gemm import OneDNNProducts, Products, has_onednn
 
@@ -36,17 +35,16 @@ _OF_A_CPU = (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH)
 
 def matrices(case: Case) -> dict[str, tuple[int, int]]:
     """Return input and output width of every matrix product of the model by name."""
-    spec = case.plan().model
-    hidden, inner = spec.hidden_size, spec.ffn_hidden_size
-    queries, keys = spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim
-    gates = 2 if spec.activation is ActivationKind.swiglu else 1
-    return {
-        "qkv": (hidden, queries + 2 * keys),
-        "attention output": (queries, hidden),
-        "gate and up" if gates == 2 else "up": (hidden, gates * inner),
-        "down": (inner, hidden),
-        "head": (hidden, spec.padded_vocab_size),
+    plan = case.plan()
+    block = plan.model.blocks[0]
+    linears = {
+        "qkv": block.attention.qkv,
+        "attention output": block.attention.output,
+        "gate and up" if block.feed_forward.gated else "up": block.feed_forward.up,
+        "down": block.feed_forward.down,
     }
+    head = (plan.model.hidden_size, plan.execution.padded(plan.model.vocab_size))
+    return {**{name: (linear.in_features, linear.out_features) for name, linear in linears.items()}, "head": head}
 
 
 def libraries(case: Case) -> dict[str, Products]:

@@ -62,11 +62,11 @@ class Head:
 
     def __init__(self, case: Case, device: torch.device) -> None:
         where: Any = {"device": device, "dtype": dtype_of(case)}
-        spec = case.plan().model
-        self.vocab = spec.vocab_size
+        plan = case.plan()
+        self.vocab = plan.model.vocab_size
         rows = (case.seq_length, case.micro_batch_size)
         self.hidden = torch.randn(*rows, case.hidden_size, **where).requires_grad_()
-        weight = torch.randn(spec.padded_vocab_size, case.hidden_size, **where).mul_(0.02)
+        weight = torch.randn(plan.execution.padded(self.vocab), case.hidden_size, **where).mul_(0.02)
         self.weight = torch.nn.Parameter(weight)
         if multiplies_by_onednn(case.plan(), device):
             multiply_by_onednn([self.weight])

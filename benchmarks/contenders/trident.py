@@ -104,7 +104,9 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
     engine = _Recording(build_engine(plan, groups))
     say(describe(plan))
     state = starting_state(None, plan, stream_identity(prepared, config))
-    kernel = attention_kernel(plan.model, plan.tensor_parallel_size, plan.config.precision.dtype, device)
+    kernel = attention_kernel(
+        plan.model, plan.execution, plan.tensor_parallel_size, plan.config.precision.dtype, device
+    )
     facts = {
         "overrides": words,
         "plan": describe(plan).splitlines(),

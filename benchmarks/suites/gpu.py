@@ -18,7 +18,6 @@ from benchmarks.record import table
 from benchmarks.search import GIB, Fitted, Search, Setup
 from benchmarks.settings import Settings, UsageError, check_known
 from trainer.log import say
-from trainer.model.accounting import parameter_count
 
 _SETUPS = (
     Setup("as is"),
@@ -182,7 +181,7 @@ class _Rows:
 def measured(best: Fitted, settings: Settings, matmul: Mapping[str, float]) -> dict[str, Any]:
     """Return the figures of a contender; shares of a GPU's peak only where they are of a GPU."""
     case = best.case
-    count = parameter_count(case.plan().model)
+    count = case.plan().model.parameter_count
     rate = spread(best.rates(settings.steps))
     flops = {
         name: train_flops_per_token(count, case.num_layers, case.hidden_size, case.seq_length, causal=name == "causal")

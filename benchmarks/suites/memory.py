@@ -15,9 +15,8 @@ from benchmarks.contest import load_average, written
 from benchmarks.figures import largest
 from benchmarks.record import table
 from benchmarks.settings import Settings, chosen
+from benchmarks.theory import expected_bytes
 from trainer.log import say
-from trainer.model.accounting import parameter_count
-from trainer.planner.memory_theory import expected_bytes
 
 MIB = 1 << 20
 BASE = "defaults"
@@ -187,7 +186,7 @@ def _largest_models(settings: Settings, logs: Path) -> tuple[dict[str, Any], str
         except ContenderFailed as error:
             found[name] = {"skipped": str(error)}
             continue
-        parameters = parameter_count(trial.case_of(blocks).plan().model) if blocks else 0
+        parameters = trial.case_of(blocks).plan().model.parameter_count if blocks else 0
         found[name] = {"blocks": blocks, "hidden_size": _HIDDEN, "parameters": parameters, "limit": trial.limit}
     text = ", ".join(f"{name} {one.get('parameters', 0) / 1e9:.2f}B" for name, one in found.items())
     return found, f"Largest model that one device trains (width {_HIDDEN}, full recomputation, one sequence): {text}."

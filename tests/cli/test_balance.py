@@ -9,8 +9,8 @@ from trainer import balance
 from trainer.balance import report
 from trainer.config.compose import compose
 from trainer.config.plan import RunPlan, make_plan
-from trainer.model.layers import layer_names
 from trainer.pipeline.partition import balanced_bounds, boundaries, stage_bounds
+from trainer.spec.model import LayerKind
 
 WORDS = ("model=gpt_debug", "data=synthetic", "model.vocab_size=64", "runtime.device=cpu")
 
@@ -21,7 +21,8 @@ def plan_of(*words: str) -> RunPlan:
 
 def times_of(plan: RunPlan, block: float, head: float) -> Mapping[str, tuple[float, float]]:
     """Blocks take `block`, the head takes `head` seconds, a third of it in forward; everything else nothing."""
-    whole = {name: block if name.startswith("blocks.") else 0.0 for name in layer_names(plan.model)} | {"head": head}
+    by_kind = {LayerKind.block: block, LayerKind.head: head}
+    whole = {layer.name: by_kind.get(layer.kind, 0.0) for layer in plan.model.layers}
     return {name: (total / 3, 2 * total / 3) for name, total in whole.items()}
 
 

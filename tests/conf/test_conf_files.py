@@ -10,6 +10,7 @@ import pytest
 
 from trainer.config.compose import compose, conf_folder, from_yaml, options, to_yaml
 from trainer.config.keys import GROUPS
+from trainer.config.models import resolved
 from trainer.config.plan import make_plan
 from trainer.config.schema import TridentConfig
 from trainer.config.validate import problems
@@ -138,7 +139,7 @@ def test_experiment_fills_the_world_it_names(name: str, world_size: int) -> None
 def test_published_shapes(name: str, shape: tuple[int, ...]) -> None:
     config = compose([f"model={name}"])
     assert config.model.vocab_size is not None
-    model = make_plan(config, config.model.vocab_size).model
+    model = resolved(config.model)
     assert shape == (
         model.hidden_size,
         model.num_layers,

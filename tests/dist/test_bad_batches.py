@@ -63,8 +63,7 @@ def _losses_without_the_bad_batch(case: Case) -> list[float]:
     config = run_config(Run(case))
     steps = [[(tokens[:, :-1], tokens[:, 1:])] for tokens in map(tokens_of, range(1, LAST + 1))]
     del steps[BAD - 1]
-    spec = make_plan(config, VOCABULARY).model
-    return list(train_reference(spec, initial_weights(config), steps, OPTIMIZER).losses)
+    return list(train_reference(config.model, initial_weights(config), steps, OPTIMIZER).losses)
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -219,13 +219,13 @@ def test_a_moment_in_the_wrong_place_is_noticed() -> None:
 def _adam_by_hand() -> dict[str, torch.Tensor]:
     """Return weights and moments after SAVED steps, from the paper's formulas (Loshchilov and Hutter, 1711.05101)."""
     config = run_config(LAYOUTS["1x1x1"])
-    spec, weights = make_plan(config, VOCABULARY).model, dict(initial_weights(config))
+    weights = dict(initial_weights(config))
     first = {name: torch.zeros_like(w) for name, w in weights.items()}
     second = {name: torch.zeros_like(w) for name, w in weights.items()}
     beta1, beta2 = OPTIMIZER.beta1, OPTIMIZER.beta2
     for step in range(1, SAVED + 1):
         tokens = tokens_of(step)
-        _, gradients = reference_gradients(spec, weights, tokens[:, :-1], tokens[:, 1:])
+        _, gradients = reference_gradients(config.model, weights, tokens[:, :-1], tokens[:, 1:])
         norm = math.sqrt(sum(float(g.double().pow(2).sum()) for g in gradients.values()))
         clip = min(1.0, OPTIMIZER.grad_clip / (norm + 1e-6))
         for name, gradient in gradients.items():

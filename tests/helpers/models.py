@@ -6,7 +6,8 @@ from typing import TypeVar
 
 from torch import nn
 
-from trainer.config.plan import ModelSpec
+from trainer.config.models import make_execution, make_model
+from trainer.config.schema import ModelConfig
 from trainer.model.context import ModelContext
 from trainer.model.gpt import GPT
 from trainer.tensor_parallel.init import Drawn, fill
@@ -22,8 +23,23 @@ def drawn(layer: M, group: Group, seed: int) -> M:
     return layer
 
 
+def context_of(
+    config: ModelConfig,
+    vocab_size: int,
+    group: Group | None = None,
+    sequence_parallel: bool = False,
+    clock: StepClock | None = None,
+) -> ModelContext:
+    """Return what the layers of a config are built with; by default whole, on one rank."""
+    group = group or SingleGroup()
+    execution = make_execution(config, group.size)
+    model = make_model(config, vocab_size)
+    return ModelContext(group, sequence_parallel, execution, spec=model, clock=clock or StepClock(1))
+
+
 def drawn_gpt(
-    spec: ModelSpec,
+    config: ModelConfig,
+    vocab_size: int,
     seed: int,
     group: Group | None = None,
     sequence_parallel: bool = False,
@@ -31,5 +47,4 @@ def drawn_gpt(
 ) -> GPT:
     """Return a model with the weights of a new run; by default whole, on one rank."""
     group = group or SingleGroup()
-    context = ModelContext(group, sequence_parallel, spec=spec, clock=clock or StepClock(seed))
-    return drawn(GPT(context), group, seed)
+    return drawn(GPT(context_of(config, vocab_size, group, sequence_parallel, clock or StepClock(seed))), group, seed)

@@ -265,18 +265,16 @@ def initial_weights(config: TridentConfig) -> dict[str, torch.Tensor]:
     from tests.helpers.models import drawn_gpt
     from trainer.tensor_parallel.shard import shard_spec
 
-    spec = make_plan(config, VOCABULARY).model
-    model = drawn_gpt(spec, config.train.seed)
+    model = drawn_gpt(config.model, VOCABULARY, config.train.seed)
     return {shard_spec(p).name: without_padding(p.detach(), shard_spec(p)) for p in model.parameters()}
 
 
 @cache
 def reference_of(config: TridentConfig) -> ReferenceRun:
     """Train the oracle on the same tokens."""
-    spec = make_plan(config, VOCABULARY).model
     batches = token_batches(config.batch.global_batch_size, config.model.seq_length)
     steps = [[(tokens[:, :-1], tokens[:, 1:])] for tokens in batches]
-    return train_reference(spec, initial_weights(config), steps, OPTIMIZER)
+    return train_reference(config.model, initial_weights(config), steps, OPTIMIZER)
 
 
 def oracle_key(case: Case) -> TridentConfig:

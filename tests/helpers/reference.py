@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from trainer.config.plan import ModelSpec
 from trainer.config.schema import ActivationKind, ModelConfig, NormKind, OptimizerConfig, PositionKind
 
 TINY = ModelConfig(hidden_size=16, num_layers=2, num_attention_heads=4, seq_length=12, vocab_pad_multiple=8)
@@ -36,7 +35,7 @@ def _linear(x: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:
     return y + weights[f"{name}.bias"] if f"{name}.bias" in weights else y
 
 
-def _norm(x: torch.Tensor, weights: Weights, name: str, spec: ModelSpec) -> torch.Tensor:
+def _norm(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig) -> torch.Tensor:
     if spec.norm is NormKind.layernorm:
         x = x - x.mean(dim=-1, keepdim=True)
     y = x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + spec.norm_eps) * weights[f"{name}.weight"]
@@ -54,9 +53,10 @@ def _rotated(x: torch.Tensor, theta: float) -> torch.Tensor:
     return torch.cat((turned.real, turned.imag), dim=-1)
 
 
-def _attention(x: torch.Tensor, weights: Weights, name: str, spec: ModelSpec) -> torch.Tensor:
+def _attention(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig) -> torch.Tensor:
     batch, length, _ = x.shape
-    heads, groups, size = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
+    heads = spec.num_attention_heads
+    groups, size = spec.num_key_value_heads or heads, spec.head_dim or spec.hidden_size // heads
     fused = _linear(x, weights, f"{name}.qkv")
     q = fused[..., : heads * size].reshape(batch, length, heads, size).transpose(1, 2)
     k = fused[..., heads * size : (heads + groups) * size].reshape(batch, length, groups, size).transpose(1, 2)
@@ -73,10 +73,10 @@ def _attention(x: torch.Tensor, weights: Weights, name: str, spec: ModelSpec) ->
     return _linear(torch.cat(outputs, dim=-1), weights, f"{name}.output")
 
 
-def _mlp(x: torch.Tensor, weights: Weights, name: str, spec: ModelSpec) -> torch.Tensor:
+def _mlp(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig) -> torch.Tensor:
     if spec.activation is ActivationKind.swiglu:
         both = _linear(x, weights, f"{name}.gate_up")
-        gate, up = both[..., : spec.ffn_hidden_size], both[..., spec.ffn_hidden_size :]
+        gate, up = both.chunk(2, dim=-1)
         return _linear(gate * torch.sigmoid(gate) * up, weights, f"{name}.down")
     y = _linear(x, weights, f"{name}.up")
     if spec.activation is ActivationKind.relu:
@@ -88,7 +88,7 @@ def _mlp(x: torch.Tensor, weights: Weights, name: str, spec: ModelSpec) -> torch
     return _linear(y, weights, f"{name}.down")
 
 
-def reference_logits(spec: ModelSpec, weights: Weights, input_ids: torch.Tensor) -> torch.Tensor:
+def reference_logits(spec: ModelConfig, weights: Weights, input_ids: torch.Tensor) -> torch.Tensor:
     """Return logits [B, S, vocab_size] of ids [B, S]. No dropout."""
     x = weights["embedding.weight"][input_ids]
     if spec.position is PositionKind.learned:
@@ -102,14 +102,14 @@ def reference_logits(spec: ModelSpec, weights: Weights, input_ids: torch.Tensor)
     return torch.einsum("bsh,vh->bsv", x, weights[head])
 
 
-def reference_loss(spec: ModelSpec, weights: Weights, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def reference_loss(spec: ModelConfig, weights: Weights, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the mean next-token cross-entropy []."""
     log_probabilities = torch.log_softmax(reference_logits(spec, weights, input_ids), dim=-1)
     return -log_probabilities.gather(-1, labels.unsqueeze(-1)).mean()
 
 
 def reference_gradients(
-    spec: ModelSpec, weights: Weights, input_ids: torch.Tensor, labels: torch.Tensor
+    spec: ModelConfig, weights: Weights, input_ids: torch.Tensor, labels: torch.Tensor
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """Return the loss and the gradient of every weight."""
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
@@ -133,7 +133,7 @@ class ReferenceRun:
 
 
 def train_reference(
-    spec: ModelSpec,
+    spec: ModelConfig,
     weights: Weights,
     steps: Sequence[Sequence[Batch]],
     optimizer: OptimizerConfig,
@@ -142,7 +142,7 @@ def train_reference(
     """Train with AdamW. Each step is a sequence of equally large micro-batches (input_ids, labels) [B, S].
 
     Args:
-        spec: the model, unpadded.
+        spec: the model.
         weights: to start from; not changed.
         steps: micro-batches of the whole global batch, step after step.
         optimizer: lr, betas, eps, weight_decay (matrices only) and grad_clip (0: off).

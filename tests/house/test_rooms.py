@@ -112,7 +112,7 @@ NO_TORCH = (
         "checkpoint.manifest",
         "checkpoint.origin",
         "checkpoint.inspect",
-        "model.accounting",
+        "model.limits",
         "pipeline.partition",
         "engine.adam",
     ),

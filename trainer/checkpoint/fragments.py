@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -241,21 +241,6 @@ def cut_run(whole: torch.Tensor, spec: ShardSpec, rank: int, size: int, start: i
     for region in regions(start, numel, footprint(spec, rank, size), there):
         _in_run(run, region).copy_(_in_other(matrix, region))
     return run
-
-
-def padded_to(spec: ShardSpec, rows: int) -> ShardSpec:
-    """Return the spec with the vocabulary padding of another layout: `rows` entries along `dim`.
-
-    Raises:
-        ValueError: the tensor has more entries than that, or is not cut.
-    """
-    if spec.dim is None or rows < spec.unpadded_shape[spec.dim]:
-        raise ValueError(f"{spec.name} must have at most {rows} rows, but has shape {spec.unpadded_shape}")
-    shape = list(spec.global_shape)
-    more = rows - shape[spec.dim]
-    shape[spec.dim] = rows
-    sections = (*spec.sections[:-1], spec.sections[-1] + more)
-    return replace(spec, global_shape=tuple(shape), sections=sections, padding=spec.padding + more)
 
 
 def _in_run(run: torch.Tensor, region: Region) -> torch.Tensor:

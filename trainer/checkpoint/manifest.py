@@ -62,7 +62,7 @@ def describe_layout(plan: RunPlan) -> dict[str, object]:
         "offload": config.zero.offload.value,
         "dtype": config.precision.dtype.value,
         "global_batch_size": config.batch.global_batch_size,
-        "seq_length": plan.model.seq_length,
+        "seq_length": plan.execution.seq_length,
     }
 
 

@@ -19,9 +19,10 @@ from typing import NamedTuple
 from trainer.checkpoint.manifest import MANIFEST, Manifest, check_sizes, file_facts, read_manifest
 from trainer.checkpoint.store import CONFIG, CheckpointStore, find_checkpoint
 from trainer.config.compose import from_yaml
+from trainer.config.key_text import shown_value
+from trainer.config.models import changed_keys
 from trainer.config.places import absolute_path
-from trainer.config.plan import ModelSpec, make_model_spec
-from trainer.config.schema import CheckpointConfig, PositionKind, TridentConfig
+from trainer.config.schema import CheckpointConfig, ModelConfig, TridentConfig
 from trainer.errors import CheckpointError, ConfigError
 from trainer.files import write_atomically
 
@@ -117,7 +118,7 @@ def find_origin(config: TridentConfig, run_dir: Path) -> Found | None:
         return None
     use, word = named
     found = _as_before(use, word, run_dir) or _named(use, word)
-    check_model(found.path, make_model_spec(config.model, found.manifest.vocab_size, 1))
+    check_model(found.path, config.model)
     step, steps = found.manifest.step, config.train.steps
     if use is Use.resumed and step >= steps:
         raise ConfigError(
@@ -258,24 +259,8 @@ def lineage(run_dir: Path) -> Mapping[str, object]:
     return newest if origin is None else {**newest, "began_from": asdict(origin)}
 
 
-_SAME_MODEL = (
-    "hidden_size",
-    "num_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "ffn_hidden_size",
-    "position",
-    "norm",
-    "activation",
-    "bias",
-    "tied_embeddings",
-)
-"""What gives the weights their meaning. Some would fit in shape all the same, or leave tensors unread."""
-
-
-def check_model(path: Path, here: ModelSpec) -> None:
-    """Check that a checkpoint's weights are of this model.
+def check_model(path: Path, here: ModelConfig) -> None:
+    """Check that a checkpoint's weights are of this model: that both configs describe the same one.
 
     Raises:
         CheckpointError: they are of another one, or its config cannot be read.
@@ -284,18 +269,11 @@ def check_model(path: Path, here: ModelSpec) -> None:
         saved = from_yaml((path / CONFIG).read_text(encoding="utf-8")).model
     except (ConfigError, OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path / CONFIG} must be a config that this version can read, but: {error}") from error
-    there = make_model_spec(saved, here.vocab_size, 1)
-    # Learned positions are weights, as many as the sequence is long.
-    names = (*_SAME_MODEL, *(["seq_length"] if here.position is PositionKind.learned else []))
-    changed = [name for name in names if getattr(there, name) != getattr(here, name)]
+    changed = changed_keys(saved, here)
     if changed:
-        found = ", ".join(f"model.{name}={_shown(getattr(there, name))}" for name in changed)
-        wanted = ", ".join(_shown(getattr(here, name)) for name in changed)
+        found = ", ".join(f"model.{key}={shown_value(there)}" for key, (there, _) in changed.items())
+        wanted = ", ".join(shown_value(mine) for _, mine in changed.values())
         raise CheckpointError(
             f"{path} must be of this model, but was trained with {found} (here {wanted}); give model.* the values of "
             "the run that saved it"
         )
-
-
-def _shown(value: object) -> str:
-    return str(value.value if isinstance(value, Enum) else value)

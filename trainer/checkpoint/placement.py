@@ -12,15 +12,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trainer.checkpoint.fragments import padded_to
 from trainer.config.plan import RunPlan
 from trainer.errors import CheckpointError
 from trainer.pipeline.partition import stages
-from trainer.tensor_parallel.shard import ShardSpec
+from trainer.tensor_parallel.shard import ShardSpec, shard_spec_of
 from trainer.topology.grid import Grid
-
-_VOCABULARY = ("embedding", "head")
-"""Layers whose rows are token ids, padded for the tensor-parallel size."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +34,10 @@ class Placement:
 
     def __init__(self, plan: RunPlan) -> None:
         self._grid = Grid(plan.pipeline_parallel_size, plan.data_parallel_size, plan.tensor_parallel_size)
-        self._stage_of = {layer: stage.rank_index for stage in stages(plan) for layer in stage.layers}
-        self._rows = plan.model.padded_vocab_size
-        self._vocab_size = plan.model.vocab_size
+        layers = ((stage.rank_index, layer) for stage in stages(plan) for layer in stage.layers)
+        self._stage_of = {tensor.name: stage for stage, layer in layers for tensor in layer.tensors()}
+        self._tensors = plan.model.tensors
+        self._vocab_unit = plan.execution.vocab_unit
 
     @property
     def tensor_parallel_size(self) -> int:
@@ -58,15 +55,14 @@ class Placement:
         Raises:
             CheckpointError: it is not of the plan's model.
         """
-        layer = self._layer(saved.name)
-        if layer not in _VOCABULARY:
-            return saved
-        if saved.unpadded_shape[0] != self._vocab_size:
+        self._check_known(saved.name)
+        here = shard_spec_of(self._tensors[saved.name], self._vocab_unit)
+        if saved.unpadded_shape != here.unpadded_shape:
             raise CheckpointError(
-                f"{saved.name} must have a row for each of the {self._vocab_size} token ids of the manifest, but has "
-                f"{saved.unpadded_shape[0]}"
+                f"{saved.name} must have shape {here.unpadded_shape} in the model of the checkpoint's config, but has "
+                f"{saved.unpadded_shape}"
             )
-        return padded_to(saved, self._rows)
+        return here
 
     def shares(self, spec: ShardSpec) -> Iterator[Share]:
         """Yield who writes what of a tensor, by rank: over all, every element once.
@@ -78,7 +74,8 @@ class Placement:
             CheckpointError: the tensor is of no layer of the model.
             ConfigError: a block cannot be cut for the tensor-parallel size.
         """
-        stage, dp = self._stage_of[self._layer(spec.name)], self._grid.data_parallel_size
+        self._check_known(spec.name)
+        stage, dp = self._stage_of[spec.name], self._grid.data_parallel_size
         numel = math.prod(spec.local_shape(self.tensor_parallel_size))
         for dp_rank in range(dp):
             start, end = numel * dp_rank // dp, numel * (dp_rank + 1) // dp
@@ -86,9 +83,6 @@ class Placement:
                 if end > start:
                     yield Share(self._grid.rank(stage, dp_rank, tp_rank), tp_rank, start, end - start)
 
-    def _layer(self, name: str) -> str:
-        parts = name.split(".")
-        layer = ".".join(parts[:2]) if parts[0] == "blocks" else parts[0]
-        if layer not in self._stage_of:
+    def _check_known(self, name: str) -> None:
+        if name not in self._stage_of:
             raise CheckpointError(f"{name} must be a tensor of the model of the checkpoint's config, but is of none")
-        return layer

@@ -20,9 +20,12 @@ TOLERANCE = {Dtype.fp32: 1e-5, Dtype.fp16: 2e-3, Dtype.bf16: 1e-2}
 """Relative. Another layout adds up in another order; a dtype's share is some units in its last place."""
 
 
-def probe_loss(engine: Engine, plan: RunPlan, device: torch.device) -> float:
-    """Return the loss on the fixed micro-batch. Collective over the world; syncs the host with the device."""
-    return float(engine.evaluate(fixed_micro_batches(plan, device)))
+def probe_loss(engine: Engine, plan: RunPlan, device: torch.device, length: int | None = None) -> float:
+    """Return the loss on the fixed micro-batch, of sequences of `length` tokens (None: as long as the run's).
+
+    Collective over the world; syncs the host with the device.
+    """
+    return float(engine.evaluate(fixed_micro_batches(plan, device, length)))
 
 
 def check_probe(saved: float, found: float, saved_dtype: str, dtype: Dtype) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from trainer.checkpoint.fragments import TensorFolder
-from trainer.checkpoint.manifest import check_content, describe_layout, read_manifest
+from trainer.checkpoint.manifest import Manifest, check_content, describe_layout, read_manifest
 from trainer.checkpoint.origin import Found, Use, check_model, find_origin
 from trainer.checkpoint.probe import check_probe, probe_loss
 from trainer.checkpoint.store import CheckpointStore
@@ -88,14 +88,14 @@ def starting_state(found: Found | None, plan: RunPlan, stream: str) -> TrainStat
             may have been: the new stream is read from its beginning.
     """
     if found is None or found.use is Use.weights:
-        return TrainState(sample_length=plan.model.seq_length, stream=stream)
+        return TrainState(sample_length=plan.execution.seq_length, stream=stream)
     state = TrainState.from_dict(found.manifest.train_state)
     if state.stream == stream:
         return state
     if found.use is Use.own:
         raise other_tokens(plan.config, found.path)
     say("other data or another seed than the checkpoint's: reading them from their first sample")
-    return replace(state, position=0, sample_length=plan.model.seq_length, stream=stream)
+    return replace(state, position=0, sample_length=plan.execution.seq_length, stream=stream)
 
 
 def load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups, control: DistGroup) -> None:
@@ -107,10 +107,7 @@ def load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups, co
     """
     path, manifest = found.path, found.manifest
     together(control, lambda: _load(found, engine, plan, groups))
-    if manifest.layout.get("seq_length") == plan.model.seq_length:
-        loss = probe_loss(engine, plan, groups.device)
-        saved_dtype = str(manifest.layout["dtype"])
-        together(control, lambda: check_probe(manifest.probe_loss, loss, saved_dtype, plan.config.precision.dtype))
+    _ask_probe(manifest, engine, plan, groups, control)
     if found.use is Use.weights:
         say(f"began with the weights of {path} (its step {manifest.step}): step, optimizer and schedule are new")
         return
@@ -123,6 +120,22 @@ def load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups, co
     say(f"resumed from {path} (step {manifest.step})" + (f"; changed: {', '.join(changed)}" if changed else ""))
 
 
+def _ask_probe(manifest: Manifest, engine: Engine, plan: RunPlan, groups: ParallelGroups, control: DistGroup) -> None:
+    """Hold the loss on the fixed micro-batch of the run that saved a checkpoint against the one that it had there."""
+    length = manifest.layout["seq_length"]
+    assert isinstance(length, int)
+    shards = plan.tensor_parallel_size if plan.config.layout.sequence_parallel else 1
+    if length % shards:
+        say(
+            f"sequences of {length} tokens, on which the checkpoint's loss was taken, cannot be cut for "
+            f"layout.tensor_parallel_size ({shards}): its loss is not compared"
+        )
+        return
+    loss = probe_loss(engine, plan, groups.device, None if length == plan.execution.seq_length else length)
+    saved_dtype = str(manifest.layout["dtype"])
+    together(control, lambda: check_probe(manifest.probe_loss, loss, saved_dtype, plan.config.precision.dtype))
+
+
 def _load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) -> None:
     path, manifest = found.path, found.manifest
     if manifest.vocab_size != plan.model.vocab_size:
@@ -130,7 +143,7 @@ def _load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) -
             f"{path} must be of a model with this vocabulary ({plan.model.vocab_size}), but has "
             f"{manifest.vocab_size}; set model.vocab_size={manifest.vocab_size}, or use the same data and tokenizer"
         )
-    check_model(path, plan.model)
+    check_model(path, plan.config.model)
     tensors = TensorFolder(path, manifest.files)
     rank, size = groups.tensor.rank, groups.tensor.size
 

@@ -21,7 +21,6 @@ from trainer.checkpoint.manifest import FileFacts, Manifest, check_file
 from trainer.checkpoint.placement import Placement
 from trainer.config.plan import RunPlan
 from trainer.errors import CheckpointError, StorageError
-from trainer.model.accounting import parameter_count
 from trainer.tensor_parallel.shard import ShardSpec
 
 _Digests = Mapping[tuple[str, str], bytes]
@@ -66,7 +65,7 @@ def _check_model(tensors: TensorFolder, source: Path, plan: RunPlan) -> None:
             raise CheckpointError(
                 f"{source} must hold weight and {kind} of the same tensors, but {differing[0]} differs"
             )
-    found, expected = sum(math.prod(tensors.shape(name)) for name in names), parameter_count(plan.model)
+    found, expected = sum(math.prod(tensors.shape(name)) for name in names), plan.model.parameter_count
     if found != expected:
         raise CheckpointError(
             f"{source} must hold the {expected:,} parameters of the model of its config.yaml, but holds {found:,}"

@@ -8,9 +8,13 @@ Every key was checked against DeepSpeed 0.19.8.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from trainer.config.places import local_path
-from trainer.config.plan import ModelSpec, RunPlan
-from trainer.config.schema import ActivationKind, Dtype, OffloadKind
+from trainer.config.plan import RunPlan
+from trainer.config.schema import Dtype, OffloadKind
+from trainer.spec.model import LayerKind
+from trainer.spec.tensors import TensorSpec
 
 BUCKETS_OF_A_MODEL = 16
 """Collectives in which the gradients of a model are reduced, where the config does not say how large one is."""
@@ -122,24 +126,26 @@ def reduce_bucket_size(plan: RunPlan) -> int:
     return max(least, min(most, _matrix_elements(plan) // BUCKETS_OF_A_MODEL)) // 2 * 2
 
 
+def _matrices(tensors: Iterable[TensorSpec], plan: RunPlan) -> int:
+    """Return the elements of matrices on one tensor-parallel rank. Vectors are left out: they are few."""
+    size, unit = plan.tensor_parallel_size, plan.execution.vocab_unit
+    return sum(tensor.local_numel(size, unit) for tensor in tensors if tensor.is_matrix)
+
+
 def _block_elements(plan: RunPlan) -> int:
-    """Return the matrix elements of one block on one tensor-parallel rank. Vectors are left out: they are few."""
-    return plan.model.block_matrix_parameters // plan.tensor_parallel_size
+    """Return the matrix elements of the largest block on one tensor-parallel rank."""
+    return max(_matrices(layer.tensors(), plan) for layer in plan.model.layers if layer.kind is LayerKind.block)
 
 
 def _matrix_elements(plan: RunPlan) -> int:
     """Return the matrix elements of the whole model on one tensor-parallel rank; the head counts even where tied."""
-    vocabulary = 2 * plan.model.padded_vocab_size * plan.model.hidden_size // plan.tensor_parallel_size
-    return plan.model.num_layers * _block_elements(plan) + vocabulary
+    blocks = (layer for layer in plan.model.layers if layer.kind is LayerKind.block)
+    rows = plan.execution.padded(plan.model.vocab_size)
+    vocabulary = 2 * rows * plan.model.hidden_size // plan.tensor_parallel_size
+    return sum(_matrices(layer.tensors(), plan) for layer in blocks) + vocabulary
 
 
 def largest_parameter(plan: RunPlan) -> int:
     """Return the number of elements of the largest parameter on one tensor-parallel rank."""
-    model: ModelSpec = plan.model
-    gates = 2 if model.activation is ActivationKind.swiglu else 1
-    rows = (
-        model.padded_vocab_size,
-        gates * model.ffn_hidden_size,
-        (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_dim,
-    )
-    return max(rows) * model.hidden_size // plan.tensor_parallel_size
+    size, unit = plan.tensor_parallel_size, plan.execution.vocab_unit
+    return max(tensor.local_numel(size, unit) for tensor in plan.model.tensors.values())

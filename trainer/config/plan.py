@@ -7,55 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from trainer.config.models import make_execution, make_model
 from trainer.config.pipeline_schedules import SCHEDULES, Schedule
-from trainer.config.schema import (
-    ActivationKind,
-    Dtype,
-    ModelConfig,
-    NormKind,
-    OffloadKind,
-    PositionKind,
-    RecomputeKind,
-    ScheduleKind,
-    TridentConfig,
-)
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """A model with nothing left open: what `trainer.model` builds. Sizes are global, never of a rank."""
-
-    hidden_size: int
-    num_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    ffn_hidden_size: int
-    seq_length: int
-    vocab_size: int
-    """Token ids that exist; rows above are padding, never predicted and never trained."""
-    padded_vocab_size: int
-    position: PositionKind
-    rope_theta: float
-    norm: NormKind
-    norm_eps: float
-    activation: ActivationKind
-    bias: bool
-    tied_embeddings: bool
-    sliding_window: int | None
-    dropout: float
-    attention_dropout: float
-    init_std: float
-    recompute: RecomputeKind
-    fused_loss: bool = True
-    """Head and loss in one, without the whole logits."""
-
-    @property
-    def block_matrix_parameters(self) -> int:
-        """Elements of the matrices of one block: what each token is multiplied with."""
-        queries, keys = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        matrices = 3 if self.activation is ActivationKind.swiglu else 2
-        return self.hidden_size * (2 * (queries + keys) + matrices * self.ffn_hidden_size)
+from trainer.config.schema import Dtype, OffloadKind, ScheduleKind, TridentConfig
+from trainer.spec.execution import Execution
+from trainer.spec.model import Model
 
 
 @dataclass(frozen=True)
@@ -63,7 +19,10 @@ class RunPlan:
     """What one run does, in numbers. Built once by the entry point, handed down, never changed."""
 
     config: TridentConfig
-    model: ModelSpec
+    model: Model
+    """What is trained."""
+    execution: Execution
+    """How it is computed."""
     world_size: int
     pipeline_parallel_size: int
     tensor_parallel_size: int
@@ -115,40 +74,6 @@ class RunPlan:
         return f"pp{self.pipeline_parallel_size}_tp{self.tensor_parallel_size}_dp{self.data_parallel_size}"
 
 
-def padded_vocab_size(vocab_size: int, pad_multiple: int, tensor_parallel_size: int) -> int:
-    """Return the smallest multiple of pad_multiple * tensor_parallel_size that holds `vocab_size` rows."""
-    unit = pad_multiple * tensor_parallel_size
-    return -(-vocab_size // unit) * unit
-
-
-def make_model_spec(model: ModelConfig, vocab_size: int, tensor_parallel_size: int) -> ModelSpec:
-    """Resolve every null of `model`; `vocab_size` comes from the config or the tokenizer."""
-    return ModelSpec(
-        hidden_size=model.hidden_size,
-        num_layers=model.num_layers,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_key_value_heads or model.num_attention_heads,
-        head_dim=model.head_dim or model.hidden_size // model.num_attention_heads,
-        ffn_hidden_size=model.ffn_hidden_size or 4 * model.hidden_size,
-        seq_length=model.seq_length,
-        vocab_size=vocab_size,
-        padded_vocab_size=padded_vocab_size(vocab_size, model.vocab_pad_multiple, tensor_parallel_size),
-        position=model.position,
-        rope_theta=model.rope_theta,
-        norm=model.norm,
-        norm_eps=model.norm_eps,
-        activation=model.activation,
-        bias=model.bias,
-        tied_embeddings=model.tied_embeddings,
-        sliding_window=model.sliding_window,
-        dropout=model.dropout,
-        attention_dropout=model.attention_dropout,
-        init_std=model.init_std,
-        recompute=model.recompute,
-        fused_loss=model.fused_loss,
-    )
-
-
 def data_parallel_size(config: TridentConfig, world_size: int | None) -> int:
     """Return dp: as configured, or what the launched world leaves for it, or 1."""
     layout = config.layout
@@ -170,7 +95,8 @@ def make_plan(config: TridentConfig, vocab_size: int, world_size: int | None = N
     dp = data_parallel_size(config, world_size)
     return RunPlan(
         config=config,
-        model=make_model_spec(config.model, vocab_size, layout.tensor_parallel_size),
+        model=make_model(config.model, vocab_size),
+        execution=make_execution(config.model, layout.tensor_parallel_size),
         world_size=layout.pipeline_parallel_size * layout.tensor_parallel_size * dp,
         pipeline_parallel_size=layout.pipeline_parallel_size,
         tensor_parallel_size=layout.tensor_parallel_size,
@@ -192,4 +118,4 @@ def resolved_decay_steps(config: TridentConfig) -> int:
 
 def with_vocabulary(plan: RunPlan, vocab_size: int) -> RunPlan:
     """Return the plan for a vocabulary that became known when the tokenizer was built."""
-    return replace(plan, model=make_model_spec(plan.config.model, vocab_size, plan.tensor_parallel_size))
+    return replace(plan, model=make_model(plan.config.model, vocab_size))

@@ -74,7 +74,7 @@ class BatchSource:
         return [int(sample) for sample in self._stream.samples(position, self.tokens)]
 
     def _sequences(self, position: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        seq_length, vocab_size = self._plan.model.seq_length, self._plan.model.vocab_size
+        seq_length, vocab_size = self._plan.execution.seq_length, self._plan.model.vocab_size
         starts = position + rows * seq_length
         pairs = self._stream.sequences(starts, seq_length)
         if pairs.max() >= vocab_size:
@@ -124,7 +124,7 @@ def validation_batches(prepared: PreparedData, plan: RunPlan, dp_rank: int, devi
         DataError: there is not one sample.
     """
     check_validation_capacity(prepared, plan.config)
-    dataset = TokenDataset(prepared.folder / "validation.bin", prepared.dtype, plan.model.seq_length)
+    dataset = TokenDataset(prepared.folder / "validation.bin", prepared.dtype, plan.execution.seq_length)
 
     def in_order(first: int, count: int) -> npt.NDArray[np.int64]:
         return np.arange(first, first + count, dtype=np.int64) % len(dataset)

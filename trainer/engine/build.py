@@ -45,9 +45,10 @@ def build_engine(
     source = source or Drawn(plan.config.train.seed, groups.tensor)
     clock = StepClock(plan.config.train.seed)
     context = ModelContext(
-        spec=plan.model,
         tensor=groups.tensor,
         sequence_parallel=plan.config.layout.sequence_parallel,
+        execution=plan.execution,
+        spec=plan.model,
         clock=clock,
     )
     if plan.uses_pipeline_engine:

@@ -11,14 +11,22 @@ _STRIDE = 7919
 """A prime: the tokens go around the whole vocabulary."""
 
 
-def fixed_micro_batches(plan: RunPlan, device: torch.device) -> list[MicroBatch]:
+def fixed_micro_batches(plan: RunPlan, device: torch.device, length: int | None = None) -> list[MicroBatch]:
     """Return the fixed micro-batch, as often as the schedule needs it.
 
     The tokens are a function of the vocabulary's size and of the place in the sequence. Every row and every rank has
     the same, so neither micro-batch size nor layout changes the mean loss.
+
+    Args:
+        plan: of the run.
+        device: where the tokens go.
+        length: of the sequences, in tokens; None: as long as the run's.
     """
-    places = torch.arange(plan.model.seq_length + 1, device=device)
+    own = plan.execution.seq_length
+    places = torch.arange((length or own) + 1, device=device)
     row = (places * _STRIDE + places // 7) % plan.model.vocab_size
-    rows = row.expand(plan.config.batch.micro_batch_size, -1)
+    # Of longer sequences fewer: about as many tokens as the run computes at once anyway.
+    count = max(1, plan.config.batch.micro_batch_size * own // (length or own))
+    rows = row.expand(count, -1)
     batch = MicroBatch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
     return [batch] * plan.schedule.fewest_micro_batches(plan.pipeline_parallel_size)

@@ -19,7 +19,8 @@ from trainer.engine.layer_kernels import choose_kernels
 from trainer.engine.world import rank_threads
 from trainer.kernels.attention_backend import DTYPES
 from trainer.model.gpt import ModelContext, build_layer, embedding_logits, embedding_loss, language_model_loss
-from trainer.model.layers import block_name, layer_names
+from trainer.spec.model import Layer, LayerKind
+from trainer.spec.parts import Head
 from trainer.tensor_parallel.embedding import VocabParallelEmbedding
 from trainer.tensor_parallel.init import Drawn, fill
 from trainer.tensor_parallel.random import StepClock
@@ -45,7 +46,7 @@ class LayerTime:
 
 
 def measure_layers(plan: RunPlan, device: torch.device) -> dict[str, LayerTime]:
-    """Time every layer of `layer_names`, one rank's share of it; the blocks are alike, so one of them is measured.
+    """Time every layer of the model, one rank's share of it; of layers that are alike one is measured.
 
     In one process and without peers: what tensor-parallel ranks send each other is not in it.
     Sets the process's number of threads to that of a rank.
@@ -59,30 +60,32 @@ def measure_layers(plan: RunPlan, device: torch.device) -> dict[str, LayerTime]:
     clock.start_step(1, 0, 1, plan.config.batch.micro_batch_size)
     size = plan.tensor_parallel_size
     context = ModelContext(
-        spec=plan.model,
         tensor=SingleGroup() if size == 1 else FakeGroup(0, size),
         sequence_parallel=plan.config.layout.sequence_parallel,
+        execution=plan.execution,
+        spec=plan.model,
         clock=clock,
     )
     found: dict[str, LayerTime] = {}
-    for name in layer_names(plan.model):
-        is_block = name.startswith("blocks.")
-        alike = block_name(0) if is_block else name
-        found[name] = found[alike] if alike in found else _measure(name, plan, context, device)
+    alike: dict[object, LayerTime] = {}
+    for layer in plan.model.layers:
+        if layer.spec not in alike:
+            alike[layer.spec] = _measure(layer, plan, context, device)
+        found[layer.name] = alike[layer.spec]
     return found
 
 
-def _measure(name: str, plan: RunPlan, context: ModelContext, device: torch.device) -> LayerTime:
-    is_tied_head = name == "head" and plan.model.tied_embeddings
+def _measure(which: Layer, plan: RunPlan, context: ModelContext, device: torch.device) -> LayerTime:
+    is_tied_head = isinstance(which.spec, Head) and which.spec.tied
     dtype = DTYPES[plan.config.precision.dtype]
-    layer = build_layer("embedding" if is_tied_head else name, context)
+    layer = build_layer("embedding" if is_tied_head else which.name, context)
     fill(layer, Drawn(plan.config.train.seed, context.tensor), device, dtype)
     choose_kernels(layer, plan, device)
     ids = torch.randint(0, plan.model.vocab_size, _ids_shape(plan), device=device)
-    if name == "embedding":
+    if which.kind is LayerKind.embedding:
         return _timed(lambda hidden: layer(ids), None, device)
     hidden = torch.randn(_hidden_shape(plan), dtype=dtype, device=device)
-    run = _head(layer, ids, context) if name == "head" else layer
+    run = _head(layer, ids, context) if which.kind is LayerKind.head else layer
     return _timed(run, hidden.requires_grad_(), device)
 
 
@@ -91,22 +94,22 @@ def _head(layer: nn.Module, labels: torch.Tensor, context: ModelContext) -> Call
     unfused = language_model_loss(context)
     if isinstance(layer, VocabParallelEmbedding):
         tied = layer
-        if context.spec.fused_loss:
+        if context.execution.fused_loss:
             return lambda hidden: embedding_loss(tied, hidden, labels)
         return lambda hidden: unfused(embedding_logits(tied, hidden), labels)
-    if context.spec.fused_loss:
+    if context.execution.fused_loss:
         return lambda hidden: layer(hidden, labels)
     return lambda hidden: unfused(layer(hidden), labels)
 
 
 def _ids_shape(plan: RunPlan) -> tuple[int, int]:
-    return plan.config.batch.micro_batch_size, plan.model.seq_length
+    return plan.config.batch.micro_batch_size, plan.execution.seq_length
 
 
 def _hidden_shape(plan: RunPlan) -> tuple[int, int, int]:
     """Return the shape of what travels between layers, `[S, B, H]`, or `[S/tp, B, H]` with sequence parallelism."""
     shards = plan.tensor_parallel_size if plan.config.layout.sequence_parallel else 1
-    return plan.model.seq_length // shards, plan.config.batch.micro_batch_size, plan.model.hidden_size
+    return plan.execution.seq_length // shards, plan.config.batch.micro_batch_size, plan.model.hidden_size
 
 
 def _timed(run: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor | None, device: torch.device) -> LayerTime:

@@ -11,16 +11,16 @@ from trainer.config.schema import AdamImplementation
 from trainer.engine.adam import adam_implementation
 from trainer.engine.process_patches import ask_for_the_processor_once
 from trainer.errors import ConfigError, first_line
+from trainer.tensor_parallel.init import tensor_spec
 
 
 def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    """Split parameters: matrices (and embeddings) decay, vectors (norms, biases) do not."""
+    """Split parameters by what the model says of their tensors: matrices decay, norms and biases do not."""
     decayed: list[torch.nn.Parameter] = []
     free: list[torch.nn.Parameter] = []
     for parameter in parameters:
         if parameter.requires_grad:
-            # What ZeRO-3 has cut remembers its shape.
-            (decayed if len(getattr(parameter, "ds_shape", parameter.shape)) >= 2 else free).append(parameter)
+            (decayed if tensor_spec(parameter).decays else free).append(parameter)
     groups: list[dict[str, object]] = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": free, "weight_decay": 0.0},

@@ -13,9 +13,9 @@ from trainer.checkpoint.kept_tokenizer import fits, tokenizer_folder
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.store import CONFIG, find_checkpoint
 from trainer.config.compose import from_yaml
+from trainer.config.models import make_execution, make_model
 from trainer.config.places import absolute_path
-from trainer.config.plan import ModelSpec, make_model_spec
-from trainer.config.schema import RecomputeKind, TokenizerConfig, TokenizerKind
+from trainer.config.schema import ModelConfig, RecomputeKind, TokenizerConfig, TokenizerKind
 from trainer.data.tokenizer import BYTES_MARK, Tokenizer, load_pretrained, load_tokenizer
 from trainer.errors import CheckpointError, ConfigError
 from trainer.generation.continuation import prompt_ids, text_after
@@ -27,12 +27,13 @@ from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import SingleGroup
 
 
-def whole_model(spec: ModelSpec) -> GPT:
+def whole_model(model: ModelConfig, vocab_size: int) -> GPT:
     """Return a model in one piece, in evaluation mode, empty: its weights are still to be filled in."""
     context = ModelContext(
-        spec=replace(spec, recompute=RecomputeKind.none),
         tensor=SingleGroup(),
         sequence_parallel=False,
+        execution=replace(make_execution(model, 1), recompute=RecomputeKind.none),
+        spec=make_model(model, vocab_size),
         clock=StepClock(0),
     )
     return GPT(context).eval()
@@ -44,7 +45,8 @@ def load_model(checkpoint: Path, manifest: Manifest) -> GPT:
     Raises:
         CheckpointError: weights are missing or do not fit the run's config.
     """
-    model = whole_model(_model_spec(checkpoint, manifest))
+    config = from_yaml((checkpoint / CONFIG).read_text(encoding="utf-8"))
+    model = whole_model(config.model, manifest.vocab_size)
     tensors = TensorFolder(checkpoint, manifest.files)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Rows beyond the vocabulary are padding of this layout; the model never chooses them.
@@ -55,11 +57,6 @@ def load_model(checkpoint: Path, manifest: Manifest) -> GPT:
     return model
 
 
-def _model_spec(checkpoint: Path, manifest: Manifest) -> ModelSpec:
-    config = from_yaml((checkpoint / CONFIG).read_text(encoding="utf-8"))
-    return make_model_spec(config.model, manifest.vocab_size, tensor_parallel_size=1)
-
-
 @torch.inference_mode()
 def sample(model: GPT, prompt: list[int], options: GenerateOptions, eos_id: int | None, seed: int) -> list[int]:
     """Return the tokens that follow `prompt`, up to the end-of-text token or `options.max_tokens`.
@@ -67,15 +64,15 @@ def sample(model: GPT, prompt: list[int], options: GenerateOptions, eos_id: int 
     Raises:
         ConfigError: prompt and tokens do not fit into the model's sequence length.
     """
-    spec = model.context.spec
+    seq_length = model.context.execution.seq_length
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    room = spec.seq_length - len(prompt)
+    room = seq_length - len(prompt)
     wanted = options.max_tokens or max(1, room)
     if wanted > room:
         asked = f" and max_tokens is {wanted}" if options.max_tokens else ", which leaves no room for another"
         raise ConfigError(
-            f"prompt and max_tokens must fit into model.seq_length ({spec.seq_length} tokens), but the prompt has "
+            f"prompt and max_tokens must fit into model.seq_length ({seq_length} tokens), but the prompt has "
             f"{len(prompt)} tokens{asked}"
         )
     cache = KeyValueCache(len(prompt) + wanted)

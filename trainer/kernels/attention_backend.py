@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch.nn.attention import SDPBackend
 
-from trainer.config.plan import ModelSpec
 from trainer.config.schema import Dtype
+from trainer.spec.execution import Execution
+from trainer.spec.model import Model
+from trainer.spec.parts import Attention
 
 DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16}
 _WORDS = {
@@ -17,18 +19,28 @@ _WORDS = {
 }
 
 
-def attention_kernel(spec: ModelSpec, tensor_parallel_size: int, dtype: Dtype, device: torch.device) -> str:
-    """Return the name of the kernel that training takes on `device`, e.g. "flash attention". No host sync."""
-    if spec.attention_dropout > 0:
+def attention_kernel(
+    model: Model, execution: Execution, tensor_parallel_size: int, dtype: Dtype, device: torch.device
+) -> str:
+    """Return the name of the kernel that training takes on `device`, e.g. "flash attention". No host sync.
+
+    Where blocks take different ones, all of them are named, in the order of the blocks.
+    """
+    if execution.attention_dropout > 0:
         return "unfused attention, which keeps all S x S scores (model.attention_dropout > 0)"
-    windowed = spec.sliding_window is not None and spec.sliding_window < spec.seq_length
-    heads = spec.num_attention_heads // tensor_parallel_size
+    distinct = dict.fromkeys(block.attention for block in model.blocks)
+    kernels = (_kernel(one, execution.seq_length, tensor_parallel_size, dtype, device) for one in distinct)
+    return "; ".join(dict.fromkeys(kernels))
+
+
+def _kernel(attention: Attention, length: int, tensor_parallel_size: int, dtype: Dtype, device: torch.device) -> str:
+    windowed = attention.window is not None and attention.window < length
+    heads = attention.num_heads // tensor_parallel_size
     # With a mask, keys and values are repeated before they are attended to.
-    pairs = heads if windowed else spec.num_key_value_heads // tensor_parallel_size
-    length = spec.seq_length
+    pairs = heads if windowed else attention.num_key_value_heads // tensor_parallel_size
 
     def some(count: int) -> torch.Tensor:
-        shape = (1, count, length, spec.head_dim)
+        shape = (1, count, length, attention.head_dim)
         return torch.empty(shape, dtype=DTYPES[dtype], device=device, requires_grad=True)
 
     mask = torch.ones(length, length, dtype=torch.bool, device=device) if windowed else None

@@ -15,14 +15,14 @@ class Pointwise:
     """PyTorch's kernels."""
 
     def layer_norm(
-        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+        self, hidden: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
     ) -> torch.Tensor:
         """Return LayerNorm over the last dimension, `[..., H]`, in the input's dtype; statistics in fp32."""
-        return F.layer_norm(hidden, weight.shape, weight, bias, eps)
+        return F.layer_norm(hidden, hidden.shape[-1:], weight, bias, eps)
 
-    def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
         """Return RMSNorm over the last dimension, `[..., H]`, in the input's dtype; statistics in fp32."""
-        return F.rms_norm(hidden, weight.shape, weight, eps)
+        return F.rms_norm(hidden, hidden.shape[-1:], weight, eps)
 
     def silu_times(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """Return silu(gate) up, `[..., F]`."""
@@ -30,20 +30,22 @@ class Pointwise:
 
 
 class LigerPointwise(Pointwise):
-    """Liger's Triton kernels, on a GPU. It has none for a LayerNorm without bias."""
+    """Liger's Triton kernels, on a GPU. It has none for a LayerNorm without bias or a norm without weight."""
 
     def layer_norm(
-        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+        self, hidden: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
     ) -> torch.Tensor:
         """See `Pointwise`."""
-        if bias is None:
+        if weight is None or bias is None:
             return super().layer_norm(hidden, weight, bias, eps)
         from liger_kernel.ops.layer_norm import LigerLayerNormFunction
 
         return cast(torch.Tensor, LigerLayerNormFunction.apply(hidden, weight, bias, eps))
 
-    def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
         """See `Pointwise`."""
+        if weight is None:
+            return super().rms_norm(hidden, weight, eps)
         from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
         # No offset of the weight; all in fp32, as PyTorch does; the gradient that comes is not overwritten.

@@ -35,7 +35,6 @@ from trainer.metrics.texts import SAMPLES_FILE, TextSink
 from trainer.metrics.throughput import ThroughputMeter
 from trainer.metrics.wandb_mode import WandbChoice, choose_mode
 from trainer.metrics.wandb_sink import Checkpoints, WandbSink
-from trainer.model.accounting import flops_per_token, parameter_count
 from trainer.topology.groups import Group, ParallelGroups
 from trainer.versions import source_commit, versions
 
@@ -86,7 +85,7 @@ def build_metrics(
     device_name = torch.cuda.get_device_name(groups.device) if groups.device.type == "cuda" else None
     throughput = ThroughputMeter(
         tokens_per_step=plan.tokens_per_step,
-        flops_per_token=flops_per_token(plan.model),
+        flops_per_token=plan.model.flops_per_token(plan.execution.seq_length),
         world_size=plan.world_size,
         peak_flops=peak_flops_per_second(device_name, plan.config.precision.dtype),
     )
@@ -109,7 +108,7 @@ def build_metrics(
 def _sinks(plan: RunPlan, run_dir: Path, state: TrainState, device_name: str, facts: RunFacts | None) -> list[Sink]:
     """Return the sinks in the order in which they are written: the record first."""
     logging = plan.config.logging
-    parameters = parameter_count(plan.model)
+    parameters = plan.model.parameter_count
     source = source_commit()
     choice = choose_mode(logging.wandb)
     # The summary before jsonl: at the start it reads the rows that jsonl is about to cut.

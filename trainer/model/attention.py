@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.config.schema import PositionKind, RecomputeKind
 from trainer.model.cache import KeyValueCache
-from trainer.model.context import ModelContext
 from trainer.model.positions import rotate
+from trainer.spec.execution import RecomputeKind
+from trainer.spec.parts import Attention as AttentionSpec
+from trainer.tensor_parallel.init import TensorContext
 from trainer.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
 from trainer.tensor_parallel.random import MicroBatchPlace, attention_dropout
 
@@ -40,39 +41,25 @@ class Attention(nn.Module):
 
     Args:
         name: global name; parameters `<name>.qkv.*` (rows: all queries, all keys, all values) and `<name>.output.*`.
+        spec: heads, positions, window and biases.
         context: of the model.
     """
 
-    def __init__(self, name: str, context: ModelContext) -> None:
+    def __init__(self, name: str, spec: AttentionSpec, context: TensorContext) -> None:
         super().__init__()
-        spec, group = context.spec, context.tensor
+        group = context.tensor
         self.name = name
         self.head_dim = spec.head_dim
-        self.num_heads = spec.num_attention_heads // group.size
+        self.num_heads = spec.num_heads // group.size
         self.num_key_value_heads = spec.num_key_value_heads // group.size
         self.first_head = group.rank * self.num_heads
-        self.rope_theta = spec.rope_theta if spec.position is PositionKind.rope else None
-        self.window = spec.sliding_window
-        self.dropout = spec.attention_dropout
-        self.recompute_core = spec.recompute is RecomputeKind.selective
-        queries = spec.num_attention_heads * spec.head_dim
-        keys = spec.num_key_value_heads * spec.head_dim
-        self.qkv = ColumnParallelLinear(
-            f"{name}.qkv",
-            spec.hidden_size,
-            (queries, keys, keys),
-            context,
-            bias=spec.bias,
-            init_std=spec.init_std,
-        )
-        self.output = RowParallelLinear(
-            f"{name}.output",
-            queries,
-            spec.hidden_size,
-            context,
-            bias=spec.bias,
-            init_std=context.residual_std,
-        )
+        self.rope = spec.rope
+        self.window = spec.window
+        self.scale = spec.scale
+        self.dropout = context.execution.attention_dropout
+        self.recompute_core = context.execution.recompute is RecomputeKind.selective
+        self.qkv = ColumnParallelLinear(f"{name}.qkv", spec.qkv, context)
+        self.output = RowParallelLinear(f"{name}.output", spec.output, context)
 
     def forward(
         self, hidden: torch.Tensor, place: MicroBatchPlace | None = None, cache: KeyValueCache | None = None
@@ -95,8 +82,8 @@ class Attention(nn.Module):
         heads = qkv.view(length, batch, -1, self.head_dim)
         counts = [self.num_heads, self.num_key_value_heads, self.num_key_value_heads]
         query, key, value = torch.split(heads, counts, dim=2)
-        if self.rope_theta is not None:
-            query, key = rotate(query, self.rope_theta, start), rotate(key, self.rope_theta, start)
+        if self.rope is not None:
+            query, key = rotate(query, self.rope, start), rotate(key, self.rope, start)
         return query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3)
 
     def _core(
@@ -111,10 +98,12 @@ class Attention(nn.Module):
         if not windowed and num_queries in (1, num_keys):
             # A single query sees every key, and SDPA would align a causal mask with the first key.
             causal = num_queries > 1
-            return F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=grouped)
+            return F.scaled_dot_product_attention(
+                query, key, value, is_causal=causal, scale=self.scale, enable_gqa=grouped
+            )
         mask = causal_mask(num_queries, num_keys, self.window, query.device)
         key, value = self._repeated(key), self._repeated(value)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
 
     def _repeated(self, heads: torch.Tensor) -> torch.Tensor:
         repeats = self.num_heads // self.num_key_value_heads
@@ -126,7 +115,8 @@ class Attention(nn.Module):
         """Attention with dropout of its weights: fused kernels draw masks that depend on the layout."""
         key, value = self._repeated(key), self._repeated(value)
         mask = causal_mask(query.shape[2], key.shape[2], self.window, query.device)
-        scores = (query / math.sqrt(self.head_dim)) @ key.transpose(-1, -2)
+        scaled = query / math.sqrt(self.head_dim) if self.scale is None else query * self.scale
+        scores = scaled @ key.transpose(-1, -2)
         weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1, dtype=torch.float32).to(value.dtype)
         weights = attention_dropout(weights, self.dropout, place, f"{self.name}.weights", self.first_head)
         return weights @ value

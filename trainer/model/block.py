@@ -1,4 +1,4 @@
-"""One pre-norm transformer block.
+"""One transformer block.
 
 Source: pre-norm as in GPT-2 (Radford et al. 2019); recomputation arXiv 1604.06174, selective arXiv 2205.05198.
 """
@@ -11,39 +11,55 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.config.schema import RecomputeKind
 from trainer.model.attention import Attention
 from trainer.model.cache import KeyValueCache
 from trainer.model.context import ModelContext
 from trainer.model.mlp import MLP
 from trainer.model.norm import Norm
+from trainer.spec.execution import RecomputeKind
+from trainer.spec.model import Block as BlockSpec
+from trainer.spec.model import Wiring
 from trainer.tensor_parallel.random import MicroBatchPlace, hidden_dropout
 
 
+def _normed(norm: Norm | None, hidden: torch.Tensor) -> torch.Tensor:
+    return hidden if norm is None else cast(torch.Tensor, norm(hidden))
+
+
 class Block(nn.Module):
-    """h + attention(norm(h)), then h + mlp(norm(h)): `[S, B, H] -> [S, B, H]` (`[S/tp, B, H]` sequence-parallel).
+    """Attention and MLP, joined to the residual stream as `Wiring` says.
+
+    `[S, B, H] -> [S, B, H]` (`[S/tp, B, H]` sequence-parallel).
 
     With model.recompute=full, backward computes the block again, its forward collectives included.
 
     Args:
         name: global name.
+        spec: attention, MLP, norms and their wiring.
         context: of the model.
     """
 
-    def __init__(self, name: str, context: ModelContext) -> None:
+    def __init__(self, name: str, spec: BlockSpec, context: ModelContext) -> None:
         super().__init__()
-        spec = context.spec
+        execution = context.execution
         self.name = name
         self.group = context.tensor
         self.clock = context.clock
         self.sequence_parallel = context.sequence_parallel
-        self.dropout = spec.dropout
-        self.has_dropout = spec.dropout > 0 or spec.attention_dropout > 0
-        self.recompute = spec.recompute is RecomputeKind.full
-        self.attention_norm = Norm(f"{name}.attention_norm", context)
-        self.attention = Attention(f"{name}.attention", context)
-        self.mlp_norm = Norm(f"{name}.mlp_norm", context)
-        self.mlp = MLP(f"{name}.mlp", context)
+        self.dropout = execution.dropout
+        self.has_dropout = execution.dropout > 0 or execution.attention_dropout > 0
+        self.recompute = execution.recompute is RecomputeKind.full
+        self.wiring = spec.wiring
+
+        def norm(part: str) -> Norm | None:
+            return Norm(f"{name}.{part}", spec.norm, context) if part in spec.norm_names else None
+
+        self.attention_norm = norm("attention_norm")
+        self.attention = Attention(f"{name}.attention", spec.attention, context)
+        self.attention_output_norm = norm("attention_output_norm")
+        self.mlp_norm = norm("mlp_norm")
+        self.mlp = MLP(f"{name}.mlp", spec.feed_forward, context)
+        self.mlp_output_norm = norm("mlp_output_norm")
         self._transform = self._forward
 
     def compile_transform(self) -> None:
@@ -67,9 +83,28 @@ class Block(nn.Module):
     def _forward(
         self, hidden: torch.Tensor, place: MicroBatchPlace | None, cache: KeyValueCache | None
     ) -> torch.Tensor:
-        attended = self.attention(self.attention_norm(hidden), place, cache)
-        hidden = hidden + self._dropped(attended, place, "attention")
-        return hidden + self._dropped(self.mlp(self.mlp_norm(hidden)), place, "mlp")
+        if self.wiring.is_parallel:
+            normed = _normed(self.attention_norm, hidden)
+            attended = self.attention(normed, place, cache)
+            transformed = self.mlp(normed if self.mlp_norm is None else self.mlp_norm(hidden))
+            return hidden + self._dropped(attended, place, "attention") + self._dropped(transformed, place, "mlp")
+        attended = self.attention(self._before(self.attention_norm, hidden), place, cache)
+        attended = self._after(self.attention_norm, self.attention_output_norm, attended)
+        hidden = self._joined(self.attention_norm, hidden, self._dropped(attended, place, "attention"))
+        transformed = self.mlp(self._before(self.mlp_norm, hidden))
+        transformed = self._after(self.mlp_norm, self.mlp_output_norm, transformed)
+        return self._joined(self.mlp_norm, hidden, self._dropped(transformed, place, "mlp"))
+
+    def _before(self, norm: Norm | None, hidden: torch.Tensor) -> torch.Tensor:
+        """Return what attention or MLP reads of the residual stream."""
+        return hidden if self.wiring in (Wiring.post, Wiring.output) else _normed(norm, hidden)
+
+    def _after(self, norm: Norm | None, output_norm: Norm | None, branch: torch.Tensor) -> torch.Tensor:
+        """Return what attention or MLP adds to the stream."""
+        return _normed(norm if self.wiring is Wiring.output else output_norm, branch)
+
+    def _joined(self, norm: Norm | None, hidden: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+        return _normed(norm, hidden + branch) if self.wiring is Wiring.post else hidden + branch
 
     def _dropped(self, hidden: torch.Tensor, place: MicroBatchPlace | None, part: str) -> torch.Tensor:
         # Leaves before it reads the name: torch.compile would otherwise compile every block anew.

@@ -14,9 +14,12 @@ from torch import nn
 from trainer.model.block import Block
 from trainer.model.cache import KeyValueCache
 from trainer.model.context import ModelContext
-from trainer.model.layers import block_name, layer_names
 from trainer.model.norm import Norm
 from trainer.model.positions import PositionLayer
+from trainer.spec.model import Block as BlockSpec
+from trainer.spec.model import LayerSpec
+from trainer.spec.parts import Embedding, Head, Positions
+from trainer.spec.parts import Norm as NormSpec
 from trainer.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from trainer.tensor_parallel.embedding import VocabParallelEmbedding, embedding_logits, embedding_loss
 from trainer.tensor_parallel.head import VocabParallelHead
@@ -30,36 +33,11 @@ __all__ = [
     "embedding_loss",
     "full_logits",
     "language_model_loss",
-    "layer_names",
 ]
 
 
-def _build_embedding(context: ModelContext) -> VocabParallelEmbedding:
-    spec = context.spec
-    return VocabParallelEmbedding(
-        "embedding",
-        spec.vocab_size,
-        spec.padded_vocab_size,
-        spec.hidden_size,
-        context,
-        init_std=spec.init_std,
-    )
-
-
-def _build_head(context: ModelContext) -> VocabParallelHead:
-    spec = context.spec
-    return VocabParallelHead(
-        "head",
-        spec.vocab_size,
-        spec.padded_vocab_size,
-        spec.hidden_size,
-        context,
-        init_std=spec.init_std,
-    )
-
-
 def build_layer(name: str, context: ModelContext) -> nn.Module:
-    """Build the layer `name` of `layer_names`, this rank's share, empty (see `fill`). No collective.
+    """Build the layer `name` of the model, this rank's share, empty (see `fill`). No collective.
 
     The layer maps one tensor to one tensor: embedding ids `[B, S]` to hidden, head hidden to logits `[S, B, V/tp]`,
     all others hidden to hidden. With tied embeddings "head" is not a layer of its own: see `embedding_logits`.
@@ -69,18 +47,20 @@ def build_layer(name: str, context: ModelContext) -> nn.Module:
         ValueError: there is no such layer to build.
     """
     context.check()
-    if name == "embedding":
-        return _build_embedding(context)
-    if name == "position":
-        return PositionLayer(name, context)
-    if name == "final_norm":
-        return Norm(name, context)
-    if name == "head" and not context.spec.tied_embeddings:
-        return _build_head(context)
-    if name.startswith("blocks.") and name in layer_names(context.spec):
-        return Block(name, context)
-    known = [layer for layer in layer_names(context.spec) if layer != "head" or not context.spec.tied_embeddings]
-    raise ValueError(f"layer must be one of {', '.join(known)}, but is {name}")
+    spec = context.spec.layer(name).spec
+    if isinstance(spec, Head) and spec.tied:
+        raise ValueError("a tied head is no layer of its own: it is the embedding, used once more")
+    return _built(name, spec, context)
+
+
+def _built(name: str, spec: LayerSpec, context: ModelContext) -> nn.Module:
+    if isinstance(spec, Embedding):
+        return VocabParallelEmbedding(name, spec, context)
+    if isinstance(spec, Positions):
+        return PositionLayer(name, spec, context)
+    if isinstance(spec, BlockSpec):
+        return Block(name, spec, context)
+    return Norm(name, spec, context) if isinstance(spec, NormSpec) else VocabParallelHead(name, spec, context)
 
 
 def language_model_loss(context: ModelContext) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -115,11 +95,12 @@ class GPT(nn.Module):
         context.check()
         self.context = context
         spec = context.spec
-        self.embedding = _build_embedding(context)
-        self.position = PositionLayer("position", context)
-        self.blocks = nn.ModuleList(Block(block_name(index), context) for index in range(spec.num_layers))
-        self.final_norm = Norm("final_norm", context)
-        self.head = None if spec.tied_embeddings else _build_head(context)
+        blocks = (layer for layer in spec.layers if isinstance(layer.spec, BlockSpec))
+        self.embedding = VocabParallelEmbedding("embedding", spec.embedding, context)
+        self.position = PositionLayer("position", spec.positions, context)
+        self.blocks = nn.ModuleList(_built(layer.name, layer.spec, context) for layer in blocks)
+        self.final_norm = None if spec.final_norm is None else Norm("final_norm", spec.final_norm, context)
+        self.head = None if spec.head.tied else VocabParallelHead("head", spec.head, context)
         self._loss = language_model_loss(context)
 
     def forward(
@@ -140,10 +121,11 @@ class GPT(nn.Module):
         hidden = self.position(hidden, start=0 if cache is None else cache.length)
         for block in self.blocks:
             hidden = block(hidden, cache)
-        hidden = self.final_norm(hidden)
+        if self.final_norm is not None:
+            hidden = self.final_norm(hidden)
         if cache is not None:
             cache.advance(input_ids.shape[1])
-        if labels is not None and self.context.spec.fused_loss:
+        if labels is not None and self.context.execution.fused_loss:
             return self._fused_loss(hidden, labels)
         logits = embedding_logits(self.embedding, hidden) if self.head is None else self.head(hidden)
         return logits if labels is None else self._loss(logits, labels)

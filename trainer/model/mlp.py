@@ -9,20 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.config.schema import ActivationKind
 from trainer.kernels.pointwise import Pointwise
-from trainer.model.context import ModelContext
+from trainer.spec.parts import Activation, FeedForward
+from trainer.tensor_parallel.init import TensorContext
 from trainer.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
 
 
-def activate(hidden: torch.Tensor, kind: ActivationKind, pointwise: Pointwise) -> torch.Tensor:
-    """Apply the non-linearity; swiglu halves the last dimension (first half: gate, second half: up)."""
-    if kind is ActivationKind.swiglu:
-        gate, up = hidden.chunk(2, dim=-1)
-        return pointwise.silu_times(gate, up)
-    if kind is ActivationKind.relu:
+def activate(hidden: torch.Tensor, kind: Activation) -> torch.Tensor:
+    """Apply the non-linearity to every element."""
+    if kind is Activation.silu:
+        return F.silu(hidden)
+    if kind is Activation.relu:
         return F.relu(hidden)
-    return F.gelu(hidden, approximate="tanh" if kind is ActivationKind.gelu_tanh else "none")
+    if kind is Activation.relu2:
+        return F.relu(hidden).square()
+    return F.gelu(hidden, approximate="tanh" if kind is Activation.gelu_tanh else "none")
 
 
 class MLP(nn.Module):
@@ -31,37 +32,31 @@ class MLP(nn.Module):
     Collective as its column- and row-parallel linear layers are.
 
     Args:
-        name: global name; parameters `<name>.up.*` (swiglu: `<name>.gate_up.*`, gate rows first) and `<name>.down.*`.
+        name: global name; parameters `<name>.up.*` (with a gate: `<name>.gate_up.*`, gate rows first) and
+            `<name>.down.*`.
+        spec: widths, activation, gate and biases.
         context: of the model.
     """
 
-    def __init__(self, name: str, context: ModelContext) -> None:
+    def __init__(self, name: str, spec: FeedForward, context: TensorContext) -> None:
         super().__init__()
-        spec = context.spec
-        self.kind = spec.activation
+        self.activation = spec.activation
+        self.gated = spec.gated
         self.pointwise = Pointwise()
-        gated = spec.activation is ActivationKind.swiglu
-        self.first = "gate_up" if gated else "up"
-        inner = ColumnParallelLinear(
-            f"{name}.{self.first}",
-            spec.hidden_size,
-            (spec.ffn_hidden_size,) * (2 if gated else 1),
-            context,
-            bias=spec.bias,
-            init_std=spec.init_std,
-        )
-        self.add_module(self.first, inner)
-        self.down = RowParallelLinear(
-            f"{name}.down",
-            spec.ffn_hidden_size,
-            spec.hidden_size,
-            context,
-            bias=spec.bias,
-            init_std=context.residual_std,
-        )
+        self.first = spec.up_name
+        self.add_module(self.first, ColumnParallelLinear(f"{name}.{self.first}", spec.up, context))
+        self.down = RowParallelLinear(f"{name}.down", spec.down, context)
+
+    def _activated(self, inner: torch.Tensor) -> torch.Tensor:
+        if not self.gated:
+            return activate(inner, self.activation)
+        gate, up = inner.chunk(2, dim=-1)
+        if self.activation is Activation.silu:
+            return self.pointwise.silu_times(gate, up)
+        return activate(gate, self.activation) * up
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Transform every position by itself."""
         inner: torch.Tensor = self.get_submodule(self.first)(hidden)
-        output: torch.Tensor = self.down(activate(inner, self.kind, self.pointwise))
+        output: torch.Tensor = self.down(self._activated(inner))
         return output

@@ -11,12 +11,10 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from trainer.config.schema import PositionKind
 from trainer.model.context import ModelContext
-from trainer.tensor_parallel.init import Initial
+from trainer.spec.parts import Positions, Rope
 from trainer.tensor_parallel.mappings import scatter_to_sequence
 from trainer.tensor_parallel.random import hidden_dropout
-from trainer.tensor_parallel.shard import ShardSpec
 
 
 class PositionLayer(nn.Module):
@@ -27,22 +25,19 @@ class PositionLayer(nn.Module):
 
     Args:
         name: global name, `<name>.weight` for learned positions.
+        spec: how many learned positions there are, if any.
         context: of the model.
     """
 
-    def __init__(self, name: str, context: ModelContext) -> None:
+    def __init__(self, name: str, spec: Positions, context: ModelContext) -> None:
         super().__init__()
-        spec = context.spec
         self.name = name
         self.group = context.tensor
         self.clock = context.clock
         self.sequence_parallel = context.sequence_parallel
-        self.max_length = spec.seq_length
-        self.dropout = spec.dropout
-        self.weight: nn.Parameter | None = None
-        if spec.position is PositionKind.learned:
-            shape = (spec.seq_length, spec.hidden_size)
-            self.weight = context.parameter(ShardSpec(f"{name}.weight", shape), Initial(spec.init_std))
+        self.max_length = spec.length
+        self.dropout = context.execution.dropout
+        self.weight = context.parameters(spec.tensors(name)).get("weight")
 
     def forward(self, hidden: torch.Tensor, start: int = 0) -> torch.Tensor:
         """Add the positions `start, start + 1, ...` to the rows of hidden.
@@ -52,7 +47,7 @@ class PositionLayer(nn.Module):
         """
         shards = self.group.size if self.sequence_parallel else 1
         length = hidden.shape[0] * shards
-        if self.weight is not None:
+        if self.weight is not None and self.max_length is not None:
             if start + length > self.max_length:
                 raise ValueError(
                     f"a sequence must have at most model.seq_length ({self.max_length}) tokens with "
@@ -68,22 +63,27 @@ class PositionLayer(nn.Module):
 
 
 @lru_cache(maxsize=16)
-def _rotary_table(
-    start: int, length: int, head_dim: int, theta: float, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _rotary_table(start: int, length: int, rope: Rope, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     # Not a buffer: `module.half()` would cast it and blur late positions. Not an inference tensor: autograd saves it.
     with torch.inference_mode(False), torch.no_grad():
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+        exponents = torch.arange(0, rope.dims, 2, dtype=torch.float32, device=device) / rope.dims
         positions = torch.arange(start, start + length, dtype=torch.float32, device=device)
-        angles = torch.outer(positions, 1.0 / theta**exponents)
+        angles = torch.outer(positions, 1.0 / rope.theta**exponents)
         return angles.cos(), angles.sin()
 
 
-def rotate(heads: torch.Tensor, theta: float, start: int = 0) -> torch.Tensor:
-    """Apply the rotary embedding to heads `[S, B, N, D]` at positions start .. start + S - 1; computed in fp32."""
+def rotate(heads: torch.Tensor, rope: Rope, start: int = 0) -> torch.Tensor:
+    """Apply the rotary embedding to heads `[S, B, N, D]` at positions start .. start + S - 1; computed in fp32.
+
+    Only the first `rope.dims` elements of a head are turned.
+    """
     length, _, _, head_dim = heads.shape
-    cos, sin = _rotary_table(start, length, head_dim, theta, heads.device)
+    cos, sin = _rotary_table(start, length, rope, heads.device)
     cos, sin = cos[:, None, None, :], sin[:, None, None, :]
-    low, high = heads.chunk(2, dim=-1)
+    half = rope.dims // 2
+    low, high, rest = torch.split(heads, [half, half, head_dim - rope.dims], dim=-1)
     # The tables are fp32, so the products are too.
-    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(heads.dtype)
+    turned = (low * cos - high * sin, high * cos + low * sin)
+    if rope.dims == head_dim:
+        return torch.cat(turned, dim=-1).to(heads.dtype)
+    return torch.cat((*(part.to(heads.dtype) for part in turned), rest), dim=-1)

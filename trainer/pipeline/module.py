@@ -19,8 +19,8 @@ from torch import nn
 from trainer.config.plan import RunPlan
 from trainer.config.schema import PipelineSchedule
 from trainer.model.gpt import ModelContext, build_layer, embedding_logits, embedding_loss, language_model_loss
-from trainer.model.layers import layer_names
 from trainer.pipeline.partition import stage_bounds
+from trainer.spec.model import LayerKind
 from trainer.tensor_parallel.embedding import VocabParallelEmbedding
 
 TIED_KEY = "embedding"
@@ -152,19 +152,18 @@ def layer_specs(builder: Builder, slot: LabelSlot) -> list[LayerSpec]:
 
     With model.fused_loss the last layer returns the loss of the labels in `slot`, otherwise logits.
     """
-    model = builder.context.spec
-    tied, fused = model.tied_embeddings, model.fused_loss
+    tied, fused = builder.context.spec.head.tied, builder.context.execution.fused_loss
     specs: list[LayerSpec] = []
-    for name in layer_names(model):
-        if tied and name == "embedding":
+    for layer in builder.context.spec.layers:
+        if tied and layer.kind is LayerKind.embedding:
             specs.append(TiedEmbeddingSpec(builder))
-        elif tied and name == "head":
+        elif tied and layer.kind is LayerKind.head:
             forward = partial(_tied_loss, slot) if fused else embedding_logits
             specs.append(TiedEmbeddingSpec(builder, forward_fn=forward))
-        elif name == "head" and fused:
+        elif layer.kind is LayerKind.head and fused:
             specs.append(LossHeadSpec(builder, slot))
         else:
-            specs.append(NamedLayerSpec(name, builder))
+            specs.append(NamedLayerSpec(layer.name, builder))
     return specs
 
 
@@ -179,7 +178,7 @@ def build_pipeline(plan: RunPlan, builder: Builder) -> PipelineModule:
         return unfused(logits, labels)
 
     slot = LabelSlot()
-    loss_fn = None if builder.context.spec.fused_loss else loss
+    loss_fn = None if builder.context.execution.fused_loss else loss
     build = MODULE_CLASSES[plan.config.layout.pipeline_schedule]
     module = build(stage_bounds(plan), layer_specs(builder, slot), topology=topology, loss_fn=loss_fn)
     module.label_slot = slot

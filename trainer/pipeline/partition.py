@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from trainer.config.plan import RunPlan
-from trainer.config.schema import RecomputeKind
-from trainer.model.accounting import layer_forward_flops, layer_parameter_counts
-from trainer.model.layers import layer_names
+from trainer.spec.execution import RecomputeKind
+from trainer.spec.model import Layer, LayerKind
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Stage:
 
     index: int
     rank_index: int
-    layers: tuple[str, ...]
+    layers: tuple[Layer, ...]
     first_layer: int
     parameters: int
     """Unpadded, over all tensor-parallel ranks."""
@@ -69,52 +68,53 @@ def partition_by_cost(costs: Sequence[float], is_block: Sequence[bool], num_stag
 
 def layer_costs(plan: RunPlan) -> tuple[float, ...]:
     """Return the work of every layer for one token: forward, twice that for backward, and what is recomputed."""
-    forward = layer_forward_flops(plan.model)
-    block_factor = 4.0 if plan.model.recompute is RecomputeKind.full else 3.0
-    names = layer_names(plan.model)
+    block_factor = 4.0 if plan.execution.recompute is RecomputeKind.full else 3.0
     return tuple(
-        flops * (block_factor if name.startswith("blocks.") else 3.0)
-        for name, flops in zip(names, forward, strict=True)
+        layer.forward_flops(plan.execution.seq_length) * (block_factor if layer.kind is LayerKind.block else 3.0)
+        for layer in plan.model.layers
     )
 
 
-def _explicit_bounds(plan: RunPlan, names: Sequence[str]) -> tuple[int, ...]:
-    first_block = names.index("blocks.0")
-    inner = (first_block + block for block in plan.config.layout.stage_boundaries)
-    return (0, *inner, len(names))
+def _is_block(plan: RunPlan) -> list[bool]:
+    return [layer.kind is LayerKind.block for layer in plan.model.layers]
+
+
+def _explicit_bounds(plan: RunPlan) -> tuple[int, ...]:
+    is_block = _is_block(plan)
+    inner = (is_block.index(True) + block for block in plan.config.layout.stage_boundaries)
+    return (0, *inner, len(is_block))
 
 
 def stage_bounds(plan: RunPlan) -> tuple[int, ...]:
     """Return layer bounds of all stages, as many as the schedule has."""
     if plan.config.layout.stage_boundaries:
-        return _explicit_bounds(plan, layer_names(plan.model))
+        return _explicit_bounds(plan)
     return balanced_bounds(plan, layer_costs(plan))
 
 
 def balanced_bounds(plan: RunPlan, costs: Sequence[float]) -> tuple[int, ...]:
     """Return layer bounds of stages that are balanced by `costs`, one a layer."""
     num_stages = plan.schedule.stages(plan.pipeline_parallel_size)
-    return partition_by_cost(costs, [name.startswith("blocks.") for name in layer_names(plan.model)], num_stages)
+    return partition_by_cost(costs, _is_block(plan), num_stages)
 
 
 def boundaries(plan: RunPlan, bounds: Sequence[int]) -> list[int]:
     """Return layer bounds as `layout.stage_boundaries`: the first block of every stage but the first."""
-    first_block = layer_names(plan.model).index("blocks.0")
+    first_block = _is_block(plan).index(True)
     return [bound - first_block for bound in bounds[1:-1]]
 
 
 def stages(plan: RunPlan) -> tuple[Stage, ...]:
     """Describe every stage, in order, for the plan that is shown before a run starts."""
-    names, bounds, costs = layer_names(plan.model), stage_bounds(plan), layer_costs(plan)
-    counts = layer_parameter_counts(plan.model)
+    layers, bounds, costs = plan.model.layers, stage_bounds(plan), layer_costs(plan)
     total = sum(costs)
     return tuple(
         Stage(
             index=index,
             rank_index=plan.schedule.owner(index, plan.pipeline_parallel_size),
-            layers=names[start:stop],
+            layers=layers[start:stop],
             first_layer=start,
-            parameters=sum(counts[start:stop]),
+            parameters=sum(layer.parameter_count for layer in layers[start:stop]),
             cost_share=sum(costs[start:stop]) / total,
         )
         for index, (start, stop) in enumerate(pairwise(bounds))

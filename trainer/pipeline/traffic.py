@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from trainer.config.plan import RunPlan
-from trainer.config.schema import Dtype, PositionKind, RecomputeKind
+from trainer.config.schema import Dtype
 from trainer.pipeline.partition import Stage, stages
+from trainer.spec.execution import RecomputeKind
+from trainer.spec.model import Layer, LayerKind
+from trainer.spec.parts import Positions
 from trainer.topology.grid import Grid
 
 _FP32_BYTES = 4
@@ -30,7 +33,7 @@ class NodeTraffic:
 def hidden_bytes(plan: RunPlan) -> int:
     """Return the bytes of one micro-batch's hidden states, `[S, B, H]`, whole."""
     element = _FP32_BYTES if plan.config.precision.dtype is Dtype.fp32 else 2
-    return plan.model.seq_length * plan.config.batch.micro_batch_size * plan.model.hidden_size * element
+    return plan.execution.seq_length * plan.config.batch.micro_batch_size * plan.model.hidden_size * element
 
 
 def tensor_link_bytes(plan: RunPlan, stage: Stage) -> float:
@@ -42,28 +45,28 @@ def tensor_link_bytes(plan: RunPlan, stage: Stage) -> float:
     whole = hidden_bytes(plan)
     rounds = sum(_rounds(plan, layer) for layer in stage.layers)
     in_bytes = rounds * whole
-    if "head" in stage.layers:
-        positions = plan.model.seq_length * plan.config.batch.micro_batch_size
+    if any(layer.kind is LayerKind.head for layer in stage.layers):
+        positions = plan.execution.seq_length * plan.config.batch.micro_batch_size
         # The loss. Fused: two numbers a position of every rank, gathered; otherwise a maximum and two sums.
-        in_bytes += (size * 2 if plan.model.fused_loss else 2 * 3) * positions * _FP32_BYTES
+        in_bytes += (size * 2 if plan.execution.fused_loss else 2 * 3) * positions * _FP32_BYTES
     return in_bytes * (size - 1) / size * plan.num_micro_batches
 
 
-def _rounds(plan: RunPlan, layer: str) -> float:
+def _rounds(plan: RunPlan, layer: Layer) -> float:
     """Return how often a layer's hidden states go once round the ring in one micro-batch, forward and backward."""
     sharded = plan.config.layout.sequence_parallel
-    if layer.startswith("blocks."):
+    if layer.kind is LayerKind.block:
         # Two pairs of a column- and a row-parallel matrix. Sharded, the column's input is gathered once more in
         # backward. What is recomputed is the forward pass up to the last matrix, whose sum nothing needs.
-        again = 0 if plan.model.recompute is not RecomputeKind.full else (3 if sharded else 2)
+        again = 0 if plan.execution.recompute is not RecomputeKind.full else (3 if sharded else 2)
         return (10 if sharded else 8) + again
-    if layer == "embedding":
+    if layer.kind is LayerKind.embedding:
         return 2
-    if layer == "position" and sharded and plan.model.position is PositionKind.learned:
+    if isinstance(layer.spec, Positions) and layer.spec.length is not None and sharded:
         # Gradients of the positions, `[S, H]`.
         return 1 / plan.config.batch.micro_batch_size
     # Fused, the head's gradients are made in forward, where its input is whole.
-    return (3 if sharded and not plan.model.fused_loss else 2) if layer == "head" else 0
+    return (3 if sharded and not plan.execution.fused_loss else 2) if layer.kind is LayerKind.head else 0
 
 
 def node_traffic(plan: RunPlan, nodes: Sequence[Hashable]) -> NodeTraffic:

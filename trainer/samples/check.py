@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from trainer.config.plan import make_model_spec
+from trainer.config.models import make_model
 from trainer.config.schema import TridentConfig
 from trainer.data.prepare import PreparedData
 from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import ConfigError
 from trainer.generation.continuation import prompt_ids
-from trainer.model.accounting import parameter_count
 
 MAX_PARAMETERS = 1_000_000_000
 """Up to 12 bytes each in the memory of one rank's host; and while it computes on its CPU, all others wait."""
@@ -24,7 +23,7 @@ def check_samples(prepared: PreparedData, config: TridentConfig) -> None:
     if texts.samples == 0:
         return
     problems = []
-    parameters = parameter_count(make_model_spec(config.model, prepared.vocab_size, tensor_parallel_size=1))
+    parameters = make_model(config.model, prepared.vocab_size).parameter_count
     if parameters > MAX_PARAMETERS:
         problems.append(
             f"eval.samples needs a model of at most {MAX_PARAMETERS:,} parameters, since one rank puts it together on "

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.config.plan import RunPlan, make_model_spec
+from trainer.config.plan import RunPlan
 from trainer.data.tokenizer import Tokenizer, load_tokenizer
 from trainer.engine.face import Engine
 from trainer.generation.generate import continued, whole_model
@@ -74,7 +74,7 @@ class SamplesHook:
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._tokenizer_folder)
         # Built anew, which takes no memory; it is filled with the gathered tensors themselves, and goes with them.
-        model = whole_model(make_model_spec(config.model, self._plan.model.vocab_size, 1))
+        model = whole_model(config.model, self._plan.model.vocab_size)
         fill(model, lambda spec, _: with_padding(weights[spec.name], spec))
         options = GenerateOptions(max_tokens=config.eval.max_tokens, temperature=config.eval.temperature)
         written = []

@@ -151,6 +151,17 @@ class Model:
             Layer("head", LayerKind.head, self.head),
         )
 
+    def layer(self, name: str) -> Layer:
+        """Return the layer of a name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise ValueError(f"layer must be one of {', '.join(layer.name for layer in self.layers)}, but is {name}")
+
     @cached_property
     def tensors(self) -> dict[str, TensorSpec]:
         """All tensors by global name, layer after layer: the only list of what exists."""

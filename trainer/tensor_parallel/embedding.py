@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainer.kernels.loss_programs import LossPrograms
+from trainer.spec.parts import Embedding
 from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entropy
 from trainer.tensor_parallel.gradients import adds_in_place, row_gradient
-from trainer.tensor_parallel.init import Initial, TensorContext
+from trainer.tensor_parallel.init import TensorContext
 from trainer.tensor_parallel.linear import column_parallel_linear
 from trainer.tensor_parallel.mappings import reduce_from_tensor_parallel, reduce_scatter_to_sequence
-from trainer.tensor_parallel.shard import ShardSpec
 from trainer.tensor_parallel.token_ids import check_token_ids
 
 
@@ -51,35 +51,21 @@ class VocabParallelEmbedding(nn.Module):
 
     Args:
         name: global name, `<name>.weight`.
-        vocab_size: ids that exist.
-        padded_vocab_size: rows over all ranks; those above vocab_size start as zero and stay so.
-        hidden_size: H.
+        spec: ids that exist, and H. Rows that are padding start as zero and stay so.
         context: with sequence parallelism hidden is a sequence shard.
-        init_std: standard deviation of the rows at start.
 
     Raises:
-        ConfigError: padded_vocab_size is not divisible by the group's size.
+        ConfigError: the padded vocabulary is not divisible by the group's size.
     """
 
-    def __init__(
-        self,
-        name: str,
-        vocab_size: int,
-        padded_vocab_size: int,
-        hidden_size: int,
-        context: TensorContext,
-        *,
-        init_std: float,
-    ) -> None:
+    def __init__(self, name: str, spec: Embedding, context: TensorContext) -> None:
         super().__init__()
         self.group = context.tensor
         self.sequence_parallel = context.sequence_parallel
-        self.vocab_size = vocab_size
+        self.vocab_size = spec.vocab_size
         self.programs: LossPrograms | None = None
-        padding = padded_vocab_size - vocab_size
-        spec = ShardSpec(f"{name}.weight", (padded_vocab_size, hidden_size), 0, (padded_vocab_size,), padding)
-        self.weight = context.parameter(spec, Initial(init_std))
-        self.rows = padded_vocab_size // self.group.size
+        self.weight = context.parameters(spec.tensors(name))["weight"]
+        self.rows = self.weight.shape[0]
 
     def forward(self, tensor: torch.Tensor, as_head: bool = False, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Embed ids `[B, S]`; with `as_head` multiply by the transposed embedding, with labels return its loss."""

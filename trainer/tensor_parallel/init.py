@@ -8,16 +8,26 @@ draw of this file, a checkpoint, or nothing at all where a checkpoint is about t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from trainer.tensor_parallel.shard import ShardSpec, set_shard_spec, shard, shard_spec, with_padding
+from trainer.spec.execution import Execution
+from trainer.spec.tensors import Init, TensorSpec
+from trainer.tensor_parallel.shard import (
+    ShardSpec,
+    set_shard_spec,
+    shard,
+    shard_spec,
+    shard_spec_of,
+    with_padding,
+)
 from trainer.topology.groups import Group
 
-_ATTRIBUTE = "trident_initial"
+_ATTRIBUTE = "trident_tensor_spec"
+_INITIAL = "trident_initial"
 
 
 @dataclass(frozen=True)
@@ -28,9 +38,6 @@ class Initial:
     """Of the normal distribution around 0 that they are drawn from; 0: all of them are `value`."""
     value: float = 0.0
 
-
-ZERO = Initial(value=0.0)
-ONE = Initial(value=1.0)
 
 Source = Callable[[ShardSpec, Initial], torch.Tensor]
 """Where values come from: (spec, initial) -> this rank's shard of that tensor, fp32 on CPU, of shape
@@ -46,16 +53,41 @@ class TensorContext:
     sequence_parallel: bool
     """Hidden states between layers are sequence shards `[S/tp, B, H]`."""
 
-    def parameter(self, spec: ShardSpec, initial: Initial) -> nn.Parameter:
+    execution: Execution
+    """How the model is computed: its padding, its standard deviations at the start, what of it is trained."""
+
+    def parameter(self, tensor: TensorSpec) -> nn.Parameter:
         """Return this rank's part of a tensor, empty. No collective, no memory.
 
         Raises:
             ConfigError: a block of the tensor cannot be cut into equal parts.
         """
-        parameter = nn.Parameter(torch.empty(spec.local_shape(self.tensor.size), dtype=torch.float32, device="meta"))
+        spec = shard_spec_of(tensor, self.execution.vocab_unit)
+        empty = torch.empty(spec.local_shape(self.tensor.size), dtype=torch.float32, device="meta")
+        parameter = nn.Parameter(empty, requires_grad=self.execution.trains(tensor))
         set_shard_spec(parameter, spec)
-        setattr(parameter, _ATTRIBUTE, initial)
+        setattr(parameter, _ATTRIBUTE, tensor)
+        setattr(parameter, _INITIAL, initial_of(tensor, self.execution))
         return parameter
+
+    def parameters(self, tensors: Iterable[TensorSpec]) -> dict[str, nn.Parameter]:
+        """Return the parameters of one module by the last part of their names, such as "weight" and "bias"."""
+        return {tensor.name.rpartition(".")[2]: self.parameter(tensor) for tensor in tensors}
+
+
+def initial_of(tensor: TensorSpec, execution: Execution) -> Initial:
+    """Return the values that a tensor begins with in a run."""
+    if tensor.init in (Init.ones, Init.zeros):
+        return Initial(value=1.0 if tensor.init is Init.ones else 0.0)
+    return Initial(std=execution.std(tensor.init))
+
+
+def tensor_spec(parameter: nn.Parameter) -> TensorSpec:
+    """Return what the model says of the tensor that a parameter of `TensorContext` is a part of."""
+    spec = getattr(parameter, _ATTRIBUTE, None)
+    if not isinstance(spec, TensorSpec):
+        raise ValueError(f"a parameter of shape {tuple(parameter.shape)} must be made by a context, but is not")
+    return spec
 
 
 def fill(
@@ -83,7 +115,7 @@ def fill(
     for module in layers.modules():
         for name, empty in list(module.named_parameters(recurse=False)):
             spec = shard_spec(empty)
-            values = source(spec, getattr(empty, _ATTRIBUTE))
+            values = source(spec, getattr(empty, _INITIAL))
             filled = nn.Parameter(values.to(dtype).to(device), requires_grad=empty.requires_grad)
             del values
             # The marks that say how it is cut, and to DeepSpeed that it is.

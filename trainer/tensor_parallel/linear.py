@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainer.kernels.gemm import has_own_products, products_of
+from trainer.spec.parts import Linear
 from trainer.tensor_parallel.gradients import adds_in_place, weight_gradient
-from trainer.tensor_parallel.init import ZERO, Initial, TensorContext
+from trainer.tensor_parallel.init import TensorContext
 from trainer.tensor_parallel.mappings import (
     SEQUENCE_DIM,
     complete_gradient,
     reduce_from_tensor_parallel,
     reduce_scatter_to_sequence,
 )
-from trainer.tensor_parallel.shard import ShardSpec
 from trainer.topology.groups import Group, start_all_gather, start_all_reduce, start_reduce_scatter
 
 
@@ -121,38 +121,21 @@ class ColumnParallelLinear(nn.Module):
     `[S, B, out/tp]`, block after block as in `sections`. Collective as `column_parallel_linear` is.
 
     Args:
-        name: global name, `<name>.weight` and `<name>.bias`.
-        in_features: input width, whole on every rank.
-        sections: global widths of the fused outputs; each is cut evenly.
+        name: global name, `<name>.weight` and `<name>.bias` (cut like the rows).
+        spec: widths, and whether there is a bias.
         context: with sequence parallelism the input is a sequence shard.
-        bias: add a bias (cut like the rows).
-        init_std: standard deviation of the weight at start.
-        padding: trailing rows that are vocabulary padding.
 
     Raises:
         ConfigError: a section is not divisible by the group's size.
     """
 
-    def __init__(
-        self,
-        name: str,
-        in_features: int,
-        sections: tuple[int, ...],
-        context: TensorContext,
-        *,
-        bias: bool,
-        init_std: float,
-        padding: int = 0,
-    ) -> None:
+    def __init__(self, name: str, spec: Linear, context: TensorContext) -> None:
         super().__init__()
         self.group = context.tensor
         self.sequence_parallel = context.sequence_parallel
-        rows = sum(sections)
-        spec = ShardSpec(f"{name}.weight", (rows, in_features), 0, sections, padding)
-        self.weight = context.parameter(spec, Initial(init_std))
-        self.bias: nn.Parameter | None = None
-        if bias:
-            self.bias = context.parameter(ShardSpec(f"{name}.bias", (rows,), 0, sections, padding), ZERO)
+        made = context.parameters(spec.tensors(name))
+        self.weight = made["weight"]
+        self.bias = made.get("bias")
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return this rank's output features of the whole sequence."""
@@ -168,34 +151,20 @@ class RowParallelLinear(nn.Module):
 
     Args:
         name: global name, `<name>.weight` and `<name>.bias`.
-        in_features: global input width.
-        out_features: output width, whole on every rank.
+        spec: widths, and whether there is a bias.
         context: with sequence parallelism the output is a sequence shard.
-        bias: add a bias.
-        init_std: standard deviation of the weight at start.
 
     Raises:
         ConfigError: in_features is not divisible by the group's size.
     """
 
-    def __init__(
-        self,
-        name: str,
-        in_features: int,
-        out_features: int,
-        context: TensorContext,
-        *,
-        bias: bool,
-        init_std: float,
-    ) -> None:
+    def __init__(self, name: str, spec: Linear, context: TensorContext) -> None:
         super().__init__()
         self.group = context.tensor
         self.sequence_parallel = context.sequence_parallel
-        spec = ShardSpec(f"{name}.weight", (out_features, in_features), 1, (in_features,))
-        self.weight = context.parameter(spec, Initial(init_std))
-        self.bias: nn.Parameter | None = None
-        if bias:
-            self.bias = context.parameter(ShardSpec(f"{name}.bias", (out_features,)), ZERO)
+        made = context.parameters(spec.tensors(name))
+        self.weight = made["weight"]
+        self.bias = made.get("bias")
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the sum over ranks, plus the bias."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from trainer.errors import ConfigError
+from trainer.spec.tensors import TensorSpec
 
 _ATTRIBUTE = "trident_shard_spec"
 
@@ -53,6 +54,18 @@ class ShardSpec:
         shape = list(self.global_shape)
         shape[self.dim] = sum(local_sections(self, size))
         return tuple(shape)
+
+
+def shard_spec_of(tensor: TensorSpec, vocab_unit: int) -> ShardSpec:
+    """Return the place of a tensor of a model in layouts whose vocabulary has a multiple of `vocab_unit` rows."""
+    cut = tensor.cut
+    if cut is None:
+        return ShardSpec(tensor.name, tensor.shape)
+    padding = tensor.padding(vocab_unit)
+    shape = list(tensor.shape)
+    shape[cut.dim] += padding
+    sections = (*cut.sections[:-1], cut.sections[-1] + padding)
+    return ShardSpec(tensor.name, tuple(shape), cut.dim, sections, padding)
 
 
 def local_sections(spec: ShardSpec, size: int) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ from benchmarks.case import CASES, GPU_SEQ_LENGTHS, gpu_case
 from benchmarks.settings import Settings
 from benchmarks.suites import SUITES
 from tests.house.checks import ROOT, Module, lengths
-from trainer.model.accounting import parameter_count
 
 
 @pytest.mark.parametrize(
@@ -85,7 +84,7 @@ def test_words_become_settings(tmp_path: Path) -> None:
     ("size", "billions"), [("124m", 0.124), ("350m", 0.355), ("1.3b", 1.31), ("2.7b", 2.65), ("6.7b", 6.66)]
 )
 def test_gpu_cases_have_the_sizes_of_their_names(size: str, billions: float) -> None:
-    assert parameter_count(gpu_case(size, 1024).plan().model) / 1e9 == pytest.approx(billions, rel=0.01)
+    assert gpu_case(size, 1024).plan().model.parameter_count / 1e9 == pytest.approx(billions, rel=0.01)
     for length in GPU_SEQ_LENGTHS:
         case = gpu_case(size, length)
         assert case.tokens_per_step == 1 << 17

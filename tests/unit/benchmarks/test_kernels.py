@@ -16,9 +16,8 @@ from benchmarks.stopwatch import Stopwatch
 from benchmarks.worker import Unavailable
 from trainer.kernels.loss_programs import LossPrograms, logit_gradient, logit_sums
 from trainer.model.attention import Attention as OfTheModel
-from trainer.model.gpt import ModelContext
 from trainer.tensor_parallel import fused_loss
-from trainer.tensor_parallel.random import StepClock
+from trainer.tensor_parallel.init import TensorContext
 from trainer.topology.groups import SingleGroup
 
 CPU = torch.device("cpu")
@@ -40,10 +39,11 @@ def broken(*_: Any) -> Any:
 
 @pytest.mark.parametrize("family", ["tiny", "tiny_llama"])
 def test_the_products_are_all_of_the_model(family: str) -> None:
-    spec = CASES[family].plan().model
+    plan = CASES[family].plan()
+    block = [tensor.numel for tensor in plan.model.blocks[0].tensors("b") if tensor.is_matrix]
     sizes = {name: width_in * width_out for name, (width_in, width_out) in matrices(CASES[family]).items()}
-    assert sizes.pop("head") == spec.padded_vocab_size * spec.hidden_size
-    assert sum(sizes.values()) == spec.block_matrix_parameters
+    assert sizes.pop("head") == plan.execution.padded(plan.model.vocab_size) * plan.model.hidden_size
+    assert sum(sizes.values()) == sum(block)
 
 
 def test_onednn_multiplies_only_fp32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,8 +64,9 @@ def test_a_rate_counts_two_operations_a_product() -> None:
 
 def test_attention_reads_what_the_model_makes() -> None:
     mine = Attention(TINY, CPU)
-    context = ModelContext(SingleGroup(), False, spec=TINY.plan().model, clock=StepClock(1))
-    theirs = OfTheModel("attention", context)._heads(mine.qkv, 0)
+    plan = TINY.plan()
+    context = TensorContext(SingleGroup(), False, plan.execution)
+    theirs = OfTheModel("attention", plan.model.blocks[0].attention, context)._heads(mine.qkv, 0)
     for part, other in zip(mine.parts(), theirs, strict=True):
         assert part.stride() == other.stride()
         assert part.storage_offset() == other.storage_offset()

@@ -10,7 +10,6 @@ from benchmarks.arena import Contender, ContenderFailed
 from benchmarks.case import gpu_case
 from benchmarks.settings import Settings
 from benchmarks.suites.memory import _largest_models, fused_share
-from trainer.model.accounting import parameter_count
 
 # By hand: the package's attribute of this name is the suite.
 MODULE = importlib.import_module("benchmarks.suites.memory")
@@ -34,7 +33,7 @@ def test_the_search_ends_where_memory_does(monkeypatch: pytest.MonkeyPatch, tmp_
     found, text = _largest_models(SETTINGS, tmp_path)
     assert {name: one["blocks"] for name, one in found.items()} == {"without offload": 5, "with CPU offload": 37}
     five = replace(SETTINGS.case, num_layers=5, hidden_size=4096, num_heads=32, ffn_hidden_size=16384)
-    assert found["without offload"]["parameters"] == parameter_count(five.plan().model)
+    assert found["without offload"]["parameters"] == five.plan().model.parameter_count
     assert found["without offload"]["limit"] == "OutOfMemoryError: CUDA out of memory"
     assert "without offload 1.22B, with CPU offload 7.66B" in text
 

@@ -86,8 +86,7 @@ def plan_of(config: TridentConfig) -> RunPlan:
 
 def random_fragments(config: TridentConfig, seed: int = 11) -> list[Fragment]:
     """Return what a single rank would write if every tensor were random."""
-    spec = plan_of(config).model
-    gpt = drawn_gpt(spec, 3)
+    gpt = drawn_gpt(config.model, plan_of(config).model.vocab_size, 3)
     generator = torch.Generator().manual_seed(seed)
     fragments = []
     for kind in KINDS:

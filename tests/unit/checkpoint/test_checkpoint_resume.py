@@ -72,7 +72,7 @@ def test_the_newest_is_taken_and_loaded(run: Run, control: DistGroup, capsys: py
 def test_there_may_be_none_and_then_the_run_begins(run: Run, control: DistGroup) -> None:
     assert found_in(run.store, control) is None
     engine, state = loaded(None, control)
-    assert state == TrainState(sample_length=plan_of().model.seq_length)
+    assert state == TrainState(sample_length=plan_of().execution.seq_length)
     assert engine.loaded == {}
 
 
@@ -166,7 +166,7 @@ def test_weights_alone_begin_at_the_first_step_with_fresh_moments_and_counters(
     engine.saves = 7
     state = starting_state(found, plan, "a stream of its own")
     load(found, engine, plan, single_process_groups(), control)
-    assert state == TrainState(sample_length=plan.model.seq_length, stream="a stream of its own")
+    assert state == TrainState(sample_length=plan.execution.seq_length, stream="a stream of its own")
     assert torch.equal(engine.loaded["weight"], run.engine.values("weight"))
     assert not engine.loaded["exp_avg"].any()
     assert not engine.loaded["exp_avg_sq"].any()
@@ -199,7 +199,7 @@ def test_a_rank_gets_its_own_shard(run: Run, control: DistGroup) -> None:
 def test_another_vocabulary_is_refused(run: Run, control: DistGroup) -> None:
     run.steps(2)
     # Padding would hide it.
-    assert plan_of(vocab_size=97).model.padded_vocab_size == plan_of(vocab_size=100).model.padded_vocab_size
+    assert plan_of().execution.padded(97) == plan_of().execution.padded(100)
     with pytest.raises(CheckpointError, match=r"\(97\), but has 100; set model\.vocab_size=100"):
         loaded(found_in(run.store, control), control, plan_of(vocab_size=97))
 
@@ -217,8 +217,10 @@ SAME = ModelConfig(seq_length=16)
         (replace(SAME, norm=NormKind.rmsnorm), "model.norm=layernorm (here rmsnorm)"),
         (replace(SAME, activation=ActivationKind.relu), "model.activation=gelu_tanh (here relu)"),
         (replace(SAME, position=PositionKind.rope), "model.position=learned (here rope)"),
-        (replace(SAME, tied_embeddings=False), "model.tied_embeddings=True (here False)"),
-        (replace(SAME, bias=False), "model.bias=True (here False)"),
+        (replace(SAME, tied_embeddings=False), "model.tied_embeddings=true (here false)"),
+        (replace(SAME, bias=False), "model.bias=true (here false)"),
+        (replace(SAME, norm_eps=1e-6), "model.norm_eps=1e-05 (here 1e-06)"),
+        (replace(SAME, sliding_window=4), "model.sliding_window=null (here 4)"),
     ],
 )
 def test_another_model_is_refused_before_anything_is_loaded(
@@ -238,13 +240,25 @@ def test_what_does_not_change_the_weights_may_change(run: Run, control: DistGrou
         SAME,
         name="other",
         dropout=0.1,
+        attention_dropout=0.1,
+        init_std=0.5,
+        rope_theta=5.0,
+        fused_loss=False,
         recompute=RecomputeKind.full,
         vocab_pad_multiple=64,
-        sliding_window=4,
         head_dim=16,
     )
     _, state = loaded(found_in(run.store, control), control, make_plan(TridentConfig(model), 100))
     assert state.step == 2
+
+
+def test_rotary_options_are_of_the_model_where_it_has_them(tmp_path: Path, control: DistGroup) -> None:
+    rope = replace(SAME, position=PositionKind.rope)
+    config = replace(plan_of().config, model=rope)
+    run = Run(tmp_path, control, make_plan(replace(config, checkpoint=replace(config.checkpoint, every=2)), 100))
+    run.steps(2)
+    with pytest.raises(CheckpointError, match=r"model\.rope_theta=10000\.0 \(here 500000\.0\)"):
+        loaded(found_in(run.store, control), control, make_plan(TridentConfig(replace(rope, rope_theta=5e5)), 100))
 
 
 def unreadable(path: Path) -> None:
@@ -294,5 +308,5 @@ def test_a_named_checkpoint_goes_on_with_other_data_from_their_beginning(run: Ru
     plan = make_plan(config_of(resume=str(run.store.path(2))), 10)
     state = starting_state(found, plan, "other")
     assert (state.step, state.tokens_seen, state.position) == (2, 20, 0)
-    assert (state.stream, state.sample_length) == ("other", plan.model.seq_length)
+    assert (state.stream, state.sample_length) == ("other", plan.execution.seq_length)
     assert starting_state(found, plan, "").position == 24

@@ -20,7 +20,6 @@ from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.unit.checkpoint.checkpoint_fixtures import cut
 from trainer.checkpoint.container import read_values
 from trainer.checkpoint.fragments import FRAGMENTS_KEY, SPECS_KEY, TensorFolder, write_fragments
-from trainer.config.plan import make_model_spec
 from trainer.config.schema import ModelConfig
 from trainer.engine.face import Fragment
 from trainer.errors import CheckpointError, StorageError
@@ -53,16 +52,15 @@ def write_cut(folder: Path, tp: int = 2) -> None:
 
 def write_model(folder: Path, model: ModelConfig, vocab_size: int, tp: int) -> dict[str, torch.Tensor]:
     """Write a model cut over tp ranks; return its whole tensors without padding, as one rank would build them."""
-    spec = make_model_spec(model, vocab_size, tp)
     for rank in range(tp):
-        gpt = drawn_gpt(spec, 3, FakeGroup(rank, tp))
+        gpt = drawn_gpt(model, vocab_size, 3, FakeGroup(rank, tp))
         parts = [
             Fragment("weight", shard_spec(p), rank, tp, 0, p.detach().reshape(-1))
             for p in gpt.parameters()
             if rank == 0 or shard_spec(p).dim is not None
         ]
         write(folder, rank, parts)
-    one = drawn_gpt(make_model_spec(model, vocab_size, 1), 3, FakeGroup(0, 1))
+    one = drawn_gpt(model, vocab_size, 3, FakeGroup(0, 1))
     return {shard_spec(p).name: without_padding(p.detach(), shard_spec(p)) for p in one.parameters()}
 
 

@@ -81,14 +81,51 @@ def test_weights_that_mean_something_else_are_refused_on_loading(run: Run, contr
         load(found, engine, plan_of(), single_process_groups(), control)
 
 
-def test_another_sequence_length_cannot_be_compared(tmp_path: Path, control: DistGroup) -> None:
+@pytest.mark.parametrize(("length", "rows"), [(32, 2), (4, 1)])
+def test_a_run_of_other_lengths_is_asked_at_the_length_of_the_one_that_saved(
+    tmp_path: Path, control: DistGroup, length: int, rows: int
+) -> None:
     config = replace(plan_of().config, model=ModelConfig(seq_length=16, position=PositionKind.rope))
     plan = make_plan(replace(config, checkpoint=replace(config.checkpoint, every=2)), 100)
     run = Run(tmp_path, control, plan)
     run.steps(2)
     found = checkpoint_to_resume(plan.config, run.store, control)
     assert found is not None
+    seen: list[tuple[int, ...]] = []
+
+    class Engine(FakeEngine):
+        def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+            seen.extend(tuple(batch.input_ids.shape) for batch in micro_batches)
+            return super().evaluate(micro_batches)
+
+    engine = Engine()
+    other = make_plan(replace(plan.config, model=replace(plan.config.model, seq_length=length)), 100)
+    load(found, engine, other, single_process_groups(), control)
+    # About as many tokens as the run computes at once, and at least one sequence.
+    assert seen == [(rows, 16)]
+    engine.probe *= 1.001
+    with pytest.raises(CheckpointError, match="the weights do not mean the same to this model"):
+        load(found, engine, other, single_process_groups(), control)
+
+
+def test_a_length_that_cannot_be_cut_is_not_compared_and_said(
+    tmp_path: Path, control: DistGroup, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(plan_of().config, model=ModelConfig(seq_length=15, position=PositionKind.rope))
+    plan = make_plan(replace(config, checkpoint=replace(config.checkpoint, every=2)), 100)
+    run = Run(tmp_path, control, plan)
+    run.steps(2)
+    found = checkpoint_to_resume(plan.config, run.store, control)
+    assert found is not None
+    layout = LayoutConfig(tensor_parallel_size=2, sequence_parallel=True)
+    model = replace(plan.config.model, seq_length=16)
     engine = FakeEngine()
-    engine.probe = 1.0
-    longer = replace(plan, model=replace(plan.model, seq_length=32))
-    load(found, engine, longer, single_process_groups(), control)
+    engine.probe = math.nan
+    load(
+        found,
+        engine,
+        make_plan(replace(plan.config, model=model, layout=layout), 100),
+        single_process_groups(),
+        control,
+    )
+    assert "sequences of 15 tokens" in capsys.readouterr().out

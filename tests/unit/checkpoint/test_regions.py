@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.checkpoint.fragments import cut_run, padded_to
+from trainer.checkpoint.fragments import cut_run
 from trainer.checkpoint.regions import Footprint, Span, footprint, regions, whole_footprint
 from trainer.errors import ConfigError
-from trainer.tensor_parallel.shard import ShardSpec, shard, with_padding, without_padding
+from trainer.tensor_parallel.shard import ShardSpec, shard, with_padding
 
 SIZES = (1, 2, 4)
 
@@ -88,17 +88,3 @@ def test_a_tensor_that_is_not_cut_is_one_row() -> None:
 def test_a_block_that_does_not_divide() -> None:
     with pytest.raises(ConfigError, match="divisible"):
         footprint(ShardSpec("x", (6, 2), 0, (6,)), 0, 4)
-
-
-@pytest.mark.parametrize(("rows", "padding"), [(61, 0), (65, 4), (80, 19)])
-def test_the_padding_of_another_layout(rows: int, padding: int) -> None:
-    spec = ShardSpec("embedding.weight", (70, 3), 0, (70,), 9)
-    found = padded_to(spec, rows)
-    assert found == ShardSpec("embedding.weight", (rows, 3), 0, (rows,), padding)
-    assert without_padding(torch.zeros(rows, 3), found).shape == (61, 3)
-
-
-@pytest.mark.parametrize("spec", [ShardSpec("x", (70, 3), 0, (70,), 9), ShardSpec("x", (70, 3))])
-def test_a_padding_that_cannot_be(spec: ShardSpec) -> None:
-    with pytest.raises(ValueError, match="must have at most 60 rows"):
-        padded_to(spec, 60)

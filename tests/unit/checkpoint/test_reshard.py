@@ -92,8 +92,7 @@ def test_each_file_holds_what_its_rank_computes_with(source: Path, tmp_path: Pat
 
 def _specs_of(model: ModelConfig, tp: int, tp_rank: int) -> dict[str, ShardSpec]:
     """How layers themselves cut their tensors."""
-    spec = make_plan(replace(config_of(model), layout=LayoutConfig(tensor_parallel_size=tp)), VOCABULARY).model
-    gpt = drawn_gpt(spec, 3, FakeGroup(tp_rank, tp))
+    gpt = drawn_gpt(config_of(model).model, VOCABULARY, 3, FakeGroup(tp_rank, tp))
     return {shard_spec(p).name: shard_spec(p) for p in gpt.parameters()}
 
 
@@ -120,7 +119,9 @@ def test_cuts_and_padding_are_those_of_the_layers(model: ModelConfig, tp: int) -
 def test_stages_of_dualpipev_are_folded() -> None:
     layout = LayoutConfig(pipeline_parallel_size=2, pipeline_schedule=PipelineSchedule.dualpipev)
     placement = Placement(make_plan(replace(config_of(LLAMA), layout=layout), VOCABULARY))
-    stages = {f"blocks.{i}": next(placement.shares(ShardSpec(f"blocks.{i}.x", (4,)))).rank for i in range(4)}
+    stages = {
+        f"blocks.{i}": next(placement.shares(ShardSpec(f"blocks.{i}.mlp_norm.weight", (4,)))).rank for i in range(4)
+    }
     assert stages == {"blocks.0": 0, "blocks.1": 1, "blocks.2": 1, "blocks.3": 0}
     assert next(placement.shares(ShardSpec("head.weight", (4,)))).rank == 0
 

@@ -160,7 +160,7 @@ def test_offload_places() -> None:
 
 def test_buckets_follow_the_model_unless_said() -> None:
     wide: dict[str, object] = {"layout.data_parallel_size": 2, "model.hidden_size": 1024, "model.num_layers": 12}
-    matrices = 12 * 12 * 1024**2 + 2 * plan_with(wide).model.padded_vocab_size * 1024
+    matrices = 12 * 12 * 1024**2 + 2 * plan_with(wide).execution.padded(300) * 1024
     assert reduce_bucket_size(plan_with(wide)) == matrices // 16 // 2 * 2
     assert reduce_bucket_size(plan_with({"layout.data_parallel_size": 2})) == 1_000_000
     assert reduce_bucket_size(plan_with({**wide, "model.num_layers": 96})) == 50_000_000

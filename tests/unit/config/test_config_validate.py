@@ -192,8 +192,9 @@ def test_every_config_gets_a_verdict_and_what_is_accepted_makes_a_plan(
         plan = make_plan(config, 300, world_size)
         tp, dp = plan.tensor_parallel_size, plan.data_parallel_size
         assert plan.num_micro_batches * config.batch.micro_batch_size * dp == config.batch.global_batch_size
-        assert plan.model.num_attention_heads % tp == plan.model.num_key_value_heads % tp == 0
-        assert plan.model.head_dim >= 1
+        attention = plan.model.blocks[0].attention
+        assert attention.num_heads % tp == attention.num_key_value_heads % tp == 0
+        assert attention.head_dim >= 1
         assert world_size in (None, plan.world_size)
 
 

@@ -34,7 +34,7 @@ def plan_of(
 
 
 def gpt() -> GPT:
-    return drawn_gpt(plan_of().model, 1)
+    return drawn_gpt(MODEL, 50, 1)
 
 
 def test_matrices_and_embeddings_decay_and_vectors_do_not() -> None:
@@ -52,8 +52,10 @@ def test_matrices_and_embeddings_decay_and_vectors_do_not() -> None:
 
 
 def test_an_empty_group_is_left_out_and_frozen_parameters_have_none() -> None:
-    matrix, vector = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))
-    frozen = torch.nn.Parameter(torch.zeros(2, 2), requires_grad=False)
+    model = gpt()
+    matrix, vector, frozen = model.embedding.weight, model.get_parameter("final_norm.bias"), model.position.weight
+    assert frozen is not None
+    frozen.requires_grad_(False)
     assert [group["params"] for group in decay_groups([matrix, frozen], 0.1)] == [[matrix]]
     assert [group["params"] for group in decay_groups([vector], 0.1)] == [[vector]]
     assert decay_groups([frozen], 0.1) == []
@@ -140,7 +142,7 @@ def test_the_processor_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(cpuinfo, "get_cpu_info", get_cpu_info)
     for _ in range(2):
-        build_optimizer([torch.nn.Parameter(torch.ones(2, 2))], plan_of(CPU))
+        build_optimizer(gpt().parameters(), plan_of(CPU))
     assert asked == [1]
 
 

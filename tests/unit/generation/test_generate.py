@@ -13,7 +13,7 @@ from trainer.checkpoint.fragments import write_fragments
 from trainer.checkpoint.manifest import MANIFEST, Manifest, describe_layout, file_facts, read_manifest
 from trainer.checkpoint.store import CONFIG, TENSORS
 from trainer.config.compose import to_yaml
-from trainer.config.plan import make_model_spec, make_plan
+from trainer.config.plan import make_plan
 from trainer.config.schema import (
     LayoutConfig,
     ModelConfig,
@@ -57,8 +57,7 @@ def lively(model: GPT) -> GPT:
 
 
 def model_of(config: ModelConfig, vocab_size: int = VOCABULARY) -> GPT:
-    spec = make_model_spec(config, vocab_size, 1)
-    return lively(drawn_gpt(spec, 5))
+    return lively(drawn_gpt(config, vocab_size, 5))
 
 
 def weights_of(model: GPT) -> dict[str, torch.Tensor]:
@@ -69,7 +68,7 @@ def weights_of(model: GPT) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("prompt", [[3], [7, 1, 20, 4, 4, 11]], ids=["one", "six"])
 def test_greedy_with_the_cache_equals_the_oracle_on_the_whole_text(name: str, prompt: list[int]) -> None:
     model = model_of(MODELS[name])
-    spec = replace(model.context.spec, padded_vocab_size=VOCABULARY)
+    spec = MODELS[name]
     drawn = sample(model, prompt, GREEDY, None, seed=0)
     assert len(drawn) == spec.seq_length - len(prompt)
     text = torch.tensor([prompt + drawn])
@@ -144,7 +143,7 @@ def write_run(
     (checkpoint / TENSORS).mkdir(parents=True)
     whole = weights_of(model_of(model, tokenizer.vocab_size))
     for rank in range(tp):
-        cut = drawn_gpt(plan.model, 5, FakeGroup(rank, tp))
+        cut = drawn_gpt(plan.config.model, plan.model.vocab_size, 5, FakeGroup(rank, tp))
         parts = []
         for spec in map(shard_spec, cut.parameters()):
             if spec.dim is None and rank != 0:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trainer.config.plan import make_model_spec
+from trainer.config.models import make_execution, make_model
 from trainer.config.schema import Dtype, ModelConfig
 from trainer.kernels.attention_backend import attention_kernel
 
@@ -16,7 +16,7 @@ MODEL = ModelConfig(hidden_size=32, num_layers=1, num_attention_heads=4, num_key
 
 
 def kernel(model: ModelConfig, dtype: Dtype = Dtype.fp32) -> str:
-    return attention_kernel(make_model_spec(model, 64, 2), 2, dtype, CPU)
+    return attention_kernel(make_model(model, 64), make_execution(model, 2), 2, dtype, CPU)
 
 
 @pytest.mark.parametrize("dtype", [Dtype.fp32, Dtype.bf16])

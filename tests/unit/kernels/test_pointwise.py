@@ -16,13 +16,11 @@ from dataclasses import replace
 import numpy as np, torch, triton.language as tl
 from triton.runtime import interpreter
 from liger_kernel.ops import layer_norm, rms_norm
-from tests.helpers.models import drawn
-from trainer.config.plan import make_model_spec
+from tests.helpers.models import context_of, drawn
 from trainer.config.schema import ActivationKind, ModelConfig, NormKind
 from trainer.engine.layer_kernels import use_liger
-from trainer.model.gpt import ModelContext, build_layer
+from trainer.model.gpt import build_layer
 from trainer.kernels.pointwise import LigerPointwise
-from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import SingleGroup
 
 # What the interpreter lacks: numbers with a type, and the GPU library's function.
@@ -39,8 +37,7 @@ tolerance = 1e-5 if dtype is torch.float32 else 3e-3  # fp16 has 5e-4 a rounding
 config = ModelConfig(hidden_size=48, num_layers=1, num_attention_heads=4, ffn_hidden_size=40, seq_length=8)
 llama = replace(config, norm=NormKind.rmsnorm, activation=ActivationKind.swiglu, bias=False)
 for model in (config, llama):
-    context = ModelContext(SingleGroup(), False, spec=make_model_spec(model, 64, 1), clock=StepClock(1))
-    plain = drawn(build_layer("blocks.0", context), SingleGroup(), 1).to(dtype)
+    plain = drawn(build_layer("blocks.0", context_of(model, 64)), SingleGroup(), 1).to(dtype)
     for parameter in plain.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     liger = copy.deepcopy(plain)

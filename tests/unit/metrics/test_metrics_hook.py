@@ -21,7 +21,6 @@ from trainer.metrics.sink import Row, Sample
 from trainer.metrics.sinks import build_metrics
 from trainer.metrics.straggler import StragglerWatch
 from trainer.metrics.throughput import ThroughputMeter
-from trainer.model.accounting import parameter_count
 from trainer.topology.groups import SingleGroup, single_process_groups
 
 FINISHED = RunEnd("finished", 5, 1.0)
@@ -112,7 +111,7 @@ def test_the_whole_hook_leaves_rows_and_a_summary(
     assert row["perf/tokens_per_second"] == pytest.approx(4096.0)
     assert "perf/mfu" not in row
     assert summary["final"] == row
-    assert summary["parameters"] == parameter_count(plan.model)
+    assert summary["parameters"] == plan.model.parameter_count
     assert summary["sample_ledger"] == "abc"
     assert "system/node0/cpu_percent" in row
     assert "finished at step 5" in capsys.readouterr().out.splitlines()[-1]

@@ -4,27 +4,20 @@ from dataclasses import replace
 
 import pytest
 
+from tests.helpers.models import context_of
 from tests.helpers.reference import TINY, TINY_LLAMA
-from trainer.config.plan import ModelSpec, make_model_spec
+from trainer.config.models import make_execution, make_model
 from trainer.config.schema import ActivationKind, ModelConfig, NormKind, PositionKind
-from trainer.model.accounting import (
-    flops_per_token,
-    layer_forward_flops,
-    layer_parameter_counts,
-    parameter_count,
-)
-from trainer.model.gpt import GPT, ModelContext
-from trainer.model.layers import layer_names
-from trainer.tensor_parallel.random import StepClock
-from trainer.topology.groups import SingleGroup
+from trainer.model.gpt import GPT
+from trainer.spec.model import Model
 
 
-def gpt(hidden: int, layers: int, heads: int, length: int, vocab_size: int = 50257) -> ModelSpec:
+def gpt(hidden: int, layers: int, heads: int, length: int, vocab_size: int = 50257) -> Model:
     config = ModelConfig(hidden_size=hidden, num_layers=layers, num_attention_heads=heads, seq_length=length)
-    return make_model_spec(config, vocab_size, 1)
+    return make_model(config, vocab_size)
 
 
-def llama(hidden: int, layers: int, heads: int, groups: int, ffn: int, vocab_size: int) -> ModelSpec:
+def llama(hidden: int, layers: int, heads: int, groups: int, ffn: int, vocab_size: int) -> Model:
     config = ModelConfig(
         hidden_size=hidden,
         num_layers=layers,
@@ -38,7 +31,7 @@ def llama(hidden: int, layers: int, heads: int, groups: int, ffn: int, vocab_siz
         bias=False,
         tied_embeddings=False,
     )
-    return make_model_spec(config, vocab_size, 1)
+    return make_model(config, vocab_size)
 
 
 @pytest.mark.parametrize(
@@ -55,8 +48,8 @@ def llama(hidden: int, layers: int, heads: int, groups: int, ffn: int, vocab_siz
         (llama(4096, 32, 32, 8, 14336, 32000), 7_241_732_096),
     ],
 )
-def test_published_parameter_counts(spec: ModelSpec, published: int) -> None:
-    assert parameter_count(spec) == published
+def test_published_parameter_counts(spec: Model, published: int) -> None:
+    assert spec.parameter_count == published
 
 
 @pytest.mark.parametrize(
@@ -72,8 +65,8 @@ def test_published_parameter_counts(spec: ModelSpec, published: int) -> None:
         (gpt(12288, 96, 96, 2048), 175.0),
     ],
 )
-def test_gpt3_sizes_are_those_of_the_paper(spec: ModelSpec, name_billions: float) -> None:
-    assert parameter_count(spec) / 1e9 == pytest.approx(name_billions, rel=0.02)
+def test_gpt3_sizes_are_those_of_the_paper(spec: Model, name_billions: float) -> None:
+    assert spec.parameter_count / 1e9 == pytest.approx(name_billions, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -87,42 +80,36 @@ def test_gpt3_sizes_are_those_of_the_paper(spec: ModelSpec, name_billions: float
     ],
 )
 def test_counts_equal_the_built_module(config: ModelConfig) -> None:
-    spec = make_model_spec(replace(config, vocab_pad_multiple=1), 29, 1)
-    model = GPT(ModelContext(SingleGroup(), False, spec=spec, clock=StepClock(1)))
-    counts = layer_parameter_counts(spec)
-    assert parameter_count(spec) == sum(parameter.numel() for parameter in model.parameters())
-    for name, count in zip(layer_names(spec), counts, strict=True):
-        own = [p.numel() for full, p in model.named_parameters() if full.startswith(f"{name}.")]
-        assert sum(own) == count, name
+    config = replace(config, vocab_pad_multiple=1)
+    one = context_of(config, 29)
+    model = GPT(one)
+    assert one.spec.parameter_count == sum(parameter.numel() for parameter in model.parameters())
+    for layer in one.spec.layers:
+        own = {full: p for full, p in model.named_parameters() if full.startswith(f"{layer.name}.")}
+        assert layer.parameter_count == sum(parameter.numel() for parameter in own.values()), layer.name
+        assert {tensor.name for tensor in layer.tensors()} == set(own)
 
 
 def test_padding_does_not_count() -> None:
-    spec = make_model_spec(replace(TINY, vocab_pad_multiple=64), 29, 4)
-    assert parameter_count(spec) == parameter_count(replace(spec, padded_vocab_size=29))
+    padded, plain = (GPT(context_of(replace(TINY, vocab_pad_multiple=unit), 29)) for unit in (64, 1))
+    rows = [sum(parameter.numel() for parameter in gpt.parameters()) for gpt in (padded, plain)]
+    assert rows[0] - rows[1] == (64 - 29) * 16
+    assert rows[1] == make_model(TINY, 29).parameter_count
+    assert make_execution(replace(TINY, vocab_pad_multiple=64), 1).padded(29) == 64
 
 
 def test_flops_follow_the_palm_formula() -> None:
-    spec = gpt(768, 12, 12, 1024)
+    model = gpt(768, 12, 12, 1024)
     matrices = 12 * 12 * 768**2 + 50257 * 768
-    assert flops_per_token(spec) == 6 * matrices + 12 * 12 * 768 * 1024
+    assert model.flops_per_token(1024) == 6 * matrices + 12 * 12 * 768 * 1024
 
 
-def test_layer_flops_match_the_layers_and_a_window_bounds_attention() -> None:
-    spec = gpt(768, 12, 12, 1024)
-    layers = layer_forward_flops(spec)
-    assert len(layers) == len(layer_names(spec))
-    assert 3 * sum(layers) == flops_per_token(spec)
-    names = dict(zip(layer_names(spec), layers, strict=True))
-    assert names["head"] == 2 * 768 * 50257
-    assert names["embedding"] == 0
-    windowed = layer_forward_flops(replace(spec, sliding_window=256))
-    assert layers[2] - windowed[2] == 4 * 768 * (1024 - 256)
-    assert layer_forward_flops(replace(spec, sliding_window=4096)) == layers
-
-
-def test_accounting_needs_no_torch() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, trainer.model.accounting, trainer.model.layers; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_a_window_bounds_attention() -> None:
+    model = gpt(768, 12, 12, 1024)
+    flops = {layer.name: layer.forward_flops(1024) for layer in model.layers}
+    assert flops["head"] == 2 * 768 * 50257
+    assert flops["embedding"] == flops["final_norm"] == 0
+    attention = model.blocks[0].attention
+    windowed = replace(attention, window=256)
+    assert attention.forward_flops(1024) - windowed.forward_flops(1024) == 4 * 768 * (1024 - 256)
+    assert replace(attention, window=4096).forward_flops(1024) == attention.forward_flops(1024)

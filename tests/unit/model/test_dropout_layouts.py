@@ -12,7 +12,6 @@ import torch
 from tests.helpers.models import drawn_gpt
 from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
-from trainer.config.plan import make_model_spec
 from trainer.config.schema import ModelConfig, RecomputeKind
 from trainer.model.attention import Attention
 from trainer.model.gpt import GPT
@@ -57,7 +56,7 @@ def step_gradients(
 
     def body(group: Group) -> tuple[GPT, float]:
         clock = StepClock(9)
-        gpt = drawn_gpt(make_model_spec(model, 29, size), 9, group, sequence_parallel, clock)
+        gpt = drawn_gpt(model, 29, 9, group, sequence_parallel, clock)
         total = 0.0
         for dp_rank, slices in parts(dp, micro_batch_size):
             clock.start_step(step, dp_rank, dp, micro_batch_size)
@@ -106,13 +105,13 @@ def test_every_dropout_of_the_model_has_its_own_mask(monkeypatch: pytest.MonkeyP
 def test_dropout_changes_with_the_step_and_is_off_in_evaluation() -> None:
     assert step_gradients(DROPPING, step=3)[0] != step_gradients(DROPPING)[0]
     input_ids, labels = tokens()
-    gpt = drawn_gpt(make_model_spec(DROPPING, 29, 1), 9).eval()
-    plain = drawn_gpt(make_model_spec(TINY, 29, 1), 9)
+    gpt = drawn_gpt(DROPPING, 29, 9).eval()
+    plain = drawn_gpt(TINY, 29, 9)
     assert gpt.loss(input_ids, labels).item() == pytest.approx(plain.loss(input_ids, labels).item(), rel=1e-6)
 
 
 def test_training_without_a_started_step_is_an_error() -> None:
-    gpt = drawn_gpt(make_model_spec(DROPPING, 29, 1), 9)
+    gpt = drawn_gpt(DROPPING, 29, 9)
     with pytest.raises(RuntimeError, match="start_step must be called before position trains"):
         gpt(tokens()[0])
 
@@ -149,7 +148,7 @@ def test_recomputation_runs_the_attention_core_again_in_training_only(
     step_gradients(replace(TINY, recompute=recompute))
     assert len(calls) == expected
     calls.clear()
-    gpt = drawn_gpt(make_model_spec(replace(TINY, recompute=recompute), 29, 1), 9).eval()
+    gpt = drawn_gpt(replace(TINY, recompute=recompute), 29, 9).eval()
     gpt.loss(*tokens()).backward()  # type: ignore[no-untyped-call]
     assert len(calls) == 2
 
@@ -160,7 +159,7 @@ def test_evaluation_between_steps_leaves_training_alone() -> None:
     for evaluate in (False, True):
         clock = StepClock(9)
         config = replace(DROPPING, recompute=RecomputeKind.full)
-        gpt = drawn_gpt(make_model_spec(config, 29, 1), 9, clock=clock)
+        gpt = drawn_gpt(config, 29, 9, clock=clock)
         clock.start_step(1, 0, 1, 2)
         gpt.loss(input_ids[:2], labels[:2]).backward()  # type: ignore[no-untyped-call]
         if evaluate:
@@ -178,8 +177,8 @@ def test_attention_dropout_path_equals_the_fused_one_without_dropping() -> None:
     config = replace(TINY_LLAMA, num_key_value_heads=2)
     clock = StepClock(9)
     clock.start_step(1, 0, 1, SAMPLES)
-    plain = drawn_gpt(make_model_spec(config, 29, 1), 9, clock=clock)
+    plain = drawn_gpt(config, 29, 9, clock=clock)
     rare = replace(config, attention_dropout=1e-9)
-    explicit = drawn_gpt(make_model_spec(rare, 29, 1), 9, clock=clock)
+    explicit = drawn_gpt(rare, 29, 9, clock=clock)
     assert local_weights(plain).keys() == local_weights(explicit).keys()
     assert explicit.loss(input_ids, labels).item() == pytest.approx(plain.loss(input_ids, labels).item(), rel=1e-6)

@@ -6,13 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.helpers.models import drawn
+from tests.helpers.models import context_of, drawn
 from tests.helpers.reference import TINY, TINY_LLAMA, reference_gradients, reference_logits, train_reference
 from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
-from trainer.config.plan import ModelSpec, make_model_spec
 from trainer.config.schema import ActivationKind, ModelConfig, NormKind, OptimizerConfig, PositionKind
 from trainer.model.gpt import GPT, ModelContext, full_logits
-from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import FakeGroup, Group, SingleGroup
 
 VOCABULARY = 29
@@ -32,16 +30,11 @@ MODELS = {
 def context(
     model: ModelConfig, group: Group, sequence_parallel: bool = False, vocab_size: int = VOCABULARY
 ) -> ModelContext:
-    spec = make_model_spec(model, vocab_size, group.size)
-    return ModelContext(group, sequence_parallel, spec=spec, clock=StepClock(17))
+    return context_of(model, vocab_size, group, sequence_parallel)
 
 
 def built(one: ModelContext) -> GPT:
     return drawn(GPT(one), one.tensor, 17)
-
-
-def unpadded(model: ModelConfig) -> ModelSpec:
-    return replace(make_model_spec(model, VOCABULARY, 1), padded_vocab_size=VOCABULARY)
 
 
 def lively(module: torch.nn.Module) -> None:
@@ -77,15 +70,14 @@ def test_loss_gradients_and_logits_equal_the_oracle(model: str, size: int, seque
     models, losses, logits = zip(*run_ranks(size, body), strict=True)
     weights = whole(models, [local_weights(gpt) for gpt in models])
     gradients = whole(models, [local_gradients(gpt) for gpt in models])
-    spec = unpadded(config)
-    expected_loss, expected = reference_gradients(spec, weights, input_ids, labels)
+    expected_loss, expected = reference_gradients(config, weights, input_ids, labels)
     assert set(gradients) == set(expected)
     for loss in losses:
         assert loss == pytest.approx(expected_loss, rel=1e-6)
     for name, gradient in gradients.items():
         scale = expected[name].abs().max().item()
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=2e-6 * max(1.0, scale), msg=name)
-    expected_logits = reference_logits(spec, weights, input_ids).transpose(0, 1)
+    expected_logits = reference_logits(config, weights, input_ids).transpose(0, 1)
     for rank_logits in logits:
         torch.testing.assert_close(rank_logits, expected_logits, rtol=1e-5, atol=1e-5)
 
@@ -149,17 +141,16 @@ def test_oracle_training_loop_follows_adamw_and_clips() -> None:
     gpt = built(context(TINY, SingleGroup()))
     weights = whole([gpt], [local_weights(gpt)])
     input_ids, labels = tokens(batch=4)
-    spec = unpadded(TINY)
     split = [(input_ids[:2], labels[:2]), (input_ids[2:], labels[2:])]
-    run = train_reference(spec, weights, [split] * 6, config, lambda step: 1e-2 / step)
-    whole_batch = train_reference(spec, weights, [[(input_ids, labels)]] * 6, config, lambda step: 1e-2 / step)
+    run = train_reference(TINY, weights, [split] * 6, config, lambda step: 1e-2 / step)
+    whole_batch = train_reference(TINY, weights, [[(input_ids, labels)]] * 6, config, lambda step: 1e-2 / step)
     assert run.losses == pytest.approx(whole_batch.losses, rel=1e-5)
     assert run.losses[-1] < run.losses[0] - 0.1
     norm = math.sqrt(sum(float(gradient.pow(2).sum()) for gradient in run.first_gradients.values()))
     assert run.grad_norms[0] == pytest.approx(norm, rel=1e-5)
     assert run.grad_norms[0] > 0.5, "the clip must bite for this test to see it"
-    unclipped = train_reference(spec, weights, [split], replace(config, grad_clip=0.0))
-    clipped = train_reference(spec, weights, [split], replace(config, eps=1e-2))
+    unclipped = train_reference(TINY, weights, [split], replace(config, grad_clip=0.0))
+    clipped = train_reference(TINY, weights, [split], replace(config, eps=1e-2))
     assert unclipped.grad_norms == clipped.grad_norms
     # Adam's first step is lr * g / (|g| + eps), plus decay of matrices.
     name = "blocks.0.mlp.up.weight"

@@ -18,7 +18,6 @@ from transformers import (
 
 from tests.helpers.models import drawn_gpt
 from tests.helpers.reference import TINY, TINY_LLAMA
-from trainer.config.plan import make_model_spec
 from trainer.config.schema import ModelConfig
 from trainer.model.gpt import GPT, full_logits
 
@@ -26,8 +25,7 @@ VOCABULARY = 61
 
 
 def build(model: ModelConfig) -> GPT:
-    spec = make_model_spec(model, VOCABULARY, 1)
-    return drawn_gpt(spec, 3).eval()
+    return drawn_gpt(model, VOCABULARY, 3).eval()
 
 
 def fill(gpt: GPT, weights: dict[str, torch.Tensor]) -> None:

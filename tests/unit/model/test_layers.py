@@ -10,13 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers.models import drawn
+from tests.helpers.models import context_of, drawn
 from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.helpers.thread_group import run_ranks
-from trainer.config.plan import make_model_spec
-from trainer.config.schema import ActivationKind, ModelConfig, NormKind, RecomputeKind
+from trainer.config.schema import ModelConfig, NormKind, RecomputeKind
 from trainer.errors import ConfigError
-from trainer.kernels.pointwise import Pointwise
 from trainer.model.attention import causal_mask
 from trainer.model.cache import KeyValueCache
 from trainer.model.gpt import (
@@ -26,13 +24,13 @@ from trainer.model.gpt import (
     embedding_logits,
     full_logits,
     language_model_loss,
-    layer_names,
 )
-from trainer.model.mlp import activate
+from trainer.model.mlp import MLP, activate
 from trainer.model.norm import Norm
 from trainer.model.positions import _rotary_table, rotate
+from trainer.spec.parts import Activation, FeedForward, Rope
+from trainer.spec.parts import Norm as NormSpec
 from trainer.tensor_parallel.embedding import VocabParallelEmbedding
-from trainer.tensor_parallel.random import StepClock
 from trainer.tensor_parallel.shard import shard_spec
 from trainer.topology.groups import FakeGroup, Group, SingleGroup
 
@@ -41,10 +39,7 @@ WINDOWED = replace(TINY_LLAMA, num_key_value_heads=2, sliding_window=4)
 
 
 def context(model: ModelConfig, group: Group | None = None, sequence_parallel: bool = False) -> ModelContext:
-    group = group or SingleGroup()
-    return ModelContext(
-        group, sequence_parallel, spec=make_model_spec(model, VOCABULARY, group.size), clock=StepClock(1)
-    )
+    return context_of(model, VOCABULARY, group, sequence_parallel)
 
 
 def built(one: ModelContext) -> GPT:
@@ -62,12 +57,12 @@ def test_layers_in_a_row_are_the_whole_model(model: ModelConfig, sequence_parall
 
     def body(group: Group) -> tuple[float, float, set[str]]:
         one = context(model, group, sequence_parallel)
-        names = layer_names(one.spec)
-        assert names == ("embedding", "position", "blocks.0", "blocks.1", "final_norm", "head")
+        names = [layer.name for layer in one.spec.layers]
+        assert names == ["embedding", "position", "blocks.0", "blocks.1", "final_norm", "head"]
         layers: list[Callable[[torch.Tensor], torch.Tensor]] = []
         found: set[str] = set()
         for name in names:
-            if name == "head" and one.spec.tied_embeddings:
+            if name == "head" and one.spec.head.tied:
                 embedding = layers[0]
                 assert isinstance(embedding, VocabParallelEmbedding)
                 layers.append(partial(embedding_logits, embedding))
@@ -155,7 +150,9 @@ def test_half_precision_is_close_to_fp32(model: ModelConfig, dtype: torch.dtype,
 
 @pytest.mark.parametrize("kind", list(NormKind))
 def test_norm_takes_statistics_in_fp32(kind: NormKind) -> None:
-    norm = drawn(Norm("n", context(replace(TINY, norm=kind, hidden_size=1024))), SingleGroup(), 1)
+    norm = drawn(
+        Norm("n", NormSpec(kind, 1024, 1e-5, bias=kind is NormKind.layernorm), context(TINY)), SingleGroup(), 1
+    )
     x = (torch.randn(4, 1024) * 30 + 100).half()
     expected = norm(x.float())
     torch.testing.assert_close(norm.half()(x).float(), expected, rtol=2e-3, atol=2e-3)
@@ -163,15 +160,16 @@ def test_norm_takes_statistics_in_fp32(kind: NormKind) -> None:
 
 def test_rope_keeps_late_positions_apart_in_bf16() -> None:
     heads = torch.randn(4, 1, 1, 8).expand(4, 1, 1, 8)
-    exact = rotate(heads, 10000.0, start=4000)
-    rounded = rotate(heads.bfloat16(), 10000.0, start=4000)
+    exact = rotate(heads, Rope(10000.0, 8), start=4000)
+    rounded = rotate(heads.bfloat16(), Rope(10000.0, 8), start=4000)
     assert rounded.dtype is torch.bfloat16
     torch.testing.assert_close(rounded.float(), exact, rtol=2e-2, atol=2e-2)
 
 
 def test_rope_scores_depend_on_distance_only() -> None:
     query, key = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
-    scores = [(rotate(query, 100.0, start + 3) * rotate(key, 100.0, start)).sum().item() for start in (0, 5, 50)]
+    rope = Rope(100.0, 8)
+    scores = [(rotate(query, rope, start + 3) * rotate(key, rope, start)).sum().item() for start in (0, 5, 50)]
     assert scores == pytest.approx([scores[0]] * 3, abs=1e-4)
     assert scores[0] != pytest.approx((query * key).sum().item(), abs=1e-4)
 
@@ -184,13 +182,19 @@ def test_causal_mask_of_the_last_queries() -> None:
 
 def test_activations() -> None:
     x = torch.linspace(-3, 3, 8)
-    assert torch.equal(activate(x, ActivationKind.relu, Pointwise()), x.clamp(min=0))
-    torch.testing.assert_close(activate(x, ActivationKind.gelu, Pointwise()), x * 0.5 * (1 + torch.erf(x / 2**0.5)))
-    assert not torch.equal(
-        activate(x, ActivationKind.gelu, Pointwise()), activate(x, ActivationKind.gelu_tanh, Pointwise())
-    )
-    gate, up = x.chunk(2)
-    torch.testing.assert_close(activate(x, ActivationKind.swiglu, Pointwise()), gate * torch.sigmoid(gate) * up)
+    assert torch.equal(activate(x, Activation.relu), x.clamp(min=0))
+    assert torch.equal(activate(x, Activation.relu2), x.clamp(min=0) ** 2)
+    torch.testing.assert_close(activate(x, Activation.silu), x * torch.sigmoid(x))
+    torch.testing.assert_close(activate(x, Activation.gelu), x * 0.5 * (1 + torch.erf(x / 2**0.5)))
+    assert not torch.equal(activate(x, Activation.gelu), activate(x, Activation.gelu_tanh))
+
+
+@pytest.mark.parametrize("kind", list(Activation))
+def test_a_gate_scales_what_is_up(kind: Activation) -> None:
+    mlp = drawn(MLP("m", FeedForward(4, 8, kind, gated=True), context(TINY)), SingleGroup(), 1)
+    hidden = torch.randn(3, 1, 4)
+    gate, up = (hidden @ mlp.get_submodule("gate_up").weight.T).chunk(2, dim=-1)  # type: ignore[operator]
+    torch.testing.assert_close(mlp(hidden), (activate(gate, kind) * up) @ mlp.down.weight.T)
 
 
 def test_every_size_that_cannot_be_cut_is_named() -> None:
@@ -207,9 +211,9 @@ def test_every_size_that_cannot_be_cut_is_named() -> None:
 
 
 def test_unknown_layers_are_an_error() -> None:
-    with pytest.raises(ValueError, match=r"layer must be one of embedding, .*final_norm, but is head"):
+    with pytest.raises(ValueError, match="a tied head is no layer of its own"):
         build_layer("head", context(TINY))
-    with pytest.raises(ValueError, match=r"but is blocks\.2"):
+    with pytest.raises(ValueError, match=r"layer must be one of embedding, .*head, but is blocks\.2"):
         build_layer("blocks.2", context(TINY))
 
 

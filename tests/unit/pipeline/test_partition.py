@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from trainer.config.compose import compose, options
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import LayoutConfig, ModelConfig, PipelineSchedule, RecomputeKind, TridentConfig
-from trainer.model.accounting import parameter_count
-from trainer.model.layers import layer_names
 from trainer.pipeline.partition import layer_costs, partition_by_cost, stage_bounds, stages
+from trainer.spec.model import LayerKind
 
 MODEL = ModelConfig(hidden_size=64, num_layers=12, num_attention_heads=4, seq_length=32)
 DUAL = PipelineSchedule.dualpipev
@@ -26,7 +25,7 @@ def plan_of(model: ModelConfig = MODEL, vocab_size: int = 100, **layout: object)
 
 
 def blocks_per_stage(plan: RunPlan) -> list[int]:
-    return [sum(name.startswith("blocks.") for name in stage.layers) for stage in stages(plan)]
+    return [sum(layer.kind is LayerKind.block for layer in stage.layers) for stage in stages(plan)]
 
 
 def every_cut(costs: Sequence[float], is_block: Sequence[bool], num_stages: int) -> Iterator[tuple[int, ...]]:
@@ -73,7 +72,7 @@ def test_too_few_blocks_are_refused_with_numbers() -> None:
 def test_stages_are_consecutive_and_each_holds_a_block(num_stages: int) -> None:
     plan = plan_of(pipeline_parallel_size=num_stages)
     found = stages(plan)
-    assert [name for stage in found for name in stage.layers] == list(layer_names(plan.model))
+    assert [layer for stage in found for layer in stage.layers] == list(plan.model.layers)
     assert [stage.first_layer for stage in found] == list(stage_bounds(plan)[:-1])
     assert [stage.index for stage in found] == [stage.rank_index for stage in found] == list(range(num_stages))
     assert min(blocks_per_stage(plan)) >= 1
@@ -102,8 +101,8 @@ def test_full_recomputation_makes_a_block_four_forwards_and_a_head_stays_three()
     full = plan_of(replace(MODEL, recompute=RecomputeKind.full))
     selective = plan_of(replace(MODEL, recompute=RecomputeKind.selective))
     assert layer_costs(selective) == layer_costs(plain)
-    for name, cost, recomputed in zip(layer_names(plain.model), layer_costs(plain), layer_costs(full), strict=True):
-        assert recomputed == pytest.approx(cost * (4 / 3 if name.startswith("blocks.") else 1.0)), name
+    for layer, cost, recomputed in zip(plain.model.layers, layer_costs(plain), layer_costs(full), strict=True):
+        assert recomputed == pytest.approx(cost * (4 / 3 if layer.kind is LayerKind.block else 1.0)), layer.name
 
 
 def test_recomputation_moves_blocks_to_the_stage_with_the_head() -> None:
@@ -118,8 +117,8 @@ def test_recomputation_moves_blocks_to_the_stage_with_the_head() -> None:
 def test_explicit_boundaries_are_taken_as_they_are() -> None:
     plan = plan_of(pipeline_parallel_size=3, stage_boundaries=(1, 2))
     assert blocks_per_stage(plan) == [1, 1, 10]
-    assert [stage.layers[0] for stage in stages(plan)] == ["embedding", "blocks.1", "blocks.2"]
-    assert stages(plan)[-1].layers[-2:] == ("final_norm", "head")
+    assert [stage.layers[0].name for stage in stages(plan)] == ["embedding", "blocks.1", "blocks.2"]
+    assert [layer.name for layer in stages(plan)[-1].layers[-2:]] == ["final_norm", "head"]
 
 
 @pytest.mark.parametrize("pp", [2, 3])
@@ -129,7 +128,7 @@ def test_dualpipev_folds_twice_as_many_stages_onto_the_ranks(pp: int) -> None:
     assert len(found) == 2 * pp
     assert [stage.rank_index for stage in found] == [*range(pp), *reversed(range(pp))]
     # The first rank holds the embedding and the head.
-    own = [name for stage in found if stage.rank_index == 0 for name in stage.layers]
+    own = [layer.name for stage in found if stage.rank_index == 0 for layer in stage.layers]
     assert {"embedding", "head"} <= set(own)
 
 
@@ -152,7 +151,7 @@ def test_every_preset_is_cut_well_in_every_pipeline_that_its_layers_allow(preset
         plan = make_plan(replace(config, layout=layout), vocab_size)
         found = stages(plan)
         assert len(found) == num_stages
-        assert sum(stage.parameters for stage in found) == parameter_count(plan.model)
+        assert sum(stage.parameters for stage in found) == plan.model.parameter_count
         assert math.fsum(stage.cost_share for stage in found) == pytest.approx(1.0, abs=1e-12)
         assert min(blocks_per_stage(plan)) >= 1
         # No stage is dearer than its fair share by more than one block, unless a single block and the head are.

@@ -76,8 +76,8 @@ def test_a_micro_batch_sends_what_is_said(
 
     def body(group: Group) -> float:
         counted = Counted(group)
-        gpt = drawn_gpt(plan.model, 9, counted, sharded)
-        text = torch.randint(0, 29, (MICRO_BATCH, plan.model.seq_length + 1))
+        gpt = drawn_gpt(plan.config.model, plan.model.vocab_size, 9, counted, sharded)
+        text = torch.randint(0, 29, (MICRO_BATCH, plan.execution.seq_length + 1))
         gpt.loss(text[:, :-1].contiguous(), text[:, 1:].contiguous()).backward()  # type: ignore[no-untyped-call]
         return sum(counted.sent)
 
@@ -94,7 +94,9 @@ def test_half_precision_halves_hidden_states() -> None:
     plan = plan_of(TINY, 1, 1, 2)
     half = replace(plan, config=replace(plan.config, precision=PrecisionConfig(dtype=Dtype.bf16)))
     assert (
-        hidden_bytes(half) * 2 == hidden_bytes(plan) == plan.model.seq_length * MICRO_BATCH * plan.model.hidden_size * 4
+        hidden_bytes(half) * 2
+        == hidden_bytes(plan)
+        == plan.execution.seq_length * MICRO_BATCH * plan.model.hidden_size * 4
     )
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.helpers.thread_group import ThreadGroup, run_ranks
-from trainer.config.plan import padded_vocab_size
 from trainer.errors import DataError
+from trainer.spec.execution import Execution
 from trainer.tensor_parallel import cross_entropy
 from trainer.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from trainer.topology.groups import Group, SingleGroup
@@ -21,7 +21,7 @@ def sharded(
     logits: torch.Tensor, labels: torch.Tensor, size: int, vocab_size: int, padding_value: float = 100.0
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Return each rank's loss and the whole gradient, padding included."""
-    width = padded_vocab_size(vocab_size, 2, size)
+    width = Execution(S, vocab_unit=2 * size).padded(vocab_size)
     # Padding that would win if it were not masked.
     padded = F.pad(logits, (0, width - vocab_size), value=padding_value)
 

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 
 from tests.helpers.models import drawn
 from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
-from trainer.config.plan import padded_vocab_size
 from trainer.errors import ConfigError, DataError
+from trainer.spec.execution import Execution
+from trainer.spec.parts import Embedding
 from trainer.tensor_parallel.embedding import VocabParallelEmbedding, embedding_logits
 from trainer.tensor_parallel.init import TensorContext
 from trainer.topology.groups import FakeGroup, Group, SingleGroup
@@ -16,9 +17,8 @@ S, B, H = 8, 3, 6
 
 
 def build(group: Group, vocab_size: int, sequence_parallel: bool = False) -> VocabParallelEmbedding:
-    padded = padded_vocab_size(vocab_size, 4, group.size)
-    context = TensorContext(group, sequence_parallel)
-    return drawn(VocabParallelEmbedding("e", vocab_size, padded, H, context, init_std=1.0), group, 5)
+    context = TensorContext(group, sequence_parallel, Execution(S, vocab_unit=4 * group.size, init_std=1.0))
+    return drawn(VocabParallelEmbedding("e", Embedding(vocab_size, H), context), group, 5)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -62,4 +62,4 @@ def test_ids_outside_the_vocabulary_are_an_error(bad: int) -> None:
 
 def test_rows_must_be_divisible() -> None:
     with pytest.raises(ConfigError, match=r"e\.weight has a block of 10"):
-        VocabParallelEmbedding("e", 9, 10, H, TensorContext(FakeGroup(0, 4), False), init_std=1)
+        VocabParallelEmbedding("e", Embedding(9, H), TensorContext(FakeGroup(0, 4), False, Execution(S, vocab_unit=10)))

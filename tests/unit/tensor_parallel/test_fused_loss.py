@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from tests.helpers.thread_group import ThreadGroup, run_ranks
-from trainer.config.plan import padded_vocab_size
 from trainer.errors import DataError
 from trainer.kernels.loss_programs import LossPrograms, logit_gradient, logit_sums
+from trainer.spec.execution import Execution
 from trainer.tensor_parallel import fused_loss
 from trainer.tensor_parallel.fused_loss import chunk_rows, vocab_parallel_linear_cross_entropy
 from trainer.topology.groups import Group, SingleGroup
@@ -31,7 +31,7 @@ def sharded(
 ) -> Sharded:
     """Return each rank's loss, and the whole gradients of 3 x loss; the weight's with its padding."""
     vocab_size = len(weight)
-    width = padded_vocab_size(vocab_size, 2, size)
+    width = Execution(S, vocab_unit=2 * size).padded(vocab_size)
     # Padding that would win if it were not masked.
     padded = F.pad(weight, (0, 0, 0, width - vocab_size), value=50.0)
 

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from tests.helpers.models import drawn_gpt
 from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.helpers.thread_group import local_gradients, run_ranks, whole
-from trainer.config.plan import make_model_spec
 from trainer.config.schema import ModelConfig
 from trainer.model.gpt import GPT
 from trainer.tensor_parallel.gradients import (
@@ -27,10 +26,9 @@ VOCABULARY = 13
 def gradients(model: ModelConfig, size: int, sequence_parallel: bool, in_place: bool) -> dict[str, torch.Tensor]:
     """Return the sum of the gradients of three micro-batches."""
     ids = torch.randint(0, VOCABULARY, (3, 2, model.seq_length + 1), generator=torch.Generator().manual_seed(5))
-    spec = make_model_spec(model, VOCABULARY, size)
 
     def body(group: Group) -> tuple[GPT, dict[str, torch.Tensor]]:
-        gpt = drawn_gpt(spec, 3, group, sequence_parallel)
+        gpt = drawn_gpt(model, VOCABULARY, 3, group, sequence_parallel)
         if in_place:
             for parameter in gpt.parameters():
                 set_sink(parameter, GradientSink.in_place)

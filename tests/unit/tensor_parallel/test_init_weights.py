@@ -6,11 +6,15 @@ import pytest
 import torch
 
 from tests.helpers.models import drawn
-from trainer.tensor_parallel.init import ONE, Drawn, Initial, Reserved, TensorContext, draw_normal, fill, stable_hash
+from trainer.spec.execution import Execution
+from trainer.spec.tensors import Cut, Init, TensorSpec
+from trainer.tensor_parallel.init import Drawn, Initial, Reserved, TensorContext, draw_normal, fill, stable_hash
 from trainer.tensor_parallel.shard import ShardSpec, shard_spec, unshard
 from trainer.topology.groups import FakeGroup
 
 SPEC = ShardSpec("a.weight", (24, 5), 0, (16, 8))
+MATRIX = TensorSpec("a.weight", (24, 5), Init.normal, Cut(0, (16, 8)))
+RUN = Execution(8, init_std=0.02)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -47,14 +51,14 @@ def test_padding_is_zero_and_takes_no_draws() -> None:
 class Layer(torch.nn.Module):
     def __init__(self, context: TensorContext) -> None:
         super().__init__()
-        self.matrix = context.parameter(SPEC, Initial(0.02))
+        self.matrix = context.parameter(MATRIX)
         self.inner = torch.nn.Module()
-        self.inner.vector = context.parameter(ShardSpec("a.bias", (8,)), ONE)
+        self.inner.vector = context.parameter(TensorSpec("a.bias", (8,), Init.ones, decays=False))
 
 
 def test_a_layer_takes_no_memory_until_it_is_filled() -> None:
     group = FakeGroup(1, 2)
-    layer = Layer(TensorContext(group, False))
+    layer = Layer(TensorContext(group, False, RUN))
     assert all(parameter.is_meta for parameter in layer.parameters())
     layer.matrix.requires_grad_(False)
     filled: list[torch.nn.Parameter] = []
@@ -80,7 +84,7 @@ def test_memory_is_reserved_without_a_draw(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("trainer.tensor_parallel.init.draw_normal", refuse)
     group = FakeGroup(0, 2)
-    layer = Layer(TensorContext(group, False))
+    layer = Layer(TensorContext(group, False, RUN))
     fill(layer, Reserved(group))
     assert [tuple(parameter.shape) for parameter in layer.parameters()] == [(12, 5), (8,)]
     with pytest.raises(AssertionError, match="nothing must be drawn"):

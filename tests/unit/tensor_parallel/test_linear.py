@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from tests.helpers.models import drawn
 from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
 from trainer.errors import ConfigError
+from trainer.spec.execution import Execution
+from trainer.spec.parts import Linear
 from trainer.tensor_parallel.init import TensorContext
 from trainer.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
 from trainer.tensor_parallel.shard import ShardSpec, shard, unshard
@@ -18,13 +20,13 @@ SECTIONS = (16, 4, 4)
 
 
 def column(group: Group, sequence_parallel: bool, bias: bool = True) -> ColumnParallelLinear:
-    context = TensorContext(group, sequence_parallel)
-    return drawn(ColumnParallelLinear("c", WIDTH, SECTIONS, context, bias=bias, init_std=0.5), group, 3)
+    context = TensorContext(group, sequence_parallel, Execution(S, init_std=0.5, residual_std=0.5))
+    return drawn(ColumnParallelLinear("c", Linear(WIDTH, SECTIONS, bias), context), group, 3)
 
 
 def row(group: Group, sequence_parallel: bool, bias: bool = True) -> RowParallelLinear:
-    context = TensorContext(group, sequence_parallel)
-    layer = drawn(RowParallelLinear("r", WIDTH, OUT, context, bias=bias, init_std=0.5), group, 3)
+    context = TensorContext(group, sequence_parallel, Execution(S, init_std=0.5, residual_std=0.5))
+    layer = drawn(RowParallelLinear("r", Linear(WIDTH, (OUT,), bias, cut_inputs=True), context), group, 3)
     if layer.bias is not None:
         with torch.no_grad():
             layer.bias.copy_(torch.linspace(-1, 1, OUT))

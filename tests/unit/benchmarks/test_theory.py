@@ -5,19 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks import theory
 from benchmarks.case import CASES, Case, gpu_case
+from benchmarks.theory import expected_bytes, gpu_bytes
 from tests.helpers.models import drawn_gpt
 from trainer.config.ds_json import reduce_bucket_size
-from trainer.model.accounting import parameter_count
-from trainer.planner import memory_theory
-from trainer.planner.memory_theory import expected_bytes, gpu_bytes
 from trainer.tensor_parallel import fused_loss
 
 
 def kept_bytes(case: Case, recompute: str) -> int:
     """Bytes of distinct tensors that forward leaves for backward, parameters aside."""
-    spec = case.plan((f"model.recompute={recompute}",)).model
-    model = drawn_gpt(spec, 1)
+    plan = case.plan((f"model.recompute={recompute}",))
+    model = drawn_gpt(plan.config.model, plan.model.vocab_size, 1)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -48,7 +47,7 @@ def states(*words: str, ranks: int = 2) -> tuple[float, float, float]:
     """Bytes a parameter for parameters, gradients and optimizer."""
     case = replace(CASES["cpu"], micro_batch_size=4)
     plan = case.plan(words, ranks)
-    found, count = expected_bytes(plan), parameter_count(plan.model)
+    found, count = expected_bytes(plan), plan.model.parameter_count
     return found.parameters / count, found.gradients / count, found.optimizer / count
 
 
@@ -70,7 +69,7 @@ def test_a_fused_loss_keeps_no_logits() -> None:
 
 
 def test_a_chunk_of_the_loss_is_as_large_as_where_it_is_computed() -> None:
-    assert memory_theory.CHUNK_ELEMENTS == fused_loss.CHUNK_ELEMENTS
+    assert theory.CHUNK_ELEMENTS == fused_loss.CHUNK_ELEMENTS
 
 
 def test_a_gpu_computes_more_logits_at_a_time() -> None:
@@ -92,5 +91,5 @@ def test_a_gpu_has_room_for_what_zero_keeps_beside_the_states() -> None:
     assert gpu_bytes(case.plan(("zero=stage1_offload",))) == found.total + buckets - found.optimizer
     # Of a large model the copy for the update is more than activations and loss.
     large = replace(gpu_case("6.7b", 1024), micro_batch_size=1).plan()
-    count = parameter_count(large.model)
+    count = large.model.parameter_count
     assert gpu_bytes(large) == (2 + 4 + 12 + 4) * count

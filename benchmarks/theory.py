@@ -11,17 +11,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from trainer.config.ds_json import reduce_bucket_size
-from trainer.config.plan import ModelSpec, RunPlan
+from trainer.config.plan import RunPlan
 from trainer.config.schema import (
-    ActivationKind,
     DeviceKind,
     Dtype,
-    NormKind,
     OffloadKind,
-    PositionKind,
-    RecomputeKind,
 )
-from trainer.model.accounting import parameter_count
+from trainer.spec.execution import RecomputeKind
 
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Logits in a chunk of the fused loss, as in `trainer.tensor_parallel.fused_loss`, which would import torch."""
@@ -53,7 +49,7 @@ class Bytes:
 
 def expected_bytes(plan: RunPlan) -> Bytes:
     """Return what a rank of this plan should hold."""
-    count, stage, replicas = parameter_count(plan.model), plan.zero_stage, plan.data_parallel_size
+    count, stage, replicas = plan.model.parameter_count, plan.zero_stage, plan.data_parallel_size
     half = plan.config.precision.dtype is not Dtype.fp32
     # Gradients are added up in fp32, and fp32 weights are their own masters.
     masters = 4 if half else 0
@@ -78,33 +74,19 @@ def gpu_bytes(plan: RunPlan) -> int:
     buckets = flat = 0
     if plan.zero_stage > 0:
         buckets = 2 * 4 * reduce_bucket_size(plan)
-        flat = 0 if offloaded else 4 * parameter_count(plan.model) // plan.data_parallel_size
+        flat = 0 if offloaded else 4 * plan.model.parameter_count // plan.data_parallel_size
     return states + max(found.activations + found.loss + buckets, flat)
 
 
 def _activations(plan: RunPlan, width: int) -> int:
     """Return what forward leaves for backward in the blocks."""
-    spec = plan.model
-    tokens = plan.config.batch.micro_batch_size * spec.seq_length
-    block = _block_elements(spec)
-    if spec.recompute is RecomputeKind.full:
-        # Every block's input, and one block that is being computed again.
-        return tokens * width * (spec.num_layers * spec.hidden_size + block)
+    tokens = plan.config.batch.micro_batch_size * plan.execution.seq_length
+    kept = [block.kept.whole + block.kept.cut for block in plan.model.blocks]
+    if plan.execution.recompute is RecomputeKind.full:
+        # Every block's input, and the block that keeps most, which is being computed again.
+        return tokens * width * (len(kept) * plan.model.hidden_size + max(kept))
     # Selective recomputation drops the scores, and a fused attention has none.
-    return tokens * width * spec.num_layers * block
-
-
-def _block_elements(spec: ModelSpec) -> int:
-    """Return the elements that one block keeps of a token."""
-    queries, keys = spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim
-    # Inputs of two norms and of two matrix products; queries, keys, values; input of the output projection.
-    found = 4 * spec.hidden_size + queries + 2 * keys + queries
-    if spec.position is PositionKind.rope:
-        found += queries + keys  # turned ones, beside the product that values are a view of
-    if spec.norm is NormKind.rmsnorm:
-        found += 2 * spec.hidden_size  # normalized, before the scale
-    # Before and after the activation function; with a gate also gate and product.
-    return found + (4 if spec.activation is ActivationKind.swiglu else 2) * spec.ffn_hidden_size
+    return tokens * width * sum(kept)
 
 
 def _loss(plan: RunPlan, width: int) -> int:
@@ -112,10 +94,10 @@ def _loss(plan: RunPlan, width: int) -> int:
 
     In half precision a chunk's logits and their gradient are beside the fp32 ones.
     """
-    spec = plan.model
-    tokens = plan.config.batch.micro_batch_size * spec.seq_length
-    if not plan.config.model.fused_loss:
-        return tokens * spec.padded_vocab_size * (width + 4)
+    hidden_size, rows = plan.model.hidden_size, plan.execution.padded(plan.model.vocab_size)
+    tokens = plan.config.batch.micro_batch_size * plan.execution.seq_length
+    if not plan.execution.fused_loss:
+        return tokens * rows * (width + 4)
     device = "cuda" if plan.config.runtime.device is DeviceKind.cuda else "cpu"
-    chunk = min(CHUNK_ELEMENTS[device], tokens * spec.padded_vocab_size) * (4 if width == 4 else 4 + 2 * width)
-    return tokens * spec.hidden_size * width + 4 * spec.padded_vocab_size * spec.hidden_size + chunk
+    chunk = min(CHUNK_ELEMENTS[device], tokens * rows) * (4 if width == 4 else 4 + 2 * width)
+    return tokens * hidden_size * width + 4 * rows * hidden_size + chunk
