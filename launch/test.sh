@@ -20,4 +20,5 @@ bin="$(cd "${TRIDENT_VENV:-.venv}/bin" && pwd)"
 "$bin/ruff" format --check .
 "$bin/shellcheck" launch/*.sh launch/slurm.sbatch docker/*.sh .ci/run
 "$bin/mypy"
-"$bin/python" -m pytest "$@"
+# Two at a time: one process for the tests that start ranks, one for all others.
+"$bin/python" -m pytest -n 2 --dist loadgroup "$@"

@@ -25,6 +25,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+RANKS = ("dist", "e2e", "chaos")
+"""Markers of tests that start ranks, which keep both cores busy: one after the other, beside all other tests."""
 OPTIONAL = {"matrix": "--run-matrix", "slow": "--run-slow", "container": "--run-containers"}
 
 
@@ -42,12 +44,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-containers", action="store_true", help="build the images and run them (podman, root)")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     for item in items:
         wanted = all(config.getoption(option) for marker, option in OPTIONAL.items() if item.get_closest_marker(marker))
         (kept if wanted and (_has_gpu() or not item.get_closest_marker("gpu")) else left_out).append(item)
+    for item in kept:
+        if any(item.get_closest_marker(name) for name in RANKS):
+            item.add_marker(pytest.mark.xdist_group("ranks"))
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
