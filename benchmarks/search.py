@@ -12,8 +12,8 @@ from typing import Any
 from benchmarks.arena import ContenderFailed, Turn
 from benchmarks.case import Case
 from benchmarks.figures import spread
-from benchmarks.theory import CONTEXT_BYTES, gpu_bytes
 from trainer.log import say
+from trainer.planner.memory_theory import CONTEXT_BYTES, gpu_bytes
 
 GIB = 1 << 30
 _ENOUGH = 4

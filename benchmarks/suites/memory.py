@@ -15,8 +15,8 @@ from benchmarks.contest import load_average, written
 from benchmarks.figures import largest
 from benchmarks.record import table
 from benchmarks.settings import Settings, chosen
-from benchmarks.theory import expected_bytes
 from trainer.log import say
+from trainer.planner.memory_theory import expected_bytes
 
 MIB = 1 << 20
 BASE = "defaults"

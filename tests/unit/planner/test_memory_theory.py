@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import theory
 from benchmarks.case import CASES, Case, gpu_case
-from benchmarks.theory import expected_bytes, gpu_bytes
 from tests.helpers.models import drawn_gpt
 from trainer.config.ds_json import reduce_bucket_size
+from trainer.planner import memory_theory
+from trainer.planner.memory_theory import expected_bytes, gpu_bytes
 from trainer.tensor_parallel import fused_loss
 
 
@@ -69,7 +69,7 @@ def test_a_fused_loss_keeps_no_logits() -> None:
 
 
 def test_a_chunk_of_the_loss_is_as_large_as_where_it_is_computed() -> None:
-    assert theory.CHUNK_ELEMENTS == fused_loss.CHUNK_ELEMENTS
+    assert memory_theory.CHUNK_ELEMENTS == fused_loss.CHUNK_ELEMENTS
 
 
 def test_a_gpu_computes_more_logits_at_a_time() -> None:

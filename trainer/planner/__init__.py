@@ -1,0 +1,1 @@
+"""What a run will need, computed from its plan before anything is started. No torch."""
