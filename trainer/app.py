@@ -43,7 +43,7 @@ from trainer.loop.train import train
 from trainer.machine import memory_limit
 from trainer.metrics.jsonl import read_rows
 from trainer.metrics.sinks import RunFacts, build_metrics, forget_rows
-from trainer.metrics.skipped import SKIPPED_FILE, SkippedBatchesFile
+from trainer.metrics.skipped import SkippedBatchesFile
 from trainer.metrics.tensorboard_sink import check_tensorboard
 from trainer.pipeline.machines import placement_warning
 from trainer.profiling.phases import MarkedProgress
@@ -210,7 +210,7 @@ def _train(
         together(control, lambda: _begin(found, folder, plan.config, groups))
     if state.step >= plan.config.train.steps:
         say(_nothing_to_do(folder, state.step, plan.config))
-    skipped, rewinds, measures = SkippedBatchesFile(folder.logs / SKIPPED_FILE), RewindCount(), Measures()
+    skipped, rewinds, measures = SkippedBatchesFile(folder.skipped_batches), RewindCount(), Measures()
     on_skip = skipped.write if groups.is_reporting_rank else _ignore
     background = host_group(plan, groups)
     profiler = _profiler(plan, folder, progress, groups, control)

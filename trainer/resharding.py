@@ -26,7 +26,7 @@ from trainer.checkpoint.manifest import (
     file_facts,
     read_manifest,
 )
-from trainer.checkpoint.store import CONFIG, LATEST, TENSORS, CheckpointStore, find_checkpoint
+from trainer.checkpoint.store import CheckpointStore, find_checkpoint
 from trainer.config.compose import compose, differences, from_yaml, recompose, to_yaml
 from trainer.config.keys import GROUPS, KEYS, flatten
 from trainer.config.places import absolute_path
@@ -40,6 +40,7 @@ from trainer.errors import CheckpointError, ConfigError
 from trainer.files import storage_faults, sync_folder, write_atomically
 from trainer.log import say, warn
 from trainer.run_folder import RunFolder
+from trainer.run_paths import CONFIG, LATEST, TENSORS
 
 MAY_CHANGE = ("layout", "zero", "batch.micro_batch_size")
 RESHARDED_FROM = "resharded_from"

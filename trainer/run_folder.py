@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trainer.checkpoint.manifest import MANIFEST, read_manifest
 from trainer.checkpoint.origin import Found, Origin, Use, check_origin, named_origin, read_origin, write_origin
-from trainer.checkpoint.store import TENSORS, TOKENIZER, CheckpointStore
+from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stream import other_tokens
 from trainer.config.compose import differences, from_yaml, to_yaml
 from trainer.config.places import BY_CONTENT, absolute_path
@@ -18,6 +18,7 @@ from trainer.config.schema import PositionKind, TridentConfig
 from trainer.errors import CheckpointError, ConfigError, StorageError, first_line
 from trainer.files import remove_unfinished, storage_faults, write_atomically
 from trainer.launcher.claim import FolderClaim
+from trainer.run_paths import TENSORS, RunPaths
 
 _MAY_CHANGE = (
     "layout.",
@@ -59,17 +60,11 @@ STREAM = "stream"
 """Entry of plan.json: which token is where in what the run trains on."""
 
 
-class RunFolder:
-    """Paths inside a run's folder."""
+class RunFolder(RunPaths):
+    """The folder of a run, and what may be done with it."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.config = path / "config.yaml"
-        self.plan = path / "plan.json"
-        self.metrics = path / "metrics.jsonl"
-        self.summary = path / "summary.json"
-        self.logs = path / "logs"
-        self.tokenizer = path / TOKENIZER
+        super().__init__(path)
         self.checkpoints = CheckpointStore(path)
         self._claim = FolderClaim(path, self.logs)
 
@@ -77,10 +72,6 @@ class RunFolder:
     def of(cls, config: TridentConfig) -> RunFolder:
         """Return the folder that `run_dir` names; `~` is the user's home."""
         return cls(absolute_path(config.run_dir, "run_dir"))
-
-    def log(self, rank: int) -> Path:
-        """Return the log of a rank."""
-        return self.logs / f"rank_{rank}.log"
 
     def holds_training(self) -> bool:
         """Return whether steps were already trained here."""

@@ -10,6 +10,7 @@ ORDER = (
     "errors",
     "files",
     "log",
+    "run_paths",
     "progress",
     "interruption",
     "versions",

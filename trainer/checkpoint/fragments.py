@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 
 from trainer.checkpoint.container import ITEM_BYTES, read_header, read_values
 from trainer.checkpoint.regions import Footprint, Region, footprint, regions, whole_footprint
-from trainer.checkpoint.store import TENSORS
 from trainer.engine.face import Fragment
 from trainer.errors import CheckpointError, ConfigError
+from trainer.run_paths import TENSORS
 from trainer.tensor_parallel.shard import ShardSpec, shard, with_padding
 
 SPECS_KEY = "shard_specs"

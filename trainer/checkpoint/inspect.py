@@ -11,6 +11,7 @@ from trainer.checkpoint.store import CheckpointStore, find_checkpoint
 from trainer.config.places import absolute_path
 from trainer.errors import CheckpointError, ConfigError
 from trainer.log import report_error, say
+from trainer.run_paths import CHECKPOINTS
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -34,7 +35,7 @@ def checkpoint_verb(arguments: Sequence[str]) -> int:
 
 def _folders(path: Path) -> list[Path]:
     """Return the checkpoint at `path`, or all of a run folder, oldest first."""
-    store = CheckpointStore(path.parent if path.name == "checkpoints" else path)
+    store = CheckpointStore(path.parent if path.name == CHECKPOINTS else path)
     found = [store.path(step) for step in store.steps()]
     return found or [find_checkpoint(path)[0]]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.checkpoint.manifest import FileFacts, Manifest, check_file, file_facts
-from trainer.checkpoint.store import CONFIG, TOKENIZER
 from trainer.config.compose import differences, from_yaml
 from trainer.config.places import BY_CONTENT
 from trainer.config.schema import DataSource, TokenizerKind, TridentConfig
 from trainer.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from trainer.errors import CheckpointError, ConfigError, first_line
 from trainer.files import write_atomically
+from trainer.run_paths import CONFIG, TOKENIZER, RunPaths, run_of_checkpoint
 
 _DECIDES = ("data.", "tokenizer.", "model.vocab_size")
 """Keys that decide a run's tokenizer."""
@@ -58,21 +58,21 @@ def tokenizer_folder(checkpoint: Path, manifest: Manifest) -> Path | None:
         check_file(checkpoint / name, manifest.files[name])
     if own:
         return checkpoint / TOKENIZER
-    run_dir = checkpoint.parent.parent
+    run = run_of_checkpoint(checkpoint)
     config = _config(checkpoint / CONFIG)
-    if checkpoint.parent.name != "checkpoints" or not has_tokenizer(config) or not (run_dir / TOKENIZER).is_dir():
+    if run is None or not has_tokenizer(config) or not run.tokenizer.is_dir():
         return None
-    return run_dir / TOKENIZER if _is_of_this_run(run_dir, config, manifest) else None
+    return run.tokenizer if _is_of_this_run(run, config, manifest) else None
 
 
-def _is_of_this_run(run_dir: Path, config: TridentConfig, manifest: Manifest) -> bool:
+def _is_of_this_run(run: RunPaths, config: TridentConfig, manifest: Manifest) -> bool:
     try:
-        changed = differences(_config(run_dir / CONFIG), config)
+        changed = differences(_config(run.config), config)
     except CheckpointError:
         return False
     if any(key.startswith(_DECIDES) and key not in _PLACES for key in changed):
         return False
-    tokenizer = load_tokenizer(run_dir / TOKENIZER)
+    tokenizer = load_tokenizer(run.tokenizer)
     of_that_kind = isinstance(tokenizer, ByteTokenizer) == (config.tokenizer.kind is TokenizerKind.bytes)
     return of_that_kind and fits(tokenizer, manifest)
 

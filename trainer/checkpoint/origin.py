@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.checkpoint.manifest import MANIFEST, Manifest, check_sizes, file_facts, read_manifest
-from trainer.checkpoint.store import CONFIG, CheckpointStore, find_checkpoint
+from trainer.checkpoint.store import CheckpointStore, find_checkpoint
 from trainer.config.compose import from_yaml
 from trainer.config.key_text import shown_value
 from trainer.config.models import changed_keys
@@ -25,6 +25,7 @@ from trainer.config.places import absolute_path
 from trainer.config.schema import CheckpointConfig, ModelConfig, TridentConfig
 from trainer.errors import CheckpointError, ConfigError
 from trainer.files import write_atomically
+from trainer.run_paths import CONFIG
 
 ORIGIN_FILE = "origin.json"
 _NEWEST_WORDS = ("auto", "latest", "last", "newest", "true", "yes", "on", "resume")

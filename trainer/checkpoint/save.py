@@ -15,7 +15,7 @@ from trainer.checkpoint.fragments import rank_file, write_fragments
 from trainer.checkpoint.kept_tokenizer import has_tokenizer, size_bytes_of, write_tokenizer
 from trainer.checkpoint.manifest import MANIFEST, FileFacts, Manifest, describe_layout, file_facts
 from trainer.checkpoint.probe import probe_loss
-from trainer.checkpoint.store import CONFIG, TENSORS, TOKENIZER, CheckpointStore
+from trainer.checkpoint.store import CheckpointStore
 from trainer.config.compose import to_yaml
 from trainer.config.plan import RunPlan
 from trainer.engine.face import Engine, Fragment
@@ -23,6 +23,7 @@ from trainer.errors import StorageError
 from trainer.files import storage_faults, sync_folder, write_atomically
 from trainer.log import say
 from trainer.loop.state import TrainState
+from trainer.run_paths import CONFIG, TENSORS, TOKENIZER
 from trainer.topology.agreement import gather, together
 from trainer.topology.groups import DistGroup, ParallelGroups
 from trainer.versions import versions

@@ -11,14 +11,8 @@ from trainer.checkpoint.manifest import MANIFEST, Manifest, check_sizes, read_ma
 from trainer.errors import CheckpointError
 from trainer.files import sync_folder, write_atomically
 from trainer.log import warn
+from trainer.run_paths import CHECKPOINTS, LATEST, run_of_checkpoint
 
-LATEST = "latest"
-TENSORS = "tensors"
-"""Folder of a checkpoint's tensors."""
-TOKENIZER = "tokenizer"
-"""Folder of the tokenizer, in a checkpoint as in a run's folder."""
-CONFIG = "config.yaml"
-"""The config that trained it."""
 _NAME = re.compile(r"step_(0|[1-9][0-9]*)")
 
 
@@ -26,7 +20,7 @@ class CheckpointStore:
     """The folder `run_dir/checkpoints`."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.folder = run_dir / "checkpoints"
+        self.folder = run_dir / CHECKPOINTS
 
     def path(self, step: int) -> Path:
         """Return the folder of a step's checkpoint."""
@@ -139,7 +133,7 @@ def find_checkpoint(path: Path) -> tuple[Path, Manifest]:
         manifest = read_manifest(path)
         check_sizes(path, manifest)
         return path, manifest
-    run_dir = path.parent if path.name == "checkpoints" else path
+    run_dir = path.parent if path.name == CHECKPOINTS else path
     found = CheckpointStore(run_dir).newest_valid()
     if found is None:
         raise CheckpointError(f"{path} must hold a whole checkpoint (checkpoints/step_<N>), but holds none")
@@ -159,5 +153,6 @@ def _followed(latest: Path) -> Path:
 
 def _beside(path: Path) -> list[str]:
     """Return a hint that names the checkpoints where one was looked for."""
-    steps = CheckpointStore(path.parent.parent).steps() if path.parent.name == "checkpoints" else []
+    run = run_of_checkpoint(path)
+    steps = CheckpointStore(run.path).steps() if run is not None else []
     return [f"{path.parent} holds {', '.join(f'step_{step}' for step in steps[-8:])}"] if steps else []

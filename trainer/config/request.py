@@ -31,7 +31,6 @@ from trainer.errors import ConfigError
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-RUN_CONFIG = "config.yaml"
 """What a run's folder and a checkpoint call their config."""
 
 
@@ -115,12 +114,12 @@ def _value(name: str, override: Override) -> object:
 def _start_file(value: object) -> YamlFile:
     """Return the file of `config=`: given itself, or by the folder of a run or of a checkpoint."""
     if not isinstance(value, str) or not value:
-        raise ConfigError(f"{CONFIG} must name a file, such as runs/old/{RUN_CONFIG}, but is {value!r}")
+        raise ConfigError(f"{CONFIG} must name a file, such as runs/old/{CONFIG}, but is {value!r}")
     path = absolute_path(value, CONFIG)
-    if path.is_dir() and (path / RUN_CONFIG).is_file():
-        path = path / RUN_CONFIG
+    if path.is_dir() and (path / CONFIG).is_file():
+        path = path / CONFIG
     if not path.is_file():
-        what = f"is a folder without {RUN_CONFIG}" if path.is_dir() else "does not exist"
+        what = f"is a folder without {CONFIG}" if path.is_dir() else "does not exist"
         raise ConfigError(f"{CONFIG} must name the config of a run, or a run's folder, but {value} {what}")
     return read_yaml(path)
 

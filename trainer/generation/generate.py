@@ -11,7 +11,7 @@ import torch
 from trainer.checkpoint.fragments import TensorFolder
 from trainer.checkpoint.kept_tokenizer import fits, tokenizer_folder
 from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.store import CONFIG, find_checkpoint
+from trainer.checkpoint.store import find_checkpoint
 from trainer.config.compose import from_yaml
 from trainer.config.models import make_execution, make_model
 from trainer.config.places import absolute_path
@@ -22,6 +22,7 @@ from trainer.generation.continuation import prompt_ids, text_after
 from trainer.generation.options import GenerateOptions
 from trainer.generation.sampling import next_token
 from trainer.model.gpt import GPT, KeyValueCache, ModelContext, full_logits
+from trainer.run_paths import CONFIG
 from trainer.tensor_parallel.init import fill
 from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import SingleGroup

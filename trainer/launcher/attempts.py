@@ -9,6 +9,7 @@ from pathlib import Path
 from trainer.errors import PeerLostError, Preempted
 from trainer.launcher.roster import Roster
 from trainer.restarts import Restart, remember
+from trainer.run_paths import SUMMARY
 
 RESTART_VARIABLE = "TRIDENT_RESTART_COUNT"
 """Set by our launch scripts for ranks that they start again."""
@@ -59,7 +60,7 @@ def _count(text: str | None) -> int:
 
 def _code_of_summary(run_dir: Path) -> int | None:
     try:
-        status = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["status"]
+        status = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))["status"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return {"stopped": Preempted.exit_code, "finished": 0}.get(status)

@@ -19,8 +19,8 @@ from trainer.errors import ConfigError, PeerLostError, TridentError
 from trainer.files import storage_faults
 from trainer.launcher.roster import Roster
 from trainer.log import say, warn
+from trainer.run_paths import LOCK
 
-LOCK = "lock"
 """File of a run's folder that the process which trains there holds a lock on."""
 _OWNER_BYTES = 200
 _POLL_S = 0.1

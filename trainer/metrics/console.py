@@ -17,8 +17,7 @@ from trainer.metrics.figures import duration, number, short
 from trainer.metrics.pace import Pace
 from trainer.metrics.screen import WIDTH, TrainingConsole
 from trainer.metrics.sink import Row, Sample
-from trainer.metrics.summary import SUMMARY_FILE
-from trainer.metrics.texts import SAMPLES_FILE
+from trainer.run_paths import SAMPLES, SUMMARY
 
 _HEADER_EVERY = 30
 _MOST_TEXTS = 4
@@ -90,7 +89,7 @@ class ConsoleSink:
             for place, line in enumerate(_shown(f"{sample.prompt}{sample.text}", self._console)):
                 self.say(f"{'' if place else index:>3} | {line}")
         if len(samples) > _MOST_TEXTS:
-            self.say(f"    and {len(samples) - _MOST_TEXTS} more in {SAMPLES_FILE}")
+            self.say(f"    and {len(samples) - _MOST_TEXTS} more in {SAMPLES}")
 
     def end(self, end: RunEnd) -> None:
         """Print the loss curve and the last word."""
@@ -171,7 +170,7 @@ class QuietSink:
 def _tell(notes: Sequence[str], end: RunEnd, run_dir: Path) -> None:
     for note in notes:
         say(note)
-    conclude(f"{end.status} at step {end.step} after {duration(end.wall_time_s)}; summary in {run_dir / SUMMARY_FILE}")
+    conclude(f"{end.status} at step {end.step} after {duration(end.wall_time_s)}; summary in {run_dir / SUMMARY}")
 
 
 def _shown(text: str, console: TrainingConsole) -> list[str]:

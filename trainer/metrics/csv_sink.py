@@ -12,8 +12,6 @@ from trainer.loop.events import RunEnd, StepReport
 from trainer.metrics.row import ROW_NAMES
 from trainer.metrics.sink import Row, Sample
 
-CSV_FILE = "metrics.csv"
-
 
 class CsvSink:
     """Appends rows to `path`. Columns: `ROW_NAMES`, then others in the order in which they first came.

@@ -11,8 +11,6 @@ from trainer.files import storage_faults, write_atomically
 from trainer.loop.events import RunEnd, StepReport
 from trainer.metrics.sink import Row, Sample
 
-METRICS_FILE = "metrics.jsonl"
-
 
 def read_rows(path: Path) -> list[Row]:
     """Return the rows of a metrics file in order, without a last line that a crash cut short. No file: no rows."""

@@ -19,8 +19,8 @@ from trainer.log import say, terminal, warn
 from trainer.loop.state import TrainState
 from trainer.metrics.across import AcrossMeter
 from trainer.metrics.console import ConsoleSink, QuietSink
-from trainer.metrics.csv_sink import CSV_FILE, CsvSink
-from trainer.metrics.jsonl import METRICS_FILE, JsonlSink
+from trainer.metrics.csv_sink import CsvSink
+from trainer.metrics.jsonl import JsonlSink
 from trainer.metrics.live import LiveSink
 from trainer.metrics.memory import MemoryMeter
 from trainer.metrics.metrics_hook import MetricsHook
@@ -31,10 +31,11 @@ from trainer.metrics.sink import Sink
 from trainer.metrics.straggler import StragglerWatch
 from trainer.metrics.summary import Lineage, SummarySink
 from trainer.metrics.tensorboard_sink import TENSORBOARD_FOLDER, TensorBoardSink
-from trainer.metrics.texts import SAMPLES_FILE, TextSink
+from trainer.metrics.texts import TextSink
 from trainer.metrics.throughput import ThroughputMeter
 from trainer.metrics.wandb_mode import WandbChoice, choose_mode
 from trainer.metrics.wandb_sink import Checkpoints, WandbSink
+from trainer.run_paths import CSV, METRICS, SAMPLES
 from trainer.topology.groups import Group, ParallelGroups
 from trainer.versions import source_commit, versions
 
@@ -56,7 +57,7 @@ def forget_rows(run_dir: Path) -> None:
         StorageError: the folder cannot be written.
     """
     with storage_faults(run_dir):
-        for name in (METRICS_FILE, SAMPLES_FILE, CSV_FILE):
+        for name in (METRICS, SAMPLES, CSV):
             (run_dir / name).unlink(missing_ok=True)
 
 
@@ -114,11 +115,11 @@ def _sinks(plan: RunPlan, run_dir: Path, state: TrainState, device_name: str, fa
     # The summary before jsonl: at the start it reads the rows that jsonl is about to cut.
     sinks: list[Sink] = [
         SummarySink(run_dir, plan, parameters, state, source, facts.lineage if facts else dict),
-        JsonlSink(run_dir / METRICS_FILE),
-        TextSink(run_dir / SAMPLES_FILE),
+        JsonlSink(run_dir / METRICS),
+        TextSink(run_dir / SAMPLES),
     ]
     if logging.csv:
-        sinks.append(CsvSink(run_dir / CSV_FILE))
+        sinks.append(CsvSink(run_dir / CSV))
     if logging.tensorboard:
         sinks.append(TensorBoardSink(run_dir / TENSORBOARD_FOLDER, warn))
     notes: list[str] = []
@@ -137,7 +138,7 @@ def _console_sink(plan: RunPlan, run_dir: Path, device_name: str, choice: WandbC
     outputs = {"wandb": f"{choice.mode.value} ({choice.reason})" if choice.reason else choice.mode.value}
     if choice.mode is not WandbMode.disabled:
         outputs |= _from_environment(plan)
-    also = [CSV_FILE] * logging.csv + [TENSORBOARD_FOLDER] * logging.tensorboard
+    also = [CSV] * logging.csv + [TENSORBOARD_FOLDER] * logging.tensorboard
     if also:
         outputs["also"] = ", ".join(also)
     console = TrainingConsole(terminal())

@@ -9,8 +9,6 @@ from pathlib import Path
 from trainer.files import storage_faults
 from trainer.loop.events import SkippedBatch
 
-SKIPPED_FILE = "skipped_batches.jsonl"
-
 
 class SkippedBatchesFile:
     """Appends to `path`, which does not exist until there is something to say. For the reporting rank only."""

@@ -10,12 +10,12 @@ from trainer.config.plan import RunPlan
 from trainer.files import write_atomically
 from trainer.loop.events import RunEnd, StepReport
 from trainer.loop.state import TrainState
-from trainer.metrics.jsonl import METRICS_FILE, read_rows
+from trainer.metrics.jsonl import read_rows
 from trainer.metrics.sink import Row, Sample
 from trainer.restarts import read_restarts
+from trainer.run_paths import METRICS, SUMMARY
 from trainer.versions import versions
 
-SUMMARY_FILE = "summary.json"
 Lineage = Callable[[], Mapping[str, object]]
 """Returns the step of the newest checkpoint, and what the run began from, if from another one."""
 
@@ -51,7 +51,7 @@ class SummarySink:
 
     def start(self, first_step: int) -> None:
         """Remember the last row of the attempts before: a run that has nothing left to do still has a final row."""
-        before = [row for row in read_rows(self._run_dir / METRICS_FILE) if row["step"] < first_step]
+        before = [row for row in read_rows(self._run_dir / METRICS) if row["step"] < first_step]
         self._final = before[-1] if before else {}
 
     def advance(self, step: int) -> None:
@@ -96,4 +96,4 @@ class SummarySink:
             summary["restarts"] = restarts
         if end.error:
             summary["error"] = end.error
-        write_atomically(self._run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+        write_atomically(self._run_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")

@@ -11,8 +11,6 @@ from trainer.loop.events import RunEnd, StepReport
 from trainer.metrics.jsonl import drop_rows_from, line_of
 from trainer.metrics.sink import Row, Sample
 
-SAMPLES_FILE = "samples.jsonl"
-
 
 class TextSink:
     """Appends texts to `path`, which appears with the first of them. A resumed run drops those it writes again.

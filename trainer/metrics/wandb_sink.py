@@ -25,10 +25,10 @@ from trainer.metrics.redact import redacted
 from trainer.metrics.sink import Row, Sample
 from trainer.metrics.sink_thread import Background
 from trainer.metrics.stall import StallWatch
-from trainer.metrics.texts import SAMPLES_FILE
 from trainer.metrics.wandb_identity import RUN_ID_FILE, clear_environment, settled_run_id
 from trainer.metrics.wandb_mode import WandbChoice, is_reachable, server_url
 from trainer.restarts import read_restarts
+from trainer.run_paths import SAMPLES
 
 Checkpoints = Callable[[], tuple[int, Path] | None]
 """Returns step and folder of the newest checkpoint that is whole, if there is one."""
@@ -102,7 +102,7 @@ class WandbSink:
         # What tables and artifacts are made of: the home folder may be read-only or small, and offline it must stay.
         for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
             os.environ.setdefault(name, str(self._run_dir / "wandb" / "artifacts"))
-        earlier = [row for row in read_rows(self._run_dir / SAMPLES_FILE) if row["step"] < first_step]
+        earlier = [row for row in read_rows(self._run_dir / SAMPLES) if row["step"] < first_step]
         self._texts = [[row["step"], row.get("prompt"), row.get("text")] for row in earlier]
         self._calls.submit(lambda: self._init(run_id))
         self._tell_restart(first_step)

@@ -23,10 +23,9 @@ from trainer.profiling.breakdown import Breakdown, break_down
 from trainer.profiling.marks import CommunicationMarks
 from trainer.profiling.phases import MarkedProgress
 from trainer.profiling.report import record, screen, summarise
+from trainer.run_paths import PROFILE
 from trainer.topology.agreement import gather, together
 from trainer.topology.groups import DistGroup, ParallelGroups
-
-PROFILE_FOLDER = "profile"
 
 
 class ProfileHook:
@@ -49,7 +48,7 @@ class ProfileHook:
         control: DistGroup,
     ) -> None:
         self._runtime, self._last_of_run = config.runtime, config.train.steps
-        self._folder = run_dir / PROFILE_FOLDER
+        self._folder = run_dir / PROFILE
         self._progress, self._groups, self._control = progress, groups, control
         self._marks = CommunicationMarks(groups.grid)
         grid = groups.grid

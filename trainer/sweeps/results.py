@@ -17,7 +17,7 @@ from trainer.log import say
 from trainer.sweeps.runs import SweptRun
 from trainer.sweeps.settings import Direction, SweepSettings
 
-SWEEP_FILE, SUMMARY_FILE = "sweep.json", "sweep.yaml"
+SWEEP_FILE, RESULTS_FILE = "sweep.json", "sweep.yaml"
 EVAL_LOSS, TRAIN_LOSS = "eval/loss", "train/loss"
 _NUMBERS = (
     (TRAIN_LOSS, ".4f"),
@@ -72,7 +72,7 @@ class Results:
         if self._settings.is_search:
             summary |= {"trials": self._settings.trials, "seed": self._settings.seed}
         text = yaml.safe_dump(summary, sort_keys=False, allow_unicode=True, width=10_000)
-        write_atomically(self._folder / SUMMARY_FILE, text)
+        write_atomically(self._folder / RESULTS_FILE, text)
         return records
 
     def metric(self, outcomes: Sequence[Outcome]) -> str:

@@ -24,6 +24,7 @@ from trainer.files import storage_faults
 from trainer.machine import usable_cores
 from trainer.metrics.jsonl import read_rows
 from trainer.run_folder import RunFolder
+from trainer.run_paths import CONFIG, SUMMARY
 
 _LOCK = ".sweep.lock"
 _LONGEST_NAME = 150
@@ -57,7 +58,7 @@ class SweptRun:
     def summary(self) -> dict[str, Any]:
         """Return what the run left in its summary.json; nothing if there is none."""
         try:
-            found = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+            found = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
@@ -179,7 +180,7 @@ def check_same_sweep(run: SweptRun) -> None:
     Raises:
         ConfigError: it had other settings, so its result would be taken for that of this point.
     """
-    path = run.folder / "config.yaml"
+    path = run.folder / CONFIG
     if not path.is_file():
         return
     try:

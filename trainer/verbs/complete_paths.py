@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trainer.config.places import local_path
 from trainer.errors import ConfigError
+from trainer.run_paths import CHECKPOINTS, RunPaths
 from trainer.verbs.found import Found
 
 _MOST = 500
@@ -35,9 +36,9 @@ def runs(typed: str) -> Iterator[Found]:
     head = typed.rpartition("/")[0]
     here = _folder(head)
     if head and here is not None and _is_run(here):
-        store = here / "checkpoints"
+        store = here / CHECKPOINTS
         steps = sorted(_steps(store), key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
-        yield from (Found(f"{head}/checkpoints/{path.name}", "a checkpoint") for path in steps)
+        yield from (Found(f"{head}/{CHECKPOINTS}/{path.name}", "a checkpoint") for path in steps)
         return
     for text, path in _entries(typed):
         if not path.is_dir():
@@ -58,7 +59,7 @@ def _runs_below(*parents: Path) -> list[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
+    return RunPaths(folder).is_run
 
 
 def _steps(store: Path) -> list[Path]:

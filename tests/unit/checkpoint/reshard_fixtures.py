@@ -12,7 +12,7 @@ from tests.helpers.models import drawn_gpt
 from tests.unit.checkpoint.checkpoint_fixtures import KINDS
 from trainer.checkpoint.fragments import TensorFolder, write_fragments
 from trainer.checkpoint.manifest import MANIFEST, Manifest, describe_layout, file_facts, read_manifest
-from trainer.checkpoint.store import CONFIG, TENSORS, TOKENIZER, CheckpointStore
+from trainer.checkpoint.store import CheckpointStore
 from trainer.cli import main
 from trainer.config.compose import to_yaml
 from trainer.config.plan import RunPlan, make_plan
@@ -28,6 +28,7 @@ from trainer.config.schema import (
 )
 from trainer.engine.face import Fragment
 from trainer.loop.state import TrainState
+from trainer.run_paths import CONFIG, TENSORS, TOKENIZER
 from trainer.tensor_parallel.shard import shard_spec, with_padding, without_padding
 
 STEP = 7

@@ -13,10 +13,10 @@ import torch
 from tests.unit.checkpoint.checkpoint_fixtures import FULL, Run, plan_of
 from trainer.checkpoint import fragments as fragment_files
 from trainer.checkpoint import save
-from trainer.checkpoint.store import LATEST
 from trainer.checkpoint.writer_thread import BackgroundWork
 from trainer.engine.face import Fragment
 from trainer.errors import StorageError
+from trainer.run_paths import LATEST
 from trainer.topology.groups import DistGroup
 
 LONG_S = 30.0

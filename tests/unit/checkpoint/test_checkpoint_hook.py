@@ -10,10 +10,10 @@ import torch
 
 from tests.unit.checkpoint.checkpoint_fixtures import FULL, KINDS, TENSOR_FILE, Run, config_of, plan_of
 from trainer.checkpoint.manifest import MANIFEST, check_content, file_facts, read_manifest
-from trainer.checkpoint.store import CONFIG, LATEST
 from trainer.config.compose import from_yaml
 from trainer.config.schema import OffloadKind, ZeroConfig
 from trainer.errors import StorageError
+from trainer.run_paths import CONFIG, LATEST
 from trainer.topology.groups import DistGroup
 
 

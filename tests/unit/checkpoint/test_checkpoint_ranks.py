@@ -24,10 +24,11 @@ from tests.unit.checkpoint.checkpoint_fixtures import (
 from trainer.checkpoint import fragments as fragment_files
 from trainer.checkpoint.manifest import check_content
 from trainer.checkpoint.resume import checkpoint_to_resume, load
-from trainer.checkpoint.store import CONFIG, CheckpointStore
+from trainer.checkpoint.store import CheckpointStore
 from trainer.config.schema import LayoutConfig
 from trainer.engine.face import Fragment
 from trainer.errors import CheckpointError, StorageError, TridentError
+from trainer.run_paths import CONFIG
 from trainer.topology.grid import Grid
 from trainer.topology.groups import DistGroup, ParallelGroups, make_groups
 

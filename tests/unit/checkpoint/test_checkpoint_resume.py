@@ -13,7 +13,7 @@ from tests.unit.checkpoint.checkpoint_fixtures import FULL, KINDS, TENSOR_FILE, 
 from trainer.checkpoint.manifest import MANIFEST, read_manifest
 from trainer.checkpoint.origin import Found, Use
 from trainer.checkpoint.resume import checkpoint_to_resume, load, starting_state
-from trainer.checkpoint.store import CONFIG, CheckpointStore
+from trainer.checkpoint.store import CheckpointStore
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import (
     ActivationKind,
@@ -29,6 +29,7 @@ from trainer.config.schema import (
 )
 from trainer.errors import CheckpointError, DataError, StorageError
 from trainer.loop.state import TrainState
+from trainer.run_paths import CONFIG
 from trainer.topology.groups import DistGroup, FakeGroup, single_process_groups
 
 

@@ -32,9 +32,10 @@ from trainer.checkpoint.manifest import (
     read_manifest,
 )
 from trainer.checkpoint.resume import checkpoint_to_resume
-from trainer.checkpoint.store import CONFIG, CheckpointStore
+from trainer.checkpoint.store import CheckpointStore
 from trainer.config.compose import from_yaml
 from trainer.errors import CheckpointError, TridentError
+from trainer.run_paths import CONFIG
 from trainer.topology.groups import DistGroup
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]

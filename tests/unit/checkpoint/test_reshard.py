@@ -32,12 +32,12 @@ from tests.unit.checkpoint.reshard_fixtures import (
 )
 from trainer.checkpoint.manifest import MANIFEST, check_content, read_manifest
 from trainer.checkpoint.placement import Placement
-from trainer.checkpoint.store import CONFIG, TENSORS
 from trainer.cli import main
 from trainer.config.compose import compose, differences, from_yaml, recompose, to_yaml
 from trainer.config.plan import make_plan
 from trainer.config.schema import CheckpointConfig, LayoutConfig, ModelConfig, PipelineSchedule
 from trainer.resharding import MAY_CHANGE
+from trainer.run_paths import CONFIG, TENSORS
 from trainer.tensor_parallel.shard import ShardSpec, shard, shard_spec
 from trainer.topology.grid import Grid
 from trainer.topology.groups import FakeGroup

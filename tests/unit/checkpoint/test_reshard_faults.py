@@ -32,10 +32,11 @@ from trainer.checkpoint import container, rewrite
 from trainer.checkpoint import fragments as fragment_files
 from trainer.checkpoint.manifest import MANIFEST
 from trainer.checkpoint.placement import Placement
-from trainer.checkpoint.store import CONFIG, TENSORS, CheckpointStore
+from trainer.checkpoint.store import CheckpointStore
 from trainer.config.plan import make_plan
 from trainer.engine.face import Fragment
 from trainer.errors import CheckpointError
+from trainer.run_paths import CONFIG, TENSORS
 from trainer.tensor_parallel.shard import ShardSpec
 
 Damage = Callable[[Path, Path], object]

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from trainer.checkpoint.manifest import MANIFEST, Manifest, describe_layout, file_facts
-from trainer.checkpoint.store import LATEST, CheckpointStore, find_checkpoint
+from trainer.checkpoint.store import CheckpointStore, find_checkpoint
 from trainer.config.plan import make_plan
 from trainer.config.schema import TridentConfig
 from trainer.errors import CheckpointError, StorageError
 from trainer.loop.state import TrainState
+from trainer.run_paths import LATEST
 
 
 def write_checkpoint(folder: Path, step: int) -> Path:

@@ -11,7 +11,6 @@ from tests.helpers.models import drawn_gpt
 from tests.helpers.reference import TINY, TINY_LLAMA, reference_logits
 from trainer.checkpoint.fragments import write_fragments
 from trainer.checkpoint.manifest import MANIFEST, Manifest, describe_layout, file_facts, read_manifest
-from trainer.checkpoint.store import CONFIG, TENSORS
 from trainer.config.compose import to_yaml
 from trainer.config.plan import make_plan
 from trainer.config.schema import (
@@ -30,6 +29,7 @@ from trainer.generation.generate import generate_text, load_model, sample
 from trainer.generation.options import GenerateOptions
 from trainer.loop.state import TrainState
 from trainer.model.gpt import GPT
+from trainer.run_paths import CONFIG, TENSORS
 from trainer.tensor_parallel.shard import shard, shard_spec, without_padding
 from trainer.topology.groups import FakeGroup
 

@@ -13,12 +13,12 @@ from tests.unit.generation.test_generate import seal, texts, write_run
 from trainer.checkpoint.inspect import checkpoint_verb
 from trainer.checkpoint.kept_tokenizer import has_tokenizer, tokenizer_folder, write_tokenizer
 from trainer.checkpoint.manifest import MANIFEST, read_manifest
-from trainer.checkpoint.store import CONFIG
 from trainer.config.compose import compose, from_yaml, to_yaml
 from trainer.config.schema import TridentConfig
 from trainer.data.tokenizer import ByteTokenizer, train_bpe
 from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.run_folder import RunFolder
+from trainer.run_paths import CONFIG
 
 TEXT = ["the cat sat on the mat"] * 5
 

@@ -17,9 +17,9 @@ import pytest
 from trainer.config.compose import compose
 from trainer.config.schema import TridentConfig
 from trainer.errors import ConfigError, PeerLostError, StorageError
-from trainer.launcher.claim import LOCK
 from trainer.launcher.roster import Roster
 from trainer.run_folder import RunFolder
+from trainer.run_paths import LOCK
 
 TRIES, RIVALS = 20, 4
 

@@ -13,13 +13,14 @@ import pytest
 
 from trainer.checkpoint.manifest import MANIFEST, Manifest, describe_layout, file_facts
 from trainer.checkpoint.origin import Found, Use, find_origin, lineage, read_origin
-from trainer.checkpoint.store import CONFIG, LATEST, TENSORS, CheckpointStore
+from trainer.checkpoint.store import CheckpointStore
 from trainer.config.compose import compose, to_yaml
 from trainer.config.plan import make_plan
 from trainer.config.schema import TridentConfig
 from trainer.errors import CheckpointError, ConfigError, TridentError
 from trainer.loop.state import TrainState
 from trainer.run_folder import RunFolder
+from trainer.run_paths import CONFIG, LATEST, TENSORS
 
 WORDS = ("data=synthetic", "model.vocab_size=61", "model.seq_length=16", "train.steps=100")
 NONE = ("checkpoint.resume=never", "checkpoint.save_final=false")

@@ -1,0 +1,62 @@
+"""What is where in the folder of a run, and in a checkpoint. Names only: nothing is read or made here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CONFIG = "config.yaml"
+"""The settled config, of a run as of a checkpoint."""
+PLAN = "plan.json"
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+CSV = "metrics.csv"
+SUMMARY = "summary.json"
+LOGS = "logs"
+LOCK = "lock"
+PROFILE = "profile"
+SKIPPED_BATCHES = "skipped_batches.jsonl"
+"""Among the logs."""
+TOKENIZER = "tokenizer"
+"""Folder of the tokenizer, of a run as of a checkpoint."""
+CHECKPOINTS = "checkpoints"
+LATEST = "latest"
+"""Among the checkpoints: the name of the newest one."""
+TENSORS = "tensors"
+"""Folder of a checkpoint's tensors."""
+
+
+class RunPaths:
+    """Paths inside the folder of a run.
+
+    Args:
+        path: of the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / CONFIG
+        self.plan = path / PLAN
+        self.metrics = path / METRICS
+        self.samples = path / SAMPLES
+        self.csv = path / CSV
+        self.summary = path / SUMMARY
+        self.logs = path / LOGS
+        self.lock = path / LOCK
+        self.profile = path / PROFILE
+        self.skipped_batches = self.logs / SKIPPED_BATCHES
+        self.tokenizer = path / TOKENIZER
+        self.checkpoint_folder = path / CHECKPOINTS
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run was begun here."""
+        return self.config.is_file() and self.checkpoint_folder.is_dir()
+
+    def log(self, rank: int) -> Path:
+        """Return the log of a rank."""
+        return self.logs / f"rank_{rank}.log"
+
+
+def run_of_checkpoint(checkpoint: Path) -> RunPaths | None:
+    """Return the run in whose folder a checkpoint lies, if it lies in one."""
+    return RunPaths(checkpoint.parent.parent) if checkpoint.parent.name == CHECKPOINTS else None
