@@ -50,7 +50,7 @@ class Manifest:
 
 
 def describe_layout(plan: RunPlan) -> dict[str, object]:
-    """Return the layout of a plan in words that its config keys use."""
+    """Return the layout of a plan in words that its config keys use; the ZeRO stage is the one that runs."""
     config = plan.config
     return {
         "pipeline_parallel_size": plan.pipeline_parallel_size,
@@ -58,7 +58,7 @@ def describe_layout(plan: RunPlan) -> dict[str, object]:
         "data_parallel_size": plan.data_parallel_size,
         "sequence_parallel": config.layout.sequence_parallel,
         "pipeline_schedule": config.layout.pipeline_schedule.value,
-        "zero_stage": config.zero.stage,
+        "zero_stage": plan.zero_stage,
         "offload": config.zero.offload.value,
         "dtype": config.precision.dtype.value,
         "global_batch_size": config.batch.global_batch_size,

@@ -90,6 +90,12 @@ def test_the_layout_of_a_plan() -> None:
     }
 
 
+def test_the_stage_in_a_manifest_is_the_one_that_ran() -> None:
+    alone = make_plan(replace(CONFIG, layout=LayoutConfig(), zero=ZeroConfig(stage=1)), 100)
+    assert alone.config.zero.stage == 1
+    assert describe_layout(alone)["zero_stage"] == 0
+
+
 def sealed(edit: Callable[[dict[str, Any]], object]) -> str:
     """Return a manifest that says something else, with the checksum that fits."""
     raw = json.loads(manifest_of().to_json())
