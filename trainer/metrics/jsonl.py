@@ -83,7 +83,3 @@ class JsonlSink:
             with storage_faults(self._path):
                 self._file.close()
             self._file = None
-
-
-def _line(row: Row) -> str:
-    return json.dumps(row, allow_nan=False) + "\n"

@@ -23,7 +23,6 @@ class Stage:
     index: int
     rank_index: int
     layers: tuple[Layer, ...]
-    first_layer: int
     parameters: int
     """Unpadded, over all tensor-parallel ranks."""
     cost_share: float
@@ -113,7 +112,6 @@ def stages(plan: RunPlan) -> tuple[Stage, ...]:
             index=index,
             rank_index=plan.schedule.owner(index, plan.pipeline_parallel_size),
             layers=layers[start:stop],
-            first_layer=start,
             parameters=sum(layer.parameter_count for layer in layers[start:stop]),
             cost_share=sum(costs[start:stop]) / total,
         )

@@ -51,17 +51,6 @@ class _Reduce(torch.autograd.Function):
         return grads[0], None
 
 
-class _GatherSequence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, group: Group) -> torch.Tensor:
-        ctx.group = group
-        return group.all_gather(tensor, dim=SEQUENCE_DIM)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return ctx.group.reduce_scatter(grads[0].contiguous(), dim=SEQUENCE_DIM), None
-
-
 class _ScatterSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, group: Group) -> torch.Tensor:
@@ -90,19 +79,9 @@ def _apply(function: type[torch.autograd.Function], tensor: torch.Tensor, group:
     return cast(torch.Tensor, function.apply(tensor, group))  # type: ignore[no-untyped-call]
 
 
-def copy_to_tensor_parallel(tensor: torch.Tensor, group: Group) -> torch.Tensor:
-    """Megatron's f: identity forward, all-reduce backward. In front of a column-parallel matrix."""
-    return _apply(_Copy, tensor, group)
-
-
 def reduce_from_tensor_parallel(tensor: torch.Tensor, group: Group) -> torch.Tensor:
     """Megatron's g: all-reduce forward, identity backward. Behind a row-parallel matrix."""
     return _apply(_Reduce, tensor, group)
-
-
-def gather_from_sequence(tensor: torch.Tensor, group: Group) -> torch.Tensor:
-    """`[S/tp, ...] -> [S, ...]`: all-gather forward, reduce-scatter backward. f's twin."""
-    return _apply(_GatherSequence, tensor, group)
 
 
 def scatter_to_sequence(tensor: torch.Tensor, group: Group) -> torch.Tensor:

@@ -13,10 +13,8 @@ from trainer.topology.groups import FakeGroup, Group, SingleGroup
 
 Mapping = Callable[[torch.Tensor, Group], torch.Tensor]
 ALL: dict[Mapping, tuple[list[str], list[str]]] = {
-    mappings.copy_to_tensor_parallel: ([], ["all_reduce_sum"]),
     mappings.complete_gradient: ([], ["all_reduce_sum"]),
     mappings.reduce_from_tensor_parallel: (["all_reduce_sum"], []),
-    mappings.gather_from_sequence: (["all_gather_0"], ["reduce_scatter_0"]),
     mappings.scatter_to_sequence: ([], ["all_gather_0"]),
     mappings.reduce_scatter_to_sequence: (["reduce_scatter_0"], ["all_gather_0"]),
 }
@@ -42,7 +40,6 @@ def test_backward_is_the_transpose_of_forward(mapping: Mapping) -> None:
     # tensor has on every rank count as one.
     length = 8
     replicated_in = mapping in (
-        mappings.copy_to_tensor_parallel,
         mappings.complete_gradient,
         mappings.scatter_to_sequence,
     )
