@@ -6,7 +6,7 @@ Functions that take `rank` run in forked ranks; several cases follow one another
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from tests.helpers.parity import OPTIMIZER, VOCABULARY, Case, config_of
 from trainer.config.schema import DataConfig, DataSource, TridentConfig
 from trainer.engine.face import Engine
+from trainer.spec.model import Model
 
 GLOBAL_BATCH = 4
 SAVED, LAST = 3, 7
@@ -31,6 +32,10 @@ class Run:
     """fp16: 2^24 overflows for some steps, 2^40 for all of them."""
     saved: int = SAVED
     last: int = LAST
+    family: Callable[[Model], Model] | None = None
+    """Makes another model of the one that the config describes."""
+    num_layers: int | None = None
+    """None: as many as the case's layout needs."""
 
     @property
     def name(self) -> str:
@@ -43,6 +48,8 @@ def run_config(run: Run) -> TridentConfig:
     config = config_of(run.case)
     # A multiple of 5 pads the vocabulary differently for each tensor-parallel size.
     model = replace(config.model, dropout=run.dropout, attention_dropout=run.dropout, vocab_pad_multiple=5)
+    if run.num_layers is not None:
+        model = replace(model, num_layers=run.num_layers)
     return replace(
         config,
         model=model,
@@ -70,6 +77,8 @@ class Trainer:
         from trainer.tensor_parallel.init import Reserved
 
         self.plan = make_plan(run_config(run), VOCABULARY, world_size)
+        if run.family is not None:
+            self.plan = replace(self.plan, model=run.family(self.plan.model))
         self.groups, self.control = start_world(self.plan, torch.device("cpu"))
         source = Reserved(self.groups.tensor) if is_resumed else None
         self.engine: Engine = build_engine(self.plan, self.groups, source=source)

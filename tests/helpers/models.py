@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from torch import nn
@@ -10,6 +11,7 @@ from trainer.config.models import make_execution, make_model
 from trainer.config.schema import ModelConfig
 from trainer.model.context import ModelContext
 from trainer.model.gpt import GPT
+from trainer.spec.model import Model
 from trainer.tensor_parallel.init import Drawn, fill
 from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import Group, SingleGroup
@@ -29,11 +31,15 @@ def context_of(
     group: Group | None = None,
     sequence_parallel: bool = False,
     clock: StepClock | None = None,
+    family: Callable[[Model], Model] = lambda model: model,
 ) -> ModelContext:
-    """Return what the layers of a config are built with; by default whole, on one rank."""
+    """Return what the layers of a config are built with; by default whole, on one rank.
+
+    `family` makes another model of the one that the config describes.
+    """
     group = group or SingleGroup()
     execution = make_execution(config, group.size)
-    model = make_model(config, vocab_size)
+    model = family(make_model(config, vocab_size))
     return ModelContext(group, sequence_parallel, execution, spec=model, clock=clock or StepClock(1))
 
 

@@ -26,6 +26,19 @@ TINY_LLAMA = replace(
     tied_embeddings=False,
 )
 
+
+@dataclass(frozen=True)
+class OracleConfig(ModelConfig):
+    """What the oracle can compute beyond the keys of a config."""
+
+    wiring: str = "pre"
+    """Where the norms are, in the words of the papers: see `_block`."""
+    rotary_dims: int | None = None
+    """Elements of a head that are turned; None: all."""
+    windows: tuple[int | None, ...] = ()
+    """Sliding window of each block; empty: `sliding_window` for all."""
+
+
 Weights = Mapping[str, torch.Tensor]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -62,7 +75,8 @@ def _attention(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig) 
     k = fused[..., heads * size : (heads + groups) * size].reshape(batch, length, groups, size).transpose(1, 2)
     v = fused[..., (heads + groups) * size :].reshape(batch, length, groups, size).transpose(1, 2)
     if spec.position is PositionKind.rope:
-        q, k = _rotated(q, spec.rope_theta), _rotated(k, spec.rope_theta)
+        turned = getattr(spec, "rotary_dims", None) or size
+        q, k = (torch.cat((_rotated(x[..., :turned], spec.rope_theta), x[..., turned:]), dim=-1) for x in (q, k))
     window = spec.sliding_window or length
     forbidden = torch.tensor([[not i - window < j <= i for j in range(length)] for i in range(length)])
     outputs = []
@@ -88,15 +102,44 @@ def _mlp(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig) -> tor
     return _linear(y, weights, f"{name}.down")
 
 
+def _block(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig) -> torch.Tensor:
+    def normed(y: torch.Tensor, norm: str) -> torch.Tensor:
+        return _norm(y, weights, f"{name}.{norm}", spec)
+
+    def attention(y: torch.Tensor) -> torch.Tensor:
+        return _attention(y, weights, f"{name}.attention", spec)
+
+    def mlp(y: torch.Tensor) -> torch.Tensor:
+        return _mlp(y, weights, f"{name}.mlp", spec)
+
+    wiring = getattr(spec, "wiring", "pre")
+    if wiring == "parallel":  # GPT-J
+        n = normed(x, "attention_norm")
+        return x + attention(n) + mlp(n)
+    if wiring == "parallel_two_norms":  # GPT-NeoX
+        return x + attention(normed(x, "attention_norm")) + mlp(normed(x, "mlp_norm"))
+    if wiring == "post":  # GPT-1
+        x = normed(x + attention(x), "attention_norm")
+        return normed(x + mlp(x), "mlp_norm")
+    if wiring == "output":  # OLMo 2
+        x = x + normed(attention(x), "attention_norm")
+        return x + normed(mlp(x), "mlp_norm")
+    if wiring == "sandwich":  # Gemma 2
+        x = x + normed(attention(normed(x, "attention_norm")), "attention_output_norm")
+        return x + normed(mlp(normed(x, "mlp_norm")), "mlp_output_norm")
+    x = x + attention(normed(x, "attention_norm"))  # GPT-2
+    return x + mlp(normed(x, "mlp_norm"))
+
+
 def reference_logits(spec: ModelConfig, weights: Weights, input_ids: torch.Tensor) -> torch.Tensor:
     """Return logits [B, S, vocab_size] of ids [B, S]. No dropout."""
     x = weights["embedding.weight"][input_ids]
     if spec.position is PositionKind.learned:
         x = x + weights["position.weight"][: input_ids.shape[1]]
     for index in range(spec.num_layers):
-        block = f"blocks.{index}"
-        x = x + _attention(_norm(x, weights, f"{block}.attention_norm", spec), weights, f"{block}.attention", spec)
-        x = x + _mlp(_norm(x, weights, f"{block}.mlp_norm", spec), weights, f"{block}.mlp", spec)
+        windows = getattr(spec, "windows", ())
+        own = replace(spec, sliding_window=windows[index]) if windows else spec
+        x = _block(x, weights, f"blocks.{index}", own)
     x = _norm(x, weights, "final_norm", spec)
     head = "embedding.weight" if spec.tied_embeddings else "head.weight"
     return torch.einsum("bsh,vh->bsv", x, weights[head])
