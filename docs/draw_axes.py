@@ -10,10 +10,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.topology.grid import Grid
+from trainer.mesh import Mesh
 
 FILE = Path(__file__).with_name("axes.svg")
-GRID = Grid(pipeline_parallel_size=2, data_parallel_size=2, tensor_parallel_size=2)
+GRID = Mesh(pipeline_parallel_size=2, data_parallel_size=2, tensor_parallel_size=2)
 HOLDS = ("embedding, first blocks", "last blocks, norm, head")
 BOX_WIDTH, BOX_HEIGHT = 150, 74
 LEFT, TOP = 96, 76
@@ -70,7 +70,7 @@ def _links() -> Iterator[str]:
         (x, y1), (_, y2) = corner(first), corner(second)
         ends = ' marker-start="url(#up)" marker-end="url(#down)"'
         yield _line(x + BOX_WIDTH / 2, y1 + BOX_HEIGHT + 9, x + BOX_WIDTH / 2, y2 - 9, "pipeline", ends)
-    for first, second in GRID.data_groups():
+    for first, second in GRID.sample_groups():
         (x1, y), (x2, _) = corner(first), corner(second)
         # Below the box for the first half, above it for the second, so that the two ways do not meet.
         height = y + BOX_HEIGHT + 14 if GRID.coordinate(first).tp_rank == 0 else y - 14

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from datetime import timedelta
 
 import torch
 from torch._C._distributed_c10d import Store
@@ -13,15 +14,15 @@ from trainer.checkpoint.checkpoint_hook import CheckpointHook
 from trainer.checkpoint.origin import Found, Use, lineage
 from trainer.checkpoint.resume import checkpoint_to_resume, load, starting_state
 from trainer.checkpoint.rewind import rewind
-from trainer.config.plan import RunPlan, make_plan, with_vocabulary
-from trainer.config.schema import TridentConfig
+from trainer.config.plan import RunPlan, hang_timeout_s, make_mesh, make_plan
+from trainer.config.schema import RuntimeConfig, TridentConfig
 from trainer.data.batches import BatchSource, training_batches, validation_batches
 from trainer.data.prepare import PreparedData, prepare, stream_identity
 from trainer.description import describe, plan_record
 from trainer.engine.adam import check_compiler
 from trainer.engine.build import build_engine
 from trainer.engine.face import Engine
-from trainer.engine.world import choose_device, host_group, start_world, stop_world
+from trainer.engine.world import check_precision, choose_device, start_world, stop_world
 from trainer.errors import DataError, OutOfMemoryError, Preempted
 from trainer.kernels.attention_backend import attention_kernel
 from trainer.kernels.processor import multiplies_by_onednn
@@ -54,7 +55,8 @@ from trainer.samples.check import check_samples
 from trainer.samples.samples_hook import SamplesHook
 from trainer.tensor_parallel.init import Reserved
 from trainer.topology.agreement import gather, together
-from trainer.topology.groups import DistGroup, ParallelGroups
+from trainer.topology.dist_group import host_group
+from trainer.topology.groups import Group, ParallelGroups
 
 
 def train_rank(config: TridentConfig, world: World, store: Store | None = None) -> int:
@@ -65,13 +67,15 @@ def train_rank(config: TridentConfig, world: World, store: Store | None = None) 
     """
     current().enter(JOINING)
     device = choose_device(config.runtime.device, world.local_rank)
-    layout_plan = make_plan(config, config.model.vocab_size or 1, world.size)
-    groups, control = start_world(layout_plan, device, store)
+    mesh = make_mesh(config, world.size)
+    groups = start_world(mesh, config.runtime, device, store)
+    control = groups.control
+    together(control, lambda: check_precision(config.precision.dtype), is_of_machine=True)
     current().enter(CHECKING)
     folder = RunFolder.of(config)
     # A machine that took the place of a lost one does not know that this is a restart; the others do.
     by = next(filter(None, gather(control, restarted_by(os.environ))), None)
-    together(control, lambda: _check(config, layout_plan, folder, groups, by))
+    together(control, lambda: _check(config, folder, groups, by))
     if config.checkpoint.every > 0 or config.checkpoint.save_final:
         together(control, folder.check_shared, is_of_machine=True)
     together(control, lambda: use_terminal(*send_output_to(folder.log(groups.rank))))
@@ -79,16 +83,16 @@ def train_rank(config: TridentConfig, world: World, store: Store | None = None) 
     together(control, guard.enter)
     interruption.before_end(guard.interrupted)
     try:
-        with _watchdog(layout_plan, folder, groups):
+        with _watchdog(config.runtime, folder, groups):
             current().enter(PREPARING)
             prepared = together(control, lambda: prepare(config, say), is_of_machine=True)
             _check_same_data(prepared, control)
             stream = stream_identity(prepared, config)
             together(control, lambda: check_samples(prepared, config))
             together(control, lambda: folder.check_data(config, stream))
-            plan = with_vocabulary(layout_plan, prepared.vocab_size)
+            plan = make_plan(config, prepared.vocab_size, world.size)
             _announce(folder, plan, prepared, groups, gather(control, socket.gethostname()))
-            end = _train(plan, prepared, folder, groups, control)
+            end = _train(plan, prepared, folder, groups)
     except BaseException as error:
         return guard.fail(_in_our_words(error))
     code = Preempted.exit_code if end.status == "stopped" else 0
@@ -100,10 +104,10 @@ def train_rank(config: TridentConfig, world: World, store: Store | None = None) 
     return code
 
 
-def _check(config: TridentConfig, plan: RunPlan, folder: RunFolder, groups: ParallelGroups, by: str | None) -> None:
+def _check(config: TridentConfig, folder: RunFolder, groups: ParallelGroups, by: str | None) -> None:
     if groups.is_reporting_rank:
         folder.check(config)
-        check_compiler(plan)
+        check_compiler(config.optimizer, config.zero, config.runtime)
         check_tensorboard(config.logging)
         if SUPERVISED_VARIABLE not in os.environ:
             folder.claim(config)
@@ -120,7 +124,7 @@ def _tell_stop(step: int, goes_on_from: int) -> None:
         say(f"stopped after step {step} as asked, which is not saved; the same command {where}")
 
 
-def _check_same_data(prepared: PreparedData, control: DistGroup) -> None:
+def _check_same_data(prepared: PreparedData, control: Group) -> None:
     """Check that every rank has the same tokens, of the same vocabulary. Collective over `control`."""
     kinds = gather(control, (prepared.content, prepared.vocab_size, prepared.dtype))
     if kinds.count(kinds[0]) == control.size:
@@ -191,8 +195,8 @@ def _train(
     prepared: PreparedData,
     folder: RunFolder,
     groups: ParallelGroups,
-    control: DistGroup,
 ) -> RunEnd:
+    control = groups.control
     found = checkpoint_to_resume(plan.config, folder.checkpoints, control)
     concluded = gather(control, _concluded_at(found, folder, plan.config))[0]
     if concluded is not None:
@@ -206,22 +210,22 @@ def _train(
     engine = build_engine(plan, groups, progress, Reserved(groups.tensor) if found is not None else None)
     if found is not None:
         progress.enter(LOADING)
-        load(found, engine, plan, groups, control)
+        load(found, engine, plan, groups)
         together(control, lambda: _begin(found, folder, plan.config, groups))
     if state.step >= plan.config.train.steps:
         say(_nothing_to_do(folder, state.step, plan.config))
     skipped, rewinds, measures = SkippedBatchesFile(folder.skipped_batches), RewindCount(), Measures()
     on_skip = skipped.write if groups.is_reporting_rank else _ignore
-    background = host_group(plan, groups)
-    profiler = _profiler(plan, folder, progress, groups, control)
+    background = host_group(timedelta(seconds=plan.config.runtime.timeout_s))
+    profiler = _profiler(plan, folder, progress, groups)
     progress.enter("start")
     while True:
-        hooks = [*_hooks(plan, folder, engine, state, groups, control, background, measures), *profiler]
+        hooks = [*_hooks(plan, folder, engine, state, groups, background, measures), *profiler]
         end = train(engine, *sources, plan, state, hooks, stop, groups, measures, progress, on_skip, rewinds)
         if end.status != "rewound":
             return end
         progress.enter("hooks")
-        state = rewind(engine, state, found, plan, folder.checkpoints, groups, control)
+        state = rewind(engine, state, found, plan, folder.checkpoints, groups)
 
 
 def _concluded_at(found: Found | None, folder: RunFolder, config: TridentConfig) -> int | None:
@@ -239,13 +243,12 @@ def _begin(found: Found, folder: RunFolder, config: TridentConfig, groups: Paral
         forget_rows(folder.path)
 
 
-def _watchdog(plan: RunPlan, folder: RunFolder, groups: ParallelGroups) -> Watchdog:
+def _watchdog(runtime: RuntimeConfig, folder: RunFolder, groups: ParallelGroups) -> Watchdog:
     """Return the watch over this rank from here on; that of the process alone (`interruption.limit`) ends."""
-    follow(MarkedProgress() if plan.config.runtime.profile else Progress())
+    follow(MarkedProgress() if runtime.profile else Progress())
     interruption.limit(0)
-    stage = groups.grid.coordinate(groups.rank).stage
-    timeouts = (plan.hang_timeout_s, plan.config.runtime.timeout_s)
-    return Watchdog(folder.logs, groups.rank, stage, plan.world_size, current(), *timeouts)
+    timeouts = (hang_timeout_s(runtime), runtime.timeout_s)
+    return Watchdog(folder.logs, groups.rank, groups.place.stage, groups.mesh.size, current(), *timeouts)
 
 
 def _ignore(batch: SkippedBatch) -> None:
@@ -255,19 +258,17 @@ def _ignore(batch: SkippedBatch) -> None:
 def _sources(
     plan: RunPlan, prepared: PreparedData, sample_length: int, groups: ParallelGroups
 ) -> tuple[BatchSource, BatchSource | None]:
-    training = training_batches(prepared, plan, sample_length, groups.data.rank, groups.device)
+    training = training_batches(prepared, plan, sample_length, groups.samples.rank, groups.device)
     if plan.config.train.eval_every == 0:
         return training, None
-    return training, validation_batches(prepared, plan, groups.data.rank, groups.device)
+    return training, validation_batches(prepared, plan, groups.samples.rank, groups.device)
 
 
-def _profiler(
-    plan: RunPlan, folder: RunFolder, progress: Progress, groups: ParallelGroups, control: DistGroup
-) -> list[Hook]:
+def _profiler(plan: RunPlan, folder: RunFolder, progress: Progress, groups: ParallelGroups) -> list[Hook]:
     """Return the hook that records steps, if there is one. It outlives a rewind: it records once."""
     if not isinstance(progress, MarkedProgress):
         return []
-    return [ProfileHook(plan.config, folder.path, progress, groups, control)]
+    return [ProfileHook(plan.config, folder.path, progress, groups)]
 
 
 def _hooks(
@@ -276,17 +277,16 @@ def _hooks(
     engine: Engine,
     state: TrainState,
     groups: ParallelGroups,
-    control: DistGroup,
-    background: DistGroup,
+    background: Group,
     measures: Measures,
 ) -> list[Hook]:
     # Before the saver: weights that differ are not worth keeping.
-    checks: list[Hook] = [ReplicaCheck(engine, plan, groups, control), Recheck(engine, plan, groups, control)]
-    saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, control, background, measures)
-    hosts = gather(control, socket.gethostname())
+    checks: list[Hook] = [ReplicaCheck(engine, plan, groups), Recheck(engine, plan, groups)]
+    saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, background, measures)
+    hosts = gather(groups.control, socket.gethostname())
     about = RunFacts(folder.newest_checkpoint, lambda: lineage(folder.path))
-    metrics = build_metrics(plan, folder.path, state, groups, control, hosts, about)
+    metrics = build_metrics(plan, folder.path, state, groups, hosts, about)
     hooks: list[Hook] = [*checks, saver, metrics]
     if plan.config.eval.samples > 0:
-        hooks.append(SamplesHook(engine, plan, folder.tokenizer, groups, control, metrics.show))
+        hooks.append(SamplesHook(engine, plan, folder.tokenizer, groups, metrics.show))
     return hooks

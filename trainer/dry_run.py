@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.config.plan import RunPlan, make_plan
+from trainer.config.plan import RunPlan, make_mesh, make_plan
 from trainer.config.schema import TokenizerKind, TridentConfig
 from trainer.config.words import for_a_shell
 from trainer.data.capacity import check_capacity
@@ -48,7 +48,7 @@ def dry_run(config: TridentConfig, world: World | None, words: list[str]) -> int
     """
     folder = RunFolder.of(config)
     folder.check(config)
-    check_compiler(make_plan(config, config.model.vocab_size or 1))
+    check_compiler(config.optimizer, config.zero, config.runtime)
     check_tensorboard(config.logging)
     cache, prepared = look_up(config)
     if prepared is None:
@@ -72,7 +72,7 @@ def dry_run(config: TridentConfig, world: World | None, words: list[str]) -> int
 def _start(config: TridentConfig, world: World | None, words: list[str]) -> str:
     if world is not None:
         return f"nothing: this process is one of {world.size} ranks that a launcher started"
-    ranks = make_plan(config, 1).world_size
+    ranks = make_mesh(config).size
     if ranks == 1:
         return "one rank, in this process"
     command = launch_command(ranks, config.launch.master_port or 0, ["train", *words])

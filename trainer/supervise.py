@@ -43,7 +43,7 @@ def check_before_start(config: TridentConfig) -> PreparedData:
     folder = RunFolder.of(config)
     folder.wait_until_free(config)
     folder.check(config)
-    check_compiler(make_plan(config, vocab_size=config.model.vocab_size or 1))
+    check_compiler(config.optimizer, config.zero, config.runtime)
     check_tensorboard(config.logging)
     current().enter(PREPARING)
     prepared = prepare(config, say)

@@ -12,6 +12,7 @@ import torch
 from benchmarks.case import Case
 from trainer.data.batches import MicroBatch, training_batches
 from trainer.data.prepare import prepare
+from trainer.mesh import Mesh
 from trainer.model.gpt import GPT, ModelContext
 from trainer.tensor_parallel.init import Drawn, fill
 from trainer.tensor_parallel.random import StepClock
@@ -39,7 +40,8 @@ class Tokens:
     """The tokens of one replica, in the order in which Trident trains on them."""
 
     def __init__(self, case: Case, device: torch.device, dp_rank: int = 0, data_parallel_size: int = 1) -> None:
-        plan = replace(case.plan((cache_override(),)), data_parallel_size=data_parallel_size)
+        plan = case.plan((cache_override(),))
+        plan = replace(plan, mesh=Mesh(1, data_parallel_size, 1))
         self._tokens_per_step = case.tokens_per_step
         self._source = training_batches(prepare(plan.config), plan, case.seq_length, dp_rank, device)
 

@@ -98,7 +98,7 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
     validate(config, world.size)
     plan = make_plan(config, case.vocab_size, world.size)
     device = choose_device(config.runtime.device, world.local_rank)
-    groups, control = start_world(plan, device)
+    groups = start_world(plan.mesh, config.runtime, device)
     prepared = prepare(config)
     gate.meter.start()
     engine = _Recording(build_engine(plan, groups))
@@ -114,8 +114,8 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
         "threads": torch.get_num_threads(),
     }
     hooks: list[Hook] = [
-        build_metrics(plan, folder, state, groups, control, ("here",) * plan.world_size),
+        build_metrics(plan, folder, state, groups, ("here",) * plan.world_size),
         _GateHook(engine, gate, facts, plan.bubble_in_theory),
     ]
-    source = training_batches(prepared, plan, state.sample_length, groups.data.rank, device)
-    train(engine, source, None, plan, state, hooks, StopRequest(control), groups)
+    source = training_batches(prepared, plan, state.sample_length, groups.samples.rank, device)
+    train(engine, source, None, plan, state, hooks, StopRequest(groups.control), groups)

@@ -70,9 +70,9 @@ class _Room:
             config = replace(config, model=replace(config.model, hidden_size=hidden_size, ffn_hidden_size=None))
             config = replace(config, zero=replace(config.zero, reduce_bucket_size=1000))
         self.plan = make_plan(config, VOCABULARY, world_size)
-        self.groups, self.control = start_world(self.plan, torch.device("cpu"))
+        self.groups = start_world(self.plan.mesh, self.plan.config.runtime, torch.device("cpu"))
         self.engine: Any = build_engine(self.plan, self.groups)
-        self._dp_rank = self.groups.grid.coordinate(rank).dp_rank
+        self._dp_rank = self.groups.mesh.coordinate(rank).dp_rank
 
     def batches(self, step: int) -> Any:
         from trainer.data.batches import MicroBatch
@@ -226,8 +226,8 @@ def train_with_watchdog(rank: int, world_size: int, fault: str, folder: Path, ti
     training = replace(room.plan.config.train, steps=4, eval_every=int(fault == "evaluate"), eval_batches=1)
     plan = replace(room.plan, config=replace(room.plan.config, train=training))
     source: Any = _Source(room, sleeps=fault == "data" and rank == 1)
-    state, stop = TrainState(sample_length=8), StopRequest(room.control)
-    with Watchdog(folder, rank, room.groups.grid.coordinate(rank).stage, world_size, progress, timeout_s, 600.0):
+    state, stop = TrainState(sample_length=8), StopRequest(room.groups.control)
+    with Watchdog(folder, rank, room.groups.mesh.coordinate(rank).stage, world_size, progress, timeout_s, 600.0):
         train(room.engine, source, source, plan, state, [], stop, room.groups, progress=progress)
 
 
@@ -244,7 +244,7 @@ def check_replicas(rank: int, world_size: int, cases: Sequence[tuple[Case, str]]
         room = _Room(case, rank, world_size)
         runtime = replace(room.plan.config.runtime, check_replicas_every=2)
         plan = replace(room.plan, config=replace(room.plan.config, runtime=runtime))
-        check = ReplicaCheck(room.engine, plan, room.groups, room.control)
+        check = ReplicaCheck(room.engine, plan, room.groups)
         for step in (1, 2):
             room.step(step)
             check.on_step(step)
@@ -285,7 +285,7 @@ def recheck_with_flips(rank: int, world_size: int, flips: Sequence[Flip]) -> lis
     for flip in flips:
         room = _Room(flip.case, rank, world_size)
         plan = replace(room.plan, config=replace(room.plan.config, runtime=_recheck(room.plan.config.runtime)))
-        check = Recheck(room.engine, plan, room.groups, room.control)
+        check = Recheck(room.engine, plan, room.groups)
         room.step(1)
         check.on_step(1)
         check.on_step(2)

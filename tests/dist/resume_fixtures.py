@@ -79,12 +79,12 @@ class Trainer:
         self.plan = make_plan(run_config(run), VOCABULARY, world_size)
         if run.family is not None:
             self.plan = replace(self.plan, model=run.family(self.plan.model))
-        self.groups, self.control = start_world(self.plan, torch.device("cpu"))
+        self.groups = start_world(self.plan.mesh, self.plan.config.runtime, torch.device("cpu"))
         source = Reserved(self.groups.tensor) if is_resumed else None
         self.engine: Engine = build_engine(self.plan, self.groups, source=source)
         self.store = CheckpointStore(run_dir)
         self.state = TrainState(sample_length=8)
-        self._dp_rank = self.groups.grid.coordinate(rank).dp_rank
+        self._dp_rank = self.groups.mesh.coordinate(rank).dp_rank
 
     def train(self, last: int) -> list[tuple[float, float]]:
         """Train up to step `last`; return (loss, gradient norm) of each step."""
@@ -105,16 +105,16 @@ class Trainer:
         from trainer.checkpoint.store import CheckpointStore
 
         store = self.store if run_dir is None else CheckpointStore(run_dir)
-        writer = CheckpointWriter(store, self.plan, self.control)
+        writer = CheckpointWriter(store, self.plan, self.groups.control)
         writer.write(take_snapshot(self.engine, self.plan, self.state, self.groups))
 
     def resume(self) -> None:
         from trainer.checkpoint.resume import checkpoint_to_resume, load, starting_state
 
-        found = checkpoint_to_resume(self.plan.config, self.store, self.control)
+        found = checkpoint_to_resume(self.plan.config, self.store, self.groups.control)
         assert found is not None
         self.state = starting_state(found, self.plan, "")
-        load(found, self.engine, self.plan, self.groups, self.control)
+        load(found, self.engine, self.plan, self.groups)
 
     def everything(self) -> dict[str, Any]:
         """Return all that this rank holds: masters, moments, what forward reads, counters."""

@@ -17,7 +17,7 @@ def evaluate_between_steps(rank: int, world_size: int) -> tuple[list[float], lis
     from trainer.engine.world import start_world
 
     plan = make_plan(config_of(CASE), VOCABULARY, world_size)
-    groups, _ = start_world(plan, torch.device("cpu"))
+    groups = start_world(plan.mesh, plan.config.runtime, torch.device("cpu"))
     tokens = torch.randint(0, VOCABULARY, (12, 1, 9), generator=torch.Generator().manual_seed(3))
     batches = [MicroBatch(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in tokens]
     trained: list[list[float]] = []

@@ -57,12 +57,12 @@ def _begin(rank: int, world_size: int, runs: Sequence[Run], source: Path, folder
         checkpoint = replace(trainer.plan.config.checkpoint, init_from=str(source))
         trainer.plan = replace(trainer.plan, config=replace(trainer.plan.config, checkpoint=checkpoint))
         scalars = trainer.engine.scalars()
-        found = checkpoint_to_resume(trainer.plan.config, trainer.store, trainer.control)
+        found = checkpoint_to_resume(trainer.plan.config, trainer.store, trainer.groups.control)
         assert found is not None
         curves: list[list[float]] = []
         for _ in range(2):
             trainer.state = starting_state(found, trainer.plan, "")
-            load(found, trainer.engine, trainer.plan, trainer.groups, trainer.control)
+            load(found, trainer.engine, trainer.plan, trainer.groups)
             if not curves:
                 step = trainer.state.step
                 moments = [f.values for f in trainer.engine.fragments() if f.kind != "weight"]

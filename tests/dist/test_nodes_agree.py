@@ -12,7 +12,7 @@ import torch.distributed as dist
 from tests.helpers.dist import run_distributed, train_command
 from trainer.data.prepare import PreparedData
 from trainer.errors import DataError
-from trainer.topology.groups import DistGroup
+from trainer.topology.dist_group import DistGroup
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(120)]
 
@@ -22,7 +22,7 @@ def _problem(rank: int, world_size: int, contents: tuple[str, ...]) -> str:
 
     handle = dist.group.WORLD
     assert handle is not None
-    control = DistGroup(handle, rank, world_size, tuple(range(world_size)))
+    control = DistGroup(rank, world_size, handle, tuple(range(world_size)))
     data = PreparedData(Path("x"), 100, "uint16", 10, 10, None, f"fingerprint of {rank}", contents[rank])
     try:
         _check_same_data(data, control)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 import gzip
 import json
 import time
@@ -74,11 +75,11 @@ def talk(rank: int, world_size: int, folder: Path) -> dict[str, float]:
     from trainer.profiling.breakdown import break_down
     from trainer.profiling.marks import CommunicationMarks
     from trainer.profiling.phases import MarkedProgress
-    from trainer.topology.grid import Grid
-    from trainer.topology.groups import make_groups, start_all_gather, start_all_reduce, start_reduce_scatter
+    from trainer.mesh import Mesh
+    from trainer.topology.dist_group import make_groups
 
-    grid = Grid(world_size // 2, 1, 2)
-    groups = make_groups(grid, torch.device("cpu"))
+    grid = Mesh(world_size // 2, 1, 2)
+    groups = make_groups(grid, torch.device("cpu"), timedelta(seconds=60))
     marks, progress = CommunicationMarks(grid), MarkedProgress()
     large, small = torch.ones(1 << 15), torch.ones(4)
     dist.barrier()
@@ -91,11 +92,11 @@ def talk(rank: int, world_size: int, folder: Path) -> dict[str, float]:
         time.sleep(late)
         groups.tensor.all_reduce(small)
         time.sleep(late)
-        start_all_reduce(groups.tensor, large)()
+        groups.tensor.start_all_reduce(large)()
         time.sleep(late)
-        start_all_gather(groups.tensor, large)()
+        groups.tensor.start_all_gather(large)()
         time.sleep(late)
-        start_reduce_scatter(groups.tensor, large)()
+        groups.tensor.start_reduce_scatter(large)()
         time.sleep(late)
         stage = grid.coordinate(rank).stage
         peer = grid.rank(1 - stage, 0, groups.tensor.rank)

@@ -51,7 +51,7 @@ def _there_and_back(rank: int, world_size: int, runs: Sequence[Run], folder: Pat
         trainer.save()
         first, expected = trainer.train(run.last), trainer.everything()
         trainer.state.position, trainer.state.recent_losses = 12345, [9.0]
-        arguments = (None, trainer.plan, trainer.store, trainer.groups, trainer.control)
+        arguments = (None, trainer.plan, trainer.store, trainer.groups)
         trainer.state = rewind(trainer.engine, trainer.state, *arguments)
         state = trainer.state
         found = [] if (state.step, state.position, state.recent_losses) == (run.saved, 12345, [3.0, 2.0]) else ["state"]
@@ -74,7 +74,7 @@ def _without_a_checkpoint(rank: int, world_size: int, folder: Path) -> bool:
     trainer = Trainer(Run(Case()), rank, world_size, folder)
     trainer.train(2)
     state, before = trainer.state, trainer.everything()
-    after = rewind(trainer.engine, state, None, trainer.plan, trainer.store, trainer.groups, trainer.control)
+    after = rewind(trainer.engine, state, None, trainer.plan, trainer.store, trainer.groups)
     return after is state and not differences(before, trainer.everything())
 
 

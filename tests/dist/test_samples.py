@@ -60,14 +60,14 @@ def _write(trainer: Trainer, rank: int, run_dir: Path) -> Found:
     if rank == 0:
         tokenizer.mkdir(parents=True)
         ByteTokenizer().save(tokenizer)
-    hook = SamplesHook(trainer.engine, plan, tokenizer, trainer.groups, trainer.control, written.extend)
+    hook = SamplesHook(trainer.engine, plan, tokenizer, trainer.groups, written.extend)
     hook.on_start(1)
     hook.on_step(STEPS)
     hook.on_report(replace(REPORT, eval_loss=None))
     assert written == [], "without an evaluation there are no texts"
     hook.on_report(REPORT)
     weights = WeightGatherer(
-        trainer.engine, plan.config.zero.stage == 3, trainer.groups, trainer.control
+        trainer.engine, plan.config.zero.stage == 3, trainer.groups
     ).gather()
     assert (weights is not None) == (rank == 0)
     trainer.save()

@@ -182,9 +182,9 @@ def run_case(rank: int, world_size: int, case: Case) -> RankOutcome:
 
     config = config_of(case)
     plan = make_plan(config, VOCABULARY, world_size)
-    groups, _ = start_world(plan, torch.device("cpu"))
+    groups = start_world(plan.mesh, plan.config.runtime, torch.device("cpu"))
     engine: Any = build_engine(plan, groups)
-    place = groups.grid.coordinate(rank)
+    place = groups.mesh.coordinate(rank)
     losses, norms, evaluations = [], [], []
     first: dict[str, torch.Tensor] = {}
     for step, tokens in enumerate(token_batches(config.batch.global_batch_size, config.model.seq_length), start=1):

@@ -1,4 +1,4 @@
-"""A tensor-parallel group whose ranks are threads of this process: exact collectives without processes.
+"""A group whose ranks are threads of this process: exact collectives and messages without processes.
 
 Sums run in rank order, so that results are deterministic. A rank that fails or hangs breaks the barrier, and every
 other rank fails within the time-out.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
 from torch import nn
 
 from trainer.tensor_parallel.shard import shard_spec, unshard, without_padding
-from trainer.topology.groups import Group, SingleGroup
+from trainer.topology.groups import Group, SingleGroup, chunk_length
 
 T = TypeVar("T")
 TIMEOUT_S = 20.0
@@ -27,7 +28,13 @@ class _Exchange:
 
     size: int
     barrier: threading.Barrier
+    timeout_s: float = TIMEOUT_S
     slots: list[tuple[str, torch.Tensor] | None] = field(default_factory=list)
+    letters: dict[tuple[int, int], SimpleQueue[torch.Tensor]] = field(default_factory=dict)
+    """(from, to) -> messages on their way."""
+
+    def __post_init__(self) -> None:
+        self.letters = {(a, b): SimpleQueue() for a in range(self.size) for b in range(self.size)}
 
     def trade(self, rank: int, kind: str, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Return copies of all ranks' tensors; every rank must be doing the same thing."""
@@ -44,11 +51,9 @@ class _Exchange:
 
 
 @dataclass(frozen=True)
-class ThreadGroup:
+class ThreadGroup(Group):
     """One rank's view of the exchange."""
 
-    rank: int
-    size: int
     exchange: _Exchange
     calls: list[str] = field(default_factory=list)
     """Names of the collectives that this rank called, in order."""
@@ -75,6 +80,31 @@ class ThreadGroup:
             total = total + part
         return total.chunk(self.size, dim=dim)[self.rank].clone()
 
+    def all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
+        chunk_length(tensor, 0, self.size)
+        return torch.cat([part.chunk(self.size)[self.rank] for part in self._trade("all_to_all", tensor)])
+
+    def send_receive(self, tensor: torch.Tensor, to: int, source: int) -> torch.Tensor:
+        self._check_peer(to)
+        self._check_peer(source)
+        targets = [int(other) for other in self._trade("send_receive to", torch.tensor(to))]
+        if sorted(targets) != list(range(self.size)) or targets[source] != self.rank:
+            raise RuntimeError(f"every rank must hear from one that sends to it, but they send to {targets}")
+        return self._trade("send_receive", tensor)[source]
+
+    def send(self, tensor: torch.Tensor, to: int) -> None:
+        self._check_peer(to)
+        self.calls.append("send")
+        self.exchange.letters[self.rank, to].put(tensor.detach().clone())
+
+    def receive(self, tensor: torch.Tensor, source: int) -> torch.Tensor:
+        self._check_peer(source)
+        self.calls.append("receive")
+        # Not to wait for ever for a rank that failed.
+        letter = self.exchange.letters[source, self.rank].get(timeout=self.exchange.timeout_s)
+        with torch.no_grad():
+            return tensor.copy_(letter)
+
 
 def run_ranks(size: int, function: Callable[[Group], T], timeout_s: float = TIMEOUT_S) -> list[T]:
     """Call `function(group)` on `size` threads and return the results in rank order.
@@ -83,7 +113,7 @@ def run_ranks(size: int, function: Callable[[Group], T], timeout_s: float = TIME
     """
     if size == 1:
         return [function(SingleGroup())]
-    exchange = _Exchange(size, threading.Barrier(size, timeout=timeout_s), [None] * size)
+    exchange = _Exchange(size, threading.Barrier(size, timeout=timeout_s), timeout_s, [None] * size)
     results: dict[int, T] = {}
     failures: dict[int, BaseException] = {}
 

@@ -16,7 +16,7 @@ from trainer.loop.events import RunEnd, StepReport
 from trainer.loop.measures import Measures
 from trainer.loop.state import TrainState
 from trainer.topology.agreement import gather, together
-from trainer.topology.groups import DistGroup, ParallelGroups
+from trainer.topology.groups import Group, ParallelGroups
 
 _LAST_CHANCE_S = 10.0
 """How long a run that failed waits for the checkpoint that it was writing."""
@@ -35,8 +35,7 @@ class CheckpointHook:
         plan: numbers of the run.
         state: of the loop.
         groups: this rank's place.
-        control: a group on CPU over the whole world, for the loop's thread.
-        background: another one like it, for the threads that write.
+        background: another group like `groups.control`, for the threads that write.
         measures: told how long a save held the loop and took.
     """
 
@@ -47,8 +46,7 @@ class CheckpointHook:
         plan: RunPlan,
         state: TrainState,
         groups: ParallelGroups,
-        control: DistGroup,
-        background: DistGroup,
+        background: Group,
         measures: Measures,
     ) -> None:
         self._store = store
@@ -56,7 +54,6 @@ class CheckpointHook:
         self._plan = plan
         self._state = state
         self._groups = groups
-        self._control = control
         self._writer = CheckpointWriter(store, plan, background)
         self._measures = measures
         self._under_way: tuple[Snapshot, BackgroundWork] | None = None
@@ -81,7 +78,7 @@ class CheckpointHook:
             StorageError: a save failed, and `checkpoint.on_failure=stop`; raised on every rank.
         """
         config = self._plan.config.checkpoint
-        if self._under_way is not None and all(gather(self._control, self._under_way[1].done())):
+        if self._under_way is not None and all(gather(self._groups.control, self._under_way[1].done())):
             self._settle()
         self._is_due = self._is_due or (config.every > 0 and step % config.every == 0)
         # Weights that only skip may be what is wrong: they must not push out the checkpoints of before.
@@ -116,7 +113,9 @@ class CheckpointHook:
     def _begin(self, waits: bool, may_fail: bool = True) -> None:
         started = time.perf_counter()
         self._settle(may_fail)
-        snapshot = together(self._control, lambda: take_snapshot(self._engine, self._plan, self._state, self._groups))
+        snapshot = together(
+            self._groups.control, lambda: take_snapshot(self._engine, self._plan, self._state, self._groups)
+        )
         work = BackgroundWork(lambda: self._writer.write(snapshot), "checkpoint")
         self._under_way = snapshot, work
         if waits:

@@ -16,7 +16,6 @@ from trainer.config.plan import RunPlan
 from trainer.errors import CheckpointError
 from trainer.pipeline.partition import stages
 from trainer.tensor_parallel.shard import ShardSpec, shard_spec_of
-from trainer.topology.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Placement:
     """The ranks of a plan, and what each writes."""
 
     def __init__(self, plan: RunPlan) -> None:
-        self._grid = Grid(plan.pipeline_parallel_size, plan.data_parallel_size, plan.tensor_parallel_size)
+        self._mesh = plan.mesh
         layers = ((stage.rank_index, layer) for stage in stages(plan) for layer in stage.layers)
         self._stage_of = {tensor.name: stage for stage, layer in layers for tensor in layer.tensors()}
         self._tensors = plan.model.tensors
@@ -42,12 +41,12 @@ class Placement:
     @property
     def tensor_parallel_size(self) -> int:
         """Ranks that a tensor is cut for."""
-        return self._grid.tensor_parallel_size
+        return self._mesh.tensor_parallel_size
 
     @property
     def world_size(self) -> int:
         """Number of ranks."""
-        return self._grid.size
+        return self._mesh.size
 
     def spec(self, saved: ShardSpec) -> ShardSpec:
         """Return how a tensor is cut in this layout, given how it was cut in another.
@@ -75,13 +74,13 @@ class Placement:
             ConfigError: a block cannot be cut for the tensor-parallel size.
         """
         self._check_known(spec.name)
-        stage, dp = self._stage_of[spec.name], self._grid.data_parallel_size
+        stage, dp = self._stage_of[spec.name], self._mesh.data_parallel_size
         numel = math.prod(spec.local_shape(self.tensor_parallel_size))
         for dp_rank in range(dp):
             start, end = numel * dp_rank // dp, numel * (dp_rank + 1) // dp
             for tp_rank in range(self.tensor_parallel_size if spec.dim is not None else 1):
                 if end > start:
-                    yield Share(self._grid.rank(stage, dp_rank, tp_rank), tp_rank, start, end - start)
+                    yield Share(self._mesh.rank(stage, dp_rank, tp_rank), tp_rank, start, end - start)
 
     def _check_known(self, name: str) -> None:
         if name not in self._stage_of:

@@ -20,13 +20,13 @@ from trainer.log import say, warn
 from trainer.loop.state import TrainState
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.topology.agreement import gather, together
-from trainer.topology.groups import DistGroup, ParallelGroups
+from trainer.topology.groups import Group, ParallelGroups
 
 _COUNTERS = ("optimizer_step", "skipped_steps", "global_steps")
 """Of an engine's scalars, those that begin at 0."""
 
 
-def checkpoint_to_resume(config: TridentConfig, store: CheckpointStore, control: DistGroup) -> Found | None:
+def checkpoint_to_resume(config: TridentConfig, store: CheckpointStore, control: Group) -> Found | None:
     """Return the checkpoint to begin from, every byte of it checked; None to start at step 1 with fresh weights.
 
     The run's own newest one; if it has none, the one that the config names. Collective over `control`: ranks share the
@@ -45,12 +45,12 @@ def checkpoint_to_resume(config: TridentConfig, store: CheckpointStore, control:
     return found and together(control, lambda: _checked(found, control))
 
 
-def _checked(found: Found, control: DistGroup) -> Found:
+def _checked(found: Found, control: Group) -> Found:
     check_content(found.path, found.manifest, part=control.rank, parts=control.size)
     return found
 
 
-def newest_own(store: CheckpointStore, control: DistGroup) -> Found | None:
+def newest_own(store: CheckpointStore, control: Group) -> Found | None:
     """Return a run's newest checkpoint that is whole, every byte of it checked; None if it has none. Collective.
 
     Raises:
@@ -98,16 +98,16 @@ def starting_state(found: Found | None, plan: RunPlan, stream: str) -> TrainStat
     return replace(state, position=0, sample_length=plan.execution.seq_length, stream=stream)
 
 
-def load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups, control: DistGroup) -> None:
+def load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) -> None:
     """Load a checkpoint into a newly built engine. Collective over the world.
 
     Raises:
         CheckpointError: it is of another model, or does not give the loss that it gave when it was saved; raised on
             every rank.
     """
-    path, manifest = found.path, found.manifest
+    path, manifest, control = found.path, found.manifest, groups.control
     together(control, lambda: _load(found, engine, plan, groups))
-    _ask_probe(manifest, engine, plan, groups, control)
+    _ask_probe(manifest, engine, plan, groups)
     if found.use is Use.weights:
         say(f"began with the weights of {path} (its step {manifest.step}): step, optimizer and schedule are new")
         return
@@ -120,7 +120,7 @@ def load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups, co
     say(f"resumed from {path} (step {manifest.step})" + (f"; changed: {', '.join(changed)}" if changed else ""))
 
 
-def _ask_probe(manifest: Manifest, engine: Engine, plan: RunPlan, groups: ParallelGroups, control: DistGroup) -> None:
+def _ask_probe(manifest: Manifest, engine: Engine, plan: RunPlan, groups: ParallelGroups) -> None:
     """Hold the loss on the fixed micro-batch of the run that saved a checkpoint against the one that it had there."""
     length = manifest.layout["seq_length"]
     assert isinstance(length, int)
@@ -133,7 +133,7 @@ def _ask_probe(manifest: Manifest, engine: Engine, plan: RunPlan, groups: Parall
         return
     loss = probe_loss(engine, plan, groups.device, None if length == plan.execution.seq_length else length)
     saved_dtype = str(manifest.layout["dtype"])
-    together(control, lambda: check_probe(manifest.probe_loss, loss, saved_dtype, plan.config.precision.dtype))
+    together(groups.control, lambda: check_probe(manifest.probe_loss, loss, saved_dtype, plan.config.precision.dtype))
 
 
 def _load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) -> None:

@@ -12,7 +12,7 @@ from trainer.engine.face import Engine
 from trainer.log import say
 from trainer.loop.state import TrainState
 from trainer.topology.agreement import together
-from trainer.topology.groups import DistGroup, ParallelGroups
+from trainer.topology.groups import ParallelGroups
 
 
 def rewind(
@@ -22,7 +22,6 @@ def rewind(
     plan: RunPlan,
     store: CheckpointStore,
     groups: ParallelGroups,
-    control: DistGroup,
 ) -> TrainState:
     """Load the run's newest checkpoint, or the one it began with, into an engine that has trained.
 
@@ -35,7 +34,6 @@ def rewind(
         plan: numbers of the run.
         store: the run's checkpoints.
         groups: this rank's place.
-        control: a group on CPU over the whole world.
 
     Returns:
         The checkpoint's state, but at the data position of `state`: nothing that led here is read again.
@@ -43,12 +41,12 @@ def rewind(
     Raises:
         CheckpointError: there are checkpoints, and all of them are damaged.
     """
-    found = newest_own(store, control) or began_with
+    found = newest_own(store, groups.control) or began_with
     if found is None:
         say(f"there is no checkpoint yet to go back to from step {state.step}: only its batch is left out")
         return state
-    load(found, engine, plan, groups, control)
-    earlier = together(control, lambda: starting_state(found, plan, state.stream))
+    load(found, engine, plan, groups)
+    earlier = together(groups.control, lambda: starting_state(found, plan, state.stream))
     left_out = state.position - earlier.position
     say(f"went back from step {state.step} to step {earlier.step}; the {left_out} tokens read since are left out")
     return replace(earlier, position=state.position)

@@ -25,7 +25,7 @@ from trainer.log import say
 from trainer.loop.state import TrainState
 from trainer.run_paths import CONFIG, TENSORS, TOKENIZER
 from trainer.topology.agreement import gather, together
-from trainer.topology.groups import DistGroup, ParallelGroups
+from trainer.topology.groups import Group, ParallelGroups
 from trainer.versions import versions
 
 _BYTES_PER_NUMBER = 4
@@ -75,7 +75,7 @@ class CheckpointWriter:
             in another thread.
     """
 
-    def __init__(self, store: CheckpointStore, plan: RunPlan, peers: DistGroup) -> None:
+    def __init__(self, store: CheckpointStore, plan: RunPlan, peers: Group) -> None:
         self._store = store
         self._config = plan.config.checkpoint
         # Of data that are text, or were: without it the weights could not be sampled from.

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from trainer.config.models import make_execution, make_model
 from trainer.config.pipeline_schedules import SCHEDULES, Schedule
-from trainer.config.schema import Dtype, OffloadKind, ScheduleKind, TridentConfig
+from trainer.config.schema import Dtype, OffloadKind, RuntimeConfig, ScheduleKind, TridentConfig
+from trainer.mesh import Mesh
 from trainer.spec.execution import Execution
 from trainer.spec.model import Model
 
@@ -23,16 +24,34 @@ class RunPlan:
     """What is trained."""
     execution: Execution
     """How it is computed."""
-    world_size: int
-    pipeline_parallel_size: int
-    tensor_parallel_size: int
-    data_parallel_size: int
+    mesh: Mesh
+    """Where the ranks stand."""
     num_micro_batches: int
     """Micro-batches that a rank runs in one optimizer step (gradient accumulation)."""
     tokens_per_step: int
     """Tokens in one optimizer step over all ranks."""
     decay_steps: int
     """Resolved `schedule.decay_steps`."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.mesh.size
+
+    @property
+    def pipeline_parallel_size(self) -> int:
+        """Ranks of the pipe axis."""
+        return self.mesh.pipeline_parallel_size
+
+    @property
+    def tensor_parallel_size(self) -> int:
+        """Ranks of the tensor axis."""
+        return self.mesh.tensor_parallel_size
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Ranks of the data axis."""
+        return self.mesh.data_parallel_size
 
     @property
     def uses_pipeline_engine(self) -> bool:
@@ -50,12 +69,6 @@ class RunPlan:
         return self.schedule.bubble(self.pipeline_parallel_size, self.num_micro_batches)
 
     @property
-    def hang_timeout_s(self) -> int:
-        """Resolved `runtime.hang_timeout_s`."""
-        runtime = self.config.runtime
-        return runtime.timeout_s // 3 if runtime.hang_timeout_s is None else runtime.hang_timeout_s
-
-    @property
     def zero_stage(self) -> int:
         """Stage that DeepSpeed runs.
 
@@ -68,11 +81,6 @@ class RunPlan:
             return 0
         return zero.stage
 
-    @property
-    def layout_name(self) -> str:
-        """Short name of the layout, e.g. `pp2_tp2_dp2`."""
-        return f"pp{self.pipeline_parallel_size}_tp{self.tensor_parallel_size}_dp{self.data_parallel_size}"
-
 
 def data_parallel_size(config: TridentConfig, world_size: int | None) -> int:
     """Return dp: as configured, or what the launched world leaves for it, or 1."""
@@ -83,6 +91,22 @@ def data_parallel_size(config: TridentConfig, world_size: int | None) -> int:
     return 1 if world_size is None else max(1, world_size // model_parallel)
 
 
+def make_mesh(config: TridentConfig, world_size: int | None = None) -> Mesh:
+    """Return where the ranks of a validated config stand.
+
+    Args:
+        config: accepted by `validate`.
+        world_size: ranks that a launcher started, or None when this process will start them.
+    """
+    layout = config.layout
+    return Mesh(layout.pipeline_parallel_size, data_parallel_size(config, world_size), layout.tensor_parallel_size)
+
+
+def hang_timeout_s(runtime: RuntimeConfig) -> int:
+    """Return `runtime.hang_timeout_s`, or its default."""
+    return runtime.timeout_s // 3 if runtime.hang_timeout_s is None else runtime.hang_timeout_s
+
+
 def make_plan(config: TridentConfig, vocab_size: int, world_size: int | None = None) -> RunPlan:
     """Derive all numbers of a validated config.
 
@@ -91,17 +115,13 @@ def make_plan(config: TridentConfig, vocab_size: int, world_size: int | None = N
         vocab_size: number of token ids (`model.vocab_size`, or the tokenizer's).
         world_size: ranks that a launcher started, or None when this process will start them.
     """
-    layout, batch = config.layout, config.batch
-    dp = data_parallel_size(config, world_size)
+    batch, mesh = config.batch, make_mesh(config, world_size)
     return RunPlan(
         config=config,
         model=make_model(config.model, vocab_size),
-        execution=make_execution(config.model, layout.tensor_parallel_size),
-        world_size=layout.pipeline_parallel_size * layout.tensor_parallel_size * dp,
-        pipeline_parallel_size=layout.pipeline_parallel_size,
-        tensor_parallel_size=layout.tensor_parallel_size,
-        data_parallel_size=dp,
-        num_micro_batches=batch.global_batch_size // (batch.micro_batch_size * dp),
+        execution=make_execution(config.model, mesh.tensor_parallel_size),
+        mesh=mesh,
+        num_micro_batches=batch.global_batch_size // (batch.micro_batch_size * mesh.data_parallel_size),
         tokens_per_step=batch.global_batch_size * config.model.seq_length,
         decay_steps=resolved_decay_steps(config),
     )
@@ -114,8 +134,3 @@ def resolved_decay_steps(config: TridentConfig) -> int:
     if config.schedule.kind is ScheduleKind.wsd:
         return max(1, config.train.steps // 10)
     return config.train.steps
-
-
-def with_vocabulary(plan: RunPlan, vocab_size: int) -> RunPlan:
-    """Return the plan for a vocabulary that became known when the tokenizer was built."""
-    return replace(plan, model=make_model(plan.config.model, vocab_size))

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from trainer.config.plan import RunPlan
-from trainer.config.schema import AdamImplementation, OffloadKind
+from trainer.config.schema import AdamImplementation, OffloadKind, OptimizerConfig, RuntimeConfig, ZeroConfig
 from trainer.engine.kernel_lock import QUIET_S, Owner, owner_of, quiet_s
 from trainer.errors import ConfigError
 
@@ -17,33 +16,32 @@ KERNELS = ("cpu_adam", "async_io", "utils")
 """What DeepSpeed compiles for offloaded state."""
 
 
-def adam_implementation(plan: RunPlan) -> AdamImplementation:
+def adam_implementation(optimizer: OptimizerConfig, zero: ZeroConfig) -> AdamImplementation:
     """Resolve `optimizer.implementation=auto`: DeepSpeed's CPU kernel for offloaded state, else torch."""
-    chosen = plan.config.optimizer.implementation
-    if chosen is not AdamImplementation.auto:
-        return chosen
-    offloaded = plan.config.zero.offload is not OffloadKind.none
+    if optimizer.implementation is not AdamImplementation.auto:
+        return optimizer.implementation
+    offloaded = zero.offload is not OffloadKind.none
     return AdamImplementation.deepspeed_cpu if offloaded else AdamImplementation.torch
 
 
-def check_compiler(plan: RunPlan) -> None:
+def check_compiler(optimizer: OptimizerConfig, zero: ZeroConfig, runtime: RuntimeConfig) -> None:
     """Check that what this run compiles can be compiled here, before any rank is started.
 
     Raises:
         ConfigError: DeepSpeed's CPU Adam is wanted, but g++ or ninja is missing, or their folder cannot be used;
             runtime.compile=true, but there is no C++ compiler; runtime.liger=true, but no liger-kernel.
     """
-    if plan.config.runtime.liger and find_spec("liger_kernel") is None:
+    if runtime.liger and find_spec("liger_kernel") is None:
         raise ConfigError(
             "runtime.liger=true needs the package liger-kernel, but it is not installed",
             hints=["pip install 'trident-trainer[liger]', or set runtime.liger=false"],
         )
-    if plan.config.runtime.compile and shutil.which(os.environ.get("CXX") or "g++") is None:
+    if runtime.compile and shutil.which(os.environ.get("CXX") or "g++") is None:
         raise ConfigError(
             f"runtime.compile=true needs a C++ compiler, but {os.environ.get('CXX') or 'g++'} is not on PATH",
             hints=["install g++ (or set CXX), or set runtime.compile=false"],
         )
-    if adam_implementation(plan) is not AdamImplementation.deepspeed_cpu:
+    if adam_implementation(optimizer, zero) is not AdamImplementation.deepspeed_cpu:
         return
     _check_folder(extensions_folder(os.environ))
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]

@@ -11,7 +11,7 @@ from trainer.config.ds_json import deepspeed_json
 from trainer.config.plan import RunPlan
 from trainer.engine.deepspeed_engines import PIPELINE_ENGINES, RepairedEngine
 from trainer.engine.face import Engine
-from trainer.engine.host_memory import give_back_freed_memory
+from trainer.engine.host_memory import LARGEST_KEPT, give_back_freed_memory, keep_freed_memory
 from trainer.engine.layer_kernels import choose_kernels, say_what_is_compiled
 from trainer.engine.mpu import ModelParallelUnit
 from trainer.engine.optimizer import build_optimizer
@@ -42,6 +42,8 @@ def build_engine(
             restored before anything else.
     """
     progress = progress or Progress()
+    if groups.device.type == "cpu":
+        keep_freed_memory(LARGEST_KEPT.get(plan.zero_stage))
     source = source or Drawn(plan.config.train.seed, groups.tensor)
     clock = StepClock(plan.config.train.seed)
     context = ModelContext(
@@ -67,7 +69,7 @@ def _construct(
     engine = engine_class(
         args=None,
         model=model,
-        optimizer=build_optimizer(model.parameters(), plan),
+        optimizer=build_optimizer(model.parameters(), plan.config.optimizer, plan.config.zero),
         mpu=mpu,
         dist_init_required=False,
         config=settings,

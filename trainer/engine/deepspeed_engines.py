@@ -29,7 +29,8 @@ from trainer.engine.gate import StepGate
 from trainer.engine.own_time import OwnTime
 from trainer.engine.sharding import Sharding
 from trainer.progress import Progress
-from trainer.topology.groups import DistGroup, ParallelGroups
+from trainer.topology.dist_group import DistGroup
+from trainer.topology.groups import ParallelGroups
 
 
 class DrivenEngine(DeepSpeedEngineSurface, Protocol):
@@ -84,7 +85,7 @@ class _Repaired:
 
     def buffered_allreduce_fallback(self, *arguments: Any, **named: Any) -> None:
         """Average gradients over replicas without ZeRO; alone there is nothing to copy to a buffer and back."""
-        if self.groups.data.size > 1:
+        if self.groups.gradients.size > 1:
             super().buffered_allreduce_fallback(*arguments, **named)  # type: ignore[misc]
 
     def take_busy_seconds(self) -> float:
@@ -129,7 +130,7 @@ class _RepairedPipeline(_Repaired):
             if grad is None:
                 raise RuntimeError("a tied weight must have a gradient before its copies are summed, but has none")
             ranks = tuple(get_process_group_ranks(group))
-            DistGroup(group, ranks.index(self.groups.rank), len(ranks), ranks).all_reduce(grad)
+            DistGroup(ranks.index(self.groups.rank), len(ranks), group, ranks).all_reduce(grad)
 
     def _timed(self, name: str, **kwargs: Any) -> None:
         base = getattr(super(), name)

@@ -55,7 +55,7 @@ def measure_layers(plan: RunPlan, device: torch.device) -> dict[str, LayerTime]:
         plan: of the run.
         device: to compute on.
     """
-    torch.set_num_threads(rank_threads(plan))
+    torch.set_num_threads(rank_threads(plan.config.runtime.threads_per_rank, plan.world_size))
     clock = StepClock(plan.config.train.seed)
     clock.start_step(1, 0, 1, plan.config.batch.micro_batch_size)
     size = plan.tensor_parallel_size

@@ -47,7 +47,7 @@ def fragments(sharding: Sharding, groups: ParallelGroups) -> Iterator[Fragment]:
 
 
 def _share(numel: int, groups: ParallelGroups) -> tuple[int, int]:
-    rank, size = groups.data.rank, groups.data.size
+    rank, size = groups.gradients.rank, groups.gradients.size
     first = numel * rank // size
     return first, numel * (rank + 1) // size - first
 

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
-from trainer.topology.groups import DistGroup, Group, ParallelGroups
-
-
-def _handle(group: Group) -> dist.ProcessGroup:
-    assert isinstance(group, DistGroup)
-    return group.process_group
+from trainer.topology.groups import ParallelGroups
 
 
 class ModelParallelUnit:
@@ -28,20 +23,20 @@ class ModelParallelUnit:
 
     def get_model_parallel_group(self) -> dist.ProcessGroup:
         """Return the tensor-parallel group."""
-        return _handle(self._groups.tensor)
+        return self._groups.tensor.handle
 
     get_tensor_model_parallel_rank = get_model_parallel_rank
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
     get_tensor_model_parallel_group = get_model_parallel_group
 
     def get_data_parallel_rank(self) -> int:
-        """Return the data-parallel rank."""
-        return self._groups.data.rank
+        """Return the place among those that average gradients."""
+        return self._groups.gradients.rank
 
     def get_data_parallel_world_size(self) -> int:
-        """Return the data-parallel size."""
-        return self._groups.data.size
+        """Return how many average gradients."""
+        return self._groups.gradients.size
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:
-        """Return the data-parallel group."""
-        return _handle(self._groups.data)
+        """Return those that average gradients."""
+        return self._groups.gradients.handle

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from trainer.config.plan import RunPlan
-from trainer.config.schema import AdamImplementation
+from trainer.config.schema import AdamImplementation, OptimizerConfig, ZeroConfig
 from trainer.engine.adam import adam_implementation
 from trainer.engine.process_patches import ask_for_the_processor_once
 from trainer.errors import ConfigError, first_line
@@ -28,12 +27,13 @@ def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) 
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(parameters: Iterable[torch.nn.Parameter], plan: RunPlan) -> torch.optim.Optimizer:
+def build_optimizer(
+    parameters: Iterable[torch.nn.Parameter], config: OptimizerConfig, zero: ZeroConfig
+) -> torch.optim.Optimizer:
     """Return AdamW over `decay_groups`."""
-    config = plan.config.optimizer
     groups = decay_groups(parameters, config.weight_decay)
     betas = (config.beta1, config.beta2)
-    if adam_implementation(plan) is AdamImplementation.deepspeed_cpu:
+    if adam_implementation(config, zero) is AdamImplementation.deepspeed_cpu:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         ask_for_the_processor_once()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from trainer.topology.groups import DistGroup, Group
+from trainer.topology.groups import Group
 
 _Mark = float | torch.cuda.Event
 MOST_SPANS = 10_000
@@ -37,8 +37,7 @@ class OwnTime:
         self._is_armed = self._is_running = False
         self._waits_since: _Mark | None = None
         self._passes = 0
-        if isinstance(tensor, DistGroup):
-            tensor.watch.listener = self
+        tensor.watch.listener = self
 
     def begin_step(self) -> None:
         """Let the next forward pass be measured."""

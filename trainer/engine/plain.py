@@ -61,8 +61,8 @@ class PlainEngine(WrappedEngine):
         return self._mean(total, len(micro_batches))
 
     def _mean(self, total: torch.Tensor, count: int) -> torch.Tensor:
-        self._groups.data.all_reduce(total)
-        return total / (count * self._groups.data.size)
+        self._groups.gradients.all_reduce(total)
+        return total / (count * self._groups.gradients.size)
 
     def take_busy_seconds(self) -> float:
         """Return 0: without stages there is no bubble to measure."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trainer.engine.face import Recorded
-from trainer.topology.groups import DistGroup, Group
+from trainer.topology.groups import Group
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers as wide as an element, by bytes."""
@@ -45,8 +45,7 @@ class Recorder:
                 if part is module or not any(part.children()):
                     hook = lambda _, __, result, name=name: self._note(name or "output", result, False)  # noqa: E731
                     stack.callback(part.register_forward_hook(hook).remove)
-            if isinstance(group, DistGroup):
-                stack.enter_context(group.watch.listening(self))
+            stack.enter_context(group.watch.listening(self))
             yield
 
     def sends(self, tensor: torch.Tensor) -> None:

@@ -10,17 +10,15 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
-from trainer.config.plan import RunPlan
-from trainer.config.schema import DeviceKind, Dtype
-from trainer.engine.host_memory import LARGEST_KEPT, keep_freed_memory
+from trainer.config.schema import DeviceKind, Dtype, RuntimeConfig
 from trainer.engine.process_patches import let_cpus_compute_fp16, let_starts_not_wait_for_compilers
 from trainer.engine.rendezvous import Place, meet
 from trainer.errors import ConfigError, PeerLostError, first_line
 from trainer.log import warn
 from trainer.machine import shared_memory_problem, usable_cores
-from trainer.topology.agreement import together
-from trainer.topology.grid import Grid
-from trainer.topology.groups import DistGroup, ParallelGroups, make_groups
+from trainer.mesh import Mesh
+from trainer.topology.dist_group import make_groups
+from trainer.topology.groups import ParallelGroups
 
 
 def choose_device(kind: DeviceKind, local_rank: int) -> torch.device:
@@ -42,10 +40,14 @@ def choose_device(kind: DeviceKind, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def rank_threads(plan: RunPlan) -> int:
-    """Return how many CPU threads a rank computes with on this machine."""
-    configured = plan.config.runtime.threads_per_rank
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or plan.world_size)
+def rank_threads(configured: int | None, world_size: int) -> int:
+    """Return how many CPU threads a rank computes with on this machine.
+
+    Args:
+        configured: `runtime.threads_per_rank`.
+        world_size: number of ranks.
+    """
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or world_size)
     return configured or max(1, usable_cores() // local_ranks)
 
 
@@ -56,29 +58,24 @@ def warn_of_small_shared_memory(local_ranks: int) -> None:
         warn(problem)
 
 
-def start_world(plan: RunPlan, device: torch.device, store: Store | None = None) -> tuple[ParallelGroups, DistGroup]:
+def start_world(mesh: Mesh, runtime: RuntimeConfig, device: torch.device, store: Store | None = None) -> ParallelGroups:
     """Initialise torch.distributed, DeepSpeed's communication and all groups.
 
     Args:
-        plan: numbers of the run.
+        mesh: of the run.
+        runtime: threads and time-outs.
         device: of this rank.
         store: in which the ranks have met; None: they meet here.
-
-    Returns:
-        The groups of the mesh, and a gloo group over the world for host-side agreement (stop flags, memory, errors),
-        which never touches the device.
     """
-    torch.set_num_threads(rank_threads(plan))
+    torch.set_num_threads(rank_threads(runtime.threads_per_rank, mesh.size))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        warn_of_small_shared_memory(int(os.environ.get("LOCAL_WORLD_SIZE") or plan.world_size))
-    else:
-        keep_freed_memory(LARGEST_KEPT.get(plan.zero_stage))
-    timeout = timedelta(seconds=plan.config.runtime.timeout_s)
+        warn_of_small_shared_memory(int(os.environ.get("LOCAL_WORLD_SIZE") or mesh.size))
+    timeout = timedelta(seconds=runtime.timeout_s)
     if not dist.is_initialized():
         for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
             os.environ.setdefault(name, value)
-        _join(plan, "nccl" if device.type == "cuda" else "gloo", timeout, store)
+        _join(mesh.size, "nccl" if device.type == "cuda" else "gloo", timeout, store)
     import deepspeed
 
     let_starts_not_wait_for_compilers()
@@ -87,32 +84,26 @@ def start_world(plan: RunPlan, device: torch.device, store: Store | None = None)
 
         speak_by_messages(timeout)
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-    grid = Grid(plan.pipeline_parallel_size, plan.data_parallel_size, plan.tensor_parallel_size)
-    groups = make_groups(grid, device)
-    control = host_group(plan, groups)
-    # Only some of the ranks may lack it.
-    together(control, lambda: _check_precision(plan, device), is_of_machine=True)
-    return groups, control
+    if device.type == "cpu":
+        let_cpus_compute_fp16()
+    return make_groups(mesh, device, timeout)
 
 
-def host_group(plan: RunPlan, groups: ParallelGroups) -> DistGroup:
-    """Return a new gloo group over the world, for a thread's collectives on host memory. Collective over the world."""
-    handle = dist.new_group(backend="gloo", timeout=timedelta(seconds=plan.config.runtime.timeout_s))
-    return DistGroup(handle, groups.rank, plan.world_size, tuple(range(plan.world_size)))
+def check_precision(dtype: Dtype) -> None:
+    """Check that the device of this rank computes in what the run computes in; only some of the ranks may lack it.
 
-
-def _check_precision(plan: RunPlan, device: torch.device) -> None:
+    Raises:
+        ConfigError: it does not.
+    """
     from deepspeed.accelerator import get_accelerator
 
     accelerator: Any = get_accelerator()
-    if device.type == "cpu":
-        let_cpus_compute_fp16()
-    if plan.config.precision.dtype is Dtype.fp16 and not accelerator.is_fp16_supported():
+    if dtype is Dtype.fp16 and not accelerator.is_fp16_supported():
         raise ConfigError("precision.dtype=fp16 needs a GPU that computes in fp16, but this one does not; use fp32")
 
 
-def _join(plan: RunPlan, backend: str, timeout: timedelta, store: Store | None = None) -> None:
-    if plan.world_size == 1:
+def _join(world_size: int, backend: str, timeout: timedelta, store: Store | None = None) -> None:
+    if world_size == 1:
         # Alone there is nobody to meet: no port is opened, and what another launcher left in the environment is not
         # looked at.
         alone = dist.HashStore()  # type: ignore[attr-defined]

@@ -45,7 +45,7 @@ class WrappedEngine:
             group["lr"] = learning_rate
         plan = self._plan
         self._clock.start_step(
-            step, self._groups.data.rank, plan.data_parallel_size, plan.config.batch.micro_batch_size
+            step, self._groups.samples.rank, self._groups.samples.size, plan.config.batch.micro_batch_size
         )
 
     def _result(self, loss: torch.Tensor) -> StepResult:

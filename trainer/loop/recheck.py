@@ -11,7 +11,7 @@ from trainer.engine.fixed_batch import fixed_micro_batches
 from trainer.errors import NumericsError
 from trainer.loop.events import RunEnd, StepReport
 from trainer.topology.agreement import gather
-from trainer.topology.groups import DistGroup, ParallelGroups
+from trainer.topology.groups import ParallelGroups
 
 
 class Difference(NamedTuple):
@@ -42,11 +42,10 @@ class Recheck:
         engine: of the run.
         plan: numbers of the run.
         groups: this rank's place.
-        control: a group on CPU over the whole world.
     """
 
-    def __init__(self, engine: Engine, plan: RunPlan, groups: ParallelGroups, control: DistGroup) -> None:
-        self._engine, self._groups, self._control = engine, groups, control
+    def __init__(self, engine: Engine, plan: RunPlan, groups: ParallelGroups) -> None:
+        self._engine, self._groups = engine, groups
         self._plan = plan
         self._every = plan.config.runtime.recheck_every
 
@@ -64,7 +63,7 @@ class Recheck:
         batches = fixed_micro_batches(self._plan, self._groups.device)
         found = first_difference(self._engine.record(batches), self._engine.record(batches))
         mine = Difference(self._groups.rank, socket.gethostname(), found.name, found.is_received) if found else None
-        differences = [other for other in gather(self._control, mine) if other is not None]
+        differences = [other for other in gather(self._groups.control, mine) if other is not None]
         if not differences:
             return
         made = [other for other in differences if not other.is_received]

@@ -13,7 +13,7 @@ from trainer.engine.face import Engine
 from trainer.errors import NumericsError
 from trainer.loop.events import RunEnd, StepReport
 from trainer.topology.agreement import gather
-from trainer.topology.groups import DistGroup, ParallelGroups
+from trainer.topology.groups import ParallelGroups
 
 Holder = tuple[str, int, int]
 """Ranks with the same one hold the same: (axis over which there are copies, stage, rank on the other axis)."""
@@ -37,13 +37,12 @@ class ReplicaCheck:
         engine: of the run.
         plan: numbers of the run.
         groups: this rank's place.
-        control: a group on CPU over the whole world.
     """
 
-    def __init__(self, engine: Engine, plan: RunPlan, groups: ParallelGroups, control: DistGroup) -> None:
-        self._engine, self._groups, self._control = engine, groups, control
+    def __init__(self, engine: Engine, plan: RunPlan, groups: ParallelGroups) -> None:
+        self._engine, self._groups = engine, groups
         self._every = plan.config.runtime.check_replicas_every
-        place = groups.grid.coordinate(groups.rank)
+        place = groups.place
         self._holders: tuple[Holder, Holder] = (
             ("data", place.stage, place.tp_rank),
             ("tensor", place.stage, place.dp_rank),
@@ -65,7 +64,7 @@ class ReplicaCheck:
         if self._differing(weights, whole) is None:
             return
         # All ranks are here: they saw the same hashes. Which tensor it is takes a hash of each.
-        names = sorted({name for found in gather(self._control, list(weights)) for name in found})
+        names = sorted({name for found in gather(self._groups.control, list(weights)) for name in found})
         wrong = [
             (name, ranks) for name in names if (ranks := self._differing(_only(weights, name), _only(whole, name)))
         ]
@@ -85,7 +84,7 @@ class ReplicaCheck:
         """Return two ranks whose copies differ, the same ones on every rank, or None. Collective over the world."""
         mine = _Hashes(self._groups.rank, self._holders, (_hash(weights), _hash(whole)))
         seen: dict[Holder, tuple[str, int]] = {}
-        for other in gather(self._control, mine):
+        for other in gather(self._groups.control, mine):
             for holder, value in zip(other.holders, other.values, strict=True):
                 known, rank = seen.setdefault(holder, (value, other.rank))
                 if known != value:

@@ -6,21 +6,13 @@ import signal
 import threading
 import time
 from types import FrameType
-from typing import Protocol
 
 import torch
-import torch.distributed as dist
 
 from trainer.errors import PeerLostError
-from trainer.topology.groups import DistGroup, Group
+from trainer.topology.groups import Finish, Group
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-
-
-class _Work(Protocol):
-    """What an asynchronous collective returns."""
-
-    def wait(self) -> bool: ...
 
 
 class StopRequest:
@@ -40,8 +32,7 @@ class StopRequest:
         self._repeat_s = repeat_s
         self._requested = False
         self._interrupted_at: float | None = None
-        self._flags: torch.Tensor | None = None
-        self._work: _Work | None = None
+        self._answer: Finish | None = None
         self._previous: dict[signal.Signals, object] = {}
 
     @property
@@ -104,28 +95,19 @@ class StopRequest:
         Raises:
             PeerLostError: a rank died.
         """
-        if self._flags is None:
+        if self._answer is None:
             return False
-        flags, work = self._flags, self._work
-        self._flags = self._work = None
-        if work is not None:
-            try:
-                work.wait()
-            except RuntimeError as error:
-                raise PeerLostError(f"every rank must answer at the end of a step, but one is lost: {error}") from error
-        return bool(flags.item())
+        answer, self._answer = self._answer, None
+        try:
+            return bool(answer().item())
+        except RuntimeError as error:
+            raise _lost(error) from error
 
     def _start(self) -> None:
-        self._flags = torch.tensor([float(self._requested)])
         try:
-            if isinstance(self._control, DistGroup):
-                self._work = dist.all_reduce(
-                    self._flags, op=dist.ReduceOp.MAX, group=self._control.process_group, async_op=True
-                )
-            else:
-                self._control.all_reduce(self._flags, op="max")
+            self._answer = self._control.start_all_reduce(torch.tensor([float(self._requested)]), op="max")
         except RuntimeError as error:
-            raise PeerLostError(f"every rank must answer at the end of a step, but one is lost: {error}") from error
+            raise _lost(error) from error
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._requested = True
@@ -136,3 +118,7 @@ class StopRequest:
             raise KeyboardInterrupt
         if self._interrupted_at is None:
             self._interrupted_at = now
+
+
+def _lost(error: RuntimeError) -> PeerLostError:
+    return PeerLostError(f"every rank must answer at the end of a step, but one is lost: {error}")

@@ -36,7 +36,7 @@ from trainer.metrics.throughput import ThroughputMeter
 from trainer.metrics.wandb_mode import WandbChoice, choose_mode
 from trainer.metrics.wandb_sink import Checkpoints, WandbSink
 from trainer.run_paths import CSV, METRICS, SAMPLES
-from trainer.topology.groups import Group, ParallelGroups
+from trainer.topology.groups import ParallelGroups
 from trainer.versions import source_commit, versions
 
 
@@ -66,7 +66,6 @@ def build_metrics(
     run_dir: Path,
     state: TrainState,
     groups: ParallelGroups,
-    control: Group,
     hosts: Sequence[str],
     facts: RunFacts | None = None,
 ) -> MetricsHook:
@@ -79,7 +78,6 @@ def build_metrics(
         run_dir: the run's folder; must exist or be creatable.
         state: the loop's own state; the summary reads it at the end.
         groups: this rank's place.
-        control: a group on CPU over the whole world.
         hosts: machine of every rank, in order of ranks.
         facts: about the run's checkpoints.
     """
@@ -91,12 +89,12 @@ def build_metrics(
         peak_flops=peak_flops_per_second(device_name, plan.config.precision.dtype),
     )
     reads_node = plan.config.logging.system_metrics and os.environ.get("LOCAL_RANK", "0") == "0"
-    stages = [groups.grid.coordinate(rank).stage for rank in range(groups.grid.size)]
+    stages = groups.mesh.stages
     across = AcrossMeter(
         memory=MemoryMeter(groups.device),
         node=NodeMeter(with_gpus=groups.device.type == "cuda") if reads_node else None,
         stages=stages,
-        control=control,
+        control=groups.control,
     )
     factor = plan.config.runtime.straggler_factor
     if factor is None:
@@ -167,7 +165,7 @@ def _wandb_sink(
     config = plan.config
     plan_numbers = {
         "parameters": parameters,
-        "layout": plan.layout_name,
+        "layout": plan.mesh.name,
         "pipeline_parallel_size": plan.pipeline_parallel_size,
         "tensor_parallel_size": plan.tensor_parallel_size,
         "data_parallel_size": plan.data_parallel_size,
@@ -180,7 +178,7 @@ def _wandb_sink(
         logging=config.logging,
         choice=choice,
         group=config.logging.wandb_group or config.name,
-        tags=(plan.layout_name,),
+        tags=(plan.mesh.name,),
         config={**_plain_mapping(asdict(config)), "plan": plan_numbers, "versions": versions(), "source": source},
         say=say,
         note=notes.append,

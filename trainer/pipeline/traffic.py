@@ -13,11 +13,11 @@ from itertools import pairwise
 
 from trainer.config.plan import RunPlan
 from trainer.config.schema import Dtype
+from trainer.mesh import Mesh
 from trainer.pipeline.partition import Stage, stages
 from trainer.spec.execution import RecomputeKind
 from trainer.spec.model import Layer, LayerKind
 from trainer.spec.parts import Positions
-from trainer.topology.grid import Grid
 
 _FP32_BYTES = 4
 
@@ -76,28 +76,28 @@ def node_traffic(plan: RunPlan, nodes: Sequence[Hashable]) -> NodeTraffic:
         plan: of the run.
         nodes: the machine of every rank, in rank order.
     """
-    grid = Grid(plan.pipeline_parallel_size, plan.data_parallel_size, plan.tensor_parallel_size)
+    mesh = plan.mesh
     tensor: dict[Hashable, float] = dict.fromkeys(nodes, 0.0)
     pipeline: dict[Hashable, float] = dict.fromkeys(nodes, 0.0)
     links = [0.0] * plan.pipeline_parallel_size
     for stage in stages(plan):
         links[stage.rank_index] += tensor_link_bytes(plan, stage)
-    for group in grid.tensor_groups():
+    for group in mesh.tensor_groups():
         for rank, following in zip(group, [*group[1:], group[0]], strict=True):
             if nodes[rank] != nodes[following]:
-                tensor[nodes[rank]] += links[grid.coordinate(rank).stage]
-    for sender, receiver in _hand_overs(plan, grid):
+                tensor[nodes[rank]] += links[mesh.coordinate(rank).stage]
+    for sender, receiver in _hand_overs(plan, mesh):
         if nodes[sender] != nodes[receiver]:
             pipeline[nodes[sender]] += _hand_over_bytes(plan)
     return NodeTraffic(max(tensor.values()), max(pipeline.values()))
 
 
-def _hand_overs(plan: RunPlan, grid: Grid) -> list[tuple[int, int]]:
+def _hand_overs(plan: RunPlan, mesh: Mesh) -> list[tuple[int, int]]:
     """Return (sender, receiver) of hidden states and of their gradients, over all stages' edges."""
     ranks = [stage.rank_index for stage in stages(plan)]
     pairs = [(a, b) for a, b in pairwise(ranks) if a != b]
     ways = [*pairs, *((b, a) for a, b in pairs)]
-    return [(group[a], group[b]) for group in grid.pipeline_groups() for a, b in ways]
+    return [(group[a], group[b]) for group in mesh.pipeline_groups() for a, b in ways]
 
 
 def _hand_over_bytes(plan: RunPlan) -> float:
@@ -107,5 +107,4 @@ def _hand_over_bytes(plan: RunPlan) -> float:
 
 def split_tensor_groups(plan: RunPlan, nodes: Sequence[Hashable]) -> list[list[int]]:
     """Return the tensor-parallel groups, as global ranks, that do not lie on one machine."""
-    grid = Grid(plan.pipeline_parallel_size, plan.data_parallel_size, plan.tensor_parallel_size)
-    return [group for group in grid.tensor_groups() if len({nodes[rank] for rank in group}) > 1]
+    return [group for group in plan.mesh.tensor_groups() if len({nodes[rank] for rank in group}) > 1]

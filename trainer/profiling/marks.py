@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch.profiler import record_function
 
+from trainer.mesh import Mesh
 from trainer.profiling.names import COMMUNICATION
 from trainer.topology.exchange import Peers
-from trainer.topology.grid import Grid
 
 _CALLS = {
     "all-reduce": ("allreduce", "allreduce_coalesced"),
@@ -51,9 +51,9 @@ _MADE_OF_MESSAGES = {
 _Method = Callable[..., Any]
 
 
-def axis_of(grid: Grid, ranks: list[int]) -> str | None:
+def axis_of(mesh: Mesh, ranks: list[int]) -> str | None:
     """Return the axis along which a group lies: tensor, data, pipeline, or mesh for more than one. None: one rank."""
-    places = [grid.coordinate(rank) for rank in ranks]
+    places = [mesh.coordinate(rank) for rank in ranks]
     along = {
         "tensor": len({place.tp_rank for place in places}) > 1,
         "data": len({place.dp_rank for place in places}) > 1,
@@ -67,11 +67,11 @@ class CommunicationMarks:
     """Puts the ranges in, and takes them out again. Local; for one thread to call, whichever threads communicate.
 
     Args:
-        grid: of the run; says which axis a group belongs to.
+        mesh: of the run; says which axis a group belongs to.
     """
 
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
         self._axes: dict[str, str | None] = {}
         self._works: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
         self._thread = threading.local()
@@ -143,7 +143,7 @@ class CommunicationMarks:
     def _label(self, group: Any, kind: str) -> str | None:
         name = group.group_name
         if name not in self._axes:
-            self._axes[name] = axis_of(self._grid, dist.get_process_group_ranks(group))
+            self._axes[name] = axis_of(self._mesh, dist.get_process_group_ranks(group))
         axis = self._axes[name]
         if axis == "mesh" and kind == "messages":
             # DeepSpeed's stages send to each other over the group of all ranks.

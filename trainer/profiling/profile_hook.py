@@ -25,7 +25,7 @@ from trainer.profiling.phases import MarkedProgress
 from trainer.profiling.report import record, screen, summarise
 from trainer.run_paths import PROFILE
 from trainer.topology.agreement import gather, together
-from trainer.topology.groups import DistGroup, ParallelGroups
+from trainer.topology.groups import ParallelGroups
 
 
 class ProfileHook:
@@ -36,7 +36,6 @@ class ProfileHook:
         run_dir: the run's folder.
         progress: of the loop and the engine; its notes become ranges in the trace.
         groups: this rank's place.
-        control: a group on CPU over the whole world.
     """
 
     def __init__(
@@ -45,15 +44,14 @@ class ProfileHook:
         run_dir: Path,
         progress: MarkedProgress,
         groups: ParallelGroups,
-        control: DistGroup,
     ) -> None:
         self._runtime, self._last_of_run = config.runtime, config.train.steps
         self._folder = run_dir / PROFILE
-        self._progress, self._groups, self._control = progress, groups, control
-        self._marks = CommunicationMarks(groups.grid)
-        grid = groups.grid
+        self._progress, self._groups = progress, groups
+        mesh = groups.mesh
+        self._marks = CommunicationMarks(mesh)
         self._ranks = config.runtime.profile_ranks or tuple(
-            grid.rank(stage, 0, 0) for stage in range(grid.pipeline_parallel_size)
+            mesh.rank(stage, 0, 0) for stage in range(mesh.pipeline_parallel_size)
         )
         self._window: range | None = None
         self._profiler: Any = None
@@ -87,8 +85,8 @@ class ProfileHook:
             self._get_ready(step)
             return
         window, self._window, self._is_done = self._window, None, True
-        found = together(self._control, lambda: self._finish(window))
-        self._tell(window, gather(self._control, found))
+        found = together(self._groups.control, lambda: self._finish(window))
+        self._tell(window, gather(self._groups.control, found))
 
     def on_report(self, report: StepReport) -> None:
         """Do nothing."""
@@ -155,7 +153,7 @@ class ProfileHook:
             write_atomically(self._folder / "summary.json", json.dumps(record(summary), indent=2) + "\n")
             say(screen(summary, str(self._folder), speaks_unicode(terminal(), os.environ)))
 
-        together(self._control, tell)
+        together(self._groups.control, tell)
 
 
 def _exported(profiler: Any, path: Path) -> bytes:

@@ -22,7 +22,7 @@ from trainer.metrics.sink import Sample
 from trainer.samples.weights import WeightGatherer
 from trainer.tensor_parallel.init import fill
 from trainer.tensor_parallel.shard import with_padding
-from trainer.topology.groups import DistGroup, ParallelGroups
+from trainer.topology.groups import ParallelGroups
 
 
 class SamplesHook:
@@ -33,7 +33,6 @@ class SamplesHook:
         plan: numbers of the run; `eval.samples` is above 0.
         tokenizer_folder: the run's tokenizer; read by the reporting rank.
         groups: this rank's place.
-        control: a group on CPU over the whole world.
         publish: takes the texts of an evaluation, on the reporting rank.
     """
 
@@ -43,12 +42,11 @@ class SamplesHook:
         plan: RunPlan,
         tokenizer_folder: Path,
         groups: ParallelGroups,
-        control: DistGroup,
         publish: Callable[[Sequence[Sample]], None],
     ) -> None:
         self._plan = plan
         self._tokenizer_folder = tokenizer_folder
-        self._weights = WeightGatherer(engine, plan.config.zero.stage == 3, groups, control)
+        self._weights = WeightGatherer(engine, plan.config.zero.stage == 3, groups)
         self._publish = publish
         self._tokenizer: Tokenizer | None = None
 

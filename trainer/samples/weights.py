@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 
 from trainer.engine.face import Engine
 from trainer.tensor_parallel.shard import ShardSpec, unshard, without_padding
 from trainer.topology.agreement import gather
-from trainer.topology.groups import DistGroup, ParallelGroups
+from trainer.topology.groups import ParallelGroups
 
 REPORTING_RANK = 0
 
@@ -33,14 +32,12 @@ class WeightGatherer:
         engine: of this rank.
         is_sharded: whether data-parallel ranks must gather parameters together (ZeRO-3).
         groups: this rank's place.
-        control: a group on CPU over the whole world.
     """
 
-    def __init__(self, engine: Engine, is_sharded: bool, groups: ParallelGroups, control: DistGroup) -> None:
+    def __init__(self, engine: Engine, is_sharded: bool, groups: ParallelGroups) -> None:
         self._engine = engine
         self._groups = groups
-        self._control = control
-        self._is_sender = groups.grid.coordinate(groups.rank).dp_rank == 0
+        self._is_sender = groups.place.dp_rank == 0
         self._takes_part = self._is_sender or is_sharded
         self._sources: list[_Source] | None = None
 
@@ -57,8 +54,7 @@ class WeightGatherer:
         if self._is_sender:
             for source in self._sources:
                 if self._groups.rank in source.ranks:
-                    tensor = local[source.spec.name].contiguous()
-                    dist.send(tensor, dst=REPORTING_RANK, group=self._control.process_group)
+                    self._groups.control.send(local[source.spec.name], REPORTING_RANK)
         return None
 
     def _receive(self, source: _Source, local: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -68,20 +64,19 @@ class WeightGatherer:
                 parts.append(local[spec.name])
                 continue
             part = torch.empty(spec.local_shape(self._groups.tensor.size), dtype=torch.float32)
-            dist.recv(part, src=rank, group=self._control.process_group)
-            parts.append(part)
+            parts.append(self._groups.control.receive(part, rank))
         return without_padding(unshard(parts, spec) if len(parts) > 1 else parts[0], spec)
 
     def _find_sources(self) -> list[_Source]:
-        """Return the same list on every rank. Collective over `control`."""
+        """Return the same list on every rank. Collective over the world."""
         specs = list(self._engine.shard_specs().values()) if self._is_sender else []
-        grid, found = self._groups.grid, dict[str, _Source]()
-        for rank, held in enumerate(gather(self._control, specs)):
-            place = grid.coordinate(rank)
+        mesh, found = self._groups.mesh, dict[str, _Source]()
+        for rank, held in enumerate(gather(self._groups.control, specs)):
+            place = mesh.coordinate(rank)
             if place.tp_rank != 0:
                 continue
             for spec in held:
-                width = 1 if spec.dim is None else grid.tensor_parallel_size
-                ranks = tuple(grid.rank(place.stage, 0, tp_rank) for tp_rank in range(width))
+                width = 1 if spec.dim is None else mesh.tensor_parallel_size
+                ranks = tuple(mesh.rank(place.stage, 0, tp_rank) for tp_rank in range(width))
                 found.setdefault(spec.name, _Source(spec, ranks))
         return list(found.values())

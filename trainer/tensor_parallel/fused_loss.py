@@ -20,7 +20,7 @@ from trainer.tensor_parallel.cross_entropy import local_targets
 from trainer.tensor_parallel.gradients import scaled_gradient, weight_gradient
 from trainer.tensor_parallel.mappings import SEQUENCE_DIM
 from trainer.tensor_parallel.token_ids import check_token_ids
-from trainer.topology.groups import Group, start_all_reduce, start_reduce_scatter
+from trainer.topology.groups import Group
 
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Logits in a chunk: on the CPU 16 MiB in fp32, which stay in the cache; on a GPU enough to fill it."""
@@ -222,7 +222,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.gradients, _ = None, ctx.saved_tensors
         scale = grads[0].float() / ctx.count
         hidden = gradients.of_rows(scale).view(ctx.shape)
-        finish = start_reduce_scatter(ctx.group, hidden) if ctx.gathers else start_all_reduce(ctx.group, hidden)
+        finish = ctx.group.start_reduce_scatter(hidden) if ctx.gathers else ctx.group.start_all_reduce(hidden)
         grad_weight = gradients.of_weight(scale)
         return finish(), grad_weight, None, None, None, None, None, None
 

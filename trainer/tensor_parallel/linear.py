@@ -21,7 +21,7 @@ from trainer.tensor_parallel.mappings import (
     reduce_from_tensor_parallel,
     reduce_scatter_to_sequence,
 )
-from trainer.topology.groups import Group, start_all_gather, start_all_reduce, start_reduce_scatter
+from trainer.topology.groups import Group
 
 
 class _ColumnParallel(torch.autograd.Function):
@@ -41,7 +41,7 @@ class _ColumnParallel(torch.autograd.Function):
         grad = grads[0]
         finish = None
         if ctx.needs_input_grad[0]:
-            finish = start_all_reduce(ctx.group, products_of(weight).input_gradient(grad, weight))
+            finish = ctx.group.start_all_reduce(products_of(weight).input_gradient(grad, weight))
         flat = grad.flatten(0, -2)
         grad_weight = weight_gradient(weight, flat, hidden.flatten(0, -2))
         grad_bias = flat.sum(dim=0) if ctx.has_bias else None
@@ -63,10 +63,10 @@ class _GatheredLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
         grad = grads[0]
-        gathered = start_all_gather(ctx.group, hidden)
+        gathered = ctx.group.start_all_gather(hidden)
         partial = products_of(weight).input_gradient(grad, weight)
         whole = gathered()
-        reduced = start_reduce_scatter(ctx.group, partial)
+        reduced = ctx.group.start_reduce_scatter(partial)
         flat = grad.flatten(0, -2)
         grad_weight = weight_gradient(weight, flat, whole.flatten(0, -2))
         grad_bias = flat.sum(dim=0) if ctx.has_bias else None

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TypeVar, cast
-
-import torch.distributed as dist
+from typing import TypeVar
 
 from trainer.errors import ConfigError, TridentError
-from trainer.topology.groups import DistGroup
+from trainer.topology.groups import Group
 
 T = TypeVar("T")
 
 
-def together(control: DistGroup, action: Callable[[], T], is_of_machine: bool = False) -> T:
+def together(control: Group, action: Callable[[], T], is_of_machine: bool = False) -> T:
     """Run `action` on every rank; if it failed anywhere, raise the lowest failing rank's error everywhere.
 
     Collective over `control` (a host-side group). Errors that are not `TridentError` are raised where they happened,
@@ -31,8 +29,7 @@ def together(control: DistGroup, action: Callable[[], T], is_of_machine: bool = 
         result = action()
     except Exception as caught:
         error = _with_place(caught, control.rank) if is_of_machine and control.rank > 0 else caught
-    errors: list[Exception | None] = [None] * control.size
-    dist.all_gather_object(errors, _portable(error, control.rank), group=control.process_group)
+    errors = control.gather_objects(_portable(error, control.rank))
     failed = [rank for rank, found in enumerate(errors) if found is not None]
     if not failed:
         return result  # type: ignore[return-value]
@@ -63,8 +60,6 @@ def _portable(error: Exception | None, rank: int) -> Exception | None:
     return TridentError(f"rank {rank} failed: {type(error).__name__}: {error}")
 
 
-def gather(control: DistGroup, value: T) -> list[T]:
+def gather(control: Group, value: T) -> list[T]:
     """Return every rank's value, in rank order, on every rank. Collective over `control`."""
-    values: list[T | None] = [None] * control.size
-    dist.all_gather_object(values, value, group=control.process_group)
-    return cast(list[T], values)
+    return control.gather_objects(value)

@@ -1,51 +1,144 @@
 """Process groups as values: frozen, passed to whoever needs them, never looked up in a global.
 
-`Group` is what a layer sees of an axis: its place in it and four collectives. `ProcessGroup`-backed groups run
-the collectives; `FakeGroup` pretends to be rank r of n inside one process, for tests and dry runs.
+`Group` is what a layer sees of the ranks that it has to do with: its place among them and what they can do together.
+`DistGroup` (dist_group.py) does it over a torch process group; `FakeGroup` pretends to be rank r of n inside one
+process, for tests and dry runs. `ParallelGroups` are all groups of a rank.
 """
 
 from __future__ import annotations
 
+import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from trainer.topology.exchange import Peers, pays
-from trainer.topology.grid import Grid
+from trainer.mesh import Coordinate, Mesh
 from trainer.topology.watch import Watch
 
+T = TypeVar("T")
+Finish = Callable[[], torch.Tensor]
+"""Waits for what was begun, and returns its result. Until then nobody may touch the tensor that was given."""
 
-class Group(Protocol):
-    """One axis of the mesh as seen by one rank. Every collective must be called by every rank of the group."""
 
-    @property
-    def rank(self) -> int:
-        """Index of this rank in the group."""
+@dataclass(frozen=True)
+class Group(ABC):
+    """Some ranks as seen by one of them. Every collective must be called by every rank of the group.
 
-    @property
-    def size(self) -> int:
-        """Number of ranks in the group."""
+    Three collectives make a group; the others have bodies made of them, which are right everywhere and which a group
+    that can do better replaces.
+    """
 
+    rank: int
+    """Index of this rank in the group."""
+    size: int
+    """Number of ranks in the group."""
+    watch: Watch = field(default_factory=Watch, compare=False, repr=False, kw_only=True)
+    """Told of what goes over the wire, for whoever listens; a group without a wire tells nothing."""
+
+    @abstractmethod
     def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
         """Reduce in place over the group (op: sum | max) and return `tensor`."""
 
+    @abstractmethod
     def all_gather(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """Return the ranks' tensors concatenated along `dim`: `[..., n, ...] -> [..., size * n, ...]`."""
 
+    @abstractmethod
     def reduce_scatter(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """Sum over the group and return this rank's chunk along `dim`: `[..., n, ...] -> [..., n / size, ...]`."""
 
+    def all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Hand chunk i along dimension 0 to rank i; return what came, in rank order: `[n, ...] -> [n, ...]`."""
+        chunk_length(tensor, 0, self.size)
+        chunks = self.all_gather(tensor).chunk(self.size * self.size)
+        return torch.cat(chunks[self.rank :: self.size])
 
-def _reduce_op(op: str) -> dist.ReduceOp.RedOpType:
+    def send_receive(self, tensor: torch.Tensor, to: int, source: int) -> torch.Tensor:
+        """Hand `tensor` to rank `to` and return the one of rank `source`, which has the same shape and dtype.
+
+        A collective: every rank hands one to another one, or all keep their own. A ring is `to=rank + 1`,
+        `source=rank - 1`, modulo `size`.
+        """
+        self._check_peer(to)
+        self._check_peer(source)
+        return self.all_gather(tensor.unsqueeze(0))[source]
+
+    def start_all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> Finish:
+        """Begin to reduce in place over the group. No host sync on CUDA, where the current stream waits."""
+        result = self.all_reduce(tensor, op)
+        return lambda: result
+
+    def start_all_gather(self, tensor: torch.Tensor) -> Finish:
+        """Begin to gather along dimension 0: `[n, ...] -> [size * n, ...]`. No host sync on CUDA."""
+        result = self.all_gather(tensor)
+        return lambda: result
+
+    def start_reduce_scatter(self, tensor: torch.Tensor) -> Finish:
+        """Begin to sum and scatter along dimension 0: `[size * n, ...] -> [n, ...]`. No host sync on CUDA."""
+        result = self.reduce_scatter(tensor)
+        return lambda: result
+
+    def start_all_to_all(self, tensor: torch.Tensor) -> Finish:
+        """Begin `all_to_all`. No host sync on CUDA."""
+        result = self.all_to_all(tensor)
+        return lambda: result
+
+    def start_send_receive(self, tensor: torch.Tensor, to: int, source: int) -> Finish:
+        """Begin `send_receive`. No host sync on CUDA."""
+        result = self.send_receive(tensor, to, source)
+        return lambda: result
+
+    def send(self, tensor: torch.Tensor, to: int) -> None:
+        """Send a message to one rank of the group, which calls `receive`. Waits until it is taken. No collective."""
+        self._check_peer(to)
+        raise ValueError(f"rank {self.rank} of {self.size} has nobody to send to in a {type(self).__name__}")
+
+    def receive(self, tensor: torch.Tensor, source: int) -> torch.Tensor:
+        """Fill `tensor`, of the shape and dtype of what one rank sends, with its message, and return it."""
+        self._check_peer(source)
+        raise ValueError(f"rank {self.rank} of {self.size} has nobody to hear from in a {type(self).__name__}")
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Return every rank's value, in rank order; they must be picklable. Collective; needs tensors on the host."""
+        if self.size == 1:
+            return [value]
+        mine = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+        lengths = self.all_gather(torch.tensor([mine.numel()])).tolist()
+        padded = torch.nn.functional.pad(mine, (0, max(lengths) - mine.numel()))
+        everyone = self.all_gather(padded.unsqueeze(0))
+        return [pickle.loads(row[:length].numpy().tobytes()) for row, length in zip(everyone, lengths, strict=True)]
+
+    @property
+    def handle(self) -> dist.ProcessGroup:
+        """The torch process group, for those who talk over it themselves, as DeepSpeed does."""
+        raise TypeError(f"a {type(self).__name__} has no process group")
+
+    def _check_peer(self, rank: int) -> None:
+        if not 0 <= rank < self.size:
+            raise ValueError(f"a peer must be in [0, {self.size}), but is {rank}")
+
+
+def reduce_op(op: str) -> dist.ReduceOp.RedOpType:
+    """Return torch's name of an operation.
+
+    Raises:
+        ValueError: it is neither sum nor max.
+    """
     if op not in ("sum", "max"):
         raise ValueError(f"op must be sum or max, but is {op}")
     return dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM
 
 
-def _chunk_length(tensor: torch.Tensor, dim: int, size: int) -> int:
+def chunk_length(tensor: torch.Tensor, dim: int, size: int) -> int:
+    """Return the length along `dim` of one of `size` equal parts.
+
+    Raises:
+        ValueError: they would not be equal.
+    """
     length = tensor.shape[dim]
     if length % size:
         raise ValueError(f"dimension {dim} of {tuple(tensor.shape)} must be divisible by {size} ranks")
@@ -53,7 +146,7 @@ def _chunk_length(tensor: torch.Tensor, dim: int, size: int) -> int:
 
 
 @dataclass(frozen=True)
-class SingleGroup:
+class SingleGroup(Group):
     """A group of one: every collective is the identity."""
 
     rank: int = 0
@@ -61,7 +154,7 @@ class SingleGroup:
 
     def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
         """Return `tensor`."""
-        _reduce_op(op)
+        reduce_op(op)
         return tensor
 
     def all_gather(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
@@ -74,14 +167,11 @@ class SingleGroup:
 
 
 @dataclass(frozen=True)
-class FakeGroup:
+class FakeGroup(Group):
     """Rank `rank` of `size` without peers: shapes are those of a real group, values see only this rank.
 
     all_reduce returns the input, all_gather repeats it `size` times, reduce_scatter takes this rank's chunk.
     """
-
-    rank: int
-    size: int
 
     def __post_init__(self) -> None:
         """Check the range."""
@@ -90,7 +180,7 @@ class FakeGroup:
 
     def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
         """Return `tensor`."""
-        _reduce_op(op)
+        reduce_op(op)
         return tensor
 
     def all_gather(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
@@ -99,158 +189,35 @@ class FakeGroup:
 
     def reduce_scatter(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """Return this rank's chunk along `dim`."""
-        _chunk_length(tensor, dim, self.size)
+        chunk_length(tensor, dim, self.size)
         return tensor.chunk(self.size, dim=dim)[self.rank].contiguous()
 
 
-@dataclass(frozen=True)
-class DistGroup:
-    """A group over a torch process group."""
-
-    process_group: dist.ProcessGroup
-    rank: int
-    size: int
-    ranks: tuple[int, ...]
-    """Global ranks, in group order."""
-    watch: Watch = field(default_factory=Watch, compare=False)
-    """Told of every collective, for whoever listens."""
-
-    @property
-    def _peers(self) -> Peers:
-        return Peers(self.process_group, self.rank, self.ranks)
-
-    def _watched(self, finish: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-        def watched() -> torch.Tensor:
-            self.watch.waits()
-            result = finish()
-            self.watch.received(result)
-            return result
-
-        return watched
-
-    def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
-        """Reduce in place over the group and return `tensor`. No host sync on CUDA."""
-        kind = _reduce_op(op)
-        if self.size == 1:
-            return tensor
-        self.watch.sends(tensor)
-        self.watch.waits()
-        if op == "sum" and pays(tensor):
-            self._peers.all_reduce(tensor)
-        else:
-            dist.all_reduce(tensor, op=kind, group=self.process_group)
-        self.watch.received(tensor)
-        return tensor
-
-    def start_all_reduce(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Begin to sum in place over the group. No host sync on CUDA, where the current stream waits."""
-        if self.size == 1:
-            return lambda: tensor
-        self.watch.sends(tensor)
-        if self.size == 2 and pays(tensor):
-            return self._watched(self._peers.start_sum(tensor))
-        work = dist.all_reduce(tensor, group=self.process_group, async_op=True)
-        assert work is not None, "this rank must be in the group"
-
-        def finish() -> torch.Tensor:
-            work.wait()
-            return tensor
-
-        return self._watched(finish)
-
-    def all_gather(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
-        """Return the ranks' tensors concatenated along `dim`. No host sync on CUDA."""
-        if self.size == 1:
-            return tensor
-        return self.start_all_gather(tensor.movedim(dim, 0))().movedim(0, dim).contiguous()
-
-    def start_all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Begin to gather along dimension 0. No host sync on CUDA."""
-        mine = tensor.contiguous()
-        self.watch.sends(mine)
-        out = mine.new_empty((self.size * mine.shape[0], *mine.shape[1:]))
-        if pays(mine):
-            finish = self._peers.start_all_gather(mine, out.chunk(self.size))
-        else:
-            work = dist.all_gather_into_tensor(out, mine, group=self.process_group, async_op=True)
-            assert work is not None, "this rank must be in the group"
-            finish = work.wait
-
-        def result() -> torch.Tensor:
-            finish()
-            return out
-
-        return self._watched(result)
-
-    def reduce_scatter(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
-        """Sum over the group and return this rank's chunk along `dim`. No host sync on CUDA."""
-        if self.size == 1:
-            return tensor
-        _chunk_length(tensor, dim, self.size)
-        return self.start_reduce_scatter(tensor.movedim(dim, 0))().movedim(0, dim).contiguous()
-
-    def start_reduce_scatter(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Begin to sum and scatter along dimension 0. No host sync on CUDA."""
-        whole = tensor.contiguous()
-        self.watch.sends(whole)
-        if pays(whole):
-            return self._watched(self._peers.start_reduce_scatter(whole.chunk(self.size)))
-        out = whole.new_empty((_chunk_length(whole, 0, self.size), *whole.shape[1:]))
-        work = dist.reduce_scatter_tensor(out, whole, group=self.process_group, async_op=True)
-        assert work is not None, "this rank must be in the group"
-
-        def result() -> torch.Tensor:
-            work.wait()
-            return out
-
-        return self._watched(result)
-
-
-def start_all_reduce(group: Group, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Begin to sum in place over the group; the returned function waits, and returns `tensor`.
-
-    Between the two nobody may touch `tensor`. Collective over the group; no host sync on CUDA.
-    """
-    if isinstance(group, DistGroup):
-        return group.start_all_reduce(tensor)
-    group.all_reduce(tensor)
-    return lambda: tensor
-
-
-def start_all_gather(group: Group, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Begin to gather `[n, ...]` along dimension 0; the returned function waits, and returns `[size * n, ...]`.
-
-    Collective over the group; no host sync on CUDA.
-    """
-    if isinstance(group, DistGroup):
-        return group.start_all_gather(tensor)
-    gathered = group.all_gather(tensor)
-    return lambda: gathered
-
-
-def start_reduce_scatter(group: Group, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Begin to sum `[size * n, ...]`; the returned function waits, and returns this rank's `[n, ...]`.
-
-    Between the two nobody may change `tensor`. Collective over the group; no host sync on CUDA.
-    """
-    if isinstance(group, DistGroup):
-        return group.start_reduce_scatter(tensor)
-    mine = group.reduce_scatter(tensor)
-    return lambda: mine
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ParallelGroups:
-    """This rank's place in the mesh: one group an axis."""
+    """This rank's place in the mesh, and the ranks that it has to do with, by what it has to do with them."""
 
-    grid: Grid
+    mesh: Mesh
     rank: int
     """Global rank."""
-    world: Group
-    pipeline: Group
-    data: Group
-    tensor: Group
     device: torch.device
+    world: Group
+    """Everybody, on the device."""
+    control: Group
+    """Everybody, on the host: for agreement on errors, stops and measurements, which never touches the device."""
+    pipeline: Group
+    """Who hands hidden states on to whom."""
+    samples: Group
+    """Who reads other samples: the place in it decides which ones this rank reads."""
+    gradients: Group
+    """Who averages gradients, and holds the same weights."""
+    tensor: Group
+    """Who shares each tensor."""
+
+    @property
+    def place(self) -> Coordinate:
+        """Where this rank stands."""
+        return self.mesh.coordinate(self.rank)
 
     @property
     def is_reporting_rank(self) -> bool:
@@ -258,36 +225,12 @@ class ParallelGroups:
         return self.rank == 0
 
 
-def _axis_group(rank: int, members: list[list[int]]) -> DistGroup:
-    mine: DistGroup | None = None
-    for ranks in members:
-        handle = dist.new_group(ranks)
-        if rank in ranks:
-            mine = DistGroup(handle, ranks.index(rank), len(ranks), tuple(ranks))
-    if mine is None:
-        raise ValueError(f"rank {rank} must be in one of {members}")
-    return mine
-
-
-def make_groups(grid: Grid, device: torch.device) -> ParallelGroups:
-    """Create the groups of every axis. Collective over the world, which must be initialised with grid.size ranks."""
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    if world_size != grid.size:
-        raise ValueError(f"world size must be {grid.size} = pp * dp * tp, but is {world_size}")
-    world_handle = dist.group.WORLD
-    assert world_handle is not None
-    return ParallelGroups(
-        grid=grid,
-        rank=rank,
-        world=DistGroup(world_handle, rank, world_size, tuple(range(world_size))),
-        pipeline=_axis_group(rank, grid.pipeline_groups()),
-        data=_axis_group(rank, grid.data_groups()),
-        tensor=_axis_group(rank, grid.tensor_groups()),
-        device=device,
-    )
-
-
 def single_process_groups(device: torch.device | None = None) -> ParallelGroups:
     """Return groups for one process without torch.distributed."""
     one = SingleGroup()
-    return ParallelGroups(Grid(1, 1, 1), 0, one, one, one, one, device or torch.device("cpu"))
+    return ParallelGroups(
+        mesh=Mesh(1, 1, 1),
+        rank=0,
+        device=device or torch.device("cpu"),
+        **dict.fromkeys(("world", "control", "pipeline", "samples", "gradients", "tensor"), one),
+    )

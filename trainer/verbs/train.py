@@ -29,7 +29,7 @@ def run(words: Words) -> int:
 
 def _train(arguments: Sequence[str], is_dry: bool) -> int:
     from trainer.config.compose import composition
-    from trainer.config.plan import make_plan
+    from trainer.config.plan import make_mesh
     from trainer.config.schema import ConsoleKind, DeviceKind
     from trainer.config.validate import fill_machine, validate
     from trainer.launcher.environment import World, find_world, gpu_count, prepare_environment, publish_world
@@ -62,7 +62,7 @@ def _train(arguments: Sequence[str], is_dry: bool) -> int:
     from trainer.supervise import check_before_start, start_and_watch
 
     # A run that is to be started again needs a parent that outlives it.
-    if make_plan(config, vocab_size=1).world_size > 1 or config.launch.max_restarts > 0:
+    if make_mesh(config).size > 1 or config.launch.max_restarts > 0:
         return start_and_watch(config)
     check_before_start(config)
     world = World(rank=0, local_rank=0, size=1, local_size=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import cast
@@ -21,7 +22,7 @@ from trainer.loop.events import RunEnd, StepReport
 from trainer.loop.measures import Measures
 from trainer.loop.state import TrainState
 from trainer.tensor_parallel.shard import ShardSpec, shard
-from trainer.topology.groups import DistGroup, ParallelGroups, single_process_groups
+from trainer.topology.groups import Group, ParallelGroups, single_process_groups
 
 FULL = torch.arange(8.0)
 SPEC = ShardSpec("w", (8,), 0, (8,))
@@ -134,26 +135,25 @@ class Run:
     def __init__(
         self,
         run_dir: Path,
-        control: DistGroup,
+        control: Group,
         plan: RunPlan | None = None,
         step: int = 0,
         engine: FakeEngine | None = None,
         groups: ParallelGroups | None = None,
-        background: DistGroup | None = None,
+        background: Group | None = None,
     ) -> None:
         self.store = CheckpointStore(run_dir)
         self.engine = engine or FakeEngine()
         self.state = TrainState(step, sample_length=8)
         self.measures = Measures()
         self._has_started = False
-        groups = groups or single_process_groups()
+        groups = replace(groups or single_process_groups(), control=control)
         self.hook = CheckpointHook(
             self.store,
             self.engine,
             plan or plan_of(),
             self.state,
             groups,
-            control,
             background or control,
             self.measures,
         )

@@ -17,7 +17,7 @@ from trainer.checkpoint.writer_thread import BackgroundWork
 from trainer.engine.face import Fragment
 from trainer.errors import StorageError
 from trainer.run_paths import LATEST
-from trainer.topology.groups import DistGroup
+from trainer.topology.groups import Group
 
 LONG_S = 30.0
 """A hang; nothing here waits for it unless something is broken."""
@@ -48,7 +48,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate.open.set()
 
 
-def run_of(run_dir: Path, control: DistGroup, **settings: object) -> Run:
+def run_of(run_dir: Path, control: Group, **settings: object) -> Run:
     return Run(run_dir, control, plan_of(**{"asynchronous": True, **settings}))  # type: ignore[arg-type]
 
 
@@ -59,7 +59,7 @@ def finished(run: Run) -> None:
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(
-    tmp_path: Path, control: DistGroup, gate: Gate, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, control: Group, gate: Gate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_of(tmp_path, control)
     run.steps(3)
@@ -76,7 +76,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     assert f"saved {run.store.path(2)}" in capsys.readouterr().out
 
 
-def test_what_is_written_is_what_it_was_when_the_step_ended(tmp_path: Path, control: DistGroup, gate: Gate) -> None:
+def test_what_is_written_is_what_it_was_when_the_step_ended(tmp_path: Path, control: Group, gate: Gate) -> None:
     run = run_of(tmp_path, control)
     run.steps(2)
     state = run.state.to_dict()
@@ -90,7 +90,7 @@ def test_what_is_written_is_what_it_was_when_the_step_ended(tmp_path: Path, cont
 
 
 def test_the_next_save_waits_for_the_one_under_way(
-    tmp_path: Path, control: DistGroup, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, control: Group, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = run_of(tmp_path, control)
     run.steps(3)
@@ -113,7 +113,7 @@ def test_the_next_save_waits_for_the_one_under_way(
 
 @pytest.mark.parametrize("status", ["finished", "stopped"])
 def test_the_end_waits_for_the_save_under_way_and_does_not_repeat_it(
-    tmp_path: Path, control: DistGroup, gate: Gate, status: str
+    tmp_path: Path, control: Group, gate: Gate, status: str
 ) -> None:
     run = run_of(tmp_path, control)
     run.steps(2)
@@ -134,7 +134,7 @@ def failing(run: Run, gate: Gate, last: int) -> None:
     gate.error = None
 
 
-def test_a_save_that_failed_is_told_at_the_end_of_the_next_step(tmp_path: Path, control: DistGroup, gate: Gate) -> None:
+def test_a_save_that_failed_is_told_at_the_end_of_the_next_step(tmp_path: Path, control: Group, gate: Gate) -> None:
     run = run_of(tmp_path, control)
     failing(run, gate, 2)
     with pytest.raises(StorageError, match="the disk is full") as caught:
@@ -145,7 +145,7 @@ def test_a_save_that_failed_is_told_at_the_end_of_the_next_step(tmp_path: Path, 
 
 
 def test_a_run_may_go_on_without_a_checkpoint_until_the_next_one(
-    tmp_path: Path, control: DistGroup, gate: Gate, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, control: Group, gate: Gate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_of(tmp_path, control, on_failure="go_on")
     failing(run, gate, 2)
@@ -157,7 +157,7 @@ def test_a_run_may_go_on_without_a_checkpoint_until_the_next_one(
     assert run.store.steps() == [4]
 
 
-def test_the_last_checkpoint_of_a_run_must_be_written(tmp_path: Path, control: DistGroup, gate: Gate) -> None:
+def test_the_last_checkpoint_of_a_run_must_be_written(tmp_path: Path, control: Group, gate: Gate) -> None:
     run = run_of(tmp_path, control, on_failure="go_on", every=10)
     run.steps(3)
     gate.error = FULL_DISK
@@ -168,7 +168,7 @@ def test_the_last_checkpoint_of_a_run_must_be_written(tmp_path: Path, control: D
 
 
 def test_a_run_that_fails_lets_the_save_under_way_end(
-    tmp_path: Path, control: DistGroup, gate: Gate, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, control: Group, gate: Gate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_of(tmp_path, control)
     run.steps(3)
@@ -179,7 +179,7 @@ def test_a_run_that_fails_lets_the_save_under_way_end(
 
 
 def test_a_run_that_fails_does_not_wait_for_ever(
-    tmp_path: Path, control: DistGroup, gate: Gate, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, control: Group, gate: Gate, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.checkpoint.checkpoint_hook._LAST_CHANCE_S", 0.05)
     run = run_of(tmp_path, control)
@@ -190,7 +190,7 @@ def test_a_run_that_fails_does_not_wait_for_ever(
 
 
 def test_a_run_that_fails_tells_that_its_save_failed_too(
-    tmp_path: Path, control: DistGroup, gate: Gate, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, control: Group, gate: Gate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_of(tmp_path, control)
     failing(run, gate, 2)
@@ -199,7 +199,7 @@ def test_a_run_that_fails_tells_that_its_save_failed_too(
 
 
 def test_a_save_that_a_lost_rank_broke_is_told_in_words(
-    tmp_path: Path, control: DistGroup, gate: Gate, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, control: Group, gate: Gate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_of(tmp_path, control)
     gate.error = RuntimeError("Connection closed by peer")
@@ -211,7 +211,7 @@ def test_a_save_that_a_lost_rank_broke_is_told_in_words(
 
 
 def test_too_little_room_is_known_before_anything_is_written(
-    tmp_path: Path, control: DistGroup, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, control: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = run_of(tmp_path, control, asynchronous=False)
     run.steps(2)

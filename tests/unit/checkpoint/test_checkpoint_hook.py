@@ -14,7 +14,7 @@ from trainer.config.compose import from_yaml
 from trainer.config.schema import OffloadKind, ZeroConfig
 from trainer.errors import StorageError
 from trainer.run_paths import CONFIG, LATEST
-from trainer.topology.groups import DistGroup
+from trainer.topology.groups import Group
 
 
 def test_a_checkpoint_is_whole(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,9 +76,7 @@ def test_the_last_step_is_saved_once(run: Run) -> None:
         ("rewound", True, []),
     ],
 )
-def test_which_ends_are_saved(
-    tmp_path: Path, control: DistGroup, status: str, save_final: bool, saved: list[int]
-) -> None:
+def test_which_ends_are_saved(tmp_path: Path, control: Group, status: str, save_final: bool, saved: list[int]) -> None:
     run = Run(tmp_path, control, plan_of(every=0, save_final=save_final))
     run.steps(3)
     run.end(status)
@@ -86,7 +84,7 @@ def test_which_ends_are_saved(
 
 
 def test_what_is_on_nvme_is_not_saved_when_asked_to_stop(
-    tmp_path: Path, control: DistGroup, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, control: Group, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = plan_of(every=0, save_final=False)
     zero = ZeroConfig(stage=3, offload=OffloadKind.nvme, nvme_path="/nvme")
@@ -97,13 +95,13 @@ def test_what_is_on_nvme_is_not_saved_when_asked_to_stop(
     assert "not saved: the state on NVMe" in capsys.readouterr().err
 
 
-def test_a_resumed_run_that_trains_nothing_saves_nothing(tmp_path: Path, control: DistGroup) -> None:
+def test_a_resumed_run_that_trains_nothing_saves_nothing(tmp_path: Path, control: Group) -> None:
     run = Run(tmp_path, control, step=8)
     run.end("stopped")
     assert run.engine.saves == 0
 
 
-def test_only_so_many_are_kept(tmp_path: Path, control: DistGroup) -> None:
+def test_only_so_many_are_kept(tmp_path: Path, control: Group) -> None:
     run = Run(tmp_path, control, plan_of(every=1, keep=2))
     run.steps(12)
     assert run.names() == [LATEST, "step_11", "step_12"]
@@ -118,7 +116,7 @@ def test_the_same_step_again_replaces_it(run: Run) -> None:
 
 
 def test_what_is_later_than_the_one_resumed_from_is_kept_beside_the_new_ones(
-    tmp_path: Path, control: DistGroup, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, control: Group, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = Run(tmp_path, control, plan_of(every=2, keep=2))
     first.steps(20)

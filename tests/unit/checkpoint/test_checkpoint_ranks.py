@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
@@ -28,9 +29,10 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.config.schema import LayoutConfig
 from trainer.engine.face import Fragment
 from trainer.errors import CheckpointError, StorageError, TridentError
+from trainer.mesh import Mesh
 from trainer.run_paths import CONFIG
-from trainer.topology.grid import Grid
-from trainer.topology.groups import DistGroup, ParallelGroups, make_groups
+from trainer.topology.dist_group import DistGroup, make_groups
+from trainer.topology.groups import Group, ParallelGroups
 
 pytestmark = pytest.mark.dist
 TIMEOUT_S = 90
@@ -38,15 +40,13 @@ FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
 FILES = [f"tensors/rank_{rank:05d}.safetensors" for rank in range(2)]
 
 
-def groups_of(grid: Grid) -> tuple[ParallelGroups, DistGroup]:
-    groups = make_groups(grid, torch.device("cpu"))
-    handle = dist.group.WORLD
-    assert handle is not None
-    return groups, DistGroup(handle, groups.rank, grid.size, tuple(range(grid.size)))
+def groups_of(grid: Mesh) -> tuple[ParallelGroups, Group]:
+    groups = make_groups(grid, torch.device("cpu"), timedelta(seconds=60))
+    return groups, groups.control
 
 
 def run_of(run_dir: Path) -> Run:
-    groups, control = groups_of(Grid(1, 1, 2))
+    groups, control = groups_of(Mesh(1, 1, 2))
     engine = FakeEngine(groups.rank, groups.tensor.rank, groups.tensor.size)
     plan = plan_of(every=1, layout=LayoutConfig(tensor_parallel_size=2))
     return Run(run_dir, control, plan, engine=engine, groups=groups)
@@ -105,9 +105,9 @@ def test_ranks_save_together_or_not_at_all(tmp_path: Path, failing_rank: int | N
 
 def save_beside_the_training(rank: int, world_size: int, run_dir: Path, failing_rank: int | None) -> list[str]:
     """Return how each step ended on this rank. Rank 1 writes only after both ranks trained two steps more."""
-    groups, control = groups_of(Grid(1, 1, 2))
+    groups, control = groups_of(Mesh(1, 1, 2))
     handle = dist.new_group(backend="gloo")
-    background = DistGroup(handle, rank, world_size, (0, 1))
+    background = DistGroup(rank, world_size, handle, (0, 1))
     plan = plan_of(every=2, layout=LayoutConfig(tensor_parallel_size=2), asynchronous=True)
     engine = FakeEngine(groups.rank, groups.tensor.rank, groups.tensor.size)
     run = Run(run_dir, control, plan, engine=engine, groups=groups, background=background)
@@ -164,7 +164,7 @@ def resume_on_two_ranks(rank: int, world_size: int, run_dir: Path, wanted: str) 
     """Return what this rank resumed and which files it read, or what it raised."""
     from trainer.checkpoint import manifest
 
-    groups, control = groups_of(Grid(1, 1, 2))
+    groups, control = groups_of(Mesh(1, 1, 2))
     read: list[str] = []
     original = manifest.file_facts
 
@@ -177,7 +177,7 @@ def resume_on_two_ranks(rank: int, world_size: int, run_dir: Path, wanted: str) 
     try:
         found = checkpoint_to_resume(config_of(resume=wanted), CheckpointStore(run_dir), control)
         assert found is not None
-        load(found, engine, plan_of(layout=LayoutConfig(tensor_parallel_size=2)), groups, control)
+        load(found, engine, plan_of(layout=LayoutConfig(tensor_parallel_size=2)), groups)
     except TridentError as error:
         return type(error).__name__, str(error), error.exit_code
     return found[1].step, {kind: tensor.tolist() for kind, tensor in engine.loaded.items()}, sorted(read)

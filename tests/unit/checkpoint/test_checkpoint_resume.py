@@ -30,7 +30,7 @@ from trainer.config.schema import (
 from trainer.errors import CheckpointError, DataError, StorageError
 from trainer.loop.state import TrainState
 from trainer.run_paths import CONFIG
-from trainer.topology.groups import DistGroup, FakeGroup, single_process_groups
+from trainer.topology.groups import FakeGroup, Group, single_process_groups
 
 
 def flip(path: Path, at: int = -1) -> None:
@@ -39,7 +39,7 @@ def flip(path: Path, at: int = -1) -> None:
     path.write_bytes(content)
 
 
-def found_in(store: CheckpointStore, control: DistGroup, wanted: object = "auto") -> Found | None:
+def found_in(store: CheckpointStore, control: Group, wanted: object = "auto") -> Found | None:
     return checkpoint_to_resume(config_of(resume=str(wanted)), store, control)
 
 
@@ -48,15 +48,15 @@ def needed(found: Found | None) -> Found:
     return found
 
 
-def loaded(found: Found | None, control: DistGroup, plan: RunPlan | None = None) -> tuple[FakeEngine, TrainState]:
+def loaded(found: Found | None, control: Group, plan: RunPlan | None = None) -> tuple[FakeEngine, TrainState]:
     engine, plan = FakeEngine(), plan or plan_of()
     state = starting_state(found, plan, "")
     if found is not None:
-        load(found, engine, plan, single_process_groups(), control)
+        load(found, engine, plan, single_process_groups())
     return engine, state
 
 
-def test_the_newest_is_taken_and_loaded(run: Run, control: DistGroup, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_newest_is_taken_and_loaded(run: Run, control: Group, capsys: pytest.CaptureFixture[str]) -> None:
     run.steps(4)
     found = found_in(run.store, control)
     assert found is not None
@@ -70,7 +70,7 @@ def test_the_newest_is_taken_and_loaded(run: Run, control: DistGroup, capsys: py
     assert told.err == ""
 
 
-def test_there_may_be_none_and_then_the_run_begins(run: Run, control: DistGroup) -> None:
+def test_there_may_be_none_and_then_the_run_begins(run: Run, control: Group) -> None:
     assert found_in(run.store, control) is None
     engine, state = loaded(None, control)
     assert state == TrainState(sample_length=plan_of().execution.seq_length)
@@ -78,9 +78,7 @@ def test_there_may_be_none_and_then_the_run_begins(run: Run, control: DistGroup)
 
 
 @pytest.mark.parametrize("word", ["auto", "never", "nowhere", "elsewhere"])
-def test_the_runs_own_newest_wins_over_what_it_began_from(
-    run: Run, control: DistGroup, tmp_path: Path, word: str
-) -> None:
+def test_the_runs_own_newest_wins_over_what_it_began_from(run: Run, control: Group, tmp_path: Path, word: str) -> None:
     """Whether a command with that word may go on here is asked before; from here on there is one answer."""
     run.steps(4)
     other = Run(tmp_path / "elsewhere", control)
@@ -90,7 +88,7 @@ def test_the_runs_own_newest_wins_over_what_it_began_from(
 
 
 def test_damaged_ones_are_skipped_with_a_warning_each(
-    run: Run, control: DistGroup, capsys: pytest.CaptureFixture[str]
+    run: Run, control: Group, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run.steps(10)
     flip(run.store.path(10) / TENSOR_FILE)
@@ -110,7 +108,7 @@ def test_damaged_ones_are_skipped_with_a_warning_each(
     assert state.step == 4
 
 
-def test_all_damaged_is_an_error_and_no_new_beginning(run: Run, control: DistGroup) -> None:
+def test_all_damaged_is_an_error_and_no_new_beginning(run: Run, control: Group) -> None:
     run.steps(4)
     for step in (2, 4):
         flip(run.store.path(step) / TENSOR_FILE)
@@ -123,7 +121,7 @@ def test_all_damaged_is_an_error_and_no_new_beginning(run: Run, control: DistGro
 
 @pytest.mark.parametrize("below", ["checkpoint", "run"])
 def test_a_named_one_that_is_damaged_is_an_error_and_no_other_is_taken(
-    run: Run, control: DistGroup, tmp_path: Path, below: str
+    run: Run, control: Group, tmp_path: Path, below: str
 ) -> None:
     run.steps(4)
     path = run.store.path(4) if below == "checkpoint" else tmp_path
@@ -134,9 +132,7 @@ def test_a_named_one_that_is_damaged_is_an_error_and_no_other_is_taken(
         found_in(fork, control, path)
 
 
-def test_a_fork_whose_own_checkpoints_are_damaged_does_not_begin_anew(
-    run: Run, control: DistGroup, tmp_path: Path
-) -> None:
+def test_a_fork_whose_own_checkpoints_are_damaged_does_not_begin_anew(run: Run, control: Group, tmp_path: Path) -> None:
     run.steps(4)
     fork = Run(tmp_path / "fork", control)
     fork.steps(2)
@@ -145,7 +141,7 @@ def test_a_fork_whose_own_checkpoints_are_damaged_does_not_begin_anew(
         found_in(fork.store, control, tmp_path)
 
 
-def test_a_run_without_checkpoints_begins_where_it_is_told(run: Run, control: DistGroup, tmp_path: Path) -> None:
+def test_a_run_without_checkpoints_begins_where_it_is_told(run: Run, control: Group, tmp_path: Path) -> None:
     run.steps(4)
     fork = CheckpointStore(tmp_path / "fork")
     for path, step in ((run.store.path(2), 2), (tmp_path, 4), (run.store.folder / "latest", 4)):
@@ -156,7 +152,7 @@ def test_a_run_without_checkpoints_begins_where_it_is_told(run: Run, control: Di
 
 
 def test_weights_alone_begin_at_the_first_step_with_fresh_moments_and_counters(
-    run: Run, control: DistGroup, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, control: Group, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run.steps(4)
     config = config_of(init_from=str(tmp_path))
@@ -166,7 +162,7 @@ def test_weights_alone_begin_at_the_first_step_with_fresh_moments_and_counters(
     engine = FakeEngine()
     engine.saves = 7
     state = starting_state(found, plan, "a stream of its own")
-    load(found, engine, plan, single_process_groups(), control)
+    load(found, engine, plan, single_process_groups())
     assert state == TrainState(sample_length=plan.execution.seq_length, stream="a stream of its own")
     assert torch.equal(engine.loaded["weight"], run.engine.values("weight"))
     assert not engine.loaded["exp_avg"].any()
@@ -176,7 +172,7 @@ def test_weights_alone_begin_at_the_first_step_with_fresh_moments_and_counters(
     assert f"began with the weights of {run.store.path(4)} (its step 4)" in capsys.readouterr().out
 
 
-def test_a_change_of_layout_is_told(run: Run, control: DistGroup, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_change_of_layout_is_told(run: Run, control: Group, capsys: pytest.CaptureFixture[str]) -> None:
     run.steps(2)
     layout = LayoutConfig(tensor_parallel_size=2, data_parallel_size=4)
     config = TridentConfig(
@@ -188,16 +184,16 @@ def test_a_change_of_layout_is_told(run: Run, control: DistGroup, capsys: pytest
     assert f"(step 2); changed: {changes}\n" in capsys.readouterr().out
 
 
-def test_a_rank_gets_its_own_shard(run: Run, control: DistGroup) -> None:
+def test_a_rank_gets_its_own_shard(run: Run, control: Group) -> None:
     run.steps(2)
     for rank in range(4):
         engine = FakeEngine()
         groups = replace(single_process_groups(), tensor=FakeGroup(rank, 4))
-        load(needed(found_in(run.store, control)), engine, plan_of(), groups, control)
+        load(needed(found_in(run.store, control)), engine, plan_of(), groups)
         assert torch.equal(engine.loaded["weight"], (FULL + 1)[2 * rank : 2 * rank + 2])
 
 
-def test_another_vocabulary_is_refused(run: Run, control: DistGroup) -> None:
+def test_another_vocabulary_is_refused(run: Run, control: Group) -> None:
     run.steps(2)
     # Padding would hide it.
     assert plan_of().execution.padded(97) == plan_of().execution.padded(100)
@@ -225,7 +221,7 @@ SAME = ModelConfig(seq_length=16)
     ],
 )
 def test_another_model_is_refused_before_anything_is_loaded(
-    run: Run, control: DistGroup, model: ModelConfig, words: str
+    run: Run, control: Group, model: ModelConfig, words: str
 ) -> None:
     run.steps(2)
     with pytest.raises(CheckpointError) as caught:
@@ -235,7 +231,7 @@ def test_another_model_is_refused_before_anything_is_loaded(
     assert "\n" not in str(caught.value)
 
 
-def test_what_does_not_change_the_weights_may_change(run: Run, control: DistGroup) -> None:
+def test_what_does_not_change_the_weights_may_change(run: Run, control: Group) -> None:
     run.steps(2)
     model = replace(
         SAME,
@@ -253,7 +249,7 @@ def test_what_does_not_change_the_weights_may_change(run: Run, control: DistGrou
     assert state.step == 2
 
 
-def test_rotary_options_are_of_the_model_where_it_has_them(tmp_path: Path, control: DistGroup) -> None:
+def test_rotary_options_are_of_the_model_where_it_has_them(tmp_path: Path, control: Group) -> None:
     rope = replace(SAME, position=PositionKind.rope)
     config = replace(plan_of().config, model=rope)
     run = Run(tmp_path, control, make_plan(replace(config, checkpoint=replace(config.checkpoint, every=2)), 100))
@@ -267,7 +263,7 @@ def unreadable(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [unreadable, lambda path: path.write_text("model: [1"), Path.unlink])
-def test_a_config_that_cannot_be_read_is_named(run: Run, control: DistGroup, damage: Callable[[Path], object]) -> None:
+def test_a_config_that_cannot_be_read_is_named(run: Run, control: Group, damage: Callable[[Path], object]) -> None:
     run.steps(2)
     found = found_in(run.store, control)
     damage(run.store.path(2) / CONFIG)
@@ -275,7 +271,7 @@ def test_a_config_that_cannot_be_read_is_named(run: Run, control: DistGroup, dam
         loaded(found, control)
 
 
-def test_damage_between_the_check_and_the_loading(run: Run, control: DistGroup) -> None:
+def test_damage_between_the_check_and_the_loading(run: Run, control: Group) -> None:
     run.steps(2)
     found = found_in(run.store, control)
     assert found is not None
@@ -287,15 +283,15 @@ def test_damage_between_the_check_and_the_loading(run: Run, control: DistGroup) 
         loaded(found, control)
 
 
-def test_what_the_engine_says_is_said(run: Run, control: DistGroup) -> None:
+def test_what_the_engine_says_is_said(run: Run, control: Group) -> None:
     run.steps(2)
     engine = FakeEngine()
     engine.fails = StorageError("no room")
     with pytest.raises(StorageError, match="no room"):
-        load(needed(found_in(run.store, control)), engine, plan_of(), single_process_groups(), control)
+        load(needed(found_in(run.store, control)), engine, plan_of(), single_process_groups())
 
 
-def test_other_data_in_the_same_run_are_refused(run: Run, control: DistGroup) -> None:
+def test_other_data_in_the_same_run_are_refused(run: Run, control: Group) -> None:
     run.steps(2)
     found = found_in(run.store, control)
     with pytest.raises(DataError, match="must give the tokens that this run began with") as caught:
@@ -303,7 +299,7 @@ def test_other_data_in_the_same_run_are_refused(run: Run, control: DistGroup) ->
     assert f"checkpoint.resume={run.store.path(2)}" in caught.value.hints[1]
 
 
-def test_a_named_checkpoint_goes_on_with_other_data_from_their_beginning(run: Run, control: DistGroup) -> None:
+def test_a_named_checkpoint_goes_on_with_other_data_from_their_beginning(run: Run, control: Group) -> None:
     run.steps(2)
     found = found_in(CheckpointStore(run.store.folder / "fork"), control, run.store.path(2))
     plan = make_plan(config_of(resume=str(run.store.path(2))), 10)

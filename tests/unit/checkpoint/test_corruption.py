@@ -36,7 +36,7 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.config.compose import from_yaml
 from trainer.errors import CheckpointError, TridentError
 from trainer.run_paths import CONFIG
-from trainer.topology.groups import DistGroup
+from trainer.topology.groups import Group
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
 
@@ -132,7 +132,7 @@ def _each_damage(store: CheckpointStore, look: Callable[[str], object]) -> int:
 
 
 def test_every_damage_is_noticed_and_the_older_one_is_taken(
-    saved: CheckpointStore, control: DistGroup, capsys: pytest.CaptureFixture[str]
+    saved: CheckpointStore, control: Group, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def look(what: str) -> None:
         assert _notices(saved.path(NEW)), what
@@ -193,7 +193,7 @@ def _seal(checkpoint: Path) -> Manifest:
     return read_manifest(checkpoint)
 
 
-def _read_all(checkpoint: Path, is_sealed: bool, control: DistGroup) -> None:
+def _read_all(checkpoint: Path, is_sealed: bool, control: Group) -> None:
     if is_sealed:
         _seal(checkpoint)
     found = checkpoint_to_resume(config_of(resume=str(checkpoint)), CheckpointStore(checkpoint), control)
@@ -210,7 +210,7 @@ def test_nothing_in_a_checkpoint_is_run(
     name: str,
     plant: Callable[[Path, Bomb], None],
     is_sealed: bool,
-    control: DistGroup,
+    control: Group,
     tmp_path: Path,
 ) -> None:
     checkpoint, canary = tmp_path / "step_2", tmp_path / "canary"

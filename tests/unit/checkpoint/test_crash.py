@@ -25,7 +25,7 @@ from trainer.checkpoint.resume import checkpoint_to_resume
 from trainer.checkpoint.store import CheckpointStore
 from trainer.errors import CheckpointError
 from trainer.files import sync_folder
-from trainer.topology.groups import DistGroup
+from trainer.topology.groups import Group
 
 Allowed = Collection[tuple[int, int] | None]
 """(step, number of the save that its tensors are of); None: there is no checkpoint, and training begins."""
@@ -35,39 +35,39 @@ Allowed = Collection[tuple[int, int] | None]
 class Scenario:
     """What is there before the save that is watched, and what may be found in its course."""
 
-    before: Callable[[Path, DistGroup], Run]
+    before: Callable[[Path, Group], Run]
     allowed: Allowed
     new: tuple[int, int]
 
 
-def _fresh(run_dir: Path, control: DistGroup, keep: int = 9, step: int = 0) -> Run:
+def _fresh(run_dir: Path, control: Group, keep: int = 9, step: int = 0) -> Run:
     return Run(run_dir, control, plan_of(every=1, keep=keep), step=step)
 
 
-def _first(run_dir: Path, control: DistGroup) -> Run:
+def _first(run_dir: Path, control: Group) -> Run:
     return _fresh(run_dir, control)
 
 
-def _second(run_dir: Path, control: DistGroup) -> Run:
+def _second(run_dir: Path, control: Group) -> Run:
     run = _fresh(run_dir, control)
     run.steps(1)
     return run
 
 
-def _one_is_kept(run_dir: Path, control: DistGroup) -> Run:
+def _one_is_kept(run_dir: Path, control: Group) -> Run:
     run = _fresh(run_dir, control, keep=1)
     run.steps(1)
     return run
 
 
-def _same_step(run_dir: Path, control: DistGroup) -> Run:
+def _same_step(run_dir: Path, control: Group) -> Run:
     run = _fresh(run_dir, control)
     run.steps(2)
     run.state.step = 1
     return run
 
 
-def _went_back(run_dir: Path, control: DistGroup) -> Run:
+def _went_back(run_dir: Path, control: Group) -> Run:
     run = _fresh(run_dir, control)
     run.steps(3)
     shutil.rmtree(run.store.path(2))
@@ -89,7 +89,7 @@ class Unsafe(Exception):
     """A crash leaves something that must not be."""
 
 
-def _found(run_dir: Path, control: DistGroup) -> tuple[int, int] | None:
+def _found(run_dir: Path, control: Group) -> tuple[int, int] | None:
     try:
         found = checkpoint_to_resume(config_of(), CheckpointStore(run_dir), control)
         if found is None:
@@ -107,7 +107,7 @@ def _found(run_dir: Path, control: DistGroup) -> tuple[int, int] | None:
 class Watched:
     """A recorded save, and what was found after each crash in it."""
 
-    def __init__(self, scenario: Scenario, control: DistGroup, tmp_path: Path) -> None:
+    def __init__(self, scenario: Scenario, control: Group, tmp_path: Path) -> None:
         self.scenario = scenario
         self.control = control
         self.scratch = tmp_path / "crashed"
@@ -154,7 +154,7 @@ class Watched:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_after_a_crash_the_old_or_the_new_one_is_found(name: str, control: DistGroup, tmp_path: Path) -> None:
+def test_after_a_crash_the_old_or_the_new_one_is_found(name: str, control: Group, tmp_path: Path) -> None:
     watched = Watched(SCENARIOS[name], control, tmp_path)
     watched.check()
     watched.check_durable()
@@ -164,7 +164,7 @@ def test_after_a_crash_the_old_or_the_new_one_is_found(name: str, control: DistG
     assert len(watched.seen) > 20
 
 
-def test_a_disk_that_lies_about_a_file_costs_one_checkpoint(control: DistGroup, tmp_path: Path) -> None:
+def test_a_disk_that_lies_about_a_file_costs_one_checkpoint(control: Group, tmp_path: Path) -> None:
     watched = Watched(SCENARIOS["second"], control, tmp_path)
     watched.check_lies()
     assert set(watched.seen.values()) == {(1, 1), (2, 2)}
@@ -238,7 +238,7 @@ def test_a_save_that_forgets_something_is_noticed(
     mutation: Callable[[], AbstractContextManager[object]],
     name: str,
     check: Callable[[Watched], None],
-    control: DistGroup,
+    control: Group,
     tmp_path: Path,
 ) -> None:
     for guard, folder in ((nullcontext(), "right"), (mutation(), "wrong")):

@@ -23,7 +23,7 @@ from trainer.config.schema import (
 )
 from trainer.data.batches import MicroBatch
 from trainer.errors import CheckpointError
-from trainer.topology.groups import DistGroup, single_process_groups
+from trainer.topology.groups import Group, single_process_groups
 
 CPU = torch.device("cpu")
 
@@ -70,20 +70,20 @@ def test_another_loss_is_an_error(dtype: Dtype) -> None:
         assert caught.value.exit_code == 4
 
 
-def test_weights_that_mean_something_else_are_refused_on_loading(run: Run, control: DistGroup) -> None:
+def test_weights_that_mean_something_else_are_refused_on_loading(run: Run, control: Group) -> None:
     run.steps(2)
     found = checkpoint_to_resume(plan_of().config, run.store, control)
     assert found is not None
     engine = FakeEngine()
-    load(found, engine, plan_of(), single_process_groups(), control)
+    load(found, engine, plan_of(), single_process_groups())
     engine.probe *= 1.001
     with pytest.raises(CheckpointError, match="the weights do not mean the same to this model"):
-        load(found, engine, plan_of(), single_process_groups(), control)
+        load(found, engine, plan_of(), single_process_groups())
 
 
 @pytest.mark.parametrize(("length", "rows"), [(32, 2), (4, 1)])
 def test_a_run_of_other_lengths_is_asked_at_the_length_of_the_one_that_saved(
-    tmp_path: Path, control: DistGroup, length: int, rows: int
+    tmp_path: Path, control: Group, length: int, rows: int
 ) -> None:
     config = replace(plan_of().config, model=ModelConfig(seq_length=16, position=PositionKind.rope))
     plan = make_plan(replace(config, checkpoint=replace(config.checkpoint, every=2)), 100)
@@ -100,16 +100,16 @@ def test_a_run_of_other_lengths_is_asked_at_the_length_of_the_one_that_saved(
 
     engine = Engine()
     other = make_plan(replace(plan.config, model=replace(plan.config.model, seq_length=length)), 100)
-    load(found, engine, other, single_process_groups(), control)
+    load(found, engine, other, single_process_groups())
     # About as many tokens as the run computes at once, and at least one sequence.
     assert seen == [(rows, 16)]
     engine.probe *= 1.001
     with pytest.raises(CheckpointError, match="the weights do not mean the same to this model"):
-        load(found, engine, other, single_process_groups(), control)
+        load(found, engine, other, single_process_groups())
 
 
 def test_a_length_that_cannot_be_cut_is_not_compared_and_said(
-    tmp_path: Path, control: DistGroup, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, control: Group, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = replace(plan_of().config, model=ModelConfig(seq_length=15, position=PositionKind.rope))
     plan = make_plan(replace(config, checkpoint=replace(config.checkpoint, every=2)), 100)
@@ -126,6 +126,5 @@ def test_a_length_that_cannot_be_cut_is_not_compared_and_said(
         engine,
         make_plan(replace(plan.config, model=model, layout=layout), 100),
         single_process_groups(),
-        control,
     )
     assert "sequences of 15 tokens" in capsys.readouterr().out

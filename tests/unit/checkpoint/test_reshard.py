@@ -36,10 +36,10 @@ from trainer.cli import main
 from trainer.config.compose import compose, differences, from_yaml, recompose, to_yaml
 from trainer.config.plan import make_plan
 from trainer.config.schema import CheckpointConfig, LayoutConfig, ModelConfig, PipelineSchedule
+from trainer.mesh import Mesh
 from trainer.resharding import MAY_CHANGE
 from trainer.run_paths import CONFIG, TENSORS
 from trainer.tensor_parallel.shard import ShardSpec, shard, shard_spec
-from trainer.topology.grid import Grid
 from trainer.topology.groups import FakeGroup
 
 TENSOR_FILE = f"{TENSORS}/rank_00000.safetensors"
@@ -65,7 +65,7 @@ def test_each_file_holds_what_its_rank_computes_with(source: Path, tmp_path: Pat
     assert reshard(source, tmp_path / "target", *LAYOUTS[name]) == 0
     found = checkpoint_of(tmp_path / "target")
     plan = make_plan(from_yaml((found / CONFIG).read_text()), VOCABULARY)
-    grid = Grid(plan.pipeline_parallel_size, plan.data_parallel_size, plan.tensor_parallel_size)
+    grid = Mesh(plan.pipeline_parallel_size, plan.data_parallel_size, plan.tensor_parallel_size)
     assert sorted(p.name for p in (found / TENSORS).iterdir()) == [
         f"rank_{r:05d}.safetensors" for r in range(grid.size)
     ]

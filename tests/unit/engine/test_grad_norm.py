@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ from torch import nn
 from tests.helpers.dist import run_distributed
 from tests.helpers.thread_group import run_ranks
 from trainer.engine.sharding_without_zero import global_grad_norm
+from trainer.mesh import Mesh
 from trainer.tensor_parallel.shard import ShardSpec, set_shard_spec, shard
-from trainer.topology.grid import Grid
-from trainer.topology.groups import Group, ParallelGroups, SingleGroup, make_groups, single_process_groups
+from trainer.topology.dist_group import make_groups
+from trainer.topology.groups import Group, SingleGroup, single_process_groups
 
 ONE = SingleGroup()
 CPU = torch.device("cpu")
@@ -68,7 +71,7 @@ def test_the_gradients_stay_as_they_are() -> None:
 @pytest.mark.parametrize("size", [2, 4])
 def test_cut_parameters_count_on_every_tensor_rank_and_replicated_ones_once(size: int) -> None:
     def body(group: Group) -> float:
-        groups = ParallelGroups(Grid(1, 1, size), group.rank, ONE, ONE, ONE, group, CPU)
+        groups = replace(single_process_groups(), mesh=Mesh(1, 1, size), rank=group.rank, tensor=group)
         mine = [parameter(shard(FULL, CUT, group.rank, size), CUT), parameter(BIAS.clone(), WHOLE)]
         return float(global_grad_norm(mine, groups))
 
@@ -80,7 +83,7 @@ def test_cut_parameters_count_on_every_tensor_rank_and_replicated_ones_once(size
 @pytest.mark.parametrize("copied_on", [0, 1])
 def test_the_copy_of_a_tied_weight_does_not_count(copied_on: int) -> None:
     def body(group: Group) -> float:
-        groups = ParallelGroups(Grid(2, 1, 1), group.rank, ONE, group, ONE, ONE, CPU)
+        groups = replace(single_process_groups(), mesh=Mesh(2, 1, 1), rank=group.rank, pipeline=group)
         tied = parameter(FULL.clone(), CUT, copy=group.rank == copied_on)
         return float(global_grad_norm([tied, parameter(BIAS * (group.rank + 1), WHOLE)], groups))
 
@@ -89,14 +92,14 @@ def test_the_copy_of_a_tied_weight_does_not_count(copied_on: int) -> None:
 
 def test_each_stage_counts() -> None:
     def body(group: Group) -> float:
-        groups = ParallelGroups(Grid(4, 1, 1), group.rank, ONE, group, ONE, ONE, CPU)
+        groups = replace(single_process_groups(), mesh=Mesh(4, 1, 1), rank=group.rank, pipeline=group)
         return float(global_grad_norm([parameter(torch.full((1,), float(group.rank + 1)))], groups))
 
     assert run_ranks(4, body) == [pytest.approx(math.sqrt(1 + 4 + 9 + 16))] * 4
 
 
 def norm_on_a_mesh(rank: int, world_size: int) -> float:
-    groups = make_groups(Grid(2, 1, 2), CPU)
+    groups = make_groups(Mesh(2, 1, 2), CPU, timedelta(seconds=60))
     stage, tp_rank = groups.pipeline.rank, groups.tensor.rank
     tied = parameter(shard(FULL, CUT, tp_rank, 2), CUT, copy=stage == 1)
     own = parameter(shard(FULL * (stage + 2), CUT, tp_rank, 2), CUT)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config.plan import RunPlan, make_plan
-from trainer.config.schema import OffloadKind, TridentConfig, ZeroConfig
+from trainer.config.schema import OffloadKind, OptimizerConfig, RuntimeConfig, ZeroConfig
 from trainer.engine import kernel_lock
 from trainer.engine.adam import check_compiler
 from trainer.engine.kernel_lock import QUIET_S, STALE_S, KernelLock, Owner, owner_of
@@ -64,8 +63,8 @@ def owner(lock: Path, seconds: float = 60.0, program: str = OWNER) -> Iterator[s
         process.wait()
 
 
-def plan(offload: OffloadKind) -> RunPlan:
-    return make_plan(TridentConfig(zero=ZeroConfig(stage=1, offload=offload)), 64)
+def check(offload: OffloadKind) -> None:
+    check_compiler(OptimizerConfig(), ZeroConfig(stage=1, offload=offload), RuntimeConfig())
 
 
 def age(path: Path, seconds: float) -> None:
@@ -99,7 +98,7 @@ def test_the_lock_of_a_killed_compilation_is_taken_over_at_once(program: str, lo
         process.kill()
         process.wait()
         assert lock.exists(), "the test shows nothing"
-        check_compiler(plan(OffloadKind.cpu))
+        check(OffloadKind.cpu)
         assert acquired(lock)
 
 
@@ -188,23 +187,23 @@ def test_a_lock_of_which_nobody_can_tell_is_refused_with_what_to_do(
     monkeypatch.setattr(kernel_lock, "_file_system", lambda folder: "nfs4")
     lock.touch()
     assert owner_of(lock) is Owner.unknown
-    check_compiler(plan(OffloadKind.cpu))
+    check(OffloadKind.cpu)
     age(lock, QUIET_S + 60)
     with pytest.raises(ConfigError, match=r"must not be locked, but .* is: it is there since 6 minutes") as caught:
         KernelLock(str(lock)).try_acquire()
     assert caught.value.hints[0] == f"if nothing compiles there, delete {lock}"
     with pytest.raises(ConfigError, match="is 6 minutes old, and nobody can tell whose"):
-        check_compiler(plan(OffloadKind.cpu))
+        check(OffloadKind.cpu)
     (lock.parent / "cpu_adam.o").touch()
-    check_compiler(plan(OffloadKind.cpu))
-    check_compiler(plan(OffloadKind.none))
+    check(OffloadKind.cpu)
+    check(OffloadKind.none)
 
 
 def test_a_folder_that_cannot_be_written_must_hold_the_kernel(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
     with pytest.raises(ConfigError, match=r"must be one that can be written, or hold them, but .*TORCH_EXTENSIONS_DIR"):
-        check_compiler(plan(OffloadKind.cpu))
+        check(OffloadKind.cpu)
     (lock.parent / "cpu_adam.so").touch()
-    check_compiler(plan(OffloadKind.cpu))
+    check(OffloadKind.cpu)
     lock.touch()
     assert not KernelLock(str(lock)).try_acquire()

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 
 from tests.helpers.models import drawn_gpt
-from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import (
     AdamImplementation,
     ModelConfig,
@@ -23,14 +24,21 @@ AUTO, TORCH, CPU = AdamImplementation.auto, AdamImplementation.torch, AdamImplem
 MODEL = ModelConfig(hidden_size=16, num_layers=1, num_attention_heads=2, seq_length=8)
 
 
-def plan_of(
+def config_of(
     implementation: AdamImplementation = AUTO, offload: OffloadKind = OffloadKind.none, stage: int = 1
-) -> RunPlan:
+) -> TridentConfig:
     optimizer = OptimizerConfig(
         lr=0.5, beta1=0.8, beta2=0.7, eps=1e-3, weight_decay=0.25, implementation=implementation
     )
-    config = TridentConfig(model=MODEL, optimizer=optimizer, zero=ZeroConfig(stage=stage, offload=offload))
-    return make_plan(config, 50)
+    return TridentConfig(model=MODEL, optimizer=optimizer, zero=ZeroConfig(stage=stage, offload=offload))
+
+
+def check(config: TridentConfig) -> None:
+    check_compiler(config.optimizer, config.zero, config.runtime)
+
+
+def build(parameters: Iterable[torch.nn.Parameter], config: TridentConfig) -> torch.optim.Optimizer:
+    return build_optimizer(parameters, config.optimizer, config.zero)
 
 
 def gpt() -> GPT:
@@ -62,7 +70,7 @@ def test_an_empty_group_is_left_out_and_frozen_parameters_have_none() -> None:
 
 
 def test_the_optimizer_has_the_numbers_of_the_config() -> None:
-    optimizer = build_optimizer(gpt().parameters(), plan_of())
+    optimizer = build(gpt().parameters(), config_of())
     assert isinstance(optimizer, torch.optim.AdamW)
     decayed, free = optimizer.param_groups
     for group in (decayed, free):
@@ -83,7 +91,8 @@ def test_the_optimizer_has_the_numbers_of_the_config() -> None:
 def test_the_kernel_follows_the_optimizer_state_unless_it_is_chosen(
     implementation: AdamImplementation, offload: OffloadKind, expected: AdamImplementation
 ) -> None:
-    assert adam_implementation(plan_of(implementation, offload)) is expected
+    config = config_of(implementation, offload)
+    assert adam_implementation(config.optimizer, config.zero) is expected
 
 
 @pytest.mark.parametrize(
@@ -99,7 +108,7 @@ def test_a_missing_compiler_is_said_before_any_rank_starts(
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda tool: None if tool in missing else f"/bin/{tool}")
     with pytest.raises(ConfigError) as caught:
-        check_compiler(plan_of(offload=OffloadKind.cpu))
+        check(config_of(offload=OffloadKind.cpu))
     assert words in str(caught.value)
     assert "optimizer.implementation" in str(caught.value)
     assert "optimizer.implementation=torch" in caught.value.hints[0]
@@ -109,26 +118,26 @@ def test_compiled_blocks_need_a_compiler(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("shutil.which", lambda tool: None)
     monkeypatch.setenv("CXX", "clang++-99")
     with pytest.raises(ConfigError, match=r"runtime\.compile=true needs a C\+\+ compiler, but clang\+\+-99 is not"):
-        check_compiler(make_plan(TridentConfig(runtime=RuntimeConfig(compile=True)), 64))
+        check(TridentConfig(runtime=RuntimeConfig(compile=True)))
 
 
 def test_liger_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = make_plan(TridentConfig(runtime=RuntimeConfig(liger=True)), 64)
-    check_compiler(plan)
+    config = TridentConfig(runtime=RuntimeConfig(liger=True))
+    check(config)
     monkeypatch.setattr("trainer.engine.adam.find_spec", lambda name: None)
     with pytest.raises(
         ConfigError, match=r"runtime\.liger=true needs the package liger-kernel, but it is not"
     ) as caught:
-        check_compiler(plan)
+        check(config)
     assert "trident-trainer[liger]" in caught.value.hints[0]
 
 
 def test_no_compiler_is_needed_where_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda tool: None)
-    check_compiler(plan_of())
-    check_compiler(plan_of(TORCH, OffloadKind.cpu))
+    check(config_of())
+    check(config_of(TORCH, OffloadKind.cpu))
     monkeypatch.setattr("shutil.which", lambda tool: f"/bin/{tool}")
-    check_compiler(plan_of(offload=OffloadKind.cpu))
+    check(config_of(offload=OffloadKind.cpu))
 
 
 def test_the_processor_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +151,7 @@ def test_the_processor_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(cpuinfo, "get_cpu_info", get_cpu_info)
     for _ in range(2):
-        build_optimizer(gpt().parameters(), plan_of(CPU))
+        build(gpt().parameters(), config_of(CPU))
     assert asked == [1]
 
 

@@ -4,13 +4,11 @@ import socket
 from datetime import timedelta
 
 import pytest
-import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from trainer.config.compose import compose
-from trainer.config.plan import make_plan
-from trainer.engine.world import _check_precision, _join, rank_threads, warn_of_small_shared_memory
+from trainer.config.schema import Dtype
+from trainer.engine.world import _join, check_precision, rank_threads, warn_of_small_shared_memory
 from trainer.errors import ConfigError
 
 
@@ -22,9 +20,8 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         facts = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         for name, value in facts.items():
             monkeypatch.setenv(name, value)
-        plan = make_plan(compose(["data=synthetic", "layout=dp2"]), 100, 2)
         with pytest.raises(ConfigError, match=f"MASTER_PORT={port} is in use there"):
-            _join(plan, "gloo", timedelta(seconds=5))
+            _join(2, "gloo", timedelta(seconds=5))
     assert not dist.is_initialized()
 
 
@@ -33,32 +30,27 @@ def test_who_trains_alone_meets_nobody(port: str, monkeypatch: pytest.MonkeyPatc
     """A launcher around the shell may have left the place where others met."""
     monkeypatch.setenv("MASTER_ADDR", "node17.cluster")
     monkeypatch.setenv("MASTER_PORT", port)
-    plan = make_plan(compose(["data=synthetic"]), 100, 1)
     try:
-        _join(plan, "gloo", timedelta(seconds=5))
+        _join(1, "gloo", timedelta(seconds=5))
         assert dist.get_world_size() == 1
     finally:
         dist.destroy_process_group()
 
 
-def test_a_cpu_computes_in_fp16_but_an_old_gpu_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = make_plan(compose(["data=synthetic", "precision=fp16"]), 100, 1)
+def test_an_old_gpu_may_not_compute_in_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False, raising=False)
     with pytest.raises(ConfigError, match=r"precision\.dtype=fp16 needs a GPU that computes in fp16"):
-        _check_precision(plan, torch.device("cuda", 0))
-    _check_precision(plan, torch.device("cpu"))
-    assert get_accelerator().is_fp16_supported()
+        check_precision(Dtype.fp16)
+    check_precision(Dtype.bf16)
 
 
 def test_ranks_share_the_cores_that_the_container_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.engine.world.usable_cores", lambda: 5)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    plan = make_plan(compose(["data=synthetic", "layout=dp2"]), 100, 2)
-    assert rank_threads(plan) == 2
+    assert rank_threads(None, 2) == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert rank_threads(plan) == 1
-    configured = make_plan(compose(["data=synthetic", "layout=dp2", "runtime.threads_per_rank=3"]), 100, 2)
-    assert rank_threads(configured) == 3
+    assert rank_threads(None, 2) == 1
+    assert rank_threads(3, 2) == 3
 
 
 def test_one_rank_of_a_machine_warns_of_small_shared_memory(

@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from trainer.errors import PeerLostError
 from trainer.loop.stop import STOP_SIGNALS, StopRequest
-from trainer.topology.groups import DistGroup, FakeGroup, SingleGroup
+from trainer.topology.dist_group import DistGroup
+from trainer.topology.groups import FakeGroup, Group, SingleGroup
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -68,9 +69,7 @@ def test_drain_without_an_exchange_is_no() -> None:
     assert not StopRequest(FakeGroup(0, 2)).drain()
 
 
-class _LostPeerGroup:
-    rank, size = 0, 2
-
+class _LostPeerGroup(Group):
     def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
         raise RuntimeError("Connection closed by peer")
 
@@ -83,7 +82,7 @@ class _LostPeerGroup:
 
 def test_a_lost_peer_is_an_error_with_its_own_exit_code() -> None:
     with pytest.raises(PeerLostError, match="closed by peer") as caught:
-        StopRequest(_LostPeerGroup()).agreed()
+        StopRequest(_LostPeerGroup(0, 2)).agreed()
     assert caught.value.exit_code == 7
 
 
@@ -92,7 +91,7 @@ def _count_steps(rank: int, store: str, asked_rank: int, answers: multiprocessin
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(0, 60))
     world = dist.group.WORLD
     assert world is not None
-    stop = StopRequest(DistGroup(world, rank, 2, (0, 1)))
+    stop = StopRequest(DistGroup(rank, 2, world, (0, 1)))
     for step in range(1, 10):
         if rank == asked_rank and step == 3:
             stop.request()

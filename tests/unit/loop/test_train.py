@@ -29,6 +29,7 @@ from trainer.loop.skips import RewindCount
 from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
+from trainer.mesh import Mesh
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.topology.groups import ParallelGroups, SingleGroup, single_process_groups
 
@@ -458,7 +459,7 @@ def test_bubble_is_measured_with_a_pipeline_only() -> None:
             self.busy_s += 0.05
             return super().train_step(micro_batches, step, learning_rate, loss_limit)
 
-    plan = replace(make(steps=4, eval_every=2), pipeline_parallel_size=2)
+    plan = replace(make(steps=4, eval_every=2), mesh=Mesh(2, 1, 1))
     engine = Half()
     engine.busy_s = 1000.0
     run(engine, plan, [hook := Recorder()])

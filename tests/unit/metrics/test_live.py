@@ -76,7 +76,7 @@ def test_a_narrow_or_wide_terminal_gets_what_fits(
 def test_a_pipeline_that_is_too_long_for_a_line_shows_most_and_least(
     plan: RunPlan, row: Row, report: StepReport
 ) -> None:
-    long = replace(plan, pipeline_parallel_size=16)
+    long = replace(plan, mesh=replace(plan.mesh, pipeline_parallel_size=16))
     stages = {f"memory/stage{k}/peak_allocated_gib": 30.0 + (k * 7) % 16 for k in range(16)}
     assert view(long, {**row, **stages, "time/step_ms": 1.0}, report)[-1] == (
         "memory  45.0 GiB in stage 9   30.0 GiB in stage 0"
@@ -84,7 +84,7 @@ def test_a_pipeline_that_is_too_long_for_a_line_shows_most_and_least(
 
 
 def test_without_stages_it_is_the_fullest_rank(plan: RunPlan, row: Row, report: StepReport) -> None:
-    alone = replace(plan, pipeline_parallel_size=1)
+    alone = replace(plan, mesh=replace(plan.mesh, pipeline_parallel_size=1))
     assert view(alone, {**row, "time/step_ms": 1.0}, report)[-1] == "memory  fullest rank 1.2 GiB"
 
 

@@ -101,7 +101,7 @@ def test_the_whole_hook_leaves_rows_and_a_summary(
     tmp_path: Path, plan: RunPlan, report: StepReport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = TrainState(step=5, sample_ledger="abc", sample_length=8)
-    hook = build_metrics(plan, tmp_path / "run", state, single_process_groups(), SingleGroup(), ["here"])
+    hook = build_metrics(plan, tmp_path / "run", state, single_process_groups(), ["here"])
     hook.on_start(1)
     hook.on_step(5)
     hook.on_report(report)
@@ -123,7 +123,7 @@ def with_logging(plan: RunPlan, logging: LoggingConfig) -> RunPlan:
 
 
 def play(plan: RunPlan, run_dir: Path, report: StepReport) -> None:
-    hook = build_metrics(plan, run_dir, TrainState(sample_length=8), single_process_groups(), SingleGroup(), ["here"])
+    hook = build_metrics(plan, run_dir, TrainState(sample_length=8), single_process_groups(), ["here"])
     hook.on_start(1)
     hook.on_step(5)
     hook.on_report(report)
@@ -194,7 +194,7 @@ def test_other_ranks_write_and_print_nothing(
     tmp_path: Path, plan: RunPlan, report: StepReport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     groups = replace(single_process_groups(), rank=1)
-    hook = build_metrics(plan, tmp_path / "run", TrainState(sample_length=8), groups, SingleGroup(), ["here"])
+    hook = build_metrics(plan, tmp_path / "run", TrainState(sample_length=8), groups, ["here"])
     hook.on_start(1)
     hook.on_step(5)
     hook.on_report(report)

@@ -26,20 +26,12 @@ from trainer.topology.groups import Group
 MICRO_BATCH = 2
 
 
-@dataclass
-class Counted:
+@dataclass(frozen=True)
+class Counted(Group):
     """A group that notes what a rank sends to its neighbour in a ring, apart from vectors."""
 
     group: Group
     sent: list[float] = field(default_factory=list)
-
-    @property
-    def rank(self) -> int:
-        return self.group.rank
-
-    @property
-    def size(self) -> int:
-        return self.group.size
 
     def _note(self, tensor: torch.Tensor, times: float) -> None:
         if tensor.ndim > 1:
@@ -75,7 +67,7 @@ def test_a_micro_batch_sends_what_is_said(
     plan = plan_of(replace(model, recompute=recompute), 1, 1, size, sharded, batch=MICRO_BATCH)
 
     def body(group: Group) -> float:
-        counted = Counted(group)
+        counted = Counted(group.rank, group.size, group)
         gpt = drawn_gpt(plan.config.model, plan.model.vocab_size, 9, counted, sharded)
         text = torch.randint(0, 29, (MICRO_BATCH, plan.execution.seq_length + 1))
         gpt.loss(text[:, :-1].contiguous(), text[:, 1:].contiguous()).backward()  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ import torch.distributed as dist
 from trainer.config.schema import RuntimeConfig, TrainConfig, TridentConfig
 from trainer.errors import StorageError
 from trainer.loop.events import RunEnd
+from trainer.mesh import Mesh
 from trainer.profiling.marks import axis_of
 from trainer.profiling.phases import MarkedProgress
 from trainer.profiling.profile_hook import ProfileHook
+from trainer.topology.dist_group import DistGroup, make_groups
 from trainer.topology.exchange import Peers
-from trainer.topology.grid import Grid
-from trainer.topology.groups import DistGroup, make_groups
 
 CONFIG = TridentConfig(train=TrainConfig(steps=20), runtime=RuntimeConfig(profile=True, profile_steps=2))
 CLASSES = (dist.ProcessGroup, dist.Work, Peers)
@@ -33,7 +34,7 @@ def control(tmp_path: Path) -> Iterator[DistGroup]:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     handle = dist.group.WORLD
     assert handle is not None
-    yield DistGroup(handle, 0, 1, (0,))
+    yield DistGroup(0, 1, handle, (0,))
     dist.destroy_process_group()
 
 
@@ -43,9 +44,9 @@ class Run:
     def __init__(self, control: DistGroup, folder: Path, **runtime: Any) -> None:
         config = replace(CONFIG, runtime=replace(CONFIG.runtime, **runtime))
         self.progress = MarkedProgress()
-        groups = make_groups(Grid(1, 1, 1), torch.device("cpu"))
+        groups = make_groups(Mesh(1, 1, 1), torch.device("cpu"), timedelta(seconds=60))
         self.folder = folder / "profile"
-        self.hook = ProfileHook(config, folder, self.progress, groups, control)
+        self.hook = ProfileHook(config, folder, self.progress, groups)
 
     def train(self, first: int, last: int) -> None:
         for step in range(first, last + 1):
@@ -161,8 +162,8 @@ def test_a_trace_that_did_not_fit_is_told(control: DistGroup, tmp_path: Path, mo
 
 
 def test_the_axis_of_a_group_is_what_its_ranks_differ_in() -> None:
-    grid = Grid(2, 2, 2)
-    assert [axis_of(grid, ranks) for ranks in (grid.tensor_groups()[1], grid.data_groups()[1])] == ["tensor", "data"]
+    grid = Mesh(2, 2, 2)
+    assert [axis_of(grid, ranks) for ranks in (grid.tensor_groups()[1], grid.sample_groups()[1])] == ["tensor", "data"]
     assert axis_of(grid, grid.pipeline_groups()[3]) == "pipeline"
     assert axis_of(grid, list(range(8))) == "mesh"
     assert axis_of(grid, [3]) is None

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from tests.helpers.dist import run_distributed
 from trainer.errors import ConfigError, StorageError, TridentError
 from trainer.topology.agreement import gather, together
-from trainer.topology.groups import DistGroup
+from trainer.topology.dist_group import DistGroup
 
 pytestmark = pytest.mark.dist
 TIMEOUT_S = 60
@@ -20,7 +20,7 @@ def agree(rank: int, world_size: int, failures: Failures) -> tuple[object, ...]:
     """Return (kind, text, problems, hints, exit code, cause) of what this rank raised, or its result."""
     handle = dist.group.WORLD
     assert handle is not None
-    control = DistGroup(handle, rank, world_size, tuple(range(world_size)))
+    control = DistGroup(rank, world_size, handle, tuple(range(world_size)))
 
     def action() -> int:
         if rank in failures:
@@ -87,7 +87,7 @@ def test_an_unknown_error_keeps_its_traceback_although_a_lower_rank_failed_too()
 def collect(rank: int, world_size: int) -> list[object]:
     handle = dist.group.WORLD
     assert handle is not None
-    control = DistGroup(handle, rank, world_size, tuple(range(world_size)))
+    control = DistGroup(rank, world_size, handle, tuple(range(world_size)))
     return gather(control, None if rank == 1 else {"rank": rank, "name": "x" * rank})
 
 
@@ -99,7 +99,7 @@ def test_every_rank_sees_the_values_of_all_in_the_order_of_ranks() -> None:
 def place_of_error(rank: int, world_size: int, wrong: int) -> tuple[str, tuple[str, ...]]:
     handle = dist.group.WORLD
     assert handle is not None
-    control = DistGroup(handle, rank, world_size, tuple(range(world_size)))
+    control = DistGroup(rank, world_size, handle, tuple(range(world_size)))
 
     def act() -> None:
         if rank >= wrong:

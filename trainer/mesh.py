@@ -1,8 +1,12 @@
-"""Rank arithmetic of the (pipe, data, model) mesh. Pure; no torch.
+"""Where each rank stands: arithmetic of the (pipe, data, model) mesh. Pure; needs the sizes of a layout and no more.
 
 Axis order and strides equal DeepSpeed's `PipeModelDataParallelTopology`: rank = (stage * dp + dp_rank) * tp + tp_rank.
 The tensor axis is innermost, so that its ranks are neighbours inside a node; the pipe axis is outermost and crosses
 nodes first.
+
+Who asks for a group asks by what its ranks have to do with each other, not by an axis: who hands on to whom
+(`pipeline_groups`), who reads other samples (`sample_groups`), who averages gradients (`gradient_groups`), who shares a
+tensor (`tensor_groups`).
 """
 
 from __future__ import annotations
@@ -15,12 +19,13 @@ class Coordinate:
     """Place of a rank on each axis."""
 
     stage: int
+    """Of the pipeline's ranks: under a folded schedule each of them holds several stages of the model."""
     dp_rank: int
     tp_rank: int
 
 
 @dataclass(frozen=True)
-class Grid:
+class Mesh:
     """Sizes of the three axes."""
 
     pipeline_parallel_size: int
@@ -37,6 +42,16 @@ class Grid:
     def size(self) -> int:
         """Number of ranks."""
         return self.pipeline_parallel_size * self.data_parallel_size * self.tensor_parallel_size
+
+    @property
+    def name(self) -> str:
+        """Short name of the layout, e.g. `pp2_tp2_dp2`."""
+        return f"pp{self.pipeline_parallel_size}_tp{self.tensor_parallel_size}_dp{self.data_parallel_size}"
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Place of every rank on the pipe axis, in order of ranks."""
+        return tuple(self.coordinate(rank).stage for rank in range(self.size))
 
     def coordinate(self, rank: int) -> Coordinate:
         """Return the place of `rank`, 0 <= rank < size."""
@@ -63,8 +78,11 @@ class Grid:
             for t in range(self.tensor_parallel_size)
         ]
 
-    def data_groups(self) -> list[list[int]]:
-        """Return the ranks that hold the same weights, for each (stage, tp_rank)."""
+    def sample_groups(self) -> list[list[int]]:
+        """Return the ranks that read other samples through the same layers, for each (stage, tp_rank).
+
+        The place in it decides which samples a rank reads.
+        """
         replicas = range(self.data_parallel_size)
         return [
             [self.rank(s, d, t) for d in replicas]
@@ -72,8 +90,15 @@ class Grid:
             for t in range(self.tensor_parallel_size)
         ]
 
+    def gradient_groups(self) -> list[list[int]]:
+        """Return the ranks that hold the same weights and average their gradients, for each (stage, tp_rank).
+
+        Those that read other samples: nothing else tells the copies of a weight apart.
+        """
+        return self.sample_groups()
+
     def tensor_groups(self) -> list[list[int]]:
-        """Return the ranks that split the same layers, for each (stage, dp_rank)."""
+        """Return the ranks that split the same tensors, for each (stage, dp_rank)."""
         shards = range(self.tensor_parallel_size)
         return [
             [self.rank(s, d, t) for t in shards]
