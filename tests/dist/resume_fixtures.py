@@ -36,6 +36,8 @@ class Run:
     """Makes another model of the one that the config describes."""
     num_layers: int | None = None
     """None: as many as the case's layout needs."""
+    seq_length: int | None = None
+    """None: that of the parity tests."""
 
     @property
     def name(self) -> str:
@@ -50,6 +52,8 @@ def run_config(run: Run) -> TridentConfig:
     model = replace(config.model, dropout=run.dropout, attention_dropout=run.dropout, vocab_pad_multiple=5)
     if run.num_layers is not None:
         model = replace(model, num_layers=run.num_layers)
+    if run.seq_length is not None:
+        model = replace(model, seq_length=run.seq_length)
     return replace(
         config,
         model=model,

@@ -124,3 +124,6 @@ class PipelineSurface(DeepSpeedEngineSurface, Protocol):
 
     def eval_batch(self, data_iter: Iterator[object], num_micro_batches: int) -> torch.Tensor | float:
         """Run the forward-only schedule."""
+
+    def reset_activation_shape(self) -> None:
+        """Forget the shape of what travels between stages: they tell each other anew."""
