@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from trainer.config.keys import joined
+from trainer.config.models import Sizes, sizes
 from trainer.config.plan import data_parallel_size
 from trainer.config.schema import DeviceKind, TridentConfig
 
@@ -30,16 +31,9 @@ class Case:
         return data_parallel_size(self.config, self.world_size)
 
     @property
-    def key_value_heads(self) -> int:
-        """Resolved `model.num_key_value_heads`."""
-        model = self.config.model
-        return model.num_attention_heads if model.num_key_value_heads is None else model.num_key_value_heads
-
-    @property
-    def ffn_hidden_size(self) -> int:
-        """Resolved `model.ffn_hidden_size`."""
-        model = self.config.model
-        return 4 * model.hidden_size if model.ffn_hidden_size is None else model.ffn_hidden_size
+    def sizes(self) -> Sizes:
+        """What the nulls of `model.*` stand for."""
+        return sizes(self.config.model)
 
     @property
     def on_cpu(self) -> bool:
@@ -79,7 +73,7 @@ def neighbours(number: int, unit: int) -> list[int]:
 def legal_tensor_parallel_sizes(case: Case) -> list[int]:
     """Return the sizes that cut query heads, key/value heads and the MLP (and, if sharded, the sequence) evenly."""
     model = case.config.model
-    common = math.gcd(model.num_attention_heads, case.key_value_heads, case.ffn_hidden_size)
+    common = math.gcd(model.num_attention_heads, case.sizes.num_key_value_heads, case.sizes.ffn_hidden_size)
     if case.config.layout.sequence_parallel:
         common = math.gcd(common, model.seq_length)
     return divisors(common)

@@ -33,7 +33,7 @@ def heads_by_key_value_heads(case: Case) -> Iterator[str]:
 def rotary_head_dim(case: Case) -> Iterator[str]:
     """Rotary embedding turns pairs of elements."""
     model = case.config.model
-    head_dim = model.head_dim or model.hidden_size // model.num_attention_heads
+    head_dim = case.sizes.head_dim
     if model.position is PositionKind.rope and head_dim % 2:
         source = "" if model.head_dim else " = model.hidden_size / model.num_attention_heads"
         yield f"model.head_dim ({head_dim}{source}) must be even for model.position=rope"
@@ -47,7 +47,7 @@ def cut_over_tensor_ranks(case: Case) -> Iterator[str]:
     if model.num_key_value_heads is not None:
         parts.append(("model.num_key_value_heads", model.num_key_value_heads))
     named = "model.ffn_hidden_size" if model.ffn_hidden_size is not None else "4 x model.hidden_size"
-    parts.append((named, case.ffn_hidden_size))
+    parts.append((named, case.sizes.ffn_hidden_size))
     if layout.sequence_parallel:
         parts.append(("model.seq_length", model.seq_length))
     for key, size in parts:
