@@ -10,7 +10,7 @@ from enum import Enum
 
 
 class WandbMode(Enum):
-    """`auto`: online if an API key is found, otherwise offline."""
+    """Mode of wandb. `auto`: online if an API key is found, otherwise offline."""
 
     auto = "auto"
     online = "online"
@@ -36,53 +36,54 @@ class ConsoleKind(Enum):
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Texts that the model writes at each evaluation, to read how far it has come."""
+    """Texts that the model writes at each evaluation, so that a person can read how far it has come."""
 
     samples: int = 0
-    """Texts for each prompt. 0: none."""
+    """Number of texts for each prompt. 0: none."""
     prompts: tuple[str, ...] = ("",)
-    """What the texts go on from; an empty prompt begins a document."""
+    """Beginnings that the texts continue; an empty prompt begins a document."""
     max_tokens: int = 64
-    """Tokens of a text at most, without its prompt."""
+    """Largest number of tokens in a text, without its prompt."""
     temperature: float = 0.8
-    """Divides the logits. 0: always the likeliest token (greedy)."""
+    """Divides the logits before a token is drawn. 0: always the likeliest token (greedy)."""
     seed: int = 0
-    """Decides what is drawn; the same at every evaluation, so that texts differ by what the model learned."""
+    """Seed of the draws; the same at every evaluation, so that texts differ only by what the model has learned."""
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """Where metrics go. metrics.jsonl is always written."""
+    """Places where metrics go. metrics.jsonl is always written."""
 
     console: ConsoleKind = ConsoleKind.auto
-    """What the terminal shows; `--quiet` is short for logging.console=quiet."""
+    """auto | plain | quiet. `--quiet` is short for logging.console=quiet."""
     wandb: WandbMode = WandbMode.auto
-    """auto | online | offline | disabled. Of the environment: WANDB_MODE, WANDB_DISABLED."""
+    """auto | online | offline | disabled. Environment variables: WANDB_MODE, WANDB_DISABLED."""
     wandb_project: str = "trident"
-    """Project name in wandb. Of the environment: WANDB_PROJECT."""
+    """Project name in wandb. Environment variable: WANDB_PROJECT."""
     wandb_entity: str | None = None
-    """Team or user in wandb; null: the account's default. Of the environment: WANDB_ENTITY."""
+    """Team or user in wandb; null: the account's default. Environment variable: WANDB_ENTITY."""
     wandb_name: str | None = None
-    """What wandb calls the run; null: the name of the run's folder. Of the environment: WANDB_NAME."""
+    """Name of the run in wandb; null: the name of the run's folder. Environment variable: WANDB_NAME."""
     wandb_group: str | None = None
-    """Runs of one group are shown together in wandb. null: the run's name. Of the environment: WANDB_RUN_GROUP."""
+    """Group of the run in wandb, which shows the runs of a group together. null: the run's name. Environment variable:
+    WANDB_RUN_GROUP."""
     wandb_job_type: str = "train"
-    """Kind of the run in wandb. Of the environment: WANDB_JOB_TYPE."""
+    """Kind of the run in wandb. Environment variable: WANDB_JOB_TYPE."""
     wandb_tags: tuple[str, ...] = ()
-    """Tags of the run in wandb, besides its layout. Of the environment: WANDB_TAGS, with commas."""
+    """Tags of the run in wandb, besides its layout. Environment variable: WANDB_TAGS, with commas."""
     wandb_notes: str | None = None
-    """A longer description of the run in wandb. Of the environment: WANDB_NOTES."""
+    """Longer description of the run in wandb. Environment variable: WANDB_NOTES."""
     wandb_run_id: str | None = None
-    """Id of the wandb run; null: made up. A run that goes on keeps the one in its folder, unless the command line says
-    another. Of the environment: WANDB_RUN_ID."""
+    """Id of the wandb run; null: a new one is made. A run that goes on keeps the id in its folder, unless the command
+    line gives another. Environment variable: WANDB_RUN_ID."""
     wandb_resume: WandbResume = WandbResume.allow
-    """Whether a run that goes on continues its wandb run. Of the environment: WANDB_RESUME."""
+    """allow | must | never. Environment variable: WANDB_RESUME."""
     wandb_dir: str | None = None
-    """Folder in which wandb makes its own folder `wandb`; null: the run's. Of the environment: WANDB_DIR."""
+    """Folder in which wandb makes its own folder `wandb`; null: the run's. Environment variable: WANDB_DIR."""
     wandb_artifacts: bool = False
     """Upload checkpoints to wandb: each one while online, the last one when the run ends offline."""
     stall_alert_s: int = 600
-    """Seconds without a finished step after which wandb is told with an alert. 0: never."""
+    """Seconds without a finished step after which an alert is sent to wandb. 0: never."""
     system_metrics: bool = True
     """Add processor, memory, network and GPU use of every node to the rows, every few seconds."""
     csv: bool = False

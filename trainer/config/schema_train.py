@@ -10,7 +10,7 @@ from enum import Enum
 
 
 class SpikePolicy(Enum):
-    """What follows a loss far above those before it. With any but `none` that batch's update is not applied."""
+    """Answer to a spike: a loss far above those before it. With any but `none` that batch's update is not applied."""
 
     none = "none"
     skip = "skip"
@@ -20,28 +20,30 @@ class SpikePolicy(Enum):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Length and rhythm of the run."""
+    """Length of the run, its intervals, and its answers to bad batches."""
 
     steps: int = 100
-    """Optimizer steps in the whole run, earlier attempts included."""
+    """Number of optimizer steps in the whole run, earlier attempts included."""
     seed: int = 1234
-    """Decides initial weights, data order and dropout."""
+    """Seed of the initial weights, the data order and dropout."""
     log_every: int = 1
-    """Steps between rows of metrics."""
+    """Number of steps between rows of metrics."""
     eval_every: int = 0
-    """Steps between evaluations. 0: never."""
+    """Number of steps between evaluations. 0: never."""
     eval_batches: int = 4
-    """Global batches in one evaluation."""
+    """Number of global batches in one evaluation."""
     max_skipped_in_row: int = 10
-    """A batch whose loss or gradients are not finite on any rank is skipped on all of them, before the optimizer; one
-    more than this many in a row ends the run (exit code 5). 0: the first one does. fp16: overflows count too."""
+    """A batch whose loss or gradients are not finite on any rank is skipped on all ranks, before the optimizer; more
+    than this many skipped batches in a row end the run (exit code 5). 0: the first one does. fp16: overflows count
+    too."""
     spike_policy: SpikePolicy = SpikePolicy.none
-    """When the loss jumps: none (train on) | skip (leave that batch out) | rewind (go back to the last checkpoint and
-    leave out the data since) | stop (exit code 5). Any but none reads the loss in every step: on a GPU the host then
-    waits for each step."""
+    """At a spike: none (train on) | skip (leave that batch out) | rewind (go back to the last checkpoint and leave
+    out the data since) | stop (exit code 5). Any but none reads the loss in every step: on a GPU the host then waits
+    for each step."""
     spike_window: int = 128
-    """Steps before a jump that are looked at; until there are as many, no loss is a jump."""
+    """Number of steps before a loss that it is compared with; until there are as many, no loss is a spike."""
     spike_sigmas: float = 6.0
-    """A loss jumps when it is so many standard deviations above the mean of the window."""
+    """A loss is a spike when it is this many standard deviations above the mean of the window."""
     max_rewinds: int = 3
-    """spike_policy=rewind: times that the run may go back without getting beyond the step of an earlier jump."""
+    """spike_policy=rewind: number of times that the run may go back without getting beyond the step of an earlier
+    spike."""
