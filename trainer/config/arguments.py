@@ -20,25 +20,26 @@ _OPTIONS = {
     "-cp": CONFIG_DIR,
     CONFIG_NAME: CONFIG_NAME,
     "-cn": CONFIG_NAME,
-    # Of ranks that Trident starts: the config as their parent settled it, so that they cannot read anything else.
+    # Only for ranks that Trident starts: the config as their parent settled it, so that they cannot read another one.
     SETTLED: SETTLED,
 }
-"""As Hydra spells them. Here a folder is always searched before those that ship, so a path is a folder like others."""
+"""Spelled as in Hydra. A folder given here is searched before those that ship, so a path is a folder like the
+others."""
 _LOCAL_RANK = re.compile(r"--local[-_]rank(=\d+)?")
-"""What the deepspeed launcher puts before the user's words."""
+"""The word that the deepspeed launcher puts before the user's."""
 _TRUTHS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 
 @dataclass
 class Arguments:
-    """Words, told apart."""
+    """The words of a command line, sorted into settings and options."""
 
     settings: list[str] = field(default_factory=list)
-    """`key=value`, in their order."""
+    """Settings, `key=value`, in their order."""
     config_dirs: list[str] = field(default_factory=list)
     config_name: str | None = None
     settled: str | None = None
-    """File of a whole config that is taken as it is."""
+    """File of a whole config that is used as it is."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -58,7 +59,7 @@ def without_local_rank(words: Sequence[str]) -> list[str]:
 
 
 def read_arguments(words: Sequence[str]) -> Arguments:
-    """Tell settings from options. What is wrong with a word is noted, once."""
+    """Tell settings from options. Each problem of a word is noted once."""
     found = Arguments()
     waiting = without_local_rank(words)
     while waiting:

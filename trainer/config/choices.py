@@ -1,4 +1,4 @@
-"""What was meant by the name of a file that a group does not have: `model=gpt2`, `zero=3`, `data=corpus.txt`."""
+"""Suggestions for the name of a file that a group does not have: `model=gpt2`, `zero=3`, `data=corpus.txt`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _TEXT_FILE = re.compile(r".*\.(txt|jsonl|parquet|json|csv)(\.(gz|zst))?|.*[*]|[.
 
 
 def meant_choice(group: str, value: str, names: Sequence[str]) -> str:
-    """Return what was meant where there is no GROUP=VALUE, as a phrase.
+    """Return what was meant by a GROUP=VALUE that does not exist, as a phrase.
 
     Args:
-        group: of the config.
+        group: name of a group of the config.
         value: as it was typed.
         names: the group's files.
     """

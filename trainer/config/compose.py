@@ -1,8 +1,8 @@
-"""From the words after `trident train` to one frozen TridentConfig.
+"""Compose the words after `trident train` into one frozen TridentConfig.
 
-Hydra composes the files of groups (`source.py`), out of the user's own folders and those that ship (`places.py`). What
-is around it is ours, because Hydra 1.3 stops at the first bad override, never suggests what was meant, accepts a
-mistyped key behind `+`, and ends with a page of text: overrides (`request.py`) and files (`config_file.py`) are checked
+Hydra composes the files of groups (`source.py`) from the user's own folders and those that ship (`places.py`). The
+checks around it are ours, because Hydra 1.3 stops at the first bad override, never suggests what was meant, accepts a
+mistyped key behind `+`, and ends with a page of text. Overrides (`request.py`) and files (`config_file.py`) are checked
 one by one against the schema first, so that one answer names all problems. No torch.
 """
 
@@ -39,16 +39,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Composition:
-    """A config, and where it is from."""
+    """A config, and the files and variables that it comes from."""
 
     config: TridentConfig
     request: Request
     choices: Mapping[str, str]
     """Group -> name of its file, or several with commas; those that recipes picked are among them."""
     unresolved: Mapping[str, object] = field(repr=False)
-    """Dotted key -> plain value, interpolations as they were written."""
+    """Dotted key -> plain value, with interpolations as they were written."""
     of_environment: Mapping[str, object] = field(repr=False, default_factory=dict)
-    """Dotted key -> plain value without it, of keys whose value an environment variable gives."""
+    """Dotted key -> plain value that it would have without the environment, for keys that a variable sets."""
 
     @property
     def places(self) -> Sequence[Place]:
@@ -86,7 +86,7 @@ class Composition:
 
 
 def _compose(request: Request) -> tuple[DictConfig, Mapping[str, str]]:
-    """Return the tree with the user's values in it, and what was chosen."""
+    """Return the tree with the user's values in it, and the files that were chosen."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -121,7 +121,7 @@ def _set(tree: DictConfig, values: Mapping[str, Any]) -> None:
 
 
 def _written(tree: DictConfig) -> dict[str, object]:
-    """Return dotted key -> plain value, interpolations as they were written."""
+    """Return dotted key -> plain value, with interpolations as they were written."""
     from omegaconf import OmegaConf
 
     from trainer.config.resolving import as_written
@@ -135,23 +135,23 @@ def _written(tree: DictConfig) -> dict[str, object]:
 
 
 def _start(file: YamlFile, places: Sequence[Place]) -> DictConfig:
-    """Return what a run starts from with `config=FILE`: checked, and with a run_dir that follows the name."""
+    """Return the tree that a run starts from with `config=FILE`: checked, and with a run_dir that follows the name."""
     from trainer.config.resolving import as_tree
 
     check_file(file, CONFIG, places)
     tree = dict(file.tree)
     name, run_dir = tree.get("name"), tree.get("run_dir")
     if isinstance(name, str) and isinstance(run_dir, str) and run_dir.endswith(f"/{name}") and "${" not in name:
-        # So that `name=other` alone makes it another run.
+        # The folder follows the name, so that `name=other` alone makes it another run.
         tree["run_dir"] = run_dir.removesuffix(name) + "${name}"
     if isinstance(logging := tree.get("logging"), Mapping):
-        # A run of its own in wandb, too.
+        # It is a run of its own in wandb, too.
         tree["logging"] = {key: value for key, value in logging.items() if key != "wandb_run_id"}
     return as_tree(tree, file.name)
 
 
 def composition(overrides: Sequence[str]) -> Composition:
-    """Compose as `compose` does, and say where everything is from.
+    """Compose as `compose` does, and say where every value comes from.
 
     Raises:
         ConfigError: as `compose`.
@@ -172,7 +172,7 @@ def composition(overrides: Sequence[str]) -> Composition:
         decided = {name: literal(value) for name, value in values_in(os.environ, request.values, keeps_off).items()}
         _set(tree, decided)
         values = {key: plain(value) for key, value in resolved(tree, choices).items()}
-    # A key that a file calls deprecated, for one.
+    # Hydra warns, for example, of a key that a file calls deprecated.
     for text in {str(one.message): None for one in said}:
         warn(text)
     config = build({**values, "run_dir": folder_in_sweep(str(values["run_dir"]), os.environ)})
@@ -180,7 +180,7 @@ def composition(overrides: Sequence[str]) -> Composition:
 
 
 def compose(overrides: Sequence[str]) -> TridentConfig:
-    """Compose `conf/train.yaml`, or the user's own primary config, with wandb's variables and, over them, overrides.
+    """Compose `conf/train.yaml`, or the user's own primary config, with wandb's variables and then overrides on top.
 
     Args:
         overrides: words such as `model=gpt2_124m` (a file of a group), `optimizer.lr=1e-4` (a key), `config=FILE` (what
@@ -198,7 +198,7 @@ def recompose(config: TridentConfig, overrides: Sequence[str], may_change: Colle
     """Return a finished config with overrides on top: a key sets itself, a group all keys that the group has.
 
     Args:
-        config: of an earlier run.
+        config: the config of an earlier run.
         overrides: words as for `compose`.
         may_change: groups, and single keys, that the words may name.
 

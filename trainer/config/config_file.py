@@ -1,4 +1,4 @@
-"""A config file checked before Hydra sees it: its keys, its values and its defaults list, each with file and line.
+"""Checks of a config file before Hydra sees it: its keys, values and defaults list, each with file and line.
 
 Hydra finds most of this too, but only one at a time, without a line, in a page of text. No torch.
 """
@@ -19,7 +19,7 @@ from trainer.config.yaml_file import YamlFile
 from trainer.errors import ConfigError
 
 MISSING = "???"
-"""Hydra's mark of a value that must be given elsewhere."""
+"""Hydra's mark for a value that must be given elsewhere."""
 _WORDS = re.compile(r"((?:(?:optional|override)\s+)*)(\S+)")
 
 
@@ -45,7 +45,7 @@ def check_file(file: YamlFile, path: str, found: Sequence[Place]) -> None:
 
 
 def package(file: YamlFile, group: str) -> str:
-    """Return what stands before a file's keys: the name of its group, or nothing. A recipe sets keys of all groups."""
+    """Return the prefix of a file's keys: the name of its group, or nothing. A recipe sets keys of all groups."""
     named = file.package
     if named is None or named == "_group_":
         return "" if group == EXPERIMENT else group.replace("/", ".")

@@ -1,4 +1,4 @@
-"""The word for a size that follows the machines a run finds. No project imports."""
+"""The word for a size that follows the machines that a run finds. No project imports."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from enum import Enum
 
 
 class Elastic(Enum):
-    """As many as there is room for."""
+    """The word `auto`: as many as there is room for."""
 
     auto = "auto"

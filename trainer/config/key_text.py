@@ -1,4 +1,4 @@
-"""What a key is, in words: its type and range, its default, what it means, what else to look at. No torch."""
+"""Descriptions of a key in words: its type and range, its default, its meaning, and the rules about it. No torch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from trainer.spec import execution, model, parts
 
 
 def told_in_schema() -> dict[str, str]:
-    """Return `Class.field` -> what the schema says of it, and `Class` -> what it is."""
+    """Return `Class.field` -> the schema's text about the field, and `Class` -> its text about the class."""
     return meanings((schema, schema_train, schema_runtime, schema_logging, parts, model, execution))
 
 
 def group_of(key: str) -> str:
-    """Return the group of a key; of one that belongs to none, nothing."""
+    """Return the group of a key, or nothing for a key that belongs to none."""
     return key.rpartition(".")[0]
 
 
@@ -75,7 +75,7 @@ def default_of(key: str, defaults: Mapping[str, object]) -> str:
 
 
 def meaning_of(key: str, told: Mapping[str, str]) -> str:
-    """Return what the schema says of a key, and of its choices before that, without saying anything twice."""
+    """Return the schema's text about a key, after that about its choices, without saying anything twice."""
     group, _, leaf = key.rpartition(".")
     owner = GROUPS[group].__name__ if group else TridentConfig.__name__
     meaning = told[f"{owner}.{leaf}"]
@@ -88,7 +88,7 @@ def meaning_of(key: str, told: Mapping[str, str]) -> str:
 
 
 def rules_of(key: str) -> Iterator[str]:
-    """Yield what rules between keys ask of a key, a sentence each."""
+    """Yield what the rules between keys demand of a key, one sentence each."""
     words = re.compile(rf"\b{re.escape(key)}\b")
     for rule in ALL_RULES:
         source = inspect.getsource(rule)

@@ -1,4 +1,4 @@
-"""The keys of the config as a catalogue: which exist, what value each takes, what a mistyped one may have meant.
+"""The catalogue of config keys: which exist, what values each takes, and what a mistyped one may have meant.
 
 Every way into a config (command line, YAML text, composed groups) goes through `coerce`, so a value is refused in the
 same words wherever it comes from.
@@ -206,7 +206,7 @@ def _holder(name: str) -> list[str]:
 
 
 def _with_leaf(leaf: str, group: str) -> list[str]:
-    """Return the keys that end so; of one group, if it has one."""
+    """Return the keys that end in `leaf`; only those of `group`, if it has any."""
     same = [key for key in KEYS if key.rpartition(".")[2] == leaf]
     close = nearest(group, {key.partition(".")[0] for key in same}) if group else None
     return [key for key in same if key.partition(".")[0] == close] if close else same[:3]

@@ -19,7 +19,7 @@ GRAMMAR = (
     ("dualpipev", "The DualPipeV schedule, for at least 2 x pp micro-batches."),
     (ALONE, "One rank holds the whole model."),
 )
-"""Parts of a spelling, and what each means."""
+"""Parts of a spelling, each with its meaning."""
 _SIZES = {"tp": "tensor_parallel_size", "pp": "pipeline_parallel_size", "dp": "data_parallel_size"}
 _FLAGS: dict[str, tuple[str, object]] = {
     "sp": ("sequence_parallel", True),
@@ -30,7 +30,7 @@ _RULE = "write tpN, ppN, dpN, sp and dualpipev, each at most once, in any order,
 
 
 def spelled_layout(name: str) -> dict[str, object] | None:
-    """Return the keys of `layout` that a spelling gives, or None if `name` is none.
+    """Return the keys of `layout` that a spelling gives, or None if `name` spells no layout.
 
     Args:
         name: such as `tp4_pp2_dp8_sp`: sizes and flags in any order, joined by underscores; or `single`.
@@ -64,7 +64,7 @@ def spelled_layout(name: str) -> dict[str, object] | None:
 
 
 def continuations(typed: str) -> Iterator[str]:
-    """Yield spellings that what is typed so far can become: itself, and with one part more."""
+    """Yield spellings that a word can still become: the word itself, and with one part more."""
     if _is_spelled(typed):
         yield typed
     begun, _, last = typed.rpartition("_")
@@ -76,10 +76,10 @@ def continuations(typed: str) -> Iterator[str]:
 
 
 def near_spelling(typed: str) -> str:
-    """Return what was meant by a word that is nearly the spelling of a layout, as a phrase, or ''.
+    """Return the layout that a word nearly spells, as a phrase, or ''.
 
     Args:
-        typed: in lower case, with underscores for hyphens and blanks.
+        typed: the word in lower case, with underscores for hyphens and blanks.
     """
     bare = re.sub(r"tensor|model_?parallel|mp(?=\d)", "tp", typed)
     bare = re.sub(r"pipe(line)?(?=_?\d)", "pp", re.sub(r"data(?=_?\d)", "dp", bare))
@@ -100,12 +100,12 @@ def _is_spelled(name: str) -> bool:
 
 
 def rule() -> str:
-    """Return how a layout is written, as a phrase."""
+    """Return the rule for writing a layout, as a phrase."""
     return _RULE
 
 
 def described(name: str) -> Iterator[tuple[str, str]]:
-    """Yield each part of a spelling, and what it means."""
+    """Yield each part of a spelling with its meaning."""
     meanings = dict(GRAMMAR)
     for part in name.split("_"):
         head = part.rstrip("0123456789")

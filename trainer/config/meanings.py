@@ -1,4 +1,4 @@
-"""What keys mean: the string literals under the fields of a dataclass, read from its source. No torch."""
+"""Texts about keys: the string literals under the fields of a dataclass, read from its source. No torch."""
 
 from __future__ import annotations
 

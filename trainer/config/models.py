@@ -1,4 +1,4 @@
-"""From the keys of `model.*` to what the model is, and to how it is computed. No torch."""
+"""Derive what the model is, and how it is computed, from the keys of `model.*`. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.spec.parts import Activation, Attention, Embedding, FeedForward, He
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a null in `model.*` stands for."""
+    """Values that the nulls in `model.*` stand for."""
 
     num_key_value_heads: int
     head_dim: int
@@ -30,13 +30,13 @@ def sizes(model: ModelConfig) -> Sizes:
 
 
 def resolved(model: ModelConfig) -> ModelConfig:
-    """Return the same keys without a null that stands for another one's value."""
+    """Return the same keys, with every null that stands for another key's value replaced by it."""
     found = sizes(model)
     return replace(model, **{field.name: getattr(found, field.name) for field in fields(found)})
 
 
 def make_model(model: ModelConfig, vocab_size: int) -> Model:
-    """Return what the model is; `vocab_size` comes from the config or the tokenizer."""
+    """Return the description of the model; `vocab_size` comes from the config or the tokenizer."""
     found, hidden = sizes(model), model.hidden_size
     norm = Norm(model.norm, hidden, model.norm_eps, bias=model.bias and model.norm is NormKind.layernorm)
     is_rope = model.position is PositionKind.rope
@@ -69,7 +69,7 @@ def make_model(model: ModelConfig, vocab_size: int) -> Model:
 
 
 def make_execution(model: ModelConfig, tensor_parallel_size: int) -> Execution:
-    """Return how the model is computed on so many tensor-parallel ranks."""
+    """Return how the model is computed on this many tensor-parallel ranks."""
     return Execution(
         seq_length=model.seq_length,
         vocab_unit=model.vocab_pad_multiple * tensor_parallel_size,
@@ -84,9 +84,9 @@ def make_execution(model: ModelConfig, tensor_parallel_size: int) -> Execution:
 
 
 def changed_keys(there: ModelConfig, here: ModelConfig) -> dict[str, tuple[object, object]]:
-    """Return the keys of `model.*` in which two configs are of other models, each with its two values.
+    """Return the keys of `model.*` that make two configs describe different models, each with its two values.
 
-    A key counts if its value there would make another model of the config here.
+    A key counts if its value `there` would make another model of the config `here`.
     """
     saved, mine = resolved(there), resolved(here)
     names = [field.name for field in fields(ModelConfig) if getattr(saved, field.name) != getattr(mine, field.name)]

@@ -1,6 +1,6 @@
 """The points of a sweep: `a=1,2 b=x,y` is four runs. Hydra's own grammar and its basic sweeper's order. No torch.
 
-A search takes the same words, and besides them those that name a range and no values: `a=tag(log,interval(1e-4,1e-2))`.
+A search takes the same words, and also those that give a range instead of values: `a=tag(log,interval(1e-4,1e-2))`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override, RangeSweep
 
 MOST_RUNS = 10_000
-"""Runs of one sweep. Each is checked before the first starts, so with many more of them nothing would ever start."""
+"""Most runs of one sweep. Each is checked before the first one starts, so with many more nothing would ever start."""
 _COUNTED = 10**15
-"""What is more than this is not told in digits."""
+"""Numbers above this are not written out in digits."""
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,22 @@ class Point:
     words: tuple[str, ...]
     """Overrides of the run."""
     swept: tuple[str, ...]
-    """Those of them that differ between runs."""
+    """The part of `words` that differs between runs."""
 
     @property
     def name(self) -> str:
-        """What tells the run from the others, e.g. `optimizer.lr=0.001,layout=tp2`."""
+        """The words that tell the run from the others, e.g. `optimizer.lr=0.001,layout=tp2`."""
         return ",".join(self.swept)
 
     @property
     def values(self) -> dict[str, str]:
-        """The words that differ, as key -> value."""
+        """The words that differ between runs, as key -> value."""
         return dict(word.split("=", 1) for word in self.swept)
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """What a search may choose for one key: some of `choices`, or a number from `low` to `high`, both included."""
+    """Choices of a search for one key: some of `choices`, or a number from `low` to `high`, both included."""
 
     key: str
     choices: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ class Dimension:
 
     @property
     def ends(self) -> tuple[str, str]:
-        """Return the words at both ends."""
+        """Return the words for both ends of the range."""
         if self.choices:
             return f"{self.key}={self.choices[0]}", f"{self.key}={self.choices[-1]}"
         ends = (int(self.low), int(self.high)) if self.is_whole else (self.low, self.high)
@@ -76,10 +76,10 @@ class Dimension:
 
 
 class _Groups:
-    """What Hydra asks for the names that `glob(...)` is matched with.
+    """Names of the files of groups, which Hydra asks for to match `glob(...)`.
 
     Args:
-        words: those that say where config files are.
+        words: words that say where config files are.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -94,7 +94,7 @@ def points(words: Sequence[str]) -> list[Point]:
 
     Args:
         words: overrides, each with one value or several: `a=1,2`, `a=range(1,4)`, `a=choice(x,y)`, `model=glob(gpt2*)`.
-            Of two words for the same key the later one counts.
+            If two words set the same key, the later one counts.
 
     Raises:
         ConfigError: no word has several values, the values cannot be listed, or they make too many runs. Words that
@@ -117,7 +117,7 @@ def points(words: Sequence[str]) -> list[Point]:
 
 
 def search_space(words: Sequence[str]) -> tuple[list[str], list[Dimension]]:
-    """Return the words with one value, and what a search may choose for the others.
+    """Return the words with one value, and the dimensions that a search may choose for the others.
 
     Args:
         words: overrides as for `points`; also `a=interval(1,10)`, `a=tag(log,interval(1e-4,1e-2))`.
@@ -144,7 +144,7 @@ _NO_VALUES = (
 
 
 def _latest(words: Sequence[str]) -> dict[str, tuple[str, Override | None]]:
-    """Return key -> its last word, at the place of that one: that is where a person looks for it."""
+    """Return key -> its last word, in the place of that word: a person looks for it there."""
     arguments = read_arguments(words)
     if arguments.problems:
         raise ConfigError(arguments.problems)
@@ -209,7 +209,7 @@ def _gives_none(word: str) -> str:
 
 
 def _check_number(counts: Mapping[str, int]) -> None:
-    """Refuse more runs than can be gone through; they are not made for that."""
+    """Refuse more runs than can be gone through; counted without making them."""
     total = math.prod(counts.values())
     if total > MOST_RUNS:
         told = joined([f"{key} ({_told(count)})" for key, count in counts.items() if count > 1], "and")
@@ -260,7 +260,7 @@ def _check_discrete(override: Override, word: str) -> None:
 def _listed(override: Override, word: str) -> list[str]:
     key = override.get_key_element()
     state = random.getstate()
-    # shuffle(...) is another order than the written one, but the same every time.
+    # shuffle(...) gives another order than the written one, but the same order every time.
     random.seed(word)
     found = [f"{key}={value}" for value in override.sweep_string_iterator()]
     random.setstate(state)

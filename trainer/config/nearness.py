@@ -1,4 +1,4 @@
-"""Which known word a mistyped one is near to. No torch, no project imports."""
+"""A measure of how near a mistyped word is to the known ones. No torch, no project imports."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher
 
 _SAME_WORD = 0.88
-"""As a whole, without its underscores: a letter or two are wrong."""
+"""Likeness of whole words without their underscores, from which on only a letter or two are wrong."""
 _SAME_LETTERS = 0.95
-"""The same, where an underscore is missing or too many: warm_up_steps."""
+"""Likeness from which on only an underscore is missing or too many, as in warm_up_steps."""
 _SAME_PART = 0.74
 _ENOUGH = 0.75
-"""Of the whole, where each part is near to one of the other's."""
+"""Likeness of whole words that suffices where each part is near to one of the other word's parts."""
 
 
 def _ratio(a: str, b: str) -> float:
@@ -20,7 +20,7 @@ def _ratio(a: str, b: str) -> float:
 
 
 def likeness(word: str, known: str) -> float:
-    """Return how near a word is to a known one, 0 where it does not mean it.
+    """Return how near a word is to a known one, 0 where the known one cannot be meant.
 
     Letters alone mislead: hidden_act looks like hidden_size, and attention_bias like num_attention_heads. So every part
     between underscores must be found again, unless the whole differs by a slip of the fingers.

@@ -1,4 +1,4 @@
-"""How to say here what other trainers call by another name. No torch, no project imports but its tables."""
+"""Translations of the names that other trainers use for keys. No torch, no project imports but its tables."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from trainer.config.other_names_run import ABSENT_RUN, DIFFERENT_RUN, SAME_RUN, 
 from trainer.config.other_values import OTHER_VALUES
 
 _NEAR_ENOUGH, _VERY_NEAR, _LONG_ENOUGH = 0.83, 0.9, 5
-"""There are so many names elsewhere that a short or a vague one is near to some of them by chance."""
+"""There are so many names in other trainers that a short or a vague word is near to some of them by chance."""
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a name of another trainer is here."""
+    """Counterpart here of another trainer's name."""
 
     keys: tuple[str, ...] = ()
     """Keys, or groups, that are meant."""
     note: str = ""
-    """How they differ from what was asked for; without keys, why there are none."""
+    """Difference between these keys and what was asked for; without keys, the reason why there are none."""
     words: Mapping[str, str] = field(default_factory=dict)
     """Value -> the words to write instead."""
 
     def told(self, value: str) -> str:
-        """Return what is here instead, as a phrase.
+        """Return the counterpart here, as a phrase.
 
         Args:
-            value: what the key was set to, if that is known. Empty: not known.
+            value: the value that the key was set to; empty if it is not known.
         """
         if self.words:
             wanted = self.words.get(_plain(value or next(iter(self.words))))
@@ -45,7 +45,7 @@ class Meaning:
 
 @functools.cache
 def meanings_elsewhere() -> Mapping[str, Meaning]:
-    """Return name -> what it is here, for every name of the tables."""
+    """Return name -> its counterpart here, for every name of the tables."""
     found: dict[str, Meaning] = {}
     for key, names in (SAME_MODEL | SAME_RUN).items():
         found |= dict.fromkeys(names.split(), Meaning((key,)))
@@ -59,10 +59,10 @@ def meanings_elsewhere() -> Mapping[str, Meaning]:
 
 
 def known_elsewhere(name: str, with_group: bool) -> Meaning | None:
-    """Return what a name is here, if another trainer has it.
+    """Return the counterpart of a name here, if another trainer has the name.
 
     Args:
-        name: as it was typed, `optimizer.params.lr` or `--num-layers`.
+        name: the name as it was typed, `optimizer.params.lr` or `--num-layers`.
         with_group: look for the whole name, and for an end of it that has a dot; otherwise for the last part.
     """
     known, parts = meanings_elsewhere(), _plain(name).split(".")
@@ -73,7 +73,7 @@ def known_elsewhere(name: str, with_group: bool) -> Meaning | None:
 
 
 def near_elsewhere(name: str) -> tuple[str, Meaning] | None:
-    """Return the name of another trainer that a mistyped one is near to, with its meaning."""
+    """Return the name in another trainer that a mistyped name is near to, with its counterpart here."""
     known = meanings_elsewhere()
     leaf = _plain(name).rpartition(".")[2]
     if len(leaf) < _LONG_ENOUGH:
@@ -83,7 +83,7 @@ def near_elsewhere(name: str) -> tuple[str, Meaning] | None:
 
 
 def value_here(key: str, value: str) -> str:
-    """Return the value of a key that is meant by what other trainers write, or nothing."""
+    """Return the value of a key that is meant by another trainer's word for it, or nothing."""
     typed = _plain(value)
     return next((here for here, others in OTHER_VALUES.get(key, {}).items() if typed in others.split()), "")
 

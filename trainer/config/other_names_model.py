@@ -1,8 +1,8 @@
-"""What other trainers call the keys of model, tokenizer and data. Data only; `other_names.py` reads it.
+"""Other trainers' names for the keys of model, tokenizer and data. Data only; `other_names.py` reads it.
 
-Of Hugging Face's config.json and TrainingArguments, Megatron-LM, GPT-NeoX, DeepSpeed, nanoGPT, LitGPT, torchtitan and
-Lightning. Dashes are written as underscores, and a name in a group, such as `activation_checkpoint.mode`, counts only
-there.
+The names are those of Hugging Face's config.json and TrainingArguments, Megatron-LM, GPT-NeoX, DeepSpeed, nanoGPT,
+LitGPT, torchtitan and Lightning. Dashes are written as underscores, and a name in a group, such as
+`activation_checkpoint.mode`, counts only there.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ WORDS_MODEL: dict[str, dict[str, str]] = {
     "recompute_activations": {"true": "model.recompute=selective", "false": "model.recompute=none"},
     "mock_data": {"true": "data=synthetic"},
 }
-"""Names elsewhere -> value -> the words to write here. The first value is that of a name alone."""
+"""Names elsewhere -> value -> the words to write here. The first value is that of a name without a value."""
 
 ABSENT_MODEL: dict[str, str] = {
     "rotary_pct rotary_percent rotary_percentage partial_rotary_factor rotary_dim": "rotary embedding always turns "
@@ -171,4 +171,4 @@ ABSENT_MODEL: dict[str, str] = {
     "trust_remote_code hub_token use_auth_token push_to_hub hub_model_id hub_strategy": "no code is loaded from the "
     "hub, and nothing is sent to it",
 }
-"""Names elsewhere -> what is so here, where nothing can be set."""
+"""Names elsewhere of things that cannot be set here -> how they are here."""

@@ -1,6 +1,6 @@
-"""What other trainers call the keys of a run: layout to launch. Data only; `other_names.py` reads it.
+"""Other trainers' names for the keys of a run: layout to launch. Data only; `other_names.py` reads it.
 
-As in `other_names_model.py`.
+The names are written as in `other_names_model.py`.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ WORDS_RUN: dict[str, dict[str, str]] = {
     },
     "overwrite_output_dir": {"true": "checkpoint.resume=never", "false": "checkpoint.resume=auto"},
 }
-"""Names elsewhere -> value -> the words to write here. The first value is that of a name alone."""
+"""Names elsewhere -> value -> the words to write here. The first value is that of a name without a value."""
 
 ABSENT_RUN: dict[str, str] = {
     "num_nodes nnodes n_nodes num_machines node_rank machine_rank": "the launcher says it, see docs/clusters.md",
@@ -257,4 +257,4 @@ ABSENT_RUN: dict[str, str] = {
     "remove_unused_columns prediction_loss_only metric_for_best_model greater_is_better callbacks "
     "early_stopping_patience": "there is nothing like it in a pre-training run",
 }
-"""Names elsewhere -> what is so here, where nothing can be set."""
+"""Names elsewhere of things that cannot be set here -> how they are here."""

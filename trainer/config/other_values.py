@@ -1,4 +1,4 @@
-"""What people write as a value, and which value that is here. Data only; `suggest.py` reads it."""
+"""Words that people write as a value, and the value here that they mean. Data only."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ OTHER_VALUES: dict[str, dict[str, str]] = {
     "runtime.device": {"cuda": "gpu cuda_0 nvidia", "cpu": "cpu_0"},
     "train.spike_policy": {"none": "off false no ignore null"},
 }
-"""Key -> its value here -> what else people write for it."""
+"""Key -> its value here -> other words that people write for it."""
 
 OTHER_FILES: dict[str, dict[str, str]] = {
     "model": {
@@ -108,7 +108,7 @@ OTHER_FILES: dict[str, dict[str, str]] = {
     "runtime": {"cuda": "gpu nvidia"},
     "eval": {"default": "none off no null"},
 }
-"""Group -> its file here -> what else people write for it."""
+"""Group -> its file here -> other words that people write for it."""
 
 OTHER_WORDS: dict[str, str] = {
     "logging=wandb": "logging.wandb=online",
@@ -122,7 +122,7 @@ OTHER_WORDS: dict[str, str] = {
     "checkpoint=latest": "checkpoint.resume=auto",
     "checkpoint=auto": "checkpoint.resume=auto",
 }
-"""A word that no file of the group answers -> the setting that does."""
+"""A word that no file of the group fits -> the setting that does."""
 
 NOT_HERE: dict[str, tuple[str, str]] = {
     "optimizer": (
@@ -149,6 +149,6 @@ NOT_HERE: dict[str, tuple[str, str]] = {
     "layout.pipeline_schedule": ("gpipe interleaved interleaved1f1b zb zbv zero_bubble loopedbfs afab", ""),
     "runtime.device": ("mps tpu xla npu xpu hpu rocm hip", ""),
 }
-"""Key or group -> what is known elsewhere and is not available here, and what to say of it.
+"""Key or group -> words that are known elsewhere and not available here -> the answer to them.
 
-None of these must be taken for a mistyped one of ours."""
+None of these words must be taken for a mistyped one of ours."""

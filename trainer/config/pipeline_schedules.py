@@ -1,4 +1,4 @@
-"""What a pipeline schedule is, apart from the classes that run it: stages, owners, micro-batches, bubble. No torch.
+"""Pipeline schedules, apart from the classes that run them: stages, owners, micro-batches, bubble. No torch.
 
 A schedule is a member of `PipelineSchedule`, an object here, an engine class in `engine/deepspeed_engines.py` and a
 module class in `pipeline/module.py`.
@@ -19,11 +19,11 @@ class Schedule(ABC):
     """
 
     has_effect_alone: bool = False
-    """Whether it may be named where there is one pipeline rank only."""
+    """True if it may also be named where there is only one pipeline rank."""
     takes_boundaries: bool = True
-    """Whether `layout.stage_boundaries` may cut its stages."""
+    """True if `layout.stage_boundaries` may partition its stages."""
     takes_offload: bool = True
-    """Whether ZeRO may offload under it."""
+    """True if ZeRO may offload under it."""
 
     @abstractmethod
     def stages(self, pp: int) -> int:
@@ -35,7 +35,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def fewest_micro_batches(self, pp: int) -> int:
-        """Return how many micro-batches a step needs at least."""
+        """Return the smallest number of micro-batches that a step needs."""
 
     @abstractmethod
     def bubble(self, pp: int, m: int) -> float:
@@ -46,7 +46,7 @@ class Schedule(ABC):
 
 
 class OneForwardOneBackward(Schedule):
-    """1F1B: a rank a stage, and from the fill of the pipeline on backward follows forward (arXiv 2104.04473)."""
+    """1F1B: one stage a rank; once the pipeline is full, a backward follows each forward (arXiv 2104.04473)."""
 
     has_effect_alone = True
 
@@ -94,7 +94,7 @@ class DualPipeV(Schedule):
         A rank computes 2 m (F + B) = 6 m, in units of the forward pass F of one of the 2 p stages, with B = 2 F. The
         authors' bubble is (p - 1) (F&B + B - 3 W) for p ranks; DeepSpeed defers no weight gradient (W = 0) and runs
         forward and backward one after the other (F&B = F + B), which makes it 5 (p - 1). In the order of DeepSpeed's
-        `DualPipeVSchedule` one more forward pass of it is filled: 5 p - 6. A test runs that order on a clock.
+        `DualPipeVSchedule` one more forward pass of the bubble is filled: 5 p - 6. A test runs that order on a clock.
         """
         idle = 5 * pp - 6
         return idle / (6 * m + idle)

@@ -1,6 +1,6 @@
-"""Keys that say where something is, and paths as people write them. No torch.
+"""Keys that hold paths, and paths as people write them. No torch.
 
-Where data lie does not say what they are: the same tokens may be under another path tomorrow, or on another node.
+The place of data does not say what they are: the same tokens may be under another path tomorrow, or on another node.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PATHS = (*PER_NODE, "run_dir", "checkpoint.resume", "checkpoint.init_from", "log
 """Every key that takes a path."""
 _NAME_BYTES = 255
 _PATH_BYTES = 4096 - 512
-"""What Linux takes, less room for the files of a run."""
+"""Longest path that Linux takes, less room for the files of a run."""
 _SOURCE_KEYS = {
     DataSource.files: "data.files",
     DataSource.megatron: "data.files",
@@ -30,11 +30,11 @@ _SOURCE_KEYS = {
 def local_path(text: str, key: str) -> str:
     """Return a path with `~` and `~user` replaced by home folders. Every key and option that takes a path comes here.
 
-    A name that exists as it is written, `~` and all, is that one. `./~x` is a name that begins with `~`.
+    A name that exists as it is written, with its `~`, is that name. `./~x` is a name that begins with `~`.
 
     Args:
-        text: what the user wrote.
-        key: what it was written for, named in the error.
+        text: the path as the user wrote it.
+        key: the key or option that it was written for; the error names it.
 
     Raises:
         ConfigError: there is no such home folder, or it is no path at all.
@@ -58,7 +58,7 @@ def local_path(text: str, key: str) -> str:
 
 
 def absolute_path(text: str, key: str) -> Path:
-    """Return the path as `local_path` reads it, from the root of the disk on.
+    """Return the path as `local_path` reads it, made absolute.
 
     Raises:
         ConfigError: as `local_path`; or it is too long for a file system, together with what is put below it.

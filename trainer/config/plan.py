@@ -17,15 +17,15 @@ from trainer.spec.model import Model
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What one run does, in numbers. Built once by the entry point, handed down, never changed."""
+    """All numbers of one run. Built once by the entry point, handed down, never changed."""
 
     config: TridentConfig
     model: Model
-    """What is trained."""
+    """The model that is trained."""
     execution: Execution
-    """How it is computed."""
+    """The way in which it is computed."""
     mesh: Mesh
-    """Where the ranks stand."""
+    """The places of the ranks."""
     num_micro_batches: int
     """Micro-batches that a rank runs in one optimizer step (gradient accumulation)."""
     tokens_per_step: int
@@ -55,7 +55,7 @@ class RunPlan:
 
     @property
     def uses_pipeline_engine(self) -> bool:
-        """PP > 1 runs DeepSpeed's PipelineEngine; PP = 1 the plain engine with ZeRO 0-3."""
+        """True with PP > 1, which runs DeepSpeed's PipelineEngine; PP = 1 runs the plain engine with ZeRO 0-3."""
         return self.pipeline_parallel_size > 1
 
     @property
@@ -65,7 +65,7 @@ class RunPlan:
 
     @property
     def bubble_in_theory(self) -> float:
-        """Share of a step in which a pipeline rank computes nothing, were all stages equal: 0 to 1."""
+        """Share of a step in which a pipeline rank computes nothing if all stages are equal: 0 to 1."""
         return self.schedule.bubble(self.pipeline_parallel_size, self.num_micro_batches)
 
     @property
@@ -83,7 +83,7 @@ class RunPlan:
 
 
 def data_parallel_size(config: TridentConfig, world_size: int | None) -> int:
-    """Return dp: as configured, or what the launched world leaves for it, or 1."""
+    """Return dp: as configured, or as the launched world leaves room for, or 1."""
     layout = config.layout
     if isinstance(layout.data_parallel_size, int):
         return layout.data_parallel_size

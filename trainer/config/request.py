@@ -1,4 +1,4 @@
-"""What the words of a command line ask for: files of groups, values of keys, and where to look. No torch."""
+"""Reading of a command line's words: files of groups, values of keys, and folders to search. No torch."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from trainer.errors import ConfigError
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-"""What a run's folder and a checkpoint call their config."""
+"""Name of the config in a run's folder and in a checkpoint."""
 
 
 @dataclass
 class Request:
-    """What the overrides ask for. A later word wins over an earlier one, so that scripts can append."""
+    """Everything that the overrides ask for. A later word wins over an earlier one, so that scripts can append."""
 
     choices: dict[str, str | list[str] | None] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     file: YamlFile | None = None
-    """What the run starts from, instead of the files that the primary config picks."""
+    """File that the run starts from, instead of the files that the primary config picks."""
     primary: str = PRIMARY
     """Name of the primary config."""
     primary_file: Path = Path()
@@ -77,7 +77,7 @@ def _check_form(override: Override, word: str) -> None:
 
 
 def _choice(group: str, value: object, found: list[Place]) -> str | list[str] | None:
-    """Return the name of a group's file, or of several. A path puts its folder before the others of that group."""
+    """Return the name of a group's file, or of several. The folder of a path is searched first for that group."""
     if value is None and group == EXPERIMENT:
         return None
     if isinstance(value, Mapping):
@@ -85,7 +85,7 @@ def _choice(group: str, value: object, found: list[Place]) -> str | list[str] | 
     if isinstance(value, list):
         return [str(_choice(group, item, found)) for item in value]
     name = "null" if value is None else str(value)
-    # A name of a searched folder goes first, also where it ends in .yaml.
+    # The name of a file in a searched folder goes first, even if it ends in .yaml.
     if not exists(found, f"{group}/{name}") or name.startswith((".", "/", "~")):
         own = own_file(group, name)
         if own is not None:
@@ -112,7 +112,7 @@ def _value(name: str, override: Override) -> object:
 
 
 def _start_file(value: object) -> YamlFile:
-    """Return the file of `config=`: given itself, or by the folder of a run or of a checkpoint."""
+    """Return the file that `config=` names: the file itself, or the folder of a run or of a checkpoint."""
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{CONFIG} must name a file, such as runs/old/{CONFIG}, but is {value!r}")
     path = absolute_path(value, CONFIG)
@@ -125,7 +125,7 @@ def _start_file(value: object) -> YamlFile:
 
 
 def read_request(words: Sequence[str]) -> Request:
-    """Read the words of a command line. What is wrong is noted, each problem once and all at once."""
+    """Read the words of a command line. All problems are noted at once, each of them once."""
     arguments = read_arguments(words)
     request = Request(problems=arguments.problems)
     parsed: list[tuple[Override, str]] = []
@@ -171,7 +171,7 @@ def _folders(value: object) -> list[str]:
 
 
 def _find_places(request: Request, dirs: Sequence[str], name: str | None, searchpath: Sequence[str]) -> None:
-    """Settle the folders and the primary config. A primary config may name further folders."""
+    """Settle the folders and the primary config, which may name further folders."""
     if request.file is not None and "defaults" in request.file.tree:
         if name is not None:
             raise ConfigError(f"--config-name={name} and {CONFIG}={request.file.name} both name a primary config")

@@ -1,4 +1,4 @@
-"""Interpolations such as `${model.hidden_size}` and `${oc.env:HOME}` resolved, or told by key and name. No torch."""
+"""Resolve interpolations such as `${model.hidden_size}` and `${oc.env:HOME}`; a problem is told by key and name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.config.yaml_file import one_line
 from trainer.errors import ConfigError
 
 _OPEN = "trident.open"
-"""Resolver of a value that a file leaves open. OmegaConf's own mark would let the value before it stand."""
+"""Resolver for a value that a file leaves open. With OmegaConf's own mark, an earlier value would stay in place."""
 _RESOLVERS = ("oc.env", "oc.select", "oc.decode", "oc.create", "oc.dict.keys", "oc.dict.values", "oc.deprecated", "now")
 _TOLD: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (
@@ -40,16 +40,16 @@ _TOLD: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     ),
     (r"\w+ raised while resolving interpolation: (.*)", lambda match: match[1]),
 )
-"""What OmegaConf says -> what is told."""
+"""Pattern of OmegaConf's message -> the message that is shown instead."""
 
 
 def as_tree(tree: Mapping[str, Any], name: str) -> DictConfig:
-    """Return what a file holds as Hydra merges it. What a file is: told by `name`.
+    """Return the content of a file, which errors call `name`, as Hydra merges it.
 
     Raises:
         ConfigError: it holds a `${` that begins no interpolation.
     """
-    # A group whose keys are all commented out is as good as left out; what is under `hydra` was read before.
+    # A group whose keys are all commented out counts as left out; what is under `hydra` was read before.
     kept = {key: value for key, value in tree.items() if key != "hydra" and not (key in GROUPS and value is None)}
     try:
         return cast(DictConfig, OmegaConf.create(_with_open_values(kept, name)))
@@ -74,7 +74,7 @@ def resolved(tree: DictConfig, choices: Mapping[str, str]) -> dict[str, object]:
     """Return key -> plain value of every key that the tree has, with nothing left to resolve.
 
     Args:
-        tree: as it was composed.
+        tree: the tree as it was composed.
         choices: group -> name of its file, for `${hydra:runtime.choices.GROUP}`.
 
     Raises:
@@ -114,7 +114,7 @@ def _register(choices: Mapping[str, str]) -> None:
 
 
 def _causes(tree: DictConfig, wrong: Mapping[str, list[str]]) -> list[str]:
-    """Return the problems of keys that do not only refer to another one that is wrong."""
+    """Return the problems of keys that do not merely refer to another key with a problem."""
     texts = {key: str(OmegaConf.to_container(tree, resolve=False).get(key, "")) for key in wrong if "." not in key}  # type: ignore[union-attr]
     caused = [key for key, text in texts.items() if any(f"${{{other}}}" in text for other in wrong if other != key)]
     kept = [problem for key, problems in wrong.items() if key not in caused for problem in problems]

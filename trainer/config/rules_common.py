@@ -1,4 +1,4 @@
-"""What every rule of `validate` is made of: the case it judges, and helpers that name legal values."""
+"""Common parts of the rules of `validate`: the case that they judge, and helpers that name legal values."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from trainer.config.plan import data_parallel_size
 from trainer.config.schema import DeviceKind, TridentConfig
 
 MAX_LISTED = 10
-"""A message names at most this many legal values, those nearest to what was found."""
+"""Largest number of legal values in a message: those nearest to the value that was found."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is judged: a config and where it is to run."""
+    """The case that rules judge: a config, and the machine and world it is to run on."""
 
     config: TridentConfig
     world_size: int | None
@@ -37,19 +37,19 @@ class Case:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether it is known that ranks compute on the CPU."""
+        """True if it is known that ranks compute on the CPU."""
         device = self.config.runtime.device
         return device is DeviceKind.cpu or (device is DeviceKind.auto and self.device_count == 0)
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it is known that ranks compute on GPUs."""
+        """True if it is known that ranks compute on GPUs."""
         device = self.config.runtime.device
         return device is DeviceKind.cuda or (device is DeviceKind.auto and (self.device_count or 0) > 0)
 
 
 Rule = Callable[[Case], Iterator[str]]
-"""Yields one line for each thing that is wrong. Never raises, whatever the config."""
+"""A rule yields one line for each thing that is wrong. It never raises, whatever the config."""
 
 
 def divisors(number: int) -> list[int]:
@@ -71,7 +71,7 @@ def neighbours(number: int, unit: int) -> list[int]:
 
 
 def legal_tensor_parallel_sizes(case: Case) -> list[int]:
-    """Return the sizes that cut query heads, key/value heads and the MLP (and, if sharded, the sequence) evenly."""
+    """Return the sizes that shard query heads, key/value heads and the MLP (and, if sharded, the sequence) evenly."""
     model = case.config.model
     common = math.gcd(model.num_attention_heads, case.sizes.num_key_value_heads, case.sizes.ffn_hidden_size)
     if case.config.layout.sequence_parallel:

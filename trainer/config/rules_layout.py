@@ -1,4 +1,4 @@
-"""Rules about ranks: the mesh, the pipeline, the batch over it, and ZeRO with offload on top."""
+"""Rules about ranks: the mesh, the pipeline, the batch over it, and ZeRO with offload."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from trainer.config.schema import (
 
 
 def _schedule(case: Case) -> tuple[Schedule, str]:
-    """Return the schedule, and how messages call it."""
+    """Return the schedule, and its name in messages."""
     kind = case.config.layout.pipeline_schedule
     return SCHEDULES[kind], f"layout.pipeline_schedule={kind.value}"
 
 
 def _ranks_times(number: int, pp: int) -> str:
-    """Return a multiple of the pipeline's ranks in words."""
+    """Return a multiple of the number of pipeline ranks, in words."""
     times = f"{number // pp} x " if number > pp else ""
     return f"{times}layout.pipeline_parallel_size"
 
@@ -85,7 +85,7 @@ def blocks_for_stages(case: Case) -> Iterator[str]:
 
 
 def stage_boundaries(case: Case) -> Iterator[str]:
-    """Explicit boundaries cut the blocks into pp non-empty runs."""
+    """Explicit boundaries partition the blocks into pp non-empty stages."""
     layout, layers = case.config.layout, case.config.model.num_layers
     bounds, pp = layout.stage_boundaries, layout.pipeline_parallel_size
     if not bounds:
@@ -180,7 +180,7 @@ def zero_stage(case: Case) -> Iterator[str]:
 
 
 def offload(case: Case) -> Iterator[str]:
-    """What leaves the device is sharded by ZeRO and has a place to go."""
+    """State that leaves the device is sharded by ZeRO and has a place to go."""
     zero, kind = case.config.zero, case.config.zero.offload
     if kind is OffloadKind.cpu and zero.stage == 0:
         yield "zero.offload=cpu needs zero.stage >= 1, but it is 0; use zero.stage=1, or zero.offload=none"
@@ -224,7 +224,7 @@ def adam_implementation(case: Case) -> Iterator[str]:
 
 
 def replicas(case: Case) -> Iterator[str]:
-    """There is something to compare: with ZeRO-3 the data-parallel ranks hold no copies."""
+    """There are copies to compare: with ZeRO-3 the data-parallel ranks hold none."""
     config, tp = case.config, case.config.layout.tensor_parallel_size
     copies = tp > 1 or (case.dp > 1 and config.zero.stage < 3)
     if config.runtime.check_replicas_every > 0 and not copies:
@@ -259,7 +259,7 @@ def compilation(case: Case) -> Iterator[str]:
 
 
 def liger(case: Case) -> Iterator[str]:
-    """Liger's kernels run on a GPU, and there is something for them to compute."""
+    """Liger's kernels run on a GPU, and the model has something for them to compute."""
     config = case.config
     if not config.runtime.liger:
         return

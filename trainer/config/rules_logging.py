@@ -1,4 +1,4 @@
-"""Rules about what a run shows: wandb, and texts at evaluations."""
+"""Rules about the output of a run: wandb, and texts at evaluations."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _NAMES = (
     ("wandb_job_type", ""),
     ("wandb_run_id", ":;,#?/'\\"),
 )
-"""Key, and signs that wandb does not take there (0.31: `wandb.Settings`)."""
+"""Key -> signs that wandb does not accept in its value (0.31: `wandb.Settings`)."""
 _LONGEST_PROJECT = 128
 _LONGEST_TAG = 64
 
 
 def wandb_settings(case: Case) -> Iterator[str]:
-    """Nothing is asked of a wandb that is off."""
+    """No setting of wandb is given while wandb is off."""
     logging, default = case.config.logging, LoggingConfig()
-    # Whoever turns wandb off for one run by WANDB_MODE or WANDB_DISABLED means all of it.
+    # A person who turns wandb off for one run by WANDB_MODE or WANDB_DISABLED means all of its settings.
     if logging.wandb is not WandbMode.disabled or who_asks_for("disabled", os.environ):
         return
     for key in ("wandb_group", "wandb_artifacts", "stall_alert_s"):
@@ -37,7 +37,7 @@ def wandb_settings(case: Case) -> Iterator[str]:
 
 
 def wandb_names(case: Case) -> Iterator[str]:
-    """The names are such that wandb takes them."""
+    """The names are such that wandb accepts them."""
     logging = case.config.logging
     if logging.wandb is WandbMode.disabled:
         return
@@ -59,7 +59,7 @@ def wandb_names(case: Case) -> Iterator[str]:
 
 
 def artifacts(case: Case) -> Iterator[str]:
-    """Checkpoints that are uploaded are saved."""
+    """Checkpoints that are to be uploaded are saved."""
     checkpoint = case.config.checkpoint
     if case.config.logging.wandb_artifacts and checkpoint.every == 0 and not checkpoint.save_final:
         yield (

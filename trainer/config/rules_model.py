@@ -1,4 +1,4 @@
-"""Rules about the shape of the model, alone and cut over tensor-parallel ranks."""
+"""Rules about the shape of the model, alone and sharded over tensor-parallel ranks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.config.schema import PositionKind
 
 
 def hidden_size_by_heads(case: Case) -> Iterator[str]:
-    """Heads cut the residual width evenly, unless their size is given."""
+    """Heads divide the residual width evenly, unless their size is given."""
     model = case.config.model
     if model.head_dim is None and model.hidden_size % model.num_attention_heads:
         legal = use(neighbours(model.hidden_size, model.num_attention_heads), model.hidden_size)
@@ -31,7 +31,7 @@ def heads_by_key_value_heads(case: Case) -> Iterator[str]:
 
 
 def rotary_head_dim(case: Case) -> Iterator[str]:
-    """Rotary embedding turns pairs of elements."""
+    """Rotary embedding rotates pairs of elements."""
     model = case.config.model
     head_dim = case.sizes.head_dim
     if model.position is PositionKind.rope and head_dim % 2:
@@ -40,7 +40,7 @@ def rotary_head_dim(case: Case) -> Iterator[str]:
 
 
 def cut_over_tensor_ranks(case: Case) -> Iterator[str]:
-    """Heads, key/value heads, MLP and (if sharded) the sequence are cut evenly."""
+    """Heads, key/value heads, MLP and (if sharded) the sequence are sharded evenly."""
     model, layout = case.config.model, case.config.layout
     tp = layout.tensor_parallel_size
     parts = [("model.num_attention_heads", model.num_attention_heads)]

@@ -1,4 +1,4 @@
-"""Rules about `runtime.profile`: what is recorded is trained, by ranks that exist."""
+"""Rules about `runtime.profile`: recorded steps are trained, and recording ranks exist."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ MOST_STEPS = int(CLOSED["runtime.profile_steps"][1])
 
 
 def settings(case: Case) -> Iterator[str]:
-    """Nothing is asked of a profiler that is off."""
+    """No setting of the profiler is given while it is off."""
     runtime, default = case.config.runtime, RuntimeConfig()
     if runtime.profile:
         return
-    # What is out of its range is said by `minima` and `real_ranges`.
+    # Values out of their range are reported by `minima` and `real_ranges`.
     in_range = {
         "profile_first_step": runtime.profile_first_step is not None and runtime.profile_first_step >= 1,
         "profile_steps": 1 <= runtime.profile_steps <= MOST_STEPS,
@@ -56,4 +56,4 @@ def ranks(case: Case) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (settings, steps)
 ARITHMETIC: tuple[Rule, ...] = (ranks,)
-"""Asked only when every size is positive."""
+"""Rules that are asked only when every size is positive."""

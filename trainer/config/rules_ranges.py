@@ -109,7 +109,7 @@ def minima(case: Case) -> Iterator[str]:
 
 
 def sizes_are_positive(case: Case) -> bool:
-    """Return whether the sizes that other rules divide by are what `minima` asks."""
+    """Return whether the sizes that other rules divide by are as large as `minima` demands."""
     values = flatten(case.config)
     sizes = [(values[key], least) for key, least in MINIMA.items() if key.startswith(("model.", "layout.", "batch."))]
     return all(value >= least for value, least in sizes if isinstance(value, int))
@@ -137,12 +137,12 @@ def real_ranges(case: Case) -> Iterator[str]:
         value = values[key]
         if value is not None and not least <= number(key) <= most:
             if key in MINIMA and number(key) < least:
-                continue  # said by `minima`
+                continue  # reported by `minima`
             yield f"{key} must be {least} to {most}, but is {value}"
 
 
 def texts(case: Case) -> Iterator[str]:
-    """Names that become folders or fields are there."""
+    """Names that become folders or fields are not empty."""
     values = flatten(case.config)
     for key in NOT_EMPTY:
         if not str(values[key]).strip():

@@ -1,4 +1,4 @@
-"""Rules about what is read and for how long: data, tokenizer, schedule, evaluation, faults on the way."""
+"""Rules about the data and the length of a run: data, tokenizer, schedule, evaluation, faults on the way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.config.schema import (
 )
 
 SMALLEST_BPE = 257
-"""256 bytes and the end-of-text id."""
+"""The 256 bytes and the end-of-text id."""
 NEEDS_FILES = (DataSource.files, DataSource.megatron)
 
 
@@ -30,11 +30,11 @@ def warm_up(case: Case) -> Iterator[str]:
 
 
 def decay(case: Case) -> Iterator[str]:
-    """The decay has room after the warm-up, and there is one."""
+    """The decay has room after the warm-up, and the kind of schedule has a decay."""
     schedule, steps = case.config.schedule, case.config.train.steps
     warmup, length = schedule.warmup_steps, resolved_decay_steps(case.config)
     if length < 1:
-        return  # said by `minima`
+        return  # reported by `minima`
     if schedule.kind is ScheduleKind.constant:
         if schedule.decay_steps is not None:
             yield "schedule.decay_steps has no effect with schedule.kind=constant; leave it out"
@@ -49,7 +49,7 @@ def decay(case: Case) -> Iterator[str]:
 
 
 def evaluation(case: Case) -> Iterator[str]:
-    """What is evaluated was held out."""
+    """Evaluation has data that were held out."""
     if case.config.train.eval_every > 0 and case.config.data.validation_fraction == 0:
         yield (
             f"train.eval_every={case.config.train.eval_every} needs data.validation_fraction > 0, but it is 0; "
@@ -58,7 +58,7 @@ def evaluation(case: Case) -> Iterator[str]:
 
 
 def data_source(case: Case) -> Iterator[str]:
-    """The source has what it reads, and nothing is given that it does not read."""
+    """The source has the data that it reads, and no key is given that it does not read."""
     data = case.config.data
     source = data.source
     if source in NEEDS_FILES and not data.files:
@@ -76,7 +76,7 @@ def data_source(case: Case) -> Iterator[str]:
 
 
 def tokenizer_settings(case: Case) -> Iterator[str]:
-    """The kind of tokenizer has what it needs, and nothing that it ignores."""
+    """The kind of tokenizer has the keys that it needs, and none that it ignores."""
     tokenizer = case.config.tokenizer
     kind = tokenizer.kind
     if kind is TokenizerKind.pretrained and not tokenizer.path:
@@ -98,13 +98,13 @@ def tokenizer_settings(case: Case) -> Iterator[str]:
 
 
 def vocabulary(case: Case) -> Iterator[str]:
-    """Every id of the tokenizer has an embedding row; unused rows are wanted."""
+    """Every id of the tokenizer has an embedding row, and rows without an id are wanted."""
     model, tokenizer = case.config.model, case.config.tokenizer
     size = model.vocab_size
     if size is None or size < 1 or case.config.data.source in (DataSource.synthetic, DataSource.megatron):
         return
     if tokenizer.kind is TokenizerKind.pretrained:
-        return  # known once it is loaded
+        return  # known once the tokenizer is loaded
     trained = SMALLEST_BPE if tokenizer.kind is TokenizerKind.bytes else tokenizer.vocab_size
     named = "the byte tokenizer" if tokenizer.kind is TokenizerKind.bytes else "tokenizer.vocab_size"
     if trained is None:
@@ -123,7 +123,7 @@ def vocabulary(case: Case) -> Iterator[str]:
 
 
 def sources_without_text(case: Case) -> Iterator[str]:
-    """Where ids come ready-made, the vocabulary is said and no tokenizer is trained."""
+    """Sources with ready-made ids have a given vocabulary and train no tokenizer."""
     source, tokenizer = case.config.data.source, case.config.tokenizer
     if source not in (DataSource.synthetic, DataSource.megatron):
         return
@@ -150,7 +150,7 @@ def documents(case: Case) -> Iterator[str]:
 
 
 def checkpoints(case: Case) -> Iterator[str]:
-    """What says how to save needs saves."""
+    """Keys about how to save need saves."""
     checkpoint = case.config.checkpoint
     every, keep_every = checkpoint.every, checkpoint.keep_every
     if keep_every > 0 and (every == 0 or keep_every % every):
@@ -166,7 +166,7 @@ def checkpoints(case: Case) -> Iterator[str]:
 
 
 def skipping(case: Case) -> Iterator[str]:
-    """fp16 may skip: that is how it finds its loss scale."""
+    """fp16 may skip steps: that is how it finds its loss scale."""
     train, dtype = case.config.train, case.config.precision.dtype
     if dtype is Dtype.fp16 and train.max_skipped_in_row == 0:
         yield (
@@ -176,12 +176,12 @@ def skipping(case: Case) -> Iterator[str]:
 
 
 def spikes(case: Case) -> Iterator[str]:
-    """A spike policy has what it works with, and its settings belong to one."""
+    """A spike policy has the settings that it needs, and settings for spikes belong to a policy."""
     train, default = case.config.train, TrainConfig()
     if train.spike_policy is SpikePolicy.none:
         for key, least in (("spike_window", 2), ("spike_sigmas", 0)):
             value = getattr(train, key)
-            # What is too small is said by `minima`.
+            # Values that are too small are reported by `minima`.
             if value != getattr(default, key) and value >= least:
                 yield f"train.{key} has no effect with train.spike_policy=none; leave it out, or set a policy"
     if train.spike_policy is not SpikePolicy.rewind:
@@ -195,7 +195,7 @@ def spikes(case: Case) -> Iterator[str]:
 
 
 def hang_timeout(case: Case) -> Iterator[str]:
-    """The watchdog speaks before the collectives fail."""
+    """The watchdog reports before the collectives fail."""
     runtime = case.config.runtime
     if runtime.hang_timeout_s is not None and runtime.hang_timeout_s >= runtime.timeout_s >= 1:
         yield (

@@ -37,7 +37,7 @@ class TrainConfig:
     than this many skipped batches in a row end the run (exit code 5). 0: the first one does. fp16: overflows count
     too."""
     spike_policy: SpikePolicy = SpikePolicy.none
-    """At a spike: none (train on) | skip (leave that batch out) | rewind (go back to the last checkpoint and leave
+    """none (train on) | skip (leave that batch out) | rewind (go back to the last checkpoint and leave
     out the data since) | stop (exit code 5). Any but none reads the loss in every step: on a GPU the host then waits
     for each step."""
     spike_window: int = 128

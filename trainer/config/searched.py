@@ -1,4 +1,4 @@
-"""Where config files are looked for: the user's own folders first, then what ships. Reads only names. No torch."""
+"""Folders that config files are looked for in: the user's own first, then those that ship. Only names are read."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from trainer.errors import ConfigError
 PRIMARY = "train"
 """conf/train.yaml: the table of contents."""
 FOLDERS_VARIABLE = "TRIDENT_CONFIG_DIR"
-"""Config folders, separated by colons."""
+"""Environment variable with config folders, separated by colons."""
 BESIDE = "conf"
-"""Looked for in the folder that the user stands in."""
+"""Folder that is looked for in the working directory."""
 SHIPPED = "trident"
 SCHEMA_NAME = "trident_schema"
 """First entry of the defaults list in conf/train.yaml."""
@@ -34,9 +34,9 @@ class Place:
 
     folder: Path
     origin: str
-    """Who named it."""
+    """The option, variable or file that named the folder."""
     group: str = ""
-    """If set, the folder holds files of this group and not folders of groups."""
+    """Set if the folder holds files of this group and not folders of groups."""
 
     def file(self, path: str) -> Path | None:
         """Return the file of a config path such as `model/gpt2_124m` or `train`, if it is here.
@@ -62,7 +62,7 @@ class Place:
         return None
 
     def names(self, group: str) -> Iterator[str]:
-        """Yield the names of a group's files; of those in folders below, with the folder."""
+        """Yield the names of a group's files; names in subfolders come with their folder."""
         if self.group not in ("", group):
             return
         folder = self.folder if self.group else self.folder / group
@@ -85,7 +85,7 @@ def conf_folder() -> Path:
 
 
 def shown(path: Path) -> str:
-    """Return a path as a person who stands here would write it."""
+    """Return a path as a person in the working directory would write it."""
     try:
         return str(path.relative_to(Path.cwd()))
     except (ValueError, OSError):
@@ -93,7 +93,7 @@ def shown(path: Path) -> str:
 
 
 def places(config_dirs: Sequence[str] = (), searchpath: Sequence[str] = ()) -> list[Place]:
-    """Return the folders to search, the first one that has a file wins.
+    """Return the folders to search; the first folder that has a file wins.
 
     Args:
         config_dirs: folders of `--config-dir`.
@@ -111,10 +111,10 @@ def places(config_dirs: Sequence[str] = (), searchpath: Sequence[str] = ()) -> l
 def options(found: Sequence[Place] | None = None) -> dict[str, list[str]]:
     """Return group -> names of its files, in the order of conf/train.yaml. Reads only file names.
 
-    Of layouts, which need no file, a few spellings are among them.
+    Layouts need no file; a few of their spellings are among the names.
 
     Args:
-        found: where to look; without it, in the folders that the environment names and that are there.
+        found: folders to search; without it, those that the environment names and that exist.
     """
     if found is None:
         named = (absolute_path(name, FOLDERS_VARIABLE) for name in _named_by_environment())
@@ -138,7 +138,7 @@ def find(found: Sequence[Place], path: str) -> tuple[Path, Place] | None:
 
 
 def spelled(path: str) -> dict[str, object] | None:
-    """Return what stands for a file where a config path such as `layout/tp4_pp2` needs none.
+    """Return the values of a config path such as `layout/tp4_pp2`, which needs no file, or None for other paths.
 
     Raises:
         ConfigError: see `spelled_layout`.
@@ -148,7 +148,7 @@ def spelled(path: str) -> dict[str, object] | None:
 
 
 def exists(found: Sequence[Place], path: str) -> bool:
-    """Return whether a config path can be composed: of a file, or without one.
+    """Return whether a config path can be composed: from a file, or without one.
 
     Raises:
         ConfigError: as `find` and `spelled`.
@@ -160,7 +160,7 @@ def own_file(group: str, name: str) -> Place | None:
     """Return the place of a file that was chosen by its path, such as `experiment=./mine.yaml`; None if it is a name.
 
     Raises:
-        ConfigError: it is a path, but of no file.
+        ConfigError: it is a path, but there is no such file.
     """
     path = Path(local_path(name, group))
     if "/" in name and not path.exists() and path.with_name(f"{path.name}.yaml").is_file():
@@ -209,7 +209,7 @@ def _always() -> list[Place]:
 def _without_repetition(found: Sequence[Place]) -> list[Place]:
     unique: dict[Path, Place] = {}
     for place in found:
-        # The shipped folder stays what it is, also for who stands beside it.
+        # The shipped folder keeps its origin, even where it is also the conf of the working directory.
         real = place.folder.resolve()
         if real not in unique or place.origin == SHIPPED:
             unique[real] = place
@@ -217,7 +217,7 @@ def _without_repetition(found: Sequence[Place]) -> list[Place]:
 
 
 def _is_ours(file: Path) -> bool:
-    """Return whether a primary config is one of Trident: another project's may stand in a folder of that name."""
+    """Return whether a primary config is Trident's: another project's may stand in a folder of that name."""
     try:
         return SCHEMA_NAME in file.read_text(encoding="utf-8", errors="replace")
     except OSError:

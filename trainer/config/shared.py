@@ -1,4 +1,4 @@
-"""What the ranks of one run must agree on in their configs, and what each may have of its own. No torch."""
+"""Keys on which the configs of the ranks of one run must agree, and those on which they may differ. No torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OWN: Mapping[str, str] = {
     "zero.nvme_path": "the local disk of a node that holds its own part of the optimizer state",
     "runtime.threads_per_rank": "how many processors a node has; no other rank waits for, or sees, more than results",
 }
-"""Keys that ranks may differ in -> why that does not matter. What is not named here must be the same."""
+"""Keys that ranks may differ in -> why that does not matter. All other keys must be the same."""
 _SHARED_PATHS = tuple(key for key in PATHS if key not in PER_NODE)
 _NO_PATHS = ("auto", "never")
 
@@ -26,15 +26,15 @@ _NO_PATHS = ("auto", "never")
 def shared_values(found: Composition) -> dict[str, tuple[object, object]]:
     """Return key -> (plain value, how it was written) of every key that must be the same on all ranks.
 
-    A path is given from the root of the disk on: what is relative, or below a home folder, may be another folder for
-    each rank. What an environment variable says was not written.
+    A path is made absolute: a relative one, or one below a home folder, may be another folder for each rank. The value
+    of an environment variable counts as not written.
 
     Raises:
-        ConfigError: a path is below a home folder that is none.
+        ConfigError: a path is below a home folder that does not exist.
     """
     written = {**found.unresolved, **found.of_environment}
     return {
-        # In a list: nothing at all is a way to write a value, too.
+        # In a list, because None is a way to write a value, too.
         key: (_whole_path(key, plain(value)), [written[key]])
         for key, value in flatten(found.config).items()
         if key not in OWN

@@ -1,4 +1,4 @@
-"""Hydra's part: from a primary config and choices to one tree, out of the searched folders. No torch.
+"""Composition by Hydra: from a primary config and choices to one tree, out of the searched folders. No torch.
 
 The folders are one config source for Hydra, so that each file can be checked, with its line, before it is composed.
 """
@@ -33,21 +33,21 @@ from trainer.errors import ConfigError
 Choices = Mapping[str, str | Sequence[str] | None]
 """Group -> names of its files; None leaves the group out."""
 ONLY_CHOICES = "trident_choices"
-"""A primary config with nothing in it but what is chosen."""
+"""Name of a primary config that holds nothing but the choices."""
 
 
 @dataclass(frozen=True)
 class Composed:
-    """What Hydra made."""
+    """Result of Hydra's composition."""
 
     tree: DictConfig
-    """Interpolations as they were written."""
+    """Composed tree, with interpolations as they were written."""
     choices: Mapping[str, str]
     """Group -> name of its file, or several with commas; those that recipes picked are among them."""
 
 
 class _Source(ConfigSource):
-    """All searched folders, for Hydra."""
+    """All searched folders as one config source for Hydra."""
 
     def __init__(self, places: Sequence[Place]) -> None:
         super().__init__("main", "trident://")
@@ -88,7 +88,7 @@ class _Source(ConfigSource):
 
 
 def _loader(places: Sequence[Place]) -> ConfigLoaderImpl:
-    # What hydra.initialize and hydra.compose do, without their global state and with a source of our own.
+    # These lines do what hydra.initialize and hydra.compose do, without their global state and with our own source.
     Plugins.instance()
     setup_globals()
     register()
@@ -127,7 +127,7 @@ def hydra_compose(primary: str, choices: Choices, places: Sequence[Place]) -> Co
         for group, name in cast(dict[str, str | list[str] | None], chosen).items()
         if name and group in ALL_GROUPS
     }
-    # Hydra keeps no account of several files of one group.
+    # Hydra does not report several files of one group, so they are added here.
     names |= {group: ",".join(value) for group, value in choices.items() if isinstance(value, list)}
     OmegaConf.set_struct(tree, False)
     del tree["hydra"]

@@ -38,7 +38,7 @@ def fill_machine(config: TridentConfig, device_count: int, cores: int) -> Triden
     rule, so that the global batch size can stay as it is.
 
     Args:
-        config: as composed.
+        config: the config as composed.
         device_count: CUDA devices of this machine.
         cores: CPU cores that this process may use.
     """
@@ -60,7 +60,7 @@ def validate(config: TridentConfig, world_size: int | None = None, device_count:
     """Check every rule that needs no machine, no file and no network.
 
     Args:
-        config: as composed.
+        config: the config as composed.
         world_size: ranks that a launcher started, or None when this process will start them.
         device_count: CUDA devices of this machine, or None when nobody looked.
 

@@ -1,4 +1,4 @@
-"""What wandb's own environment variables say, as values of the config: command line > environment > file > default.
+"""Values of the config that wandb's environment variables give: command line > environment > file > default.
 
 Under `wandb agent` the project, the entity and the id of the run are the sweep's: wandb itself takes them from the
 environment then, whatever it is told. No torch, no wandb.
@@ -28,7 +28,7 @@ VARIABLES: dict[str, str] = {
 }
 """Variable -> the key that it sets, besides `WANDB_MODE` and `WANDB_DISABLED`. An empty one counts as not set."""
 OF_A_SWEEP = ("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_RUN_ID")
-"""What wandb takes from the environment in a sweep, and from nowhere else."""
+"""Variables that wandb reads from the environment in a sweep, and from nowhere else."""
 _MODES = {
     "online": "online",
     "run": "online",
@@ -42,7 +42,7 @@ _YES, _NO = ("true", "1", "yes", "on", "y", "t"), ("false", "0", "no", "off", "n
 
 
 def variable(environ: Mapping[str, str], name: str) -> str | None:
-    """Return the value of a variable; None if it is not set or blank."""
+    """Return the value of a variable, or None if it is not set or blank."""
     return environ.get(name, "").strip() or None
 
 
@@ -69,7 +69,7 @@ def mode_in(environ: Mapping[str, str]) -> tuple[str, str] | None:
 
 
 def who_asks_for(mode: str, environ: Mapping[str, str]) -> str | None:
-    """Return the variable that asks for `mode`, as in `WANDB_MODE=dryrun`; None if none does. Never raises."""
+    """Return the variable that asks for `mode`, as in `WANDB_MODE=dryrun`, or None. Never raises."""
     try:
         found = mode_in(environ)
     except ConfigError:
@@ -78,15 +78,15 @@ def who_asks_for(mode: str, environ: Mapping[str, str]) -> str | None:
 
 
 def values_in(environ: Mapping[str, str], said: Mapping[str, object], keeps_off: bool = False) -> dict[str, object]:
-    """Return key -> value for what the environment decides.
+    """Return key -> value for the keys that the environment decides.
 
     Args:
         environ: environment variables.
-        said: key -> value on the command line, which wins; but `logging.wandb=auto` says nothing.
+        said: key -> value on the command line, which wins; but `logging.wandb=auto` decides nothing.
         keeps_off: the command line chose a file of the group `logging` that turns wandb off.
 
     Raises:
-        ConfigError: a variable holds what wandb does not know, or the command line contradicts a sweep.
+        ConfigError: a variable holds a value that wandb does not know, or the command line contradicts a sweep.
     """
     found: dict[str, object] = {}
     for name, key in VARIABLES.items():
@@ -112,7 +112,7 @@ def _value(name: str, value: str) -> object:
 
 
 def sweep_in(environ: Mapping[str, str]) -> str | None:
-    """Return the id of the wandb sweep that an agent started this process for."""
+    """Return the id of the wandb sweep whose agent started this process."""
     return variable(environ, "WANDB_SWEEP_ID") if variable(environ, "WANDB_RUN_ID") else None
 
 
@@ -135,7 +135,7 @@ def folder_in_sweep(run_dir: str, environ: Mapping[str, str]) -> str:
 
 
 def told(environ: Mapping[str, str], values: Mapping[str, object]) -> list[str]:
-    """Return the variables that decided, as in `WANDB_PROJECT=mine`; one that the command line overrules is told too.
+    """Return the variables that decided, as in `WANDB_PROJECT=mine`; one that the command line overrules is included.
 
     Args:
         environ: environment variables.

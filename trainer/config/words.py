@@ -1,8 +1,8 @@
-"""One word of the command line -> what Hydra's grammar makes of it. No torch.
+"""Reading of one word of the command line with Hydra's grammar. No torch.
 
 Hydra's grammar refuses values that can mean one thing only, such as runs/it's, ~/x or a=b. Where it fails, the value
-is taken apart at its commas and brackets, each plain piece is quoted, and the grammar is asked again; so commas and
-brackets mean what they always do. What is still unclear is refused with a word that says what was meant.
+is split at its commas and brackets, each plain piece is quoted, and the grammar is asked again; so commas and brackets
+keep their meaning. A value that is still unclear is refused with a word that says what was meant.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ CONFIG = "config"
 SEARCHPATH = "hydra.searchpath"
 """`hydra.searchpath=[DIR]`: Hydra's own name for further config folders."""
 FUNCTIONS = ("choice", "range", "interval", "glob", "sort", "shuffle", "tag", "int", "float", "str", "bool")
-"""Of Hydra's grammar: `range(1,4)` is no text."""
+"""Functions of Hydra's grammar: `range(1,4)` is not a text."""
 KNOWN = frozenset((*KEYS, *GROUPS, EXPERIMENT, CONFIG, SEARCHPATH))
-"""What can stand before `=`."""
+"""Names that can stand before `=`."""
 _CLOSERS = {"(": ")", "[": "]", "{": "}"}
 _CALL = re.compile(rf"({'|'.join(FUNCTIONS)})\s*\(")
 _ARGUMENT = re.compile(r"[A-Za-z_]\w*\s*=")
@@ -37,7 +37,7 @@ _ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")
 
 
 def quoted(text: str) -> str:
-    """Return a value as Hydra's grammar reads it back; backslashes count as such only before a quote."""
+    """Return a value as Hydra's grammar reads it back; a backslash counts as one only before a quote."""
     quote = '"' if "'" in text and '"' not in text else "'"
     escaped = re.sub(rf"(\\*)({quote}|$)", lambda match: match[1] * 2 + match[2].replace(quote, f"\\{quote}"), text)
     return f"{quote}{escaped}{quote}"
@@ -65,7 +65,7 @@ def _reads(word: str) -> Override | None:
 
 
 def parse(word: str) -> Override:
-    """Return a `key=value` word as Hydra reads it; the text it was read from is the override's `input_line`.
+    """Return a `key=value` word as Hydra reads it; the text that it was read from is the override's `input_line`.
 
     Raises:
         ConfigError: it is no `key=value`, there is no such key, or its value can mean several things.
@@ -101,7 +101,7 @@ def _file_or_example(word: str) -> str:
 
 
 def mapping_for_a_group(group: str, names: Iterable[object]) -> str:
-    """Return the problem with a mapping that is given to a group; `names` are those of its keys."""
+    """Return the problem with a mapping that is given to a group; `names` are the names of its keys."""
     if group == EXPERIMENT:
         example = "train.steps=..."
     else:
@@ -110,7 +110,7 @@ def mapping_for_a_group(group: str, names: Iterable[object]) -> str:
 
 
 def readable(word: str) -> str:
-    """Return the word in a form that Hydra's grammar reads, or as it is where there is none."""
+    """Return the word in a form that Hydra's grammar reads, or unchanged where there is none."""
     try:
         return parse(word).input_line or word
     except ConfigError:
@@ -118,7 +118,7 @@ def readable(word: str) -> str:
 
 
 def list_items(value: str) -> list[str]:
-    """Return the texts of a list as they were typed, without the quotes of those that have some."""
+    """Return the items of a list as they were typed, without their quotes."""
     return [_unquoted(item) for item in _pieces(value.strip()[1:-1])]
 
 
@@ -147,12 +147,12 @@ def _meant(value: str, takes_list: bool) -> str:
 
 
 def _is_plain(item: str) -> bool:
-    """Return whether a list takes it as it is; a backslash at its end would escape what follows."""
+    """Return whether the item can stand in a list as it is; a backslash at its end would escape what follows."""
     return item[0] not in "[{(" and not item.endswith("\\") and _reads(f"k={item}") is not None
 
 
 def _piece(text: str) -> str:
-    """Return one element of a list or a sweep, quoted where the grammar does not take it as it is."""
+    """Return one item of a list or a sweep, quoted where the grammar does not read it as it is."""
     if text.startswith("["):
         end = _end(text, 0)
         if end < len(text) - 1:
@@ -174,7 +174,7 @@ def _argument(text: str) -> str:
 
 
 def _pieces(text: str) -> list[str]:
-    """Cut a text at the commas that are in no brackets and no quotes."""
+    """Split a text at the commas that are in no brackets and no quotes."""
     pieces, start, place = [], 0, 0
     while place < len(text):
         letter = text[place]

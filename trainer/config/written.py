@@ -1,4 +1,4 @@
-"""A config as YAML text, whole and plain, as a run's folder holds it; and back. No torch."""
+"""A config as plain YAML text of the whole, as a run's folder holds it, and its reading. No torch."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ def plain(value: object) -> object:
 def to_yaml(config: TridentConfig) -> str:
     """Return the config as YAML: every key, schema order, plain values. The same config gives the same text.
 
-    A text that holds `${` is written so that it is no interpolation where the file is composed again.
+    A text that holds `${` is written so that it does not become an interpolation where the file is composed again.
     """
     return as_yaml({key: literal(plain(value)) for key, value in flatten(config).items()})
 
 
 def as_yaml(values: Mapping[str, object]) -> str:
-    """Return dotted key -> plain value as YAML, one mapping a group."""
+    """Return dotted key -> plain value as YAML, one mapping for each group."""
     tree: dict[str, Any] = {}
     for key, value in values.items():
         group, _, leaf = key.rpartition(".")
         target = tree.setdefault(group, {}) if group else tree
         target[leaf] = value
     text: str = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)
-    # Unicode's own line ends are written as they are, and read back as spaces.
+    # Unicode's own line ends are written unchanged, and would be read back as spaces.
     if any(end in text for end in "\x85\u2028\u2029"):
         text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=False, width=10_000)
     return text
 
 
 def literal(value: object) -> object:
-    """Return a value so that OmegaConf does not look for interpolations in it."""
+    """Return a value in a form in which OmegaConf looks for no interpolations."""
     if isinstance(value, list):
         return [literal(item) for item in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value

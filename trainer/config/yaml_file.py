@@ -1,4 +1,4 @@
-"""A YAML file read strictly: what is wrong with it is told with its line. No torch."""
+"""A strict reader of YAML files, which tells every problem with its line. No torch."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _PACKAGE = re.compile(r"\s*#\s*@package\s+(.*?)\s*")
 
 @dataclass(frozen=True)
 class YamlFile:
-    """What a file holds."""
+    """The content of a YAML file."""
 
     path: Path
     text: str
     tree: dict[str, Any]
     node: yaml.MappingNode | None
-    """The same with lines; None if the file is empty."""
+    """The content as nodes, which know their lines; None if the file is empty."""
     package: str | None
-    """Of its header `# @package NAME`."""
+    """Package that the header `# @package NAME` names."""
 
     @property
     def name(self) -> str:
-        """The file as a person would write it."""
+        """Path of the file as a person would write it."""
         return shown(self.path)
 
     def at(self, node: yaml.Node) -> str:
-        """Return `file:line` of something in it."""
+        """Return `file:line` of a node."""
         return f"{self.name}:{node.start_mark.line + 1}"
 
 
 def read_yaml(path: Path) -> YamlFile:
-    """Return what a YAML file holds.
+    """Return the content of a YAML file.
 
     Raises:
         ConfigError: it cannot be read, is no UTF-8, no YAML, has a key twice, or is no mapping; with the line.
@@ -67,7 +67,7 @@ def read_yaml(path: Path) -> YamlFile:
 
 
 def parse_yaml(text: str) -> tuple[yaml.Node | None, Any]:
-    """Return the first node of a YAML text, and the plain values of it, read as OmegaConf reads them.
+    """Return the first node of a YAML text and its plain values, read as OmegaConf reads them.
 
     Raises:
         yaml.YAMLError: it is no YAML, or has a key twice.
@@ -101,7 +101,7 @@ def said(error: yaml.YAMLError) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's text as one line without what OmegaConf appends, or its type if it has none."""
+    """Return an error's text as one line without the lines that OmegaConf appends, or its type if it has no text."""
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type="))]
     return " ".join(" ".join(kept).split()) or type(error).__name__
@@ -127,7 +127,7 @@ def _package(path: Path, text: str) -> str | None:
 def _keys_that_are_no_text(file: YamlFile, node: yaml.Node | None, seen: set[int]) -> Iterator[str]:
     if node is None or id(node) in seen:
         return
-    # An anchor may hold itself.
+    # An anchor may contain itself.
     seen.add(id(node))
     children = []
     if isinstance(node, yaml.MappingNode):

@@ -37,7 +37,7 @@ class BatchSource:
         stream: the tokens.
         plan: sizes of batch, sequence and layout.
         dp_rank: d.
-        device: where the tensors go.
+        device: the device of the tensors.
     """
 
     def __init__(self, stream: SampleStream, plan: RunPlan, dp_rank: int, device: torch.device) -> None:
@@ -67,9 +67,9 @@ class BatchSource:
         return [MicroBatch(*part) for part in torch.split(pairs, size, dim=1)]
 
     def sample_ids(self, position: int) -> list[int]:
-        """Return which samples of the data set the global batch at `position` holds, in order. Local.
+        """Return the indices of the data set's samples that the global batch at `position` holds, in order. Local.
 
-        As long as a sequence is one sample, the i-th is that of the batch's i-th sequence.
+        As long as a sequence is one sample, the i-th index is that of the batch's i-th sequence.
         """
         return [int(sample) for sample in self._stream.samples(position, self.tokens)]
 
@@ -88,7 +88,7 @@ class BatchSource:
         return pairs
 
     def ledger(self, previous: str, position: int) -> str:
-        """Return the rolling hash after a global batch: of `previous`, its position, and every token id in it."""
+        """Return the rolling hash after a global batch: of `previous`, the batch's position, and its token ids."""
         digest = hashlib.blake2b(f"{previous}:{position}:".encode(), digest_size=16)
         pairs = self._sequences(position, np.arange(self._plan.config.batch.global_batch_size))
         # A sequence at a time: its inputs, then its labels.

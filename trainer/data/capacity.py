@@ -1,4 +1,4 @@
-"""Whether there is enough data for the batches that a run asks for. No torch: known before a rank starts."""
+"""Checks that there is enough data for the batches that a run asks for. No torch: they run before a rank starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def check_capacity(prepared: PreparedData, config: TridentConfig) -> None:
     """Check that the data hold a global batch to train on and, where it is evaluated, a sequence to evaluate.
 
     Raises:
-        DataError: they do not.
+        DataError: there are fewer.
     """
     check_training_capacity(prepared, config)
     if config.train.eval_every > 0:
@@ -22,7 +22,7 @@ def check_training_capacity(prepared: PreparedData, config: TridentConfig) -> No
     """Check that the training data hold at least one global batch.
 
     Raises:
-        DataError: they do not.
+        DataError: there are fewer.
     """
     size, limit, seq_length = config.batch.global_batch_size, config.data.max_samples, config.model.seq_length
     if limit is not None and limit < size:
@@ -43,7 +43,7 @@ def check_validation_capacity(prepared: PreparedData, config: TridentConfig) -> 
     """Check that the validation data hold at least one sequence.
 
     Raises:
-        DataError: they do not.
+        DataError: there are fewer.
     """
     if sequences(prepared.validation_tokens, config.model.seq_length) == 0:
         raise DataError(

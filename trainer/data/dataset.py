@@ -1,4 +1,4 @@
-"""Fixed-length samples of a memory-mapped file of tokens, and the endless stream that a run reads of them. No torch."""
+"""Fixed-length samples of a memory-mapped file of tokens, and the endless stream that a run reads. No torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 
 class TokenDataset:
-    """Sample i holds tokens [i * S, (i + 1) * S]: S inputs and, one further, S labels, so each token is predicted once.
+    """Sample i holds tokens [i * S, (i + 1) * S]: S inputs and, shifted by one, S labels; each token is predicted once.
 
     Args:
         path: file of little-endian token ids.
-        dtype: of the file, uint16 or uint32.
+        dtype: type of the ids in the file, uint16 or uint32.
         seq_length: S.
         max_samples: use only this many samples from the start.
     """
@@ -51,12 +51,12 @@ class SampleStream:
     """The samples of a data set one after the other in some order, as one endless stream of (input, label) pairs.
 
     A sequence is a stretch of the stream, wherever it begins and however long it is. So a run may change its batch size
-    or its sequence length on the way: it goes on where it was, and no token is left out or comes twice. As long as
+    or its sequence length on the way: it goes on where it was, and no token is left out or repeated. As long as
     sequences are as long as samples and begin where samples do, each sequence is one sample.
 
     Args:
         dataset: the samples, L tokens each.
-        order: which sample is at which place.
+        order: gives the sample at each place.
     """
 
     def __init__(self, dataset: TokenDataset, order: Order) -> None:

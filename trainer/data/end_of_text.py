@@ -1,7 +1,7 @@
-"""Which token ends a document. No torch.
+"""The search for the token that ends a document. No torch.
 
-In this order: what the user says (`tokenizer.eos_token`); `eos_token` of the tokenizer_config.json and then of the
-special_tokens_map.json that lie beside a tokenizer.json; `eos_token_id` of the generation_config.json there; the one
+The places are asked in this order: the user's `tokenizer.eos_token`; `eos_token` of the tokenizer_config.json and then
+of the special_tokens_map.json beside a tokenizer.json; `eos_token_id` of the generation_config.json there; the one
 known name that is among the special tokens. Nothing is guessed where several could be meant.
 """
 
@@ -26,15 +26,15 @@ _BY_TEXT = (SETTINGS, "special_tokens_map.json")
 _BY_ID = "generation_config.json"
 KEY = "tokenizer.eos_token"
 _MORE_IDS = 2**32
-"""Than the library can count."""
+"""More ids than the library can count."""
 ReadFile = Callable[[str], str | None]
 """Name of a file that may lie beside a tokenizer.json -> its text, or None where there is none."""
 Declared = tuple[str, str | int]
-"""(file, token or id) of what a file says."""
+"""A file's declaration: (file, token or id)."""
 
 
 def beside(file: Path) -> ReadFile:
-    """Return what reads the files in the folder of a tokenizer.json."""
+    """Return a function that reads the files in the folder of a tokenizer.json."""
 
     def read(name: str) -> str | None:
         try:
@@ -51,20 +51,20 @@ def beside(file: Path) -> ReadFile:
 
 
 def nothing_beside(_name: str) -> None:
-    """Read no file: there is none."""
+    """Read no file, because there is none."""
 
 
 def end_of_text(tokenizer: tokenizers.Tokenizer, origin: str, wanted: str | None, read: ReadFile) -> int:
     """Return the id of the token that ends a document.
 
     Args:
-        tokenizer: of the `tokenizers` library.
-        origin: named in errors.
+        tokenizer: a tokenizer of the `tokenizers` library.
+        origin: the tokenizer's name in errors.
         wanted: `tokenizer.eos_token`.
-        read: reads the files beside it; not asked where the user says it.
+        read: reads the files beside it; not called where the user names the token.
 
     Raises:
-        DataError: the token that is named is none of the tokenizer, no one is named, or several may be meant.
+        DataError: the named token is not in the tokenizer, none is named, or several may be meant.
     """
     if wanted is not None:
         return _named_by_user(tokenizer, origin, wanted)
@@ -85,19 +85,19 @@ def end_of_text(tokenizer: tokenizers.Tokenizer, origin: str, wanted: str | None
 
 
 def first_known(tokenizer: tokenizers.Tokenizer) -> str | None:
-    """Return the token that earlier versions took: the first known name that the vocabulary has."""
+    """Return the token that earlier versions used: the first known name that the vocabulary has."""
     return next((name for name in KNOWN_NAMES if tokenizer.token_to_id(name) is not None), None)
 
 
 def declared_end(read: ReadFile) -> Declared | None:
-    """Return what the files beside a tokenizer say ends a document, or None where they say nothing.
+    """Return the token that the files beside a tokenizer declare to end a document, or None if they declare none.
 
     Raises:
         DataError: one of them cannot be understood.
     """
     for file in _BY_TEXT:
         token = _entry(file, read, "eos_token")
-        # Older files hold the token's text with flags.
+        # Older files hold the token's text together with flags.
         text = token.get("content") if isinstance(token, Mapping) else token
         if isinstance(text, str):
             return file, text

@@ -1,4 +1,4 @@
-"""Parts of a Hugging Face split, `train[:1000]+test[10%:20%]`: the library reads them only where it does not stream."""
+"""Parts of a Hugging Face split, `train[:1000]+test[10%:20%]`: the library reads them only when it does not stream."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PART = re.compile(rf"\s*([^\s\[\]+]+?)(?:\[{_BOUND}:{_BOUND}\])?\s*")
 
 @dataclass(frozen=True)
 class Part:
-    """A split, or the rows of one from `start` on and before `stop`, as Python counts: a number, or a share with %."""
+    """A split, or its rows from `start` on and before `stop`, counted as in Python: a number, or a share with %."""
 
     split: str
     start: str | None
@@ -24,14 +24,14 @@ class Part:
         """Return the first row and the one after the last.
 
         Args:
-            count: returns how many rows the split has; asked only where it must be known.
+            count: returns the number of rows of the split; called only where it must be known.
         """
         first, last = _row(self.start, count), _row(self.stop, count)
         return first or 0, last
 
 
 def sliced_parts(spec: str) -> list[Part]:
-    """Return the parts of `data.hub_split`; none where it names whole splits only.
+    """Return the parts of `data.hub_split`; an empty list if it names only whole splits.
 
     Raises:
         DataError: it cannot be read.
@@ -54,6 +54,6 @@ def _row(bound: str | None, count: Callable[[], int]) -> int | None:
         return None
     number = int(bound.removesuffix("%"))
     if bound.endswith("%"):
-        # As the library rounds where it does not stream.
+        # Rounded like the library does when it does not stream.
         number = round(abs(number) * count() / 100) * (1 if number >= 0 else -1)
     return number if number >= 0 and not bound.startswith("-") else max(0, count() + number)

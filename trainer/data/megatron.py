@@ -28,7 +28,7 @@ def megatron_pairs(config: DataConfig) -> list[tuple[Path, Path]]:
     """Return the (.bin, .idx) files of each prefix in `data.files`, in that order, each once.
 
     Raises:
-        DataError: nothing is named, or a file is missing.
+        DataError: no file is named, or one is missing.
     """
     if not config.files:
         raise DataError("data.source=megatron needs at least one .bin/.idx prefix in data.files, but it is empty")
@@ -44,7 +44,7 @@ def megatron_pairs(config: DataConfig) -> list[tuple[Path, Path]]:
 
 
 def token_documents(config: DataConfig) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the token ids of each sequence, in stored order, `data.max_documents` at most; empty ones are left out.
+    """Yield the token ids of each sequence in stored order, at most `data.max_documents`; empty ones are left out.
 
     Raises:
         DataError: an index is not of this format, or does not fit its data.
@@ -63,7 +63,7 @@ def _read_pair(data: Path, index: Path) -> Iterator[npt.NDArray[np.int64]]:
         raise DataError(f"data.files must be readable, but {data.with_suffix('')}: {reason(error)}") from error
     dtype, sizes, offsets = _read_index(raw, index)
     ends = offsets + sizes.astype(np.int64) * dtype.itemsize
-    # An end is negative where a damaged offset overflows.
+    # An end is negative if a damaged offset overflows.
     if min(int(numbers.min(initial=0)) for numbers in (sizes, offsets, ends)) < 0:
         raise DataError(f"data.files: {index} must hold sizes and offsets of at least 0, but holds negative ones")
     end = int(ends.max(initial=0))

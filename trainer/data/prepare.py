@@ -43,7 +43,7 @@ BATCH_DOCUMENTS = 256
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 Say = Callable[[str], None]
 Pieces = Iterator[tuple[bool, npt.NDArray[np.int64]]]
-"""(whether held out, tokens) of documents in order."""
+"""(True if held out, tokens) of documents in order."""
 
 
 @dataclass(frozen=True)
@@ -51,36 +51,36 @@ class PreparedData:
     """Tokens on disk, ready to be mapped."""
 
     folder: Path
-    """Holds train.bin, validation.bin, meta.json and, where there is one, tokenizer/."""
+    """Folder with train.bin, validation.bin, meta.json and, if there is a tokenizer, tokenizer/."""
     vocab_size: int
     """Number of ids that the model must know: `model.vocab_size`, or the tokenizer's."""
     dtype: str
-    """Of the .bin files: uint16 or uint32."""
+    """Type of the ids in the .bin files: uint16 or uint32."""
     train_tokens: int
     validation_tokens: int
     tokenizer_folder: Path | None
     fingerprint: str
-    """Of what the tokens were made from; names the folder."""
+    """Hash of everything that the tokens were made from; it names the folder."""
     content: str
     """Hash of the tokens themselves, to compare with what other nodes have."""
 
 
 def stream_identity(prepared: PreparedData, config: TridentConfig) -> str:
-    """Return a hash of what decides which token is where in the training stream, for samples of one length."""
+    """Return a hash of everything that decides the order of the training stream, for samples of one length."""
     decides = f"{prepared.content}:{config.data.max_samples}:{config.train.seed}"
     return hashlib.blake2b(decides.encode(), digest_size=16).hexdigest()
 
 
 def cache_folder(config: TridentConfig) -> Path:
-    """Return where shards are cached: `data.cache_dir`, $TRIDENT_CACHE, or ~/.cache/trident.
+    """Return the folder in which shards are cached: `data.cache_dir`, $TRIDENT_CACHE, or ~/.cache/trident.
 
     Raises:
-        ConfigError: it is below a home folder that there is not.
+        ConfigError: it is below a home folder that does not exist.
     """
     named = config.data.cache_dir or os.environ.get("TRIDENT_CACHE") or "~/.cache/trident"
     try:
         return absolute_path(named, "data.cache_dir")
-    # Users of a container often have no home.
+    # Users of a container often have no home folder.
     except ConfigError as error:
         raise ConfigError(error.problems, ["set data.cache_dir or TRIDENT_CACHE to a folder"]) from None
 
@@ -89,8 +89,8 @@ def prepare(config: TridentConfig, say: Say | None = None) -> PreparedData:
     """Return the tokens of a config's data, building them first where needed.
 
     Args:
-        config: a validated one.
-        say: told what is being done when it takes a while.
+        config: a validated config.
+        say: is told what is being done when it takes a while.
 
     Raises:
         DataError: source, tokenizer or cache folder cannot be used, or vocabularies do not fit.
@@ -114,7 +114,7 @@ def prepare(config: TridentConfig, say: Say | None = None) -> PreparedData:
 
 
 def look_up(config: TridentConfig) -> tuple[Path, PreparedData | None]:
-    """Return where the tokens of a config's data are cached, and them if they are there. Builds and writes nothing.
+    """Return the cache folder of a config's data, and the data if they are there. Builds and writes nothing.
 
     Raises:
         DataError: source, tokenizer or cache folder cannot be used, or vocabularies do not fit.
@@ -137,7 +137,7 @@ def _fingerprint(config: TridentConfig) -> str:
         facts += identity(data)
         facts += [tokenizer.kind.value, tokenizer.path]
         if data.source is DataSource.megatron:
-            # Ids are checked against it when the shards are built.
+            # Ids are checked against the vocabulary when the shards are built.
             facts.append(config.model.vocab_size)
         elif tokenizer.kind is TokenizerKind.bpe:
             facts.append(wanted_entries(config))
@@ -148,7 +148,7 @@ def _fingerprint(config: TridentConfig) -> str:
 
 
 def _cache_fault(root: Path, error: BaseException) -> DataError | StorageError:
-    # The tokenizer's file speaks of run_dir; what the disk said is its cause.
+    # The error of the tokenizer's file names run_dir; the disk's own error is its cause.
     cause = error.__cause__ if isinstance(error, StorageError) and error.__cause__ else error
     if isinstance(cause, OSError) and cause.errno in _STORAGE:
         return StorageError(
@@ -184,7 +184,7 @@ def _publish(partial: Path, folder: Path, meta: ShardMeta) -> ShardMeta:
     try:
         partial.rename(folder)
     except OSError:
-        # One that does not see our lock was faster: the same tokens, by the name of the folder.
+        # A process that does not see our lock was faster: it built the same tokens, as the folder's name says.
         found = read_meta(folder)
         if found is None:
             raise
@@ -229,7 +229,7 @@ def _write_tokens(config: TridentConfig, folder: Path, say: Say) -> ShardMeta:
 def _tokenizer(config: TridentConfig, say: Say) -> Tokenizer | None:
     source, settings = config.data.source, config.tokenizer
     if source is DataSource.megatron and settings.kind is TokenizerKind.pretrained:
-        # Not needed to train: it travels with the run, so that the model can be sampled from.
+        # Not needed for training: it travels with the run, so that the model can be sampled from.
         return load_pretrained(settings)
     if source in (DataSource.synthetic, DataSource.megatron):
         return None

@@ -28,8 +28,8 @@ class SampleOrder:
     """The order in which a run reads its samples.
 
     Args:
-        num_samples: in the data set, at least 1.
-        seed: of the run.
+        num_samples: number of samples in the data set, at least 1.
+        seed: the run's seed.
     """
 
     def __init__(self, num_samples: int, seed: int) -> None:
@@ -54,7 +54,7 @@ class SampleOrder:
         return samples
 
     def permuted(self, offsets: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
-        """Return where the epoch's permutation sends each offset in [0, num_samples)."""
+        """Return the place to which the epoch's permutation sends each offset in [0, num_samples)."""
         keys = self._keys(epoch)
         words = self._encrypt(offsets.astype(np.uint64), keys)
         outside = words >= self.num_samples

@@ -1,7 +1,7 @@
-"""A cache folder that users, processes and machines share: who builds, who waits, who may read and tidy up. No torch.
+"""A cache folder that users, processes and machines share: building, waiting, reading and tidying up. No torch.
 
-Correct without a lock: everybody builds under a name of their own, and what appears is whole. The lock only spares
-building the same twice.
+It is correct without a lock: everybody builds under a name of their own, and a finished folder appears whole. The lock
+only saves building the same folder twice.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from trainer.progress import current
 
 POLL_S = 0.2
 PATIENCE_S = 5.0
-"""Waiting is told after so long."""
+"""Seconds after which the user is told that this process waits."""
 LEFT_BEHIND_S = 86_400.0
-"""What nobody wrote to for so long was left by a killed process, wherever it ran."""
+"""Age in seconds of a partial folder from which on it was left by a killed process, on whatever machine."""
 _PARTIAL = ".partial"
 _OWNER_BYTES = 200
 
 
 @contextmanager
 def turn(folder: Path, is_done: Callable[[], bool], say: Callable[[str], None]) -> Iterator[bool]:
-    """Wait until no other process builds `folder`, or until it is done; yield whether this one has the lock.
+    """Wait until no other process builds `folder`, or until it is done; yield whether this process has the lock.
 
-    The operating system takes the lock from a process that ends, however it does. Another user's lock need not be
-    writable: a lock is held on any open file. Where files cannot be locked, nobody waits.
+    The operating system takes the lock from a process that ends, however it ends. Another user's lock need not be
+    writable: a lock can be held on any open file. Where files cannot be locked, nobody waits.
 
     Raises:
         OSError: nothing can be made in the folder above.
@@ -52,7 +52,7 @@ def turn(folder: Path, is_done: Callable[[], bool], say: Callable[[str], None]) 
 
 
 def _open(path: Path) -> int | None:
-    """Open the file of a lock, or return None where another user's may not even be read."""
+    """Open the file of a lock, or return None if it is another user's and may not even be read."""
     # Made only if missing: in a folder like /tmp the kernel refuses to "create" a file that another user has.
     for flags in (os.O_RDWR, os.O_RDWR | os.O_CREAT | os.O_EXCL, os.O_RDWR, os.O_RDONLY):
         try:
@@ -80,7 +80,7 @@ def _locked(handle: int, folder: Path, is_done: Callable[[], bool], say: Callabl
             say(f"the file system of {folder.parent} cannot lock ({error.strerror}): others may build the same tokens")
             return False
         else:
-            # Only for people; the file may be another user's.
+            # This text is only for people; the file may be another user's.
             with suppress(OSError):
                 os.truncate(handle, 0)
                 os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
@@ -89,7 +89,7 @@ def _locked(handle: int, folder: Path, is_done: Callable[[], bool], say: Callabl
             owner = os.pread(handle, _OWNER_BYTES, 0).decode(errors="replace").strip()
             say(f"waiting for the tokens that {owner or 'another process'} builds in {folder.parent}")
             told = True
-        # Who holds the lock lives, and has a watch of its own.
+        # The holder of the lock is alive, and has a watchdog of its own.
         current().beat()
         time.sleep(POLL_S)
 
@@ -107,9 +107,9 @@ def partial_folder(folder: Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left of building `folder`. Only for who has the lock.
+    """Remove partial folders that killed processes left of building `folder`. Only the holder of the lock may call it.
 
-    Machines may share a disk and not its locks: what another one wrote to lately is left alone.
+    Machines may share a disk but not its locks: a folder that another machine wrote to lately is left alone.
     """
     for path in folder.parent.glob(f".{folder.name}.*"):
         own = path.name.startswith(f".{folder.name}.{_host()}.") or path.name == f".{folder.name}{_PARTIAL}"
@@ -118,7 +118,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def set_aside(folder: Path) -> None:
-    """Let a damaged folder give up its name, and remove it as far as it can be.
+    """Take the name away from a damaged folder, and remove the folder as far as possible.
 
     Raises:
         DataError: it belongs to another user, and the folder above protects it.
@@ -137,10 +137,10 @@ def set_aside(folder: Path) -> None:
 
 
 def check_readable(folder: Path) -> None:
-    """Check that nothing in a cached folder is closed to this user; a closed one would pass for a damaged one.
+    """Check that this user can read everything in a cached folder; a closed one would be taken for a damaged one.
 
     Raises:
-        DataError: something is.
+        DataError: a file or folder in it is closed.
     """
     for path in (folder, *(Path(here, name) for here, _, names in os.walk(folder) for name in names)):
         need = os.R_OK | (os.X_OK if path.is_dir() else 0)
@@ -153,11 +153,11 @@ def check_readable(folder: Path) -> None:
 
 
 def share(path: Path) -> None:
-    """Give those who may write into the folder around `path` what they need: to read its files, to tidy up its folders.
+    """Let everyone who may write into the folder around `path` read its files and tidy up its folders.
 
     In a folder that only its owner may write to, this process's umask decides.
     """
-    # Another user's is as it is.
+    # Another user's file keeps its mode.
     with suppress(OSError):
         around = path.parent.stat()
         for entry in (path, *path.rglob("*")):

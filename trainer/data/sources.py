@@ -1,4 +1,4 @@
-"""Documents from where the user keeps them: Python's own library, files, or a Hugging Face data set. No torch."""
+"""Documents from the user's sources: Python's own library, files, or a Hugging Face data set. No torch."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _SKIPPED_FOLDERS = {
     "__pycache__",
     *("encodings", "pydoc_data"),
 }
-"""Not Python that a person writes: installed packages, tests, character tables, generated help texts."""
+"""Files that hold no Python written by a person: installed packages, tests, character tables, generated help texts."""
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _SAVED_MARKS = ("state.json", "dataset_dict.json")
 _PARQUET_ROWS = 1024
-"""Rows held at once."""
+"""Number of rows held in memory at once."""
 
 
 def documents(config: DataConfig) -> Iterator[str]:
     """Yield the documents of a text source, in a fixed order; empty and null ones are left out.
 
     Raises:
-        DataError: a file or data set is missing, unreadable, or not what it should be.
+        DataError: a file or data set is missing, unreadable, or of the wrong form.
     """
     readers = {DataSource.stdlib: _stdlib, DataSource.files: _files, DataSource.hub: _hub}
     texts = (text for text in readers[config.source](config) if text.strip())
@@ -49,7 +49,7 @@ def documents(config: DataConfig) -> Iterator[str]:
 
 
 def identity(config: DataConfig) -> list[str]:
-    """Return what decides the documents: part of the fingerprint under which they are cached.
+    """Return the values that decide the documents: part of the fingerprint under which they are cached.
 
     Raises:
         DataError: a file is missing.
@@ -74,7 +74,7 @@ def file_identity(path: Path) -> str:
     """Return a text that changes when the file does.
 
     Raises:
-        DataError: the file has gone.
+        DataError: the file is gone.
     """
     try:
         stat = path.stat()
@@ -84,11 +84,11 @@ def file_identity(path: Path) -> str:
 
 
 def stdlib_files() -> list[Path]:
-    """Return the running Python's own library modules, sorted, its tests left out."""
+    """Return the library modules of the running Python, sorted, without its tests."""
     root = sysconfig.get_paths()["stdlib"]
     found: list[Path] = []
     for folder, folders, names in os.walk(root):
-        # Walking through installed packages would take seconds.
+        # Installed packages are skipped: walking through them would take seconds.
         folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
         found += [Path(folder, name) for name in names if name.endswith(".py")]
     # Distributions leave links to configuration that may not be installed.
@@ -110,7 +110,7 @@ def input_files(config: DataConfig) -> list[Path]:
     """Return the files that `data.files` names, sorted by their absolute paths, each once.
 
     Raises:
-        DataError: nothing is named, a name matches no file, or a file is of an unknown kind.
+        DataError: no file is named, a name matches no file, or a file is of an unknown kind.
     """
     if not config.files:
         raise DataError("data.source=files needs at least one path or glob in data.files, but it is empty")
@@ -128,7 +128,7 @@ def input_files(config: DataConfig) -> list[Path]:
 
 def _matches(pattern: str) -> list[Path]:
     expanded = local_path(pattern, "data.files")
-    # A name that exists is meant as it is, even if it holds [ or *.
+    # A name that exists is taken literally, even if it holds [ or *.
     names = [expanded] if os.path.exists(expanded) else glob.glob(expanded, recursive=True)
     files = [Path(name).absolute() for name in names if os.path.isfile(name)]
     folder = next((name for name in names if os.path.isdir(name)), None)
@@ -161,7 +161,7 @@ def _readable(path: Path, what: str) -> Iterator[IO[bytes]]:
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             yield cast(IO[bytes], file)
-    # gzip raises all three, by where the damage is.
+    # gzip raises any of the three, depending on where the damage is.
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{what} must be readable, but {path} is not: {reason(error)}") from error
 
@@ -265,7 +265,7 @@ def _hub_rows(config: DataConfig) -> Iterator[dict[str, Any]]:
 
 
 def _split_rows(config: DataConfig, split: str) -> Iterable[dict[str, Any]]:
-    """Open a split; a data set that `save_to_disk` wrote without splits has only the one that it is."""
+    """Open a split; a data set that `save_to_disk` wrote without splits has only itself."""
     import datasets
 
     folder = _hub_folder(config)
@@ -283,7 +283,7 @@ def _split_rows(config: DataConfig, split: str) -> Iterable[dict[str, Any]]:
 
 
 def _count(config: DataConfig, split: str) -> int:
-    """Return how many rows a split has: known by the data set, or counted where it lies on this machine."""
+    """Return the number of rows of a split: from the data set's description, or counted if it lies on this machine."""
     rows = _split_rows(config, split)
     if isinstance(rows, Sized):
         return len(rows)

@@ -1,4 +1,4 @@
-"""Which text is held out for evaluation: decided by the text alone, whatever the run and the order. No torch."""
+"""The choice of the text that is held out for evaluation, by the text alone: run and order do not matter. No torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from itertools import groupby
 
 PART_CHARACTERS = 8192
-"""A longer document is decided part by part, or a corpus that is one file would be all training or all evaluation."""
+"""Characters in a part of a longer document. Parts are decided one by one, or a corpus that is one file would be all
+training or all evaluation."""
 
 
 def is_held_out(text: str, fraction: float) -> bool:
@@ -17,7 +18,7 @@ def is_held_out(text: str, fraction: float) -> bool:
 
 
 def split_document(text: str, fraction: float) -> Iterator[tuple[bool, str]]:
-    """Yield (whether held out, text) of a document: once, or for each run of parts that are decided alike.
+    """Yield (True if held out, text) for a document: once, or for each run of parts with the same decision.
 
     The pieces together are the document. Parts end with a line where they can.
     """

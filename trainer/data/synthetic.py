@@ -1,4 +1,4 @@
-"""A token stream with known structure: what a model can learn of it can be computed. No torch."""
+"""A token stream with known structure, so that it can be computed how well a model can predict it. No torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 BRANCHES = 4
-"""Successors of a token, equally likely."""
+"""Number of successors of a token, equally likely."""
 _CONVERGED = 1e-12
 _MOST_ROUNDS = 10_000
 
@@ -30,10 +30,10 @@ def synthetic_tokens(count: int, vocab_size: int, seed: int) -> npt.NDArray[np.i
 
 
 def conditional_entropy(vocab_size: int, seed: int) -> float:
-    """Return the entropy of the next token given the last, in nats: the least mean loss in reach on a long stream."""
+    """Return the entropy of the next token given the last, in nats: the least mean loss possible on a long stream."""
     table = successors(vocab_size, seed)
     alike = (table[:, :, None] == table[:, None, :]).sum(axis=2)
-    # A branch that leads where m of the branches lead is taken to a token of probability m / BRANCHES.
+    # A successor that m of the branches lead to has probability m / BRANCHES.
     entropies = -np.log(alike / BRANCHES).mean(axis=1)
     return float(_visits(table) @ entropies)
 
@@ -45,7 +45,7 @@ def _visits(table: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     shares[0] = 1.0
     for _ in range(_MOST_ROUNDS):
         arrived = np.bincount(table.ravel(), np.repeat(shares / BRANCHES, BRANCHES), vocab_size)
-        # Half stays where it is: the same long-run shares, and a chain with a period converges too.
+        # Half stays where it is: the long-run shares are the same, and a chain with a period converges too.
         new = (shares + arrived) / 2
         if float(np.abs(new - shares).sum()) < _CONVERGED:
             break

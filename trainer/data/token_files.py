@@ -20,13 +20,13 @@ _ITEM_BYTES = {"uint16": 2, "uint32": 4}
 
 @dataclass(frozen=True)
 class ShardMeta:
-    """What meta.json holds. It is written last: a folder without it is not whole."""
+    """The content of meta.json. It is written last: a folder without it is not whole."""
 
     format_version: int
     dtype: str
-    """Of the .bin files: uint16 or uint32."""
+    """Type of the ids in the .bin files: uint16 or uint32."""
     tokenizer_vocab_size: int | None
-    """Number of ids of the tokenizer in tokenizer/, or None where there is none."""
+    """Number of ids of the tokenizer in tokenizer/, or None if there is none."""
     train_tokens: int
     validation_tokens: int
     sizes: dict[str, int]
@@ -39,7 +39,7 @@ class ShardWriter:
     """A growing file of tokens. A context manager; the file is durable when it ends.
 
     Args:
-        path: of the file.
+        path: path of the file.
         dtype: uint16 or uint32; the caller knows that every id fits.
     """
 
@@ -80,7 +80,7 @@ def file_sizes(folder: Path) -> dict[str, int]:
 
 
 def write_meta(folder: Path, meta: ShardMeta) -> None:
-    """Describe a folder whose other files are complete."""
+    """Write the description of a folder whose other files are complete."""
     (folder / _META).write_text(json.dumps(asdict(meta), indent=1) + "\n")
 
 

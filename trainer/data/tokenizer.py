@@ -28,16 +28,16 @@ from trainer.files import write_atomically
 
 DEFAULT_VOCABULARY = 2048
 TRAINING_CHARACTERS = 20_000_000
-"""Text that a BPE is trained on at most; more changes its merges little and costs minutes."""
+"""Largest number of characters that a BPE is trained on; more changes its merges little and costs minutes."""
 _FILE = "tokenizer.json"
 BYTES_MARK = "kind.json"
 _KEY_OF_PATH = "tokenizer.path"
 _HUB_NAME = re.compile(r"\w([\w.-]*\w)?(/\w([\w.-]*\w)?)?")
-"""What the Hugging Face hub takes as the name of a model, with or without its owner."""
+"""Form of a model's name on the Hugging Face hub, with or without its owner."""
 
 
 class Tokenizer(Protocol):
-    """What the rest of the project needs of a tokenizer."""
+    """The part of a tokenizer that the rest of the project needs."""
 
     @property
     def vocab_size(self) -> int:
@@ -57,11 +57,11 @@ class Tokenizer(Protocol):
         """Return the text of ids."""
 
     def save(self, folder: Path) -> None:
-        """Write what `load_tokenizer` reads into an existing folder."""
+        """Write the files that `load_tokenizer` reads into an existing folder."""
 
 
 class ByteTokenizer:
-    """Ids 0 to 255 are bytes of UTF-8, 256 ends a document."""
+    """A tokenizer of bytes: ids 0 to 255 are the bytes of UTF-8, 256 ends a document."""
 
     vocab_size = 257
     eos_id = 256
@@ -79,22 +79,22 @@ class ByteTokenizer:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
     def save(self, folder: Path) -> None:
-        """Write the kind."""
+        """Write a file that names the kind of tokenizer."""
         write_atomically(folder / BYTES_MARK, json.dumps({"kind": "bytes"}))
 
 
 class FileTokenizer:
-    """A tokenizer of the `tokenizers` library. Special tokens written out in a text are read as such, as it does.
+    """A tokenizer of the `tokenizers` library. Like the library, it reads special tokens written out in a text as such.
 
     Args:
         text: content of a tokenizer.json.
-        origin: named in errors.
-        eos_token: what ends a document; None: what the files beside it say.
+        origin: the tokenizer's name in errors.
+        eos_token: the token that ends a document; None: the one that the files beside it declare.
         read: reads the files beside it.
-        of_a_run: it was saved by a run; one of an earlier version has no file that says what ends a document.
+        of_a_run: it was saved by a run; an earlier version saved no file that names the token which ends a document.
 
     Raises:
-        DataError: it cannot be read, or it cannot be told which token ends a document.
+        DataError: it cannot be read, or no token is known to end a document.
     """
 
     def __init__(
@@ -115,15 +115,15 @@ class FileTokenizer:
         if of_a_run and read(SETTINGS) is None:
             eos_token = first_known(self._tokenizer)
         self.eos_id: int = end_of_text(self._tokenizer, origin, eos_token, read)
-        # Files saved for a classifier cut every text, or fill it up, to one length.
+        # Files saved for a classifier truncate or pad every text to one length.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        # The number of entries would be too small where ids have gaps.
+        # The number of entries would be too small if ids have gaps.
         self._vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     @property
     def vocab_size(self) -> int:
-        """Return the range of ids: the largest and one, special ones included."""
+        """Return the range of ids: the largest id plus one, special tokens included."""
         return self._vocab_size
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -136,11 +136,11 @@ class FileTokenizer:
         return list(self._tokenizer.encode(_valid(text), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, special tokens left out."""
+        """Return the text of ids, without special tokens."""
         return str(self._tokenizer.decode(list(ids)))
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and a tokenizer_config.json that says what ends a document."""
+        """Write tokenizer.json and a tokenizer_config.json that names the token which ends a document."""
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._tokenizer.id_to_token(self.eos_id)}
         write_atomically(folder / SETTINGS, json.dumps(settings, ensure_ascii=False) + "\n")
         write_atomically(folder / _FILE, self._tokenizer.to_str())
@@ -154,8 +154,8 @@ def _valid(text: str) -> str:
 def train_bpe(texts: Iterable[str], vocab_size: int) -> FileTokenizer:
     """Train a byte-level BPE on the first `TRAINING_CHARACTERS` characters of `texts`. The same for the same text.
 
-    Where the text has too few pairs to merge, the vocabulary is smaller than `vocab_size`: entries that no text can
-    reach would only be rows of the embedding that are never trained.
+    If the text has too few pairs to merge, the vocabulary is smaller than `vocab_size`: entries that no text can reach
+    would only be rows of the embedding that are never trained.
     """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -186,7 +186,7 @@ def make_tokenizer(config: TridentConfig, texts: Iterable[str]) -> Tokenizer:
     """Return the tokenizer that the config asks for; `texts` are read only to train one.
 
     Raises:
-        DataError: a pretrained one cannot be used.
+        DataError: a pretrained tokenizer cannot be used.
     """
     settings = config.tokenizer
     if settings.kind is TokenizerKind.bytes:
@@ -197,19 +197,19 @@ def make_tokenizer(config: TridentConfig, texts: Iterable[str]) -> Tokenizer:
 
 
 def wanted_entries(config: TridentConfig) -> int:
-    """Return how many entries a trained tokenizer shall have."""
+    """Return the number of entries that a trained tokenizer shall have."""
     return config.tokenizer.vocab_size or config.model.vocab_size or DEFAULT_VOCABULARY
 
 
 def pretrained_file(path: str, key: str = _KEY_OF_PATH) -> Path | None:
-    """Return the local tokenizer.json that `tokenizer.path` means, or None where it can only be a Hugging Face name.
+    """Return the local tokenizer.json that `tokenizer.path` means, or None if it can only be a Hugging Face name.
 
     Args:
-        path: as it was given.
-        key: what it was given for, named in errors.
+        path: the path as the user gave it.
+        key: the key that it was given for; errors name it.
 
     Raises:
-        DataError: it is a folder without one, or does not exist and is no such name.
+        DataError: it is a folder without that file, or it does not exist and is no such name.
     """
     local = local_path(path, key)
     file = Path(local, _FILE) if os.path.isdir(local) else Path(local)
@@ -226,7 +226,7 @@ def pretrained_file(path: str, key: str = _KEY_OF_PATH) -> Path | None:
 
 
 def pretrained_identity(settings: TokenizerConfig) -> list[object]:
-    """Return what decides the ids of a pretrained tokenizer, but for the content of its tokenizer.json.
+    """Return everything that decides the ids of a pretrained tokenizer, except the content of its tokenizer.json.
 
     Raises:
         DataError: a file beside it cannot be understood.
@@ -269,7 +269,7 @@ def _from_hub(name: str, file: str, key: str = _KEY_OF_PATH) -> Path:
 
 
 def _beside_on_hub(name: str) -> ReadFile:
-    """Return what reads the other files of a Hugging Face model."""
+    """Return a function that reads the other files of a Hugging Face model."""
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -277,7 +277,7 @@ def _beside_on_hub(name: str) -> ReadFile:
         try:
             return _content(_from_hub(name, file), f"{file} of tokenizer.path={name}")
         except DataError as error:
-            # Without a network it is not known whether there is such a file, unless somebody asked earlier.
+            # Without a network it is not known whether there is such a file, unless it was looked up earlier.
             is_known = not isinstance(error.__cause__, LocalEntryNotFoundError)
             if isinstance(error.__cause__, EntryNotFoundError) and is_known:
                 return None
@@ -295,7 +295,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer that `save` wrote.
 
     Raises:
-        DataError: the folder holds none.
+        DataError: the folder holds no tokenizer.
     """
     if (folder / BYTES_MARK).is_file():
         return ByteTokenizer()

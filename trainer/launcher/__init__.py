@@ -1,1 +1,1 @@
-"""Starting ranks, finding out about a launcher around us, and noticing lost ranks. No torch."""
+"""Starting ranks, reading a launcher's environment, and noticing lost ranks. No torch."""

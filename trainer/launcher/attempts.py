@@ -1,4 +1,4 @@
-"""Noticing that a launcher started the run again, and what had ended it before. No torch."""
+"""Noticing that a launcher started the run again, and recording how the attempt before ended. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.restarts import Restart, remember
 from trainer.run_paths import SUMMARY
 
 RESTART_VARIABLE = "TRIDENT_RESTART_COUNT"
-"""Set by our launch scripts for ranks that they start again."""
+"""Environment variable that our launch scripts set for ranks that they start again."""
 _COUNTERS = {
     RESTART_VARIABLE: "launch script",
     "TORCHELASTIC_RESTART_COUNT": "torchrun",
@@ -28,20 +28,20 @@ def last_step(rows: Sequence[Mapping[str, float]]) -> int:
 
 
 def restarted_by(environ: Mapping[str, str]) -> str | None:
-    """Return which launcher says that it started this process again, or None if none does."""
+    """Return the launcher that says it started this process again, or None."""
     return next((name for variable, name in _COUNTERS.items() if _count(environ.get(variable)) > 0), None)
 
 
 def note_restart(by: str, run_dir: Path, logs: Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Add this start to the run's record of restarts. One rank calls it.
 
-    Call before the roster is cleared: what is left in it is how the attempt before ended.
+    Call it before the roster is cleared: its entries show how the attempt before ended.
 
     Args:
-        by: who started the run again.
+        by: the launcher or person that started the run again.
         run_dir: the run's folder.
         logs: its `logs` folder.
-        rows: of the run's metrics so far.
+        rows: rows of the run's metrics so far.
 
     Raises:
         StorageError: the record cannot be written.

@@ -1,7 +1,7 @@
 """One run a folder: a lock of the operating system, and the wait for what an earlier start left running. No torch.
 
-The lock is the run's while one process lives: the parent of self-started ranks, otherwise rank 0. Ranks may outlive
-it: when their command is killed they end a little later. So a start waits before it says that a folder is in use.
+The run holds the lock through one process: the parent of self-started ranks, otherwise rank 0. Ranks may outlive that
+process: when their command is killed, they end a little later. So a start waits before it says that a folder is in use.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trainer.launcher.roster import Roster
 from trainer.log import say, warn
 from trainer.run_paths import LOCK
 
-"""File of a run's folder that the process which trains there holds a lock on."""
+"""File of a run's folder; the process that trains there holds a lock on it."""
 _OWNER_BYTES = 200
 _POLL_S = 0.1
 
@@ -52,7 +52,7 @@ class FolderClaim:
     def take(self, grace_s: float) -> None:
         """Keep other runs out as long as this object lives; waits as `wait` does.
 
-        The operating system takes the lock back from a process that ends, however it does.
+        The operating system releases the lock when the process ends, however it ends.
 
         Raises:
             ConfigError: as `wait`.
@@ -61,10 +61,10 @@ class FolderClaim:
         """
         with storage_faults(self._run_dir):
             self._run_dir.mkdir(parents=True, exist_ok=True)
-            # Not inherited by processes that this one starts; they must not keep the lock.
+            # Not inherited by processes that this one starts: they must not keep the lock.
             self._file = (self._run_dir / LOCK).open("a+b", buffering=0)
         self._until_free(grace_s, lambda: self._try_lock() or self._leftover())
-        # Only for people: the lock is what counts, and a full disk is told of when it matters.
+        # This text is only for people: the lock is what counts, and a full disk is reported where it matters.
         with suppress(OSError):
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
@@ -85,7 +85,7 @@ class FolderClaim:
             with (self._run_dir / LOCK).open("rb") as file:
                 return self._lock(file, fcntl.LOCK_SH) or self._leftover()
         except OSError:
-            # There is none yet, or it is not ours to read.
+            # There is none yet, or it may not be read.
             return self._leftover()
 
     def _try_lock(self) -> TridentError | None:
@@ -93,7 +93,7 @@ class FolderClaim:
         return self._lock(self._file, fcntl.LOCK_EX) if self._can_lock else None
 
     def _lock(self, file: IO[bytes], kind: int) -> TridentError | None:
-        """Lock a file; return the error that says who has it instead."""
+        """Lock a file; return the error that names the process which holds the lock instead."""
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,4 +1,4 @@
-"""World facts, read from whichever launcher started this process. No torch."""
+"""Facts about the world, read from the variables of whichever launcher started this process. No torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class World:
     local_rank: int
     size: int
     local_size: int | None = None
-    """Ranks on this machine, where the launcher tells."""
+    """Number of ranks on this machine, if the launcher says so."""
 
 
 _TORCH = {"RANK": "RANK", "WORLD_SIZE": "WORLD_SIZE", "LOCAL_RANK": "LOCAL_RANK"}
@@ -36,21 +36,21 @@ _OPEN_MPI = {
     "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
 }
 _MPICH = {"RANK": "PMI_RANK", "WORLD_SIZE": "PMI_SIZE", "LOCAL_RANK": "MPI_LOCALRANKID"}
-"""Also Intel MPI."""
+"""Variables of MPICH and Intel MPI."""
 _LOCAL_SIZE = {
-    # torchrun says LOCAL_WORLD_SIZE, the deepspeed launcher LOCAL_SIZE.
+    # torchrun sets LOCAL_WORLD_SIZE, the deepspeed launcher LOCAL_SIZE.
     "RANK": ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"),
     "OMPI_COMM_WORLD_RANK": ("OMPI_COMM_WORLD_LOCAL_SIZE",),
     "PMI_RANK": ("MPI_LOCALNRANKS",),
 }
 MASTER_PORT = 29500
-"""Where ranks meet, unless the launcher says otherwise: the port that torch's launchers use."""
+"""Port of the rendezvous, unless the launcher gives another: the port that torch's launchers use."""
 
 
 def find_world(environ: Mapping[str, str]) -> World | None:
     """Return the launched world (deepspeed, torchrun, srun, mpirun), or None when nothing started us as one of many.
 
-    What another launcher left in the environment of one process is no world.
+    Variables that another launcher left in the environment of a single process are no world.
 
     Raises:
         ConfigError: the launcher's variables are incomplete, are no numbers, or contradict each other.
@@ -64,7 +64,7 @@ def find_world(environ: Mapping[str, str]) -> World | None:
         raise ConfigError(f"{names['RANK']} must be less than {names['WORLD_SIZE']} ({size}), but is {rank}")
     local_size = _local_size(environ, names)
     if names is _TORCH and local_size is not None and not local_rank < local_size <= size:
-        # Left over from another launcher.
+        # These variables are left over from another launcher.
         local_size = None
     world = World(rank, local_rank, size, local_size)
     if names in (_OPEN_MPI, _MPICH) and world.local_size != size and not environ.get("MASTER_ADDR"):
@@ -77,7 +77,7 @@ def find_world(environ: Mapping[str, str]) -> World | None:
 
 
 def _launcher(environ: Mapping[str, str]) -> Mapping[str, str] | None:
-    """Return the names under which the innermost launcher tells its facts."""
+    """Return the variable names that the innermost launcher uses."""
     if all(environ.get(name) for name in _TORCH):
         return _TORCH
     # mpirun inside a job starts its helpers with srun, so Slurm's variables then count helpers, not ranks.
@@ -94,9 +94,9 @@ def _launcher(environ: Mapping[str, str]) -> Mapping[str, str] | None:
 
 
 def _is_part_of_several(environ: Mapping[str, str]) -> bool:
-    """Return whether some of torch's names tell of a rank among several, and others are missing.
+    """Return whether some of torch's names describe a rank among several while others are missing.
 
-    One process may have some of them left over from another program: a rank 0 without a world, a world without a rank.
+    A single process may have some of them left over from another program: a rank without a world, or the reverse.
     """
     rank, size, local_rank = (environ.get(name, "") for name in _TORCH)
     return rank not in ("", "0") or (size not in ("", "1") and bool(rank or local_rank))
@@ -148,7 +148,7 @@ def _slurm_local_size(tasks_per_node: str, node: str) -> int | None:
 
 
 def publish_world(world: World) -> None:
-    """Give torch and DeepSpeed the names they read, whatever the launcher called them."""
+    """Set the names that torch and DeepSpeed read, whatever the launcher called them."""
     facts = {"RANK": world.rank, "LOCAL_RANK": world.local_rank, "WORLD_SIZE": world.size}
     if world.local_size is not None:
         facts["LOCAL_WORLD_SIZE"] = world.local_size
@@ -175,7 +175,7 @@ def publish_world(world: World) -> None:
 
 
 def first_host(nodes: str) -> str:
-    """Return the first host of Slurm's compressed list, e.g. `node03` of `node[03-05,9],login1`."""
+    """Return the first host of Slurm's compressed list, e.g. `node03` for `node[03-05,9],login1`."""
     return re.split(r",(?![^\[]*\])", re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodes))[0]
 
 
@@ -188,7 +188,7 @@ def gpu_count(environ: Mapping[str, str]) -> int:
     usable = 0
     for item in (text.strip() for text in visible.split(",")):
         is_index = item.isdecimal() and int(item) < count
-        # CUDA ignores what follows the first entry that names no device.
+        # CUDA ignores the entries after the first one that names no device.
         if not is_index and not item.startswith(("GPU-", "MIG-")):
             break
         usable += 1
@@ -196,10 +196,10 @@ def gpu_count(environ: Mapping[str, str]) -> int:
 
 
 def prepare_environment(on_cpu: bool) -> None:
-    """Set what DeepSpeed and torch read from the environment. Call before importing them."""
+    """Set the variables that DeepSpeed and torch read. Call it before importing them."""
     extensions = os.environ.get("TORCH_EXTENSIONS_DIR")
     if extensions == "":
-        # torch would compile in the working folder.
+        # Otherwise torch would compile in the working folder.
         del os.environ["TORCH_EXTENSIONS_DIR"]
     elif extensions is not None:
         with suppress(RuntimeError):

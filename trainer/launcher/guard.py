@@ -1,4 +1,4 @@
-"""What a rank does so that a failure ends the whole run soon, and is told once. No torch."""
+"""The part of a rank by which a failure ends the whole run soon and is reported once. No torch."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from trainer.machine import OomKills
 PEER_GRACE_S = 5.0
 """Seconds between the loss of a peer and the end of a rank that still waits for it."""
 LOSS_WAIT_S = 3.0
-"""Seconds in which a peer's death must show, for a broken collective to be blamed on it."""
+"""Seconds within which a peer's death must show for a broken collective to be blamed on it."""
 _BROKEN_CONNECTION = re.compile(
     "connection closed|connection reset|connection refused|broken pipe|timed out waiting|remote process exited|"
     "no route to host|network error",
     re.IGNORECASE,
 )
-"""How gloo, NCCL and torch's store word it that the other end is gone."""
+"""Words by which gloo, NCCL and torch's store report that the other end is gone."""
 
 
 class RankGuard:
@@ -50,7 +50,7 @@ class RankGuard:
 
     @staticmethod
     def prepare(logs: Path) -> None:
-        """Remove what an earlier attempt left. One rank calls this before any enters."""
+        """Remove the files of an earlier attempt. One rank calls this before any rank enters."""
         with storage_faults(logs):
             logs.mkdir(parents=True, exist_ok=True)
             Roster(logs).clear()
@@ -67,12 +67,12 @@ class RankGuard:
         self._stop_watching = watch_peers(self._roster, self._on_loss, PEER_GRACE_S, self._on_asked)
 
     def leave(self) -> None:
-        """Leave the roster: this rank ends in a way it controls."""
+        """Leave the roster: this rank ends in a way that it controls."""
         self._stop_watching.set()
         self._roster.leave(self._rank)
 
     def interrupted(self, code: int) -> None:
-        """Leave because a signal ends this rank before it has anything to save. The others find the exit code."""
+        """Leave because a signal ends this rank before it has anything to save. The other ranks find the exit code."""
         with suppress(OSError):
             self._roster.claim_failure(code)
         self.leave()
@@ -80,8 +80,8 @@ class RankGuard:
     def fail(self, error: BaseException) -> int:
         """Report the failure that ends this rank, leave the roster, and return the exit code.
 
-        A broken collective is blamed on the peer that was lost, if one was. Only the first rank to fail speaks, and
-        where a parent watches the ranks, it names the lost ones.
+        A broken collective is blamed on the peer that was lost, if there is one. Only the first rank to fail reports,
+        and if a parent watches the ranks, the parent names the lost ones.
         """
         if isinstance(error, KeyboardInterrupt):
             if not isinstance(error, Interrupted):
@@ -93,7 +93,7 @@ class RankGuard:
         traceback.print_exception(error, file=sys.stderr)
         asked = self._roster.told_failure()
         if asked in ASKED and not isinstance(error, TridentError):
-            # What breaks after a peer was asked to end is no fault.
+            # Errors after a peer was asked to end are no fault of this rank.
             self.leave()
             return asked
         lost: list[int] = []
@@ -104,14 +104,14 @@ class RankGuard:
         )
         is_told_by_parent = bool(lost) and self._is_supervised
         if not is_told_by_parent and self._claim(told.exit_code):
-            # A known fault says what to do; of one that nobody foresaw the log knows most.
+            # A known fault says what to do; about one that nobody foresaw the log says most.
             is_known = isinstance(error, TridentError)
             self._report(told, lost[0] if lost else None if is_known else self._rank)
         self.leave()
         return told.exit_code
 
     def _report(self, error: TridentError, shown_rank: int | None) -> None:
-        """Tell the failure, after the last lines of a rank's log."""
+        """Report the failure, after the last lines of a rank's log."""
         if shown_rank is None:
             report_failure(error)
             return
@@ -119,7 +119,7 @@ class RankGuard:
         report_failure(error, f"rank {shown_rank}", tail(self._logs / f"rank_{shown_rank}.log"))
 
     def _lost_elsewhere(self, error: BaseException) -> PeerLostError | None:
-        """Return the error for a peer of another machine, whose process cannot be looked at from here."""
+        """Return the error for a peer on another machine, whose process cannot be looked at from here."""
         first_line = next(iter(str(error).splitlines()), "")
         is_broken = not isinstance(error, TridentError) and _BROKEN_CONNECTION.search(first_line)
         if not is_broken or not self._roster.has_other_hosts():
@@ -172,9 +172,9 @@ def lost_error(lost: Sequence[int], oom_kills: OomKills, log: Path | None = None
     """Return the error that names lost ranks, and says whether the kernel killed one for its memory.
 
     Args:
-        lost: ranks.
-        oom_kills: of this run's start.
-        log: of the first of them, if it is to be named.
+        lost: the lost ranks.
+        oom_kills: the kernel's kills for memory since this run started.
+        log: log of the first of them, if it is to be named.
     """
     killed = oom_kills.hint()
     return PeerLostError(

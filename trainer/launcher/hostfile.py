@@ -1,7 +1,7 @@
 """The hosts of a hostfile, read as DeepSpeed's launcher reads them. No torch.
 
-What DeepSpeed would take and then start something else than was meant is refused: a byte order mark in a host's name, a
-pattern that pdsh spreads over several hosts, one machine under two users.
+Lines that DeepSpeed would accept and then start something else than was meant are refused: a byte order mark in a
+host's name, a pattern that pdsh expands to several hosts, one machine under two users.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import psutil
 from trainer.errors import ConfigError
 
 _NODE = re.compile(r"^(\S+)\s+slots=(\d+)")
-"""DeepSpeed's own pattern: what follows the number is not looked at."""
+"""DeepSpeed's own pattern, which ignores everything after the number."""
 _HOST = re.compile(r"(?:[\w.-]+@)?(?P<address>[^\W_][\w.-]*|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]+(?:%[\w.-]+)?)")
 """A name or an address, perhaps with a user. pdsh takes commas and brackets for a list of hosts."""
 _MEANT = re.compile(r"(?P<host>[^\s:=]+)(?:\s*:\s*|\s+)(?:(?:slots|max_slots|max-slots|cpu)\s*=\s*)?(?P<slots>\d+)\b")
-"""Open MPI's, MPICH's and bare numbers: only to say how the line is written here."""
+"""Forms of Open MPI and MPICH, and bare numbers: only used to say how the line is written here."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Node:
     """A host and the ranks that are started on it."""
 
     host: str
-    """As written, perhaps with a user: what ssh and pdsh are given."""
+    """The host as written, perhaps with a user, as ssh and pdsh take it."""
     slots: int
 
     @property
     def address(self) -> str:
-        """The host without a user: what other ranks connect to."""
+        """The host without a user, which other ranks connect to."""
         return self.host.rpartition("@")[2]
 
 
@@ -44,7 +44,7 @@ def read_hostfile(path: str) -> list[Node]:
     """Return the nodes in order; rank 0 is on the first.
 
     Raises:
-        ConfigError: the file cannot be read, or a line of it says something else than a host and its ranks.
+        ConfigError: the file cannot be read, or a line of it is not a host with its number of ranks.
     """
     nodes: list[Node] = []
     seen: dict[str, int] = {}
@@ -53,7 +53,7 @@ def read_hostfile(path: str) -> list[Node]:
         if not text or text.startswith("#"):
             continue
         node = _node(text, f"line {number} of {path}")
-        # Names of machines do not tell capitals apart.
+        # Names of machines are the same in capitals and in small letters.
         first = seen.setdefault(node.address.lower(), number)
         if first != number:
             raise ConfigError(
@@ -67,7 +67,7 @@ def read_hostfile(path: str) -> list[Node]:
 
 
 def master_address(nodes: Sequence[Node], path: str) -> str:
-    """Return where ranks of all nodes find rank 0.
+    """Return the address at which ranks of all nodes find rank 0.
 
     Raises:
         ConfigError: the first host is a name that leads every machine to itself.
@@ -82,10 +82,10 @@ def master_address(nodes: Sequence[Node], path: str) -> str:
 
 
 def own_place(nodes: Sequence[Node], path: str) -> int:
-    """Return which node this machine is.
+    """Return the index of the node that this machine is.
 
     Raises:
-        ConfigError: none of them, or several.
+        ConfigError: it is none of them, or several.
     """
     name = socket.gethostname().lower()
     names = {name, *_own_addresses()}
@@ -106,7 +106,7 @@ def own_place(nodes: Sequence[Node], path: str) -> int:
 def _lines(path: str) -> list[str]:
     try:
         if path and Path(path).exists() and not Path(path).is_file():
-            # DeepSpeed reads it again, and takes what is no plain file for none at all.
+            # DeepSpeed reads it again, and treats a path that is no plain file as no hostfile.
             raise ConfigError(f"--hostfile must name a plain file, but {path} is something else; write it to a file")
         with open(path, encoding="utf-8") as file:
             lines = file.readlines()
@@ -156,5 +156,5 @@ def _is_loopback(host: str) -> bool:
 
 def _own_addresses() -> set[str]:
     found = [address.address for addresses in psutil.net_if_addrs().values() for address in addresses]
-    # Of IPv6 with the zone and without.
+    # An IPv6 address is compared with its zone and without it.
     return {text.lower() for one in found for text in (one, one.partition("%")[0]) if not _is_loopback(text)}

@@ -1,7 +1,7 @@
-"""Which network device ranks of other machines reach this one on. No torch.
+"""The network device on which ranks of other machines reach this one. No torch.
 
-gloo listens where the machine's own name leads to. On Debian and its like that is the loopback device (127.0.1.1),
-where no other machine can connect.
+gloo listens at the address of the machine's own name. On Debian and its like that is the loopback device (127.0.1.1),
+to which no other machine can connect.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ANYWHERE = "192.0.2.1"
 
 
 def interface_for_peers(master: str) -> str | None:
-    """Return the device that gloo must be told to use, or None where it finds the right one, or none can be found.
+    """Return the device that gloo must be told to use, or None if it finds the right one, or none can be found.
 
     Args:
         master: host of rank 0, as the environment names it.
@@ -40,7 +40,7 @@ def _resolved(host: str) -> str:
     try:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:
-        # A name that leads nowhere is as useless to gloo as one that leads to this machine alone.
+        # A name without an address is as useless to gloo as one that leads to this machine alone.
         return "127.0.0.1"
 
 
@@ -49,7 +49,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def _own_address_towards(host: str) -> str:
-    """Return the address that packets to `host` would carry as their sender; empty if there is no way."""
+    """Return the address that packets to `host` would carry as their sender; empty if there is no route."""
     with suppress(OSError):
         for family, kind, protocol, _, target in socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM):
             with socket.socket(family, kind, protocol) as probe:
@@ -59,7 +59,7 @@ def _own_address_towards(host: str) -> str:
 
 
 def _devices() -> Mapping[str, str]:
-    """Return address -> device, of those that are up and lead to other machines."""
+    """Return address -> device, for the devices that are up and lead to other machines."""
     states = psutil.net_if_stats()
     return {
         address.address: name

@@ -1,4 +1,4 @@
-"""A rank that outlives its launcher is asked to stop: nobody else could ask it any more. No torch."""
+"""A rank that outlives its launcher is asked to stop, because nobody else could ask it any more. No torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import psutil
 from trainer.launcher.start import CONSOLE_VARIABLE
 
 NODE_SCRIPT_VARIABLE = "TRIDENT_NODE_SCRIPT"
-"""Set by launch/node.sh for its ranks."""
+"""Environment variable that launch/node.sh sets for its ranks."""
 _SET_BY_LAUNCHERS = (
     *(CONSOLE_VARIABLE, NODE_SCRIPT_VARIABLE, "TORCHELASTIC_RUN_ID", "CROSS_SIZE"),
     *("SLURM_STEP_ID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"),
 )
-"""By our command, our script, torchrun, the deepspeed launcher, srun, Open MPI, and MPICH."""
+"""Variables of our command, our script, torchrun, the deepspeed launcher, srun, Open MPI, and MPICH, in this order."""
 _INIT = 1
-"""In a container the rank may be the child of process 1 from the start."""
+"""Process 1: in a container the rank may be its child from the start."""
 
 
 def ask_to_stop() -> None:
@@ -28,13 +28,13 @@ def ask_to_stop() -> None:
 
 
 def watch_launcher(on_gone: Callable[[], None], poll_s: float = 1.0) -> threading.Event:
-    """Start a daemon thread that calls `on_gone` once when a process that this one is a rank of is gone.
+    """Start a daemon thread that calls `on_gone` once when a process that this rank belongs to is gone.
 
-    That is the one that started it, and the command above the launcher, where the command starts its own ranks.
-    torchrun and the deepspeed launcher die at once of a signal that they do not know, such as SIGUSR1, and of SIGKILL;
-    and the launcher does not notice when the command is killed. Their ranks would train on with nobody to hear of it.
-    A rank that a person or a script started in the background belongs to nobody who waits for it, and is not watched.
-    Set the returned event to stop watching.
+    Such processes are the one that started it, and the command above the launcher if the command starts its own ranks.
+    torchrun and the deepspeed launcher die at once from a signal that they do not know, such as SIGUSR1, and from
+    SIGKILL; and the launcher does not notice when the command is killed. Their ranks would train on without anybody to
+    read their output. A rank that a person or a script started in the background has nobody who waits for it, and is
+    not watched. Set the returned event to stop watching.
     """
     stop = threading.Event()
     launcher, command = os.getppid(), _command()
@@ -57,7 +57,7 @@ _GONE = object()
 
 
 def _command() -> object | None:
-    """Return the command that started this run, if one did: a process together with its start time."""
+    """Return the command that started this run, if there is one: a process together with its start time."""
     pid = os.environ.get(CONSOLE_VARIABLE, "")
     try:
         return psutil.Process(int(pid)) if pid.isdecimal() else None
@@ -67,7 +67,7 @@ def _command() -> object | None:
 
 def _runs(command: object) -> bool:
     try:
-        # A killed process that nobody waits for does not run.
+        # A killed process that nobody has waited for (a zombie) does not run.
         return isinstance(command, psutil.Process) and command.is_running() and command.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

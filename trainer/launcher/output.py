@@ -1,4 +1,4 @@
-"""Where a rank's output goes: library noise to `logs/rank_<r>.log`, the rest to the terminal. No torch."""
+"""The output of a rank: library noise goes to `logs/rank_<r>.log`, the rest to the terminal. No torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TAIL_BYTES = 1 << 16
 
 @contextmanager
 def shared_output() -> Iterator[None]:
-    """While inside, the ranks that this process starts can open its stdout and stderr through /proc.
+    """Let the ranks that this process starts open its stdout and stderr through /proc, while inside.
 
     A socket (systemd), or a container's pipe that belongs to another user, cannot be opened: it is replaced by a pipe
     whose content is copied there.
@@ -38,7 +38,7 @@ def shared_output() -> Iterator[None]:
 
 
 def _show_cursor() -> None:
-    """Bring back the cursor: a rank that is killed leaves it hidden under its live view."""
+    """Show the cursor again: a rank that is killed leaves it hidden under its live view."""
     with suppress(OSError):
         if os.isatty(1):
             os.write(1, b"\x1b[?25h")
@@ -63,7 +63,7 @@ def _relayed(descriptor: int) -> Iterator[None]:
     try:
         original = os.dup(descriptor)
     except OSError:
-        # It is closed: what is written there goes nowhere.
+        # The descriptor is closed, and writing to it has no effect.
         yield
         return
     reader, writer = os.pipe()
@@ -76,7 +76,7 @@ def _relayed(descriptor: int) -> Iterator[None]:
         yield
     finally:
         _flush()
-        # Closes the last writing end here, so that the copying ends.
+        # This closes the last writing end here, so that the copying ends.
         os.dup2(original, descriptor)
         thread.join(timeout=5.0)
 
@@ -88,7 +88,7 @@ def _copy(reader: int, target: int) -> None:
             try:
                 content = content[os.write(target, content) :]
             except OSError:
-                # Nobody reads any more. The ranks must still be able to write.
+                # Nobody reads any more, but the ranks must still be able to write.
                 is_open = False
     os.close(reader)
     os.close(target)
@@ -104,10 +104,10 @@ def _flush() -> None:
 def send_output_to(log: Path) -> tuple[TextIO, TextIO]:
     """Point this process's stdout and stderr, down to C libraries, at `log`.
 
-    What cannot be written there is lost, and is no fault: a full disk shows where something is written that counts.
+    Text that cannot be written there is lost without an error: a full disk is reported by what writes important files.
 
     Returns:
-        The terminal's output and error streams as they were (those of the starting process where there is one).
+        The terminal's output and error streams as they were (those of the starting process if there is one).
 
     Raises:
         StorageError: the log cannot be written.
@@ -126,7 +126,7 @@ def send_output_to(log: Path) -> tuple[TextIO, TextIO]:
 
 
 class _ForgivingFile(io.RawIOBase):
-    """A file that takes everything: what cannot be written is lost."""
+    """A file that accepts everything: text that cannot be written is lost."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -140,7 +140,7 @@ class _ForgivingFile(io.RawIOBase):
         return True
 
     def write(self, content: Any, /) -> int:
-        """Write as much as can be, and say that it was all."""
+        """Write as much as possible, and report that all was written."""
         with suppress(OSError):
             os.write(self._descriptor, content)
         return memoryview(content).nbytes
@@ -164,7 +164,7 @@ def _terminal(descriptor: int) -> TextIO:
 
 
 def tail(log: Path, lines: int = 20, start: int = 0) -> list[str]:
-    """Return the last lines of a log, of what was written after the first `start` bytes; none if there is no log."""
+    """Return the last lines of a log, of the part after its first `start` bytes; none if there is no log."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -1,7 +1,7 @@
-"""Who is alive: every rank leaves its process id in the run folder while it works.
+"""The roster of living ranks: every rank keeps its process id in the run folder while it works.
 
-A rank that ends in a way it controls takes its entry back; one that is killed cannot. So an entry whose process is gone
-names a lost rank, under every launcher, without a collective. Entries of other hosts are not judged.
+A rank that ends in a way that it controls removes its entry; one that is killed cannot. So an entry whose process is
+gone names a lost rank, under every launcher, without a collective. Entries of other hosts are not judged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from trainer.interruption import ASKED, GRACE_S
 
 POLL_S = 1.0
 SAME_PROCESS_S = 5.0
-"""Two readings of one process's start differ when the clock is corrected meanwhile; a reused id is far younger."""
+"""Seconds by which two readings of one process's start may differ, if the clock is corrected between them; a process
+that reuses the id is far younger."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,21 @@ class _Entry:
     host: str
     pid: int
     started: float
-    """Seconds since the epoch."""
+    """Start of the process, in seconds since the epoch."""
 
     @classmethod
     def of_this_process(cls) -> _Entry:
-        """Return the entry that this process writes."""
+        """Return the entry for this process."""
         return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
 
     @property
     def is_here(self) -> bool:
-        """Whether the process is, or was, on this host."""
+        """True if the process is, or was, on this host."""
         return self.host == socket.gethostname()
 
     @property
     def is_alive(self) -> bool:
-        """Whether it runs."""
+        """True if the process runs."""
         try:
             process = psutil.Process(self.pid)
             if process.status() == psutil.STATUS_ZOMBIE:
@@ -64,7 +65,7 @@ class Roster:
     """The entries of one run.
 
     Args:
-        folder: where entries live; the run's `logs` folder.
+        folder: folder of the entries: the run's `logs` folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,7 +76,7 @@ class Roster:
         return self._folder / f"rank_{rank}.pid"
 
     def clear(self) -> None:
-        """Remove the entries and the failure of an earlier attempt. Call before any rank enters."""
+        """Remove the entries and the failure of an earlier attempt. Call it before any rank enters."""
         for path in self._folder.glob("rank_*.pid"):
             path.unlink(missing_ok=True)
         self._failure.unlink(missing_ok=True)
@@ -89,7 +90,7 @@ class Roster:
         write_atomically(self._path(rank), json.dumps(asdict(_Entry.of_this_process())))
 
     def leave(self, rank: int) -> None:
-        """Take the entry back."""
+        """Remove the entry."""
         # A disk that has failed must not hide the failure that this rank ends with.
         with suppress(OSError):
             self._path(rank).unlink(missing_ok=True)
@@ -100,7 +101,7 @@ class Roster:
             try:
                 rank, raw = int(path.stem.removeprefix("rank_")), json.loads(path.read_text())
                 entry = _Entry(str(raw["host"]), int(raw["pid"]), float(raw["started"]))
-            # Not an entry of ours, or one that was taken back meanwhile.
+            # It is not an entry of ours, or it was removed meanwhile.
             except (OSError, ValueError, KeyError, TypeError):
                 continue
             if entry.pid > 0:
@@ -111,7 +112,7 @@ class Roster:
         return {rank: entry for rank, entry in self._entries().items() if entry.is_here}
 
     def left_entries(self) -> list[int]:
-        """Return the ranks of all hosts that have an entry: once nobody of the run is alive, those that were lost."""
+        """Return the ranks of all hosts that have an entry: the lost ones, once no rank of the run is alive."""
         return sorted(self._entries())
 
     def has_other_hosts(self) -> bool:
@@ -123,14 +124,14 @@ class Roster:
         return {rank: entry.pid for rank, entry in self._entries_here().items() if entry.is_alive}
 
     def lost(self) -> list[int]:
-        """Return the ranks of this host whose process is gone without having left."""
+        """Return the ranks of this host whose process is gone although they have not left."""
         gone = {rank: entry for rank, entry in self._entries_here().items() if not entry.is_alive}
         # Read again: a rank may have left, and then ended, after its entry was read.
         still = self._entries_here() if gone else {}
         return sorted(rank for rank, entry in gone.items() if still.get(rank) == entry)
 
     def claim_failure(self, exit_code: int) -> bool:
-        """Return whether this rank is the first to fail, which is the one that tells why.
+        """Return whether this rank is the first to fail, which is the one that reports the cause.
 
         Raises:
             OSError: the folder cannot be written.
@@ -140,7 +141,7 @@ class Roster:
         except FileExistsError:
             return False
         try:
-            # A full disk still takes the name; `told_failure` knows what an empty mark means.
+            # On a full disk the file can still be created; `told_failure` knows what an empty one means.
             with suppress(OSError):
                 os.write(mark, str(exit_code).encode())
         finally:
@@ -148,7 +149,7 @@ class Roster:
         return True
 
     def told_failure(self) -> int | None:
-        """Return the exit code of the failure that a rank told, or None where none did."""
+        """Return the exit code of the failure that a rank reported, or None."""
         try:
             return int(self._failure.read_text() or StorageError.exit_code)
         except (OSError, ValueError):
@@ -163,9 +164,9 @@ def watch_peers(
 ) -> threading.Event:
     """Start a daemon thread that calls `on_loss` when a peer has been gone for `grace_s` seconds.
 
-    And `on_asked` with the exit code that a peer told when it was asked to end before there was anything to save.
-    A collective that waits for such a peer may never return; the thread ends the process then. Set the returned event
-    to stop watching.
+    It calls `on_asked` with a peer's exit code when the peer was asked to end before there was anything to save. A
+    collective that waits for such a peer may never return; the thread ends the process then. Set the returned event to
+    stop watching.
     """
     stop = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Start the ranks of a run through the deepspeed launcher, and see them through to the end. No torch.
+"""Start the ranks of a run through the deepspeed launcher, and supervise them to the end. No torch.
 
 The parent stays outside the ranks' session, so that Ctrl-C reaches it alone: it asks the ranks to save and stop.
 """
@@ -24,20 +24,20 @@ from trainer.launcher.environment import VISIBLE_DEVICES_VARIABLE
 from trainer.launcher.roster import Roster
 
 CONSOLE_VARIABLE = "TRIDENT_CONSOLE_PID"
-"""Process whose standard output rank 0 writes to; the launcher's own output goes to a log."""
+"""Variable with the process whose standard output rank 0 writes to; the launcher's own output goes to a log."""
 SUPERVISED_VARIABLE = "TRIDENT_SUPERVISED"
-"""Set for ranks whose parent reports what went wrong."""
+"""Variable of ranks whose parent reports faults."""
 LAUNCHER_LOG = "launcher.log"
 POLL_S = 0.2
 REPEAT_S = 1.0
-"""Terminals and process managers may deliver one wish twice; a person who insists takes longer."""
+"""Seconds in which terminals and process managers may deliver one request twice; a person who insists takes longer."""
 _OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the ranks ended."""
+    """The end of the ranks."""
 
     exit_code: int
     lost_ranks: tuple[int, ...]
@@ -58,7 +58,7 @@ def check_port(port: int) -> None:
         ConfigError: it is in use, or may not be opened.
     """
     with socket.socket() as probe:
-        # As torch does: connections that are only waiting to be forgotten do not count.
+        # Like torch, ignore connections that are closed and only wait to time out.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
@@ -85,8 +85,8 @@ def run_ranks(
 ) -> Outcome:
     """Start the ranks, wait for them, and leave no process behind.
 
-    SIGINT is handed to every rank; SIGTERM, SIGHUP and SIGUSR1 are, as SIGTERM. Ranks save at the end of their step and
-    exit 75, or end at once where they have trained nothing. SIGINT or SIGTERM once more kills them. When a rank is
+    SIGINT is handed to every rank; SIGTERM, SIGHUP and SIGUSR1 are handed on as SIGTERM. Ranks save at the end of their
+    step and exit 75, or end at once if they have trained nothing. A second SIGINT or SIGTERM kills them. When a rank is
     lost, the others get `grace_s` seconds to end.
     """
     log_folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def run_ranks(
 def _environment() -> dict[str, str]:
     environment = python_environment()
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    # The ranks have a launcher of their own; what another one left around this process would mislead them.
+    # The ranks have a launcher of their own; the variables of another one around this process would mislead them.
     for name in list(environment):
         if name in _OF_A_LAUNCHER or name.startswith("TORCHELASTIC_"):
             del environment[name]
@@ -132,27 +132,27 @@ def python_environment() -> dict[str, str]:
 
 
 class _StopSignals:
-    """While inside, signals that ask for an end are noted instead of ending this process."""
+    """Signals that ask for an end are noted, while inside, instead of ending this process."""
 
     def __init__(self) -> None:
         self._first: dict[int, float] = {}
         self._before: dict[signal.Signals, object] = {}
         self.insisted = False
-        """Whether SIGINT or SIGTERM came a second time."""
+        """True if SIGINT or SIGTERM came a second time."""
 
     @property
     def requested(self) -> bool:
-        """Whether any of them came."""
+        """True if any of them came."""
         return bool(self._first)
 
     @property
     def first(self) -> int | None:
-        """The one that came first."""
+        """The signal that came first."""
         return next(iter(self._first), None)
 
     def __enter__(self) -> _StopSignals:
         for number in _STOP_SIGNALS:
-            # What nohup or a shell without job control ignores stays ignored.
+            # Signals that nohup or a shell without job control ignores stay ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._note)
         return self
@@ -178,7 +178,7 @@ class _Supervisor:
         self._grace_s = grace_s
         self._is_asked = False
         self._ended_by_user: int | None = None
-        """Exit code, if the ranks were killed because the user said so."""
+        """Exit code, if the ranks were killed because the user insisted."""
 
     def wait(self) -> Outcome:
         """Return when the launcher and all ranks are gone."""
@@ -194,7 +194,7 @@ class _Supervisor:
         if told is not None:
             if told in ASKED and self._signals.first is not None:
                 tell_end(signal.Signals(self._signals.first).name)
-            # Ranks that the launcher had to kill after that are no cause.
+            # Ranks that the launcher had to kill after that are not the cause.
             return Outcome(told, (), self._signals.requested)
         code = PeerLostError.exit_code if broken else self._process.returncode
         return Outcome(code, tuple(lost), self._signals.requested)
@@ -224,7 +224,7 @@ class _Supervisor:
             self._is_asked = True
             ranks = self._roster.present()
             for pid in ranks.values():
-                # What a rank that has trained nothing yet ends with depends on who asks.
+                # The exit code of a rank that has trained nothing yet depends on who asks.
                 _signal(pid, signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
             if not ranks:
                 # Nothing is trained yet, so there is nothing to save.

@@ -1,9 +1,9 @@
-"""Ends a run that stands still, and says who is behind in what. No torch, no collective.
+"""A watchdog that ends a run which stands still, and names the rank that is behind. No torch, no collective.
 
-Each rank watches itself: nothing is written, and nobody is asked, until one has not moved for too long. Then that one
-says in a file of the run's folder where it is, which makes the others say the same, and writes the stack of each of its
-threads. One of them puts it together on the terminal. A rank that does not answer is stopped or holds the interpreter:
-it is the one to name, and it is killed by a rank of its host, for it cannot end by itself.
+Each rank watches itself: nothing is written, and nobody is asked, until one rank has not moved for too long. That rank
+then writes to a file of the run's folder where it is, which makes the others do the same, and writes the stack of each
+of its threads. One rank sums it up on the terminal. A rank that does not answer is stopped or holds the interpreter: it
+is the one to name, and a rank of its host kills it, because it cannot end by itself.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from trainer.log import record, report_failure, tell
 from trainer.progress import BEFORE_THE_LOOP, PHASES, Progress
 
 FEW_RANKS = 16
-"""So many are listed on the terminal; `logs/hang.txt` has all."""
+"""Largest number of ranks listed on the terminal; `logs/hang.txt` has all of them."""
 STACK_S = 0.5
-"""Time that a rank which does not answer gets to write its stacks from a signal handler."""
+"""Seconds that a rank which does not answer gets to write its stacks from a signal handler."""
 END_S = 10.0
-"""Time to put everything together and end."""
+"""Seconds to put everything together and end."""
 _OWN_TIME = (*BEFORE_THE_LOOP, "start", "hooks", "end")
 """Phases that may take as long as a collective: starting, saving, ending."""
 _WAITING = ("torch/distributed/", "deepspeed/comm/", "trainer/loop/stop.py")
-"""A rank whose innermost code is here waits for others."""
+"""Code of waiting: a rank whose innermost frame is here waits for others."""
 _SIGNAL = signal.SIGUSR2
 
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """Where a rank was when the run stood still."""
+    """Position of a rank when the run stood still."""
 
     rank: int
     stage: int
@@ -54,12 +54,12 @@ class Whereabouts:
     micro_batch: int | None
     instruction: str | None
     waits: bool
-    """Whether it waited for other ranks."""
+    """True if it waited for other ranks."""
     code: str
-    """File, line and function."""
+    """Innermost file, line and function."""
 
     def __str__(self) -> str:
-        """Return one line."""
+        """Return the position as one line."""
         parts = [f"rank {self.rank}: stage {self.stage}, step {self.step}, {self.phase}"]
         parts += [f"micro-batch {self.micro_batch}"] * (self.micro_batch is not None)
         parts += [self.instruction] if self.instruction is not None else []
@@ -68,7 +68,7 @@ class Whereabouts:
 
     @property
     def advance(self) -> tuple[bool, int, int, int]:
-        """Sort key: who is behind comes first. Who waits is not the cause, however far it is."""
+        """Sort key: the rank furthest behind comes first. One that waits is not the cause, however far it is."""
         return self.waits, self.step, PHASES.index(self.phase), self.micro_batch or 0
 
 
@@ -78,11 +78,11 @@ class Watchdog:
     Args:
         logs: the run's `logs` folder, the same for all ranks.
         rank: global rank.
-        stage: of the pipeline.
+        stage: its pipeline stage.
         world_size: number of ranks.
-        progress: what this rank does.
+        progress: the current activity of this rank.
         timeout_s: longest time without progress in a step or an evaluation. 0: there is no watch.
-        save_timeout_s: longest time in what comes between steps.
+        save_timeout_s: longest time between steps, for example for saving.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Watchdog:
     ) -> None:
         self._logs, self._rank, self._stage, self._world_size = logs, rank, stage, world_size
         self._progress, self._timeout_s, self._save_timeout_s = progress, timeout_s, save_timeout_s
-        # Over a network's file system it takes a while until a file is seen everywhere.
+        # On a network's file system it takes a while until every machine sees a file.
         self._answer_s = min(30.0, max(3.0, timeout_s / 20))
         self._stop = threading.Event()
         self._ends = threading.Event()
@@ -108,12 +108,12 @@ class Watchdog:
 
     @staticmethod
     def prepare(logs: Path) -> None:
-        """Remove what an earlier attempt left, except for its stacks. One rank calls this before any watches."""
+        """Remove the files of an earlier attempt, except its stacks. One rank calls this before any rank watches."""
         for path in logs.glob("hang_rank_*.json"):
             path.unlink(missing_ok=True)
 
     def __enter__(self) -> Watchdog:
-        """Start to watch."""
+        """Start watching."""
         if self._timeout_s > 0:
             self._progress.beat()
             # Open beforehand: a rank that holds the interpreter can still write here, from a signal handler.
@@ -125,10 +125,10 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        """Stop to watch, and leave nothing behind where nothing happened."""
+        """Stop watching, and leave no file behind if nothing happened."""
         self._stop.set()
         if self._ends.is_set():
-            # A peer that has ended broke the collective that this rank waited in. The watch has the last word.
+            # A peer that has ended broke the collective that this rank waited in. The watchdog reports, not this error.
             self._thread.join(self._answer_s + END_S)
         if self._stacks is not None:
             faulthandler.unregister(_SIGNAL)
@@ -153,7 +153,7 @@ class Watchdog:
         return self._timeout_s, "runtime.hang_timeout_s"
 
     def _end(self) -> None:
-        """Say where this rank is, hear the others, and end the process."""
+        """Write where this rank is, read the others' answers, and end the process."""
         self._ends.set()
         mine = self._whereabouts()
         self._write_stacks(mine)
@@ -216,12 +216,12 @@ class Watchdog:
 def hang_error(
     heard: Mapping[int, Whereabouts], silent: Sequence[int], allowed: tuple[float, str], logs: Path
 ) -> PeerLostError:
-    """Return the error that names who is behind.
+    """Return the error that names the rank which is behind.
 
     Args:
-        heard: where the ranks that answered are.
-        silent: the others.
-        allowed: how long nothing may move, and the key that says so.
+        heard: positions of the ranks that answered.
+        silent: the other ranks.
+        allowed: longest time without progress, and the key that says so.
         logs: the run's `logs` folder.
     """
     if silent:
@@ -254,7 +254,7 @@ def _end_silent(roster: Roster, silent: Sequence[int]) -> None:
 
 
 def _code_of(frame: FrameType | None) -> tuple[bool, str]:
-    """Return whether a thread waits for other ranks, and where its innermost code is."""
+    """Return whether a thread waits for other ranks, and its innermost code."""
     if frame is None:
         return False, "unknown code"
     path = frame.f_code.co_filename
