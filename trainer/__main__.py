@@ -5,7 +5,7 @@ import signal
 
 
 def _end(number: int, _frame: object) -> None:
-    # 130: by Ctrl-C; 75: asked to stop, run the same command again.
+    # 130: ended by Ctrl-C; 75: asked to stop, run the same command again.
     os._exit(130 if number == signal.SIGINT else 75)
 
 

@@ -1,4 +1,4 @@
-"""`trident balance`: the stages of a pipeline cut by what the layers take on this machine, not by what they count for.
+"""`trident balance`: partition a pipeline into stages by the measured time of its layers, not by their counted work.
 
 It prints `layout.stage_boundaries` for the config instead of deciding at the start of a run: two measurements of the
 same machine differ a little, and a run must be the same when it is started again.
@@ -24,19 +24,19 @@ from trainer.pipeline.partition import balanced_bounds, boundaries, layer_costs,
 from trainer.spec.model import LayerKind
 
 WORTH_IT = 1.02
-"""From here on another cut is recommended: measurements differ by a per cent or two."""
+"""Speed-up from which on other stages are recommended: measurements differ by a per cent or two."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A pipeline's stages and what they take for one micro-batch, in seconds."""
+    """A partition into stages, and the seconds of each stage for one micro-batch."""
 
     bounds: tuple[int, ...]
     stages: tuple[float, ...]
 
     @property
     def dearest(self) -> float:
-        """What all other stages wait for."""
+        """Seconds of the slowest stage, which all others wait for."""
         return max(self.stages)
 
 
@@ -45,7 +45,7 @@ def balance_verb(arguments: Sequence[str]) -> int:
 
     Raises:
         ConfigError: the config is wrong, or has no pipeline.
-        DataError: the vocabulary cannot be had.
+        DataError: the vocabulary is not available.
     """
     config = compose(list(arguments))
     if config.layout.pipeline_parallel_size == 1:
@@ -55,7 +55,7 @@ def balance_verb(arguments: Sequence[str]) -> int:
         )
     gpus = gpu_count(os.environ)
     config = fill_machine(config, gpus, usable_cores())
-    # The layers are measured in one process: a machine with fewer devices than the run has ranks will do.
+    # The layers are measured in one process, so the machine may have fewer devices than the run has ranks.
     validate(config)
     prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)
     plan = make_plan(config, config.model.vocab_size or _vocab_size(config))
@@ -79,7 +79,7 @@ def _measured(plan: RunPlan) -> Mapping[str, tuple[float, float]]:
 
 
 def cut(bounds: tuple[int, ...], costs: Sequence[float]) -> Cut:
-    """Return a cut with what its stages take."""
+    """Return a partition with the time of its stages."""
     return Cut(bounds, tuple(sum(costs[start:stop]) for start, stop in pairwise(bounds)))
 
 

@@ -1,4 +1,4 @@
-"""The command line: finds the verb, and says a fault as a person should see it. No torch."""
+"""The command line: it finds the verb, and prints a fault as a person should see it. No torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _run_listening(arguments: list[str]) -> int:
         interruption.listen()
         return _run(arguments)
     except Interrupted as stop:
-        # Between the first moment of listening and the first of the command.
+        # A signal may come between the first moment of listening and the first of the command.
         _end_as_asked(stop)
 
 
@@ -37,7 +37,7 @@ def _end_as_asked(stop: Interrupted) -> NoReturn:
 
 def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["--complete"]:
-        # Asked by a shell while a person types; the words are not a command yet.
+        # A shell asks while a person types; the words are not a command yet.
         from trainer.verbs.complete import answer
 
         for line in answer(arguments[1], arguments[2:]):
@@ -95,7 +95,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
 
 def _topics(words: Sequence[str]) -> list[str]:
-    """Return what follows `--help`: keys and groups to be explained."""
+    """Return the words after `--help`: keys and groups to be explained."""
     place = next((place for place, word in enumerate(words) if word.partition("=")[0] in (*HELP, "help")), None)
     if place is None:
         return []

@@ -1,4 +1,4 @@
-"""A plan in words and as a record: what is shown, and written to plan.json, before a run starts. No torch."""
+"""A plan in words and as a record, shown and written to plan.json before a run starts. No torch."""
 
 from __future__ import annotations
 

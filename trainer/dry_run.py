@@ -1,4 +1,4 @@
-"""What is known of a run before its data are prepared; and `--dry-run`, which says it and starts nothing. No torch."""
+"""The plan of a run before its data are prepared; and `--dry-run`, which prints it and starts nothing. No torch."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def plan_without_data(config: TridentConfig, world_size: int | None = None) -> R
     """Return the plan of a validated config. Prepares nothing and asks no network.
 
     Raises:
-        ConfigError: how many token ids there are is only known once the tokenizer is fetched.
-        DataError: the data or the tokenizer that is named cannot be used.
+        ConfigError: the number of token ids is only known once the tokenizer is fetched.
+        DataError: the named data or tokenizer cannot be used.
     """
     vocab_size = _vocabulary(config)
     if vocab_size is None:
@@ -36,15 +36,15 @@ def plan_without_data(config: TridentConfig, world_size: int | None = None) -> R
 
 
 def dry_run(config: TridentConfig, world: World | None, words: list[str]) -> int:
-    """Check all that a start would check, and say what would be done. Writes nothing.
+    """Check everything that a start would check, and print what would be done. Writes nothing.
 
     Args:
-        config: a validated one.
-        world: that of a launcher around this process.
-        words: after `trident train`, without --dry-run.
+        config: a validated config.
+        world: the world of a launcher around this process.
+        words: the words after `trident train`, without --dry-run.
 
     Raises:
-        TridentError: what would end the run before its first step, as far as it can be known.
+        TridentError: a fault that would end the run before its first step, as far as it can be known.
     """
     folder = RunFolder.of(config)
     folder.check(config)
@@ -81,7 +81,7 @@ def _start(config: TridentConfig, world: World | None, words: list[str]) -> str:
 
 
 def _vocabulary(config: TridentConfig) -> int | None:
-    """Return the number of token ids; of a tokenizer that is yet to be trained, as many as it is asked for."""
+    """Return the number of token ids; for a tokenizer that is yet to be trained, the number that is asked for."""
     if config.model.vocab_size is not None:
         return config.model.vocab_size
     prepared = look_up(config)[1]

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error of another library says in its first line, or its kind where it says nothing."""
+    """Return the first line of another library's error, or the name of its type if it has no text."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 class TridentError(Exception):
-    """A fault with a known cause. `exit_code` is what the process ends with.
+    """A fault with a known cause; `exit_code` is the exit code of the process.
 
     Args:
         message: one line: what must hold, what was found, the key to change.
@@ -86,8 +86,8 @@ class Interrupted(KeyboardInterrupt):
     """A signal asks for an end, and there is nothing to save. Raised in the main thread by `trainer.interruption`.
 
     Args:
-        name: of the signal, e.g. SIGTERM.
-        exit_code: what the process ends with.
+        name: name of the signal, e.g. SIGTERM.
+        exit_code: exit code of the process.
     """
 
     def __init__(self, name: str, exit_code: int) -> None:

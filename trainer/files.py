@@ -1,4 +1,4 @@
-"""Writing files that are whole or not there, and disk faults in words. Low layer: standard library and errors only."""
+"""Writing files whole or not at all, and disk faults in words. Low layer: standard library and errors only."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def storage_faults(path: Path, key: str = "run_dir") -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the folder's list of names durable, so that a rename survives a power cut."""
+    """Make the folder's list of names durable, so that a rename survives a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -51,7 +51,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left of `write_atomically` in a folder. Nobody may be writing there."""
+    """Remove the files that killed processes left of `write_atomically` in a folder. Nobody may be writing there."""
     for path in folder.glob(f".*{_UNFINISHED}"):
         with suppress(OSError):
             path.unlink()
@@ -66,7 +66,7 @@ def write_atomically(path: Path, content: str | bytes, key: str = "run_dir") -> 
         StorageError: the disk is full, read-only, or not writable by this user.
     """
     data = content.encode() if isinstance(content, str) else content
-    # The same folder, because a rename is atomic only within one file system.
+    # In the same folder, because a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
     with storage_faults(path, key):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""How a command ends when it is asked to and has nothing to save yet, or no longer. No torch.
+"""The end of a command that is asked to stop and has nothing to save yet, or no longer. No torch.
 
 From the first moment on, SIGTERM, SIGINT, SIGHUP and SIGUSR1 end the process, whatever it does: in the main thread
-`Interrupted` is raised, so that files and locks are put in order. Where the main thread waits in C code, or in a loop
-that nothing can leave, a second thread ends the process a little later. Once a run has trained a step, the loop takes
-the signals over (`loop.stop`): from there on they ask for a checkpoint.
+`Interrupted` is raised, so that files and locks are put in order. If the main thread waits in C code, or in a loop that
+nothing can leave, a second thread ends the process a little later. Once a run has trained a step, the loop takes over
+the signals (`loop.stop`): from then on they ask for a checkpoint.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 INTERRUPTED = 130
-"""Exit code of what a person broke off with Ctrl-C."""
+"""Exit code of a process that a person ended with Ctrl-C."""
 ASKED = (Preempted.exit_code, INTERRUPTED)
-"""Exit codes of what a signal ended before there was anything to save."""
+"""Exit codes of a process that a signal ended before there was anything to save."""
 GRACE_S = 3.0
-"""Time that the main thread gets to end by itself."""
+"""Seconds that the main thread gets to end by itself."""
 LEAVE_S = 8.0
-"""Time that libraries get to clean up when the work is done."""
+"""Seconds that libraries get to clean up when the work is done."""
 _PARTING_S = 2.0
 _POLL_S = 0.5
 _BUSY_SHARE = 0.1
-"""Of a core: who computes less than that only waits."""
+"""Share of a core: a process that computes less than that only waits."""
 _MEASURE_S = 2.0
 _NOTHING = b"\0"
 
 
 def exit_code_of(number: int) -> int:
-    """Return what a process ends with that a signal ended before there was something to save.
+    """Return the exit code of a process that a signal ended before there was something to save.
 
-    A person who presses Ctrl-C does not want the run. Everybody else wants the machine, and the run later.
+    A person who presses Ctrl-C does not want the run. All others want the machine, and the run later.
     """
     return INTERRUPTED if number == signal.SIGINT else Preempted.exit_code
 
 
 class _Interruption:
-    """The signals of this process, of which there is one; so there is one of these."""
+    """The handling of this process's signals. There is one process, so there is one object of this class."""
 
     def __init__(self) -> None:
         self.is_listening = False
         self._asked: int | None = None
-        """The signal that the main thread has heard."""
+        """The signal that the main thread has handled."""
         self._settled: int | None = None
-        """Exit code that is decided, when the work is done."""
+        """The exit code that is decided when the work is done."""
         self._ends_at: float | None = None
         self._late: int = signal.SIGTERM
         self._limit_s = 0.0
@@ -76,7 +76,7 @@ class _Interruption:
         # Written by the C part of a signal's handling, whatever the main thread does.
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in SIGNALS:
-            # What nohup or a shell without job control ignores stays ignored.
+            # Signals that nohup or a shell without job control ignores stay ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
         threading.Thread(target=self._watch, name="interruption", daemon=True).start()
@@ -86,10 +86,10 @@ class _Interruption:
         if self._settled is None and self._asked is None:
             self._asked = number
             _Voice.doing = doing()
-            # A program that is killed while this thread unwinds leaves its own children to nobody.
+            # If a program is killed while this thread unwinds, nobody ends the program's own children.
             self._started = _ask_all()
             if current().phase == IMPORTING:
-                # An extension aborts the process when an exception breaks off its initialisation. Nothing is open yet.
+                # An extension aborts the process when an exception interrupts its initialisation. Nothing is open yet.
                 tell_end(signal.Signals(number).name)
                 self.end(exit_code_of(number))
             raise Interrupted(signal.Signals(number).name, exit_code_of(number))
@@ -110,14 +110,14 @@ class _Interruption:
         if self._settled is not None:
             self.end(self._settled)
         if self._asked is None and signal.getsignal(self._late) != self._on_signal:
-            # The loop has taken the signals over before the main thread came to handle this one.
+            # The loop took over the signals before the main thread came to handle this one.
             self._ends_at = None
             return
         number = self._late if self._asked is None else self._asked
         if not _Voice.has_told:
             with suppress(OSError, ValueError):
                 tell_end(signal.Signals(number).name)
-        # The main thread may come to it while the last things are done.
+        # The main thread may get here while the last things are done.
         _Voice.is_over = True
         self.end(exit_code_of(number))
 
@@ -130,7 +130,7 @@ class _Interruption:
             self.end(PeerLostError.exit_code)
 
     def end(self, code: int) -> NoReturn:
-        """End the process, and all that it started, from whichever thread."""
+        """End the process, and all processes that it started, from whichever thread."""
         with self._ending:
             thread = threading.Thread(target=self._part, args=(code,), daemon=True)
             thread.start()
@@ -161,7 +161,7 @@ class _Interruption:
 
     @property
     def is_asked(self) -> bool:
-        """Whether a signal has ended what the main thread did."""
+        """True if a signal has ended the work of the main thread."""
         return self._asked is not None
 
     def before_end(self, parting: Callable[[int], None]) -> None:
@@ -193,16 +193,16 @@ class _Voice:
     has_told = False
     is_over = False
     doing: str | None = None
-    """When the signal came; what was tidied up since then is another phase."""
+    """Activity when the signal came; the tidying up since then is another phase."""
 
 
 def let_parent_tell() -> None:
-    """Say nothing here: the command that started this rank does."""
+    """Print nothing here: the command that started this rank does."""
     _Voice.is_parents = True
 
 
 def tell_end(name: str) -> None:
-    """Say that a signal ended the command, and in what. On the reporting rank only, where no parent does."""
+    """Print that a signal ended the command, and during what. On the reporting rank only, if no parent does."""
     if _Voice.is_parents or _Voice.is_over:
         return
     _Voice.has_told = True
@@ -210,13 +210,13 @@ def tell_end(name: str) -> None:
 
 
 def doing() -> str:
-    """Return what this process does, in words."""
+    """Return the activity of this process, in words."""
     progress = current()
     return progress.phase + (f" ({progress.instruction})" if progress.instruction else "")
 
 
 def stands_still(seconds: float) -> TridentError:
-    """Return the error of a process that has not moved for so long."""
+    """Return the error of a process that has not moved for this long."""
     rank = os.environ.get("RANK")
     who = f"rank {rank}" if rank else "the command"
     return PeerLostError(
@@ -226,7 +226,7 @@ def stands_still(seconds: float) -> TridentError:
 
 
 def descendants() -> list[psutil.Process]:
-    """Return the processes that this one started, and those that they did, such as compilers."""
+    """Return the processes that this one started, and those that they started, such as compilers."""
     # A signal may come while the module is imported.
     with suppress(Exception):
         import psutil
@@ -236,7 +236,7 @@ def descendants() -> list[psutil.Process]:
 
 
 def _ask_all() -> list[psutil.Process]:
-    """Ask all that this process started, and what that started, to end, and return them.
+    """Ask all processes that this one started, directly or not, to end, and return them.
 
     A build system starts compilers all the time: nothing may start another program between being found and being asked.
     """
@@ -272,14 +272,14 @@ def end_all(processes: Collection[psutil.Process]) -> None:
 
 
 class Effort:
-    """How much this process, and those that it started, compute. In some phases that is progress."""
+    """Computation of this process and those that it started. In some phases it counts as progress."""
 
     def __init__(self) -> None:
         self._at = time.monotonic()
         self._spent_s = 0.0
 
     def note(self, progress: Progress) -> None:
-        """Note that a phase that may take any time goes on, if it does. Cheap: it measures now and then."""
+        """Note progress of a phase that may take any time, if it computes. Cheap: it measures now and then."""
         if progress.phase not in BUSY or time.monotonic() - self._at < _MEASURE_S:
             return
         now, spent_s = time.monotonic(), _spent_s()

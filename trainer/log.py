@@ -1,7 +1,7 @@
-"""What a process says to a person. The only module that prints; every other one calls it.
+"""Messages of a process to a person. The only module that prints; every other one calls it.
 
-Rank-aware: of the ranks of a run only the reporting one speaks, so a line is seen once and not once a rank. Where a
-rank's own output goes to a log, the log has these lines too, also those that a quiet run does not show. No torch.
+Rank-aware: only the reporting rank prints, so a line is seen once and not once for each rank. If a rank's own output
+goes to a log, the log has these lines too, also those that a quiet run does not show. No torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MAX_HINTS = 3
 
 
 class _Terminal:
-    """The streams that a person sees. None: whatever sys.stdout and sys.stderr are at that moment."""
+    """The streams that a person sees. None: the sys.stdout and sys.stderr of that moment."""
 
     out: TextIO | None = None
     err: TextIO | None = None
@@ -33,7 +33,7 @@ def use_terminal(out: TextIO, err: TextIO) -> None:
 
 
 def print_above_bar(printer: Callable[[str], None] | None) -> None:
-    """Let `printer` put lines on the terminal as long as a live view is drawn there; None when it is gone."""
+    """Let `printer` put lines on the terminal while a live view is drawn there; None when it is gone."""
     _Terminal.above_bar = printer
 
 
@@ -52,7 +52,7 @@ def _error_stream() -> TextIO:
 
 
 def is_reporting_process() -> bool:
-    """Return True on global rank 0, and where no launcher has set `RANK`."""
+    """Return True on global rank 0, and if no launcher has set `RANK`."""
     return os.environ.get("RANK", "0") in ("", "0")
 
 
@@ -79,7 +79,7 @@ def part(text: str) -> None:
 
 
 def tell(text: str) -> None:
-    """Print to stdout on whichever rank calls: for what only this rank knows."""
+    """Print to stdout on whichever rank calls: for facts that only this rank knows."""
     _print(text, terminal())
 
 
@@ -103,11 +103,11 @@ def report_error(error: TridentError) -> None:
 
 
 def report_failure(error: TridentError, log_of: str = "", log_lines: Sequence[str] = ()) -> None:
-    """Print the same on whichever rank calls: for a fault that only this rank knows of.
+    """Print the same as `report_error` on whichever rank calls: for a fault that only this rank knows.
 
     Args:
-        error: what to tell.
-        log_of: whose log the lines are of, e.g. `rank 1`.
+        error: the fault.
+        log_of: the rank whose log the lines are from, e.g. `rank 1`.
         log_lines: the end of that log, shown before the error.
     """
     lines = [f"error: {_one_line(problem)}" for problem in error.problems]
@@ -117,12 +117,12 @@ def report_failure(error: TridentError, log_of: str = "", log_lines: Sequence[st
 
 
 def _one_line(text: str) -> str:
-    """Return the text with line ends written as such: names of files may hold them."""
+    """Return the text with its line ends escaped: names of files may hold them."""
     return "\\n".join(text.splitlines())
 
 
 def silence(stream: TextIO) -> None:
-    """Send what is still written to `stream` nowhere: its reader is gone (`trident train | head`).
+    """Discard further output to `stream`, because its reader is gone (`trident train | head`).
 
     Without this the interpreter would fail once more when it flushes the stream at its end.
     """
@@ -133,7 +133,7 @@ def silence(stream: TextIO) -> None:
 
 
 def _record(text: str) -> None:
-    """Write a line into this rank's log, where its own output goes."""
+    """Write a line into this rank's log, if its own output goes there."""
     if _Terminal.out is not None:
         with suppress(OSError, ValueError):
             print(text, flush=True)

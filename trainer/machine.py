@@ -1,8 +1,8 @@
-"""What this process may use of its machine: processors and memory, as control groups limit them. No torch.
+"""The processors and memory that control groups let this process use. No torch.
 
 A container, a Kubernetes pod, a Slurm step and a systemd unit are limited by control groups (cgroups), which neither
-the number of processors nor the size of memory shows. Both versions of them are read, and every group above this
-process's own: the tightest one counts. What cannot be read limits nothing.
+the number of processors nor the size of memory shows. Both versions of them are read, with every group above this
+process's own: the tightest limit counts. A limit that cannot be read does not count.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _ROOT = Path("/")
 
 
 def usable_cores(root: Path = _ROOT) -> int:
-    """Return how many processors this process keeps busy without being throttled; at least 1.
+    """Return the number of processors that this process can keep busy without being throttled; at least 1.
 
-    That is how many it may run on (affinity, cpuset), or a quota of processor time where that is less. A quota is
-    rounded to the nearest number: ranks wait for one another, so one that is throttled holds up all.
+    That is the number it may run on (affinity, cpuset), or its quota of processor time if that is less. A quota is
+    rounded to the nearest number: ranks wait for one another, so one that is throttled delays all.
     """
     allowed = len(os.sched_getaffinity(0))
     quota = cpu_quota(root)
@@ -35,7 +35,7 @@ def cpu_quota(root: Path = _ROOT) -> float | None:
 
 
 def cpu_seconds(root: Path = _ROOT) -> float | None:
-    """Return the processor time used so far by the group whose quota counts, or None where there is none."""
+    """Return the processor time used so far by the group whose quota counts, or None if there is none."""
     folders = list(_folders("cpu", root))
     limited = [(quota, index) for index, folder in enumerate(folders) if (quota := _quota(folder)) is not None]
     if not limited:
@@ -56,7 +56,7 @@ class MemoryLimit:
 
     limit_bytes: int
     used_bytes: int | None
-    """What the group uses, without what the kernel can drop; None where it does not tell."""
+    """Bytes that the group uses, without those that the kernel can drop; None if it does not tell."""
 
     @property
     def limit_gib(self) -> float:
@@ -82,10 +82,10 @@ def memory_limit(root: Path = _ROOT) -> MemoryLimit | None:
 
 
 class OomKills:
-    """Whether the kernel has killed a process for want of memory since this object was made.
+    """The kernel's kills for want of memory since this object was made.
 
     Args:
-        root: where /proc and /sys are.
+        root: folder that holds /proc and /sys.
     """
 
     def __init__(self, root: Path = _ROOT) -> None:
@@ -93,7 +93,7 @@ class OomKills:
         self._before = self._counts()
 
     def hint(self) -> str | None:
-        """Return a line that says so and names the limit, or None."""
+        """Return a line that reports such a kill and names the limit, or None."""
         own, machine = (now - before for now, before in zip(self._counts(), self._before, strict=True))
         if own <= 0 and machine <= 0:
             return None
@@ -113,15 +113,15 @@ class OomKills:
 
 
 SHARED_MEMORY_BYTES_A_RANK = 64 << 20
-"""NCCL's segments in /dev/shm of a rank with seven peers, 9 MiB each. Docker gives 64 MiB to all ranks together."""
+"""NCCL's segments in /dev/shm for a rank with seven peers, 9 MiB each. Docker gives 64 MiB to all ranks together."""
 
 
 def shared_memory_problem(ranks: int, folder: Path = Path("/dev/shm")) -> str | None:
-    """Return what is wrong with the shared memory that NCCL takes between the ranks of this machine, or None.
+    """Return the problem with the shared memory that NCCL uses between the ranks of this machine, or None.
 
     Args:
-        ranks: of this machine, each with a GPU.
-        folder: where it is mounted.
+        ranks: number of ranks on this machine, each with a GPU.
+        folder: its mount point.
     """
     if ranks < 2:
         return None
@@ -140,7 +140,7 @@ def shared_memory_problem(ranks: int, folder: Path = Path("/dev/shm")) -> str | 
 
 
 def _folders(controller: str, root: Path) -> Iterator[Path]:
-    """Yield the folders of this process's groups that a controller looks at, the innermost first."""
+    """Yield the folders of this process's groups for a controller, the innermost first."""
     path = _group(controller, root)
     mount = _mount(controller if path and path[1] else None, root)
     if path is None or mount is None:
@@ -171,7 +171,7 @@ def _group(controller: str, root: Path) -> tuple[str, bool] | None:
 
 
 def _mount(controller: str | None, root: Path) -> tuple[str, str] | None:
-    """Return the top and the place of the mount of a hierarchy: of a controller's own, or of version 2."""
+    """Return the top and the mount point of a hierarchy: a controller's own, or that of version 2."""
     for line in _lines(root / "proc/self/mountinfo"):
         first, _, second = line.partition(" - ")
         fields, kind = first.split(), second.split()

@@ -1,6 +1,6 @@
-"""Where a process is in its run: written by what it does, read by whoever has to say so when nothing moves any more.
+"""Current activity of a process in its run: written by what it does, read by the watchdog when nothing moves any more.
 
-A step has its phases, and so has what comes before the first one. No torch.
+A step has its phases, and so has the time before the first step. No torch.
 """
 
 from __future__ import annotations
@@ -20,33 +20,34 @@ BUILDING = "building the engine"
 COMPILING = "compiling a kernel"
 LOADING = "loading the checkpoint"
 BEFORE_THE_LOOP = (READING, IMPORTING, JOINING, CHECKING, PREPARING, STARTING_RANKS, BUILDING, COMPILING, LOADING)
-"""In the order of a start."""
+"""Phases before the loop, in the order of a start."""
 BUSY = frozenset((IMPORTING, PREPARING, COMPILING, LOADING))
-"""May take any time, as long as the process, or one that it started, computes."""
+"""Phases that may take any time, as long as the process, or one that it started, computes."""
 PHASES = (
     *BEFORE_THE_LOOP,
     *("start", "data", "forward", "backward", "pipeline", "optimizer", "evaluate", "hooks", "end"),
 )
-"""In order. `pipeline` goes through forward, backward and the exchange between stages by instructions."""
+"""All phases, in order. `pipeline` goes through forward, backward and the exchange between stages by instructions."""
 
 
 @dataclass
 class Progress:
-    """The last thing that this rank began. A note is a few attributes, so that taking it costs nothing.
+    """The latest activity that this rank began. A note is a few attributes, so that taking it costs nothing.
 
-    One thread writes. Another may read while a note is taken: it may see half of it, but not for long.
+    One thread writes. Another may read while a note is taken: what it reads may be half old, but only for a moment.
     """
 
     step: int = 0
-    """The step under way, 0 before the first."""
+    """The step under way; 0 before the first."""
     phase: str = READING
     """One of PHASES."""
     micro_batch: int | None = None
-    """Counted from 1, in the step or the evaluation."""
+    """Number of the micro-batch in the step or the evaluation, counted from 1."""
     instruction: str | None = None
-    """Of the pipeline's schedule: DeepSpeed's name of it, e.g. RecvActivation. Of another phase: on what it works."""
+    """In a pipeline, DeepSpeed's name of the instruction, e.g. RecvActivation; in another phase, the thing it works
+    on."""
     moved_at: float = field(default_factory=time.monotonic)
-    """When the note was taken, on the monotonic clock."""
+    """Time of the note, on the monotonic clock."""
     _counts: dict[str, int] = field(default_factory=dict)
 
     def enter(self, phase: str, micro_batch: int | None = None) -> None:
@@ -56,12 +57,12 @@ class Progress:
         self.moved_at = time.monotonic()
 
     def beat(self) -> None:
-        """Note that the phase goes on: it has done a part of what it does."""
+        """Note that the phase goes on: it has done a part of its work."""
         self.moved_at = time.monotonic()
 
     @contextmanager
     def during(self, phase: str, on: str | None = None) -> Iterator[None]:
-        """While inside, another phase is under way, on what `on` names; afterwards the one before goes on."""
+        """Let another phase be under way while inside, on what `on` names; afterwards the one before goes on."""
         before = self.phase, self.micro_batch, self.instruction
         self.phase, self.micro_batch, self.instruction = phase, None, on
         self.beat()
@@ -88,12 +89,12 @@ class _Current:
 
 
 def current() -> Progress:
-    """Return what this process does, as far as it has noted it."""
+    """Return the activity of this process, as far as it has noted it."""
     return _Current.progress
 
 
 def follow(progress: Progress) -> None:
-    """Let `progress` be what this process does from now on, beginning with where it is."""
+    """Make `progress` the record of this process's activity, beginning with the current one."""
     progress.phase, progress.instruction = _Current.progress.phase, _Current.progress.instruction
     progress.beat()
     _Current.progress = progress

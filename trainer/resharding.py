@@ -1,7 +1,7 @@
 """`trident reshard`: a checkpoint as the ranks of another layout would have written it, in a run folder of its own.
 
-A run reads any layout, so nothing has to be resharded; but ranks that find the cuts they need read only those. What is
-wrong with the words, the layout or the target is said before the first tensor is read, without torch.
+A run reads any layout, so nothing has to be resharded; but ranks that find the shards they need read only those.
+Problems of the words, the layout or the target are reported before the first tensor is read, without torch.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Path, list[str]]:
 
 
 def _newest_first(source: Path) -> Iterator[Path]:
-    """Yield the checkpoint that `source` is, or those of a run folder that are whole at sight."""
+    """Yield the checkpoint at `source`, or, newest first, those of a run folder that look whole."""
     newest, manifest = find_checkpoint(source)
     yield newest
     if newest != source:
@@ -120,7 +120,7 @@ def _new_plan(found: Path, manifest: Manifest, folder: RunFolder, overrides: Seq
 def _saved_config(found: Path, manifest: Manifest) -> TridentConfig:
     if CONFIG not in manifest.files:
         raise CheckpointError(f"{found / MANIFEST} must list {CONFIG}, but does not")
-    # Before it is believed: damage must not pass for a config that cannot run.
+    # Checked before it is used: damage must not be taken for a config that cannot run.
     check_file(found / CONFIG, manifest.files[CONFIG])
     try:
         return from_yaml((found / CONFIG).read_text(encoding="utf-8"))
@@ -144,7 +144,7 @@ def _check_target(folder: RunFolder, config: TridentConfig) -> None:
 
 
 def _reshard(found: Path, manifest: Manifest, plan: RunPlan, folder: RunFolder) -> None:
-    """Make the new run folder. The last step is the one that lets the checkpoint appear; before it, all is undone."""
+    """Make the new run folder. The last step makes the checkpoint appear; if one before it fails, all is undone."""
     from trainer.checkpoint.rewrite import rewrite_tensors
 
     store, step = folder.checkpoints, manifest.step
@@ -208,7 +208,7 @@ def train_command(config: TridentConfig) -> str:
     values = flatten(config)
     words = [f"{key}={_word(values[key])}" for key in differences(compose([]), config)]
     with suppress(ConfigError):
-        # `auto` is what this machine says, which may be another one than the command is for.
+        # `auto` depends on the machine, and the command may be for another one.
         if set(differences(compose(words), config)) <= {MODE_KEY}:
             return " ".join(map(for_a_shell, ["trident", "train", *words]))
     return f"trident train with the keys of {config.run_dir}/config.yaml"

@@ -1,4 +1,4 @@
-"""Starting a run again after a crash: when, how often, and what is remembered of it. No torch."""
+"""Restarts of a run after a crash: their conditions, their number, and the record of them. No torch."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from trainer.files import write_atomically
 
 RESTARTS_FILE = "restarts.json"
 RESTARTABLE = (TridentError.exit_code, PeerLostError.exit_code)
-"""A fault of ours, and a lost rank. What else ends a run would end it again: wrong input, numerics, memory, disk."""
+"""Exit codes of a fault of ours, and of a lost rank. Other ends would repeat: wrong input, numerics, memory, disk."""
 _FATAL_SIGNALS = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGKILL, signal.SIGSEGV)
 _LOST_RANK_CODES = {base + sign * number for number in _FATAL_SIGNALS for base, sign in ((128, 1), (256, -1))}
-"""How a shell (128 + signal) and the deepspeed launcher (256 - signal) say that a rank died by one."""
+"""Exit codes by which a shell (128 + signal) and the deepspeed launcher (256 - signal) say that a signal killed a
+rank."""
 LONGEST_WAIT_S = 300.0
 
 
 @dataclass(frozen=True)
 class Restart:
-    """One time that a run was started again."""
+    """One restart of a run."""
 
     exit_code: int | None
-    """Of the attempt before; None where nothing tells."""
+    """Exit code of the attempt before; None if it is not known."""
     step: int
     """Last step that the attempt logged, 0 if none."""
     lost_ranks: tuple[int, ...]
-    """Ranks that ended without a word."""
+    """Ranks that ended without reporting a cause."""
     time: str
     """UTC, ISO 8601."""
     by: str
-    """Who started it again."""
+    """The launcher or command that started the run again."""
 
     @classmethod
     def now(cls, exit_code: int | None, step: int, lost_ranks: Sequence[int], by: str = "trident") -> Restart:
-        """Return a restart of this moment."""
+        """Return a restart at this moment."""
         return cls(exit_code, step, tuple(lost_ranks), datetime.now(UTC).isoformat(timespec="seconds"), by)
 
 
 def as_exit_code(status: int) -> int:
-    """Return a launcher's exit status as one of ours: a rank that died by a signal is a lost one."""
+    """Return a launcher's exit status as one of ours: a rank that a signal killed is a lost rank."""
     return PeerLostError.exit_code if status in _LOST_RANK_CODES else status
 
 
@@ -51,9 +52,9 @@ class RestartPolicy:
     """Decides after each attempt of one command whether there is another.
 
     Args:
-        max_restarts: at most so many.
+        max_restarts: largest number of restarts.
         backoff_s: wait before the first restart; doubled for each further one, up to `LONGEST_WAIT_S`.
-        option: what the user set `max_restarts` with.
+        option: the option with which the user set `max_restarts`.
     """
 
     def __init__(self, max_restarts: int, backoff_s: float, option: str = "launch.max_restarts") -> None:
@@ -62,13 +63,13 @@ class RestartPolicy:
         self._wait_s = backoff_s
         self._failed_step: int | None = None
         self.reason: str | None = None
-        """Why the last answer was None; empty where a restart was not to be expected."""
+        """Reason why the last answer was None; empty if no restart was to be expected."""
 
     def wait_s(self, exit_code: int, step: int) -> float | None:
-        """Return how long to wait before the next attempt, or None if there is none; see `reason`.
+        """Return the seconds to wait before the next attempt, or None if there is none; see `reason`.
 
         Args:
-            exit_code: of the attempt that ended.
+            exit_code: exit code of the attempt that ended.
             step: last step that it logged.
         """
         self.reason = self._reason_to_give_up(exit_code, step)
@@ -103,7 +104,7 @@ def remember(run_dir: Path, restart: Restart) -> None:
     """Add a restart to the run's record.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the record cannot be written.
     """
     everything = [*read_restarts(run_dir), asdict(restart)]
     write_atomically(run_dir / RESTARTS_FILE, json.dumps(everything, indent=1) + "\n")

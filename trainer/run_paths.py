@@ -1,11 +1,11 @@
-"""What is where in the folder of a run, and in a checkpoint. Names only: nothing is read or made here."""
+"""Names of the files and folders in a run's folder and in a checkpoint. Nothing is read or made here."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 CONFIG = "config.yaml"
-"""The settled config, of a run as of a checkpoint."""
+"""The settled config, in a run's folder and in a checkpoint."""
 PLAN = "plan.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
@@ -15,12 +15,12 @@ LOGS = "logs"
 LOCK = "lock"
 PROFILE = "profile"
 SKIPPED_BATCHES = "skipped_batches.jsonl"
-"""Among the logs."""
+"""File in the folder of logs."""
 TOKENIZER = "tokenizer"
-"""Folder of the tokenizer, of a run as of a checkpoint."""
+"""Folder of the tokenizer, in a run's folder and in a checkpoint."""
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"
-"""Among the checkpoints: the name of the newest one."""
+"""File in the folder of checkpoints, with the name of the newest one."""
 TENSORS = "tensors"
 """Folder of a checkpoint's tensors."""
 
@@ -29,7 +29,7 @@ class RunPaths:
     """Paths inside the folder of a run.
 
     Args:
-        path: of the folder.
+        path: path of the folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,7 +49,7 @@ class RunPaths:
 
     @property
     def is_run(self) -> bool:
-        """Whether a run was begun here."""
+        """True if a run was begun here."""
         return self.config.is_file() and self.checkpoint_folder.is_dir()
 
     def log(self, rank: int) -> Path:

@@ -1,4 +1,4 @@
-"""The versions of what decides a run's numbers. Imports none of it."""
+"""Versions of the software that decides a run's numbers. Imports none of it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def source_digest(root: Path | None = None) -> str:
     """Return a short hash of Trident's own files as they are on this machine: its code and its configs.
 
     Args:
-        root: of the package (default: this one).
+        root: the package's folder (default: this one).
     """
     package = root or Path(trainer.__file__).resolve().parent
     configs = next((folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir()), package)
@@ -46,7 +46,7 @@ def source_digest(root: Path | None = None) -> str:
 
 
 def rank_versions() -> dict[str, str]:
-    """Return name -> version of what decides how ranks compute and talk, which all of them must have alike."""
+    """Return name -> version of the software by which ranks compute and communicate; all ranks must have the same."""
     found = {
         "the version of trident": f"{trainer.__version__} (files {source_digest()})",
         # Its last number changes no format and no library.
@@ -61,10 +61,10 @@ def rank_versions() -> dict[str, str]:
 
 
 def source_commit(root: Path | None = None) -> dict[str, object]:
-    """Return `commit` and `has_changes` of the source tree that runs; empty where there is none, or no git to ask.
+    """Return `commit` and `has_changes` of the running source tree; empty if there is none, or no git to ask.
 
     Args:
-        root: of the tree (default: the folder that holds this package).
+        root: the tree's folder (default: the folder that holds this package).
     """
     root = root or Path(trainer.__file__).resolve().parent.parent
     # An installed package may lie below somebody else's repository.

@@ -1,4 +1,4 @@
-"""The text that follows a prompt: the only place where what was drawn becomes text. No torch."""
+"""The text that follows a prompt: drawn tokens become text only here. No torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from trainer.data.tokenizer import Tokenizer
 
 _ANCHOR = "a"
-"""A prompt whose text no token after it changes."""
+"""A prompt whose text no following token changes."""
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -18,21 +18,21 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
 def text_after(tokenizer: Tokenizer, prompt: str, ids: Sequence[int], drawn: Sequence[int]) -> str:
     """Return the text of the ids `drawn` after those of a prompt.
 
-    Decoded together with the prompt, which is cut off again: many tokenizers write the first token of a text in another
-    way than the same token in the middle of one (SentencePiece, Llama and Mistral without its leading blank).
+    The ids are decoded together with the prompt, whose text is then removed: many tokenizers write the first token of a
+    text differently from the same token inside a text (SentencePiece, Llama and Mistral drop its leading blank).
     """
     whole = tokenizer.decode([*ids, *drawn])
     for start in _starts(tokenizer, prompt, ids):
         if whole.startswith(start):
             return whole[len(start) :]
-    # Bytes that are no text may spoil those before them; so little is lost behind a letter.
+    # Bytes that are no text may spoil those before them; behind a letter so little is lost.
     anchor = tokenizer.encode(_ANCHOR)
     start, whole = tokenizer.decode(anchor), tokenizer.decode([*anchor, *drawn])
     return whole[len(start) :] if whole.startswith(start) else tokenizer.decode(drawn)
 
 
 def _starts(tokenizer: Tokenizer, prompt: str, ids: Sequence[int]) -> Iterator[str]:
-    """Yield what the whole text may begin with: the prompt as typed, with blanks at its end, or as it comes back."""
+    """Yield possible beginnings of the whole text: the prompt as typed, with blanks at its end, or as it is decoded."""
     if prompt:
         yield prompt
     yield tokenizer.decode(ids)

@@ -90,7 +90,7 @@ def sample(model: GPT, prompt: list[int], options: GenerateOptions, eos_id: int 
 
 
 def continued(model: GPT, tokenizer: Tokenizer, prompt: str, options: GenerateOptions, seed: int) -> str:
-    """Return the text that the model goes on with after `prompt`; an empty prompt is the beginning of a document.
+    """Return the text with which the model continues `prompt`; an empty prompt is the beginning of a document.
 
     Raises:
         ConfigError: prompt and tokens do not fit into the model's sequence length.

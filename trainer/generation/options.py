@@ -13,24 +13,24 @@ from trainer.generation.other_option_names import OTHER_NAMES
 
 @dataclass
 class GenerateOptions:
-    """What to sample."""
+    """The checkpoint to sample from, and how."""
 
     checkpoint: str = ""
     """A run folder (its newest checkpoint) or a checkpoint folder."""
     prompt: str = ""
-    """Text to go on from."""
+    """Text that the model continues."""
     max_tokens: int = 0
-    """Tokens to add at most. 0: as many as the model's sequence length leaves room for."""
+    """Largest number of tokens to add. 0: as many as the model's sequence length leaves room for."""
     temperature: float = 0.8
-    """Divides the logits. 0: always the likeliest token (greedy)."""
+    """Divides the logits before a token is drawn. 0: always the likeliest token (greedy)."""
     top_k: int = 0
     """Sample among this many likeliest tokens. 0: all."""
     top_p: float = 1.0
-    """Sample among the likeliest tokens that together have this probability."""
+    """Sample among the fewest likeliest tokens that together have this probability."""
     seed: int = 0
-    """Decides the samples."""
+    """Seed of the draws."""
     num_samples: int = 1
-    """Texts to draw."""
+    """Number of texts."""
     tokenizer: str = ""
     """Folder, tokenizer.json or Hugging Face name of another tokenizer than the checkpoint's own."""
 

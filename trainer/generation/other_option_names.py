@@ -1,4 +1,4 @@
-"""What other generators call the keys of `trident generate`. Data only."""
+"""Names that other generators give the keys of `trident generate`. Data only."""
 
 from __future__ import annotations
 
@@ -36,4 +36,4 @@ OTHER_NAMES: dict[str, Meaning] = {
     **{name: Meaning(words=words) for names, words in _WORDS.items() for name in names.split()},
     **{name: Meaning(note=note) for names, note in _ABSENT.items() for name in names.split()},
 }
-"""Name elsewhere -> what it is here."""
+"""Name elsewhere -> its counterpart here."""

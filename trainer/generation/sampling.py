@@ -1,4 +1,4 @@
-"""From logits to the next token."""
+"""The choice of the next token from logits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 def next_token(
     logits: torch.Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Draw one token a row.
+    """Draw one token for each row.
 
     Args:
         logits: [B, V] fp32; ids that must not be drawn are -inf.
@@ -22,7 +22,7 @@ def next_token(
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    # From the largest down and in double precision: no temperature, however small, makes an infinity or a NaN of it.
+    # Relative to the largest and in double precision: no temperature, however small, gives an infinity or a NaN.
     scaled = (logits - logits.max(dim=-1, keepdim=True).values).double() / temperature
     if 0 < top_k < scaled.shape[-1]:
         # By index and not by value, so that equal logits do not let more than top_k through.

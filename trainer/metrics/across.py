@@ -1,4 +1,4 @@
-"""What ranks and nodes tell the reporting rank: memory and the state of every node, in one collective a report."""
+"""Reports of all ranks and nodes to the reporting rank: memory and the state of every node, in one collective."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Across:
     """A reading of the whole world."""
 
     fullest: MemoryPeaks
-    """Each number of the rank that has the highest."""
+    """Each number is that of the rank with the highest."""
     stages: tuple[float, ...]
     """Peak of allocated memory in GiB of the fullest rank of each stage."""
     nodes: tuple[Mapping[str, float], ...]
-    """Names of `NODE_NAMES` to values of each node, in order of ranks; those that were not read now are left out."""
+    """For each node in order of ranks, names of `NODE_NAMES` -> values; names that were not read now are left out."""
     busy_ms: tuple[float, ...] = ()
     """Forward and backward of a step on the busiest rank of each stage; NaN with one stage."""
     times: tuple[RankTimes, ...] = ()
-    """Of every rank."""
+    """Times of every rank."""
 
 
 class AcrossMeter:
@@ -38,8 +38,8 @@ class AcrossMeter:
     the numbers come along with those of memory, when all ranks meet anyhow.
 
     Args:
-        memory: of this rank.
-        node: of this node; None on all of its ranks but one, and where nobody wants to know.
+        memory: meter of this rank.
+        node: meter of this node; None on all of its ranks but one, and if node metrics are off.
         stages: stage of every rank, in order of ranks.
         control: a group on CPU over the whole world.
     """
@@ -51,14 +51,14 @@ class AcrossMeter:
         self._control = control
 
     def sample(self) -> None:
-        """Look at this rank's memory. Local, no device sync."""
+        """Sample this rank's memory. Local, no device sync."""
         self._memory.sample()
 
     def measure(self, report: StepReport) -> Across:
         """Return the reading, the same on every rank. Collective over `control` (all-gather on CPU); no device sync.
 
         Args:
-            report: of this rank, whose times come along.
+            report: this rank's report, whose times are sent along.
         """
         peaks = self._memory.peaks()
         node = self._node.read() if self._node is not None else {}
@@ -76,7 +76,7 @@ class AcrossMeter:
         )
 
     def _fullest_by_stage(self, values: Sequence[float]) -> tuple[float, ...]:
-        """Return the highest value of each stage, given that of every rank."""
+        """Return the highest value in each stage, given the values of all ranks."""
         by_stage: dict[int, list[float]] = {stage: [] for stage in range(1 + max(self._stages))}
         for stage, value in zip(self._stages, values, strict=True):
             by_stage[stage].append(value)

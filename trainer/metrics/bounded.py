@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class _Outcome(Generic[T]):
-    """What a call gave: a value or a failure."""
+    """Result of a call: a value or a failure."""
 
     def __init__(self) -> None:
         self.values: list[T] = []

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains, as lines: what runs, a line a logged step, the loss curve, the last word."""
+"""A run's console output as lines: what runs, one line for each logged step, the loss curve, and the last line."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class ConsoleSink:
     Args:
         plan: numbers of the run.
         run_dir: the run's folder.
-        device_name: of this rank's device.
-        outputs: where metrics go besides the run's folder, e.g. `wandb` and what it will do.
-        console: where to write.
-        notes: what other sinks want to be said before the last word; they add to it until then.
+        device_name: name of this rank's device.
+        outputs: places where metrics go besides the run's folder, e.g. `wandb` with its mode.
+        console: the console to write to.
+        notes: lines of other sinks to print before the last line; they add to it until then.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class ConsoleSink:
         self._skipped_steps = 0
 
     def say(self, text: str) -> None:
-        """Print one line, however long it is, above what is drawn."""
+        """Print one line, however long it is, above the live view."""
         # Not wrapped: a path or a command in it must stay whole, so that it can be copied.
         self._console.print(escape(text), soft_wrap=True, highlight=False)
 
     def start(self, first_step: int) -> None:
-        """Say what runs where."""
+        """Print what runs where."""
         self._pace.start(first_step)
         self._console.print(self._banner(first_step))
 
@@ -92,7 +92,7 @@ class ConsoleSink:
             self.say(f"    and {len(samples) - _MOST_TEXTS} more in {SAMPLES}")
 
     def end(self, end: RunEnd) -> None:
-        """Print the loss curve and the last word."""
+        """Print the loss curve and the last line."""
         width = min(_CURVE_WIDTH, self._console.width - 12)
         curve = loss_curve(self._losses, width=width, unicode=self._console.is_unicode)
         for line in ["", *curve] if curve else []:
@@ -110,7 +110,7 @@ class ConsoleSink:
         self.say("".join(f"{text:>{width}}" for _, width, text in cells).rstrip())
 
     def _cells(self, row: Row, report: StepReport) -> list[tuple[str, int, str]]:
-        """Return (title, width, text) of each column; columns that this run never fills are not there."""
+        """Return (title, width, text) of each column; columns that this run never fills are left out."""
         cells = [
             ("step", 7, str(report.step)),
             ("loss", 9, number(report.loss, 4)),
@@ -144,7 +144,7 @@ class ConsoleSink:
 
 
 class QuietSink:
-    """Prints the last word only; the notes go to the rank's log."""
+    """Prints only the last line; the notes go to the rank's log."""
 
     def __init__(self, run_dir: Path, notes: Sequence[str] = ()) -> None:
         self._run_dir = run_dir
@@ -174,7 +174,7 @@ def _tell(notes: Sequence[str], end: RunEnd, run_dir: Path) -> None:
 
 
 def _shown(text: str, console: TrainingConsole) -> list[str]:
-    """Return the first lines of a text that a model wrote: it may hold anything, also what commands a terminal."""
+    """Return the first lines of a text that a model wrote, made safe: it may hold control codes of a terminal."""
     room = min(WIDTH, console.width) - 6
     lines = text.expandtabs(4).split("\n")
     clean = ["".join(c if c.isprintable() else "?" for c in line) for line in lines]

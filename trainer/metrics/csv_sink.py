@@ -16,8 +16,8 @@ from trainer.metrics.sink import Row, Sample
 class CsvSink:
     """Appends rows to `path`. Columns: `ROW_NAMES`, then others in the order in which they first came.
 
-    A value that a row does not have is an empty cell. A name that comes later widens the whole file, which is then
-    written anew. A run that resumes before its last row drops the rows it is about to write again.
+    A value that a row does not have is an empty cell. A new name adds a column, for which the whole file is written
+    anew. A run that resumes before its last row drops the rows that it is about to write again.
 
     Raises:
         StorageError: the disk is full, read-only, or not writable by this user.
@@ -28,7 +28,7 @@ class CsvSink:
         self._columns: list[str] = list(ROW_NAMES)
 
     def start(self, first_step: int) -> None:
-        """Drop rows from `first_step` on, and what a crash cut short."""
+        """Drop rows from `first_step` on, and a row that a crash left incomplete."""
         columns, rows = _read(self._path)
         self._columns += [name for name in columns if name not in self._columns]
         self._rewrite(row for row in rows if int(row["step"]) < first_step)
@@ -63,12 +63,12 @@ def _lines(rows: Iterable[Sequence[object]]) -> str:
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns and the whole rows of a file; nothing of what is not ours."""
+    """Return the columns and the whole rows of a file; nothing from a file that is not ours."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return [], []
-    # A row without its line's end was cut short.
+    # A row without its line's end is incomplete.
     lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
     columns = lines[0] if lines else []
     if "step" not in columns:

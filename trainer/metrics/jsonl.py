@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a logged step, the record that every run leaves."""
+"""metrics.jsonl: one JSON object for each logged step, the record that every run leaves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.metrics.sink import Row, Sample
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a metrics file in order, without a last line that a crash cut short. No file: no rows."""
+    """Return the rows of a metrics file in order, without an incomplete last line. No file: no rows."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -35,7 +35,7 @@ def line_of(row: Mapping[str, object]) -> str:
 
 
 def drop_rows_from(path: Path, first_step: int) -> None:
-    """Leave only whole rows of steps before `first_step`, which a resumed run writes again.
+    """Keep only whole rows of steps before `first_step`: a resumed run writes the others again.
 
     Raises:
         StorageError: the disk is full, read-only, or not writable by this user.

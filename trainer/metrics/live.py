@@ -1,4 +1,4 @@
-"""The live view: where a run is, drawn over and over at the foot of the terminal."""
+"""The live view: the state of a run, redrawn at the foot of the terminal."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _LEAST_BAR = 8
 
 
 class LiveSink(ConsoleSink):
-    """Shows step, loss, speed and memory of each stage in place; what is said goes above. Needs a terminal."""
+    """Shows step, loss, speed and memory of each stage in place; other lines are printed above it. Needs a terminal."""
 
     def start(self, first_step: int) -> None:
-        """Say what runs where and begin to draw."""
+        """Print what runs where, and begin to draw."""
         super().start(first_step)
         self._row: Row = {}
         self._live = Live(
@@ -35,7 +35,7 @@ class LiveSink(ConsoleSink):
             console=self._console,
             refresh_per_second=_REDRAWS_PER_SECOND,
             vertical_overflow="crop",
-            # What libraries print belongs where the rank's output goes.
+            # Output of libraries belongs where the rank's output goes.
             redirect_stdout=False,
             redirect_stderr=False,
         )
@@ -43,7 +43,7 @@ class LiveSink(ConsoleSink):
         print_above_bar(self.say)
 
     def end(self, end: RunEnd) -> None:
-        """Leave the last view where it is, and print the loss curve and the last word."""
+        """Leave the last view in place, and print the loss curve and the last line."""
         if hasattr(self, "_live"):
             print_above_bar(None)
             self._live.stop()
@@ -115,7 +115,7 @@ class LiveSink(ConsoleSink):
 
 
 def sparks(values: Sequence[float], width: int) -> str:
-    """Return the course of the last values as at most `width` little bars; each bar is a mean where there are more."""
+    """Return the course of the last values as at most `width` small bars; if there are more, each bar is a mean."""
     per_bar = -(-len(values) // width)
     groups = [values[start : start + per_bar] for start in range(0, len(values), per_bar or 1)]
     means = [sum(group) / len(group) for group in groups]

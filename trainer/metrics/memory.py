@@ -1,4 +1,4 @@
-"""How much memory this rank has used."""
+"""Peak memory use of this rank."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MemoryMeter:
     """Watches this rank's memory.
 
     Args:
-        device: where this rank computes.
+        device: the device on which this rank computes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -33,7 +33,7 @@ class MemoryMeter:
         self._peak_rss_bytes = 0
 
     def sample(self) -> None:
-        """Look at the memory of this process; on CUDA torch keeps the peak itself. Local, no device sync."""
+        """Sample the memory of this process; on CUDA torch keeps the peak itself. Local, no device sync."""
         if self._device.type != "cuda":
             self._peak_rss_bytes = max(self._peak_rss_bytes, self._process.memory_info().rss)
 

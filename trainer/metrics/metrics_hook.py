@@ -20,7 +20,7 @@ class MetricsHook:
         throughput: turns step time into rates.
         across: measures memory and nodes; its collective is why this hook must exist on every rank.
         stragglers: names slow ranks.
-        sinks: where rows go, in order; empty on all ranks but the reporting one.
+        sinks: the sinks that take the rows, in order; empty on all ranks but the reporting one.
     """
 
     def __init__(

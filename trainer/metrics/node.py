@@ -1,6 +1,6 @@
-"""How busy a node is: processors, memory, network, GPUs. Read by one rank of each node; no collectives.
+"""State of a node: processors, memory, network, GPUs. Read by one rank of each node; no collectives.
 
-Where a control group limits processors or memory, as in a container, what is told is the group's own use.
+If a control group limits processors or memory, as in a container, the group's own use is reported.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from trainer.metrics.memory import GIB
 
 MIB = 1024.0**2
 EVERY_S = 5.0
-"""Shorter spans would say more of the moment than of the run."""
+"""Seconds between readings: a shorter span would show the moment rather than the run."""
 _GPU_S = 2.0
-"""A driver that is in trouble may not answer at all."""
+"""Seconds to wait for a GPU driver: one that is in trouble may not answer at all."""
 
 NODE_NAMES = (
     "cpu_percent",
@@ -31,15 +31,15 @@ NODE_NAMES = (
     "gpu_power_w",
     "gpu_temperature_c",
 )
-"""What is read of a node, in order. GPUs: mean utilization and total power; memory and temperature of the highest."""
+"""Names of a node's values, in order. GPUs: mean utilization and total power; memory and temperature of the highest."""
 
 
 class NodeMeter:
-    """Reads this node, at most every `EVERY_S` seconds. What cannot be read is left out; nothing it does can hang.
+    """Reads this node, at most every `EVERY_S` seconds. Values that cannot be read are left out; reading cannot hang.
 
     Args:
         with_gpus: read NVIDIA GPUs through NVML, where the package nvidia-ml-py is installed.
-        clock: seconds.
+        clock: returns seconds.
     """
 
     def __init__(self, with_gpus: bool, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,7 +54,7 @@ class NodeMeter:
         self._cpu_s = cpu_seconds()
 
     def read(self) -> Mapping[str, float]:
-        """Return names of `NODE_NAMES` to values; nothing where it is too early. Local."""
+        """Return names of `NODE_NAMES` -> values; nothing if it is too early. Local."""
         now = self._clock()
         if now - self._read_at < EVERY_S:
             return {}
@@ -66,7 +66,7 @@ class NodeMeter:
         return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
     def _cpu_percent(self, now: float) -> float | None:
-        """Return the share of the processors that is used: of a container's quota, where there is one."""
+        """Return the share of the processors in use; in a container with a quota, the share of the quota."""
         quota, before, after = cpu_quota(), self._cpu_s, cpu_seconds()
         seconds = max(now - self._cpu_at, 1e-3)
         self._cpu_at, self._cpu_s = now, after
@@ -86,14 +86,14 @@ class NodeMeter:
     def _gpus(self) -> dict[str, float]:
         try:
             return bounded(_read_gpus, _GPU_S)
-        # Whatever NVML raises, or no answer: then not again.
+        # If NVML raises anything or does not answer, it is not asked again.
         except Exception:
             self._with_gpus = False
             return {}
 
 
 def _try(call: Callable[[], float]) -> float | None:
-    """Return `call()`, or None where the system does not tell, as in some containers."""
+    """Return `call()`, or None if the system does not tell, as in some containers."""
     try:
         return float(call())
     except (OSError, RuntimeError, psutil.Error):

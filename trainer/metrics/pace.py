@@ -1,4 +1,4 @@
-"""How far a run is, and how long the rest will take."""
+"""Progress of a run, and the time that the rest will take."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Pace:
     """Steps done and time left, from the pace since this attempt's first step, which is slower than others.
 
     Args:
-        steps: of the whole run.
-        clock: seconds.
+        steps: steps of the whole run.
+        clock: returns seconds.
     """
 
     def __init__(self, steps: int, clock: Callable[[], float] = time.perf_counter) -> None:

@@ -52,9 +52,9 @@ _PEAKS: tuple[tuple[str, _Peak], ...] = (
 
 
 def peak_flops_per_second(device_name: str | None, dtype: Dtype) -> float | None:
-    """Return a device's dense peak in FLOP/s for matrix products in `dtype`.
+    """Return a device's dense peak in FLOP/s for matrix multiplication (GEMM) in `dtype`.
 
-    None where it is not known: on CPU (`device_name` is None), on a device that is not in the table, and for a
+    None if it is not known: on CPU (`device_name` is None), on a device that is not in the table, and for a
     format that the device has no unit for. A made-up peak would make a made-up utilisation.
 
     Args:

@@ -1,4 +1,4 @@
-"""Taking secrets out of what is uploaded."""
+"""Removal of secrets from everything that is uploaded."""
 
 from __future__ import annotations
 

@@ -31,17 +31,17 @@ ROW_NAMES = (
     "pipeline/bubble_fraction",
     "train/skipped_batches",
 )
-"""The names that every run knows, in order. On CPU a "gpu" is a rank. `make_row` adds others after them."""
+"""Names that every run knows, in order. On CPU a "gpu" is a rank. `make_row` adds others after them."""
 
 _PERCENTILES = ("time/step_p50_ms", "time/step_p95_ms", "time/step_p99_ms")
 
 
 def make_row(report: StepReport, throughput: Throughput, across: Across, slowest: Slowest | None = None) -> Row:
-    """Return the row of a report: `ROW_NAMES`, then what depends on the run.
+    """Return the row of a report: `ROW_NAMES`, then names that depend on the run.
 
-    That is `memory/stage<k>/peak_allocated_gib` and `time/stage<k>/busy_ms` with more than one stage,
-    `time/slowest_rank` with more than one rank, `system/node<k>/...` when nodes were read, and what hooks measured
-    (`StepReport.measures`).
+    These are `memory/stage<k>/peak_allocated_gib` and `time/stage<k>/busy_ms` with more than one stage,
+    `time/slowest_rank` with more than one rank, `system/node<k>/...` when nodes were read, and the measurements of
+    hooks (`StepReport.measures`).
     Names without a value are left out: unknown (mfu, evaluation, bubble), or not finite (the gradient norm of a
     step that was skipped), which JSON cannot hold.
     """

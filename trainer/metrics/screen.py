@@ -1,4 +1,4 @@
-"""The terminal as rich sees it: its width now, what it can show, and what happens when it goes away."""
+"""The terminal as rich sees it: its width, its abilities, and what happens when it goes away."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rich.console import Console, ConsoleDimensions
 from trainer.log import silence
 
 WIDTH = 80
-"""Columns of what is no terminal, and the most that fixed text takes."""
+"""Columns assumed for a stream that is no terminal, and the largest width of fixed text."""
 _HEIGHT = 25
 _COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
-"""What Python itself makes of LC_CTYPE under LANG=C (PEP 538)."""
+"""Values that Python itself gives LC_CTYPE under LANG=C (PEP 538)."""
 
 
 class TrainingConsole(Console):
     """A rich console that goes quiet when its reader goes away; rich itself would end the process.
 
     Args:
-        stream: what is written to; it need not be this process's stdout, which is where rich would look for a size.
-        is_terminal: whether to draw as on a terminal (default: what the stream says).
+        stream: the stream to write to; it need not be this process's stdout, where rich would look for a size.
+        is_terminal: true to draw as on a terminal (default: what the stream says).
         width: columns (default: those of the terminal, at every moment).
         environ: environment variables (default: the process's).
     """
@@ -36,13 +36,13 @@ class TrainingConsole(Console):
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self._is_unicode = speaks_unicode(stream, os.environ if environ is None else environ)
-        # Said outright, because rich takes FORCE_COLOR for a terminal too.
+        # Set explicitly, because rich takes FORCE_COLOR for a terminal too.
         drawn = stream.isatty() if is_terminal is None else is_terminal
         super().__init__(file=stream, force_terminal=drawn, width=width, highlight=False, _environ=environ)
 
     @property
     def can_redraw(self) -> bool:
-        """Whether a line can be drawn over: a terminal that knows more than line feeds."""
+        """True if a line can be redrawn: on a terminal that knows more than line feeds."""
         return self.is_terminal and not self.is_dumb_terminal
 
     @property
@@ -52,7 +52,7 @@ class TrainingConsole(Console):
 
     @property
     def is_unicode(self) -> bool:
-        """Whether a person sees more than ASCII here."""
+        """True if the reader sees more than ASCII here."""
         return self._is_unicode
 
     @property
@@ -77,14 +77,14 @@ class TrainingConsole(Console):
         try:
             super()._check_buffer()
         except OSError:
-            # The terminal is gone (EIO) or its file's disk full; rich knows of closed pipes only.
+            # The terminal is gone (EIO) or its file's disk is full; rich only handles closed pipes.
             self.on_broken_pipe()
 
 
 def speaks_unicode(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Return whether a person sees more than ASCII there.
+    """Return whether the reader of a stream sees more than ASCII.
 
-    Python writes UTF-8 under LANG=C too; whoever set that did not ask for it.
+    Python writes UTF-8 under LANG=C too, although a person who set that did not ask for it.
     """
     ctype = environ.get("LC_CTYPE")
     if ctype in _COERCED and environ.get("LANG", "C") in ("", "C", "POSIX"):

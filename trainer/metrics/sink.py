@@ -1,4 +1,4 @@
-"""Where rows of metrics go: the protocol of a sink."""
+"""The protocol of a sink, which takes the rows of metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 from trainer.loop.events import RunEnd, StepReport
 
 Row = dict[str, float | int]
-"""One logged step: names to finite numbers; what is unknown is left out. See `row.py` for the names."""
+"""Names -> finite numbers of one logged step; unknown values are left out. See `row.py` for the names."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Sample:
     step: int
     prompt: str
     text: str
-    """What follows the prompt."""
+    """The text after the prompt."""
 
 
 class Sink(Protocol):

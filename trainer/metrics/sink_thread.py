@@ -1,4 +1,4 @@
-"""Calls that training must not wait for: one thread makes them, in order, for as long as they succeed."""
+"""A thread for calls that training must not wait for: it makes them in order, as long as they succeed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _POLL_S = 0.02
 class Background:
     """Runs calls in a daemon thread, which cannot hold up the process's end.
 
-    After the first failure no further call is made; `failure` tells it.
+    After the first failure no further call is made; `failure` holds it.
 
     Args:
-        name: of the thread.
-        most: calls that may wait; one more is a failure, because memory is finite.
+        name: name of the thread.
+        most: largest number of waiting calls; one more is a failure, because memory is finite.
     """
 
     def __init__(self, name: str, most: int = 1000) -> None:
@@ -32,7 +32,7 @@ class Background:
         return self._failure
 
     def submit(self, call: Callable[[], object]) -> None:
-        """Make `call` after those before it. Returns at once, also from several threads."""
+        """Make `call` after those before it. Returns at once; several threads may call it."""
         if self._failure is not None:
             return
         try:
@@ -45,7 +45,7 @@ class Background:
             self._thread.start()
 
     def finish(self, seconds: float) -> None:
-        """Wait until every call so far was made, for at most `seconds`; what is then not done becomes the failure."""
+        """Wait at most `seconds` until every call so far was made; one that is not made by then becomes the failure."""
         done = threading.Event()
         self.submit(done.set)
         end = time.monotonic() + seconds

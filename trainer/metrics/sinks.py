@@ -42,16 +42,16 @@ from trainer.versions import source_commit, versions
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What sinks ask about the run's folder while it trains."""
+    """Answers for sinks about the run's folder while it trains."""
 
     newest_checkpoint: Checkpoints
-    """For `logging.wandb_artifacts`."""
+    """Asked by `logging.wandb_artifacts`."""
     lineage: Lineage
-    """For the summary."""
+    """Asked by the summary."""
 
 
 def forget_rows(run_dir: Path) -> None:
-    """Remove the rows of a run of which nothing else is left.
+    """Remove the rows of a run whose other files are gone.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -110,7 +110,7 @@ def _sinks(plan: RunPlan, run_dir: Path, state: TrainState, device_name: str, fa
     parameters = plan.model.parameter_count
     source = source_commit()
     choice = choose_mode(logging.wandb)
-    # The summary before jsonl: at the start it reads the rows that jsonl is about to cut.
+    # The summary comes before jsonl: at the start it reads the rows that jsonl is about to drop.
     sinks: list[Sink] = [
         SummarySink(run_dir, plan, parameters, state, source, facts.lineage if facts else dict),
         JsonlSink(run_dir / METRICS),
@@ -124,7 +124,7 @@ def _sinks(plan: RunPlan, run_dir: Path, state: TrainState, device_name: str, fa
     sinks.append(
         _wandb_sink(plan, run_dir, parameters, source, choice, facts.newest_checkpoint if facts else None, notes)
     )
-    # Last, so that its last word is the last.
+    # Last, so that its last line is the last one printed.
     sinks.append(_console_sink(plan, run_dir, device_name, choice, notes))
     return sinks
 
@@ -145,7 +145,7 @@ def _console_sink(plan: RunPlan, run_dir: Path, device_name: str, choice: WandbC
 
 
 def _from_environment(plan: RunPlan) -> dict[str, str]:
-    """Return what the banner says of wandb's own variables."""
+    """Return the banner's text about wandb's own variables."""
     variables = told(os.environ, flatten(plan.config))
     lines = {"": f"from the environment: {', '.join(variables)}"} if variables else {}
     if (sweep := sweep_in(os.environ)) is not None:

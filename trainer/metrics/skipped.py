@@ -1,4 +1,4 @@
-"""logs/skipped_batches.jsonl: one JSON object a batch whose update was not applied, with the samples it holds."""
+"""logs/skipped_batches.jsonl: one JSON object for each batch whose update was not applied, with its samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.loop.events import SkippedBatch
 
 
 class SkippedBatchesFile:
-    """Appends to `path`, which does not exist until there is something to say. For the reporting rank only."""
+    """Appends to `path`, which does not exist until the first skipped batch. For the reporting rank only."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

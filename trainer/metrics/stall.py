@@ -1,4 +1,4 @@
-"""Notices that no step ends any more."""
+"""A watch that notices when steps stop ending."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StallWatch:
         self._stop = threading.Event()
 
     def start(self, step: int) -> None:
-        """Start to watch, after `step`."""
+        """Start watching, after `step`."""
         self.beat(step)
         threading.Thread(target=self._watch, name="stall-watch", daemon=True).start()
 
@@ -31,7 +31,7 @@ class StallWatch:
         self._step, self._beat_at, self._is_told = step, time.monotonic(), False
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._stop.set()
 
     def _watch(self) -> None:

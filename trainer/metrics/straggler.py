@@ -1,4 +1,4 @@
-"""Names the rank that all others wait for."""
+"""The watch for stragglers: it names the rank that all others wait for."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from dataclasses import dataclass
 from statistics import median
 
 LEAST_WAIT_SHARE = 0.1
-"""Share of a step that waiting for data must take to be worth a word."""
+"""Share of a step that waiting for data must take to be worth a warning."""
 
 
 @dataclass(frozen=True)
 class RankTimes:
-    """What one rank measured since the report before."""
+    """Measurements of one rank since the report before."""
 
     own_ms: float
-    """Of a forward pass, without waits for other ranks; NaN where that is not known."""
+    """Time of a forward pass, without waits for other ranks; NaN if it is not known."""
     data_wait_ms: float
-    """Of a step."""
+    """Time that a step waited for data."""
 
 
 @dataclass(frozen=True)
 class Slowest:
-    """The rank that is slowest against those that do the same work."""
+    """The rank that is slowest compared with those that do the same work."""
 
     rank: int
     ratio: float
-    """Its time over the median of the others of its stage; where it is alone there, over its own shortest so far."""
+    """Its time over the median of the others of its stage; if it is alone there, over its own shortest so far."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class StragglerWatch:
         stages: stage of every rank, in order of ranks.
         hosts: machine of every rank, in order of ranks.
         factor: how much slower than the others a rank must be to be named; 0 for never.
-        reports: in how many reports in a row.
+        reports: number of reports in a row after which a rank is named.
 
-    Ranks are held against the median of the other ranks of their stage, which compute the same. A rank that is alone in
-    its stage is held against its own shortest time: then it can only be seen to become slow.
+    Ranks are compared with the median of the other ranks of their stage, which compute the same. A rank that is alone
+    in its stage is compared with its own shortest time: it can only be seen to become slower.
     """
 
     def __init__(self, stages: Sequence[int], hosts: Sequence[str], factor: float, reports: int = 3) -> None:
@@ -73,7 +73,7 @@ class StragglerWatch:
         """Return the slowest rank in computing, and those that have become stragglers with this report.
 
         Args:
-            times: of every rank, in order of ranks.
+            times: times of every rank, in order of ranks.
             step_ms: mean wall time of a step.
         """
         own = [entry.own_ms for entry in times]

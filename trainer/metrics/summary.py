@@ -1,4 +1,4 @@
-"""summary.json: what a run was and how it ended, in one small file."""
+"""summary.json: the run and its end, in one small file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.run_paths import METRICS, SUMMARY
 from trainer.versions import versions
 
 Lineage = Callable[[], Mapping[str, object]]
-"""Returns the step of the newest checkpoint, and what the run began from, if from another one."""
+"""Returns the step of the newest checkpoint, and the run that this one began from, if any."""
 
 
 class SummarySink:
@@ -26,10 +26,10 @@ class SummarySink:
     Args:
         run_dir: the run's folder.
         plan: numbers of the run.
-        parameters: of the whole model, without padding.
+        parameters: number of parameters of the whole model, without padding.
         state: the loop's own; read at the end.
         source: commit of the source tree, if there is one.
-        lineage: what the folder says of the run's checkpoints; asked at the end.
+        lineage: returns what the folder holds about the run's checkpoints; called at the end.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class SummarySink:
         self._final: Row = {}
 
     def start(self, first_step: int) -> None:
-        """Remember the last row of the attempts before: a run that has nothing left to do still has a final row."""
+        """Remember the last row of earlier attempts: a run with nothing left to do still has a final row."""
         before = [row for row in read_rows(self._run_dir / METRICS) if row["step"] < first_step]
         self._final = before[-1] if before else {}
 

@@ -1,4 +1,4 @@
-"""Rows and texts as files for TensorBoard. A failure to write them does not stop training."""
+"""TensorBoard files of rows and texts. A failure to write them does not stop training."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _FINISH_S = 30.0
 
 
 def check_tensorboard(logging: LoggingConfig) -> None:
-    """Check that the package is there if it is asked for. Imports nothing.
+    """Check that the package is installed if it is asked for. Imports nothing.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is not installed.
     """
     if logging.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError(
@@ -34,20 +34,20 @@ class TensorBoardSink:
     """Writes scalars and texts into `folder`, under the names of the rows. A resumed run's steps replace earlier ones.
 
     Args:
-        folder: for the event files.
+        folder: folder of the event files.
         warn: warns the user, once.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
         self._folder = folder
         self._warn = warn
-        # Its writer flushes by waiting for a thread that may have died of a full disk.
+        # Its writer flushes by waiting for a thread that may have died from a full disk.
         self._calls = Background("tensorboard")
         self._writer: Any = None
         self._is_told = False
 
     def start(self, first_step: int) -> None:
-        """Open a new file; steps from `first_step` on in earlier ones count no more."""
+        """Open a new file; steps from `first_step` on in earlier files no longer count."""
         self._calls.submit(lambda: self._open(first_step))
 
     def advance(self, step: int) -> None:
@@ -91,7 +91,7 @@ class TensorBoardSink:
 
     def _add_texts(self, samples: Sequence[Sample]) -> None:
         for index, sample in enumerate(samples):
-            # As a block of code: what the model writes is no Markdown.
+            # As a block of code: the model's texts are no Markdown.
             lines = f"{sample.prompt}{sample.text}".splitlines()
             text = "\n".join(f"    {line}" for line in lines)
             self._writer.add_text(f"samples/{index}", text, sample.step)

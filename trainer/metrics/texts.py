@@ -1,4 +1,4 @@
-"""samples.jsonl: the texts that the model wrote at evaluations, one JSON object a text."""
+"""samples.jsonl: the texts that the model wrote at evaluations, one JSON object for each text."""
 
 from __future__ import annotations
 

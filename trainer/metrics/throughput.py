@@ -1,4 +1,4 @@
-"""How fast the run is, from the time of a step and the model's FLOPs."""
+"""Throughput of a run, from the time of a step and the model's FLOPs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ class Throughput:
     """Rates of the window of a report."""
 
     tokens_per_second: float
-    """Over all ranks."""
+    """Tokens of all ranks."""
     tokens_per_second_per_gpu: float
     tflops_per_gpu: float
-    """Model FLOPs: what the mathematics needs. Recomputed activations do not count as work."""
+    """Model FLOPs: those that the mathematics needs. Recomputed activations do not count as work."""
     mfu: float | None
-    """Share of the device's peak, 0 to 1; None where the peak is not known."""
+    """Share of the device's peak, 0 to 1; None if the peak is not known."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ThroughputMeter:
     """Turns the time of a step into rates. No collectives: every number but the time is known beforehand.
 
     Args:
-        tokens_per_step: over all ranks.
+        tokens_per_step: tokens of all ranks.
         flops_per_token: training FLOPs of the whole model for one token.
         world_size: ranks, one device each.
         peak_flops: FLOP/s of one device, or None.

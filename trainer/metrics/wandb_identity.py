@@ -1,4 +1,4 @@
-"""Which wandb run a run is, over all of its attempts, and what wandb may still read from the environment."""
+"""The wandb run that a run belongs to in all of its attempts, and the variables that wandb may still read."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from trainer.config.wandb_variables import OF_A_SWEEP, VARIABLES, sweep_in, vari
 from trainer.files import write_atomically
 
 RUN_ID_FILE = "wandb_run_id"
-"""In the run's folder."""
+"""Name of the file with the id, in the run's folder."""
 
 
 def settled_run_id(run_dir: Path, logging: LoggingConfig, first_step: int, environ: Mapping[str, str]) -> str:
     """Return the id of the wandb run, and write it down.
 
-    In a wandb sweep it is the sweep's. A run that goes on has the one in its folder, unless the command line says
-    another: a variable may be left over from another run. Otherwise it is the asked one, or a new one.
+    In a wandb sweep it is the sweep's. A run that goes on has the one in its folder, unless the command line gives
+    another: a variable may be left over from another run. Otherwise it is the one asked for, or a new one.
     """
     path, asked = run_dir / RUN_ID_FILE, logging.wandb_run_id
     known = path.read_text(encoding="utf-8").strip() if first_step > 1 and path.is_file() else ""
@@ -36,9 +36,9 @@ def settled_run_id(run_dir: Path, logging: LoggingConfig, first_step: int, envir
 
 
 def clear_environment(environ: MutableMapping[str, str]) -> None:
-    """Take away what wandb would stumble over: blank variables, and those that the config has settled.
+    """Remove the variables that would mislead wandb: blank ones, and those that the config has settled.
 
-    What a sweep decides stays, because wandb takes it from nowhere else; the id stays for `settled_run_id`.
+    Variables of a sweep stay, because wandb reads them from nowhere else; the id stays for `settled_run_id`.
     """
     stays = OF_A_SWEEP if sweep_in(environ) is not None else ("WANDB_RUN_ID",)
     settled = {"WANDB_MODE", "WANDB_DISABLED", *VARIABLES} - set(stays)

@@ -1,4 +1,4 @@
-"""Whether wandb can be online, found out before wandb is started.
+"""The test whether wandb can be online, made before wandb is started.
 
 A failed online start blocks for minutes and leaves wandb unable to go offline, so it must not be tried in vain.
 """
@@ -24,7 +24,7 @@ _PROBE_S = 2.0
 
 @dataclass(frozen=True)
 class WandbChoice:
-    """The decided mode (never `auto`), and why it is not online."""
+    """The decided mode (never `auto`), and the reason if it is not online."""
 
     mode: WandbMode
     reason: str = ""
@@ -41,7 +41,7 @@ def choose_mode(
     Args:
         asked: `logging.wandb`.
         environ: environment variables (default: the process's).
-        reachable: whether the server at a URL answers (default: a TCP connection within two seconds).
+        reachable: says whether the server at a URL answers (default: a TCP connection within two seconds).
     """
     environ = os.environ if environ is None else environ
     reachable = reachable or is_reachable
@@ -56,7 +56,7 @@ def choose_mode(
 
 
 def server_url(environ: Mapping[str, str]) -> str:
-    """Return where wandb sends to."""
+    """Return the URL of the server that wandb sends to."""
     return environ.get("WANDB_BASE_URL") or _DEFAULT_URL
 
 
@@ -88,7 +88,7 @@ def is_reachable(url: str) -> bool:
             return True
 
     try:
-        # Bounded as a whole: the time-out of a connection does not cover the name look-up.
+        # The whole is bounded: the time-out of a connection does not cover the name look-up.
         return bounded(connect, _PROBE_S)
     except (OSError, TimeoutError):
         return False

@@ -1,6 +1,6 @@
 """Rows, texts and checkpoints to Weights & Biases. Nothing that wandb does, or fails to do, can stop or slow training.
 
-wandb is only ever called in threads of its own: the loop hands over what is to be logged and goes on.
+wandb is only ever called in threads of its own: the loop hands over the data to log and goes on.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class WandbSink:
         choice: mode, decided beforehand (`choose_mode`).
         group: wandb group; runs of one name belong together.
         tags: more tags.
-        config: what wandb shows as the run's config; secrets are taken out here.
+        config: the run's config as wandb shows it; secrets are removed here.
         say: tells the user a line now.
-        note: tells the user a line when all is done.
+        note: tells the user a line at the end.
         warn: warns the user.
-        checkpoints: finds what `logging.wandb_artifacts` uploads.
+        checkpoints: finds the checkpoint that `logging.wandb_artifacts` uploads.
     """
 
     def __init__(
@@ -99,7 +99,8 @@ class WandbSink:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         clear_environment(os.environ)
         run_id = settled_run_id(self._run_dir, self._logging, first_step, os.environ)
-        # What tables and artifacts are made of: the home folder may be read-only or small, and offline it must stay.
+        # Tables and artifacts are built in this folder: the home folder may be read-only or small, and offline it must
+        # stay.
         for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
             os.environ.setdefault(name, str(self._run_dir / "wandb" / "artifacts"))
         earlier = [row for row in read_rows(self._run_dir / SAMPLES) if row["step"] < first_step]
@@ -124,7 +125,7 @@ class WandbSink:
             self._uploads.offer(self._run)
 
     def show(self, samples: Sequence[Sample]) -> None:
-        """Hand over the table of texts, those of this run so far included."""
+        """Hand over the table of texts, with those of this run so far."""
         self._texts += [[sample.step, sample.prompt, sample.text] for sample in samples]
         self._texts = self._texts[-_TABLE_ROWS:]
         rows, step = list(self._texts), samples[-1].step
@@ -132,7 +133,7 @@ class WandbSink:
             self._calls.submit(lambda: self._log_table(step, rows))
 
     def end(self, end: RunEnd) -> None:
-        """Close the run; offline, tell how to upload it."""
+        """Close the run; offline, say how to upload it."""
         self._stall.stop()
         if self._still_on():
             self._close(end)
@@ -151,7 +152,7 @@ class WandbSink:
             # The run's start may still be under way.
             self._calls.finish(seconds)
             if self._run is not None and self._calls.failure is None:
-                # One may be under way.
+                # An upload may be under way.
                 self._uploads.finish(_UPLOAD_S)
                 self._uploads.offer(self._run)
                 self._uploads.finish(_UPLOAD_S)
@@ -166,7 +167,7 @@ class WandbSink:
     def _log_table(self, step: int, rows: list[list[object]]) -> None:
         import wandb
 
-        # Unlike a row, a table is talked over with the server.
+        # Unlike for a row, wandb talks to its server about a table.
         try:
             table = wandb.Table(columns=["step", "prompt", "text"], data=rows)
             self._run.log({"step": step, "samples": table})
@@ -192,7 +193,7 @@ class WandbSink:
         self._alert("Training started again", text, "WARN" if restarts else "INFO")
 
     def _still_on(self) -> bool:
-        """Return whether wandb still takes anything; tell once when it no longer does."""
+        """Return whether wandb still accepts data; warn once when it no longer does."""
         if error := self._uploads.take_error():
             self._warn(f"a checkpoint was not added to wandb ({_told(error)})")
         if self._elsewhere:
@@ -209,11 +210,11 @@ class WandbSink:
         return self._is_on
 
     def _to_upload(self) -> str:
-        """Return what `wandb sync` takes to upload every attempt of this run, as a shell reads it."""
+        """Return the words after `wandb sync` that upload every attempt of this run, quoted for a shell."""
         if self._logging.wandb_dir is None:
             return shlex.quote(str(self._run_dir / "wandb"))
         run_id = (self._run_dir / RUN_ID_FILE).read_text(encoding="utf-8").strip()
-        # Other runs have theirs in the same folder; wandb takes another one where this one cannot be written.
+        # Other runs have files in the same folder; wandb uses another folder if this one cannot be written.
         folder = self._root() / "wandb" if self._folder is None else Path(self._folder).parent
         return f"{shlex.quote(str(folder))}/offline-run-*-{shlex.quote(run_id)}"
 
@@ -222,9 +223,9 @@ class WandbSink:
         return self._run_dir if given is None else absolute_path(given, "logging.wandb_dir")
 
     def _writable_root(self) -> Path:
-        """Return where wandb shall write: the run's folder if that of `logging.wandb_dir` cannot be written.
+        """Return the folder that wandb shall write to: the run's, if that of `logging.wandb_dir` cannot be written.
 
-        wandb itself would take the one for temporary files, which is another one on every machine and does not last.
+        wandb itself would use the one for temporary files, which differs from machine to machine and does not last.
         """
         root = self._root()
         folder = root / "wandb"
@@ -273,7 +274,7 @@ class WandbSink:
         self._run = run
 
     def _place(self, run_id: str) -> dict[str, Any]:
-        """Return where the wandb run belongs; nothing in a sweep, where wandb knows and would warn."""
+        """Return the wandb project and entity; nothing in a sweep, where wandb knows them and would warn."""
         if sweep_in(os.environ) is not None:
             return {}
         logging = self._logging
@@ -314,12 +315,12 @@ class _Uploads:
         self._calls.submit(lambda: self._add(run, *newest))
 
     def finish(self, seconds: float) -> None:
-        """Wait until everything was handed to wandb, for at most `seconds`."""
+        """Wait at most `seconds` until everything was handed to wandb."""
         self._calls.finish(seconds)
         self._error = self._error or self._calls.failure
 
     def take_error(self) -> Exception | None:
-        """Return a failure that was not told yet."""
+        """Return a failure that was not reported yet."""
         error, self._error = self._error, None
         return error
 
@@ -331,7 +332,7 @@ class _Uploads:
             # wandb copies the files first: this run may delete them before they are uploaded.
             artifact.add_dir(str(folder))
             run.log_artifact(artifact, aliases=[f"step_{step}"])
-        # Not even a checkpoint that went away meanwhile is a reason to stop logging.
+        # Not even a checkpoint that was deleted meanwhile is a reason to stop logging.
         except Exception as error:
             self._error = error
         finally:
@@ -339,18 +340,18 @@ class _Uploads:
 
 
 def _told(error: Exception) -> str:
-    """Return an error in one line."""
+    """Return an error's text in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _end_service() -> None:
-    """Kill wandb's helper processes: at the process's end wandb would wait for them, and they for the network."""
+    """Kill wandb's helper processes: at its end this process would wait for them, and they for the network."""
     with suppress(psutil.Error):
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 if child.name().startswith(("wandb", "gpu_stats")):
                     child.kill()
-    # So that wandb does not look for them.
+    # Otherwise wandb would look for them.
     with suppress(Exception):
         import wandb
 

@@ -1,1 +1,1 @@
-"""What a run will need, computed from its plan before anything is started. No torch."""
+"""Predictions of a run's needs, computed from its plan before anything is started. No torch."""

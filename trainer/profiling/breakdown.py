@@ -1,8 +1,8 @@
-"""From the events of a trace to the parts of a step. Pure arithmetic, no torch.
+"""Divide the time of recorded steps into parts, from the events of a trace. Pure arithmetic, no torch.
 
-On the CPU one thread does everything, and its time is divided. On a GPU the device's time is: a moment in which it
-computes is computation, even if it also communicates; of the rest, communication that nothing hides; of the rest,
-copies; and when the device has nothing to do, what the host was doing says why.
+On the CPU one thread does everything, and its time is divided. On a GPU the device's time is divided: a moment in which
+it computes is computation, even if it also communicates; the rest is communication that no computation hides, then
+copies; and when the device is idle, the activity of the host says why.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from trainer.profiling import names
 from trainer.profiling.intervals import Interval, divide, length, merged, overlap
 
 Event = Mapping[str, Any]
-"""Of a Chrome trace: `name`, `cat`, `ts` and `dur` in microseconds, `pid`, `tid`, `args`."""
+"""An event of a Chrome trace: `name`, `cat`, `ts` and `dur` in microseconds, `pid`, `tid`, `args`."""
 
 _ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
 _IN_PROGRAMS = "_c10d_functional::"
-"""What torch.compile makes of a collective. Blocks are what is compiled, and only tensor parallelism talks in them."""
+"""Namespace of torch.compile's collectives. Only blocks are compiled, and only tensor parallelism communicates
+there."""
 _NO_WORK = ("autograd", "torch", "c10d", "_c10d_functional", "gloo", "nccl", "profiler")
 """Namespaces of operators that only contain others, or that communicate."""
 _COMPILED = "## Call CompiledFxGraph"
-"""A program of torch.compile; its kernels have no names of their own on a CPU."""
+"""Name of a compiled program of torch.compile; its kernels have no names of their own on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,17 @@ class Operator:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Where the time of one rank's recorded steps went."""
+    """Division of the time of one rank's recorded steps."""
 
     steps: int
     nanoseconds: int
-    """Of all of them."""
+    """Length of all recorded steps."""
     parts: Mapping[str, int]
     """ns by name, see `names.PARTS`. Their sum is `nanoseconds`."""
     operators: Sequence[Operator]
-    """All of them, the largest first."""
+    """All operators, the largest first."""
     of_device: bool = False
-    """Whether a device's time is divided, not the host's."""
+    """True if a device's time is divided, not the host's."""
 
 
 class _Ranges:
@@ -80,20 +81,20 @@ def _interval(event: Event) -> Interval:
 
 
 def _named(events: Iterable[Event], prefix: str) -> list[tuple[Interval, str]]:
-    # On a GPU the profiler shows each range a second time, on the device; that one is not ours.
+    # On a GPU the profiler shows each range a second time, on the device; that copy is not ours.
     found = (e for e in events if e["cat"] == "user_annotation" and e["name"].startswith(prefix))
     return [(_interval(event), event["name"].removeprefix(prefix)) for event in found]
 
 
 def _calls(events: Iterable[Event]) -> list[tuple[Interval, str]]:
-    """Return what the events of one thread say of communication, in order, without what is inside another call."""
+    """Return the communication calls of one thread, in order, without calls inside another one."""
     events = list(events)
     compiled = [event for event in events if event["cat"] == "cpu_op" and event["name"].startswith(_IN_PROGRAMS)]
     found = _named(events, names.COMMUNICATION)
     kind = "other"
     for event in sorted(compiled, key=lambda event: (event["ts"], -event["dur"])):
         said = event["name"].removeprefix(_IN_PROGRAMS).replace("_", "-")
-        # `wait_tensor` waits for what was begun before.
+        # `wait_tensor` waits for a collective that was started before.
         kind = next((known for known in names.KINDS if said.startswith(known)), kind)
         found.append((_interval(event), f"tensor {kind}"))
     outermost: list[tuple[Interval, str]] = []
@@ -107,10 +108,10 @@ def break_down(events: Iterable[Event]) -> Breakdown:
     """Divide the recorded steps of one rank.
 
     Args:
-        events: `traceEvents` of its trace, whole.
+        events: the whole `traceEvents` of its trace.
 
     Raises:
-        ValueError: there is no step in it.
+        ValueError: the trace holds no step.
     """
     events = [event for event in events if event.get("ph") == "X" and "dur" in event]
     steps = [event for event in events if event["cat"] == "user_annotation" and event["name"].startswith(names.STEP)]
@@ -150,14 +151,14 @@ def _works(operator: str) -> bool:
 
 @dataclass(frozen=True)
 class _Launch:
-    """When the host asked the device for something, and whether that was within a call that communicates."""
+    """A request of the host to the device: its time, and whether it was made in a call that communicates."""
 
     moment: int
     communication: str | None
 
 
 def _launches(events: Sequence[Event]) -> dict[int, _Launch]:
-    """Return the launches by the number that the device's events carry."""
+    """Return the launches by the number that links them to the device's events."""
     by_thread: dict[tuple[Any, Any], list[Event]] = {}
     for event in events:
         by_thread.setdefault((event["pid"], event["tid"]), []).append(event)
@@ -199,7 +200,7 @@ def _kernels(on_device: Sequence[Event], window: Sequence[Interval]) -> list[Ope
 
 
 def _operators(main: Sequence[Event], window: Sequence[Interval]) -> list[Operator]:
-    """Return the time of each operator that its callees do not explain."""
+    """Return the time of each operator, without the time of the operators that it called."""
     calls = [(_interval(event), event["name"]) for event in main if event["cat"] == "cpu_op" and _works(event["name"])]
     calls += _calls(main)
     calls.sort(key=lambda call: (call[0][0], -call[0][1]))

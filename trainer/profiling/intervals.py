@@ -1,4 +1,4 @@
-"""Arithmetic on stretches of time: what of a stretch belongs to whom, when everything may count only once. No torch."""
+"""Arithmetic on stretches of time: each moment is given to one owner, so that nothing counts twice. No torch."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def divide(window: Sequence[Interval], layers: Iterable[tuple[str, Sequence[Inte
     """Divide a stretch of time: each moment goes to the first layer that has it, or to `rest`.
 
     Args:
-        window: what is divided; `merged`.
+        window: the stretch that is divided; `merged`.
         layers: (name, intervals in any order); names may come more than once.
-        rest: name of what no layer has.
+        rest: name of the time that no layer has.
 
     Returns:
         Lengths by name. Their sum is exactly the length of `window`.

@@ -1,7 +1,7 @@
-"""Ranges in the trace around everything that a rank says to others, Trident's and DeepSpeed's alike.
+"""Ranges in the trace around everything that a rank communicates, by Trident and by DeepSpeed alike.
 
-Whatever is sent from Python goes through two classes of torch, ProcessGroup and Work. While steps are recorded, their
-methods are replaced by ones that open a range; before and after, nothing is in the way.
+All communication from Python goes through two classes of torch, ProcessGroup and Work. While steps are recorded, their
+methods are replaced by ones that open a range; before and after, they are the original ones.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _MADE_OF_MESSAGES = {
     "all-gather": ("start_all_gather",),
     "reduce-scatter": ("start_reduce_scatter",),
 }
-"""Methods of Peers: what they send counts as the collective that it is a part of."""
+"""Methods of Peers: their messages count as a part of the collective that sends them."""
 
 _Method = Callable[..., Any]
 
@@ -67,7 +67,7 @@ class CommunicationMarks:
     """Puts the ranges in, and takes them out again. Local; for one thread to call, whichever threads communicate.
 
     Args:
-        mesh: of the run; says which axis a group belongs to.
+        mesh: the mesh of the run; it says which axis a group belongs to.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -78,7 +78,7 @@ class CommunicationMarks:
         self._originals: list[tuple[type, str, Any]] = []
 
     def put_in(self) -> None:
-        """Begin to mark."""
+        """Start marking."""
         for kind, methods in _CALLS.items():
             for name in methods:
                 self._replace(dist.ProcessGroup, name, partial(self._marked, kind=kind))
@@ -88,7 +88,7 @@ class CommunicationMarks:
         self._replace(dist.Work, "wait", self._marked_wait)
 
     def take_out(self) -> None:
-        """Leave the classes as they were found. Does nothing the second time."""
+        """Restore the classes as they were. Does nothing the second time."""
         while self._originals:
             owner, name, original = self._originals.pop()
             setattr(owner, name, original)

@@ -1,13 +1,13 @@
-"""What the ranges in a trace are called, by whoever makes them and by whoever reads them. No torch."""
+"""Names of the ranges in a trace, shared by their makers and their readers. No torch."""
 
 from __future__ import annotations
 
 STEP = "trident step "
-"""Range of a recorded step, with its number."""
+"""Name of the range of a recorded step, followed by the step's number."""
 PHASE = "trident phase "
-"""Range of what a rank does within a step: a phase of `trainer.progress` or an instruction of the pipeline."""
+"""Name of the range of a phase within a step: a phase of `trainer.progress` or an instruction of the pipeline."""
 COMMUNICATION = "trident comm "
-"""Range of a call that talks to other ranks: axis and kind."""
+"""Name of the range of a call that communicates with other ranks: axis and kind."""
 
 FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
 DATA, COPIES, HOST = "data", "copies", "host"
@@ -27,7 +27,7 @@ PART_OF_PHASE = {
     "data": DATA,
     "LoadMicroBatch": DATA,
 }
-"""Parts that phases stand for; the others (sends and receives without what they wait for) are the host's."""
+"""Parts that phases stand for; the others (sends and receives, without their waits) count as the host's."""
 
 PARTS = (
     FORWARD,

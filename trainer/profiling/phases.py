@@ -1,4 +1,4 @@
-"""Ranges in the trace for what a rank does within a step, from the notes that it takes for the watchdog anyhow."""
+"""Ranges in the trace for the phases of a step, from the notes that a rank takes for the watchdog anyway."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from trainer.progress import Progress
 
 @dataclass
 class MarkedProgress(Progress):
-    """Progress whose steps and phases are ranges, once `mark` is called and until `stop` is.
+    """Progress whose steps and phases are ranges in the trace from `mark` to `stop`.
 
-    A step's range begins with the wait for its data and ends when the device has done what the step asked of it: what
+    A step's range begins with the wait for its data and ends when the device has finished the work of the step: what
     follows (reports, evaluations, saves) belongs to no step.
     """
 
@@ -29,7 +29,7 @@ class MarkedProgress(Progress):
         self._finish_device = finish_device
 
     def stop(self) -> None:
-        """Mark nothing any more; a step under way ends here."""
+        """Stop marking; a step under way ends here."""
         self._finish_device = None
         self._close()
 

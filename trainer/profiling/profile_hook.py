@@ -1,4 +1,4 @@
-"""Records chosen steps on chosen ranks, as a hook of the loop; nothing of it exists when `runtime.profile` is off."""
+"""A hook of the loop that records chosen steps on chosen ranks; it exists only with `runtime.profile`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from trainer.topology.groups import ParallelGroups
 
 
 class ProfileHook:
-    """Lives on every rank; some of them record. List it last: a step ends before it starts or stops to record.
+    """Lives on every rank; some of them record. List it last, so that a step ends before recording starts or stops.
 
     Args:
-        config: of the run; `runtime.profile` is true.
+        config: the run's config, with `runtime.profile` true.
         run_dir: the run's folder.
-        progress: of the loop and the engine; its notes become ranges in the trace.
+        progress: progress of the loop and the engine; its notes become ranges in the trace.
         groups: this rank's place.
     """
 
@@ -92,7 +92,7 @@ class ProfileHook:
         """Do nothing."""
 
     def on_end(self, end: RunEnd) -> None:
-        """Give up what is not complete. Local."""
+        """Drop a recording that is not complete. Local."""
         if self._window is None:
             return
         self._window = None
@@ -100,12 +100,12 @@ class ProfileHook:
         warn(f"runtime.profile recorded nothing: the run {end.status} after step {end.step}, before it was done")
 
     def _get_ready(self, done: int) -> None:
-        """Do what has to be done between step `done` and the next one."""
+        """Prepare for recording between step `done` and the next one."""
         assert self._window is not None
         if self._groups.rank not in self._ranks:
             return
         first = self._window[0]
-        # The step before is recorded and thrown away: the first that a profiler sees is slow.
+        # The step before is recorded and thrown away, because the first step under a profiler is slow.
         if self._profiler is None and first - 2 <= done < first:
             self._profiler = profile(
                 activities=self._activities(),
@@ -127,7 +127,7 @@ class ProfileHook:
             torch.cuda.synchronize(self._groups.device)
 
     def _stop(self) -> Any:
-        """Stop to record and return the profiler, None on ranks without one."""
+        """Stop recording and return the profiler, None on ranks without one."""
         self._progress.stop()
         self._marks.take_out()
         profiler, self._profiler = self._profiler, None
@@ -157,7 +157,7 @@ class ProfileHook:
 
 
 def _exported(profiler: Any, path: Path) -> bytes:
-    """Return the trace as the profiler writes it: into a file, and with no word if the disk is full."""
+    """Return the trace as the profiler writes it: through a file, and without an error if the disk is full."""
     with storage_faults(path), tempfile.TemporaryDirectory(prefix="trident_") as folder:
         written = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(written))

@@ -1,4 +1,4 @@
-"""What the recorded ranks found, together: a mean over them, as a record and as one screen."""
+"""Results of the recorded ranks together: a mean over them, as a record and as one screen."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from trainer.profiling.names import PARTS
 _WIDTH = 80
 _LINES = 24
 _MOST_PARTS = 20
-"""Lines for parts; real layouts have fewer."""
+"""Largest number of lines for parts; real layouts have fewer."""
 _OPERATORS = 10
-"""The most that are kept."""
+"""Largest number of operators in the record."""
 _BAR = 16
 
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """Of one step, mean over the recorded ranks."""
+    """Time of an operator in one step, mean over the recorded ranks."""
 
     name: str
     milliseconds: float
@@ -32,7 +32,7 @@ class OperatorTime:
 
 @dataclass(frozen=True)
 class ProfileSummary:
-    """Where the time of a step went; all times are means over the recorded steps."""
+    """Division of a step's time; all times are means over the recorded steps."""
 
     first_step: int
     last_step: int
@@ -43,11 +43,11 @@ class ProfileSummary:
     """Mean over the ranks; the sum is `step_ms`."""
     ranks: Mapping[int, Breakdown]
     operators: tuple[OperatorTime, ...]
-    """The largest."""
+    """The operators that take longest."""
 
     @property
     def is_blind(self) -> bool:
-        """Whether there is a device whose kernels were not seen, so that only the host's time could be divided."""
+        """True if there is a device whose kernels were not seen, so that only the host's time could be divided."""
         return self.device != "cpu" and not all(found.of_device for found in self.ranks.values())
 
 
@@ -105,9 +105,9 @@ def screen(summary: ProfileSummary, where: str, unicode: bool) -> str:
     """Return the summary as text of at most 80 columns and 24 lines.
 
     Args:
-        summary: what to show.
-        where: the folder with the traces, as it is to be named.
-        unicode: whether the reader sees more than ASCII.
+        summary: the summary to show.
+        where: the name of the folder with the traces, as shown.
+        unicode: true if the reader sees more than ASCII.
     """
     buffer = io.StringIO()
     console = TrainingConsole(buffer, is_terminal=False, width=_WIDTH)
@@ -144,7 +144,7 @@ def _parts(summary: ProfileSummary, block: str) -> Table:
 
 
 def _lines(parts: Mapping[str, float]) -> list[tuple[str, list[str]]]:
-    """Return (title, parts) of each line; where there are too many, the smallest parts share one."""
+    """Return (title, parts) of each line; if there are too many parts, the smallest share one line."""
     small = (
         sorted(parts, key=lambda name: parts[name])[: len(parts) - _MOST_PARTS + 1] if len(parts) > _MOST_PARTS else []
     )

@@ -17,13 +17,13 @@ from trainer.sweeps.runs import SweptRun, checked, claimed
 from trainer.sweeps.settings import SweepSettings, sweep_settings
 
 _MANY = 200
-"""Runs whose check takes so long that it is announced."""
+"""Number of runs from which on their check takes so long that it is announced."""
 
 
 def multirun(words: Sequence[str], is_dry: bool = False, fail_fast: bool = False) -> int:
     """Check every point, then train one after the other; return the first exit code that is not 0.
 
-    A search instead chooses each point by the results of those before. A point that was done is not done again.
+    A search instead chooses each point by the results of those before. A finished point is not run again.
 
     Args:
         words: settings, some with several values, and those of the sweep itself.
@@ -71,7 +71,7 @@ def _print_commands(runs: Sequence[SweptRun]) -> None:
     for number, run in enumerate(runs, 1):
         command = " ".join(map(for_a_shell, ["trident", "train", *run.words]))
         title = f"# {number}/{len(runs)} {run.point.name}"
-        # Commented out, so that what runs these lines leaves it out.
+        # Commented out, so that a shell which runs these lines leaves it out.
         say(f"{title}: has finished before\n# {command}" if run.has_finished() else f"{title}\n{command}")
 
 

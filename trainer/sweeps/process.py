@@ -33,5 +33,5 @@ def train(run: SweptRun) -> int:
 
 
 def was_asked_to_stop(code: int) -> bool:
-    """Return whether the run ended because somebody wanted it, and the sweep with it."""
+    """Return whether the run ended because somebody asked it to, and the sweep with it."""
     return code in (Preempted.exit_code, INTERRUPTED)

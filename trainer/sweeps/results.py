@@ -1,4 +1,4 @@
-"""How the runs of a sweep ended: `sweep.json`, one record a run; `sweep.yaml`, the sweep itself; and a table."""
+"""Results of a sweep: `sweep.json`, one record a run; `sweep.yaml`, the sweep itself; and a table."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run that was started, or had ended before, and its exit code."""
+    """A run that was started, or had ended before, with its exit code."""
 
     run: SweptRun
     code: int
 
 
 class Results:
-    """Writes what is known after every run, and shows it at the end.
+    """Writes the results so far after every run, and shows them at the end.
 
     Args:
-        folder: of the sweep.
-        settings: of the sweep.
-        words: of the command line.
+        folder: the sweep's folder.
+        settings: the sweep's settings.
+        words: the words of the command line.
     """
 
     def __init__(self, folder: Path, settings: SweepSettings, words: Sequence[str]) -> None:
@@ -76,7 +76,7 @@ class Results:
         return records
 
     def metric(self, outcomes: Sequence[Outcome]) -> str:
-        """Return what runs are compared by: as asked; otherwise held-out loss, where all that finished have one."""
+        """Return the metric to compare runs by: the one asked for, or held-out loss if all finished runs have one."""
         if self._settings.metric is not None:
             return self._settings.metric
         done = [outcome.run for outcome in outcomes if outcome.code == 0]
@@ -102,7 +102,7 @@ class Results:
             say(f"* {word} {metric}, in {records[best]['run_dir']}")
 
     def _best(self, records: Sequence[Record], metric: str) -> int | None:
-        """Return the index of the finished run with the best metric, of several."""
+        """Return the index of the finished run with the best metric, or None if fewer than two finished."""
         done = [index for index, record in enumerate(records) if record["status"] == "finished" and metric in record]
         choose = min if self._settings.direction is Direction.minimize else max
         return choose(done, key=lambda index: float(records[index][metric])) if len(done) > 1 else None
@@ -127,7 +127,7 @@ def _record(outcome: Outcome, metric: str | None) -> Record:
     }
     final: Mapping[str, Any] = summary.get("final", {})
     found |= {name: final[name] for name, _ in _NUMBERS if name in final}
-    # The last row need not be one that was evaluated.
+    # The last row need not be one with an evaluation.
     asked = {name: run.last(name) for name in (EVAL_LOSS, metric) if name is not None}
     return found | {name: value for name, value in asked.items() if value is not None}
 

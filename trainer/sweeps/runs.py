@@ -1,4 +1,4 @@
-"""A point with its place: checked before anything starts, and what it left behind. No torch."""
+"""A point of a sweep with its run folder: checked before anything starts, and its results. No torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from trainer.run_paths import CONFIG, SUMMARY
 
 _LOCK = ".sweep.lock"
 _LONGEST_NAME = 150
-"""Most file systems allow 255 bytes in a name."""
+"""Longest name of a folder. Most file systems allow 255 bytes in a name."""
 _CLOCK = re.compile(r"\$\{now:[^}]*\}")
 _NOT_THE_POINT = (
     *("run_dir", "logging.", "launch.", "runtime.", "checkpoint.", "layout.", "zero.", "data.cache_dir"),
@@ -51,12 +51,12 @@ class SweptRun:
         words = [word for word in self.point.words if not word.lstrip("-+").startswith("run_dir=")]
         own_id = VARIABLES["WANDB_RUN_ID"]
         if variable(os.environ, "WANDB_RUN_ID") and not any(word.startswith(f"{own_id}=") for word in words):
-            # One id for all of them would make them one run in wandb.
+            # With one id for all of them they would be one run in wandb.
             words.append(f"{own_id}=null")
         return [*words, f"run_dir={quoted(str(self.folder))}"]
 
     def summary(self) -> dict[str, Any]:
-        """Return what the run left in its summary.json; nothing if there is none."""
+        """Return the content of the run's summary.json; nothing if there is none."""
         try:
             found = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -64,7 +64,7 @@ class SweptRun:
         return found if isinstance(found, dict) else {}
 
     def has_finished(self) -> bool:
-        """Return whether an earlier sweep did all of its steps."""
+        """Return whether an earlier sweep trained all of its steps."""
         found = self.summary()
         return found.get("status") == "finished" and int(found.get("step", 0)) >= self.config.train.steps
 
@@ -80,7 +80,7 @@ class SweptRun:
 
 
 def wrong_with(config: TridentConfig, gpus: int | None) -> tuple[TridentConfig, list[str]]:
-    """Return the config as this machine fills it (`gpus=None`: as it is), and what is wrong with it."""
+    """Return the config as this machine fills it (`gpus=None`: unchanged), and its problems."""
     if gpus is not None:
         config = fill_machine(config, gpus, usable_cores())
     return config, problems(config, None, gpus)
@@ -129,10 +129,10 @@ def sweep_folder(found: Sequence[Point], configs: Sequence[TridentConfig]) -> Pa
 
     Args:
         found: the points, or those at the ends of what a search may choose.
-        configs: of each of them.
+        configs: the config of each of them.
 
     Raises:
-        ConfigError: `run_dir` is several ones, or the folder of a run.
+        ConfigError: `run_dir` has several values, or is the folder of a run.
     """
     point, config = found[0], configs[0]
     swept = {word.partition("=")[0] for word in point.swept}
@@ -175,7 +175,7 @@ def folder_names(found: Sequence[Point]) -> list[str]:
 
 
 def check_same_sweep(run: SweptRun) -> None:
-    """Check that what an earlier start left in the run's folder is this run.
+    """Check that an earlier start in the run's folder was a start of this run.
 
     Raises:
         ConfigError: it had other settings, so its result would be taken for that of this point.
@@ -186,7 +186,7 @@ def check_same_sweep(run: SweptRun) -> None:
     try:
         earlier = from_yaml(path.read_text(encoding="utf-8"))
     except (ConfigError, OSError, UnicodeDecodeError):
-        return  # the run itself says what is wrong with it
+        return  # the run itself reports what is wrong with it
     changed = [key for key in differences(earlier, run.config) if not key.startswith(_NOT_THE_POINT)]
     if changed:
         raise ConfigError(
@@ -198,7 +198,7 @@ def check_same_sweep(run: SweptRun) -> None:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Keep other sweeps out of the folder meanwhile. The operating system takes the lock back from a killed one.
+    """Keep other sweeps out of the folder while inside. The operating system releases a killed sweep's claim.
 
     Raises:
         ConfigError: another sweep has it.

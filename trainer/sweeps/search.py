@@ -1,7 +1,7 @@
 """A search: Optuna proposes a point, a run tries it, and the result decides what is proposed next. No torch.
 
-The study is a file in the sweep's folder. What is proposed depends on the seed, the number of the trial and the
-results so far alone, so a search that was stopped and started again tries what it would have tried anyway.
+The study is a file in the sweep's folder. A proposal depends only on the seed, the number of the trial and the results
+so far, so a search that was stopped and started again tries the points that it would have tried anyway.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def search(
 
     Args:
         of_runs: settings of the runs, some with several values or a range.
-        settings: of the sweep.
+        settings: the sweep's settings.
         words: all of them, for the record.
         gpus: CUDA devices of this machine; None in a dry run.
         is_dry: say what would be searched instead.
@@ -75,7 +75,7 @@ def _point(fixed: Sequence[str], swept: Sequence[str]) -> Point:
 
 
 def _probed(fixed: Sequence[str], dimensions: Sequence[Dimension], gpus: int | None) -> SweptRun:
-    """Return the run at the lower ends, after checking that what is wrong there is not wrong everywhere."""
+    """Return the run at the lower ends, after checking that a problem there is not a problem everywhere."""
     found: list[tuple[Point, list[str]]] = []
     composed: list[tuple[Point, TridentConfig]] = []
     for end in (0, 1):
@@ -183,7 +183,7 @@ class _Search:
         return 0 if 0 in codes and not (fail_fast and codes[-1]) else next(code for code in codes if code)
 
     def _trial(self, number: int) -> optuna.Trial:
-        """Return the trial of this number: as an earlier start left it, or a new one."""
+        """Return the trial of this number: the one that an earlier start left, or a new one."""
         import optuna
 
         digest = hashlib.blake2b(f"{self._settings.seed}/{number}".encode(), digest_size=4).digest()
@@ -193,14 +193,14 @@ class _Search:
         with storage_faults(self._folder / STUDY_FILE):
             known = self._study.get_trials(deepcopy=False)
             trial = self._study.ask() if number >= len(known) else optuna.Trial(self._study, known[number]._trial_id)
-            # One that was killed while it was made lacks some.
+            # A trial that was interrupted while it was made lacks some.
             for each in self._dimensions:
                 if each.key not in trial.params:
                     _choose(trial, each)
         return trial
 
     def _run_of(self, trial: optuna.Trial) -> SweptRun | tuple[Point, str]:
-        """Return the run of a trial, or the point and why it cannot run."""
+        """Return the run of a trial, or the point and the reason why it cannot run."""
         swept = [each.word(trial.params[each.key]) for each in self._dimensions]
         point = _point(self._fixed, swept)
         try:
@@ -214,7 +214,7 @@ class _Search:
         return run
 
     def _ended(self, trial: optuna.Trial, run: SweptRun) -> int:
-        """Train unless that was done, and return the exit code."""
+        """Train unless that was done before, and return the exit code."""
         if run.has_finished():
             say("has finished before")
             return 0
@@ -228,7 +228,7 @@ class _Search:
         return bool(self._study.get_trials(deepcopy=False)[trial.number].state.is_finished())
 
     def _tell(self, trial: optuna.Trial, value: float | None, code: int) -> None:
-        """Tell the study how a trial ended. What cannot be trained counts as bad, other failures as nothing."""
+        """Tell the study how a trial ended. A point that cannot be trained counts as bad, other failures not at all."""
         from optuna.trial import TrialState
 
         if self._is_told(trial):

@@ -22,7 +22,7 @@ class Sweeper(Enum):
 
 
 class Direction(Enum):
-    """Whether a smaller or a larger metric is better."""
+    """Direction in which a metric is better: smaller or larger."""
 
     minimize = "minimize"
     maximize = "maximize"
@@ -30,26 +30,26 @@ class Direction(Enum):
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """How points are chosen and judged."""
+    """Settings by which points are chosen and judged."""
 
     kind: Sweeper = Sweeper.grid
     trials: int | None = None
-    """Points that a search tries, those of earlier starts included; None with a grid."""
+    """Number of points that a search tries, earlier starts included; None with a grid."""
     seed: int = 0
-    """Decides what a search tries."""
+    """Seed of the points that a search tries."""
     metric: str | None = None
-    """Name of a row in metrics.jsonl, taken where it was last logged. None: `eval/loss`; a grid without evaluations
-    goes by `train/loss`."""
+    """Name of a metric in metrics.jsonl; its last logged value counts. None: `eval/loss`; a grid without evaluations
+    uses `train/loss`."""
     direction: Direction = Direction.minimize
 
     @property
     def is_search(self) -> bool:
-        """Whether each point is chosen by the results of those before."""
+        """True if each point is chosen by the results of those before."""
         return self.kind is not Sweeper.grid
 
 
 TRIALS = 20
-"""Points of a search, unless `sweeper.trials` says more."""
+"""Number of points of a search, unless `sweeper.trials` gives another."""
 _ELSEWHERE = {
     "hydra/sweeper": SWEEPER,
     "hydra/sweeper/sampler": SWEEPER,
@@ -111,10 +111,10 @@ def _judged(settings: SweepSettings, given: set[str]) -> SweepSettings:
 
 
 def without_multirun(words: Sequence[str]) -> None:
-    """Refuse the words of a sweep where there is none.
+    """Refuse the words of a sweep in a run that is no sweep.
 
     Raises:
-        ConfigError: there are some.
+        ConfigError: there are such words.
     """
     found = [word for word in words if word.lstrip("-+").partition("=")[0].partition(".")[0] == SWEEPER]
     if found:

@@ -8,7 +8,7 @@ from trainer.verbs.parse import Words
 
 
 def run(words: Words) -> int:
-    """Time the layers and print where to cut."""
+    """Time the layers and print the stages that they suggest."""
     from trainer.balance import balance_verb
 
     return balance_verb(words.rest)

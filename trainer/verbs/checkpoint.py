@@ -1,4 +1,4 @@
-"""`trident checkpoint`: what checkpoints hold."""
+"""`trident checkpoint`: the content of checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can stand at the cursor of a command line that is being typed. Answers within a blink: no torch, no Hydra."""
+"""Candidates for the word at the cursor of a command line. Answers within a blink: no torch, no Hydra."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from trainer.verbs.typed import read_line
 
 
 def candidates(words: Sequence[str], current: str) -> list[Found]:
-    """Return what the word at the cursor can become, without repetition.
+    """Return the words that the word at the cursor can become, without repetition.
 
     Args:
-        words: the ones before it, without `trident`.
-        current: what is there of it.
+        words: the words before it, without `trident`.
+        current: the part of it that is typed.
     """
     try:
         found = list(_candidates(words, current))
     except (TridentError, OSError):
-        # What is typed so far is wrong, or a folder cannot be read: that is told when the command is run.
+        # A mistake in the words, or a folder that cannot be read, is reported when the command is run.
         return []
     return list({one.text: one for one in found if one.text.startswith(current) or one.is_guess}.values())
 
@@ -121,7 +121,7 @@ def answer(shell: str, words: Sequence[str]) -> Iterator[str]:
     Args:
         shell: bash gives the line up to the cursor and COMP_WORDBREAKS, and gets `open` or `closed` and the text to
             insert; fish and zsh give the word at the cursor and those before it, and get words with their sentences.
-        words: what the function gives.
+        words: the words that the shell's function gives.
     """
     if shell == "bash":
         yield from _for_bash(*words)
@@ -137,7 +137,7 @@ def answer(shell: str, words: Sequence[str]) -> Iterator[str]:
 def _for_bash(line: str, breaks: str) -> Iterator[str]:
     typed = read_line(line, breaks)
     found = candidates(typed.words[1:], typed.current)
-    # bash would erase what was typed for the beginning that several guesses have in common.
+    # bash would replace what was typed by the beginning that several guesses have in common.
     guesses = [one for one in found if one.is_guess]
     found = [one for one in found if not one.is_guess or len(guesses) == 1]
     insertions = [(typed.insertion(one.text), one.is_open) for one in found if "\n" not in one.text]
@@ -146,5 +146,5 @@ def _for_bash(line: str, breaks: str) -> Iterator[str]:
     yield "open" if is_open else "closed"
     yield from (text for text, _ in texts)
     if is_open and typed.quote:
-        # Of a single candidate bash would close the quote, of two it inserts what they have in common.
+        # For a single candidate bash would close the quote; of two it inserts what they have in common.
         yield f"{texts[0][0]} "

@@ -12,11 +12,11 @@ from trainer.run_paths import CHECKPOINTS, RunPaths
 from trainer.verbs.found import Found
 
 _MOST = 500
-"""More than anyone reads; a folder of shards may hold a million."""
+"""Largest number of candidates, more than anyone reads; a folder of shards may hold a million files."""
 
 
 def paths(typed: str, endings: tuple[str, ...] = ()) -> Iterator[Found]:
-    """Yield the files and folders that a path can become; of files, those with one of the endings, if there are any."""
+    """Yield the files and folders that a path can become; if there are endings, only files that have one of them."""
     entries = _entries(typed)
     files = [(text, path) for text, path in entries if not path.is_dir()]
     right = [(text, path) for text, path in files if not endings or path.name.lower().endswith(endings)]
@@ -30,7 +30,7 @@ def folders(typed: str) -> Iterator[Found]:
 
 
 def runs(typed: str) -> Iterator[Found]:
-    """Yield run folders, the newest first, and their checkpoints; on the way to them, other folders."""
+    """Yield run folders, the newest first, and their checkpoints; also other folders that lead to run folders."""
     if not typed:
         yield from (Found(str(path), "a run") for path in _runs_below(Path("runs"), Path()))
     head = typed.rpartition("/")[0]
@@ -74,7 +74,7 @@ def _folder(head: str) -> Path | None:
 
 
 def _entries(typed: str) -> list[tuple[str, Path]]:
-    """Return what begins so: as it would be typed, and where it is. Hidden ones only if a dot was typed."""
+    """Return the entries that begin as typed: each as it would be typed, and its path. Hidden ones only after a dot."""
     head, slash, name = typed.rpartition("/")
     if typed.startswith("~") and not slash:
         return [(typed, Path(local_path(typed, "the word")))] if local_path(typed, "the word") != typed else []

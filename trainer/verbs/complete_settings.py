@@ -34,15 +34,15 @@ _WORDS = {"checkpoint.resume": ("auto", "never")}
 
 
 def settings(current: str, words: Sequence[str]) -> Iterator[Found]:
-    """Yield what a `key=value` can become.
+    """Yield the settings that a `key=value` can become.
 
     Args:
-        current: what is typed of it.
-        words: the other words of the verb, which may say where else config files are.
+        current: the part of it that is typed.
+        words: the other words of the verb, which may name further folders with config files.
     """
     name, equals, value = current.partition("=")
     if equals:
-        # `a=1,2` is a sweep or, in brackets, a list: the last one is being typed.
+        # `a=1,2` is a sweep or, in brackets, a list: its last item is being typed.
         start = max(value.rfind(","), value.rfind("[")) + 1
         found = _values(name, value[start:], words)
         yield from (replace(one, text=f"{name}={value[:start]}{one.text}") for one in found)
@@ -50,7 +50,7 @@ def settings(current: str, words: Sequence[str]) -> Iterator[Found]:
     names = list(_names(current))
     yield from names
     if len(current) > 1 and "." not in current and not any(one.text.startswith(current) for one in names):
-        # Nothing begins so; but many a key ends so.
+        # Nothing begins like this, but keys may end like it.
         ends = (key for key in KEYS if key.rpartition(".")[2].startswith(current))
         yield from (Found(f"{key}=", _told(key), is_open=True, is_guess=True) for key in ends)
 
@@ -86,7 +86,7 @@ def _values(name: str, value: str, words: Sequence[str]) -> Iterator[Found]:
 
 
 def _plain_values(key: str) -> Iterator[Found]:
-    """Yield the values that can be listed."""
+    """Yield the values of a key, if they can be listed."""
     kind, may_be_null = optional(KEYS[key])
     kind = get_args(kind)[0] if is_list(kind) else kind
     number, words = number_or_word(kind)

@@ -1,4 +1,4 @@
-"""Options of every verb that composes a config: where its files are."""
+"""Options of every verb that composes a config: they say where its files are."""
 
 from __future__ import annotations
 

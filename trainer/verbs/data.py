@@ -1,4 +1,4 @@
-"""`trident data`: the shards of a run, made ahead of it."""
+"""`trident data`: the shards of a run, made before it starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.verbs.parse import Words
 
 
 def run(words: Words) -> int:
-    """Prepare the data of a config and say where they are."""
+    """Prepare the data of a config and print their folder."""
     from trainer.config.compose import compose
     from trainer.config.validate import validate
     from trainer.data.prepare import prepare

@@ -1,4 +1,4 @@
-"""What a verb takes, as data: help, parsing, "did you mean" and completion are made from it, so none can be stale."""
+"""The words of a verb as data: help, parsing, "did you mean" and completion are made from it, so none can be stale."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Takes(Enum):
-    """What kind of value a word has."""
+    """Kind of value that a word has."""
 
     nothing = "nothing"
     """A flag: it is there, or it is not."""
@@ -32,46 +32,46 @@ class Option:
     """A word that begins with dashes. Its value follows as a word of its own, or after `=`."""
 
     name: str
-    """With its dashes: `--multirun`."""
+    """The name with its dashes: `--multirun`."""
     sentence: str
-    """What it does, for the help: no capital at the start, no full stop at the end."""
+    """Effect of the option, for the help: no capital at the start, no full stop at the end."""
     aliases: tuple[str, ...] = ()
     takes: Takes = Takes.nothing
     metavar: str = ""
-    """What the help shows for the value; with choices it is made of them."""
+    """Placeholder of the value in the help; with choices it is made of them."""
     choices: tuple[str, ...] = ()
     repeats: bool = False
-    """May be given several times."""
+    """True if it may be given several times."""
     needs: str = ""
-    """Has no effect without this other option."""
+    """Another option without which this one has no effect."""
     setting: str = ""
-    """Short for a setting of the config: the word becomes this one."""
+    """Setting of the config that the word is short for; it replaces the word."""
     is_for_config: bool = False
-    """Says how the config is composed: it stays among the settings, in one word."""
+    """True if it says how the config is composed: it stays among the settings, in one word."""
     is_hidden: bool = False
-    """Understood, but in no help and no completion."""
+    """True if it is understood, but in no help and no completion."""
 
 
 @dataclass(frozen=True)
 class Positional:
-    """A word that is told by its place."""
+    """A word that is recognised by its place."""
 
     metavar: str
     sentence: str
     takes: Takes = Takes.text
     choices: Mapping[str, str] | None = None
-    """What it can be, each with its sentence."""
+    """Words that are possible here, each with its sentence."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """A `key=value` of the verb's own: not one of the config."""
+    """A `key=value` of the verb's own, not one of the config."""
 
     name: str
     sentence: str
     takes: Takes = Takes.text
     default: str = ""
-    """As the help shows it. Empty: none, the key must be given."""
+    """Default as the help shows it. Empty: there is none, and the key must be given."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,20 @@ class Verb:
 
     name: str
     summary: str
-    """What it does, in one line."""
+    """Purpose of the verb, in one line."""
     run: Callable[[Words], int]
-    """Gets the words that were given and returns the exit code."""
+    """Function that is given the parsed words and returns the exit code."""
     positionals: tuple[Positional, ...] = ()
     keys: tuple[Key, ...] = ()
     options: tuple[Option, ...] = ()
     takes_settings: bool = False
-    """Groups and keys of the config may follow."""
+    """True if groups and keys of the config may follow."""
     text: tuple[str, ...] = ()
     """Paragraphs of the help."""
     examples: tuple[str, ...] = ()
     more: Callable[[int], str] | None = None
-    """What the help ends with; gets the width."""
+    """Function that returns the end of the help, given the width."""
 
     def option(self, name: str) -> Option | None:
-        """Return the option that goes by this name or alias."""
+        """Return the option that has this name or alias."""
         return next((option for option in self.options if name in (option.name, *option.aliases)), None)

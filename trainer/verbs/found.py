@@ -1,4 +1,4 @@
-"""One thing that a word can become."""
+"""One candidate for a word that is being typed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Found:
     text: str
     """The whole word."""
     sentence: str = ""
-    """What it is, for shells that show it."""
+    """Meaning of the word, for shells that show it."""
     is_open: bool = False
-    """More must follow in the same word, so no blank."""
+    """True if more must follow in the same word, so that the shell adds no blank."""
     is_guess: bool = False
-    """Does not begin as what was typed: `lr` for `optimizer.lr=`."""
+    """True if it does not begin as typed: `lr` for `optimizer.lr=`."""

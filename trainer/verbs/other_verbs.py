@@ -1,4 +1,4 @@
-"""What other trainers call the verbs. Data only."""
+"""Names that other trainers give the verbs. Data only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OTHER_VERBS: dict[str, str] = {
     "completion completions install_completion": "--install-completion",
     "usage commands verbs": "--help",
 }
-"""Names elsewhere -> what follows `trident` here."""
+"""Names elsewhere -> the words that follow `trident` here."""
 
 NO_VERB: dict[str, str] = {
     "eval evaluate validate test benchmark": "there is no verb to evaluate with; a run does it every train.eval_every "
@@ -25,4 +25,4 @@ NO_VERB: dict[str, str] = {
     "plan estimate doctor": "`trident train` says the plan of a run before it starts",
     "rl dpo ppo grpo rlhf reward": "only pre-training is done here",
 }
-"""Names elsewhere -> what is so here, where there is no such verb."""
+"""Names elsewhere -> the way things are here, where there is no such verb."""

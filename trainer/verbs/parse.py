@@ -1,4 +1,4 @@
-"""The words after a verb, told apart by what the verb declares."""
+"""Parsing of the words after a verb, by the verb's declaration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.verbs.declare import Option, Takes, Verb
 
 @dataclass(frozen=True)
 class Words:
-    """What was given to a verb."""
+    """The words that were given to a verb."""
 
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Name of an option that was given -> its values; of a flag, an empty one each time."""
@@ -34,7 +34,7 @@ class Words:
 
 
 def parse(verb: Verb, arguments: Sequence[str]) -> Words:
-    """Tell options from the other words. Words with dashes that are no option stay, since a setting may look so.
+    """Sort the words into options and others. Words with dashes that are no option are kept: a setting may look so.
 
     Raises:
         ConfigError: every option that is mistyped, lacks its value, has one it cannot have, or has no effect.
@@ -76,7 +76,7 @@ def _mistyped(verb: Verb, word: str) -> str:
     if not name.startswith("-") or not name.strip("-") or (verb.takes_settings and is_setting(word)):
         return ""
     is_short = not name.startswith("--")
-    # `--prompt -m` of a verb with keys of its own: a value.
+    # `--prompt -m` of a verb with keys of its own: this is a value.
     elsewhere = "" if is_short and verb.keys else _elsewhere(verb, name)
     if elsewhere or is_short:
         return f"there is no option '{name}' of `trident {verb.name}`; {elsewhere}" if elsewhere else ""
@@ -87,7 +87,7 @@ def _mistyped(verb: Verb, word: str) -> str:
 
 
 def _elsewhere(verb: Verb, name: str) -> str:
-    """Return where there is an option of exactly this name."""
+    """Return the verb that has an option of exactly this name, as a phrase."""
     from trainer.verbs.table import COMMAND_OPTIONS, NAMES, find_verb
 
     if any(name in (option.name, *option.aliases) for option in COMMAND_OPTIONS) or name == "-V":
@@ -128,5 +128,5 @@ def _without_effect(verb: Verb, given: Mapping[str, object]) -> list[str]:
 
 
 def shown_value(option: Option) -> str:
-    """Return what stands for the value of an option in a help text."""
+    """Return the placeholder for the value of an option in a help text."""
     return option.metavar or "|".join(option.choices) or option.takes.value.upper()

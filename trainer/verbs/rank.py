@@ -26,14 +26,14 @@ def train_as_rank(arguments: Sequence[str], world: World, is_dry: bool = False) 
 
     Args:
         arguments: words of the command line.
-        world: of the ranks.
+        world: the world of the ranks.
         is_dry: only check and show what would be trained.
     """
     _hear_of_launcher()
     try:
         found = _checked(arguments, world)
     except TridentError as error:
-        # Before torch is imported, which is needed to let the others know.
+        # Before torch is imported, because torch is needed to tell the others.
         report_error(error)
         if world.size > 1 and not is_dry:
             _decline(error, world)
@@ -76,8 +76,8 @@ def _hear_of_launcher() -> None:
 
 
 def limit_standstill(config: TridentConfig) -> None:
-    """Let the process stand still no longer than the config says."""
-    # 0: the user wants no watch at all.
+    """Let the process stand still no longer than the config allows."""
+    # 0: the user wants no watchdog.
     interruption.limit(config.runtime.timeout_s if config.runtime.hang_timeout_s != 0 else 0)
 
 
@@ -96,7 +96,7 @@ def _checked(arguments: Sequence[str], world: World) -> Composition:
 
 
 def _decline(error: TridentError, world: World) -> None:
-    """Let the other ranks know why this one does not come."""
+    """Tell the other ranks why this one does not come."""
     from trainer.preflight import decline
     from trainer.topology.muster import LonelyError
 
@@ -106,7 +106,7 @@ def _decline(error: TridentError, world: World) -> None:
         if world.rank != 0:
             report_failure(lonely)
     except TridentError:
-        # Rank 0 tells it, of whichever rank it is.
+        # Rank 0 reports it for whichever rank it concerns.
         return
 
 
@@ -115,8 +115,8 @@ def compute(config: TridentConfig, world: World, store: MeetingPlace | None = No
 
     Args:
         config: the same on every rank.
-        world: of the ranks.
-        store: where they met.
+        world: the world of the ranks.
+        store: the store over which they met.
     """
     current().enter(IMPORTING)
     from trainer.app import train_rank

@@ -1,4 +1,4 @@
-"""Completion for a shell: the function that asks `trident`, and where the shell finds it. No torch."""
+"""Completion for a shell: the function that asks `trident`, and the file in which the shell finds it. No torch."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def script(shell: str) -> str:
 
 
 def asked_shell(words: Sequence[str], option: str) -> str:
-    """Return the shell that is named behind an option, or else the one that is running.
+    """Return the shell that is named after an option, or else the one that is running.
 
     Raises:
-        ConfigError: the words name none, or no shell is found that is known.
+        ConfigError: the words name none, or no known shell is found.
     """
     if len(words) > 1:
         raise ConfigError(f"{option} must be followed by one shell, but is by {' '.join(words)}")
@@ -56,15 +56,15 @@ def running_shell(environ: Mapping[str, str]) -> str | None:
 
 
 def install(shell: str) -> None:
-    """Write what the shell needs and say what was done; nothing is written twice.
+    """Write the files that the shell needs and say what was done; nothing is written twice.
 
     Raises:
         ConfigError: there is no home folder, or the shell's start file cannot be read as one.
-        StorageError: something cannot be written.
+        StorageError: a file cannot be written.
     """
     file = _script_file(shell)
     start = _start_file(shell)
-    # Both are looked at before either is written.
+    # Both files are looked at before either is written.
     text = _with_block(start, _block(shell, file)) if start is not None else None
     _write(file, script(shell).encode(), "the completion")
     if start is not None and text is not None:
@@ -93,7 +93,7 @@ def _script_file(shell: str) -> Path:
 
 
 def _start_file(shell: str) -> Path | None:
-    """Return the file that the shell reads at its start; of fish none is needed."""
+    """Return the file that the shell reads at its start, or None for fish, which needs none."""
     if shell == "fish":
         return None
     return _home("ZDOTDIR", "") / ".zshrc" if shell == "zsh" else _home("", "") / ".bashrc"
@@ -113,7 +113,7 @@ def _block(shell: str, file: Path) -> str:
 
 
 def _with_block(start: Path, block: str) -> bytes:
-    """Return the text of a start file with the block in it, in the place of an older one.
+    """Return the text of a start file with the block in it, in place of an older one.
 
     Raises:
         ConfigError: the file cannot be read, or holds half a block.
@@ -141,7 +141,7 @@ def _with_block(start: Path, block: str) -> bytes:
 
 
 def _write(path: Path, content: bytes, what: str) -> None:
-    # Through a link, which people keep their start files behind.
+    # People keep their start files behind links, so the file behind the link is written.
     target = path.resolve()
     try:
         before, mode = target.read_bytes(), target.stat().st_mode & 0o7777

@@ -1,4 +1,4 @@
-"""`--cfg` and `--info`: the config and where it is from, printed instead of used. No torch."""
+"""`--cfg` and `--info`: the config and its origin, printed instead of used. No torch."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def shows(words: Words) -> bool:
 
 
 def show(words: Words) -> int:
-    """Print what was asked for, and return the exit code.
+    """Print what the words ask for, and return the exit code.
 
     Raises:
-        ConfigError: the words do not compose, or the config breaks a rule; a config is printed before that is said.
+        ConfigError: the words do not compose, or the config breaks a rule; the config is printed before the error.
     """
     if words.has(CFG) and words.has(INFO):
         raise ConfigError(f"{CFG} and {INFO} both print something else than the run; leave one of them out")

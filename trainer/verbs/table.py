@@ -1,4 +1,4 @@
-"""Which verbs there are. Their files are imported when they are asked for."""
+"""The table of verbs. Their files are imported when they are asked for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.verbs.declare import Option, Takes, Verb
 from trainer.verbs.other_verbs import NO_VERB, OTHER_VERBS
 
 NAMES = ("train", "data", "generate", "checkpoint", "balance", "reshard")
-"""In the order of the help; each is a file of this room that declares `VERB`."""
+"""Names of the verbs in the order of the help; each is a file of this room that declares `VERB`."""
 
 _SHELLS = ("bash", "zsh", "fish")
 COMMAND_OPTIONS = (
@@ -31,7 +31,7 @@ COMMAND_OPTIONS = (
         choices=_SHELLS,
     ),
 )
-"""What may stand in the place of a verb."""
+"""Options that may stand in the place of a verb."""
 
 
 def find_verb(name: str) -> Verb:
@@ -47,7 +47,7 @@ def find_verb(name: str) -> Verb:
 
 
 def _meant(name: str) -> str:
-    """Return what was meant by a verb that there is not."""
+    """Return the verb that was meant by a word that is none, as a phrase."""
     plain = name.lower().replace("-", "_").strip("_")
     if plain in ("v", "version"):
         return "did you mean `trident --version`?"

@@ -18,10 +18,10 @@ from trainer.verbs.usage import paragraphs, rows, width
 
 
 def topic(word: str) -> str:
-    """Return what there is to say about a key, a group, or a file of a group.
+    """Return the explanation of a key, a group, or a file of a group.
 
     Raises:
-        ConfigError: there is none of that name; with what may have been meant.
+        ConfigError: there is none of that name; the error says what may have been meant.
     """
     name, _, value = word.lstrip("-").partition("=")
     if name not in KEYS and name.replace("-", "_") in KEYS:

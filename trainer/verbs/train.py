@@ -39,7 +39,7 @@ def _train(arguments: Sequence[str], is_dry: bool) -> int:
     try:
         world = find_world(os.environ)
     except ConfigError as error:
-        # Nobody knows who is rank 0 here.
+        # Nobody knows here which rank is rank 0.
         report_failure(error)
         return error.exit_code
     if world is not None:
@@ -96,7 +96,7 @@ VERB = Verb(
             "check everything that can be known, print the plan and the command that would be started, and write and "
             "start nothing; with --multirun: check every run and print its command",
         ),
-        # A setting like any other, so that ranks get it and config.yaml shows it.
+        # It is a setting like any other, so that ranks get it and config.yaml shows it.
         Option(
             "--quiet",
             "print errors and the last line only (= logging.console=quiet)",

@@ -1,11 +1,11 @@
-"""A command line that is being typed, cut into words as a shell would. No torch."""
+"""A command line that is being typed, split into words as a shell would. No torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 _SPECIAL = frozenset(" \t\n\"'\\$`&;|<>()*?[]{}~#!^")
-"""What an unquoted word cannot hold as it is."""
+"""Signs that an unquoted word cannot hold unescaped."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Typed:
     """The quote that is open at the cursor, or nothing."""
 
     def insertion(self, word: str) -> str | None:
-        """Return what the shell has to insert for `word`, quoted; None where the word begins otherwise."""
+        """Return the text that the shell has to insert for `word`, quoted; None if the word begins otherwise."""
         if not word.startswith(self.kept):
             return None
         rest = word.removeprefix(self.kept)

@@ -14,11 +14,11 @@ from trainer.verbs.table import COMMAND_OPTIONS
 
 _NARROWEST, _WIDEST = 70, 120
 _LONGEST_HEAD = 30
-"""What is longer gets a line of its own."""
+"""Width from which on a head gets a line of its own."""
 
 
 def width() -> int:
-    """Return how wide help texts are: as the terminal, within reason."""
+    """Return the width of help texts: that of the terminal, within limits."""
     return min(max(shutil.get_terminal_size((_WIDEST, 24)).columns, _NARROWEST), _WIDEST)
 
 
@@ -78,10 +78,10 @@ def usage(verb: Verb) -> str:
 
 
 def word_explained(verb: Verb, word: str) -> str:
-    """Return what there is to say about a word of a verb that takes no settings of the config.
+    """Return the explanation of a word of a verb that takes no settings of the config.
 
     Raises:
-        ConfigError: the verb has no such word; with what may have been meant.
+        ConfigError: the verb has no such word; the error says what may have been meant.
     """
     name = word.lstrip("-").partition("=")[0]
     found = {key.name: _with_default(key.sentence, key.default) for key in verb.keys}
