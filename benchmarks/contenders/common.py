@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.case import Case
-from trainer.data.batches import MicroBatch, training_batches
+from trainer.data.batches import training_batches
 from trainer.data.prepare import prepare
 from trainer.mesh import Mesh
+from trainer.micro_batch import MicroBatch
 from trainer.model.gpt import GPT, ModelContext
 from trainer.tensor_parallel.init import Drawn, fill
-from trainer.tensor_parallel.random import StepClock
 from trainer.tensor_parallel.shard import shard_spec, without_padding
 from trainer.topology.groups import SingleGroup
 
@@ -61,7 +61,7 @@ def steps(case: Case) -> Iterator[tuple[int, float]]:
 def initial_weights(case: Case) -> dict[str, torch.Tensor]:
     """Return the whole model's weights by Trident's names, fp32, without vocabulary padding."""
     plan, group = case.plan(), SingleGroup()
-    context = ModelContext(group, False, plan.execution, spec=plan.model, clock=StepClock(case.seed))
+    context = ModelContext(group, False, plan.execution, spec=plan.model)
     model = GPT(context)
     fill(model, Drawn(case.seed, group))
     return {shard_spec(p).name: without_padding(p.detach(), shard_spec(p)) for p in model.parameters()}

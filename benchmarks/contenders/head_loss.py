@@ -16,6 +16,7 @@ from benchmarks.case import Case
 from benchmarks.contenders.common import dtype_of, set_up
 from benchmarks.gate import Gate
 from benchmarks.meter import peak_of_tensors
+from trainer.micro_batch import MicroBatch
 from trainer.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entropy
 from trainer.topology.groups import SingleGroup
@@ -31,7 +32,8 @@ class _Problem:
         self.vocab = vocab
         self.hidden = torch.randn(tokens, 1, hidden, generator=generator).to(**where).requires_grad_()
         self.weight = torch.randn(vocab, hidden, generator=generator).mul_(0.02).to(**where).requires_grad_()
-        self.labels = torch.randint(0, vocab, (1, tokens), generator=generator).to(device)
+        ids = torch.randint(0, vocab, (1, tokens), generator=generator).to(device)
+        self.batch = MicroBatch.of(ids, labels=ids)
 
     def step(self, fused: bool) -> torch.Tensor:
         """Leave the gradients on hidden and weight; return the loss."""
@@ -39,10 +41,10 @@ class _Problem:
         group = SingleGroup()
         if fused:
             loss = vocab_parallel_linear_cross_entropy(
-                self.hidden, self.weight, self.labels, group, self.vocab, sequence_parallel=False
+                self.hidden, self.weight, self.batch, group, self.vocab, sequence_parallel=False
             )
         else:
-            loss = vocab_parallel_cross_entropy(F.linear(self.hidden, self.weight), self.labels, group, self.vocab)
+            loss = vocab_parallel_cross_entropy(F.linear(self.hidden, self.weight), self.batch, group, self.vocab)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -50,7 +52,7 @@ class _Problem:
         """Return what the tensors of a step take at most, its gradients included."""
         self.step(fused)
         self.hidden.grad = self.weight.grad = None
-        return peak_of_tensors(lambda: self.step(fused), self.labels.device.type)
+        return peak_of_tensors(lambda: self.step(fused), self.hidden.device.type)
 
     def gradients(self, fused: bool) -> list[torch.Tensor]:
         """Return the gradients of hidden and weight."""

@@ -23,6 +23,7 @@ from benchmarks.worker import Unavailable, reason_of
 from trainer.kernels.gemm import has_own_products, multiply_by_onednn
 from trainer.kernels.loss_programs import LossPrograms, compiled_loss
 from trainer.kernels.processor import multiplies_by_onednn
+from trainer.micro_batch import MicroBatch
 from trainer.tensor_parallel import fused_loss
 from trainer.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from trainer.tensor_parallel.linear import linear
@@ -70,7 +71,8 @@ class Head:
         self.weight = torch.nn.Parameter(weight)
         if multiplies_by_onednn(case.plan(), device):
             multiply_by_onednn([self.weight])
-        self.labels = torch.randint(0, self.vocab, rows[::-1], device=device)
+        ids = torch.randint(0, self.vocab, rows[::-1], device=device)
+        self.batch = MicroBatch.of(ids, labels=ids)
 
     def gradients(self, loss: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return those of hidden and head."""
@@ -82,7 +84,7 @@ Loss = Callable[[Head], torch.Tensor]
 
 def unfused(head: Head) -> torch.Tensor:
     """Return the loss of whole logits."""
-    return vocab_parallel_cross_entropy(linear(head.hidden, head.weight), head.labels, SingleGroup(), head.vocab)
+    return vocab_parallel_cross_entropy(linear(head.hidden, head.weight), head.batch, SingleGroup(), head.vocab)
 
 
 def fused(head: Head, chunk: int, programs: Callable[[], LossPrograms] | None = None) -> torch.Tensor:
@@ -91,7 +93,7 @@ def fused(head: Head, chunk: int, programs: Callable[[], LossPrograms] | None = 
         return fused_loss.vocab_parallel_linear_cross_entropy(
             head.hidden,
             head.weight,
-            head.labels,
+            head.batch,
             SingleGroup(),
             head.vocab,
             sequence_parallel=False,
@@ -124,7 +126,7 @@ def liger(head: Head, accumulate: torch.dtype | None = None) -> torch.Tensor:
     compute = LigerFusedLinearCrossEntropyLoss(accum_dtype=accumulate)
     # A slice of all rows would copy the gradient.
     weight = head.weight if len(head.weight) == head.vocab else head.weight[: head.vocab]
-    loss: torch.Tensor = compute(weight, head.hidden.flatten(0, 1), head.labels.t().flatten())
+    loss: torch.Tensor = compute(weight, head.hidden.flatten(0, 1), head.batch.targets().t().flatten())
     return loss
 
 

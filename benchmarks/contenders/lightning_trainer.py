@@ -27,7 +27,7 @@ class _Batches(torch.utils.data.IterableDataset[Pair]):
         while True:
             step += 1
             for batch in self._source.micro_batches(step):
-                yield batch.input_ids, batch.labels
+                yield batch.input_ids, batch.targets()
 
 
 def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:

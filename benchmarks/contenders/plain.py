@@ -123,7 +123,7 @@ def train(case: Case, model: nn.Module, device: torch.device, gate: Gate, fused:
         losses = []
         for batch in batches.micro_batches(step):
             with autocast(case, device):
-                loss = model(batch.input_ids, batch.labels) / case.num_micro_batches
+                loss = model(batch.input_ids, batch.targets()) / case.num_micro_batches
             loss.backward()
             losses.append(loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -97,7 +97,7 @@ def _groups(model: nn.Module) -> list[dict[str, Any]]:
 
 def _pairs(batches: Tokens, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for batch in batches.micro_batches(step):
-        yield batch.input_ids, batch.labels
+        yield batch.input_ids, batch.targets()
 
 
 def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:

@@ -135,7 +135,7 @@ class _Samples(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
         while True:
             step += 1
             for batch in self._source.micro_batches(step):
-                for ids, labels in zip(batch.input_ids, batch.labels, strict=True):
+                for ids, labels in zip(batch.input_ids, batch.targets(), strict=True):
                     yield {"input_ids": ids, "labels": labels, "shift_labels": labels}
 
 

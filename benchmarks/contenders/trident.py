@@ -20,7 +20,7 @@ from trainer.checkpoint.resume import starting_state
 from trainer.config.compose import compose
 from trainer.config.plan import make_plan
 from trainer.config.validate import validate
-from trainer.data.batches import MicroBatch, training_batches
+from trainer.data.batches import training_batches
 from trainer.data.prepare import prepare, stream_identity
 from trainer.description import describe
 from trainer.engine.build import build_engine
@@ -33,6 +33,7 @@ from trainer.loop.events import Hook, RunEnd, StepReport
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
 from trainer.metrics.sinks import build_metrics
+from trainer.micro_batch import MicroBatch
 
 
 class _Recording:
@@ -46,10 +47,10 @@ class _Recording:
         return getattr(self._engine, name)
 
     def train_step(
-        self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float, loss_limit: float = math.inf
+        self, micro_batches: Sequence[MicroBatch], learning_rate: float, loss_limit: float = math.inf
     ) -> StepResult:
         """Run the engine's step."""
-        result: StepResult = self._engine.train_step(micro_batches, step, learning_rate, loss_limit)
+        result: StepResult = self._engine.train_step(micro_batches, learning_rate, loss_limit)
         self.losses.append(result.loss.detach().clone())
         return result
 

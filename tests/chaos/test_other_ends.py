@@ -48,10 +48,10 @@ def test_out_of_memory_ends_the_run_and_it_can_go_on(
 ) -> None:
     train_step = plain.PlainEngine.train_step
 
-    def full(self: Any, batches: Any, step: int, *rest: Any) -> Any:
-        if step == 8 and os.environ.get("RANK") == "1":
+    def full(self: Any, batches: Any, *rest: Any) -> Any:
+        if batches[0].place.step == 8 and os.environ.get("RANK") == "1":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines")
-        return train_step(self, batches, step, *rest)
+        return train_step(self, batches, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(plain.PlainEngine, "train_step", full)

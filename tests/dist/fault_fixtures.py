@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from tests.dist.resume_fixtures import Run, run_config, tokens_of
+from tests.helpers.batches import micro_batches_of
 from tests.helpers.parity import OPTIMIZER, VOCABULARY, Case
 
 BAD, LAST = 2, 3
@@ -75,14 +76,10 @@ class _Room:
         self._dp_rank = self.groups.mesh.coordinate(rank).dp_rank
 
     def batches(self, step: int) -> Any:
-        from trainer.data.batches import MicroBatch
-
-        tokens, dp = tokens_of(step), self.plan.data_parallel_size
-        rows = [tokens[m * dp + self._dp_rank].unsqueeze(0) for m in range(self.plan.num_micro_batches)]
-        return [MicroBatch(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
+        return micro_batches_of(tokens_of(step), self.plan, self._dp_rank, step)
 
     def step(self, step: int, loss_limit: float = math.inf) -> Any:
-        return self.engine.train_step(self.batches(step), step, OPTIMIZER.lr, loss_limit)
+        return self.engine.train_step(self.batches(step), OPTIMIZER.lr, loss_limit)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return masters, moments, and what forward reads."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tests.helpers.batches import micro_batches_of
 from tests.helpers.parity import OPTIMIZER, VOCABULARY, Case, config_of
 from trainer.config.schema import DataConfig, DataSource, TridentConfig
 from trainer.engine.face import Engine
@@ -92,14 +93,10 @@ class Trainer:
 
     def train(self, last: int) -> list[tuple[float, float]]:
         """Train up to step `last`; return (loss, gradient norm) of each step."""
-        from trainer.data.batches import MicroBatch
-
         seen = []
         for step in range(self.state.step + 1, last + 1):
-            tokens, dp = tokens_of(step), self.plan.data_parallel_size
-            rows = [tokens[m * dp + self._dp_rank].unsqueeze(0) for m in range(self.plan.num_micro_batches)]
-            batches = [MicroBatch(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
-            result = self.engine.train_step(batches, step, OPTIMIZER.lr)
+            batches = micro_batches_of(tokens_of(step), self.plan, self._dp_rank, step)
+            result = self.engine.train_step(batches, OPTIMIZER.lr)
             seen.append((float(result.loss), float(result.grad_norm)))
             self.state.step = step
         return seen

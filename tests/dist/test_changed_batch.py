@@ -25,16 +25,17 @@ def _train(rank: int, world_size: int, place: Path, arguments: tuple[str, ...]) 
 
     from trainer.app import train_rank
     from trainer.config.compose import compose
-    from trainer.data.batches import BatchSource, MicroBatch
+    from trainer.data.batches import BatchSource
+    from trainer.micro_batch import MicroBatch
     from trainer.launcher.environment import World
 
     read: list[list[int]] = []
     original = BatchSource.micro_batches
 
-    def spy(self: BatchSource, position: int) -> list[MicroBatch]:
-        batches = original(self, position)
+    def spy(self: BatchSource, position: int, step: int | None = None) -> list[MicroBatch]:
+        batches = original(self, position, step)
         for batch in batches:
-            read.extend(torch.cat([batch.input_ids, batch.labels[:, -1:]], 1).tolist())
+            read.extend(torch.cat([batch.input_ids, batch.targets()[:, -1:]], 1).tolist())
         return batches
 
     BatchSource.micro_batches = spy  # type: ignore[method-assign]

@@ -44,16 +44,16 @@ def _save(rank: int, world_size: int, folder: Path) -> None:
 
 
 def _go_on(rank: int, world_size: int, runs: Sequence[Run], folder: Path) -> list[tuple[float, float]]:
-    from trainer.data.batches import MicroBatch
+    from trainer.micro_batch import MicroBatch
 
     seen = []
     for run in runs:
         trainer = Trainer(replace(run, seq_length=LONG), rank, world_size, folder, is_resumed=True)
         trainer.resume()
         rows = [row.unsqueeze(0) for row in _tokens()]
-        batches = [MicroBatch(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
-        evaluated = float(trainer.engine.evaluate(batches))
-        trained = float(trainer.engine.train_step(batches, 2, OPTIMIZER.lr).loss)
+        batches = [MicroBatch.of(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
+        evaluated = float(trainer.engine.evaluate(batches).loss)
+        trained = float(trainer.engine.train_step(batches, OPTIMIZER.lr).loss)
         seen.append((evaluated, trained))
         del trainer
         gc.collect()

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.helpers.batches import micro_batches_of
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import Case, config_of
 from trainer.config.plan import make_plan
@@ -18,7 +19,6 @@ CASES = [Case(num_micro_batches=4), Case(pp=2, num_micro_batches=4), Case(tp=2, 
 
 
 def _losses(rank: int, world_size: int, case: Case, vocab_size: int, steps: int) -> list[float]:
-    from trainer.data.batches import MicroBatch
     from trainer.engine.build import build_engine
     from trainer.engine.world import start_world
 
@@ -29,8 +29,8 @@ def _losses(rank: int, world_size: int, case: Case, vocab_size: int, steps: int)
     engine = build_engine(plan, groups)
     generator = torch.Generator().manual_seed(7)
     tokens = torch.randint(0, vocab_size, (plan.num_micro_batches, 33), generator=generator)
-    batches = [MicroBatch(row[None, :-1].contiguous(), row[None, 1:].contiguous()) for row in tokens]
-    return [float(engine.train_step(batches, step, 3e-3).loss) for step in range(1, steps + 1)]
+    batches = micro_batches_of(tokens, plan, 0)
+    return [float(engine.train_step(batches, 3e-3).loss) for _ in range(steps)]
 
 
 @pytest.mark.parametrize("vocab_size", [61, 1000, 5003])

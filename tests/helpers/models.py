@@ -13,7 +13,6 @@ from trainer.model.context import ModelContext
 from trainer.model.gpt import GPT
 from trainer.spec.model import Model
 from trainer.tensor_parallel.init import Drawn, fill
-from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import Group, SingleGroup
 
 M = TypeVar("M", bound=nn.Module)
@@ -30,7 +29,6 @@ def context_of(
     vocab_size: int,
     group: Group | None = None,
     sequence_parallel: bool = False,
-    clock: StepClock | None = None,
     family: Callable[[Model], Model] = lambda model: model,
 ) -> ModelContext:
     """Return what the layers of a config are built with; by default whole, on one rank.
@@ -40,7 +38,7 @@ def context_of(
     group = group or SingleGroup()
     execution = make_execution(config, group.size)
     model = family(make_model(config, vocab_size))
-    return ModelContext(group, sequence_parallel, execution, spec=model, clock=clock or StepClock(1))
+    return ModelContext(group, sequence_parallel, execution, spec=model)
 
 
 def drawn_gpt(
@@ -49,8 +47,7 @@ def drawn_gpt(
     seed: int,
     group: Group | None = None,
     sequence_parallel: bool = False,
-    clock: StepClock | None = None,
 ) -> GPT:
     """Return a model with the weights of a new run; by default whole, on one rank."""
     group = group or SingleGroup()
-    return drawn(GPT(context_of(config, vocab_size, group, sequence_parallel, clock or StepClock(seed))), group, seed)
+    return drawn(GPT(context_of(config, vocab_size, group, sequence_parallel)), group, seed)

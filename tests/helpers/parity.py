@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from tests.helpers.batches import micro_batches_of
 from tests.helpers.reference import ReferenceRun, train_reference
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import (
@@ -176,7 +177,6 @@ class RankOutcome:
 
 def run_case(rank: int, world_size: int, case: Case) -> RankOutcome:
     """Train the case on this rank. Runs in a forked rank with torch.distributed up."""
-    from trainer.data.batches import MicroBatch
     from trainer.engine.build import build_engine
     from trainer.engine.world import start_world
 
@@ -188,13 +188,12 @@ def run_case(rank: int, world_size: int, case: Case) -> RankOutcome:
     losses, norms, evaluations = [], [], []
     first: dict[str, torch.Tensor] = {}
     for step, tokens in enumerate(token_batches(config.batch.global_batch_size, config.model.seq_length), start=1):
-        rows = [tokens[m * case.dp + place.dp_rank].unsqueeze(0) for m in range(plan.num_micro_batches)]
-        batches = [MicroBatch(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
-        result = engine.train_step(batches, step, OPTIMIZER.lr)
+        batches = micro_batches_of(tokens, plan, place.dp_rank, step)
+        result = engine.train_step(batches, OPTIMIZER.lr)
         losses.append(float(result.loss))
         norms.append(float(result.grad_norm))
         if case.evaluate:
-            evaluations.append(float(engine.evaluate(batches)))
+            evaluations.append(float(engine.evaluate(batches).loss))
         if step == 1:
             first = first_moments(engine, plan)
     assert not case.compiled or torch._dynamo.utils.counters["stats"]["unique_graphs"], "nothing was compiled"

@@ -20,6 +20,7 @@ ORDER = (
     "mesh",
     "config",
     "topology",
+    "micro_batch",
     "data",
     "kernels",
     "tensor_parallel",

@@ -25,7 +25,7 @@ def probe_loss(engine: Engine, plan: RunPlan, device: torch.device, length: int 
 
     Collective over the world; syncs the host with the device.
     """
-    return float(engine.evaluate(fixed_micro_batches(plan, device, length)))
+    return float(engine.evaluate(fixed_micro_batches(plan, device, length)).loss)
 
 
 def check_probe(saved: float, found: float, saved_dtype: str, dtype: Dtype) -> None:

@@ -1,9 +1,8 @@
-"""Micro-batches on the device. The only file of this room that imports torch."""
+"""Micro-batches of the data, on the device. The only file of this room that imports torch."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +14,7 @@ from trainer.data.dataset import SampleStream, TokenDataset
 from trainer.data.prepare import PreparedData
 from trainer.data.sampler import SampleOrder
 from trainer.errors import DataError
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Sequences that one rank puts through the model at once."""
-
-    input_ids: torch.Tensor
-    """[B, S] int64."""
-    labels: torch.Tensor
-    """[B, S] int64: the token after each input."""
+from trainer.micro_batch import MicroBatch, Place
 
 
 class BatchSource:
@@ -51,10 +41,14 @@ class BatchSource:
         """Tokens of a global batch."""
         return self._plan.tokens_per_step
 
-    def micro_batches(self, position: int) -> list[MicroBatch]:
+    def micro_batches(self, position: int, step: int | None = None) -> list[MicroBatch]:
         """Return this rank's micro-batches of the global batch that begins `position` tokens into the stream, in order.
 
-        Local; no host sync.
+        Every token counts. Local; no host sync.
+
+        Args:
+            position: in tokens.
+            step: that trains on them, a part of what dropout depends on; None: they are not trained on.
 
         Raises:
             DataError: a token id is not in the vocabulary.
@@ -64,7 +58,10 @@ class BatchSource:
         pairs = torch.from_numpy(self._sequences(position, rows[:, self._dp_rank].reshape(-1)))
         if self._device.type == "cuda":
             pairs = pairs.pin_memory().to(self._device, non_blocking=True)
-        return [MicroBatch(*part) for part in torch.split(pairs, size, dim=1)]
+        firsts = rows[:, self._dp_rank, 0].tolist()
+        places = [None if step is None else Place(plan.config.train.seed, step, first) for first in firsts]
+        parts = zip(torch.split(pairs, size, dim=1), places, strict=True)
+        return [MicroBatch.of(ids, labels, place=place) for (ids, labels), place in parts]
 
     def sample_ids(self, position: int) -> list[int]:
         """Return the indices of the data set's samples that the global batch at `position` holds, in order. Local.

@@ -16,7 +16,7 @@ from trainer.engine.layer_kernels import choose_kernels, say_what_is_compiled
 from trainer.engine.mpu import ModelParallelUnit
 from trainer.engine.optimizer import build_optimizer
 from trainer.engine.pipelined import PipelinedEngine
-from trainer.engine.plain import LanguageModel, PlainEngine
+from trainer.engine.plain import PlainEngine
 from trainer.engine.sharding_of import sharding_of
 from trainer.engine.zero_memory import Partitioning
 from trainer.kernels.attention_backend import DTYPES
@@ -25,7 +25,6 @@ from trainer.pipeline.module import Builder, build_pipeline
 from trainer.progress import Progress
 from trainer.tensor_parallel.gradients import set_sink
 from trainer.tensor_parallel.init import Drawn, Source, fill
-from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import ParallelGroups
 
 
@@ -45,17 +44,15 @@ def build_engine(
     if groups.device.type == "cpu":
         keep_freed_memory(LARGEST_KEPT.get(plan.zero_stage))
     source = source or Drawn(plan.config.train.seed, groups.tensor)
-    clock = StepClock(plan.config.train.seed)
     context = ModelContext(
         tensor=groups.tensor,
         sequence_parallel=plan.config.layout.sequence_parallel,
         execution=plan.execution,
         spec=plan.model,
-        clock=clock,
     )
     if plan.uses_pipeline_engine:
-        return PipelinedEngine(_pipeline_engine(plan, groups, context, source, progress), plan, groups, clock)
-    return PlainEngine(_plain_engine(plan, groups, context, source, progress), plan, groups, clock)
+        return PipelinedEngine(_pipeline_engine(plan, groups, context, source, progress), plan, groups)
+    return PlainEngine(_plain_engine(plan, groups, context, source, progress), plan, groups)
 
 
 def _construct(
@@ -96,7 +93,7 @@ def _pipeline_engine(
 def _plain_engine(
     plan: RunPlan, groups: ParallelGroups, context: ModelContext, source: Source, progress: Progress
 ) -> Any:
-    model, mpu, dtype = LanguageModel(GPT(context)), ModelParallelUnit(groups), DTYPES[plan.config.precision.dtype]
+    model, mpu, dtype = GPT(context), ModelParallelUnit(groups), DTYPES[plan.config.precision.dtype]
     # With ZeRO-3 a parameter is cut before the next one is made: no rank ever holds the whole model.
     then = Partitioning(deepspeed_json(plan), mpu, dtype) if plan.zero_stage == 3 else None
     fill(model, source, groups.device, dtype, then)

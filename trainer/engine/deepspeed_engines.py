@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
@@ -28,6 +28,7 @@ from trainer.engine.deepspeed_surface import DeepSpeedEngineSurface, PipelineSur
 from trainer.engine.gate import StepGate
 from trainer.engine.own_time import OwnTime
 from trainer.engine.sharding import Sharding
+from trainer.micro_batch import MicroBatch
 from trainer.progress import Progress
 from trainer.topology.dist_group import DistGroup
 from trainer.topology.groups import ParallelGroups
@@ -48,6 +49,9 @@ class DrivenEngine(DeepSpeedEngineSurface, Protocol):
 
 class DrivenPipeline(DrivenEngine, PipelineSurface, Protocol):
     """A repaired pipeline engine."""
+
+    def expect(self, micro_batches: Sequence[MicroBatch]) -> None:
+        """Take the micro-batches of the next schedule."""
 
 
 class _Repaired:
@@ -79,7 +83,7 @@ class _Repaired:
         super()._take_model_step(lr_kwargs)  # type: ignore[misc]
         if optimizer.overflow:
             self.sharding.forget_skipped()
-            if scaler is not None and self.gate.refused_for_loss():
+            if scaler is not None and self.gate.was_no_overflow():
                 # That was no overflow, so it says nothing about the scale.
                 vars(scaler).update(before)
 
@@ -102,11 +106,16 @@ class RepairedEngine(_Repaired, DeepSpeedEngine):  # type: ignore[misc]
     """The plain engine (PP = 1, ZeRO 0 to 3)."""
 
 
+_PHASES = (0, 1)
+"""Of DualPipeV, whose ranks hold two stages; 1F1B has the first alone."""
+
+
 class _RepairedPipeline(_Repaired):
     """What both pipeline engines share."""
 
     own_time: OwnTime
     _known_loss: torch.Tensor | None = None
+    _due: Mapping[int, Iterator[MicroBatch]]
 
     def _take_model_step(self, lr_kwargs: dict[str, object] | None) -> None:
         with torch.no_grad():
@@ -145,10 +154,13 @@ class _RepairedPipeline(_Repaired):
             base(**kwargs)
             self.busy_seconds += time.perf_counter() - begun
 
+    def expect(self, micro_batches: Sequence[MicroBatch]) -> None:
+        """Take the micro-batches of the next schedule: in order, each goes once through each phase of this rank."""
+        self._due = {phase: iter(micro_batches) for phase in _PHASES}
+
     def _exec_forward_pass(self, **kwargs: Any) -> None:
         engine: Any = self
-        # Present where the micro-batch was loaded on the last stage: the fused loss is one of its layers.
-        engine.module.label_slot.labels = engine.pipe_buffers["labels"][kwargs["buffer_id"]]
+        engine.module.batch = next(self._due[kwargs.get("phase", 0)])
         with self.own_time.measured():
             self._timed("_exec_forward_pass", **kwargs)
 

@@ -6,7 +6,7 @@ ADR 0015. Checked against DeepSpeed 0.19.8.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Protocol
 
 import torch
@@ -119,7 +119,6 @@ class DeepSpeedEngineSurface(Protocol):
 class PipelineSurface(DeepSpeedEngineSurface, Protocol):
     """`PipelineEngine` and `DualPipeVEngine`."""
 
-    pipe_buffers: dict[str, MutableSequence[object]]
     train_batch: Callable[[Iterator[object]], torch.Tensor]
 
     def eval_batch(self, data_iter: Iterator[object], num_micro_batches: int) -> torch.Tensor | float:

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from trainer.data.batches import MicroBatch
+from trainer.micro_batch import MicroBatch
 from trainer.tensor_parallel.shard import ShardSpec
 
 
@@ -18,12 +18,25 @@ class StepResult:
     """What one optimizer step leaves behind, still on the device: reading it is what syncs the host."""
 
     loss: torch.Tensor
-    """[] fp32: mean loss over the global batch, the same on every rank."""
+    """[] fp32: of the global batch, the sum over its counted tokens divided by their number; the same on every rank.
+    NaN if no token counts."""
     grad_norm: torch.Tensor
     """[] fp32: global L2 norm of the gradients before clipping, the same on every rank; not finite if skipped."""
     skipped: bool = False
-    """Whether the update was not applied: loss or gradients were not finite somewhere, or the loss was too high. The
-    same on every rank; known to the host."""
+    """Whether the update was not applied: loss or gradients were not finite somewhere, the loss was too high, or no
+    token counts. The same on every rank; known to the host."""
+    is_empty: bool = False
+    """Whether it was skipped because no token of the global batch counts. Likewise."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The loss of a global batch, still on the device."""
+
+    loss: torch.Tensor
+    """[] fp32: as `StepResult.loss`."""
+    counted: torch.Tensor
+    """[] fp64: its counted tokens, the sum of their weights; the same on every rank."""
 
 
 class Recorded(NamedTuple):
@@ -61,17 +74,25 @@ class Engine(Protocol):
     """Trains one model in one layout. Every method is collective over the world unless it says otherwise."""
 
     def train_step(
-        self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float, loss_limit: float = math.inf
+        self, micro_batches: Sequence[MicroBatch], learning_rate: float, loss_limit: float = math.inf
     ) -> StepResult:
-        """Run forward and backward on this rank's micro-batches of `step`, then the optimizer with `learning_rate`.
+        """Run forward and backward on this rank's micro-batches of a step, then the optimizer with `learning_rate`.
 
-        If loss or gradients are not finite on any rank, or the loss is above `loss_limit` (rounded to fp32), the
-        update is skipped on all of them: weights, moments and the optimizer's step counters stay as they are. The
-        host reads one number for that, the gradient norm, after backward.
+        If loss or gradients are not finite on any rank, the loss is above `loss_limit` (rounded to fp32), or no token
+        of the global batch counts, the update is skipped on all ranks: weights, moments and the optimizer's step
+        counters stay as they are. The host reads one number for that, the gradient norm, after backward.
+
+        Args:
+            micro_batches: in order, as many on every rank; they know their place if the model has dropout.
+            learning_rate: of this step.
+            loss_limit: a loss above it is not learned from.
         """
 
-    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
-        """Return the mean loss ([] fp32, same on every rank) without touching weights, moments or dropout state."""
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> Evaluation:
+        """Return the loss of a global batch without touching weights or moments.
+
+        It may have another number of micro-batches than a step's, as many on every rank.
+        """
 
     def record(self, micro_batches: Sequence[MicroBatch]) -> list[Recorded]:
         """Do as `evaluate`, and return checksums of what this rank computed and received, in order. Syncs the host."""

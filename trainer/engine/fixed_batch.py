@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from trainer.config.plan import RunPlan
-from trainer.data.batches import MicroBatch
+from trainer.micro_batch import MicroBatch
 
 _STRIDE = 7919
 """A prime: the tokens go around the whole vocabulary."""
@@ -28,5 +28,5 @@ def fixed_micro_batches(plan: RunPlan, device: torch.device, length: int | None 
     # Of longer sequences fewer: about as many tokens as the run computes at once anyway.
     count = max(1, plan.config.batch.micro_batch_size * own // (length or own))
     rows = row.expand(count, -1)
-    batch = MicroBatch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
+    batch = MicroBatch.of(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
     return [batch] * plan.schedule.fewest_micro_batches(plan.pipeline_parallel_size)

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 
 import torch
 
+from trainer.engine.global_batch import loss_of
 from trainer.topology.groups import ParallelGroups
 
 
@@ -43,15 +44,31 @@ class StepGate:
         self.groups = groups
         self._limit = math.inf
         self._loss: torch.Tensor | None = None
+        self._counted: torch.Tensor = torch.ones(())
         self._was_asked = False
 
-    def begin_step(self, loss_limit: float) -> None:
-        """Forget the last step. A loss above `loss_limit` will refuse this one."""
-        self._limit, self._loss, self._was_asked = loss_limit, None, False
+    def begin_step(self, loss_limit: float, counted: torch.Tensor) -> None:
+        """Forget the last step. This one is refused by a loss above `loss_limit`, and if no token of it counts.
+
+        Args:
+            loss_limit: rounded to fp32.
+            counted: tokens of the global batch, the sum of their weights [], the same on every rank.
+        """
+        self._limit, self._counted, self._loss, self._was_asked = loss_limit, counted, None, False
 
     def see_loss(self, loss: torch.Tensor) -> None:
-        """Take the step's mean loss [], the same on every rank, before the optimizer is called."""
-        self._loss = loss.detach().float().reshape(())
+        """Take the step's loss [], the same on every rank, before the optimizer is called."""
+        self._loss = loss_of(loss.detach().float().reshape(()), self._counted)
+
+    @property
+    def loss(self) -> torch.Tensor:
+        """The step's loss [] fp32; NaN, which is not finite, if no token counts."""
+        assert self._loss is not None, "the loss must be known before it is asked for"
+        return self._loss
+
+    def is_empty(self) -> bool:
+        """Return whether no token of the step counts. Syncs the host."""
+        return not float(self._counted) > 0
 
     def judge(self, norm: torch.Tensor, unseen: Iterable[torch.Tensor]) -> torch.Tensor:
         """Return the norm [], or infinity on every rank if the update must not be applied.
@@ -62,19 +79,20 @@ class StepGate:
             norm: of the gradients; negative is DeepSpeed's mark of one that is not finite.
             unseen: gradients that `norm` leaves out.
         """
-        assert self._loss is not None, "the loss must be known before the optimizer is called"
         self._was_asked = True
-        device = self._loss.device
+        device = self.loss.device
         others = list(unseen)
         good = torch.isfinite(norm).to(device) & (norm >= 0).to(device)
-        good = good & torch.isfinite(self._loss) & (self._loss <= self._limit)
+        good = good & torch.isfinite(self.loss) & (self.loss <= self._limit)
         if others:
             good = good & torch.isfinite(norm_of(others, device))
         bad = self.groups.world.all_reduce((~good).float().reshape(()), op="max").to(norm.device)
         return torch.where(bad > 0, torch.full_like(norm, math.inf), norm)
 
-    def refused_for_loss(self) -> bool:
-        """Return whether the step was refused because of a finite loss beyond the limit. Syncs if a limit is set."""
-        if self._loss is None or not self._was_asked or self._limit == math.inf:
+    def was_no_overflow(self) -> bool:
+        """Return whether a step was refused for a loss beyond the limit, or since no token counts. Syncs the host."""
+        if self._loss is None or not self._was_asked:
             return False
+        if self.is_empty():
+            return True
         return self._limit < float(self._loss) < math.inf

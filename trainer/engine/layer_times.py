@@ -9,21 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
-from torch import nn
 
 from trainer.config.plan import RunPlan
 from trainer.engine.layer_kernels import choose_kernels
 from trainer.engine.world import rank_threads
 from trainer.kernels.attention_backend import DTYPES
-from trainer.model.gpt import ModelContext, build_layer, embedding_logits, embedding_loss, language_model_loss
+from trainer.micro_batch import MicroBatch, Place
+from trainer.model.gpt import ModelContext, build_layer
 from trainer.spec.model import Layer, LayerKind
 from trainer.spec.parts import Head
-from trainer.tensor_parallel.embedding import VocabParallelEmbedding
 from trainer.tensor_parallel.init import Drawn, fill
-from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import FakeGroup, SingleGroup
 
 _WARM_UP = 3
@@ -56,15 +55,12 @@ def measure_layers(plan: RunPlan, device: torch.device) -> dict[str, LayerTime]:
         device: to compute on.
     """
     torch.set_num_threads(rank_threads(plan.config.runtime.threads_per_rank, plan.world_size))
-    clock = StepClock(plan.config.train.seed)
-    clock.start_step(1, 0, 1, plan.config.batch.micro_batch_size)
     size = plan.tensor_parallel_size
     context = ModelContext(
         tensor=SingleGroup() if size == 1 else FakeGroup(0, size),
         sequence_parallel=plan.config.layout.sequence_parallel,
         execution=plan.execution,
         spec=plan.model,
-        clock=clock,
     )
     found: dict[str, LayerTime] = {}
     alike: dict[object, LayerTime] = {}
@@ -82,24 +78,12 @@ def _measure(which: Layer, plan: RunPlan, context: ModelContext, device: torch.d
     fill(layer, Drawn(plan.config.train.seed, context.tensor), device, dtype)
     choose_kernels(layer, plan, device)
     ids = torch.randint(0, plan.model.vocab_size, _ids_shape(plan), device=device)
+    batch = MicroBatch.of(ids, labels=ids, place=Place(plan.config.train.seed, step=1, first_sample=0))
     if which.kind is LayerKind.embedding:
-        return _timed(lambda hidden: layer(ids), None, device)
+        return _timed(lambda hidden: layer(ids, batch), None, device)
     hidden = torch.randn(_hidden_shape(plan), dtype=dtype, device=device)
-    run = _head(layer, ids, context) if which.kind is LayerKind.head else layer
-    return _timed(run, hidden.requires_grad_(), device)
-
-
-def _head(layer: nn.Module, labels: torch.Tensor, context: ModelContext) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the head with its loss."""
-    unfused = language_model_loss(context)
-    if isinstance(layer, VocabParallelEmbedding):
-        tied = layer
-        if context.execution.fused_loss:
-            return lambda hidden: embedding_loss(tied, hidden, labels)
-        return lambda hidden: unfused(embedding_logits(tied, hidden), labels)
-    if context.execution.fused_loss:
-        return lambda hidden: layer(hidden, labels)
-    return lambda hidden: unfused(layer(hidden), labels)
+    run = partial(layer, as_head=True) if is_tied_head else layer
+    return _timed(lambda hidden: run(hidden, batch), hidden.requires_grad_(), device)
 
 
 def _ids_shape(plan: RunPlan) -> tuple[int, int]:

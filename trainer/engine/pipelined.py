@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from trainer.data.batches import MicroBatch
 from trainer.engine.deepspeed_engines import DrivenPipeline
 from trainer.engine.face import StepResult
 from trainer.engine.wrapped import WrappedEngine
+from trainer.micro_batch import MicroBatch
 
 
-def _pairs(micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield what DeepSpeed pulls: the first stage reads [0], the last reads [1]."""
+def _loaded(micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[torch.Tensor, None]]:
+    """Yield what DeepSpeed pulls: the first stage reads [0], the last reads [1], which its head has no use for."""
     for batch in micro_batches:
-        yield batch.input_ids, batch.labels
+        yield batch.input_ids, None
 
 
 class PipelinedEngine(WrappedEngine):
@@ -34,20 +34,22 @@ class PipelinedEngine(WrappedEngine):
         self._shape = shape
 
     def train_step(
-        self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float, loss_limit: float = math.inf
+        self, micro_batches: Sequence[MicroBatch], learning_rate: float, loss_limit: float = math.inf
     ) -> StepResult:
         """Run the pipeline schedule once."""
-        self._begin_step(step, learning_rate, loss_limit)
+        parts = self._begin_step(micro_batches, learning_rate, loss_limit)
         self._engine.progress.enter("pipeline")
-        self._tell_shape(micro_batches)
-        loss = self._engine.train_batch(_pairs(micro_batches))
-        return self._result(loss.detach().float().reshape(()))
+        self._tell_shape(parts)
+        self._engine.expect(parts)
+        self._engine.train_batch(_loaded(parts))
+        return self._result()
 
-    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+    def _evaluate(self, parts: Sequence[MicroBatch]) -> torch.Tensor:
         """Run a forward-only schedule and put the module back into training mode."""
         busy_in_steps = self._engine.take_busy_seconds()
-        self._tell_shape(micro_batches)
-        loss = self._engine.eval_batch(_pairs(micro_batches), num_micro_batches=len(micro_batches))
+        self._tell_shape(parts)
+        self._engine.expect(parts)
+        loss = self._engine.eval_batch(_loaded(parts), num_micro_batches=len(parts))
         self._engine.module.train()
         # What an evaluation computes is no work of a step.
         self._engine.take_busy_seconds()

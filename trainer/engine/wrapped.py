@@ -1,4 +1,4 @@
-"""What both engine faces share: a DeepSpeed engine with its plan, its groups and the clock of its layers."""
+"""What both engine faces share: a DeepSpeed engine with its plan and its groups."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import deepspeed
 import torch
 
 from trainer.config.plan import RunPlan
-from trainer.data.batches import MicroBatch
 from trainer.engine import masters
 from trainer.engine.deepspeed_engines import DrivenEngine
-from trainer.engine.face import Fragment, ReadShard, Recorded, StepResult
+from trainer.engine.face import Evaluation, Fragment, ReadShard, Recorded, StepResult
+from trainer.engine.global_batch import loss_of, parts_of_a_batch
 from trainer.engine.own_time import OwnTime
 from trainer.engine.recording import Recorder
-from trainer.tensor_parallel.random import StepClock
+from trainer.micro_batch import MicroBatch
 from trainer.tensor_parallel.shard import ShardSpec, shard_spec
 from trainer.topology.groups import ParallelGroups
 
@@ -26,39 +26,47 @@ class WrappedEngine:
         engine: of DeepSpeed, one of `deepspeed_engines`.
         plan: numbers of the run.
         groups: this rank's place.
-        clock: tells dropout where in the run it is.
     """
 
-    def __init__(self, engine: DrivenEngine, plan: RunPlan, groups: ParallelGroups, clock: StepClock) -> None:
+    def __init__(self, engine: DrivenEngine, plan: RunPlan, groups: ParallelGroups) -> None:
         self._engine = engine
         self._plan = plan
         self._groups = groups
-        self._clock = clock
         self._own_time = OwnTime(groups.device, groups.tensor)
         engine.own_time = self._own_time
 
-    def _begin_step(self, step: int, learning_rate: float, loss_limit: float) -> None:
-        self._engine.gate.begin_step(loss_limit)
+    def _begin_step(
+        self, micro_batches: Sequence[MicroBatch], learning_rate: float, loss_limit: float
+    ) -> list[MicroBatch]:
+        """Prepare a step, and return its micro-batches as parts of their global batch.
+
+        Collective over the ranks that average gradients; no host sync.
+        """
+        parts, counted = parts_of_a_batch(micro_batches, self._groups.gradients)
+        self._engine.gate.begin_step(loss_limit, counted)
         if self._plan.zero_stage < 3:
             self._own_time.begin_step()
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = learning_rate
-        plan = self._plan
-        self._clock.start_step(
-            step, self._groups.samples.rank, self._groups.samples.size, plan.config.batch.micro_batch_size
-        )
+        return parts
 
-    def _result(self, loss: torch.Tensor) -> StepResult:
+    def _result(self) -> StepResult:
         """Collect loss and gradient norm as device tensors, without reading them."""
         norm = self._engine.get_global_grad_norm()
         if norm is None:
             raise RuntimeError("DeepSpeed must report a gradient norm after a step, but reported none")
         norm = torch.as_tensor(norm, dtype=torch.float32, device=self._groups.device).reshape(())
         # Known to the host: it decided whether the optimizer runs.
-        return StepResult(loss, norm, skipped=bool(self._engine.sharding.optimizer.overflow))
+        skipped, gate = bool(self._engine.sharding.optimizer.overflow), self._engine.gate
+        return StepResult(gate.loss, norm, skipped, is_empty=skipped and gate.is_empty())
 
-    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
-        """Return the mean loss: how it is computed depends on the engine."""
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> Evaluation:
+        """Return the loss of a global batch."""
+        parts, counted = parts_of_a_batch(micro_batches, self._groups.gradients)
+        return Evaluation(loss_of(self._evaluate(parts), counted), counted)
+
+    def _evaluate(self, parts: Sequence[MicroBatch]) -> torch.Tensor:
+        """Return the mean over micro-batches and data-parallel ranks: how depends on the engine."""
         raise NotImplementedError
 
     def record(self, micro_batches: Sequence[MicroBatch]) -> list[Recorded]:

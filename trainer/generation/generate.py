@@ -24,7 +24,6 @@ from trainer.generation.sampling import next_token
 from trainer.model.gpt import GPT, KeyValueCache, ModelContext, full_logits
 from trainer.run_paths import CONFIG
 from trainer.tensor_parallel.init import fill
-from trainer.tensor_parallel.random import StepClock
 from trainer.topology.groups import SingleGroup
 
 
@@ -35,7 +34,6 @@ def whole_model(model: ModelConfig, vocab_size: int) -> GPT:
         sequence_parallel=False,
         execution=replace(make_execution(model, 1), recompute=RecomputeKind.none),
         spec=make_model(model, vocab_size),
-        clock=StepClock(0),
     )
     return GPT(context).eval()
 
@@ -80,7 +78,7 @@ def sample(model: GPT, prompt: list[int], options: GenerateOptions, eos_id: int 
     fresh = torch.tensor([prompt], device=device)
     drawn: list[int] = []
     for _ in range(wanted):
-        logits = full_logits(model(fresh, cache)[-1], model.context).float()
+        logits = full_logits(model(cache.following(fresh), cache)[-1], model.context).float()
         fresh = next_token(logits, options.temperature, options.top_k, options.top_p, generator).reshape(1, 1)
         token = int(fresh)
         if token == eos_id:

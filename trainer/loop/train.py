@@ -198,9 +198,9 @@ class _Loop:
         self.progress.begin_step(step)
         self.window.start_step()
         position, limit = self.state.position, self.skips.spikes.limit()
-        batches = self.source.micro_batches(position)
+        batches = self.source.micro_batches(position, step)
         self.window.data_arrived()
-        result = self.engine.train_step(batches, step, rate, limit)
+        result = self.engine.train_step(batches, rate, limit)
         self.window.add(result)
         self.state.step = step
         self.state.position += self.plan.tokens_per_step

@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from trainer.micro_batch import MicroBatch
 from trainer.model.cache import KeyValueCache
 from trainer.model.positions import rotate
 from trainer.spec.execution import RecomputeKind
 from trainer.spec.parts import Attention as AttentionSpec
 from trainer.tensor_parallel.init import TensorContext
 from trainer.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
-from trainer.tensor_parallel.random import MicroBatchPlace, attention_dropout
+from trainer.tensor_parallel.random import attention_dropout, training_place
 
 
 @lru_cache(maxsize=4)
@@ -61,40 +62,36 @@ class Attention(nn.Module):
         self.qkv = ColumnParallelLinear(f"{name}.qkv", spec.qkv, context)
         self.output = RowParallelLinear(f"{name}.output", spec.output, context)
 
-    def forward(
-        self, hidden: torch.Tensor, place: MicroBatchPlace | None = None, cache: KeyValueCache | None = None
-    ) -> torch.Tensor:
-        """Attend. `place` says which samples these are (None: no dropout); `cache` holds earlier tokens."""
-        query, key, value = self._heads(self.qkv(hidden), start=0 if cache is None else cache.length)
+    def forward(self, hidden: torch.Tensor, batch: MicroBatch, cache: KeyValueCache | None = None) -> torch.Tensor:
+        """Attend; `cache` holds earlier tokens."""
+        query, key, value = self._heads(self.qkv(hidden), batch.positions)
         if cache is not None:
             key, value = cache.extend(self.name, key, value)
         if self.recompute_core and self.training and torch.is_grad_enabled():
-            context = checkpoint(self._core, query, key, value, place, use_reentrant=False, preserve_rng_state=False)
+            context = checkpoint(self._core, query, key, value, batch, use_reentrant=False, preserve_rng_state=False)
         else:
-            context = self._core(query, key, value, place)
+            context = self._core(query, key, value, batch)
         # [B, N, S, D] -> [S, B, N D]
         output: torch.Tensor = self.output(context.permute(2, 0, 1, 3).flatten(2))
         return output
 
-    def _heads(self, qkv: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _heads(self, qkv: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Split `[S, B, (N + 2 M) D]` into queries `[B, N, S, D]`, keys and values `[B, M, S, D]`."""
         length, batch, _ = qkv.shape
         heads = qkv.view(length, batch, -1, self.head_dim)
         counts = [self.num_heads, self.num_key_value_heads, self.num_key_value_heads]
         query, key, value = torch.split(heads, counts, dim=2)
         if self.rope is not None:
-            query, key = rotate(query, self.rope, start), rotate(key, self.rope, start)
+            query, key = rotate(query, self.rope, positions), rotate(key, self.rope, positions)
         return query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3)
 
-    def _core(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, place: MicroBatchPlace | None
-    ) -> torch.Tensor:
+    def _core(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """Return softmax(Q K^T / sqrt(D)) V, `[B, N, S, D]`."""
         num_queries, num_keys = query.shape[2], key.shape[2]
         windowed = self.window is not None and self.window < num_keys
         grouped = self.num_key_value_heads != self.num_heads
-        if place is not None and self.dropout > 0:
-            return self._explicit(query, key, value, place)
+        if self.training and self.dropout > 0:
+            return self._explicit(query, key, value, batch)
         if not windowed and num_queries in (1, num_keys):
             # A single query sees every key, and SDPA would align a causal mask with the first key.
             causal = num_queries > 1
@@ -109,14 +106,13 @@ class Attention(nn.Module):
         repeats = self.num_heads // self.num_key_value_heads
         return heads if repeats == 1 else heads.repeat_interleave(repeats, dim=1)
 
-    def _explicit(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, place: MicroBatchPlace
-    ) -> torch.Tensor:
+    def _explicit(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """Attention with dropout of its weights: fused kernels draw masks that depend on the layout."""
         key, value = self._repeated(key), self._repeated(value)
         mask = causal_mask(query.shape[2], key.shape[2], self.window, query.device)
         scaled = query / math.sqrt(self.head_dim) if self.scale is None else query * self.scale
         scores = scaled @ key.transpose(-1, -2)
         weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1, dtype=torch.float32).to(value.dtype)
-        weights = attention_dropout(weights, self.dropout, place, f"{self.name}.weights", self.first_head)
+        name = f"{self.name}.weights"
+        weights = attention_dropout(weights, self.dropout, training_place(batch, name), name, self.first_head)
         return weights @ value

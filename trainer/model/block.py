@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from trainer.micro_batch import MicroBatch
 from trainer.model.attention import Attention
 from trainer.model.cache import KeyValueCache
 from trainer.model.context import ModelContext
@@ -19,7 +20,7 @@ from trainer.model.norm import Norm
 from trainer.spec.execution import RecomputeKind
 from trainer.spec.model import Block as BlockSpec
 from trainer.spec.model import Wiring
-from trainer.tensor_parallel.random import MicroBatchPlace, hidden_dropout
+from trainer.tensor_parallel.random import hidden_dropout, sequence_rows, training_place
 
 
 def _normed(norm: Norm | None, hidden: torch.Tensor) -> torch.Tensor:
@@ -44,10 +45,8 @@ class Block(nn.Module):
         execution = context.execution
         self.name = name
         self.group = context.tensor
-        self.clock = context.clock
         self.sequence_parallel = context.sequence_parallel
         self.dropout = execution.dropout
-        self.has_dropout = execution.dropout > 0 or execution.attention_dropout > 0
         self.recompute = execution.recompute is RecomputeKind.full
         self.wiring = spec.wiring
 
@@ -66,34 +65,30 @@ class Block(nn.Module):
         """Let torch.compile make the block's program at its first call; blocks of the same kind share it."""
         self._transform = torch.compile(self._forward, dynamic=False)
 
-    def forward(self, hidden: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, batch: MicroBatch, cache: KeyValueCache | None = None) -> torch.Tensor:
         """Return the block's output for one micro-batch."""
-        # Counted here, outside the recomputed region: recomputing must see the same micro-batch.
-        place = self.clock.next_micro_batch(self.name) if self.training and self.has_dropout else None
         if self.recompute and self.training and torch.is_grad_enabled():
             recomputed = checkpoint(
-                self._transform, hidden, place, cache, use_reentrant=False, preserve_rng_state=False
+                self._transform, hidden, batch, cache, use_reentrant=False, preserve_rng_state=False
             )
             return cast(torch.Tensor, recomputed)
         if cache is not None:
             # Lengths change with every token; compiling each of them anew would take longer than it saves.
-            return self._forward(hidden, place, cache)
-        return self._transform(hidden, place, None)
+            return self._forward(hidden, batch, cache)
+        return self._transform(hidden, batch, None)
 
-    def _forward(
-        self, hidden: torch.Tensor, place: MicroBatchPlace | None, cache: KeyValueCache | None
-    ) -> torch.Tensor:
+    def _forward(self, hidden: torch.Tensor, batch: MicroBatch, cache: KeyValueCache | None) -> torch.Tensor:
         if self.wiring.is_parallel:
             normed = _normed(self.attention_norm, hidden)
-            attended = self.attention(normed, place, cache)
+            attended = self.attention(normed, batch, cache)
             transformed = self.mlp(normed if self.mlp_norm is None else self.mlp_norm(hidden))
-            return hidden + self._dropped(attended, place, "attention") + self._dropped(transformed, place, "mlp")
-        attended = self.attention(self._before(self.attention_norm, hidden), place, cache)
+            return hidden + self._dropped(attended, batch, "attention") + self._dropped(transformed, batch, "mlp")
+        attended = self.attention(self._before(self.attention_norm, hidden), batch, cache)
         attended = self._after(self.attention_norm, self.attention_output_norm, attended)
-        hidden = self._joined(self.attention_norm, hidden, self._dropped(attended, place, "attention"))
+        hidden = self._joined(self.attention_norm, hidden, self._dropped(attended, batch, "attention"))
         transformed = self.mlp(self._before(self.mlp_norm, hidden))
         transformed = self._after(self.mlp_norm, self.mlp_output_norm, transformed)
-        return self._joined(self.mlp_norm, hidden, self._dropped(transformed, place, "mlp"))
+        return self._joined(self.mlp_norm, hidden, self._dropped(transformed, batch, "mlp"))
 
     def _before(self, norm: Norm | None, hidden: torch.Tensor) -> torch.Tensor:
         """Return what attention or MLP reads of the residual stream."""
@@ -106,9 +101,10 @@ class Block(nn.Module):
     def _joined(self, norm: Norm | None, hidden: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
         return _normed(norm, hidden + branch) if self.wiring is Wiring.post else hidden + branch
 
-    def _dropped(self, hidden: torch.Tensor, place: MicroBatchPlace | None, part: str) -> torch.Tensor:
+    def _dropped(self, hidden: torch.Tensor, batch: MicroBatch, part: str) -> torch.Tensor:
         # Leaves before it reads the name: torch.compile would otherwise compile every block anew.
-        if place is None or self.dropout == 0:
+        if not self.training or self.dropout == 0:
             return hidden
-        first = hidden.shape[0] * self.group.rank if self.sequence_parallel else 0
-        return hidden_dropout(hidden, self.dropout, place, f"{self.name}.{part}", first)
+        name = f"{self.name}.{part}"
+        rows = sequence_rows(batch, self.group, self.sequence_parallel)
+        return hidden_dropout(hidden, self.dropout, training_place(batch, name), name, rows)

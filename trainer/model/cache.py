@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+
+from trainer.micro_batch import MicroBatch, sequence_positions
 
 
 class KeyValueCache:
@@ -17,6 +21,10 @@ class KeyValueCache:
         self.length = 0
         """Tokens that every layer has seen."""
         self._layers: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def following(self, ids: torch.Tensor) -> MicroBatch:
+        """Return ids `[B, S]` as what follows the tokens seen so far. No labels: the model returns logits."""
+        return replace(MicroBatch.of(ids), positions=sequence_positions(ids.shape[1], ids.device) + self.length)
 
     def extend(self, layer: str, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Append keys and values `[B, N, S, D]` of `layer`; return all so far, `[B, N, length + S, D]`.

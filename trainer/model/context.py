@@ -8,7 +8,6 @@ from trainer.errors import ConfigError
 from trainer.model.limits import not_computed, not_divisible
 from trainer.spec.model import Model
 from trainer.tensor_parallel.init import TensorContext
-from trainer.tensor_parallel.random import StepClock
 
 
 @dataclass(frozen=True)
@@ -16,8 +15,6 @@ class ModelContext(TensorContext):
     """Handed to every layer's constructor."""
 
     spec: Model
-    clock: StepClock
-    """Where dropout learns step and micro-batch from."""
 
     def check(self) -> None:
         """Check that the layers can compute the model, and that it can be cut over the group.

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from trainer.kernels.pointwise import Pointwise
+from trainer.micro_batch import MicroBatch
 from trainer.spec.parts import Norm as NormSpec
 from trainer.spec.parts import NormKind
 from trainer.tensor_parallel.init import TensorContext
@@ -52,3 +53,11 @@ class Norm(nn.Module):
         if self.kind is NormKind.layernorm:
             return self.pointwise.layer_norm(hidden, weight, bias, self.eps)
         return self.pointwise.rms_norm(hidden, weight, self.eps)
+
+
+class FinalNorm(Norm):
+    """The norm behind the last block: a layer of its own, and so handed the micro-batch like every other."""
+
+    def forward(self, hidden: torch.Tensor, batch: MicroBatch | None = None) -> torch.Tensor:
+        """Normalise the last dimension, every position by itself."""
+        return super().forward(hidden)

@@ -9,12 +9,14 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from trainer.micro_batch import MicroBatch
 from trainer.model.context import ModelContext
 from trainer.spec.parts import Positions, Rope
 from trainer.tensor_parallel.mappings import scatter_to_sequence
-from trainer.tensor_parallel.random import hidden_dropout
+from trainer.tensor_parallel.random import hidden_dropout, sequence_rows, training_place
 
 
 class PositionLayer(nn.Module):
@@ -33,53 +35,54 @@ class PositionLayer(nn.Module):
         super().__init__()
         self.name = name
         self.group = context.tensor
-        self.clock = context.clock
         self.sequence_parallel = context.sequence_parallel
         self.max_length = spec.length
         self.dropout = context.execution.dropout
         self.weight = context.parameters(spec.tensors(name)).get("weight")
 
-    def forward(self, hidden: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """Add the positions `start, start + 1, ...` to the rows of hidden.
+    def forward(self, hidden: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        """Add the positions of the batch to the rows of hidden.
 
         Raises:
-            ValueError: learned positions end before the sequence does.
+            ValueError: a position is beyond the learned ones (checked on CPU only).
         """
-        shards = self.group.size if self.sequence_parallel else 1
-        length = hidden.shape[0] * shards
-        if self.weight is not None and self.max_length is not None:
-            if start + length > self.max_length:
-                raise ValueError(
-                    f"a sequence must have at most model.seq_length ({self.max_length}) tokens with "
-                    f"model.position=learned, but has {start + length}"
-                )
-            positions: torch.Tensor = self.weight[start : start + length]
+        if self.weight is not None:
+            positions = self._learned(self.weight, batch.positions)
             if self.sequence_parallel:
                 positions = scatter_to_sequence(positions, self.group)
-            hidden = hidden + positions.unsqueeze(1)
-        place = self.clock.next_micro_batch(self.name) if self.training and self.dropout > 0 else None
-        first = hidden.shape[0] * self.group.rank if self.sequence_parallel else start
-        return hidden_dropout(hidden, self.dropout, place, self.name, first)
+            hidden = hidden + positions
+        if not self.training or self.dropout == 0:
+            return hidden
+        rows = sequence_rows(batch, self.group, self.sequence_parallel)
+        return hidden_dropout(hidden, self.dropout, training_place(batch, self.name), self.name, rows)
+
+    def _learned(self, weight: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return the rows of positions `[1 or B, S]` as `[S, 1 or B, H]`."""
+        if positions.device.type == "cpu" and self.max_length is not None and int(positions.max()) >= self.max_length:
+            raise ValueError(
+                f"a sequence must have at most model.seq_length ({self.max_length}) tokens with "
+                f"model.position=learned, but has {int(positions.max()) + 1}"
+            )
+        return F.embedding(positions.t(), weight)
 
 
 @lru_cache(maxsize=16)
-def _rotary_table(start: int, length: int, rope: Rope, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _rotary_table(positions: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cosine and sine of each angle, `[S, 1 or B, 1, dims/2]` fp32, once for all layers and micro-batches."""
     # Not a buffer: `module.half()` would cast it and blur late positions. Not an inference tensor: autograd saves it.
     with torch.inference_mode(False), torch.no_grad():
-        exponents = torch.arange(0, rope.dims, 2, dtype=torch.float32, device=device) / rope.dims
-        positions = torch.arange(start, start + length, dtype=torch.float32, device=device)
-        angles = torch.outer(positions, 1.0 / rope.theta**exponents)
+        exponents = torch.arange(0, rope.dims, 2, dtype=torch.float32, device=positions.device) / rope.dims
+        angles = positions.t().to(torch.float32)[..., None, None] * (1.0 / rope.theta**exponents)
         return angles.cos(), angles.sin()
 
 
-def rotate(heads: torch.Tensor, rope: Rope, start: int = 0) -> torch.Tensor:
-    """Apply the rotary embedding to heads `[S, B, N, D]` at positions start .. start + S - 1; computed in fp32.
+def rotate(heads: torch.Tensor, rope: Rope, positions: torch.Tensor) -> torch.Tensor:
+    """Apply the rotary embedding to heads `[S, B, N, D]` at positions `[1 or B, S]`; computed in fp32.
 
     Only the first `rope.dims` elements of a head are turned.
     """
-    length, _, _, head_dim = heads.shape
-    cos, sin = _rotary_table(start, length, rope, heads.device)
-    cos, sin = cos[:, None, None, :], sin[:, None, None, :]
+    head_dim = heads.shape[-1]
+    cos, sin = _rotary_table(positions, rope)
     half = rope.dims // 2
     low, high, rest = torch.split(heads, [half, half, head_dim - rope.dims], dim=-1)
     # The tables are fp32, so the products are too.

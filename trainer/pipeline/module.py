@@ -1,14 +1,13 @@
 """The model as DeepSpeed pipeline modules, cut where `partition.py` says.
 
 Exactly one tensor travels between stages: the hidden state `[S, B, H]` (`[S/tp, B, H]` with sequence parallelism).
-Masks and positions are computed where they are needed.
+Everything else that layers need to know of a micro-batch each stage reads for itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
@@ -18,16 +17,16 @@ from torch import nn
 
 from trainer.config.plan import RunPlan
 from trainer.config.schema import PipelineSchedule
-from trainer.model.gpt import ModelContext, build_layer, embedding_logits, embedding_loss, language_model_loss
+from trainer.micro_batch import MicroBatch
+from trainer.model.gpt import ModelContext, build_layer, tied_head
 from trainer.pipeline.partition import stage_bounds
 from trainer.spec.model import LayerKind
-from trainer.tensor_parallel.embedding import VocabParallelEmbedding
 
 TIED_KEY = "embedding"
 
 
 class BoundedPipelineModule(PipelineModule):  # type: ignore[misc]
-    """A PipelineModule whose stages are given instead of guessed.
+    """A PipelineModule whose stages are given instead of guessed, and whose layers are handed their micro-batch.
 
     DeepSpeed's own `parameters` method builds the whole model on every rank to count it, and weighs an embedding
     like a head; see DeepSpeed #5078 for the empty stages that come of it.
@@ -35,7 +34,22 @@ class BoundedPipelineModule(PipelineModule):  # type: ignore[misc]
 
     def __init__(self, bounds: tuple[int, ...], layers: list[LayerSpec], **kwargs: object) -> None:
         self.bounds = bounds
+        self.batch: MicroBatch | None = None
+        """That the next forward pass belongs to: the engine puts it here before each."""
         super().__init__(layers, **kwargs)
+
+    def forward(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Run this stage's layers: what DeepSpeed hands one tensor also needs the micro-batch that it belongs to.
+
+        Args:
+            tensor: ids `[B, S]` on the first stage, hidden on the others.
+        """
+        batch, self.batch = self.batch, None
+        if batch is None:
+            raise RuntimeError("the engine must say which micro-batch a forward pass belongs to, but did not")
+        for layer in self.forward_funcs:
+            tensor = layer(tensor, batch)
+        return tensor
 
     def _partition_layers(self, method: str = "uniform") -> None:
         self.parts = list(self.bounds)
@@ -93,93 +107,22 @@ class TiedEmbeddingSpec(TiedLayerSpec):  # type: ignore[misc]
         return self.builder.layer("embedding")
 
 
-@dataclass
-class LabelSlot:
-    """Where the engine puts the labels of the micro-batch that it is about to send through the last stage.
-
-    DeepSpeed gives labels to a loss function behind the layers. The fused loss is a layer: DeepSpeed's hooks on what a
-    stage returns (they clear and scale gradients) must see the loss, not what the head is applied to.
-    """
-
-    labels: torch.Tensor | None = None
-    """[B, S]; None on stages without the head."""
-
-    def take(self) -> torch.Tensor:
-        """Return the labels, once."""
-        labels, self.labels = self.labels, None
-        if labels is None:
-            raise RuntimeError("the engine must put labels down before the last stage runs, but put none")
-        return labels
-
-
-class LossHead(nn.Module):
-    """An untied head that returns the loss.
-
-    Args:
-        head: takes hidden and labels.
-        slot: where the labels are.
-    """
-
-    def __init__(self, head: nn.Module, slot: LabelSlot) -> None:
-        super().__init__()
-        self.head = head
-        self.slot = slot
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss of the micro-batch."""
-        loss: torch.Tensor = self.head(hidden, self.slot.take())
-        return loss
-
-
-class LossHeadSpec(NamedLayerSpec):
-    """Builds the untied head with its loss."""
-
-    def __init__(self, builder: Builder, slot: LabelSlot) -> None:
-        super().__init__("head", builder)
-        self.slot = slot
-
-    def build(self, log: bool = False) -> nn.Module:
-        """Build the layer."""
-        return LossHead(super().build(log), self.slot)
-
-
-def _tied_loss(slot: LabelSlot, module: VocabParallelEmbedding, hidden: torch.Tensor) -> torch.Tensor:
-    return embedding_loss(module, hidden, slot.take())
-
-
-def layer_specs(builder: Builder, slot: LabelSlot) -> list[LayerSpec]:
-    """Return one spec a layer, in order; a tied head shares the embedding's weight.
-
-    With model.fused_loss the last layer returns the loss of the labels in `slot`, otherwise logits.
-    """
-    tied, fused = builder.context.spec.head.tied, builder.context.execution.fused_loss
+def layer_specs(builder: Builder) -> list[LayerSpec]:
+    """Return one spec a layer, in order; a tied head shares the embedding's weight. The last one returns the loss."""
     specs: list[LayerSpec] = []
     for layer in builder.context.spec.layers:
-        if tied and layer.kind is LayerKind.embedding:
-            specs.append(TiedEmbeddingSpec(builder))
-        elif tied and layer.kind is LayerKind.head:
-            forward = partial(_tied_loss, slot) if fused else embedding_logits
-            specs.append(TiedEmbeddingSpec(builder, forward_fn=forward))
-        elif layer.kind is LayerKind.head and fused:
-            specs.append(LossHeadSpec(builder, slot))
+        if builder.context.spec.head.tied and layer.kind in (LayerKind.embedding, LayerKind.head):
+            specs.append(TiedEmbeddingSpec(builder, forward_fn=tied_head if layer.kind is LayerKind.head else None))
         else:
             specs.append(NamedLayerSpec(layer.name, builder))
     return specs
 
 
-def build_pipeline(plan: RunPlan, builder: Builder) -> PipelineModule:
+def build_pipeline(plan: RunPlan, builder: Builder) -> BoundedPipelineModule:
     """Build this rank's stages, layer by layer. Collective over the world (DeepSpeed creates its own groups)."""
     topology = PipeModelDataParallelTopology(
         num_pp=plan.pipeline_parallel_size, num_mp=plan.tensor_parallel_size, num_dp=plan.data_parallel_size
     )
-    unfused = language_model_loss(builder.context)
-
-    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return unfused(logits, labels)
-
-    slot = LabelSlot()
-    loss_fn = None if builder.context.execution.fused_loss else loss
     build = MODULE_CLASSES[plan.config.layout.pipeline_schedule]
-    module = build(stage_bounds(plan), layer_specs(builder, slot), topology=topology, loss_fn=loss_fn)
-    module.label_slot = slot
-    return module
+    # The head returns the loss: DeepSpeed's hooks on what a stage returns clear and scale gradients, and must see it.
+    return build(stage_bounds(plan), layer_specs(builder), topology=topology, loss_fn=None)

@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import torch
 
-from trainer.tensor_parallel.token_ids import check_token_ids
+from trainer.micro_batch import MicroBatch
+from trainer.tensor_parallel.token_ids import check_labels
 from trainer.topology.groups import Group
 
 CHUNK_ELEMENTS = 1 << 24
@@ -36,8 +37,9 @@ def local_targets(targets: torch.Tensor, first: int, count: int) -> tuple[torch.
 class _VocabParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: torch.Tensor, targets: torch.Tensor, group: Group, first: int, valid: int
+        ctx: Any, logits: torch.Tensor, batch: MicroBatch, group: Group, first: int, valid: int
     ) -> torch.Tensor:
+        targets, weights = batch.targets().transpose(0, 1), batch.token_weights().transpose(0, 1)
         shape = targets.shape
         peak = torch.full(shape, -torch.inf, dtype=torch.float32, device=logits.device)
         if valid:
@@ -55,15 +57,17 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
                 sums[0, part] = shifted.exp_().sum(dim=-1)
         group.all_reduce(sums)
         log_sum = sums[0].log()
-        ctx.save_for_backward(logits, targets, peak.add_(log_sum))
+        ctx.divisor = batch.loss_divisor()
+        ctx.save_for_backward(logits, targets, weights, peak.add_(log_sum))
         ctx.first, ctx.valid = first, valid
-        return (log_sum - sums[1]).mean()
+        total: torch.Tensor = (log_sum - sums[1]).mul_(weights).sum()
+        return total.div_(ctx.divisor)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
-        logits, targets, normaliser = ctx.saved_tensors
+        logits, targets, weights, normaliser = ctx.saved_tensors
         valid: int = ctx.valid
-        scale = grads[0].float() / targets.numel()
+        scale = (weights * (grads[0].float() / ctx.divisor)).unsqueeze(-1)
         grad = torch.empty_like(logits)
         grad[..., valid:] = 0.0
         columns, here = local_targets(targets, ctx.first, valid)
@@ -73,36 +77,37 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
                 chunk = (logits[part, :, :valid] - normaliser[part].unsqueeze(-1)).exp_()
                 one = here[part].to(torch.float32).neg_().unsqueeze(-1)
                 chunk.scatter_add_(-1, columns[part].unsqueeze(-1), one)
-                grad[part, :, :valid] = chunk.mul_(scale)
+                grad[part, :, :valid] = chunk.mul_(scale[part])
         return grad, None, None, None, None
 
 
 def vocab_parallel_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, group: Group, vocab_size: int
+    logits: torch.Tensor, batch: MicroBatch, group: Group, vocab_size: int
 ) -> torch.Tensor:
-    """Return the mean next-token cross-entropy in nats, [] fp32, the same on every rank of the group.
+    """Return the micro-batch's next-token cross-entropy in nats, [] fp32, the same on every rank of the group.
 
-    Columns at or above `vocab_size` are padding: they take no probability and get no gradient.
+    The sum over its tokens, each times its weight, divided by `MicroBatch.loss_divisor`. Columns at or above
+    `vocab_size` are padding: they take no probability and get no gradient.
 
     Args:
         logits: this rank's columns, `[S, B, V/tp]`, any float dtype.
-        labels: token ids, `[B, S]` int64.
+        batch: its labels are token ids or `IGNORED`, `[B, S]`.
         group: tensor-parallel group. Collective in forward (a max and a sum of `[S, B]`), not in backward. No host
             sync on an accelerator.
         vocab_size: ids that exist.
 
     Raises:
         ValueError: the shapes of logits and labels do not belong together.
-        DataError: a label is outside [0, vocab_size) (checked on CPU only).
+        DataError: a label is outside [0, vocab_size), or a weight is not one (checked on CPU only).
     """
-    if logits.ndim != 3 or labels.ndim != 2 or logits.shape[:2] != (labels.shape[1], labels.shape[0]):
+    labels = batch.targets()
+    if logits.ndim != 3 or logits.shape[:2] != (labels.shape[1], labels.shape[0]):
         raise ValueError(
             f"logits must be [S, B, V/tp] for labels [B, S], but are {tuple(logits.shape)} and {tuple(labels.shape)}"
         )
-    check_token_ids(labels, vocab_size)
+    check_labels(labels, vocab_size)
     width = logits.shape[-1]
     first = group.rank * width
     valid = min(max(vocab_size - first, 0), width)
-    targets = labels.transpose(0, 1)
-    loss = _VocabParallelCrossEntropy.apply(logits, targets, group, first, valid)  # type: ignore[no-untyped-call]
+    loss = _VocabParallelCrossEntropy.apply(logits, batch, group, first, valid)  # type: ignore[no-untyped-call]
     return cast(torch.Tensor, loss)

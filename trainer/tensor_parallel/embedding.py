@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainer.kernels.loss_programs import LossPrograms
+from trainer.micro_batch import MicroBatch
 from trainer.spec.parts import Embedding
-from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entropy
 from trainer.tensor_parallel.gradients import adds_in_place, row_gradient
+from trainer.tensor_parallel.head import apply_head
 from trainer.tensor_parallel.init import TensorContext
-from trainer.tensor_parallel.linear import column_parallel_linear
 from trainer.tensor_parallel.mappings import reduce_from_tensor_parallel, reduce_scatter_to_sequence
 from trainer.tensor_parallel.token_ids import check_token_ids
 
@@ -46,8 +46,7 @@ class VocabParallelEmbedding(nn.Module):
 
     As a layer it maps ids `[B, S]` to hidden `[S, B, H]`, or `[S/tp, B, H]` with sequence parallelism. Forward is an
     all-reduce, or a reduce-scatter over S whose backward is an all-gather.
-    With `as_head=True` it maps hidden to this rank's logits `[S, B, V/tp]` with the same weight, and with labels to
-    the loss: see `embedding_logits` and `embedding_loss`.
+    With `as_head=True` it is the head that is tied to it: see `tied_head`.
 
     Args:
         name: global name, `<name>.weight`.
@@ -63,18 +62,15 @@ class VocabParallelEmbedding(nn.Module):
         self.group = context.tensor
         self.sequence_parallel = context.sequence_parallel
         self.vocab_size = spec.vocab_size
+        self.fused_loss = context.execution.fused_loss
         self.programs: LossPrograms | None = None
         self.weight = context.parameters(spec.tensors(name))["weight"]
         self.rows = self.weight.shape[0]
 
-    def forward(self, tensor: torch.Tensor, as_head: bool = False, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Embed ids `[B, S]`; with `as_head` multiply by the transposed embedding, with labels return its loss."""
-        # All uses go through __call__, so that ZeRO-3's hooks gather the weight.
-        if labels is not None:
-            return vocab_parallel_linear_cross_entropy(
-                tensor, self.weight, labels, self.group, self.vocab_size, self.sequence_parallel, self.programs
-            )
-        return self._logits(tensor) if as_head else self._embed(tensor)
+    def forward(self, tensor: torch.Tensor, batch: MicroBatch, as_head: bool = False) -> torch.Tensor:
+        """Embed ids `[B, S]`; with `as_head` take hidden to what the head makes of it."""
+        # Both uses go through __call__, so that ZeRO-3's hooks gather the weight.
+        return apply_head(self, tensor, batch) if as_head else self._embed(tensor)
 
     def _embed(self, ids: torch.Tensor) -> torch.Tensor:
         check_token_ids(ids, self.vocab_size)
@@ -89,23 +85,8 @@ class VocabParallelEmbedding(nn.Module):
             return reduce_scatter_to_sequence(hidden, self.group)
         return reduce_from_tensor_parallel(hidden, self.group)
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return column_parallel_linear(hidden, self.weight, None, self.group, self.sequence_parallel)
 
-
-def embedding_logits(module: VocabParallelEmbedding, hidden: torch.Tensor) -> torch.Tensor:
-    """Apply the embedding as a tied head: hidden `[S, B, H]` (`[S/tp, B, H]`) to local logits `[S, B, V/tp]`.
-
-    Collective like a column-parallel linear layer.
-    """
-    logits: torch.Tensor = module(hidden, as_head=True)
-    return logits
-
-
-def embedding_loss(module: VocabParallelEmbedding, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Apply the embedding as a tied head and take the mean cross-entropy of labels `[B, S]`, [] fp32.
-
-    Collective as `vocab_parallel_linear_cross_entropy` is.
-    """
-    loss: torch.Tensor = module(hidden, as_head=True, labels=labels)
-    return loss
+def tied_head(module: VocabParallelEmbedding, hidden: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+    """Apply the embedding as the head: see `apply_head`."""
+    result: torch.Tensor = module(hidden, batch, as_head=True)
+    return result

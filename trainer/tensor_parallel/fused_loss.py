@@ -16,10 +16,11 @@ import torch.nn.functional as F
 
 from trainer.kernels.gemm import products_of
 from trainer.kernels.loss_programs import LOWEST, LossPrograms
+from trainer.micro_batch import MicroBatch
 from trainer.tensor_parallel.cross_entropy import local_targets
 from trainer.tensor_parallel.gradients import scaled_gradient, weight_gradient
 from trainer.tensor_parallel.mappings import SEQUENCE_DIM
-from trainer.tensor_parallel.token_ids import check_token_ids
+from trainer.tensor_parallel.token_ids import check_labels
 from trainer.topology.groups import Group
 
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
@@ -50,7 +51,7 @@ class _Shard:
     def chunk(
         self, rows: torch.Tensor, columns: torch.Tensor, here: torch.Tensor, wants_grad: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the rows' losses, summed, and softmax - one-hot [rows, valid] in the rows' dtype (if wanted).
+        """Return each row's loss [rows] fp32, and softmax - one-hot [rows, valid] in the rows' dtype (if wanted).
 
         Collective over the group: one all-gather of two numbers a row.
         """
@@ -75,21 +76,24 @@ class _Shard:
         return loss, grad.to(rows.dtype)
 
     def _loss(self, log_sum: torch.Tensor, picked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put the ranks' sums together; return the summed loss and each row's log of the whole sum."""
+        """Put the ranks' sums together; return each row's loss and log of the whole sum."""
         if self.group.size > 1:
             parts = self.group.all_gather(torch.stack((log_sum, picked)), dim=0).view(self.group.size, 2, -1)
             log_sum, picked = parts[:, 0].logsumexp(dim=0), parts[:, 1].amax(dim=0)
-        return (log_sum - picked).sum(), log_sum
+        return log_sum - picked, log_sum
 
 
 class _Gradients(Protocol):
-    """What forward keeps for backward: of the summed loss, not yet divided by the number of rows."""
+    """What forward keeps for backward: of the weighted sum of the losses, not yet divided.
+
+    A row's weight is multiplied into factors [rows, H], which are smaller than the logits.
+    """
 
     def add(self, part: slice, rows: torch.Tensor, grad: torch.Tensor) -> None:
-        """Put in a chunk's share: `grad` [rows, valid] is that of its logits."""
+        """Put in a chunk's share: `grad` [rows, valid] is that of its logits, without the rows' weights."""
 
     def of_rows(self, scale: torch.Tensor) -> torch.Tensor:
-        """Return the gradient of the rows times `scale`, [rows, H]."""
+        """Return the gradient of the rows times `scale` [], [rows, H]."""
 
     def of_weight(self, scale: torch.Tensor) -> torch.Tensor | None:
         """Return the gradient of the weight times `scale`, padding included; None if it was added in place."""
@@ -100,11 +104,13 @@ class _Sums:
 
     Args:
         rows: [rows, H].
+        row_weights: how much each row counts, [rows, 1] fp32.
         weight: with padding, [V/tp, H].
         valid: rows of the weight that are no padding.
     """
 
-    def __init__(self, rows: torch.Tensor, weight: torch.Tensor, valid: int) -> None:
+    def __init__(self, rows: torch.Tensor, row_weights: torch.Tensor, weight: torch.Tensor, valid: int) -> None:
+        self.row_weights = row_weights
         self.weight, self.valid, self.products = weight, valid, products_of(weight)
         self.rows_grad = torch.empty_like(rows) if valid else torch.zeros_like(rows)
         # In half precision the sum would lose what each chunk adds.
@@ -117,6 +123,7 @@ class _Sums:
             return
         mine = self.weight_grad[: self.valid]
         self.rows_grad[part] = self.products.input_gradient(grad, self.weight[: self.valid])
+        rows = (rows * self.row_weights[part]).to(rows.dtype)
         if rows.dtype is torch.float32:
             self.products.add_weight_gradient(mine, grad, rows, fresh=part.start == 0)
         elif part.start == 0:
@@ -126,7 +133,7 @@ class _Sums:
 
     def of_rows(self, scale: torch.Tensor) -> torch.Tensor:
         """See `_Gradients`; once."""
-        return self.rows_grad.mul_(scale)
+        return self.rows_grad.mul_(self.row_weights * scale)
 
     def of_weight(self, scale: torch.Tensor) -> torch.Tensor | None:
         """See `_Gradients`; once."""
@@ -140,12 +147,13 @@ class _OneChunk:
     the matrix product that makes it puts it where it belongs. Scales are multiplied into the smaller factors.
 
     Args:
+        row_weights: how much each row counts, [rows, 1] fp32.
         weight: with padding, [V/tp, H].
         valid: rows of the weight that are no padding.
     """
 
-    def __init__(self, weight: torch.Tensor, valid: int) -> None:
-        self.weight, self.valid = weight, valid
+    def __init__(self, row_weights: torch.Tensor, weight: torch.Tensor, valid: int) -> None:
+        self.row_weights, self.weight, self.valid = row_weights, weight, valid
         self.inputs = self.grad = weight.new_empty(0)
 
     def add(self, part: slice, rows: torch.Tensor, grad: torch.Tensor) -> None:
@@ -155,34 +163,37 @@ class _OneChunk:
 
     def of_rows(self, scale: torch.Tensor) -> torch.Tensor:
         """See `_Gradients`."""
-        return products_of(self.weight).input_gradient(self.grad, self.weight).mul_(scale)
+        return products_of(self.weight).input_gradient(self.grad, self.weight).mul_(self.row_weights * scale)
 
     def of_weight(self, scale: torch.Tensor) -> torch.Tensor | None:
         """See `_Gradients`."""
-        return weight_gradient(self.weight, self.grad, self.inputs * scale)
+        return weight_gradient(self.weight, self.grad, self.inputs * (self.row_weights * scale))
 
 
-def _gradients(rows: torch.Tensor, weight: torch.Tensor, valid: int, step: int) -> _Gradients:
+def _gradients(
+    rows: torch.Tensor, row_weights: torch.Tensor, weight: torch.Tensor, valid: int, step: int
+) -> _Gradients:
     # In half precision a scaled input would be rounded once more.
     if len(rows) <= min(step, weight.shape[1]) and rows.dtype is torch.float32:
-        return _OneChunk(weight, valid)
-    return _Sums(rows, weight, valid)
+        return _OneChunk(row_weights, weight, valid)
+    return _Sums(rows, row_weights, weight, valid)
 
 
 def _chunked(
     rows: torch.Tensor,
+    row_weights: torch.Tensor,
     shard: _Shard,
-    columns: torch.Tensor,
-    here: torch.Tensor,
+    targets: tuple[torch.Tensor, torch.Tensor],
     gradients: _Gradients | None,
     step: int,
 ) -> torch.Tensor:
-    """Return the sum of all rows' losses, [] fp32, and fill in `gradients`."""
+    """Return the weighted sum of all rows' losses, [] fp32, and fill in `gradients`."""
+    columns, here = targets
     total = torch.zeros((), dtype=torch.float32, device=rows.device)
     for start in range(0, len(rows), step):
         part = slice(start, min(start + step, len(rows)))
         loss, grad = shard.chunk(rows[part], columns[part], here[part], gradients is not None)
-        total += loss
+        total += loss.mul_(row_weights[part].squeeze(-1)).sum()
         if gradients is not None:
             gradients.add(part, rows[part], grad)
     return total
@@ -194,7 +205,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any,
         hidden: torch.Tensor,
         weight: torch.Tensor,
-        targets: torch.Tensor,
+        batch: MicroBatch,
         group: Group,
         gathers: bool,
         valid: int,
@@ -203,16 +214,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         whole = group.all_gather(hidden, dim=SEQUENCE_DIM) if gathers else hidden
         rows = whole.flatten(0, -2)
-        columns, here = local_targets(targets.flatten(), group.rank * len(weight), valid)
+        targets = local_targets(batch.targets().t().flatten(), group.rank * len(weight), valid)
+        row_weights = batch.token_weights().t().flatten().unsqueeze(-1)
         # By the padded width, which is the same on every rank: all must meet in the collectives.
         step = chunk_rows(len(rows), len(weight), rows.device.type)
-        gradients = _gradients(rows, weight, valid, step) if wants_grad else None
-        total = _chunked(rows, _Shard(weight, valid, group, programs), columns, here, gradients, step)
+        gradients = _gradients(rows, row_weights, weight, valid, step) if wants_grad else None
+        total = _chunked(rows, row_weights, _Shard(weight, valid, group, programs), targets, gradients, step)
         ctx.gradients, ctx.group, ctx.gathers = gradients, group, gathers
-        ctx.shape, ctx.count = whole.shape, targets.numel()
+        ctx.shape, ctx.divisor = whole.shape, batch.loss_divisor()
         # Tells autograd that the weight must not change before backward.
         ctx.save_for_backward(weight)
-        return total / targets.numel()
+        return total.div_(ctx.divisor)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -220,7 +232,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if gradients is None:
             raise RuntimeError("the fused loss can go backward once for each forward with gradients, but went again")
         ctx.gradients, _ = None, ctx.saved_tensors
-        scale = grads[0].float() / ctx.count
+        scale = grads[0].float() / ctx.divisor
         hidden = gradients.of_rows(scale).view(ctx.shape)
         finish = ctx.group.start_reduce_scatter(hidden) if ctx.gathers else ctx.group.start_all_reduce(hidden)
         grad_weight = gradients.of_weight(scale)
@@ -230,13 +242,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def vocab_parallel_linear_cross_entropy(
     hidden: torch.Tensor,
     weight: torch.Tensor,
-    labels: torch.Tensor,
+    batch: MicroBatch,
     group: Group,
     vocab_size: int,
     sequence_parallel: bool,
     programs: LossPrograms | None = None,
 ) -> torch.Tensor:
-    """Return the mean next-token cross-entropy of the head's logits in nats, [] fp32, the same on every rank.
+    """Return the micro-batch's next-token cross-entropy of the head's logits in nats, [] fp32, the same on every rank.
 
     The same numbers as a column-parallel linear layer and `vocab_parallel_cross_entropy` behind it, without ever
     holding the logits. With gradients enabled, forward also computes them; it takes one backward.
@@ -244,7 +256,7 @@ def vocab_parallel_linear_cross_entropy(
     Args:
         hidden: `[S, B, H]`, or `[S/tp, B, H]` with sequence parallelism.
         weight: this rank's rows of the head, `[V/tp, H]`.
-        labels: token ids, `[B, S]` int64.
+        batch: its labels are token ids or `IGNORED`, `[B, S]`.
         group: tensor-parallel group. Collective: an all-gather of two numbers a row for each chunk in forward, an
             all-reduce of hidden's gradient in backward; with sequence parallelism instead of that an all-gather of
             hidden in forward and a reduce-scatter in backward. No host sync on an accelerator.
@@ -254,19 +266,19 @@ def vocab_parallel_linear_cross_entropy(
 
     Raises:
         ValueError: the shapes of hidden and labels do not belong together.
-        DataError: a label is outside [0, vocab_size) (checked on CPU only).
+        DataError: a label is outside [0, vocab_size), or a weight is not one (checked on CPU only).
     """
+    labels = batch.targets()
     gathers = sequence_parallel and group.size > 1
     expected = (labels.shape[-1] // (group.size if gathers else 1), labels.shape[0])
-    if hidden.ndim != 3 or labels.ndim != 2 or tuple(hidden.shape[:2]) != expected:
+    if hidden.ndim != 3 or tuple(hidden.shape[:2]) != expected:
         raise ValueError(
             f"hidden must be [S, B, H] (a shard of S with sequence parallelism) for labels [B, S], but they are "
             f"{tuple(hidden.shape)} and {tuple(labels.shape)}"
         )
-    check_token_ids(labels, vocab_size)
+    check_labels(labels, vocab_size)
     width = len(weight)
     valid = min(max(vocab_size - group.rank * width, 0), width)
-    targets = labels.transpose(0, 1)
     wants_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    arguments = (hidden, weight, targets, group, gathers, valid, wants_grad, programs)
+    arguments = (hidden, weight, batch, group, gathers, valid, wants_grad, programs)
     return cast(torch.Tensor, _LinearCrossEntropy.apply(*arguments))  # type: ignore[no-untyped-call]

@@ -1,21 +1,57 @@
-"""The head: the last matrix, with its vocabulary cut over the tensor-parallel group."""
+"""The head: the last matrix, with its vocabulary cut over the tensor-parallel group, and the loss behind it."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from trainer.kernels.loss_programs import LossPrograms
+from trainer.micro_batch import MicroBatch
 from trainer.spec.parts import Head
+from trainer.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entropy
 from trainer.tensor_parallel.init import TensorContext
 from trainer.tensor_parallel.linear import column_parallel_linear
+from trainer.topology.groups import Group
+
+
+class HoldsHead(Protocol):
+    """A module whose weight is a head: one of its own, or the embedding that it is tied to."""
+
+    weight: nn.Parameter
+    """This rank's rows, `[V/tp, H]`."""
+    group: Group
+    sequence_parallel: bool
+    vocab_size: int
+    """Ids that exist."""
+    fused_loss: bool
+    """Whether the loss is computed without ever holding all logits."""
+    programs: LossPrograms | None
+
+
+def apply_head(module: HoldsHead, hidden: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+    """Return the loss of the micro-batch, [] fp32, or, if it has no labels, this rank's logits `[S, B, V/tp]`.
+
+    To be called inside the module's forward, where ZeRO-3 has gathered its weight.
+
+    Collective over the tensor-parallel group: as a column-parallel linear layer and `vocab_parallel_cross_entropy`, or
+    with `fused_loss` as `vocab_parallel_linear_cross_entropy`.
+    """
+    group, sequence_parallel, vocab_size = module.group, module.sequence_parallel, module.vocab_size
+    if batch.labels is not None and module.fused_loss:
+        return vocab_parallel_linear_cross_entropy(
+            hidden, module.weight, batch, group, vocab_size, sequence_parallel, module.programs
+        )
+    logits = column_parallel_linear(hidden, module.weight, None, group, sequence_parallel)
+    return logits if batch.labels is None else vocab_parallel_cross_entropy(logits, batch, group, vocab_size)
 
 
 class VocabParallelHead(nn.Module):
-    """Hidden `[S, B, H]` (`[S/tp, B, H]` with sequence parallelism) to this rank's logits `[S, B, V/tp]`.
+    """Hidden `[S, B, H]` (`[S/tp, B, H]` with sequence parallelism) to the loss, or without labels to logits.
 
-    With labels to the loss. Collective as a column-parallel linear layer, or as `vocab_parallel_linear_cross_entropy`.
+    See `apply_head`.
 
     Args:
         name: global name, `<name>.weight`.
@@ -31,13 +67,10 @@ class VocabParallelHead(nn.Module):
         self.group = context.tensor
         self.sequence_parallel = context.sequence_parallel
         self.vocab_size = spec.vocab_size
+        self.fused_loss = context.execution.fused_loss
         self.programs: LossPrograms | None = None
         self.weight = context.parameters(spec.tensors(name))["weight"]
 
-    def forward(self, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the logits, or with labels `[B, S]` the mean loss, [] fp32."""
-        if labels is None:
-            return column_parallel_linear(hidden, self.weight, None, self.group, self.sequence_parallel)
-        return vocab_parallel_linear_cross_entropy(
-            hidden, self.weight, labels, self.group, self.vocab_size, self.sequence_parallel, self.programs
-        )
+    def forward(self, hidden: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        """See `apply_head`."""
+        return apply_head(self, hidden, batch)

@@ -8,65 +8,15 @@ Source: counter-based random numbers, Salmon et al., SC'11; the mixing function 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from trainer.micro_batch import MicroBatch, Place, sequence_positions
 from trainer.tensor_parallel.init import stable_hash
+from trainer.topology.groups import Group
 
 _LOW = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B1
 _MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35)
-
-
-@dataclass(frozen=True)
-class MicroBatchPlace:
-    """Which samples of which step a layer is looking at: the part of a dropout key that all its elements share."""
-
-    seed: int
-    step: int
-    first_sample: int
-    """Index in the global batch of the micro-batch's first sample; the others follow it."""
-
-
-class StepClock:
-    """Tells layers where in the run they are. One per model, started by the engine before each step.
-
-    Args:
-        seed: of the run.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self._step: int | None = None
-        self._dp_rank = 0
-        self._data_parallel_size = 1
-        self._micro_batch_size = 1
-        self._seen: dict[str, int] = {}
-
-    def start_step(self, step: int, dp_rank: int, data_parallel_size: int, micro_batch_size: int) -> None:
-        """Begin optimizer step `step`; every layer's next micro-batch is the step's first."""
-        self._step = step
-        self._dp_rank = dp_rank
-        self._data_parallel_size = data_parallel_size
-        self._micro_batch_size = micro_batch_size
-        self._seen.clear()
-
-    def next_micro_batch(self, layer: str) -> MicroBatchPlace:
-        """Return the place of the micro-batch that `layer` is about to compute, and count it.
-
-        Call once a forward, in training mode only, outside a recomputed region. Micro-batch m of data-parallel rank d
-        begins at sample (m * dp + d) * micro_batch_size of the global batch.
-
-        Raises:
-            RuntimeError: no step was started.
-        """
-        if self._step is None:
-            raise RuntimeError(f"start_step must be called before {layer} trains with dropout, but was not")
-        index = self._seen.get(layer, 0)
-        self._seen[layer] = index + 1
-        first = (index * self._data_parallel_size + self._dp_rank) * self._micro_batch_size
-        return MicroBatchPlace(self.seed, self._step, first)
 
 
 def _mix(words: torch.Tensor) -> torch.Tensor:
@@ -89,7 +39,7 @@ def _shift_right(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def keep_mask(
-    place: MicroBatchPlace, name: str, probability: float, indices: tuple[torch.Tensor, ...], width: int
+    place: Place, name: str, probability: float, indices: tuple[torch.Tensor, ...], width: int
 ) -> torch.Tensor:
     """Return which elements dropout keeps: bool `[*rows, width]`.
 
@@ -117,13 +67,33 @@ def keep_mask(
     return words >= round(probability * (1 << 32)) - (1 << 31)
 
 
+def training_place(batch: MicroBatch, name: str) -> Place:
+    """Return where in the run a micro-batch is that the layer `name` trains on with dropout.
+
+    Raises:
+        RuntimeError: nobody said.
+    """
+    if batch.place is None:
+        raise RuntimeError(f"a micro-batch must have a place for {name} to train with dropout, but has none")
+    return batch.place
+
+
+def sequence_rows(batch: MicroBatch, group: Group, sequence_parallel: bool) -> torch.Tensor:
+    """Return where in its sequence each of this rank's rows is, `[S]`, or `[S/tp]` with sequence parallelism. Local.
+
+    Not `batch.positions`: two tokens of one sequence never share a row, whatever their positions.
+    """
+    rows = sequence_positions(batch.input_ids.shape[1], batch.input_ids.device).squeeze(0)
+    return rows.chunk(group.size)[group.rank] if sequence_parallel else rows
+
+
 def _dropped(tensor: torch.Tensor, keep: torch.Tensor, probability: float) -> torch.Tensor:
     zero = torch.zeros((), dtype=tensor.dtype, device=tensor.device)
     return torch.where(keep, tensor, zero) * (1.0 / (1.0 - probability))
 
 
 def hidden_dropout(
-    hidden: torch.Tensor, probability: float, place: MicroBatchPlace | None, name: str, first_position: int
+    hidden: torch.Tensor, probability: float, place: Place | None, name: str, rows: torch.Tensor
 ) -> torch.Tensor:
     """Zero elements of hidden `[S, B, H]` and scale the rest by 1 / (1 - probability). No collective.
 
@@ -132,18 +102,17 @@ def hidden_dropout(
         probability: of zeroing, in [0, 1).
         place: None: not training, return `hidden`.
         name: of this dropout.
-        first_position: global position of hidden[0].
+        rows: where in its sequence each row of hidden is, [S] int64; see `sequence_rows`.
     """
     if place is None or probability == 0.0:
         return hidden
-    length, batch, width = hidden.shape
+    _, batch, width = hidden.shape
     samples = torch.arange(batch, device=hidden.device).unsqueeze(0)
-    positions = torch.arange(first_position, first_position + length, device=hidden.device).unsqueeze(1)
-    return _dropped(hidden, keep_mask(place, name, probability, (samples, positions), width), probability)
+    return _dropped(hidden, keep_mask(place, name, probability, (samples, rows.unsqueeze(1)), width), probability)
 
 
 def attention_dropout(
-    weights: torch.Tensor, probability: float, place: MicroBatchPlace | None, name: str, first_head: int
+    weights: torch.Tensor, probability: float, place: Place | None, name: str, first_head: int
 ) -> torch.Tensor:
     """Zero attention weights `[B, N, S, K]` and scale the rest by 1 / (1 - probability). No collective.
 

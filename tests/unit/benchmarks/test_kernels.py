@@ -14,7 +14,9 @@ from benchmarks.contenders.kernels import Attention, attention_rows, libraries, 
 from benchmarks.contenders.kernels_loss import UNFUSED, Head, fused, liger, loss_rows, row_of, unfused, variants
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.worker import Unavailable
+from tests.helpers.batches import labelled
 from trainer.kernels.loss_programs import LossPrograms, logit_gradient, logit_sums
+from trainer.micro_batch import sequence_positions
 from trainer.model.attention import Attention as OfTheModel
 from trainer.tensor_parallel import fused_loss
 from trainer.tensor_parallel.init import TensorContext
@@ -66,7 +68,9 @@ def test_attention_reads_what_the_model_makes() -> None:
     mine = Attention(TINY, CPU)
     plan = TINY.plan()
     context = TensorContext(SingleGroup(), False, plan.execution)
-    theirs = OfTheModel("attention", plan.model.blocks[0].attention, context)._heads(mine.qkv, 0)
+    theirs = OfTheModel("attention", plan.model.blocks[0].attention, context)._heads(
+        mine.qkv, sequence_positions(TINY.seq_length, CPU)
+    )
     for part, other in zip(mine.parts(), theirs, strict=True):
         assert part.stride() == other.stride()
         assert part.storage_offset() == other.storage_offset()
@@ -146,7 +150,7 @@ def test_a_chunk_has_as_many_logits_as_are_asked_for() -> None:
     assert calls == [1 << 12, 1 << 12]
     torch.testing.assert_close(loss, unfused(head))
     assert before == fused_loss.CHUNK_ELEMENTS
-    head.labels = head.labels[:1]
+    head.batch = labelled(head.batch.input_ids[:1])
     with pytest.raises(ValueError, match="hidden must be"):
         fused(head, 1 << 12)
     assert before == fused_loss.CHUNK_ELEMENTS

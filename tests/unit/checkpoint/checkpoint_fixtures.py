@@ -16,11 +16,11 @@ from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import CheckpointConfig, LayoutConfig, ModelConfig, TridentConfig
-from trainer.data.batches import MicroBatch
-from trainer.engine.face import Fragment, ReadShard, Recorded, StepResult
+from trainer.engine.face import Evaluation, Fragment, ReadShard, Recorded, StepResult
 from trainer.loop.events import RunEnd, StepReport
 from trainer.loop.measures import Measures
 from trainer.loop.state import TrainState
+from trainer.micro_batch import MicroBatch
 from trainer.tensor_parallel.shard import ShardSpec, shard
 from trainer.topology.groups import Group, ParallelGroups, single_process_groups
 
@@ -84,12 +84,12 @@ class FakeEngine:
         raise AssertionError
 
     def train_step(
-        self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float, loss_limit: float = 0.0
+        self, micro_batches: Sequence[MicroBatch], learning_rate: float, loss_limit: float = 0.0
     ) -> StepResult:
         raise AssertionError
 
-    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
-        return torch.tensor(self.probe)
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> Evaluation:
+        return Evaluation(torch.tensor(self.probe), torch.tensor(16.0))
 
     def loss_scale(self) -> float | None:
         raise AssertionError

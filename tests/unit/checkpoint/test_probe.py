@@ -21,8 +21,9 @@ from trainer.config.schema import (
     PositionKind,
     TridentConfig,
 )
-from trainer.data.batches import MicroBatch
+from trainer.engine.face import Evaluation
 from trainer.errors import CheckpointError
+from trainer.micro_batch import MicroBatch
 from trainer.topology.groups import Group, single_process_groups
 
 CPU = torch.device("cpu")
@@ -32,9 +33,9 @@ def probed(micro_batch_size: int = 1, layout: LayoutConfig | None = None) -> lis
     seen: list[MicroBatch] = []
 
     class Engine(FakeEngine):
-        def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+        def evaluate(self, micro_batches: Sequence[MicroBatch]) -> Evaluation:
             seen.extend(micro_batches)
-            return torch.tensor(1.5)
+            return Evaluation(torch.tensor(1.5), torch.tensor(16.0))
 
     config = TridentConfig(
         model=ModelConfig(seq_length=16),
@@ -48,15 +49,15 @@ def probed(micro_batch_size: int = 1, layout: LayoutConfig | None = None) -> lis
 def test_the_batch_is_the_same_sequence_whatever_the_layout() -> None:
     (one,) = probed()
     assert one.input_ids.shape == (1, 16)
-    assert torch.equal(one.input_ids[:, 1:], one.labels[:, :-1])
-    assert 0 <= int(one.input_ids.min()) <= int(one.labels.max()) < 100
-    assert len(set(one.labels[0].tolist())) > 10
+    assert torch.equal(one.input_ids[:, 1:], one.targets()[:, :-1])
+    assert 0 <= int(one.input_ids.min()) <= int(one.targets().max()) < 100
+    assert len(set(one.targets()[0].tolist())) > 10
     (many,) = probed(micro_batch_size=4)
     assert torch.equal(many.input_ids, one.input_ids.expand(4, -1))
     pipeline = LayoutConfig(pipeline_parallel_size=2)
     assert len(probed(layout=pipeline)) == 1
     dual = replace(pipeline, pipeline_schedule=PipelineSchedule.dualpipev)
-    assert [torch.equal(batch.labels, one.labels) for batch in probed(layout=dual)] == [True] * 4
+    assert [torch.equal(batch.targets(), one.targets()) for batch in probed(layout=dual)] == [True] * 4
 
 
 @pytest.mark.parametrize("dtype", Dtype)
@@ -94,7 +95,7 @@ def test_a_run_of_other_lengths_is_asked_at_the_length_of_the_one_that_saved(
     seen: list[tuple[int, ...]] = []
 
     class Engine(FakeEngine):
-        def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+        def evaluate(self, micro_batches: Sequence[MicroBatch]) -> Evaluation:
             seen.extend(tuple(batch.input_ids.shape) for batch in micro_batches)
             return super().evaluate(micro_batches)
 

@@ -97,12 +97,12 @@ def global_batch(prepared: PreparedData, dp: int, micro: int, step: int) -> list
     for index in range(GLOBAL_BATCH // (dp * micro)):
         for rank in range(dp):
             batch = ranks[rank][index]
-            assert batch.input_ids.shape == batch.labels.shape == (micro, SEQ_LENGTH)
-            assert batch.input_ids.dtype == batch.labels.dtype == torch.int64
+            assert batch.input_ids.shape == batch.targets().shape == (micro, SEQ_LENGTH)
+            assert batch.input_ids.dtype == batch.targets().dtype == torch.int64
             assert batch.input_ids.is_contiguous()
-            assert batch.labels.is_contiguous()
-            assert torch.equal(batch.input_ids[:, 1:], batch.labels[:, :-1])
-            rows += torch.cat([batch.input_ids, batch.labels[:, -1:]], 1).tolist()
+            assert batch.targets().is_contiguous()
+            assert torch.equal(batch.input_ids[:, 1:], batch.targets()[:, :-1])
+            rows += torch.cat([batch.input_ids, batch.targets()[:, -1:]], 1).tolist()
     assert all(len(rank) == GLOBAL_BATCH // (dp * micro) for rank in ranks)
     return rows
 
@@ -120,7 +120,10 @@ def test_an_epoch_trains_on_every_sample_once(tmp_path: Path) -> None:
     prepared = data(tmp_path, np.arange(GLOBAL_BATCH * 4 * SEQ_LENGTH + 3))
     source = training_batches(prepared, plan(), SEQ_LENGTH, 0, CPU)
     seen = [
-        label for step in range(4) for batch in source.micro_batches(step * TOKENS) for label in batch.labels.flatten()
+        label
+        for step in range(4)
+        for batch in source.micro_batches(step * TOKENS)
+        for label in batch.targets().flatten()
     ]
     assert sorted(int(label) for label in seen) == list(range(1, GLOBAL_BATCH * 4 * SEQ_LENGTH + 1))
 
@@ -154,7 +157,7 @@ def test_a_run_may_change_its_batch_and_go_on_where_it_was(prepared: PreparedDat
     longer = after.micro_batches(TOKENS)
     assert [len(second), len(longer), after.tokens] == [12, 2, 60]
     assert longer[0].input_ids.flatten().tolist() == torch.cat([b.input_ids for b in second[:3]]).flatten().tolist()
-    assert longer[1].labels.flatten().tolist() == torch.cat([b.labels for b in second[6:9]]).flatten().tolist()
+    assert longer[1].targets().flatten().tolist() == torch.cat([b.targets() for b in second[6:9]]).flatten().tolist()
 
 
 def test_the_identity_of_a_stream(prepared: PreparedData) -> None:
@@ -241,8 +244,8 @@ def test_validation_is_in_order_and_starts_again(prepared: PreparedData) -> None
     for index in range(3):
         rows += [int(first) for batch in source.micro_batches(index * source.tokens) for first in batch.input_ids[:, 0]]
     assert rows == [1000 + SEQ_LENGTH * (index % 8) for index in range(18)]
-    assert [batch.labels.tolist() for batch in source.micro_batches(0)] == [
-        batch.labels.tolist() for batch in source.micro_batches(0)
+    assert [batch.targets().tolist() for batch in source.micro_batches(0)] == [
+        batch.targets().tolist() for batch in source.micro_batches(0)
     ]
 
 

@@ -19,6 +19,7 @@ from liger_kernel.ops import layer_norm, rms_norm
 from tests.helpers.models import context_of, drawn
 from trainer.config.schema import ActivationKind, ModelConfig, NormKind
 from trainer.engine.layer_kernels import use_liger
+from trainer.micro_batch import MicroBatch
 from trainer.model.gpt import build_layer
 from trainer.kernels.pointwise import LigerPointwise
 from trainer.topology.groups import SingleGroup
@@ -48,7 +49,7 @@ for model in (config, llama):
     outcomes = []
     for block in (plain, liger):
         mine = hidden.clone().requires_grad_()
-        out = block(mine)
+        out = block(mine, MicroBatch.of(torch.zeros(2, 8, dtype=torch.int64)))
         out.backward(grad.clone())
         outcomes.append([out, mine.grad, *(p.grad for p in block.parameters())])
     for one, other in zip(*outcomes, strict=True):

@@ -19,8 +19,8 @@ from trainer.config.schema import (
     TrainConfig,
     TridentConfig,
 )
-from trainer.data.batches import BatchSource, MicroBatch
-from trainer.engine.face import Fragment, ReadShard, Recorded, StepResult
+from trainer.data.batches import BatchSource
+from trainer.engine.face import Evaluation, Fragment, ReadShard, Recorded, StepResult
 from trainer.errors import NumericsError, StorageError
 from trainer.loop.evaluate import evaluate
 from trainer.loop.events import Hook, RunEnd, SkippedBatch, StepReport
@@ -30,6 +30,7 @@ from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import train
 from trainer.mesh import Mesh
+from trainer.micro_batch import MicroBatch, Place
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.topology.groups import ParallelGroups, SingleGroup, single_process_groups
 
@@ -56,8 +57,11 @@ class FakeEngine:
         self.loss = torch.zeros(())
 
     def train_step(
-        self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float, loss_limit: float = math.inf
+        self, micro_batches: Sequence[MicroBatch], learning_rate: float, loss_limit: float = math.inf
     ) -> StepResult:
+        place = micro_batches[0].place
+        assert place is not None
+        step = place.step
         assert float(micro_batches[0].input_ids[0, 0]) == step
         self.calls.append((step, learning_rate))
         time.sleep(self.seconds_per_step)
@@ -66,12 +70,12 @@ class FakeEngine:
         applied = math.isfinite(loss) and loss <= loss_limit and math.isfinite(norm)
         return StepResult(self.loss, torch.tensor(norm), skipped=not applied)
 
-    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> Evaluation:
+        assert micro_batches[0].place is None
         time.sleep(self.seconds_per_evaluation)
         self.busy_s += 1000.0
         self.evaluated.append(float(micro_batches[0].input_ids[0, 0]))
-        self.loss.fill_(self.evaluated[-1])
-        return self.loss
+        return Evaluation(torch.tensor(self.evaluated[-1]), torch.tensor(4.0, dtype=torch.float64))
 
     def loss_scale(self) -> float | None:
         return self.scale
@@ -108,10 +112,10 @@ class FakeSource:
 
     tokens = TOKENS
 
-    def micro_batches(self, position: int) -> list[MicroBatch]:
+    def micro_batches(self, position: int, step: int | None = None) -> list[MicroBatch]:
         time.sleep(self.seconds)
         ids = torch.full((1, 4), 1 + position // TOKENS)
-        return [MicroBatch(ids, ids)]
+        return [MicroBatch.of(ids, ids, place=None if step is None else Place(0, step, 0))]
 
     def sample_ids(self, position: int) -> list[int]:
         return [10 * (1 + position // TOKENS), 10 * (1 + position // TOKENS) + 1]
@@ -453,11 +457,11 @@ def test_bubble_is_measured_with_a_pipeline_only() -> None:
 
     class Half(FakeEngine):
         def train_step(
-            self, micro_batches: Sequence[MicroBatch], step: int, learning_rate: float, loss_limit: float = math.inf
+            self, micro_batches: Sequence[MicroBatch], learning_rate: float, loss_limit: float = math.inf
         ) -> StepResult:
             time.sleep(0.1)
             self.busy_s += 0.05
-            return super().train_step(micro_batches, step, learning_rate, loss_limit)
+            return super().train_step(micro_batches, learning_rate, loss_limit)
 
     plan = replace(make(steps=4, eval_every=2), mesh=Mesh(2, 1, 1))
     engine = Half()

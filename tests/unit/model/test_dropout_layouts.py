@@ -13,10 +13,10 @@ from tests.helpers.models import drawn_gpt
 from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
 from trainer.config.schema import ModelConfig, RecomputeKind
+from trainer.micro_batch import MicroBatch, Place
 from trainer.model.attention import Attention
 from trainer.model.gpt import GPT
 from trainer.tensor_parallel import random
-from trainer.tensor_parallel.random import MicroBatchPlace, StepClock
 from trainer.topology.groups import Group
 
 Gradients = dict[str, torch.Tensor]
@@ -35,12 +35,12 @@ def tokens() -> tuple[torch.Tensor, torch.Tensor]:
     return text[:, :-1].contiguous(), text[:, 1:].contiguous()
 
 
-def parts(dp: int, micro_batch_size: int) -> Iterator[tuple[int, list[slice]]]:
-    """Yield each data-parallel rank and the samples of its micro-batches."""
+def parts(dp: int, micro_batch_size: int) -> Iterator[list[slice]]:
+    """Yield the samples of each data-parallel rank's micro-batches."""
     count = SAMPLES // (dp * micro_batch_size)
     for dp_rank in range(dp):
         starts = [(index * dp + dp_rank) * micro_batch_size for index in range(count)]
-        yield dp_rank, [slice(start, start + micro_batch_size) for start in starts]
+        yield [slice(start, start + micro_batch_size) for start in starts]
 
 
 def step_gradients(
@@ -55,14 +55,13 @@ def step_gradients(
     input_ids, labels = tokens()
 
     def body(group: Group) -> tuple[GPT, float]:
-        clock = StepClock(9)
-        gpt = drawn_gpt(model, 29, 9, group, sequence_parallel, clock)
+        gpt = drawn_gpt(model, 29, 9, group, sequence_parallel)
         total = 0.0
-        for dp_rank, slices in parts(dp, micro_batch_size):
-            clock.start_step(step, dp_rank, dp, micro_batch_size)
+        for slices in parts(dp, micro_batch_size):
             for samples in slices:
-                loss = gpt.loss(input_ids[samples], labels[samples]) * (micro_batch_size / SAMPLES)
-                loss.backward()  # type: ignore[no-untyped-call]
+                batch = MicroBatch.of(input_ids[samples], labels[samples], place=Place(9, step, samples.start))
+                loss = gpt(batch) * (micro_batch_size / SAMPLES)
+                loss.backward()
                 total += loss.item()
         return gpt, total
 
@@ -92,7 +91,7 @@ def test_every_dropout_of_the_model_has_its_own_mask(monkeypatch: pytest.MonkeyP
     names: list[str] = []
     mask = random.keep_mask
 
-    def noted(place: MicroBatchPlace, name: str, *args: Any) -> torch.Tensor:
+    def noted(place: Place, name: str, *args: Any) -> torch.Tensor:
         names.append(name)
         return mask(place, name, *args)
 
@@ -107,13 +106,15 @@ def test_dropout_changes_with_the_step_and_is_off_in_evaluation() -> None:
     input_ids, labels = tokens()
     gpt = drawn_gpt(DROPPING, 29, 9).eval()
     plain = drawn_gpt(TINY, 29, 9)
-    assert gpt.loss(input_ids, labels).item() == pytest.approx(plain.loss(input_ids, labels).item(), rel=1e-6)
+    assert gpt(MicroBatch.of(input_ids, labels)).item() == pytest.approx(
+        plain(MicroBatch.of(input_ids, labels)).item(), rel=1e-6
+    )
 
 
-def test_training_without_a_started_step_is_an_error() -> None:
-    gpt = drawn_gpt(DROPPING, 29, 9)
-    with pytest.raises(RuntimeError, match="start_step must be called before position trains"):
-        gpt(tokens()[0])
+def test_training_on_a_micro_batch_without_a_place_is_an_error() -> None:
+    for model, layer in ((DROPPING, "position"), (MODELS["attention_only"], r"blocks\.0\.attention\.weights")):
+        with pytest.raises(RuntimeError, match=f"must have a place for {layer} to train with dropout, but has none"):
+            drawn_gpt(model, 29, 9)(MicroBatch.of(*tokens()))
 
 
 @pytest.mark.parametrize("recompute", [RecomputeKind.selective, RecomputeKind.full])
@@ -149,7 +150,7 @@ def test_recomputation_runs_the_attention_core_again_in_training_only(
     assert len(calls) == expected
     calls.clear()
     gpt = drawn_gpt(replace(TINY, recompute=recompute), 29, 9).eval()
-    gpt.loss(*tokens()).backward()  # type: ignore[no-untyped-call]
+    gpt(MicroBatch.of(*tokens())).backward()
     assert len(calls) == 2
 
 
@@ -157,17 +158,15 @@ def test_evaluation_between_steps_leaves_training_alone() -> None:
     input_ids, labels = tokens()
     results = []
     for evaluate in (False, True):
-        clock = StepClock(9)
         config = replace(DROPPING, recompute=RecomputeKind.full)
-        gpt = drawn_gpt(config, 29, 9, clock=clock)
-        clock.start_step(1, 0, 1, 2)
-        gpt.loss(input_ids[:2], labels[:2]).backward()  # type: ignore[no-untyped-call]
+        gpt = drawn_gpt(config, 29, 9)
+        gpt(MicroBatch.of(input_ids[:2], labels[:2], place=Place(9, 1, 0))).backward()
         if evaluate:
             gpt.eval()
             with torch.no_grad():
-                gpt.loss(input_ids, labels)
+                gpt(MicroBatch.of(input_ids, labels))
             gpt.train()
-        gpt.loss(input_ids[2:], labels[2:]).backward()  # type: ignore[no-untyped-call]
+        gpt(MicroBatch.of(input_ids[2:], labels[2:], place=Place(9, 1, 2))).backward()
         results.append(whole([gpt], [local_gradients(gpt)]))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
@@ -175,10 +174,9 @@ def test_evaluation_between_steps_leaves_training_alone() -> None:
 def test_attention_dropout_path_equals_the_fused_one_without_dropping() -> None:
     input_ids, labels = tokens()
     config = replace(TINY_LLAMA, num_key_value_heads=2)
-    clock = StepClock(9)
-    clock.start_step(1, 0, 1, SAMPLES)
-    plain = drawn_gpt(config, 29, 9, clock=clock)
+    batch = MicroBatch.of(input_ids, labels, place=Place(9, 1, 0))
+    plain = drawn_gpt(config, 29, 9)
     rare = replace(config, attention_dropout=1e-9)
-    explicit = drawn_gpt(rare, 29, 9, clock=clock)
+    explicit = drawn_gpt(rare, 29, 9)
     assert local_weights(plain).keys() == local_weights(explicit).keys()
-    assert explicit.loss(input_ids, labels).item() == pytest.approx(plain.loss(input_ids, labels).item(), rel=1e-6)
+    assert explicit(batch).item() == pytest.approx(plain(batch).item(), rel=1e-6)

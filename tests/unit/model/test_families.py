@@ -15,6 +15,7 @@ from tests.helpers.reference import TINY, TINY_LLAMA, OracleConfig, reference_gr
 from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
 from trainer.config.schema import ModelConfig, RecomputeKind
 from trainer.errors import ConfigError
+from trainer.micro_batch import MicroBatch
 from trainer.model.gpt import GPT
 from trainer.spec.model import Block, Model, Wiring
 from trainer.spec.parts import Activation, Norm, NormKind
@@ -44,8 +45,8 @@ def check(
     def body(group: Group) -> tuple[GPT, float]:
         gpt = drawn(GPT(context_of(config, VOCABULARY, group, sequence_parallel, family=family)), group, 17)
         lively(gpt)
-        loss = gpt.loss(ids, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = gpt(MicroBatch.of(ids, labels))
+        loss.backward()
         return gpt, loss.item()
 
     models, losses = zip(*run_ranks(size, body), strict=True)
@@ -92,7 +93,7 @@ def outputs(family: Callable[[Model], Model]) -> tuple[GPT, torch.Tensor]:
     """Return a model of a family, and its logits for a fixed text."""
     gpt = drawn(GPT(context_of(TINY, VOCABULARY, family=family)), context_of(TINY, VOCABULARY).tensor, 17)
     with torch.no_grad():
-        return gpt, gpt(torch.arange(12).unsqueeze(0))
+        return gpt, gpt(MicroBatch.of(torch.arange(12).unsqueeze(0)))
 
 
 def test_what_costs_nothing_is_computed() -> None:
@@ -168,7 +169,8 @@ def test_a_block_keeps_for_backward_what_its_components_say(wiring: Wiring, conf
 
     hidden = torch.randn(256, 1, 16, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        held = [block(hidden) for block in gpt.blocks[:1]]
+        batch = MicroBatch.of(torch.zeros(1, 256, dtype=torch.int64))
+        held = [block(hidden, batch) for block in gpt.blocks[:1]]
     # The rotary table and the statistics of norms and attention are little beside it.
     block = gpt.context.spec.blocks[0]
     assert held

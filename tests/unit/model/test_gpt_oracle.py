@@ -10,6 +10,7 @@ from tests.helpers.models import context_of, drawn
 from tests.helpers.reference import TINY, TINY_LLAMA, reference_gradients, reference_logits, train_reference
 from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
 from trainer.config.schema import ActivationKind, ModelConfig, NormKind, OptimizerConfig, PositionKind
+from trainer.micro_batch import MicroBatch
 from trainer.model.gpt import GPT, ModelContext, full_logits
 from trainer.topology.groups import FakeGroup, Group, SingleGroup
 
@@ -61,10 +62,10 @@ def test_loss_gradients_and_logits_equal_the_oracle(model: str, size: int, seque
     def body(group: Group) -> tuple[GPT, float, torch.Tensor]:
         gpt = built(context(config, group, sequence_parallel))
         lively(gpt)
-        loss = gpt.loss(input_ids, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = gpt(MicroBatch.of(input_ids, labels))
+        loss.backward()
         with torch.no_grad():
-            logits = full_logits(gpt(input_ids), gpt.context)
+            logits = full_logits(gpt(MicroBatch.of(input_ids)), gpt.context)
         return gpt, loss.item(), logits
 
     models, losses, logits = zip(*run_ranks(size, body), strict=True)
@@ -115,7 +116,7 @@ def test_initial_loss_is_the_log_of_the_vocabulary(model: str) -> None:
     config = replace(MODELS[model], hidden_size=64, ffn_hidden_size=128, num_key_value_heads=None)
     gpt = built(context(config, SingleGroup(), vocab_size=1000))
     ids = torch.randint(0, 1000, (8, 13), generator=torch.Generator().manual_seed(2))
-    assert gpt.loss(ids[:, :-1], ids[:, 1:]).item() == pytest.approx(math.log(1000), rel=0.02)
+    assert gpt(MicroBatch.of(ids[:, :-1], ids[:, 1:])).item() == pytest.approx(math.log(1000), rel=0.02)
 
 
 def test_vocabulary_padding_changes_nothing() -> None:
@@ -123,13 +124,13 @@ def test_vocabulary_padding_changes_nothing() -> None:
     results = []
     for multiple in (1, 8, 64):
         gpt = built(context(replace(TINY, vocab_pad_multiple=multiple), SingleGroup()))
-        loss = gpt.loss(input_ids, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = gpt(MicroBatch.of(input_ids, labels))
+        loss.backward()
         gradient = gpt.embedding.weight.grad
         assert gradient is not None
         assert gradient[VOCABULARY:].abs().sum() == 0
         assert gpt.embedding.weight[VOCABULARY:].abs().sum() == 0
-        assert full_logits(gpt(input_ids), gpt.context).shape[-1] == VOCABULARY
+        assert full_logits(gpt(MicroBatch.of(input_ids)), gpt.context).shape[-1] == VOCABULARY
         results.append((loss.item(), gradient[:VOCABULARY]))
     for loss_value, gradient in results[1:]:
         assert loss_value == pytest.approx(results[0][0], rel=1e-7)

@@ -19,6 +19,7 @@ from transformers import (
 from tests.helpers.models import drawn_gpt
 from tests.helpers.reference import TINY, TINY_LLAMA
 from trainer.config.schema import ModelConfig
+from trainer.micro_batch import MicroBatch
 from trainer.model.gpt import GPT, full_logits
 
 VOCABULARY = 61
@@ -95,7 +96,7 @@ def randomised(model: Any) -> Any:
 def assert_same_logits(gpt: GPT, model: Any, length: int) -> None:
     ids = torch.randint(0, VOCABULARY, (2, length), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        ours = full_logits(gpt(ids), gpt.context).transpose(0, 1)
+        ours = full_logits(gpt(MicroBatch.of(ids)), gpt.context).transpose(0, 1)
         theirs = model(ids).logits
     assert theirs.std() > 0.1
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

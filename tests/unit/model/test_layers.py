@@ -15,15 +15,15 @@ from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.helpers.thread_group import run_ranks
 from trainer.config.schema import ModelConfig, NormKind, RecomputeKind
 from trainer.errors import ConfigError
+from trainer.micro_batch import MicroBatch, Place
 from trainer.model.attention import causal_mask
 from trainer.model.cache import KeyValueCache
 from trainer.model.gpt import (
     GPT,
     ModelContext,
     build_layer,
-    embedding_logits,
     full_logits,
-    language_model_loss,
+    tied_head,
 )
 from trainer.model.mlp import MLP, activate
 from trainer.model.norm import Norm
@@ -35,6 +35,7 @@ from trainer.tensor_parallel.shard import shard_spec
 from trainer.topology.groups import FakeGroup, Group, SingleGroup
 
 VOCABULARY = 29
+PLACE = Place(seed=1, step=1, first_sample=0)
 WINDOWED = replace(TINY_LLAMA, num_key_value_heads=2, sliding_window=4)
 
 
@@ -59,26 +60,26 @@ def test_layers_in_a_row_are_the_whole_model(model: ModelConfig, sequence_parall
         one = context(model, group, sequence_parallel)
         names = [layer.name for layer in one.spec.layers]
         assert names == ["embedding", "position", "blocks.0", "blocks.1", "final_norm", "head"]
-        layers: list[Callable[[torch.Tensor], torch.Tensor]] = []
+        layers: list[Callable[[torch.Tensor, MicroBatch], torch.Tensor]] = []
         found: set[str] = set()
         for name in names:
             if name == "head" and one.spec.head.tied:
                 embedding = layers[0]
                 assert isinstance(embedding, VocabParallelEmbedding)
-                layers.append(partial(embedding_logits, embedding))
+                layers.append(partial(tied_head, embedding))
                 continue
             layer = drawn(build_layer(name, one), one.tensor, 1)
             layers.append(layer)
             found |= {shard_spec(parameter).name for parameter in layer.parameters()}
-        hidden = input_ids
+        hidden, batch = input_ids, MicroBatch.of(input_ids, input_ids)
         for name, step in zip(names, layers, strict=True):
-            hidden = step(hidden)
+            hidden = step(hidden, batch)
             local = 12 // group.size if sequence_parallel else 12
-            assert hidden.shape[:2] == ((12, 2) if name == "head" else (local, 2))
+            assert hidden.shape[:2] == (() if name == "head" else (local, 2))
         gpt = built(one)
         assert {name for name, _ in gpt.named_parameters()} == found
         assert all(shard_spec(parameter).name == name for name, parameter in gpt.named_parameters())
-        return language_model_loss(one)(hidden, input_ids).item(), gpt.loss(input_ids, input_ids).item(), found
+        return hidden.item(), gpt(batch).item(), found
 
     for by_layer, at_once, found in run_ranks(2, body):
         assert by_layer == at_once
@@ -91,9 +92,9 @@ def test_cached_logits_equal_the_full_forward(model: ModelConfig, pieces: tuple[
     gpt = built(context(model)).eval()
     text = ids()
     with torch.inference_mode():
-        expected = gpt(text)
+        expected = gpt(MicroBatch.of(text))
         cache = KeyValueCache(12)
-        found = torch.cat([gpt(piece, cache) for piece in text.split(pieces, dim=1)])  # type: ignore[no-untyped-call]
+        found = torch.cat([gpt(cache.following(piece), cache) for piece in text.split(pieces, dim=1)])  # type: ignore[no-untyped-call]
     assert cache.length == 12
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -105,7 +106,9 @@ def test_cache_works_over_tensor_parallel_ranks() -> None:
         gpt = built(context(WINDOWED, group)).eval()
         cache = KeyValueCache(12)
         with torch.no_grad():
-            return torch.cat([full_logits(gpt(piece, cache), gpt.context) for piece in text.chunk(4, dim=1)])
+            return torch.cat(
+                [full_logits(gpt(cache.following(piece), cache), gpt.context) for piece in text.chunk(4, dim=1)]
+            )
 
     single, ranks = run_ranks(1, body)[0], run_ranks(2, body)
     assert single.shape == (12, 2, VOCABULARY)
@@ -119,12 +122,11 @@ def test_inference_does_not_poison_training(model: ModelConfig) -> None:
     _rotary_table.cache_clear()
     causal_mask.cache_clear()
     one = context(model)
-    one.clock.start_step(1, 0, 1, 2)
     gpt = built(one).eval()
     with torch.inference_mode():
-        gpt(ids())
+        gpt(MicroBatch.of(ids()))
         assert not causal_mask(12, 12, 4, torch.device("cpu")).is_inference()
-    gpt.train().loss(ids(), ids()).backward()  # type: ignore[no-untyped-call]
+    gpt.train()(MicroBatch.of(ids(), ids(), place=PLACE)).backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -135,11 +137,10 @@ def test_half_precision_is_close_to_fp32(model: ModelConfig, dtype: torch.dtype,
         losses = []
         for cast in (torch.float32, dtype):
             one = context(replace(model, recompute=recompute), group, sequence_parallel=True)
-            one.clock.start_step(1, 0, 1, 2)
             gpt = built(one).to(cast)
-            loss = gpt.loss(ids(), ids())
+            loss = gpt(MicroBatch.of(ids(), ids(), place=PLACE))
             assert loss.dtype is torch.float32
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             assert all(p.grad is not None and p.grad.dtype is cast for p in gpt.parameters())
             losses.append(loss.detach())
         return losses[0], losses[1]
@@ -160,8 +161,9 @@ def test_norm_takes_statistics_in_fp32(kind: NormKind) -> None:
 
 def test_rope_keeps_late_positions_apart_in_bf16() -> None:
     heads = torch.randn(4, 1, 1, 8).expand(4, 1, 1, 8)
-    exact = rotate(heads, Rope(10000.0, 8), start=4000)
-    rounded = rotate(heads.bfloat16(), Rope(10000.0, 8), start=4000)
+    positions = torch.arange(4000, 4004).unsqueeze(0)
+    exact = rotate(heads, Rope(10000.0, 8), positions)
+    rounded = rotate(heads.bfloat16(), Rope(10000.0, 8), positions)
     assert rounded.dtype is torch.bfloat16
     torch.testing.assert_close(rounded.float(), exact, rtol=2e-2, atol=2e-2)
 
@@ -169,7 +171,8 @@ def test_rope_keeps_late_positions_apart_in_bf16() -> None:
 def test_rope_scores_depend_on_distance_only() -> None:
     query, key = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
     rope = Rope(100.0, 8)
-    scores = [(rotate(query, rope, start + 3) * rotate(key, rope, start)).sum().item() for start in (0, 5, 50)]
+    at = [torch.tensor([[start]]) for start in (0, 5, 50)]
+    scores = [(rotate(query, rope, place + 3) * rotate(key, rope, place)).sum().item() for place in at]
     assert scores == pytest.approx([scores[0]] * 3, abs=1e-4)
     assert scores[0] != pytest.approx((query * key).sum().item(), abs=1e-4)
 
@@ -220,24 +223,24 @@ def test_unknown_layers_are_an_error() -> None:
 def test_wrong_inputs_are_errors() -> None:
     gpt = built(context(TINY))
     with pytest.raises(ValueError, match=r"input_ids must be \[B, S\], but have shape \(12,\)"):
-        gpt(ids()[0])
+        gpt(MicroBatch.of(ids()[0]))
     with pytest.raises(ValueError, match=r"at most model\.seq_length \(12\) tokens .* but has 13"):
-        gpt(ids(13))
+        gpt(MicroBatch.of(ids(13)))
     cache = KeyValueCache(10)
     with torch.no_grad():
-        gpt(ids(8), cache)
+        gpt(cache.following(ids(8)), cache)
         with pytest.raises(ValueError, match="must hold at most 10 tokens, but would hold 11"):
-            gpt(ids(3), cache)
+            gpt(cache.following(ids(3)), cache)
     sharded = built(context(TINY, FakeGroup(0, 2), sequence_parallel=True))
     with pytest.raises(ValueError, match=r"must be used with layout\.sequence_parallel=false"):
-        sharded(ids(), KeyValueCache(12))
+        sharded(KeyValueCache(12).following(ids()), KeyValueCache(12))
     with pytest.raises(ConfigError, match=r"sequence length \(11\) must be divisible"):
-        sharded(ids(11))
+        sharded(MicroBatch.of(ids(11)))
 
 
 def test_sequence_parallel_on_one_rank_is_nothing() -> None:
     plain, sharded = built(context(TINY)), built(context(TINY, sequence_parallel=True))
-    assert plain.loss(ids(), ids()).item() == sharded.loss(ids(), ids()).item()
+    assert plain(MicroBatch.of(ids(), ids())).item() == sharded(MicroBatch.of(ids(), ids())).item()
 
 
 def test_no_layer_holds_a_float_buffer() -> None:

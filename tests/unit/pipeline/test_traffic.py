@@ -19,6 +19,7 @@ from trainer.config.schema import (
     RecomputeKind,
     TridentConfig,
 )
+from trainer.micro_batch import MicroBatch
 from trainer.pipeline.partition import stages
 from trainer.pipeline.traffic import hidden_bytes, node_traffic, split_tensor_groups, tensor_link_bytes
 from trainer.topology.groups import Group
@@ -70,7 +71,7 @@ def test_a_micro_batch_sends_what_is_said(
         counted = Counted(group.rank, group.size, group)
         gpt = drawn_gpt(plan.config.model, plan.model.vocab_size, 9, counted, sharded)
         text = torch.randint(0, 29, (MICRO_BATCH, plan.execution.seq_length + 1))
-        gpt.loss(text[:, :-1].contiguous(), text[:, 1:].contiguous()).backward()  # type: ignore[no-untyped-call]
+        gpt(MicroBatch.of(text[:, :-1].contiguous(), text[:, 1:].contiguous())).backward()
         return sum(counted.sent)
 
     [stage] = stages(plan)

@@ -8,6 +8,7 @@ import torch
 from benchmarks.case import CASES, Case, gpu_case
 from tests.helpers.models import drawn_gpt
 from trainer.config.ds_json import reduce_bucket_size
+from trainer.micro_batch import MicroBatch
 from trainer.planner import memory_theory
 from trainer.planner.memory_theory import expected_bytes, gpu_bytes
 from trainer.tensor_parallel import fused_loss
@@ -28,7 +29,7 @@ def kept_bytes(case: Case, recompute: str) -> int:
 
     ids = torch.zeros(case.micro_batch_size, case.seq_length, dtype=torch.int64)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(ids, labels=ids)
+        model(MicroBatch.of(ids, labels=ids))
     return sum(storage.nbytes() for storage in kept.values())
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.helpers.batches import labelled
 from tests.helpers.thread_group import ThreadGroup, run_ranks
 from trainer.errors import DataError
 from trainer.spec.execution import Execution
@@ -18,16 +19,18 @@ S, B = 6, 3
 
 
 def sharded(
-    logits: torch.Tensor, labels: torch.Tensor, size: int, vocab_size: int, padding_value: float = 100.0
+    logits: torch.Tensor, labels: torch.Tensor, size: int, vocab_size: int, weights: torch.Tensor | None = None
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Return each rank's loss and the whole gradient, padding included."""
     width = Execution(S, vocab_unit=2 * size).padded(vocab_size)
     # Padding that would win if it were not masked.
-    padded = F.pad(logits, (0, width - vocab_size), value=padding_value)
+    padded = F.pad(logits, (0, width - vocab_size), value=100.0)
+
+    batch = labelled(labels, weights)
 
     def body(group: Group) -> tuple[torch.Tensor, torch.Tensor]:
         mine = padded.chunk(size, dim=-1)[group.rank].clone().requires_grad_()
-        loss = vocab_parallel_cross_entropy(mine, labels, group, vocab_size)
+        loss = vocab_parallel_cross_entropy(mine, batch, group, vocab_size)
         (loss * 3.0).backward()  # type: ignore[no-untyped-call]
         assert mine.grad is not None
         return loss.detach(), mine.grad
@@ -84,7 +87,7 @@ def test_half_precision_logits_are_reduced_in_fp32(dtype: torch.dtype) -> None:
 def test_communicates_two_small_tensors_and_nothing_in_backward() -> None:
     def body(group: Group) -> list[str]:
         logits = torch.randn(S, B, 4, requires_grad=True)
-        labels = torch.zeros(B, S, dtype=torch.int64)
+        labels = labelled(torch.zeros(B, S, dtype=torch.int64))
         vocab_parallel_cross_entropy(logits, labels, group, 8).backward()  # type: ignore[no-untyped-call]
         return cast(ThreadGroup, group).calls
 
@@ -92,13 +95,14 @@ def test_communicates_two_small_tensors_and_nothing_in_backward() -> None:
 
 
 def test_uniform_logits_cost_the_log_of_the_true_vocabulary() -> None:
-    loss = vocab_parallel_cross_entropy(torch.zeros(S, B, 64), torch.zeros(B, S, dtype=torch.int64), SingleGroup(), 50)
+    batch = labelled(torch.zeros(B, S, dtype=torch.int64))
+    loss = vocab_parallel_cross_entropy(torch.zeros(S, B, 64), batch, SingleGroup(), 50)
     assert loss.item() == pytest.approx(math.log(50), rel=1e-6)
 
 
 def test_wrong_shapes_and_labels_are_errors() -> None:
     labels = torch.zeros(B, S, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"logits must be \[S, B, V/tp\] for labels \[B, S\], but are \(3, 6, 8\)"):
-        vocab_parallel_cross_entropy(torch.zeros(B, S, 8), labels, SingleGroup(), 8)
+        vocab_parallel_cross_entropy(torch.zeros(B, S, 8), labelled(labels), SingleGroup(), 8)
     with pytest.raises(DataError, match=r"token ids must be in \[0, 7\)"):
-        vocab_parallel_cross_entropy(torch.zeros(S, B, 8), labels + 7, SingleGroup(), 7)
+        vocab_parallel_cross_entropy(torch.zeros(S, B, 8), labelled(labels + 7), SingleGroup(), 7)

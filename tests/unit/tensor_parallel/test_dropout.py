@@ -3,16 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from trainer.micro_batch import MicroBatch, Place
 from trainer.tensor_parallel.init import stable_hash
-from trainer.tensor_parallel.random import (
-    MicroBatchPlace,
-    StepClock,
-    attention_dropout,
-    hidden_dropout,
-    keep_mask,
-)
+from trainer.tensor_parallel.random import attention_dropout, hidden_dropout, keep_mask, sequence_rows
+from trainer.topology.groups import FakeGroup
 
-PLACE = MicroBatchPlace(seed=11, step=3, first_sample=4)
+PLACE = Place(seed=11, step=3, first_sample=4)
+ROWS = torch.arange(8)
 LOW = 0xFFFFFFFF
 
 
@@ -24,7 +21,7 @@ def mixed(word: int) -> int:
     return word ^ word >> 16
 
 
-def kept(place: MicroBatchPlace, name: str, probability: float, indices: list[int], column: int) -> bool:
+def kept(place: Place, name: str, probability: float, indices: list[int], column: int) -> bool:
     """The same hash in Python's integers, unsigned."""
     key = stable_hash(place.seed, place.step, name)
     row = mixed((indices[0] + place.first_sample) ^ (key & LOW))
@@ -47,7 +44,7 @@ def test_mask_equals_the_hash_in_plain_integers() -> None:
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
 def test_share_of_kept_elements_and_their_independence(probability: float) -> None:
-    def mask(place: MicroBatchPlace, name: str) -> torch.Tensor:
+    def mask(place: Place, name: str) -> torch.Tensor:
         rows = (torch.arange(16).view(1, -1), torch.arange(64).view(-1, 1))
         return keep_mask(place, name, probability, rows, 256).float()
 
@@ -59,9 +56,9 @@ def test_share_of_kept_elements_and_their_independence(probability: float) -> No
         "next column": centred.roll(1, 2),
         "next sample": centred.roll(1, 1),
         "next position": centred.roll(1, 0),
-        "next step": mask(MicroBatchPlace(11, 4, 4), "a") - one.mean(),
+        "next step": mask(Place(11, 4, 4), "a") - one.mean(),
         "other layer": mask(PLACE, "b") - one.mean(),
-        "other seed": mask(MicroBatchPlace(12, 3, 4), "a") - one.mean(),
+        "other seed": mask(Place(12, 3, 4), "a") - one.mean(),
     }
     for name, other in others.items():
         correlation = (centred * other).mean() / (probability * (1 - probability))
@@ -70,7 +67,7 @@ def test_share_of_kept_elements_and_their_independence(probability: float) -> No
 
 def test_kept_elements_are_scaled_and_gradients_follow_the_mask() -> None:
     x = torch.randn(8, 2, 32, requires_grad=True)
-    y = hidden_dropout(x, 0.25, PLACE, "a", 0)
+    y = hidden_dropout(x, 0.25, PLACE, "a", ROWS)
     y.sum().backward()  # type: ignore[no-untyped-call]
     zero = y.detach() == 0
     assert 0.15 < zero.float().mean().item() < 0.35
@@ -80,8 +77,8 @@ def test_kept_elements_are_scaled_and_gradients_follow_the_mask() -> None:
 
 def test_nothing_happens_outside_training_or_without_probability() -> None:
     x = torch.randn(4, 2, 8)
-    assert hidden_dropout(x, 0.5, None, "a", 0) is x
-    assert hidden_dropout(x, 0.0, PLACE, "a", 0) is x
+    assert hidden_dropout(x, 0.5, None, "a", ROWS[:4]) is x
+    assert hidden_dropout(x, 0.0, PLACE, "a", ROWS[:4]) is x
     weights = torch.randn(1, 2, 3, 3)
     assert attention_dropout(weights, 0.5, None, "a", 0) is weights
     assert attention_dropout(weights, 0.0, PLACE, "a", 0) is weights
@@ -89,8 +86,11 @@ def test_nothing_happens_outside_training_or_without_probability() -> None:
 
 def test_a_sequence_shard_drops_what_the_whole_sequence_drops() -> None:
     x = torch.ones(8, 2, 16)
-    full = hidden_dropout(x, 0.5, PLACE, "a", 0)
-    shards = [hidden_dropout(part, 0.5, PLACE, "a", 4 * rank) for rank, part in enumerate(x.chunk(2))]
+    full = hidden_dropout(x, 0.5, PLACE, "a", ROWS)
+    batch = MicroBatch.of(torch.zeros(2, 8, dtype=torch.int64))
+    rows = [sequence_rows(batch, FakeGroup(rank, 2), sequence_parallel=True) for rank in range(2)]
+    assert torch.equal(sequence_rows(batch, FakeGroup(1, 2), sequence_parallel=False), ROWS)
+    shards = [hidden_dropout(part, 0.5, PLACE, "a", rows[rank]) for rank, part in enumerate(x.chunk(2))]
     assert torch.equal(torch.cat(shards), full)
 
 
@@ -101,33 +101,14 @@ def test_a_head_shard_drops_what_all_heads_drop() -> None:
     assert torch.equal(torch.cat(shards, dim=1), full)
 
 
-def global_batch_mask(dp: int, micro_batch_size: int, samples: int = 8) -> torch.Tensor:
-    """Drop ones over a whole global batch, laid out as dp x micro-batches."""
-    result = torch.zeros(4, samples, 16)
-    for dp_rank in range(dp):
-        clock = StepClock(11)
-        clock.start_step(2, dp_rank, dp, micro_batch_size)
-        for _ in range(samples // (dp * micro_batch_size)):
-            place = clock.next_micro_batch("a")
-            dropped = hidden_dropout(torch.ones(4, micro_batch_size, 16), 0.5, place, "a", 0)
-            result[:, place.first_sample : place.first_sample + micro_batch_size] = dropped
-    return result
+def global_batch_mask(micro_batch_size: int, samples: int = 8) -> torch.Tensor:
+    """Drop ones over a whole global batch, a micro-batch at a time."""
+    parts = []
+    for first in range(0, samples, micro_batch_size):
+        parts.append(hidden_dropout(torch.ones(4, micro_batch_size, 16), 0.5, Place(11, 2, first), "a", ROWS[:4]))
+    return torch.cat(parts, dim=1)
 
 
-@pytest.mark.parametrize(("dp", "micro_batch_size"), [(1, 1), (2, 1), (2, 2), (4, 2), (8, 1)])
-def test_every_split_of_the_global_batch_drops_the_same(dp: int, micro_batch_size: int) -> None:
-    assert torch.equal(global_batch_mask(dp, micro_batch_size), global_batch_mask(1, 8))
-
-
-def test_clock_counts_each_layer_by_itself_and_restarts_every_step() -> None:
-    clock = StepClock(5)
-    clock.start_step(1, dp_rank=1, data_parallel_size=2, micro_batch_size=3)
-    assert [clock.next_micro_batch("a").first_sample for _ in range(2)] == [3, 9]
-    assert clock.next_micro_batch("b") == MicroBatchPlace(5, 1, 3)
-    clock.start_step(2, dp_rank=1, data_parallel_size=2, micro_batch_size=3)
-    assert clock.next_micro_batch("a") == MicroBatchPlace(5, 2, 3)
-
-
-def test_clock_must_be_started() -> None:
-    with pytest.raises(RuntimeError, match=r"start_step must be called before blocks\.0 trains with dropout"):
-        StepClock(5).next_micro_batch("blocks.0")
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+def test_every_split_of_the_global_batch_drops_the_same(micro_batch_size: int) -> None:
+    assert torch.equal(global_batch_mask(micro_batch_size), global_batch_mask(8))

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from tests.helpers.models import drawn
 from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
 from trainer.errors import ConfigError, DataError
+from trainer.micro_batch import MicroBatch
 from trainer.spec.execution import Execution
 from trainer.spec.parts import Embedding
-from trainer.tensor_parallel.embedding import VocabParallelEmbedding, embedding_logits
+from trainer.tensor_parallel.embedding import VocabParallelEmbedding, tied_head
 from trainer.tensor_parallel.init import TensorContext
 from trainer.topology.groups import FakeGroup, Group, SingleGroup
 
@@ -30,8 +31,9 @@ def test_embedding_and_tied_head_equal_plain_ones(size: int, sequence_parallel: 
 
     def body(group: Group) -> tuple[VocabParallelEmbedding, torch.Tensor, torch.Tensor]:
         layer = build(group, vocab_size, sequence_parallel)
-        hidden = layer(ids)
-        logits = embedding_logits(layer, hidden)
+        batch = MicroBatch.of(ids)
+        hidden = layer(ids, batch)
+        logits = tied_head(layer, hidden, batch)
         rows = layer.rows
         padded = F.pad(logit_grad, (0, size * rows - vocab_size))
         mine = hidden_grad.chunk(size)[group.rank] if sequence_parallel else hidden_grad
@@ -57,7 +59,7 @@ def test_ids_outside_the_vocabulary_are_an_error(bad: int) -> None:
     ids = torch.tensor([[0, bad]])
     for group in (SingleGroup(), FakeGroup(1, 2)):
         with pytest.raises(DataError, match=r"token ids must be in \[0, 13\), but are in .* model.vocab_size"):
-            build(group, 13)(ids)
+            build(group, 13)(ids, MicroBatch.of(ids))
 
 
 def test_rows_must_be_divisible() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.helpers.batches import labelled
 from tests.helpers.thread_group import ThreadGroup, run_ranks
 from trainer.errors import DataError
 from trainer.kernels.loss_programs import LossPrograms, logit_gradient, logit_sums
@@ -28,6 +29,7 @@ def sharded(
     size: int,
     sequence_parallel: bool,
     programs: LossPrograms | None = None,
+    weights: torch.Tensor | None = None,
 ) -> Sharded:
     """Return each rank's loss, and the whole gradients of 3 x loss; the weight's with its padding."""
     vocab_size = len(weight)
@@ -35,11 +37,13 @@ def sharded(
     # Padding that would win if it were not masked.
     padded = F.pad(weight, (0, 0, 0, width - vocab_size), value=50.0)
 
+    batch = labelled(labels, weights)
+
     def body(group: Group) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         mine = hidden.chunk(size)[group.rank] if sequence_parallel else hidden
         mine = mine.clone().requires_grad_()
         rows = padded.chunk(size)[group.rank].clone().requires_grad_()
-        loss = vocab_parallel_linear_cross_entropy(mine, rows, labels, group, vocab_size, sequence_parallel, programs)
+        loss = vocab_parallel_linear_cross_entropy(mine, rows, batch, group, vocab_size, sequence_parallel, programs)
         (loss * 3.0).backward()  # type: ignore[no-untyped-call]
         assert mine.grad is not None
         assert rows.grad is not None
@@ -167,7 +171,7 @@ def test_communicates_two_numbers_a_row_and_the_gradient_of_hidden() -> None:
     def body(group: Group, sequence_parallel: bool) -> list[str]:
         hidden = torch.randn(4 // (2 if sequence_parallel else 1), 1, H, requires_grad=True)
         weight = torch.randn(4, H, requires_grad=True)
-        labels = torch.zeros(1, 4, dtype=torch.int64)
+        labels = labelled(torch.zeros(1, 4, dtype=torch.int64))
         loss = vocab_parallel_linear_cross_entropy(hidden, weight, labels, group, 8, sequence_parallel)
         loss.backward()  # type: ignore[no-untyped-call]
         return cast(ThreadGroup, group).calls
@@ -180,7 +184,7 @@ def test_without_gradients_it_keeps_none() -> None:
     hidden, weight = torch.randn(S, B, H), torch.randn(6, H, requires_grad=True)
     labels = torch.randint(0, 6, (B, S))
     with torch.no_grad():
-        loss = vocab_parallel_linear_cross_entropy(hidden, weight, labels, SingleGroup(), 6, False)
+        loss = vocab_parallel_linear_cross_entropy(hidden, weight, labelled(labels), SingleGroup(), 6, False)
     assert not loss.requires_grad
     assert loss.item() == pytest.approx(expected(hidden, weight.detach(), labels)[0].item(), rel=1e-6)
 
@@ -188,7 +192,7 @@ def test_without_gradients_it_keeps_none() -> None:
 def test_a_second_backward_is_an_error() -> None:
     hidden, weight = torch.randn(S, B, H, requires_grad=True), torch.randn(6, H, requires_grad=True)
     loss = vocab_parallel_linear_cross_entropy(
-        hidden, weight, torch.zeros(B, S, dtype=torch.int64), SingleGroup(), 6, False
+        hidden, weight, labelled(torch.zeros(B, S, dtype=torch.int64)), SingleGroup(), 6, False
     )
     loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
     with pytest.raises(RuntimeError, match="once for each forward"):
@@ -199,9 +203,9 @@ def test_wrong_shapes_and_labels_are_errors() -> None:
     labels = torch.zeros(B, S, dtype=torch.int64)
     weight = torch.zeros(8, H)
     with pytest.raises(ValueError, match=r"hidden must be \[S, B, H\] .* \(3, 8, 5\) and \(3, 8\)"):
-        vocab_parallel_linear_cross_entropy(torch.zeros(B, S, H), weight, labels, SingleGroup(), 8, False)
+        vocab_parallel_linear_cross_entropy(torch.zeros(B, S, H), weight, labelled(labels), SingleGroup(), 8, False)
     with pytest.raises(DataError, match=r"token ids must be in \[0, 7\)"):
-        vocab_parallel_linear_cross_entropy(torch.zeros(S, B, H), weight, labels + 7, SingleGroup(), 7, False)
+        vocab_parallel_linear_cross_entropy(torch.zeros(S, B, H), weight, labelled(labels + 7), SingleGroup(), 7, False)
 
 
 @pytest.mark.parametrize(("rows", "width"), [(2048, 8192), (2048, 50304), (100, 50304), (1, 10), (5000, 128256)])
@@ -215,6 +219,7 @@ MEMORY = """
 import json, sys
 import torch
 import torch.nn.functional as F
+from trainer.micro_batch import MicroBatch
 from trainer.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entropy
 from trainer.topology.groups import SingleGroup
@@ -225,6 +230,7 @@ torch.manual_seed(0)
 S, H, V = 2048, 64, 50257
 hidden, weight = torch.randn(S, 1, H, requires_grad=True), torch.randn(V, H, requires_grad=True)
 labels, group = torch.randint(0, V, (1, S)), SingleGroup()
+batch = MicroBatch.of(labels, labels)
 
 def rss(name):
     return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(name))
@@ -232,9 +238,9 @@ def rss(name):
 Path("/proc/self/clear_refs").write_text("5")
 before = rss("VmRSS")
 if sys.argv[1] == "fused":
-    loss = vocab_parallel_linear_cross_entropy(hidden, weight, labels, group, V, False)
+    loss = vocab_parallel_linear_cross_entropy(hidden, weight, batch, group, V, False)
 else:
-    loss = vocab_parallel_cross_entropy(F.linear(hidden, weight), labels, group, V)
+    loss = vocab_parallel_cross_entropy(F.linear(hidden, weight), batch, group, V)
 loss.backward()
 print(json.dumps({"mib": (rss("VmHWM") - before) / 1024, "loss": loss.item(), "norm": weight.grad.norm().item()}))
 """

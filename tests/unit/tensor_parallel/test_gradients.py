@@ -10,6 +10,7 @@ from tests.helpers.models import drawn_gpt
 from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.helpers.thread_group import local_gradients, run_ranks, whole
 from trainer.config.schema import ModelConfig
+from trainer.micro_batch import MicroBatch
 from trainer.model.gpt import GPT
 from trainer.tensor_parallel.gradients import (
     GradientSink,
@@ -33,7 +34,7 @@ def gradients(model: ModelConfig, size: int, sequence_parallel: bool, in_place: 
             for parameter in gpt.parameters():
                 set_sink(parameter, GradientSink.in_place)
         for batch in ids:
-            gpt.loss(batch[:, :-1], batch[:, 1:]).backward()  # type: ignore[no-untyped-call]
+            gpt(MicroBatch.of(batch[:, :-1], batch[:, 1:])).backward()
         return gpt, local_gradients(gpt)
 
     models, found = zip(*run_ranks(size, body), strict=True)

@@ -1,0 +1,116 @@
+"""A micro-batch: the sequences that one rank puts through the model at once, as the value that every layer is handed.
+
+Nothing of it travels between pipeline stages: each stage reads its own from the same deterministic source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from trainer.errors import DataError
+
+IGNORED = -100
+"""A label that does not count; the number that PyTorch's and Hugging Face's losses take by default."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which samples of which step a micro-batch holds: the part of a dropout key that all its elements share."""
+
+    seed: int
+    step: int
+    first_sample: int
+    """Index in the global batch of the micro-batch's first sample; the others follow it."""
+
+
+@lru_cache(maxsize=16)
+def sequence_positions(length: int, device: torch.device) -> torch.Tensor:
+    """Return 0, 1, ..., length - 1 as `[1, length]` int64: the same tensor at each call.
+
+    So what is made of it can be kept beside it. Local; no host sync.
+    """
+    # Not an inference tensor, whoever asks first: autograd saves it.
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.arange(length, device=device).unsqueeze(0)
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """B sequences of S tokens. Made by `MicroBatch.of`."""
+
+    input_ids: torch.Tensor
+    """[B, S] int64."""
+    positions: torch.Tensor
+    """[1, S] (all rows alike) or [B, S] int64: where each token stands, for rotary and learned positions."""
+    labels: torch.Tensor | None = None
+    """[B, S] int64: the token after each input, or `IGNORED`. None: there is no loss, the model returns logits."""
+    weights: torch.Tensor | None = None
+    """[B, S] fp32, finite and not negative: how much each token counts. None: 1 where the label is not `IGNORED`."""
+    place: Place | None = None
+    """Where in the run it is; None outside training, where there is no dropout."""
+    divisor: torch.Tensor | None = None
+    """[] fp32: what the sum of its losses is divided by. None: its own counted tokens, which makes the mean."""
+
+    @classmethod
+    def of(
+        cls,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+        place: Place | None = None,
+    ) -> MicroBatch:
+        """Return a micro-batch whose rows begin at position 0.
+
+        Raises:
+            ValueError: ids are not `[B, S]`, or labels or weights are not shaped like them.
+        """
+        if input_ids.ndim != 2:
+            raise ValueError(f"input_ids must be [B, S], but have shape {tuple(input_ids.shape)}")
+        for name, tensor in (("labels", labels), ("weights", weights)):
+            if tensor is not None and tensor.shape != input_ids.shape:
+                raise ValueError(
+                    f"{name} must be shaped like input_ids, {tuple(input_ids.shape)}, but are {tuple(tensor.shape)}"
+                )
+        positions = sequence_positions(input_ids.shape[1], input_ids.device)
+        return cls(input_ids, positions, labels, weights, place)
+
+    def targets(self) -> torch.Tensor:
+        """Return the labels, [B, S].
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.labels is None:
+            raise ValueError("a micro-batch must have labels for its loss, but has none")
+        return self.labels
+
+    def token_weights(self) -> torch.Tensor:
+        """Return how much each token counts, [B, S] fp32: 0 where the label is `IGNORED`.
+
+        No host sync on an accelerator.
+
+        Raises:
+            DataError: a weight is negative or not finite (checked on CPU only).
+        """
+        counts = (self.targets() != IGNORED).float()
+        if self.weights is None:
+            return counts
+        if self.weights.device.type == "cpu" and not bool(((self.weights >= 0) & self.weights.isfinite()).all()):
+            raise DataError("the weights of tokens must be finite and at least 0, but some are not")
+        return counts * self.weights
+
+    def counted(self) -> torch.Tensor:
+        """Return its counted tokens, the sum of their weights, [] fp64. No host sync on an accelerator."""
+        return self.token_weights().sum(dtype=torch.float64)
+
+    def loss_divisor(self) -> torch.Tensor:
+        """Return what the sum of its losses is divided by, [] fp32; never 0."""
+        return as_divisor(self.counted()) if self.divisor is None else self.divisor
+
+
+def as_divisor(counted: torch.Tensor) -> torch.Tensor:
+    """Return `counted` [] fp64 as a divisor, [] fp32: 1 instead of 0, since a sum over nothing is 0 already."""
+    return torch.where(counted > 0, counted, 1.0).float()
