@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,16 @@ import torch
 from tests.helpers.models import drawn
 from trainer.spec.execution import Execution
 from trainer.spec.tensors import Cut, Init, TensorSpec
-from trainer.tensor_parallel.init import Drawn, Initial, Reserved, TensorContext, draw_normal, fill, stable_hash
+from trainer.tensor_parallel.init import (
+    Drawn,
+    Initial,
+    Reserved,
+    TensorContext,
+    draw_normal,
+    fill,
+    stable_hash,
+    tensor_spec,
+)
 from trainer.tensor_parallel.shard import ShardSpec, shard_spec, unshard
 from trainer.topology.groups import FakeGroup
 
@@ -76,6 +86,15 @@ def test_a_layer_takes_no_memory_until_it_is_filled() -> None:
     assert shard_spec(matrix) == SPEC
     assert [hasattr(one, "tensor_model_parallel") for one in (matrix, vector)] == [True, False]
     assert (matrix.requires_grad, vector.requires_grad) == (False, True)
+
+
+def test_what_is_frozen_is_made_so_and_stays_so() -> None:
+    group = FakeGroup(0, 2)
+    layer = drawn(Layer(TensorContext(group, False, replace(RUN, frozen=("a.weight",)))), group, 7)
+    assert [parameter.requires_grad for parameter in layer.parameters()] == [False, True]
+    assert [tensor_spec(parameter).decays for parameter in layer.parameters()] == [True, False]
+    with pytest.raises(ValueError, match=r"of shape \(2,\) must be made by a context"):
+        tensor_spec(torch.nn.Parameter(torch.zeros(2)))
 
 
 def test_memory_is_reserved_without_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from trainer.errors import ConfigError
+from trainer.spec.tensors import Cut, Init, TensorSpec
 from trainer.tensor_parallel.shard import (
     ShardSpec,
     set_shard_spec,
     shard,
     shard_spec,
+    shard_spec_of,
     unshard,
     with_padding,
     without_padding,
@@ -95,3 +97,19 @@ def test_cut_parameters_carry_deepspeed_marks_and_replicated_ones_do_not() -> No
 def test_a_foreign_parameter_has_no_spec() -> None:
     with pytest.raises(ValueError, match="must have a shard spec"):
         shard_spec(torch.nn.Parameter(torch.zeros(2)))
+
+
+@pytest.mark.parametrize(("unit", "padding"), [(1, 0), (5, 4), (20, 19)])
+def test_a_vocabulary_is_padded_for_the_layout(unit: int, padding: int) -> None:
+    rows = 61 + padding
+    tensor = TensorSpec("embedding.weight", (61, 3), Init.normal, Cut(0, (61,), is_vocabulary=True))
+    found = shard_spec_of(tensor, unit)
+    assert found == ShardSpec("embedding.weight", (rows, 3), 0, (rows,), padding)
+    assert without_padding(torch.zeros(rows, 3), found).shape == found.unpadded_shape == tensor.shape
+    assert found.local_shape(1)[0] * 3 == tensor.local_numel(1, unit)
+
+
+def test_what_is_no_vocabulary_is_never_padded() -> None:
+    fused = TensorSpec("qkv.weight", (6, 3), Init.normal, Cut(0, (4, 2)))
+    assert shard_spec_of(fused, 5) == ShardSpec("qkv.weight", (6, 3), 0, (4, 2))
+    assert shard_spec_of(TensorSpec("norm.weight", (6,), Init.ones), 5) == ShardSpec("norm.weight", (6,))
