@@ -252,7 +252,7 @@ def test_the_model_knows_no_whole_config(modules: Sequence[Module]) -> None:
 
 
 def test_a_whole_config_in_the_model_is_found() -> None:
-    texts = made_up(model__gpt="from trainer.config.plan import ModelSpec, RunPlan")
+    texts = made_up(model__gpt="from trainer.config.plan import data_parallel_size, RunPlan")
     assert named_imports(texts, "model", ("RunPlan",)) == ["trainer.model.gpt:1: model must not know RunPlan"]
 
 

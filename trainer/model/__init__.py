@@ -1,1 +1,1 @@
-"""GPT: blocks that call tensor-parallel layers, and its accounting. Knows no pipeline."""
+"""GPT: blocks that call tensor-parallel layers. Knows no pipeline."""
