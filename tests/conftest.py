@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+_OF_PYTEST = "PYTEST_CURRENT_TEST"
 RANKS = ("dist", "e2e", "chaos")
 """Markers of tests that start ranks, which keep both cores busy: one after the other, beside all other tests."""
 OPTIONAL = {"matrix": "--run-matrix", "slow": "--run-slow", "container": "--run-containers"}
@@ -57,6 +59,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+
+
+@pytest.fixture(autouse=True)
+def _environment_as_before() -> Iterator[None]:
+    """Give each test the environment that the one before had: libraries such as wandb set variables in it."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys() - {_OF_PYTEST}:
+        del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if name != _OF_PYTEST})
 
 
 @pytest.fixture

@@ -154,11 +154,12 @@ def test_the_manifest_says_where_it_came_from(source: Path, tmp_path: Path, caps
     before, after = read_manifest(checkpoint_of(source)), read_manifest(checkpoint_of(tmp_path / "target"))
     assert replace(after, layout=before.layout, files=before.files) == before
     layout = dict(after.layout)
-    assert layout.pop("resharded_from") == "1 x 1 x 1, ZeRO-1"
-    assert layout == {**before.layout, **{f"{a}_parallel_size": 2 for a in ("pipeline", "tensor", "data")}}
+    assert layout.pop("resharded_from") == "1 x 1 x 1, ZeRO-0"
+    sizes = {f"{a}_parallel_size": 2 for a in ("pipeline", "tensor", "data")}
+    assert layout == {**before.layout, **sizes, "zero_stage": 1}
     capsys.readouterr()
     assert main(["checkpoint", "show", str(tmp_path / "target")]) == 0
-    assert "resharded_from 1 x 1 x 1, ZeRO-1" in capsys.readouterr().out
+    assert "resharded_from 1 x 1 x 1, ZeRO-0" in capsys.readouterr().out
     assert main(["checkpoint", "verify", str(tmp_path / "target")]) == 0
 
 
