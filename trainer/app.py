@@ -4,54 +4,48 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
 from torch._C._distributed_c10d import Store
 
 from trainer import interruption
+from trainer.beginning import Beginning
 from trainer.checkpoint.checkpoint_hook import CheckpointHook
 from trainer.checkpoint.origin import Found, Use, lineage
 from trainer.checkpoint.resume import checkpoint_to_resume, load, starting_state
 from trainer.checkpoint.rewind import rewind
 from trainer.config.plan import RunPlan, hang_timeout_s, make_mesh, make_plan
 from trainer.config.schema import RuntimeConfig, TridentConfig
-from trainer.data.batches import BatchSource, training_batches, validation_batches
+from trainer.data.batches import training_batches, validation_batches
 from trainer.data.prepare import PreparedData, prepare, stream_identity
-from trainer.description import describe, plan_record
-from trainer.engine.adam import check_compiler
 from trainer.engine.build import build_engine
 from trainer.engine.face import Engine
 from trainer.engine.world import check_precision, choose_device, start_world, stop_world
 from trainer.errors import DataError, OutOfMemoryError, Preempted
 from trainer.kernels.attention_backend import attention_kernel
 from trainer.kernels.processor import multiplies_by_onednn
-from trainer.launcher.attempts import note_restart, restarted_by
+from trainer.launcher.attempts import restarted_by
 from trainer.launcher.environment import World
 from trainer.launcher.guard import RankGuard
 from trainer.launcher.output import send_output_to
-from trainer.launcher.start import SUPERVISED_VARIABLE
 from trainer.launcher.watchdog import Watchdog
 from trainer.log import conclude, say, use_terminal, warn
-from trainer.loop.events import Hook, RunEnd, SkippedBatch
-from trainer.loop.measures import Measures
+from trainer.loop.events import Hook, RunEnd
 from trainer.loop.recheck import Recheck
 from trainer.loop.replicas import ReplicaCheck
-from trainer.loop.skips import RewindCount
+from trainer.loop.session import Session
 from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
-from trainer.loop.train import train
+from trainer.loop.train import Batches, Loop
 from trainer.machine import memory_limit
-from trainer.metrics.jsonl import read_rows
 from trainer.metrics.sinks import RunFacts, build_metrics, forget_rows
-from trainer.metrics.skipped import SkippedBatchesFile
-from trainer.metrics.tensorboard_sink import check_tensorboard
 from trainer.pipeline.machines import placement_warning
 from trainer.profiling.phases import MarkedProgress
 from trainer.profiling.profile_hook import ProfileHook
 from trainer.progress import BUILDING, CHECKING, JOINING, LOADING, PREPARING, Progress, current, follow
-from trainer.run_folder import STREAM, RunFolder
-from trainer.samples.check import check_samples
+from trainer.run_folder import RunFolder
 from trainer.samples.samples_hook import SamplesHook
 from trainer.tensor_parallel.init import Reserved
 from trainer.topology.agreement import gather, together
@@ -59,23 +53,31 @@ from trainer.topology.dist_group import host_group
 from trainer.topology.groups import Group, ParallelGroups
 
 
-def train_rank(config: TridentConfig, world: World, store: Store | None = None) -> int:
+def train_rank(config: TridentConfig, world: World, store: Store | None = None, has_begun: bool = False) -> int:
     """Train as one rank of a launched world and return its exit code. Collective over all ranks.
+
+    Args:
+        config: the same on every rank.
+        world: of the ranks.
+        store: in which they have met; None: they meet here.
+        has_begun: whether a parent has begun the run (`Beginning.by_parent`); otherwise rank 0 does.
 
     Raises:
         TridentError: the run folder or the device cannot be used; the same one on every rank.
     """
     current().enter(JOINING)
     device = choose_device(config.runtime.device, world.local_rank)
-    mesh = make_mesh(config, world.size)
-    groups = start_world(mesh, config.runtime, device, store)
+    groups = start_world(make_mesh(config, world.size), config.runtime, device, store)
     control = groups.control
     together(control, lambda: check_precision(config.precision.dtype), is_of_machine=True)
+    hosts = gather(control, socket.gethostname())
     current().enter(CHECKING)
-    folder = RunFolder.of(config)
+    beginning = Beginning(config)
+    folder = beginning.folder
     # A machine that took the place of a lost one does not know that this is a restart; the others do.
     by = next(filter(None, gather(control, restarted_by(os.environ))), None)
-    together(control, lambda: _check(config, folder, groups, by))
+    begins = groups.is_reporting_rank and not has_begun
+    together(control, lambda: _claim(beginning, by) if begins else None)
     if config.checkpoint.every > 0 or config.checkpoint.save_final:
         together(control, folder.check_shared, is_of_machine=True)
     together(control, lambda: use_terminal(*send_output_to(folder.log(groups.rank))))
@@ -86,13 +88,12 @@ def train_rank(config: TridentConfig, world: World, store: Store | None = None) 
         with _watchdog(config.runtime, folder, groups):
             current().enter(PREPARING)
             prepared = together(control, lambda: prepare(config, say), is_of_machine=True)
-            _check_same_data(prepared, control)
-            stream = stream_identity(prepared, config)
-            together(control, lambda: check_samples(prepared, config))
-            together(control, lambda: folder.check_data(config, stream))
+            _check_same_data(prepared, control, hosts)
             plan = make_plan(config, prepared.vocab_size, world.size)
-            _announce(folder, plan, prepared, groups, gather(control, socket.gethostname()))
-            end = _train(plan, prepared, folder, groups)
+            together(control, lambda: _write(beginning, plan, prepared) if begins else None)
+            session = Session(plan=plan, groups=groups, paths=folder, hosts=hosts, progress=current())
+            _announce(session)
+            end = _train(session, prepared, folder)
     except BaseException as error:
         return guard.fail(_in_our_words(error))
     code = Preempted.exit_code if end.status == "stopped" else 0
@@ -104,16 +105,14 @@ def train_rank(config: TridentConfig, world: World, store: Store | None = None) 
     return code
 
 
-def _check(config: TridentConfig, folder: RunFolder, groups: ParallelGroups, by: str | None) -> None:
-    if groups.is_reporting_rank:
-        folder.check(config)
-        check_compiler(config.optimizer, config.zero, config.runtime)
-        check_tensorboard(config.logging)
-        if SUPERVISED_VARIABLE not in os.environ:
-            folder.claim(config)
-            if by is not None:
-                note_restart(by, folder.path, folder.logs, read_rows(folder.metrics))
-        RankGuard.prepare(folder.logs)
+def _claim(beginning: Beginning, restarted_by: str | None) -> None:
+    beginning.check()
+    beginning.claim(restarted_by)
+
+
+def _write(beginning: Beginning, plan: RunPlan, prepared: PreparedData) -> None:
+    beginning.check_data(prepared)
+    beginning.write(plan, prepared)
 
 
 def _tell_stop(step: int, goes_on_from: int) -> None:
@@ -124,12 +123,11 @@ def _tell_stop(step: int, goes_on_from: int) -> None:
         say(f"stopped after step {step} as asked, which is not saved; the same command {where}")
 
 
-def _check_same_data(prepared: PreparedData, control: Group) -> None:
+def _check_same_data(prepared: PreparedData, control: Group, hosts: Sequence[str]) -> None:
     """Check that every rank has the same tokens, of the same vocabulary. Collective over `control`."""
     kinds = gather(control, (prepared.content, prepared.vocab_size, prepared.dtype))
     if kinds.count(kinds[0]) == control.size:
         return
-    hosts = gather(control, socket.gethostname())
     rank = next(rank for rank, kind in enumerate(kinds) if kind != kinds[0])
     if kinds[rank][0] != kinds[0][0]:
         found = f"what rank {rank} ({hosts[rank]}) has is not what rank 0 ({hosts[0]}) has"
@@ -170,62 +168,52 @@ def _in_our_words(error: BaseException) -> BaseException:
     return error
 
 
-def _announce(
-    folder: RunFolder, plan: RunPlan, prepared: PreparedData, groups: ParallelGroups, hosts: list[str]
-) -> None:
+def _announce(session: Session) -> None:
+    """Say what only a rank knows of the run."""
+    plan, groups = session.plan, session.groups
     if not groups.is_reporting_rank:
         return
-    folder.write(plan.config, {**plan_record(plan), STREAM: stream_identity(prepared, plan.config)})
-    if prepared.tokenizer_folder is not None:
-        folder.keep_tokenizer(prepared.tokenizer_folder)
-    if SUPERVISED_VARIABLE not in os.environ:
-        say(describe(plan))
     kernel = attention_kernel(
         plan.model, plan.execution, plan.tensor_parallel_size, plan.config.precision.dtype, groups.device
     )
     products = "; matrix products by oneDNN" if multiplies_by_onednn(plan, groups.device) else ""
     say(f"kernel  {kernel}{products}")
-    warning = placement_warning(plan, hosts)
+    warning = placement_warning(plan, session.hosts)
     if warning is not None:
         warn(warning)
 
 
-def _train(
-    plan: RunPlan,
-    prepared: PreparedData,
-    folder: RunFolder,
-    groups: ParallelGroups,
-) -> RunEnd:
-    control = groups.control
-    found = checkpoint_to_resume(plan.config, folder.checkpoints, control)
-    concluded = gather(control, _concluded_at(found, folder, plan.config))[0]
+def _train(session: Session, prepared: PreparedData, folder: RunFolder) -> RunEnd:
+    plan, groups, config = session.plan, session.groups, session.plan.config
+    control, progress = groups.control, session.progress
+    stream = stream_identity(prepared, config)
+    found = checkpoint_to_resume(config, folder.checkpoints, control)
+    concluded = gather(control, _concluded_at(found, folder, config))[0]
     if concluded is not None:
-        conclude(_nothing_to_do(folder, concluded, plan.config))
+        conclude(_nothing_to_do(folder, concluded, config))
         return RunEnd("finished", concluded, 0.0)
-    state = together(control, lambda: starting_state(found, plan, stream_identity(prepared, plan.config)))
-    sources = together(control, lambda: _sources(plan, prepared, state.sample_length, groups))
-    progress, stop = current(), StopRequest(control)
+    state = together(control, lambda: starting_state(found, plan, stream))
+    batches = together(control, lambda: _batches(session, prepared, state.sample_length))
     progress.enter(BUILDING)
     # What a checkpoint overwrites is not drawn.
     engine = build_engine(plan, groups, progress, Reserved(groups.tensor) if found is not None else None)
     if found is not None:
         progress.enter(LOADING)
         load(found, engine, plan, groups)
-        together(control, lambda: _begin(found, folder, plan.config, groups))
-    if state.step >= plan.config.train.steps:
-        say(_nothing_to_do(folder, state.step, plan.config))
-    skipped, rewinds, measures = SkippedBatchesFile(folder.skipped_batches), RewindCount(), Measures()
-    on_skip = skipped.write if groups.is_reporting_rank else _ignore
-    background = host_group(timedelta(seconds=plan.config.runtime.timeout_s))
-    profiler = _profiler(plan, folder, progress, groups)
+        together(control, lambda: _begin(found, folder, config, groups))
+    if state.step >= config.train.steps:
+        say(_nothing_to_do(folder, state.step, config))
+    background = host_group(timedelta(seconds=config.runtime.timeout_s))
+    saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, background, session.measures)
+    hooks = _hooks(session, engine, state, saver, folder)
+
+    def go_back() -> TrainState:
+        # What is being written may be what the run goes back to.
+        saver.settle()
+        return rewind(engine, state, found, plan, folder.checkpoints, groups)
+
     progress.enter("start")
-    while True:
-        hooks = [*_hooks(plan, folder, engine, state, groups, background, measures), *profiler]
-        end = train(engine, *sources, plan, state, hooks, stop, groups, measures, progress, on_skip, rewinds)
-        if end.status != "rewound":
-            return end
-        progress.enter("hooks")
-        state = rewind(engine, state, found, plan, folder.checkpoints, groups)
+    return Loop(session, engine, batches, state, hooks, StopRequest(control), go_back).run()
 
 
 def _concluded_at(found: Found | None, folder: RunFolder, config: TridentConfig) -> int | None:
@@ -251,42 +239,23 @@ def _watchdog(runtime: RuntimeConfig, folder: RunFolder, groups: ParallelGroups)
     return Watchdog(folder.logs, groups.rank, groups.place.stage, groups.mesh.size, current(), *timeouts)
 
 
-def _ignore(batch: SkippedBatch) -> None:
-    pass
-
-
-def _sources(
-    plan: RunPlan, prepared: PreparedData, sample_length: int, groups: ParallelGroups
-) -> tuple[BatchSource, BatchSource | None]:
-    training = training_batches(prepared, plan, sample_length, groups.samples.rank, groups.device)
+def _batches(session: Session, prepared: PreparedData, sample_length: int) -> Batches:
+    plan, place, device = session.plan, session.groups.samples.rank, session.groups.device
+    training = training_batches(prepared, plan, sample_length, place, device)
     if plan.config.train.eval_every == 0:
-        return training, None
-    return training, validation_batches(prepared, plan, groups.samples.rank, groups.device)
+        return Batches(training)
+    return Batches(training, validation_batches(prepared, plan, place, device))
 
 
-def _profiler(plan: RunPlan, folder: RunFolder, progress: Progress, groups: ParallelGroups) -> list[Hook]:
-    """Return the hook that records steps, if there is one. It outlives a rewind: it records once."""
-    if not isinstance(progress, MarkedProgress):
-        return []
-    return [ProfileHook(plan.config, folder.path, progress, groups)]
-
-
-def _hooks(
-    plan: RunPlan,
-    folder: RunFolder,
-    engine: Engine,
-    state: TrainState,
-    groups: ParallelGroups,
-    background: Group,
-    measures: Measures,
-) -> list[Hook]:
-    # Before the saver: weights that differ are not worth keeping.
-    checks: list[Hook] = [ReplicaCheck(engine, plan, groups), Recheck(engine, plan, groups)]
-    saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, background, measures)
-    hosts = gather(groups.control, socket.gethostname())
+def _hooks(session: Session, engine: Engine, state: TrainState, saver: CheckpointHook, folder: RunFolder) -> list[Hook]:
+    plan, groups = session.plan, session.groups
     about = RunFacts(folder.newest_checkpoint, lambda: lineage(folder.path))
-    metrics = build_metrics(plan, folder.path, state, groups, hosts, about)
-    hooks: list[Hook] = [*checks, saver, metrics]
+    metrics = build_metrics(plan, folder.path, state, groups, session.hosts, about)
+    # Checks before the saver: weights that differ are not worth keeping.
+    hooks: list[Hook] = [ReplicaCheck(engine, plan, groups), Recheck(engine, plan, groups), saver, metrics]
     if plan.config.eval.samples > 0:
         hooks.append(SamplesHook(engine, plan, folder.tokenizer, groups, metrics.show))
+    # Last: a step ends before it starts or stops to record.
+    if isinstance(session.progress, MarkedProgress):
+        hooks.append(ProfileHook(plan.config, folder.path, session.progress, groups))
     return hooks

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from trainer.beginning import Beginning
 from trainer.config.plan import RunPlan, make_mesh, make_plan
 from trainer.config.schema import TokenizerKind, TridentConfig
 from trainer.config.words import for_a_shell
-from trainer.data.capacity import check_capacity
 from trainer.data.prepare import look_up
 from trainer.data.tokenizer import ByteTokenizer, load_pretrained, pretrained_file, wanted_entries
 from trainer.description import describe
-from trainer.engine.adam import check_compiler
 from trainer.errors import ConfigError
 from trainer.launcher.environment import World
 from trainer.launcher.start import launch_command
 from trainer.log import say
-from trainer.metrics.tensorboard_sink import check_tensorboard
-from trainer.run_folder import RunFolder
-from trainer.samples.check import check_samples
 
 
 def plan_without_data(config: TridentConfig, world_size: int | None = None) -> RunPlan:
@@ -46,16 +42,14 @@ def dry_run(config: TridentConfig, world: World | None, words: list[str]) -> int
     Raises:
         TridentError: a fault that would end the run before its first step, as far as it can be known.
     """
-    folder = RunFolder.of(config)
-    folder.check(config)
-    check_compiler(config.optimizer, config.zero, config.runtime)
-    check_tensorboard(config.logging)
+    beginning = Beginning(config)
+    folder = beginning.folder
+    beginning.check()
     cache, prepared = look_up(config)
     if prepared is None:
         say(f"data    not prepared yet; the tokens would be put into {cache}")
     else:
-        check_capacity(prepared, config)
-        check_samples(prepared, config)
+        beginning.check_data(prepared)
         say(
             f"data    {prepared.train_tokens:,} tokens to train on, {prepared.validation_tokens:,} held out, in {cache}"
         )

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 from trainer import interruption
+from trainer.beginning import Beginning
 from trainer.config.arguments import SETTLED
-from trainer.config.plan import make_plan
 from trainer.config.schema import TridentConfig
 from trainer.config.words import quoted
-from trainer.data.capacity import check_capacity
-from trainer.data.prepare import PreparedData, prepare, stream_identity
-from trainer.description import describe, plan_record
-from trainer.engine.adam import check_compiler
 from trainer.errors import ConfigError, Preempted, TridentError
 from trainer.interruption import INTERRUPTED
-from trainer.launcher.attempts import last_step, note_restart, restarted_by
+from trainer.launcher.attempts import last_step
 from trainer.launcher.guard import RankGuard, lost_error
 from trainer.launcher.output import shared_output, tail
 from trainer.launcher.roster import Roster
@@ -24,54 +19,21 @@ from trainer.launcher.start import LAUNCHER_LOG, Outcome, check_port, run_ranks
 from trainer.log import report_failure, say
 from trainer.machine import OomKills
 from trainer.metrics.jsonl import read_rows
-from trainer.metrics.tensorboard_sink import check_tensorboard
-from trainer.progress import PREPARING, STARTING_RANKS, current
+from trainer.progress import STARTING_RANKS, current
 from trainer.restarts import Restart, RestartPolicy, remember
-from trainer.run_folder import STREAM, RunFolder
-from trainer.samples.check import check_samples
-
-
-def check_before_start(config: TridentConfig) -> PreparedData:
-    """Check everything that a user can get wrong, and prepare the data. Writes nothing into the run's folder.
-
-    Raises:
-        ConfigError: the run folder or the machine cannot be used.
-        PeerLostError: ranks of an earlier start do not end.
-        CheckpointError: a key names a checkpoint that cannot be used.
-        DataError: the data cannot be used, or are too few.
-    """
-    folder = RunFolder.of(config)
-    folder.wait_until_free(config)
-    folder.check(config)
-    check_compiler(config.optimizer, config.zero, config.runtime)
-    check_tensorboard(config.logging)
-    current().enter(PREPARING)
-    prepared = prepare(config, say)
-    check_capacity(prepared, config)
-    check_samples(prepared, config)
-    folder.check_data(config, stream_identity(prepared, config))
-    return prepared
+from trainer.run_folder import RunFolder
 
 
 def start_and_watch(config: TridentConfig) -> int:
-    """Check, prepare the data, show the plan, start the ranks, and return the run's exit code.
+    """Begin the run, start its ranks, and return its exit code.
 
     Raises:
-        TridentError: as `check_before_start`; a port that is in use, or a run folder that another run has.
+        TridentError: as `Beginning.by_parent`; a port that is in use.
     """
     if config.launch.master_port is not None:
         check_port(config.launch.master_port)
-    prepared = check_before_start(config)
-    folder = RunFolder.of(config)
-    plan = make_plan(config, prepared.vocab_size)
-    say(describe(plan))
-    folder.claim(config)
-    folder.write(config, {**plan_record(plan), STREAM: stream_identity(prepared, config)})
-    by = restarted_by(os.environ)
-    if by is not None:
-        # Not by this process, but with it: by the job that it is in.
-        note_restart(by, folder.path, folder.logs, read_rows(folder.metrics))
-    RankGuard.prepare(folder.logs)
+    beginning = Beginning(config)
+    plan, folder = beginning.by_parent(), beginning.folder
     launcher_log = folder.logs / LAUNCHER_LOG
     log_start = launcher_log.stat().st_size if launcher_log.exists() else 0
     # The ranks take what was settled here: folders, variables and the time may give them something else.

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -24,16 +24,19 @@ from trainer.data.batches import training_batches
 from trainer.data.prepare import prepare, stream_identity
 from trainer.description import describe
 from trainer.engine.build import build_engine
-from trainer.engine.face import StepResult
+from trainer.engine.face import Engine, StepResult
 from trainer.engine.world import choose_device, start_world
 from trainer.kernels.attention_backend import attention_kernel
 from trainer.launcher.environment import find_world, prepare_environment
 from trainer.log import say
-from trainer.loop.events import Hook, RunEnd, StepReport
+from trainer.loop.events import Hook, StepReport
+from trainer.loop.session import Session
+from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
-from trainer.loop.train import train
+from trainer.loop.train import Batches, Loop
 from trainer.metrics.sinks import build_metrics
 from trainer.micro_batch import MicroBatch
+from trainer.run_paths import RunPaths
 
 
 class _Recording:
@@ -55,7 +58,7 @@ class _Recording:
         return result
 
 
-class _GateHook:
+class _GateHook(Hook):
     """The last hook of the loop: a step is done when everything else has heard of it."""
 
     def __init__(self, engine: _Recording, gate: Gate, facts: Mapping[str, Any], theory: float) -> None:
@@ -83,9 +86,6 @@ class _GateHook:
         """Count the step."""
         losses, self._engine.losses = self._engine.losses, []
         self._gate.done(losses)
-
-    def on_end(self, end: RunEnd) -> None:
-        """Nothing."""
 
 
 def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
@@ -119,4 +119,9 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
         _GateHook(engine, gate, facts, plan.bubble_in_theory),
     ]
     source = training_batches(prepared, plan, state.sample_length, groups.samples.rank, device)
-    train(engine, source, None, plan, state, hooks, StopRequest(groups.control), groups)
+    session = Session(plan=plan, groups=groups, paths=RunPaths(folder), hosts=("here",) * plan.world_size)
+    Loop(session, cast(Engine, engine), Batches(source), state, hooks, StopRequest(groups.control), _never).run()
+
+
+def _never() -> TrainState:
+    raise AssertionError("a benchmark goes back to no checkpoint")

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
+from trainer.beginning import Beginning
 from trainer.config.compose import compose, to_yaml
 from trainer.data.prepare import prepare, stream_identity
 from trainer.data.tokenizer import train_bpe
 from trainer.run_folder import STREAM
-from trainer.supervise import check_before_start
 
 WORDS = ("data=files", "tokenizer=bytes", "model.seq_length=16", "batch.global_batch_size=4", "run_dir=run")
 
@@ -37,13 +37,13 @@ def used(place: Path) -> Path:
 def test_the_same_data_elsewhere(used: Path, place: Path, files: str) -> None:
     shutil.copytree(place / "corpus", place / "copy")
     (place / "link").symlink_to("corpus")
-    check_before_start(compose([*WORDS, f"data.files=[{files.format(place=place)}]", "data.cache_dir=new_cache"]))
+    Beginning(compose([*WORDS, f"data.files=[{files.format(place=place)}]", "data.cache_dir=new_cache"])).prepared()
 
 
 def test_from_another_working_folder(used: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "below").mkdir()
     monkeypatch.chdir(place / "below")
-    check_before_start(compose([*WORDS, "data.files=[../corpus/a.txt]", "run_dir=../run"]))
+    Beginning(compose([*WORDS, "data.files=[../corpus/a.txt]", "run_dir=../run"])).prepared()
 
 
 @pytest.mark.parametrize("layout", ["single", "dp2"])
@@ -74,7 +74,7 @@ def test_the_other_keys_of_the_data_are_compared_as_they_are(refused: Run, used:
 def test_a_run_of_an_earlier_version_has_no_record(used: Path) -> None:
     (used / "plan.json").write_text("{}")
     # Its checkpoints, had it any, would tell.
-    check_before_start(compose([*WORDS, "data.files=[other/a.txt]"]))
+    Beginning(compose([*WORDS, "data.files=[other/a.txt]"])).prepared()
 
 
 def test_a_run_of_a_version_that_guessed_the_end_of_text(refused: Run, used: Path, place: Path) -> None:

@@ -202,8 +202,10 @@ def train_with_watchdog(rank: int, world_size: int, fault: str, folder: Path, ti
     from trainer.log import use_terminal
     from trainer.loop.state import TrainState
     from trainer.loop.stop import StopRequest
-    from trainer.loop.train import train
+    from trainer.loop.session import Session
+    from trainer.loop.train import Batches, Loop
     from trainer.progress import Progress
+    from trainer.run_paths import RunPaths
 
     told = (folder / f"told_{rank}.txt").open("w", buffering=1)
     use_terminal(told, told)
@@ -225,7 +227,9 @@ def train_with_watchdog(rank: int, world_size: int, fault: str, folder: Path, ti
     source: Any = _Source(room, sleeps=fault == "data" and rank == 1)
     state, stop = TrainState(sample_length=8), StopRequest(room.groups.control)
     with Watchdog(folder, rank, room.groups.mesh.coordinate(rank).stage, world_size, progress, timeout_s, 600.0):
-        train(room.engine, source, source, plan, state, [], stop, room.groups, progress=progress)
+        hosts = ["here"] * world_size
+        session = Session(plan=plan, groups=room.groups, paths=RunPaths(folder), hosts=hosts, progress=progress)
+        Loop(session, room.engine, Batches(source, source), state, [], stop, lambda: state).run()
 
 
 def check_replicas(rank: int, world_size: int, cases: Sequence[tuple[Case, str]]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
+import socket
 import pytest
 import torch.distributed as dist
 
@@ -23,9 +24,10 @@ def _problem(rank: int, world_size: int, contents: tuple[str, ...]) -> str:
     handle = dist.group.WORLD
     assert handle is not None
     control = DistGroup(rank, world_size, handle, tuple(range(world_size)))
+    hosts = [socket.gethostname()] * world_size
     data = PreparedData(Path("x"), 100, "uint16", 10, 10, None, f"fingerprint of {rank}", contents[rank])
     try:
-        _check_same_data(data, control)
+        _check_same_data(data, control, hosts)
     except DataError as error:
         return str(error)
     return ""

@@ -48,6 +48,9 @@ def test_a_jump_of_the_loss_goes_back_to_the_checkpoint_and_on_behind_it(tmp_pat
     ended = run(trident("train", *SETTINGS, *policy, *settings), tmp_path)
     assert ended.code == 0, ended.out + ended.err
     assert "went back from step" in ended.out
+    # An event inside the run, not an end of it.
+    assert ended.out.count("summary in") == 1
+    assert "rewound" not in ended.out + ended.err
     skipped = [json.loads(line) for line in (run_dir / "logs" / "skipped_batches.jsonl").read_text().splitlines()]
     assert skipped
     assert all(line["reason"] == "spike" and len(line["samples"]) == 16 for line in skipped)

@@ -12,7 +12,7 @@ from trainer.config.schema import OffloadKind, SaveFailure
 from trainer.engine.face import Engine
 from trainer.errors import StorageError, TridentError
 from trainer.log import say, warn
-from trainer.loop.events import RunEnd, StepReport
+from trainer.loop.events import Hook, RunEnd
 from trainer.loop.measures import Measures
 from trainer.loop.state import TrainState
 from trainer.topology.agreement import gather, together
@@ -22,7 +22,7 @@ _LAST_CHANCE_S = 10.0
 """How long a run that failed waits for the checkpoint that it was writing."""
 
 
-class CheckpointHook:
+class CheckpointHook(Hook):
     """Saves every `checkpoint.every` steps, at the end, and when the run is asked to stop.
 
     With `checkpoint.asynchronous` the loop is held only while the state is copied to host memory; a thread on each
@@ -57,7 +57,7 @@ class CheckpointHook:
         self._writer = CheckpointWriter(store, plan, background)
         self._measures = measures
         self._under_way: tuple[Snapshot, BackgroundWork] | None = None
-        self._saved_step = state.step
+        self._saved_step: int | None = state.step
         self._is_due = False
 
     def on_start(self, first_step: int) -> None:
@@ -79,22 +79,35 @@ class CheckpointHook:
         """
         config = self._plan.config.checkpoint
         if self._under_way is not None and all(gather(self._groups.control, self._under_way[1].done())):
-            self._settle()
+            self.settle()
         self._is_due = self._is_due or (config.every > 0 and step % config.every == 0)
         # Weights that only skip may be what is wrong: they must not push out the checkpoints of before.
         if self._is_due and self._state.skipped_in_row == 0:
             self._is_due = False
             self._begin(waits=not config.asynchronous)
 
-    def on_report(self, report: StepReport) -> None:
-        """Do nothing: reports are for metrics."""
+    def waits_for_device(self, step: int) -> bool:
+        """Return whether a save begins after this step: it copies the state."""
+        every = self._plan.config.checkpoint.every
+        return every > 0 and step % every == 0
+
+    def on_rewind(self, step: int) -> None:
+        """Go on saving after the checkpoint of `step`, which is the newest one now. Local; call `settle` before.
+
+        Raises:
+            StorageError: `latest` cannot be written.
+        """
+        # No step after it is saved yet, and the last one may be `step` itself, where no checkpoint was.
+        self._saved_step, self._is_due = None, False
+        if self._groups.is_reporting_rank:
+            self._writer.tidy(step)
 
     def on_end(self, end: RunEnd) -> None:
-        """Save the last state of a run that stopped or finished; one that failed or goes back has nothing to trust."""
+        """Save the last state of a run that stopped or finished; one that failed has nothing to trust."""
         if end.status == "failed":
             self._give_last_chance()
             return
-        self._settle()
+        self.settle()
         wanted = end.status == "stopped" or (end.status == "finished" and self._plan.config.checkpoint.save_final)
         if wanted and self._plan.config.zero.offload is OffloadKind.nvme:
             warn("not saved: the state on NVMe is not in the checkpoint format yet")
@@ -112,18 +125,24 @@ class CheckpointHook:
 
     def _begin(self, waits: bool, may_fail: bool = True) -> None:
         started = time.perf_counter()
-        self._settle(may_fail)
+        self.settle(may_fail)
         snapshot = together(
             self._groups.control, lambda: take_snapshot(self._engine, self._plan, self._state, self._groups)
         )
         work = BackgroundWork(lambda: self._writer.write(snapshot), "checkpoint")
         self._under_way = snapshot, work
         if waits:
-            self._settle(may_fail)
+            self.settle(may_fail)
         self._measures.note("checkpoint/stall_ms", 1000 * (time.perf_counter() - started))
 
-    def _settle(self, may_fail: bool = True) -> None:
-        """Wait for the save under way, if there is one, and say how it ended. Every rank gets the same answer."""
+    def settle(self, may_fail: bool = True) -> None:
+        """Wait for the save under way, if there is one, and say how it ended. Every rank gets the same answer.
+
+        Collective over the world.
+
+        Raises:
+            StorageError: as `save`, if such a failure is to end the run.
+        """
         if self._under_way is None:
             return
         (snapshot, work), self._under_way = self._under_way, None

@@ -14,13 +14,14 @@ from contextlib import contextmanager
 import torch
 
 from trainer.topology.groups import Group
+from trainer.topology.watch import Listener
 
 _Mark = float | torch.cuda.Event
 MOST_SPANS = 10_000
 """Kept between two calls of `take`: with reports that are far apart, the later steps are not measured."""
 
 
-class OwnTime:
+class OwnTime(Listener):
     """A clock for the first forward pass of each step; a `Listener` of the tensor-parallel group.
 
     On CUDA it records events and reads them in `take` alone, so that no step waits for the device.
@@ -65,9 +66,6 @@ class OwnTime:
         passes, self._passes = self._passes, 0
         self._spans.clear()
         return total / passes if passes else math.nan
-
-    def sends(self, tensor: torch.Tensor) -> None:
-        """Do nothing: to send is no wait yet."""
 
     def waits(self) -> None:
         """Note the begin of a wait."""

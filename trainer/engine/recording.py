@@ -11,6 +11,7 @@ from torch import nn
 
 from trainer.engine.face import Recorded
 from trainer.topology.groups import Group
+from trainer.topology.watch import Listener
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers as wide as an element, by bytes."""
@@ -21,7 +22,7 @@ def checksum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().contiguous().view(_WORDS[tensor.element_size()]).sum(dtype=torch.int64)
 
 
-class Recorder:
+class Recorder(Listener):
     """Notes every result of a module's innermost layers, and what this rank gives to and gets from a group.
 
     Checksums stay on the device until `read`.
@@ -51,9 +52,6 @@ class Recorder:
     def sends(self, tensor: torch.Tensor) -> None:
         """Note what this rank has computed for the others."""
         self._note(f"{self._last()} (before its sum over ranks)", tensor, False)
-
-    def waits(self) -> None:
-        """Do nothing."""
 
     def received(self, tensor: torch.Tensor) -> None:
         """Note what came of it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class SkippedBatch:
 
 @dataclass(frozen=True)
 class RunEnd:
-    """How the run ended. `status`: finished | stopped | failed | rewound (it goes on from its last checkpoint)."""
+    """How the run ended. `status`: finished | stopped | failed."""
 
     status: str
     step: int
@@ -77,11 +76,14 @@ class RunEnd:
     """failed: kind and text of the failure."""
 
 
-class Hook(Protocol):
-    """Called by the loop on every rank, in the order in which the composition root lists the hooks."""
+class Hook:
+    """Called by the loop on every rank, in the order in which the composition root lists the hooks.
+
+    A hook does what it overrides; to be called for the rest costs nothing.
+    """
 
     def on_start(self, first_step: int) -> None:
-        """Run before step `first_step`."""
+        """Run before step `first_step`, once a run."""
 
     def on_step(self, step: int) -> None:
         """Run last of all after every optimizer step. Must not sync the host with the device."""
@@ -89,5 +91,15 @@ class Hook(Protocol):
     def on_report(self, report: StepReport) -> None:
         """Run after a step that logs (`train.log_every`), and after an evaluation. May use collectives."""
 
+    def on_skip(self, batch: SkippedBatch) -> None:
+        """Run after a step whose batch was skipped as bad, not for an overflow of fp16; maybe the run ends with it."""
+
+    def on_rewind(self, step: int) -> None:
+        """Run after the run went back to the checkpoint of `step`: the next one is `step + 1`, a second time. Local."""
+
     def on_end(self, end: RunEnd) -> None:
         """Run once, also after a failure (then without collectives)."""
+
+    def waits_for_device(self, step: int) -> bool:
+        """Return whether `on_step` of this step will wait for the device, so that the wait is the step's time."""
+        return False

@@ -9,7 +9,7 @@ from trainer.config.plan import RunPlan
 from trainer.engine.face import Engine, Recorded
 from trainer.engine.fixed_batch import fixed_micro_batches
 from trainer.errors import NumericsError
-from trainer.loop.events import RunEnd, StepReport
+from trainer.loop.events import Hook
 from trainer.topology.agreement import gather
 from trainer.topology.groups import ParallelGroups
 
@@ -32,7 +32,7 @@ def first_difference(one: list[Recorded], other: list[Recorded]) -> Recorded | N
     return None
 
 
-class Recheck:
+class Recheck(Hook):
     """A hook that runs the fixed micro-batch forward twice, every `runtime.recheck_every` steps.
 
     Dropout is off and no weight changes in between, so every layer must give the same bits. What a rank got from others
@@ -48,9 +48,6 @@ class Recheck:
         self._engine, self._groups = engine, groups
         self._plan = plan
         self._every = plan.config.runtime.recheck_every
-
-    def on_start(self, first_step: int) -> None:
-        """Do nothing."""
 
     def on_step(self, step: int) -> None:
         """Compare when it is time. Collective over the world when it is; syncs the host with the device.
@@ -78,9 +75,3 @@ class Recheck:
                 "go back to a checkpoint of before the last good check: checkpoint.resume=PATH in another run_dir",
             ],
         )
-
-    def on_report(self, report: StepReport) -> None:
-        """Do nothing."""
-
-    def on_end(self, end: RunEnd) -> None:
-        """Do nothing."""

@@ -11,7 +11,7 @@ import torch
 from trainer.config.plan import RunPlan
 from trainer.engine.face import Engine
 from trainer.errors import NumericsError
-from trainer.loop.events import RunEnd, StepReport
+from trainer.loop.events import Hook
 from trainer.topology.agreement import gather
 from trainer.topology.groups import ParallelGroups
 
@@ -27,7 +27,7 @@ class _Hashes(NamedTuple):
     values: tuple[str, str]
 
 
-class ReplicaCheck:
+class ReplicaCheck(Hook):
     """A hook that compares hashes every `runtime.check_replicas_every` steps.
 
     Of what forward reads: the data-parallel ranks of a shard hold all of it alike, its tensor-parallel ranks what is
@@ -47,9 +47,6 @@ class ReplicaCheck:
             ("data", place.stage, place.tp_rank),
             ("tensor", place.stage, place.dp_rank),
         )
-
-    def on_start(self, first_step: int) -> None:
-        """Do nothing: weights have just been set."""
 
     def on_step(self, step: int) -> None:
         """Compare when it is time. Collective over the world when it is; copies the weights to the CPU.
@@ -90,12 +87,6 @@ class ReplicaCheck:
                 if known != value:
                     return rank, other.rank
         return None
-
-    def on_report(self, report: StepReport) -> None:
-        """Do nothing."""
-
-    def on_end(self, end: RunEnd) -> None:
-        """Do nothing."""
 
 
 def _only(tensors: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:

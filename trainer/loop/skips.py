@@ -21,7 +21,7 @@ FEW_SAMPLES = 16
 
 @dataclass
 class RewindCount:
-    """How often a run went back without getting further. One of a process: it outlives the calls of `train`."""
+    """How often a run went back without getting further."""
 
     furthest: int = 0
     """Step of the latest jump."""

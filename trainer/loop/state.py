@@ -11,7 +11,7 @@ from trainer.errors import CheckpointError
 
 @dataclass
 class TrainState:
-    """Progress of a run. The loop alone changes it, after every optimizer step; hooks read it.
+    """Progress of a run. The loop alone changes it, after every optimizer step and in place; hooks read it.
 
     Data order, dropout and learning rate are functions of the seed, the position and the step, so this is enough to go
     on exactly where the run stopped, in any layout.
@@ -36,6 +36,12 @@ class TrainState:
     """How many of them were the last ones."""
     recent_losses: list[float] = field(default_factory=list, kw_only=True)
     """What the spike policy compares with: losses of the last applied steps, oldest first; none without a policy."""
+
+    def become(self, other: TrainState) -> None:
+        """Take over everything of `other`, in place: whoever holds this state, or its list of losses, sees it."""
+        losses = list(other.recent_losses)
+        vars(self).update({**vars(other), "recent_losses": self.recent_losses})
+        self.recent_losses[:] = losses
 
     def to_dict(self) -> dict[str, object]:
         """Return the state as plain values."""

@@ -6,90 +6,29 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 
-from trainer.config.plan import RunPlan
 from trainer.data.batches import BatchSource
 from trainer.engine.face import Engine
 from trainer.engine.learning_rate import learning_rate
 from trainer.log import say, warn
 from trainer.loop.evaluate import evaluate
 from trainer.loop.events import Hook, RunEnd, SkippedBatch, StepReport
-from trainer.loop.measures import Measures
-from trainer.loop.skips import RewindCount, SkipPolicy
+from trainer.loop.session import Session
+from trainer.loop.skips import SkipPolicy
 from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.window import StepWindow, WindowReading
-from trainer.progress import Progress
-from trainer.topology.groups import ParallelGroups
 
 
-def train(
-    engine: Engine,
-    source: BatchSource,
-    validation: BatchSource | None,
-    plan: RunPlan,
-    state: TrainState,
-    hooks: Sequence[Hook],
-    stop: StopRequest,
-    groups: ParallelGroups,
-    measures: Measures | None = None,
-    progress: Progress | None = None,
-    on_skip: Callable[[SkippedBatch], None] = lambda batch: None,
-    rewinds: RewindCount | None = None,
-) -> RunEnd:
-    """Train from the step after `state.step` to `train.steps`, or until all ranks agree to stop.
+class Batches(NamedTuple):
+    """What a rank reads."""
 
-    After each step, in this order: `state` moves on; a step whose update was not applied is counted; the ranks agree
-    on stopping; on a step that reports, the loss is read, evaluation, `on_report` of every hook; `on_step` of every
-    hook. A step reports when it is the first of the run, when `train.log_every` divides it, when it is evaluated, and
-    when the run ends with it.
-    A skipped step is a step: its number, learning rate and data are used up, so that all that follows stays in place.
-    Hooks get `on_end` exactly once, also after a failure. Collective over the world.
-    Until the first step is done there is nothing to save: signals ask `stop` only from then on.
-
-    Args:
-        engine: of this rank.
-        source: training data.
-        validation: what to evaluate on; None for nothing.
-        plan: of the run.
-        state: where to begin; moved on.
-        hooks: called in this order.
-        stop: asks all ranks whether the run ends.
-        groups: this rank's place.
-        measures: what hooks note there goes into the next report.
-        progress: where the loop notes what it does; None if nobody looks.
-        on_skip: called on every rank with each bad batch.
-        rewinds: how often earlier calls of this run ended as `rewound`.
-
-    Returns:
-        How the run ended: `finished`; `stopped` (exit with 75); `rewound` (load the last checkpoint, go on from here).
-
-    Raises:
-        NumericsError: loss or gradients were not finite too often, or the loss jumped and `train.spike_policy=stop`.
-        PeerLostError: a rank died.
-    """
-    progress, measures = progress or Progress(), measures or Measures()
-    skips = SkipPolicy(plan.config.train, state, source, on_skip, rewinds or RewindCount())
-    loop = _Loop(engine, source, validation, plan, state, hooks, stop, groups, measures, progress, skips)
-    try:
-        return _run(loop, hooks, state)
-    finally:
-        stop.uninstall()
-
-
-def _run(loop: _Loop, hooks: Sequence[Hook], state: TrainState) -> RunEnd:
-    started = time.perf_counter()
-    try:
-        status = loop.run()
-    except BaseException as error:
-        _end_failed(hooks, RunEnd("failed", state.step, time.perf_counter() - started, _reason(error)))
-        raise
-    loop.progress.enter("end")
-    end = RunEnd(status, state.step, time.perf_counter() - started)
-    _end_all(hooks, end)
-    return end
+    training: BatchSource
+    validation: BatchSource | None = None
+    """What to evaluate on; None for nothing."""
 
 
 def _end_failed(hooks: Sequence[Hook], end: RunEnd) -> None:
@@ -130,59 +69,93 @@ class _Busy:
 
 
 @dataclass
-class _Loop:
-    """One call of `train`: its collaborators under names, and the steps."""
+class Loop:
+    """The steps of a run, from the one after `state.step` to `train.steps`, or until all ranks agree to stop.
 
+    After each step, in this order: `state` moves on; a step whose update was not applied is counted; the ranks agree
+    on stopping; on a step that reports, the loss is read, evaluation, `on_report` of every hook; `on_step` of every
+    hook. A step reports when it is the first of the run, when `train.log_every` divides it, when it is evaluated, and
+    when the run ends with it.
+    A skipped step is a step: its number, learning rate and data are used up, so that all that follows stays in place.
+    Hooks get `on_end` exactly once, also after a failure. Going back to a checkpoint is an event in between: `state` is
+    changed in place, hooks hear `on_rewind`, and the next step is the one after the checkpoint's.
+    Until the first step is done there is nothing to save: signals ask `stop` only from then on.
+    """
+
+    session: Session
     engine: Engine
-    source: BatchSource
-    validation: BatchSource | None
-    plan: RunPlan
+    """Of this rank."""
+    batches: Batches
     state: TrainState
+    """Where to begin; moved on in place."""
     hooks: Sequence[Hook]
+    """Called in this order."""
     stop: StopRequest
-    groups: ParallelGroups
-    measures: Measures
-    progress: Progress
-    skips: SkipPolicy
-    window: StepWindow = field(default_factory=StepWindow)
+    """Asks all ranks whether the run ends."""
+    go_back: Callable[[], TrainState]
+    """Loads the last checkpoint into the engine and returns where that is; for `spike_policy=rewind`. Collective."""
+    _window: StepWindow = field(default_factory=StepWindow, init=False)
 
-    def run(self) -> str:
-        """Start the hooks, run the steps and return the status."""
+    def __post_init__(self) -> None:
+        """Begin to judge losses where the state was saved."""
+        config = self.session.plan.config
+        self._train, self._optimizer, self._schedule = config.train, config.optimizer, config.schedule
+        self._skips = SkipPolicy(self._train, self.state, self.batches.training, self._tell_skip)
+
+    def run(self) -> RunEnd:
+        """Run the steps. Collective over the world; once.
+
+        Returns:
+            How the run ended: `finished`; `stopped` (exit with 75).
+
+        Raises:
+            NumericsError: loss or gradients were not finite too often, or the loss jumped and
+                `train.spike_policy=stop`.
+            PeerLostError: a rank died.
+        """
+        started = time.perf_counter()
+        try:
+            status = self._run()
+        except BaseException as error:
+            seconds = time.perf_counter() - started
+            _end_failed(self.hooks, RunEnd("failed", self.state.step, seconds, _reason(error)))
+            raise
+        else:
+            self.session.progress.enter("end")
+            end = RunEnd(status, self.state.step, time.perf_counter() - started)
+            _end_all(self.hooks, end)
+            return end
+        finally:
+            self.stop.uninstall()
+
+    def _run(self) -> str:
         for hook in self.hooks:
             hook.on_start(self.state.step + 1)
-        status = self._steps()
+        self._begin_window()
+        status = None
+        while status is None and self.state.step < self._train.steps:
+            status = self._step(self.state.step + 1)
         self.stop.drain()
-        return status
+        return status or "finished"
 
-    def _steps(self) -> str:
-        last = self.plan.config.train.steps
-        if self.plan.uses_pipeline_engine:
-            self.engine.take_busy_seconds()
-        for step in range(self.state.step + 1, last + 1):
-            status = self._step(step, is_last=step == last)
-            if status == "stopped":
-                say(f"asked to stop: ended after step {step}")
-            if status is not None:
-                return status
-        return "finished"
-
-    def _step(self, step: int, is_last: bool) -> str | None:
+    def _step(self, step: int) -> str | None:
         """Run one step and everything that follows it; return the status if the run ends before its last step."""
-        config = self.plan.config
-        rate = learning_rate(step, config.optimizer, config.schedule, config.train.steps, self.plan.decay_steps)
+        is_last = step == self._train.steps
+        rate = learning_rate(step, self._optimizer, self._schedule, self._train.steps, self.session.plan.decay_steps)
         goes_back = self._train_step(step, rate)
         self.stop.install()
-        self.progress.enter("hooks")
+        self.session.progress.enter("hooks")
         if goes_back:
-            return "rewound"
+            self._rewind()
+            return None
         stopping = self.stop.agreed() and not is_last
-        evaluates = self.validation is not None and _every(config.train.eval_every, step) and not stopping
-        reports = step == 1 or is_last or stopping or evaluates or _every(config.train.log_every, step)
+        evaluates = self.batches.validation is not None and _every(self._train.eval_every, step) and not stopping
+        reports = step == 1 or is_last or stopping or evaluates or _every(self._train.log_every, step)
         # Also before a save: it would wait for the device anyhow, and that time is the step's.
-        if reports or _every(config.checkpoint.every, step):
-            self.window.read()
-        self.window.stop_step()
-        reading = self.window.close() if reports else None
+        if reports or any(hook.waits_for_device(step) for hook in self.hooks):
+            self._window.read()
+        self._window.stop_step()
+        reading = self._window.close() if reports else None
         if reading is not None:
             busy = self._busy(reading)
             report = self._report(step, rate, reading, busy, self._evaluate() if evaluates else None)
@@ -191,47 +164,66 @@ class _Loop:
         # After the report: a step that was saved must have its row, whenever the run is killed.
         for hook in self.hooks:
             hook.on_step(step)
+        if stopping:
+            say(f"asked to stop: ended after step {step}")
         return "stopped" if stopping else None
 
     def _train_step(self, step: int, rate: float) -> bool:
         """Train one step, move the state on, and return whether the run must go back to a checkpoint."""
-        self.progress.begin_step(step)
-        self.window.start_step()
-        position, limit = self.state.position, self.skips.spikes.limit()
-        batches = self.source.micro_batches(position, step)
-        self.window.data_arrived()
+        plan, source = self.session.plan, self.batches.training
+        self.session.progress.begin_step(step)
+        self._window.start_step()
+        position, limit = self.state.position, self._skips.spikes.limit()
+        batches = source.micro_batches(position, step)
+        self._window.data_arrived()
         result = self.engine.train_step(batches, rate, limit)
-        self.window.add(result)
+        self._window.add(result)
         self.state.step = step
-        self.state.position += self.plan.tokens_per_step
-        self.state.tokens_seen += self.plan.tokens_per_step
-        if self.groups.is_reporting_rank:
+        self.state.position += plan.tokens_per_step
+        self.state.tokens_seen += plan.tokens_per_step
+        if self.session.groups.is_reporting_rank:
             # After the step is queued: on a GPU the hash runs while the optimizer does.
-            self.state.sample_ledger = self.source.ledger(self.state.sample_ledger, position)
-        return self.skips.judge(result, limit, position, is_fp16=self.engine.loss_scale() is not None)
+            self.state.sample_ledger = source.ledger(self.state.sample_ledger, position)
+        return self._skips.judge(result, limit, position, is_fp16=self.engine.loss_scale() is not None)
+
+    def _rewind(self) -> None:
+        """Go on from the last checkpoint, with the data that follow those of the step that was too much."""
+        self.state.become(self.go_back())
+        self._begin_window()
+        for hook in self.hooks:
+            hook.on_rewind(self.state.step)
+
+    def _begin_window(self) -> None:
+        self._window = StepWindow()
+        if self.session.plan.uses_pipeline_engine:
+            self.engine.take_busy_seconds()
+
+    def _tell_skip(self, batch: SkippedBatch) -> None:
+        for hook in self.hooks:
+            hook.on_skip(batch)
 
     def _busy(self, reading: WindowReading) -> _Busy:
         """Return what of the window was computing. Collective over the world with pp > 1."""
         own_ms = 1000 * self.engine.take_own_seconds()
-        if not self.plan.uses_pipeline_engine:
+        if not self.session.plan.uses_pipeline_engine:
             return _Busy(own_ms)
         seconds = self.engine.take_busy_seconds()
         idle = 1.0 - seconds / max(reading.seconds, 1e-9)
-        share = torch.tensor([min(1.0, max(0.0, idle))], device=self.groups.device)
-        bubble = float(self.groups.world.all_reduce(share).item()) / self.groups.world.size
+        share = torch.tensor([min(1.0, max(0.0, idle))], device=self.session.groups.device)
+        bubble = float(self.session.groups.world.all_reduce(share).item()) / self.session.groups.world.size
         return _Busy(own_ms, 1000 * seconds / reading.steps, bubble)
 
     def _evaluate(self) -> float:
-        assert self.validation is not None
-        loss = evaluate(self.engine, self.validation, self.plan.config.train.eval_batches, self.progress)
-        self.progress.enter("hooks")
-        if self.plan.uses_pipeline_engine:
+        assert self.batches.validation is not None
+        loss = evaluate(self.engine, self.batches.validation, self._train.eval_batches, self.session.progress)
+        self.session.progress.enter("hooks")
+        if self.session.plan.uses_pipeline_engine:
             # What the evaluation computed must not count as work of the next window.
             self.engine.take_busy_seconds()
         return loss
 
     def _measured(self) -> dict[str, float]:
-        measured = self.measures.take()
+        measured = self.session.measures.take()
         if self.state.sample_ledger:
             measured["data/sample_ledger"] = _ledger_number(self.state.sample_ledger)
         return measured

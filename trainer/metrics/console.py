@@ -16,7 +16,7 @@ from trainer.metrics.curve import loss_curve
 from trainer.metrics.figures import duration, number, short
 from trainer.metrics.pace import Pace
 from trainer.metrics.screen import WIDTH, TrainingConsole
-from trainer.metrics.sink import Row, Sample
+from trainer.metrics.sink import Row, Sample, Sink
 from trainer.run_paths import SAMPLES, SUMMARY
 
 _HEADER_EVERY = 30
@@ -25,7 +25,7 @@ _TEXT_LINES = 4
 _CURVE_WIDTH = 60
 
 
-class ConsoleSink:
+class ConsoleSink(Sink):
     """Writes lines to a terminal, pipe or file. At most 80 columns, none wrapped.
 
     A terminal that goes away (a closed pipe) silences the sink; it does not stop training.
@@ -65,6 +65,12 @@ class ConsoleSink:
         """Print what runs where."""
         self._pace.start(first_step)
         self._console.print(self._banner(first_step))
+
+    def rewind(self, step: int) -> None:
+        """Forget what later steps were; the lines that were printed stay."""
+        self._pace.start(step + 1)
+        self._losses = [(at, loss) for at, loss in self._losses if at <= step]
+        self._skipped_steps = 0
 
     def advance(self, step: int) -> None:
         """Note the step."""
@@ -143,24 +149,12 @@ class ConsoleSink:
         return table
 
 
-class QuietSink:
+class QuietSink(Sink):
     """Prints only the last line; the notes go to the rank's log."""
 
     def __init__(self, run_dir: Path, notes: Sequence[str] = ()) -> None:
         self._run_dir = run_dir
         self._notes = notes
-
-    def start(self, first_step: int) -> None:
-        """Do nothing."""
-
-    def advance(self, step: int) -> None:
-        """Do nothing."""
-
-    def write(self, row: Row, report: StepReport) -> None:
-        """Do nothing."""
-
-    def show(self, samples: Sequence[Sample]) -> None:
-        """Do nothing."""
 
     def end(self, end: RunEnd) -> None:
         """Print how the run ended."""

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from trainer.files import storage_faults, write_atomically
-from trainer.loop.events import RunEnd, StepReport
+from trainer.loop.events import StepReport
 from trainer.metrics.row import ROW_NAMES
-from trainer.metrics.sink import Row, Sample
+from trainer.metrics.sink import Row, Sink
 
 
-class CsvSink:
+class CsvSink(Sink):
     """Appends rows to `path`. Columns: `ROW_NAMES`, then others in the order in which they first came.
 
     A value that a row does not have is an empty cell. A new name adds a column, for which the whole file is written
@@ -33,8 +33,9 @@ class CsvSink:
         self._columns += [name for name in columns if name not in self._columns]
         self._rewrite(row for row in rows if int(row["step"]) < first_step)
 
-    def advance(self, step: int) -> None:
-        """Do nothing."""
+    def rewind(self, step: int) -> None:
+        """Drop the rows of later steps."""
+        self.start(step + 1)
 
     def write(self, row: Row, report: StepReport) -> None:
         """Append the row; a reader sees it at once."""
@@ -44,12 +45,6 @@ class CsvSink:
             self._rewrite(_read(self._path)[1])
         with storage_faults(self._path), self._path.open("a", encoding="utf-8", newline="") as file:
             file.write(_lines([[row.get(name, "") for name in self._columns]]))
-
-    def show(self, samples: Sequence[Sample]) -> None:
-        """Do nothing: texts have a file of their own."""
-
-    def end(self, end: RunEnd) -> None:
-        """Do nothing: the file is closed."""
 
     def _rewrite(self, rows: Iterable[Mapping[str, str]]) -> None:
         cells = [[row.get(name, "") for name in self._columns] for row in rows]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from io import TextIOWrapper
 from pathlib import Path
 
 from trainer.files import storage_faults, write_atomically
 from trainer.loop.events import RunEnd, StepReport
-from trainer.metrics.sink import Row, Sample
+from trainer.metrics.sink import Row, Sink
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -44,7 +44,7 @@ def drop_rows_from(path: Path, first_step: int) -> None:
     write_atomically(path, "".join(line_of(row) for row in kept))
 
 
-class JsonlSink:
+class JsonlSink(Sink):
     """Appends rows to `path`.
 
     Steps are strictly increasing, also over restarts: a run that resumes before its last row drops the rows it is
@@ -64,8 +64,10 @@ class JsonlSink:
         with storage_faults(self._path):
             self._file = self._path.open("a", encoding="utf-8")
 
-    def advance(self, step: int) -> None:
-        """Do nothing."""
+    def rewind(self, step: int) -> None:
+        """Drop the rows of later steps."""
+        self._close()
+        self.start(step + 1)
 
     def write(self, row: Row, report: StepReport) -> None:
         """Append the row; a reader sees it at once."""
@@ -74,11 +76,11 @@ class JsonlSink:
             self._file.write(line_of(row))
             self._file.flush()
 
-    def show(self, samples: Sequence[Sample]) -> None:
-        """Do nothing: texts have a file of their own."""
-
     def end(self, end: RunEnd) -> None:
         """Close the file."""
+        self._close()
+
+    def _close(self) -> None:
         if self._file is not None:
             with storage_faults(self._path):
                 self._file.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainer.log import warn
-from trainer.loop.events import RunEnd, StepReport
+from trainer.loop.events import Hook, RunEnd, SkippedBatch, StepReport
 from trainer.metrics.across import AcrossMeter
 from trainer.metrics.row import make_row
 from trainer.metrics.sink import Sample, Sink
@@ -13,7 +13,7 @@ from trainer.metrics.straggler import StragglerWatch
 from trainer.metrics.throughput import ThroughputMeter
 
 
-class MetricsHook:
+class MetricsHook(Hook):
     """A hook of the loop. Lives on every rank; sinks exist on the reporting rank only.
 
     Args:
@@ -59,6 +59,16 @@ class MetricsHook:
         """Hand out texts that the model wrote. Local; on the reporting rank."""
         for sink in self._sinks:
             sink.show(samples)
+
+    def on_skip(self, batch: SkippedBatch) -> None:
+        """Hand the batch out. Local."""
+        for sink in self._sinks:
+            sink.skip(batch)
+
+    def on_rewind(self, step: int) -> None:
+        """Let the sinks go back. Local."""
+        for sink in self._sinks:
+            sink.rewind(step)
 
     def on_end(self, end: RunEnd) -> None:
         """End every sink, even when one fails; raise the first failure. Local."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from trainer.loop.events import RunEnd, StepReport
+from trainer.loop.events import RunEnd, SkippedBatch, StepReport
 
 Row = dict[str, float | int]
 """Names -> finite numbers of one logged step; unknown values are left out. See `row.py` for the names."""
@@ -22,8 +21,11 @@ class Sample:
     """The text after the prompt."""
 
 
-class Sink(Protocol):
-    """Takes the rows of a run. Exists on the reporting rank only, so it may not use collectives."""
+class Sink:
+    """Takes the rows of a run. Exists on the reporting rank only, so it may not use collectives.
+
+    A sink does what it overrides.
+    """
 
     def start(self, first_step: int) -> None:
         """Run before step `first_step`."""
@@ -36,6 +38,12 @@ class Sink(Protocol):
 
     def show(self, samples: Sequence[Sample]) -> None:
         """Take the texts of one evaluation."""
+
+    def skip(self, batch: SkippedBatch) -> None:
+        """Take a batch that was skipped as bad."""
+
+    def rewind(self, step: int) -> None:
+        """Run after the run went back to the checkpoint of `step`: rows of later steps come again."""
 
     def end(self, end: RunEnd) -> None:
         """Run once, also after a failure, maybe without `start`."""

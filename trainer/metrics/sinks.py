@@ -28,6 +28,7 @@ from trainer.metrics.node import NodeMeter
 from trainer.metrics.peaks import peak_flops_per_second
 from trainer.metrics.screen import TrainingConsole
 from trainer.metrics.sink import Sink
+from trainer.metrics.skipped import SkippedBatchesSink
 from trainer.metrics.straggler import StragglerWatch
 from trainer.metrics.summary import Lineage, SummarySink
 from trainer.metrics.tensorboard_sink import TENSORBOARD_FOLDER, TensorBoardSink
@@ -35,7 +36,7 @@ from trainer.metrics.texts import TextSink
 from trainer.metrics.throughput import ThroughputMeter
 from trainer.metrics.wandb_mode import WandbChoice, choose_mode
 from trainer.metrics.wandb_sink import Checkpoints, WandbSink
-from trainer.run_paths import CSV, METRICS, SAMPLES
+from trainer.run_paths import CSV, METRICS, SAMPLES, RunPaths
 from trainer.topology.groups import ParallelGroups
 from trainer.versions import source_commit, versions
 
@@ -115,6 +116,7 @@ def _sinks(plan: RunPlan, run_dir: Path, state: TrainState, device_name: str, fa
         SummarySink(run_dir, plan, parameters, state, source, facts.lineage if facts else dict),
         JsonlSink(run_dir / METRICS),
         TextSink(run_dir / SAMPLES),
+        SkippedBatchesSink(RunPaths(run_dir).skipped_batches),
     ]
     if logging.csv:
         sinks.append(CsvSink(run_dir / CSV))

@@ -8,15 +8,16 @@ from pathlib import Path
 
 from trainer.files import storage_faults
 from trainer.loop.events import SkippedBatch
+from trainer.metrics.sink import Sink
 
 
-class SkippedBatchesFile:
-    """Appends to `path`, which does not exist until the first skipped batch. For the reporting rank only."""
+class SkippedBatchesSink(Sink):
+    """Appends to `path`, which does not exist until the first skipped batch."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def write(self, batch: SkippedBatch) -> None:
+    def skip(self, batch: SkippedBatch) -> None:
         """Append a line.
 
         Raises:

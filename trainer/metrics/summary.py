@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from trainer.config.plan import RunPlan
@@ -11,7 +11,7 @@ from trainer.files import write_atomically
 from trainer.loop.events import RunEnd, StepReport
 from trainer.loop.state import TrainState
 from trainer.metrics.jsonl import read_rows
-from trainer.metrics.sink import Row, Sample
+from trainer.metrics.sink import Row, Sink
 from trainer.restarts import read_restarts
 from trainer.run_paths import METRICS, SUMMARY
 from trainer.versions import versions
@@ -20,7 +20,7 @@ Lineage = Callable[[], Mapping[str, object]]
 """Returns the step of the newest checkpoint, and the run that this one began from, if any."""
 
 
-class SummarySink:
+class SummarySink(Sink):
     """Writes `run_dir/summary.json` when the run ends, however it ends.
 
     Args:
@@ -54,15 +54,13 @@ class SummarySink:
         before = [row for row in read_rows(self._run_dir / METRICS) if row["step"] < first_step]
         self._final = before[-1] if before else {}
 
-    def advance(self, step: int) -> None:
-        """Do nothing."""
+    def rewind(self, step: int) -> None:
+        """Take the last row up to `step`, before rows of later steps are dropped."""
+        self.start(step + 1)
 
     def write(self, row: Row, report: StepReport) -> None:
         """Remember the row."""
         self._final = row
-
-    def show(self, samples: Sequence[Sample]) -> None:
-        """Do nothing."""
 
     def end(self, end: RunEnd) -> None:
         """Write the file, whole or not at all.

@@ -10,7 +10,7 @@ from typing import Any
 from trainer.config.schema import LoggingConfig
 from trainer.errors import ConfigError
 from trainer.loop.events import RunEnd, StepReport
-from trainer.metrics.sink import Row, Sample
+from trainer.metrics.sink import Row, Sample, Sink
 from trainer.metrics.sink_thread import Background
 
 TENSORBOARD_FOLDER = "tensorboard"
@@ -30,7 +30,7 @@ def check_tensorboard(logging: LoggingConfig) -> None:
         )
 
 
-class TensorBoardSink:
+class TensorBoardSink(Sink):
     """Writes scalars and texts into `folder`, under the names of the rows. A resumed run's steps replace earlier ones.
 
     Args:
@@ -50,8 +50,10 @@ class TensorBoardSink:
         """Open a new file; steps from `first_step` on in earlier files no longer count."""
         self._calls.submit(lambda: self._open(first_step))
 
-    def advance(self, step: int) -> None:
-        """Do nothing."""
+    def rewind(self, step: int) -> None:
+        """Open a new file, with which later steps of this one count no more."""
+        self._calls.submit(self._close)
+        self._calls.submit(lambda: self._open(step + 1))
 
     def write(self, row: Row, report: StepReport) -> None:
         """Hand the row over."""

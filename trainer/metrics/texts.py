@@ -7,12 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from trainer.files import storage_faults
-from trainer.loop.events import RunEnd, StepReport
 from trainer.metrics.jsonl import drop_rows_from, line_of
-from trainer.metrics.sink import Row, Sample
+from trainer.metrics.sink import Sample, Sink
 
 
-class TextSink:
+class TextSink(Sink):
     """Appends texts to `path`, which appears with the first of them. A resumed run drops those it writes again.
 
     Raises:
@@ -27,16 +26,11 @@ class TextSink:
         if self._path.is_file():
             drop_rows_from(self._path, first_step)
 
-    def advance(self, step: int) -> None:
-        """Do nothing."""
-
-    def write(self, row: Row, report: StepReport) -> None:
-        """Do nothing: rows have a file of their own."""
+    def rewind(self, step: int) -> None:
+        """Drop the texts of later steps."""
+        self.start(step + 1)
 
     def show(self, samples: Sequence[Sample]) -> None:
         """Append the texts."""
         with storage_faults(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write("".join(line_of(asdict(sample)) for sample in samples))
-
-    def end(self, end: RunEnd) -> None:
-        """Do nothing: the file is closed."""

@@ -22,7 +22,7 @@ from trainer.loop.events import RunEnd, StepReport
 from trainer.metrics.bounded import bounded
 from trainer.metrics.jsonl import read_rows
 from trainer.metrics.redact import redacted
-from trainer.metrics.sink import Row, Sample
+from trainer.metrics.sink import Row, Sample, Sink
 from trainer.metrics.sink_thread import Background
 from trainer.metrics.stall import StallWatch
 from trainer.metrics.wandb_identity import RUN_ID_FILE, clear_environment, settled_run_id
@@ -40,7 +40,7 @@ _TEARDOWN_S = 2.0
 _TABLE_ROWS = 200
 
 
-class WandbSink:
+class WandbSink(Sink):
     """Logs rows to one wandb run a run folder: files lie in `run_dir/wandb`, the run's id in `run_dir/wandb_run_id`.
 
     The first failure, or a call that takes too long, switches the sink off with one warning.
@@ -87,7 +87,7 @@ class WandbSink:
         self._texts: list[list[object]] = []
         self._table_error: Exception | None = None
         self._is_table_told = False
-        self._best_eval: float | None = None
+        self._evals: dict[int, float] = {}
         self._uploads = _Uploads(checkpoints if logging.wandb_artifacts else None)
 
     def start(self, first_step: int) -> None:
@@ -114,11 +114,18 @@ class WandbSink:
         """Note that the run is alive."""
         self._stall.beat(step)
 
+    def rewind(self, step: int) -> None:
+        """Go on with the same wandb run; its rows have an axis of their own, on which `step` comes again."""
+        self._stall.beat(step)
+        self._texts = [text for text in self._texts if int(str(text[0])) <= step]
+        self._evals = {at: loss for at, loss in self._evals.items() if at <= step}
+        if self._still_on():
+            self._alert("Training went back", f"{self._run_dir} goes on from the checkpoint of step {step}", "WARN")
+
     def write(self, row: Row, report: StepReport) -> None:
         """Hand the row over; while online, a new checkpoint too."""
         if report.eval_loss is not None:
-            known = [] if self._best_eval is None else [self._best_eval]
-            self._best_eval = min([report.eval_loss, *known])
+            self._evals[report.step] = report.eval_loss
         if self._still_on():
             self._calls.submit(lambda: self._run.log(dict(row)))
         if self._choice.mode is WandbMode.online and self._is_on and self._run is not None:
@@ -283,7 +290,7 @@ class WandbSink:
     def _summary(self, end: RunEnd) -> dict[str, object]:
         found: dict[str, object] = {"run/status": end.status, "run/wall_time_s": end.wall_time_s}
         found["run/restarts"] = len(read_restarts(self._run_dir))
-        return found | ({} if self._best_eval is None else {"eval/best_loss": self._best_eval})
+        return found | ({"eval/best_loss": min(self._evals.values())} if self._evals else {})
 
     def _finish(self, end: RunEnd) -> None:
         if end.status == "stopped":

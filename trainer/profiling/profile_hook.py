@@ -17,7 +17,7 @@ from trainer.config.schema import PROFILE_AFTER_STEPS, TridentConfig
 from trainer.errors import StorageError
 from trainer.files import storage_faults, write_atomically
 from trainer.log import say, terminal, warn
-from trainer.loop.events import RunEnd, StepReport
+from trainer.loop.events import Hook, RunEnd
 from trainer.metrics.screen import speaks_unicode
 from trainer.profiling.breakdown import Breakdown, break_down
 from trainer.profiling.marks import CommunicationMarks
@@ -28,7 +28,7 @@ from trainer.topology.agreement import gather, together
 from trainer.topology.groups import ParallelGroups
 
 
-class ProfileHook:
+class ProfileHook(Hook):
     """Lives on every rank; some of them record. List it last, so that a step ends before recording starts or stops.
 
     Args:
@@ -88,8 +88,12 @@ class ProfileHook:
         found = together(self._groups.control, lambda: self._finish(window))
         self._tell(window, gather(self._groups.control, found))
 
-    def on_report(self, report: StepReport) -> None:
-        """Do nothing."""
+    def on_rewind(self, step: int) -> None:
+        """Give up what is not complete, and choose steps anew. Local."""
+        if self._window is not None:
+            self._window = None
+            self._stop()
+            self.on_start(step + 1)
 
     def on_end(self, end: RunEnd) -> None:
         """Drop a recording that is not complete. Local."""

@@ -17,7 +17,7 @@ from trainer.data.tokenizer import Tokenizer, load_tokenizer
 from trainer.engine.face import Engine
 from trainer.generation.generate import continued, whole_model
 from trainer.generation.options import GenerateOptions
-from trainer.loop.events import RunEnd, StepReport
+from trainer.loop.events import Hook, StepReport
 from trainer.metrics.sink import Sample
 from trainer.samples.weights import WeightGatherer
 from trainer.tensor_parallel.init import fill
@@ -25,7 +25,7 @@ from trainer.tensor_parallel.shard import with_padding
 from trainer.topology.groups import ParallelGroups
 
 
-class SamplesHook:
+class SamplesHook(Hook):
     """Lives on every rank; the reporting rank writes the texts.
 
     Args:
@@ -50,12 +50,6 @@ class SamplesHook:
         self._publish = publish
         self._tokenizer: Tokenizer | None = None
 
-    def on_start(self, first_step: int) -> None:
-        """Do nothing."""
-
-    def on_step(self, step: int) -> None:
-        """Do nothing."""
-
     def on_report(self, report: StepReport) -> None:
         """Write texts after an evaluation. Collective over the world then; others do not wait for the texts."""
         if report.eval_loss is None:
@@ -63,9 +57,6 @@ class SamplesHook:
         weights = self._weights.gather()
         if weights is not None:
             self._publish(self._write(report.step, weights))
-
-    def on_end(self, end: RunEnd) -> None:
-        """Do nothing."""
 
     def _write(self, step: int, weights: Mapping[str, torch.Tensor]) -> list[Sample]:
         config = self._plan.config

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 
-class Listener(Protocol):
-    """Hears of every collective of one group, in the order in which this rank calls them."""
+class Listener:
+    """Hears of every collective of one group, in the order in which this rank calls them, if it wants to."""
 
     def sends(self, tensor: torch.Tensor) -> None:
         """Hear that this rank gives `tensor` to the others. It must not be changed."""

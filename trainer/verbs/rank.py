@@ -64,7 +64,7 @@ def train_as_rank(arguments: Sequence[str], world: World, is_dry: bool = False) 
         report_error(error)
         _leave_now(error.exit_code)
     limit_standstill(config)
-    return compute(config, world, store)
+    return compute(config, world, store, has_begun=SUPERVISED_VARIABLE in os.environ)
 
 
 def _hear_of_launcher() -> None:
@@ -110,19 +110,20 @@ def _decline(error: TridentError, world: World) -> None:
         return
 
 
-def compute(config: TridentConfig, world: World, store: MeetingPlace | None = None) -> int:
+def compute(config: TridentConfig, world: World, store: MeetingPlace | None = None, has_begun: bool = False) -> int:
     """Train as a rank whose config is settled, and return the exit code.
 
     Args:
         config: the same on every rank.
         world: the world of the ranks.
         store: the store over which they met.
+        has_begun: whether the parent of the ranks has begun the run, so that they need not.
     """
     current().enter(IMPORTING)
     from trainer.app import train_rank
 
     try:
-        code = train_rank(config, world, store)
+        code = train_rank(config, world, store, has_begun)
     except PeerLostError as error:
         # The ranks have not met, so one of each machine speaks.
         if world.local_rank == 0:

@@ -59,15 +59,17 @@ def _train(arguments: Sequence[str], is_dry: bool) -> int:
 
         return dry_run(config, None, list(arguments))
     prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)
-    from trainer.supervise import check_before_start, start_and_watch
+    from trainer.beginning import Beginning
+    from trainer.supervise import start_and_watch
 
     # A run that is to be started again needs a parent that outlives it.
     if make_mesh(config).size > 1 or config.launch.max_restarts > 0:
         return start_and_watch(config)
-    check_before_start(config)
+    beginning = Beginning(config)
+    beginning.by_parent()
     world = World(rank=0, local_rank=0, size=1, local_size=1)
     publish_world(world)
-    return compute(config, world)
+    return compute(config, world, has_begun=True)
 
 
 def _groups(wide: int) -> str:

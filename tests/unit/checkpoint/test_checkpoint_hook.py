@@ -73,7 +73,6 @@ def test_the_last_step_is_saved_once(run: Run) -> None:
         ("stopped", True, [3]),
         ("stopped", False, [3]),
         ("failed", True, []),
-        ("rewound", True, []),
     ],
 )
 def test_which_ends_are_saved(tmp_path: Path, control: Group, status: str, save_final: bool, saved: list[int]) -> None:

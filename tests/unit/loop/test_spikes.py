@@ -10,9 +10,10 @@ from tests.unit.loop.test_train import FakeEngine, Recorder, after, make, run
 from trainer.config.plan import RunPlan
 from trainer.config.schema import SpikePolicy, TrainConfig
 from trainer.errors import NumericsError
-from trainer.loop.events import SkippedBatch
+from trainer.loop.events import Hook, SkippedBatch
 from trainer.loop.skips import RewindCount
 from trainer.loop.spikes import SpikeWatch
+from trainer.loop.state import TrainState
 
 WINDOW = 4
 
@@ -92,24 +93,64 @@ def test_what_is_not_finite_is_no_jump() -> None:
     assert end.status == "finished"
 
 
-def test_rewind_ends_the_call_behind_the_data_of_the_jump() -> None:
-    state, hook = after(), Recorder()
-    end = run(FakeEngine({6: 100.0}), plan_with(SpikePolicy.rewind), [hook], state)
-    assert (end.status, state.step, state.position) == ("rewound", 6, after(6).position)
-    assert hook.events[-3:] == ["report 5", "step 5", "end rewound"]
+def test_a_rewind_is_an_event_inside_the_run() -> None:
+    state, hook, skipped = after(), Recorder(), list[SkippedBatch]()
+    losses, went_back_at = state.recent_losses, list[tuple[int, int]]()
+
+    def go_back() -> TrainState:
+        went_back_at.append((state.step, state.position))
+        # The checkpoint of step 4; the data of steps 5 and 6 are left out.
+        return replace(after(4), position=state.position, recent_losses=[9.0, 8.0, 7.0, 6.0])
+
+    engine = FakeEngine({6: 100.0}, any_data=True)
+
+    class Mend(Hook):
+        def on_rewind(self, step: int) -> None:
+            engine.losses.clear()
+            hook.events.append(f"window {state.recent_losses}")
+
+    plan = plan_with(SpikePolicy.rewind)
+    end = run(engine, plan, [hook, Mend()], state, on_skip=skipped.append, go_back=go_back)
+    assert (end.status, end.step, state.step) == ("finished", 9, 9)
+    assert went_back_at == [(6, after(6).position)]
+    assert [batch.step for batch in skipped] == [6]
+    assert hook.events[:1] == ["start 1"]
+    assert hook.events.count("start 1") == len([event for event in hook.events if "start" in event]) == 1
+    at = hook.events.index("rewind 4")
+    assert hook.events[at - 2 : at + 4] == [
+        "report 5",
+        "step 5",
+        "rewind 4",
+        "window [9.0, 8.0, 7.0, 6.0]",
+        "report 5",
+        "step 5",
+    ]
+    assert hook.events[-1] == "end finished"
+    assert len(hook.ends) == 1
+    # In place: who holds the state, or its losses, sees them.
+    assert state.recent_losses is losses
+    # Steps 5 to 9 were trained anew on what follows the jump's data.
+    assert state.position == after(6 + 5).position
+    assert state.tokens_seen == after(9).tokens_seen
 
 
 def test_rewinds_without_progress_end_the_run() -> None:
-    rewinds, plan = RewindCount(), plan_with(SpikePolicy.rewind, max_rewinds=2)
-    losses = [9.0, 8.0, 7.0, 6.0]
-    for step in (6, 5):
-        state = replace(after(4), recent_losses=list(losses))
-        assert run(FakeEngine({step: 100.0}), plan, [], state, rewinds=rewinds).status == "rewound"
-    state = replace(after(4), recent_losses=list(losses))
+    plan = plan_with(SpikePolicy.rewind, max_rewinds=2)
+    state, hook = after(), Recorder()
+
+    def go_back() -> TrainState:
+        return replace(after(4), position=state.position, recent_losses=[9.0, 8.0, 7.0, 6.0])
+
     with pytest.raises(NumericsError, match="jumped again at step 6, no further than before"):
-        run(FakeEngine({6: 100.0}), plan, [], state, rewinds=rewinds)
-    # Beyond it, the count begins anew.
-    assert [rewinds.count(step) for step in (7, 7, 8, 1)] == [1, 2, 1, 2]
+        run(FakeEngine({6: 100.0}, any_data=True), plan, [hook], state, go_back=go_back)
+    assert [event for event in hook.events if "rewind" in event] == ["rewind 4"] * 2
+    assert hook.ends[0].status == "failed"
+
+
+def test_a_run_gets_further_or_counts_its_rewinds() -> None:
+    rewinds = RewindCount()
+    # Beyond the furthest one the count begins anew.
+    assert [rewinds.count(step) for step in (6, 6, 5, 7, 7, 8, 1)] == [1, 2, 3, 1, 2, 1, 2]
 
 
 def test_a_resumed_run_judges_as_the_uninterrupted_one() -> None:

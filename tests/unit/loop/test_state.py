@@ -14,6 +14,19 @@ def test_state_survives_json() -> None:
     assert TrainState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
 
 
+def test_a_state_becomes_another_in_place() -> None:
+    state, other = TrainState(9, sample_length=64), TrainState(7, 8, 6, "a1", sample_length=32, stream="c3")
+    state.recent_losses, other.recent_losses, other.skipped_batches = [9.0], [1.0, 2.0], 5
+    losses = state.recent_losses
+    state.become(other)
+    assert state == other
+    assert state.recent_losses is losses
+    other.recent_losses.append(3.0)
+    assert losses == [1.0, 2.0]
+    state.become(state)
+    assert losses == [1.0, 2.0]
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -12,7 +13,6 @@ import torch
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import (
     BatchConfig,
-    CheckpointConfig,
     OptimizerConfig,
     ScheduleConfig,
     ScheduleKind,
@@ -25,12 +25,13 @@ from trainer.errors import NumericsError, StorageError
 from trainer.loop.evaluate import evaluate
 from trainer.loop.events import Hook, RunEnd, SkippedBatch, StepReport
 from trainer.loop.measures import Measures
-from trainer.loop.skips import RewindCount
+from trainer.loop.session import Session
 from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
-from trainer.loop.train import train
+from trainer.loop.train import Batches, Loop
 from trainer.mesh import Mesh
 from trainer.micro_batch import MicroBatch, Place
+from trainer.run_paths import RunPaths
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.topology.groups import ParallelGroups, SingleGroup, single_process_groups
 
@@ -45,8 +46,13 @@ def after(step: int = 0) -> TrainState:
 
 
 class FakeEngine:
-    def __init__(self, losses: Mapping[int, float] | None = None, norms: Mapping[int, float] | None = None) -> None:
-        self.losses, self.norms = losses or {}, norms or {}
+    def __init__(
+        self,
+        losses: Mapping[int, float] | None = None,
+        norms: Mapping[int, float] | None = None,
+        any_data: bool = False,
+    ) -> None:
+        self.losses, self.norms, self.any_data = dict(losses or {}), norms or {}, any_data
         self.scale: float | None = None
         self.busy_s = 0.0
         self.seconds_per_step = 0.0
@@ -62,7 +68,7 @@ class FakeEngine:
         place = micro_batches[0].place
         assert place is not None
         step = place.step
-        assert float(micro_batches[0].input_ids[0, 0]) == step
+        assert self.any_data or float(micro_batches[0].input_ids[0, 0]) == step
         self.calls.append((step, learning_rate))
         time.sleep(self.seconds_per_step)
         loss, norm = self.losses.get(step, 10.0 - step), self.norms.get(step, 1.0)
@@ -124,7 +130,7 @@ class FakeSource:
         return f"{previous}{1 + position // TOKENS:012x},"
 
 
-class Recorder:
+class Recorder(Hook):
     def __init__(self, name: str = "", events: list[str] | None = None) -> None:
         self.name = name
         self.events: list[str] = [] if events is None else events
@@ -143,6 +149,9 @@ class Recorder:
         self.events.append(f"{self.name}report {report.step}")
         self.reports.append(report)
 
+    def on_rewind(self, step: int) -> None:
+        self.events.append(f"{self.name}rewind {step}")
+
     def on_end(self, end: RunEnd) -> None:
         self.events.append(f"{self.name}end {end.status}")
         self.ends.append(end)
@@ -153,7 +162,6 @@ def make(
     log_every: int = 1,
     eval_every: int = 0,
     eval_batches: int = 2,
-    save_every: int = 0,
     max_skipped_in_row: int = 0,
 ) -> RunPlan:
     config = TridentConfig(
@@ -167,9 +175,12 @@ def make(
         batch=BatchConfig(global_batch_size=2),
         optimizer=OptimizerConfig(lr=1.0),
         schedule=ScheduleConfig(kind=ScheduleKind.constant, warmup_steps=2),
-        checkpoint=CheckpointConfig(every=save_every),
     )
     return make_plan(config, vocab_size=16)
+
+
+def no_checkpoint() -> TrainState:
+    raise AssertionError("the loop must not go back")
 
 
 def run(
@@ -183,21 +194,24 @@ def run(
     validation: bool = True,
     measures: Measures | None = None,
     on_skip: Callable[[SkippedBatch], None] = lambda batch: None,
-    rewinds: RewindCount | None = None,
+    go_back: Callable[[], TrainState] = no_checkpoint,
 ) -> RunEnd:
-    return train(
-        engine,
-        cast(BatchSource, source or FakeSource()),
-        cast(BatchSource, FakeSource()) if validation else None,
-        plan,
-        state if state is not None else after(),
-        hooks,
-        stop or StopRequest(SingleGroup()),
-        groups or single_process_groups(),
-        measures,
-        on_skip=on_skip,
-        rewinds=rewinds,
+    class Skips(Hook):
+        def on_skip(self, batch: SkippedBatch) -> None:
+            on_skip(batch)
+
+    batches = Batches(
+        cast(BatchSource, source or FakeSource()), cast(BatchSource, FakeSource()) if validation else None
     )
+    session = Session(
+        plan=plan,
+        groups=groups or single_process_groups(),
+        paths=RunPaths(Path("nowhere")),
+        hosts=["here"],
+        measures=measures or Measures(),
+    )
+    state, stop = state if state is not None else after(), stop or StopRequest(SingleGroup())
+    return Loop(session, engine, batches, state, [*hooks, Skips()], stop, go_back).run()
 
 
 def test_every_step_gets_its_batch_and_its_learning_rate() -> None:
@@ -369,8 +383,12 @@ def test_the_count_in_a_row_goes_on_after_a_resume() -> None:
 
 
 def test_checking_before_a_save_loses_nothing_of_the_window() -> None:
+    class Saver(Hook):
+        def waits_for_device(self, step: int) -> bool:
+            return step == 3
+
     hook = Recorder()
-    run(FakeEngine(), make(steps=4, log_every=4, save_every=3), [hook])
+    run(FakeEngine(), make(steps=4, log_every=4), [Saver(), hook])
     assert [(r.step, r.loss, r.window_steps) for r in hook.reports] == [(1, 9.0, 1), (4, 6.0, 3)]
 
 

@@ -17,7 +17,7 @@ from trainer.loop.state import TrainState
 from trainer.metrics.across import AcrossMeter
 from trainer.metrics.memory import MemoryMeter
 from trainer.metrics.metrics_hook import MetricsHook
-from trainer.metrics.sink import Row, Sample
+from trainer.metrics.sink import Row, Sample, Sink
 from trainer.metrics.sinks import build_metrics
 from trainer.metrics.straggler import StragglerWatch
 from trainer.metrics.throughput import ThroughputMeter
@@ -35,7 +35,7 @@ class CountingGroup(SingleGroup):
         return tensor
 
 
-class ListSink:
+class ListSink(Sink):
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
         self.events: list[object] = []

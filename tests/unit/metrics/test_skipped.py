@@ -5,15 +5,15 @@ import math
 from pathlib import Path
 
 from trainer.loop.events import SkippedBatch
-from trainer.metrics.skipped import SkippedBatchesFile
+from trainer.metrics.skipped import SkippedBatchesSink
 
 
 def test_each_batch_is_a_line_that_json_can_hold(tmp_path: Path) -> None:
     path = tmp_path / "logs" / "skipped.jsonl"
-    file = SkippedBatchesFile(path)
+    file = SkippedBatchesSink(path)
     assert not path.parent.exists()
-    file.write(SkippedBatch(3, 512, (7, 1), math.nan, math.inf))
-    file.write(SkippedBatch(4, 768, (2,), 9.5, 9.0))
+    file.skip(SkippedBatch(3, 512, (7, 1), math.nan, math.inf))
+    file.skip(SkippedBatch(4, 768, (2,), 9.5, 9.0))
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 3, "reason": "not finite", "loss": None, "limit": None, "position": 512, "samples": [7, 1]},
         {"step": 4, "reason": "spike", "loss": 9.5, "limit": 9.0, "position": 768, "samples": [2]},

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,30 @@ def test_a_stall_is_not_watched_for_when_nobody_wants_to_know(tmp_path: Path, mo
     sink.start(1)
     assert "stall-watch" not in {thread.name for thread in threading.enumerate()}
     sink.end(FINISHED)
+
+
+def test_a_run_that_goes_back_stays_one_wandb_run(
+    tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = FakeRun()
+    calls = patch_init(monkeypatch, run)
+    sink = make_sink(tmp_path, Voice())
+    sink.start(1)
+    for step, loss in ((4, 3.0), (6, 1.0)):
+        sink.write({**row, "step": step}, replace(report, step=step, eval_loss=loss))
+        sink.show([Sample(step, "a", "first")])
+    sink.rewind(4)
+    sink.write({**row, "step": 6}, replace(report, step=6, eval_loss=2.0))
+    sink.show([Sample(6, "a", "second")])
+    eventually(lambda: run.rows and run.rows[-1]["step"] == 6)
+    assert run.ended == [], "it goes on"
+    sink.end(FINISHED)
+    assert len(calls) == 1
+    assert run.ended == ["finish 0"]
+    assert [one["step"] for one in run.rows if "samples" not in one] == [4, 6, 6]
+    assert texts(run)[-1] == (6, [[4, "a", "first"], [6, "a", "second"]])
+    assert run.alerts == [("WARN", "Training went back", f"{tmp_path} goes on from the checkpoint of step 4")]
+    assert (run.summary["run/status"], run.summary["eval/best_loss"]) == ("finished", 2.0)
 
 
 def texts(run: FakeRun) -> list[tuple[int, list[list[object]]]]:

@@ -1,0 +1,116 @@
+"""What is done once in a run before its first step, by the parent of its ranks or, under a launcher, by rank 0.
+
+No torch.
+"""
+
+from __future__ import annotations
+
+import os
+
+from trainer.config.plan import RunPlan, make_plan
+from trainer.config.schema import TridentConfig
+from trainer.data.capacity import check_capacity
+from trainer.data.prepare import PreparedData, prepare, stream_identity
+from trainer.description import describe, plan_record
+from trainer.engine.adam import check_compiler
+from trainer.launcher.attempts import note_restart, restarted_by
+from trainer.launcher.guard import RankGuard
+from trainer.log import say
+from trainer.metrics.jsonl import read_rows
+from trainer.metrics.tensorboard_sink import check_tensorboard
+from trainer.progress import PREPARING, current
+from trainer.run_folder import STREAM, RunFolder
+from trainer.samples.check import check_samples
+
+
+class Beginning:
+    """The steps of a run's beginning. A parent takes them all, in `by_parent`.
+
+    Rank 0 of a launcher takes them one by one, with all other ranks: it claims the folder before the data are prepared,
+    since all ranks write their logs there meanwhile.
+
+    Args:
+        config: of the run.
+    """
+
+    def __init__(self, config: TridentConfig) -> None:
+        self._config = config
+        self.folder = RunFolder.of(config)
+        """Claimed for as long as this object lives."""
+
+    def by_parent(self) -> RunPlan:
+        """Take all steps, before a rank is started, and return the plan. What is wrong is found before it is written.
+
+        Raises:
+            TridentError: as the steps.
+        """
+        prepared = self.prepared()
+        plan = make_plan(self._config, prepared.vocab_size)
+        self.claim(restarted_by(os.environ))
+        self.write(plan, prepared)
+        return plan
+
+    def prepared(self) -> PreparedData:
+        """Check everything that a user can get wrong, and prepare the data. Writes nothing into the run's folder.
+
+        Raises:
+            PeerLostError: ranks of an earlier start do not end.
+            TridentError: as `check` and `check_data`.
+        """
+        self.folder.wait_until_free(self._config)
+        self.check()
+        current().enter(PREPARING)
+        prepared = prepare(self._config, say)
+        self.check_data(prepared)
+        return prepared
+
+    def check(self) -> None:
+        """Check all that a user can get wrong besides the data. Writes nothing.
+
+        Raises:
+            ConfigError: the run folder or the machine cannot be used.
+            CheckpointError: a key names a checkpoint that cannot be used.
+        """
+        config = self._config
+        self.folder.check(config)
+        check_compiler(config.optimizer, config.zero, config.runtime)
+        check_tensorboard(config.logging)
+
+    def check_data(self, prepared: PreparedData) -> None:
+        """Check that the data are enough, and those that the run began with. Writes nothing.
+
+        Raises:
+            DataError: they are not.
+            ConfigError: texts are to be written, but cannot with these data.
+        """
+        check_capacity(prepared, self._config)
+        check_samples(prepared, self._config)
+        self.folder.check_data(self._config, stream_identity(prepared, self._config))
+
+    def claim(self, restarted_by: str | None) -> None:
+        """Keep other runs out of the folder, and remove what an earlier start left in the way of this one.
+
+        Args:
+            restarted_by: which launcher started the run again; None if none says so.
+
+        Raises:
+            ConfigError: another run has the folder, or as `check`.
+            PeerLostError: ranks of an earlier start do not end.
+            StorageError: the folder cannot be written.
+        """
+        folder = self.folder
+        folder.claim(self._config)
+        if restarted_by is not None:
+            note_restart(restarted_by, folder.path, folder.logs, read_rows(folder.metrics))
+        RankGuard.prepare(folder.logs)
+
+    def write(self, plan: RunPlan, prepared: PreparedData) -> None:
+        """Write what is to be done into the folder, and say it.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        self.folder.write(self._config, {**plan_record(plan), STREAM: stream_identity(prepared, self._config)})
+        if prepared.tokenizer_folder is not None:
+            self.folder.keep_tokenizer(prepared.tokenizer_folder)
+        say(describe(plan))

@@ -1,0 +1,28 @@
+"""What one rank of a run has from its first step to its last, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from trainer.config.plan import RunPlan
+from trainer.loop.measures import Measures
+from trainer.progress import Progress
+from trainer.run_paths import RunPaths
+from trainer.topology.groups import ParallelGroups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One rank's session. The loop and its hooks are given it, and the engine and the state besides."""
+
+    plan: RunPlan
+    groups: ParallelGroups
+    paths: RunPaths
+    """What is where in the run's folder."""
+    hosts: Sequence[str]
+    """Machine of every rank, in order of ranks."""
+    progress: Progress = field(default_factory=Progress)
+    """Where is noted what this rank does."""
+    measures: Measures = field(default_factory=Measures)
+    """What is noted there goes into the next report."""
