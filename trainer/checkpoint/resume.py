@@ -124,7 +124,7 @@ def _ask_probe(manifest: Manifest, engine: Engine, plan: RunPlan, groups: Parall
     """Hold the loss on the fixed micro-batch of the run that saved a checkpoint against the one that it had there."""
     length = manifest.layout["seq_length"]
     assert isinstance(length, int)
-    shards = plan.tensor_parallel_size if plan.config.layout.sequence_parallel else 1
+    shards = plan.tensor_parallel_size if plan.sequence_parallel else 1
     if length % shards:
         say(
             f"sequences of {length} tokens, on which the checkpoint's loss was taken, cannot be cut for "
@@ -133,7 +133,7 @@ def _ask_probe(manifest: Manifest, engine: Engine, plan: RunPlan, groups: Parall
         return
     loss = probe_loss(engine, plan, groups.device, None if length == plan.execution.seq_length else length)
     saved_dtype = str(manifest.layout["dtype"])
-    together(groups.control, lambda: check_probe(manifest.probe_loss, loss, saved_dtype, plan.config.precision.dtype))
+    together(groups.control, lambda: check_probe(manifest.probe_loss, loss, saved_dtype, plan.dtype))
 
 
 def _load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) -> None:

@@ -54,6 +54,31 @@ class RunPlan:
         return self.mesh.data_parallel_size
 
     @property
+    def dtype(self) -> Dtype:
+        """Compute precision."""
+        return self.config.precision.dtype
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences that a rank puts through the model at once."""
+        return self.config.batch.micro_batch_size
+
+    @property
+    def global_batch_size(self) -> int:
+        """Sequences in one optimizer step, over all ranks."""
+        return self.config.batch.global_batch_size
+
+    @property
+    def sequence_parallel(self) -> bool:
+        """Whether hidden states between layers are cut over the sequence."""
+        return self.config.layout.sequence_parallel
+
+    @property
+    def seed(self) -> int:
+        """Of weights, dropout and the order of data."""
+        return self.config.train.seed
+
+    @property
     def uses_pipeline_engine(self) -> bool:
         """True with PP > 1, which runs DeepSpeed's PipelineEngine; PP = 1 runs the plain engine with ZeRO 0-3."""
         return self.pipeline_parallel_size > 1

@@ -53,13 +53,13 @@ class BatchSource:
         Raises:
             DataError: a token id is not in the vocabulary.
         """
-        plan, size = self._plan, self._plan.config.batch.micro_batch_size
-        rows = np.arange(plan.config.batch.global_batch_size).reshape(-1, plan.data_parallel_size, size)
+        plan, size = self._plan, self._plan.micro_batch_size
+        rows = np.arange(plan.global_batch_size).reshape(-1, plan.data_parallel_size, size)
         pairs = torch.from_numpy(self._sequences(position, rows[:, self._dp_rank].reshape(-1)))
         if self._device.type == "cuda":
             pairs = pairs.pin_memory().to(self._device, non_blocking=True)
         firsts = rows[:, self._dp_rank, 0].tolist()
-        places = [None if step is None else Place(plan.config.train.seed, step, first) for first in firsts]
+        places = [None if step is None else Place(plan.seed, step, first) for first in firsts]
         parts = zip(torch.split(pairs, size, dim=1), places, strict=True)
         return [MicroBatch.of(ids, labels, place=place) for (ids, labels), place in parts]
 
@@ -87,7 +87,7 @@ class BatchSource:
     def ledger(self, previous: str, position: int) -> str:
         """Return the rolling hash after a global batch: of `previous`, the batch's position, and its token ids."""
         digest = hashlib.blake2b(f"{previous}:{position}:".encode(), digest_size=16)
-        pairs = self._sequences(position, np.arange(self._plan.config.batch.global_batch_size))
+        pairs = self._sequences(position, np.arange(self._plan.global_batch_size))
         # A sequence at a time: its inputs, then its labels.
         digest.update(pairs.swapaxes(0, 1).astype("<u4").tobytes())
         return digest.hexdigest()

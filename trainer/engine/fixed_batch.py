@@ -26,7 +26,7 @@ def fixed_micro_batches(plan: RunPlan, device: torch.device, length: int | None 
     places = torch.arange((length or own) + 1, device=device)
     row = (places * _STRIDE + places // 7) % plan.model.vocab_size
     # Of longer sequences fewer: about as many tokens as the run computes at once anyway.
-    count = max(1, plan.config.batch.micro_batch_size * own // (length or own))
+    count = max(1, plan.micro_batch_size * own // (length or own))
     rows = row.expand(count, -1)
     batch = MicroBatch.of(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
     return [batch] * plan.schedule.fewest_micro_batches(plan.pipeline_parallel_size)

@@ -58,7 +58,7 @@ def measure_layers(plan: RunPlan, device: torch.device) -> dict[str, LayerTime]:
     size = plan.tensor_parallel_size
     context = ModelContext(
         tensor=SingleGroup() if size == 1 else FakeGroup(0, size),
-        sequence_parallel=plan.config.layout.sequence_parallel,
+        sequence_parallel=plan.sequence_parallel,
         execution=plan.execution,
         spec=plan.model,
     )
@@ -73,12 +73,12 @@ def measure_layers(plan: RunPlan, device: torch.device) -> dict[str, LayerTime]:
 
 def _measure(which: Layer, plan: RunPlan, context: ModelContext, device: torch.device) -> LayerTime:
     is_tied_head = isinstance(which.spec, Head) and which.spec.tied
-    dtype = DTYPES[plan.config.precision.dtype]
+    dtype = DTYPES[plan.dtype]
     layer = build_layer("embedding" if is_tied_head else which.name, context)
-    fill(layer, Drawn(plan.config.train.seed, context.tensor), device, dtype)
+    fill(layer, Drawn(plan.seed, context.tensor), device, dtype)
     choose_kernels(layer, plan, device)
     ids = torch.randint(0, plan.model.vocab_size, _ids_shape(plan), device=device)
-    batch = MicroBatch.of(ids, labels=ids, place=Place(plan.config.train.seed, step=1, first_sample=0))
+    batch = MicroBatch.of(ids, labels=ids, place=Place(plan.seed, step=1, first_sample=0))
     if which.kind is LayerKind.embedding:
         return _timed(lambda hidden: layer(ids, batch), None, device)
     hidden = torch.randn(_hidden_shape(plan), dtype=dtype, device=device)
@@ -87,13 +87,13 @@ def _measure(which: Layer, plan: RunPlan, context: ModelContext, device: torch.d
 
 
 def _ids_shape(plan: RunPlan) -> tuple[int, int]:
-    return plan.config.batch.micro_batch_size, plan.execution.seq_length
+    return plan.micro_batch_size, plan.execution.seq_length
 
 
 def _hidden_shape(plan: RunPlan) -> tuple[int, int, int]:
     """Return the shape of what travels between layers, `[S, B, H]`, or `[S/tp, B, H]` with sequence parallelism."""
-    shards = plan.tensor_parallel_size if plan.config.layout.sequence_parallel else 1
-    return plan.execution.seq_length // shards, plan.config.batch.micro_batch_size, plan.model.hidden_size
+    shards = plan.tensor_parallel_size if plan.sequence_parallel else 1
+    return plan.execution.seq_length // shards, plan.micro_batch_size, plan.model.hidden_size
 
 
 def _timed(run: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor | None, device: torch.device) -> LayerTime:

@@ -29,7 +29,7 @@ def multiplies_by_onednn(plan: RunPlan, device: torch.device) -> bool:
         ConfigError: oneDNN is asked for, but PyTorch was built without it.
     """
     chosen = plan.config.runtime.cpu_matmul
-    if device.type != "cpu" or plan.config.precision.dtype is not Dtype.fp32 or chosen is CpuMatmul.torch:
+    if device.type != "cpu" or plan.dtype is not Dtype.fp32 or chosen is CpuMatmul.torch:
         return False
     if chosen is CpuMatmul.onednn and not has_onednn():
         raise ConfigError("runtime.cpu_matmul=onednn needs PyTorch with oneDNN, but this build has none; use torch")

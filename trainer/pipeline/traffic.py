@@ -32,8 +32,8 @@ class NodeTraffic:
 
 def hidden_bytes(plan: RunPlan) -> int:
     """Return the bytes of one micro-batch's hidden states, `[S, B, H]`, whole."""
-    element = _FP32_BYTES if plan.config.precision.dtype is Dtype.fp32 else 2
-    return plan.execution.seq_length * plan.config.batch.micro_batch_size * plan.model.hidden_size * element
+    element = _FP32_BYTES if plan.dtype is Dtype.fp32 else 2
+    return plan.execution.seq_length * plan.micro_batch_size * plan.model.hidden_size * element
 
 
 def tensor_link_bytes(plan: RunPlan, stage: Stage) -> float:
@@ -46,7 +46,7 @@ def tensor_link_bytes(plan: RunPlan, stage: Stage) -> float:
     rounds = sum(_rounds(plan, layer) for layer in stage.layers)
     in_bytes = rounds * whole
     if any(layer.kind is LayerKind.head for layer in stage.layers):
-        positions = plan.execution.seq_length * plan.config.batch.micro_batch_size
+        positions = plan.execution.seq_length * plan.micro_batch_size
         # The loss. Fused: two numbers a position of every rank, gathered; otherwise a maximum and two sums.
         in_bytes += (size * 2 if plan.execution.fused_loss else 2 * 3) * positions * _FP32_BYTES
     return in_bytes * (size - 1) / size * plan.num_micro_batches
@@ -54,7 +54,7 @@ def tensor_link_bytes(plan: RunPlan, stage: Stage) -> float:
 
 def _rounds(plan: RunPlan, layer: Layer) -> float:
     """Return how often a layer's hidden states go once round the ring in one micro-batch, forward and backward."""
-    sharded = plan.config.layout.sequence_parallel
+    sharded = plan.sequence_parallel
     if layer.kind is LayerKind.block:
         # Two pairs of a column- and a row-parallel matrix. Sharded, the column's input is gathered once more in
         # backward. What is recomputed is the forward pass up to the last matrix, whose sum nothing needs.
@@ -64,7 +64,7 @@ def _rounds(plan: RunPlan, layer: Layer) -> float:
         return 2
     if isinstance(layer.spec, Positions) and layer.spec.length is not None and sharded:
         # Gradients of the positions, `[S, H]`.
-        return 1 / plan.config.batch.micro_batch_size
+        return 1 / plan.micro_batch_size
     # Fused, the head's gradients are made in forward, where its input is whole.
     return (3 if sharded and not plan.execution.fused_loss else 2) if layer.kind is LayerKind.head else 0
 
@@ -101,7 +101,7 @@ def _hand_overs(plan: RunPlan, mesh: Mesh) -> list[tuple[int, int]]:
 
 
 def _hand_over_bytes(plan: RunPlan) -> float:
-    share = plan.tensor_parallel_size if plan.config.layout.sequence_parallel else 1
+    share = plan.tensor_parallel_size if plan.sequence_parallel else 1
     return hidden_bytes(plan) / share * plan.num_micro_batches
 
 

@@ -50,7 +50,7 @@ class Bytes:
 def expected_bytes(plan: RunPlan) -> Bytes:
     """Return what a rank of this plan should hold."""
     count, stage, replicas = plan.model.parameter_count, plan.zero_stage, plan.data_parallel_size
-    half = plan.config.precision.dtype is not Dtype.fp32
+    half = plan.dtype is not Dtype.fp32
     # Gradients are added up in fp32, and fp32 weights are their own masters.
     masters = 4 if half else 0
     return Bytes(
@@ -80,7 +80,7 @@ def gpu_bytes(plan: RunPlan) -> int:
 
 def _activations(plan: RunPlan, width: int) -> int:
     """Return what forward leaves for backward in the blocks."""
-    tokens = plan.config.batch.micro_batch_size * plan.execution.seq_length
+    tokens = plan.micro_batch_size * plan.execution.seq_length
     kept = [block.kept.whole + block.kept.cut for block in plan.model.blocks]
     if plan.execution.recompute is RecomputeKind.full:
         # Every block's input, and the block that keeps most, which is being computed again.
@@ -95,7 +95,7 @@ def _loss(plan: RunPlan, width: int) -> int:
     In half precision a chunk's logits and their gradient are beside the fp32 ones.
     """
     hidden_size, rows = plan.model.hidden_size, plan.execution.padded(plan.model.vocab_size)
-    tokens = plan.config.batch.micro_batch_size * plan.execution.seq_length
+    tokens = plan.micro_batch_size * plan.execution.seq_length
     if not plan.execution.fused_loss:
         return tokens * rows * (width + 4)
     device = "cuda" if plan.config.runtime.device is DeviceKind.cuda else "cpu"
