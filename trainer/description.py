@@ -8,6 +8,7 @@ from trainer.config.ds_json import deepspeed_json
 from trainer.config.models import sizes
 from trainer.config.plan import RunPlan
 from trainer.pipeline.partition import stages
+from trainer.planner.zero_theory import cheaper_choice
 
 _WIDTH = 80
 
@@ -69,6 +70,9 @@ def describe(plan: RunPlan) -> str:
         f"= {plan.tokens_per_step:,} tokens; {plan.num_micro_batches} micro-batches of "
         f"{config.batch.micro_batch_size} a rank",
     ]
+    cheaper = cheaper_choice(plan)
+    if cheaper is not None:
+        lines.append(f"memory  {cheaper}")
     if plan.uses_pipeline_engine:
         for stage in stages(plan):
             first, last = stage.layers[0].name, stage.layers[-1].name

@@ -74,7 +74,9 @@ def _precision(plan: RunPlan) -> dict[str, object]:
 def _zero(plan: RunPlan) -> dict[str, object]:
     zero = plan.config.zero
     if plan.zero_stage == 0:
-        return {"stage": 0}
+        # The engine averages gradients bucket by bucket. DeepSpeed's own bucket has 500M elements: a second copy of all
+        # gradients of every smaller model.
+        return {"stage": 0, "reduce_bucket_size": reduce_bucket_size(plan)}
     result: dict[str, object] = {
         "stage": zero.stage,
         "reduce_bucket_size": reduce_bucket_size(plan),
@@ -85,7 +87,7 @@ def _zero(plan: RunPlan) -> dict[str, object]:
     if zero.offload is not OffloadKind.none:
         result["offload_optimizer"] = _place(plan)
     if zero.stage == 3:
-        hidden_size, block = plan.model.hidden_size, _block_elements(plan)
+        hidden_size, block = plan.model.hidden_size, block_elements(plan)
         result |= {
             # DeepSpeed's limits of 1e9 keep every smaller model gathered from its first use on. One block is computed
             # while the next one is gathered.
@@ -132,7 +134,7 @@ def _matrices(tensors: Iterable[TensorSpec], plan: RunPlan) -> int:
     return sum(tensor.local_numel(size, unit) for tensor in tensors if tensor.is_matrix)
 
 
-def _block_elements(plan: RunPlan) -> int:
+def block_elements(plan: RunPlan) -> int:
     """Return the matrix elements of the largest block on one tensor-parallel rank."""
     return max(_matrices(layer.tensors(), plan) for layer in plan.model.layers if layer.kind is LayerKind.block)
 

@@ -87,10 +87,14 @@ class _Repaired:
                 # That was no overflow, so it says nothing about the scale.
                 vars(scaler).update(before)
 
-    def buffered_allreduce_fallback(self, *arguments: Any, **named: Any) -> None:
-        """Average gradients over replicas without ZeRO; alone there is nothing to copy to a buffer and back."""
+    def buffered_allreduce_fallback(self, grads: Any = None, elements_per_buffer: int = 0) -> None:
+        """Average gradients over replicas without ZeRO, in buckets of the config and not of 500M elements.
+
+        Alone there is nothing to copy to a buffer and back.
+        """
+        engine: Any = self
         if self.groups.gradients.size > 1:
-            super().buffered_allreduce_fallback(*arguments, **named)  # type: ignore[misc]
+            super().buffered_allreduce_fallback(grads, engine.zero_reduce_bucket_size())  # type: ignore[misc]
 
     def take_busy_seconds(self) -> float:
         """Return the seconds spent in forward and backward since the last call. Syncs with the device."""

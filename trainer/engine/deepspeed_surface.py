@@ -56,6 +56,7 @@ class PartitionedOptimizer(WrappedOptimizer, Protocol):
     params_in_partition: list[list[nn.Parameter]]
     parallel_partitioned_bit16_groups: list[list[torch.Tensor]]
     single_partition_of_fp32_groups: list[torch.Tensor]
+    param_buffer_of_bit16_for_cpu_offload_groups: list[torch.Tensor]
     real_dp_process_group: list[torch.distributed.ProcessGroup]
     averaged_gradients: MutableMapping[int, Sequence[torch.Tensor] | None]
     norm_for_param_grads: MutableMapping[int, torch.Tensor]

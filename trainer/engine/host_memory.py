@@ -14,10 +14,10 @@ _TRIM_THRESHOLD = -1
 _MMAP_THRESHOLD = -3
 _LARGEST = (1 << 31) - 1
 """glibc takes these thresholds as int."""
-LARGEST_KEPT = {1: 32 << 20, 2: 32 << 20, 3: 8 << 20}
-"""Bytes of the largest freed block that a rank keeps, by the stage of ZeRO. Its flat partitions, and with stage 3 the
-gathered weights, come and go between blocks of every other size: kept, they leave holes that nothing fits into, and
-sharding would save nothing. Activations stay."""
+LARGEST_KEPT = {1: 32 << 20, 2: 8 << 20, 3: 4 << 20}
+"""Bytes of the largest freed block that a rank keeps, by the stage of ZeRO. Its flat partitions, and with stage 2
+the gradients and with stage 3 the gathered weights, come and go between blocks of every other size: kept, they leave
+holes that nothing fits into, and sharding would save less or nothing. Activations stay."""
 _RESERVED = 2040 << 20
 """Bytes of address space that the heap is given at once; less than the threshold above, or they would be given back."""
 _HUGE_PAGE = 1 << 21

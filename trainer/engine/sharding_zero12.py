@@ -102,5 +102,14 @@ class FlatPartitions(Sharding):
         if share_masters(zip(optimizer.single_partition_of_fp32_groups, own, strict=True)):
             # Every parameter holds a view of its part of the copy.
             optimizer._link_all_hp_params()
+        if optimizer.cpu_offload:
+            # Masters go through a buffer on the host on their way to the weights: to round them, so fp32 needs none.
+            buffers, masters = (
+                optimizer.param_buffer_of_bit16_for_cpu_offload_groups,
+                optimizer.single_partition_of_fp32_groups,
+            )
+            for index, (buffer, master) in enumerate(zip(buffers, masters, strict=True)):
+                if buffer.dtype == master.dtype:
+                    buffers[index] = master.detach()
         if type(optimizer) is DeepSpeedZeroOptimizer and not optimizer.cpu_offload and optimizer.dtype == torch.float32:
             optimizer.__class__ = CompactOptimizer

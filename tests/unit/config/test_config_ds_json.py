@@ -77,8 +77,8 @@ def test_deepspeed_accepts_and_reads_what_was_meant(name: str) -> None:
     if plan.uses_pipeline_engine:
         assert read.pipeline["pipe_partitioned"] is read.pipeline["grad_partitioned"] is False
     assert read.communication_data_type is None
+    assert zero.reduce_bucket_size == reduce_bucket_size(plan)
     if plan.zero_stage > 0:
-        assert zero.reduce_bucket_size == reduce_bucket_size(plan)
         place = "none" if zero.offload_optimizer is None else str(zero.offload_optimizer.device)
         assert place == config.zero.offload.value
     assert (zero.offload_param is not None) == config.zero.offload_parameters

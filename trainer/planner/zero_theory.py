@@ -1,0 +1,104 @@
+"""What a rank holds with each stage of ZeRO at the fullest moment of backward, in bytes, by what it is for. No torch.
+
+Activations are left out: they are the same with every stage. Source: ZeRO (arXiv 1910.02054, section 3), and how
+DeepSpeed and its repairs here do it: a bucket of gradients is collected while the layers before it are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from trainer.config.ds_json import block_elements, largest_parameter, reduce_bucket_size
+from trainer.config.plan import RunPlan
+from trainer.config.schema import DeviceKind, Dtype, OffloadKind
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class ZeroBytes:
+    """One rank's states, and what sharding them takes besides."""
+
+    weights: int
+    gathered: int
+    """Weights of ZeRO-3 that are whole at once."""
+    gradients: int
+    master: int
+    """fp32 weights beside those of half precision; fp32 weights are their own masters."""
+    moments: int
+    buffers: int
+    """Of collectives and of offload."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(asdict(self).values())
+
+
+def zero_bytes(plan: RunPlan, stage: int | None = None, offload: OffloadKind | None = None) -> ZeroBytes:
+    """Return what a rank holds in the memory that its device computes in.
+
+    Args:
+        plan: of the run.
+        stage: of ZeRO; None for the plan's.
+        offload: of the optimizer's state; None for the plan's.
+    """
+    stage = plan.zero_stage if stage is None else stage
+    offload = plan.config.zero.offload if offload is None else offload
+    replicas = plan.data_parallel_size
+    width = 4 if plan.config.precision.dtype is Dtype.fp32 else 2
+    size, unit = plan.tensor_parallel_size, plan.execution.vocab_unit
+    held = sum(tensor.local_numel(size, unit) for tensor in plan.model.tensors.values()) // plan.pipeline_parallel_size
+    own = held // replicas if stage else held
+    block, largest = block_elements(plan), largest_parameter(plan)
+    bucket = reduce_bucket_size(plan)
+    # Those that the bucket does not hold yet, and those of the layer that is computed.
+    leaving = min(bucket + block, held)
+    whole_gradients = stage == 0 or (stage == 1 and plan.num_micro_batches > 1)
+    buffers = 0
+    if replicas > 1:
+        # The bucket, what is received of it, and with ZeRO-3 what is cut out of it.
+        buffers = 4 * ((min(bucket + largest, held) if stage == 0 else bucket) + (2 * bucket if stage == 3 else 0))
+    result = ZeroBytes(
+        weights=width * (own if stage == 3 else held),
+        gathered=width * min(max(2 * block, largest), held) if stage == 3 else 0,
+        gradients=4 * (held if whole_gradients else own + leaving),
+        master=4 * own if width == 2 else 0,
+        moments=8 * own,
+        buffers=buffers,
+    )
+    if stage == 0 or offload is OffloadKind.none:
+        return result
+    if plan.config.runtime.device is DeviceKind.cpu and offload is OffloadKind.cpu:
+        # Moved from a memory to the same one.
+        return ZeroBytes(**{**asdict(result), "buffers": buffers + 2 * 4 * largest})
+    moved = {"master": 0, "moments": 0, "gradients": 4 * leaving, "buffers": buffers + 4 * largest}
+    return ZeroBytes(**{**asdict(result), **moved})
+
+
+def cheaper_choice(plan: RunPlan) -> str | None:
+    """Return a sentence on a choice of less ZeRO that takes less memory at this size; None if there is none."""
+    mine = zero_bytes(plan).total
+    others = [(zero_bytes(plan, stage, offload).total, stage, offload) for stage, offload in _less(plan)]
+    cost, stage, offload = min(others, key=lambda other: other[0], default=(mine, 0, OffloadKind.none))
+    if cost >= mine:
+        return None
+    return (
+        f"{_name(plan.zero_stage, plan.config.zero.offload)} takes {mine / MIB:,.0f} MiB a rank for states and buffers, "
+        f"more than {_name(stage, offload)} with {cost / MIB:,.0f} MiB: here it does not pay"
+    )
+
+
+def _less(plan: RunPlan) -> Iterator[tuple[int, OffloadKind]]:
+    """Yield the choices with a lower stage, or without offload, that the run could make instead."""
+    offload = plan.config.zero.offload
+    least = 0 if plan.config.precision.dtype is Dtype.fp32 else 1
+    for stage in range(least, plan.zero_stage + 1):
+        for kind in {OffloadKind.none, offload} if stage else {OffloadKind.none}:
+            if (stage, kind) != (plan.zero_stage, offload):
+                yield stage, kind
+
+
+def _name(stage: int, offload: OffloadKind) -> str:
+    return f"ZeRO-{stage}" + (f" + {offload.value} offload" if offload is not OffloadKind.none else "")
