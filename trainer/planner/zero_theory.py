@@ -84,8 +84,9 @@ def cheaper_choice(plan: RunPlan) -> str | None:
     cost, stage, offload = min(others, key=lambda other: other[0], default=(mine, 0, OffloadKind.none))
     if cost >= mine:
         return None
+    chosen = _name(plan.zero_stage, plan.config.zero.offload)
     return (
-        f"{_name(plan.zero_stage, plan.config.zero.offload)} takes {mine / MIB:,.0f} MiB a rank for states and buffers, "
+        f"{chosen} takes {mine / MIB:,.0f} MiB a rank for states and buffers, "
         f"more than {_name(stage, offload)} with {cost / MIB:,.0f} MiB: here it does not pay"
     )
 
