@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tests.helpers.batches import micro_batches_of
-from tests.helpers.parity import OPTIMIZER, VOCABULARY, Case, config_of
+from tests.helpers.parity import OPTIMIZER, VOCABULARY, Case, config_of, plan_of
 from trainer.config.schema import DataConfig, DataSource, TridentConfig
 from trainer.engine.face import Engine
 from trainer.spec.model import Model
@@ -75,13 +75,12 @@ class Trainer:
 
     def __init__(self, run: Run, rank: int, world_size: int, run_dir: Path, is_resumed: bool = False) -> None:
         from trainer.checkpoint.store import CheckpointStore
-        from trainer.config.plan import make_plan
         from trainer.engine.build import build_engine
         from trainer.engine.world import start_world
         from trainer.loop.state import TrainState
         from trainer.tensor_parallel.init import Reserved
 
-        self.plan = make_plan(run_config(run), VOCABULARY, world_size)
+        self.plan = plan_of(run.case, run_config(run), world_size)
         if run.family is not None:
             self.plan = replace(self.plan, model=run.family(self.plan.model))
         self.groups = start_world(self.plan.mesh, self.plan.config.runtime, torch.device("cpu"))

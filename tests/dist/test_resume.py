@@ -30,6 +30,7 @@ from tests.dist.resume_fixtures import (
 )
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import OPTIMIZER, VOCABULARY, Case, comparable, initial_weights, relative
+from tests.helpers.parity_cases import EMBEDDINGS, FIRST_LAYERS, VECTORS
 from tests.helpers.reference import reference_gradients
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.fragments import TensorFolder
@@ -50,6 +51,7 @@ SAME_LAYOUT: tuple[tuple[Run, ...], ...] = (
         Run(Case(offload="cpu", llama=True, tied=False), saved=10, last=14),
         Run(Case(dtype="bf16")),
         Run(Case(), dropout=0.2),
+        Run(Case(zero=0, frozen=EMBEDDINGS)),
     ),
     (
         Run(Case(dp=2, zero=0), dropout=0.2),
@@ -59,6 +61,8 @@ SAME_LAYOUT: tuple[tuple[Run, ...], ...] = (
         Run(Case(dp=2, zero=3, dtype="bf16")),
         Run(Case(dp=2, zero=2, dtype="fp16"), initial_scale_power=24, saved=6, last=12),
         Run(Case(dp=2, zero=1, offload="cpu", dtype="fp16"), initial_scale_power=40, saved=2, last=4),
+        Run(Case(dp=2, zero=2, frozen=VECTORS)),
+        Run(Case(dp=2, zero=3, dtype="bf16", frozen=EMBEDDINGS)),
     ),
     (
         Run(Case(pp=2, zero=0)),
@@ -68,6 +72,8 @@ SAME_LAYOUT: tuple[tuple[Run, ...], ...] = (
         Run(Case(pp=2, dtype="fp16"), initial_scale_power=24, saved=6, last=12),
         Run(Case(tp=2, sequence_parallel=True), dropout=0.2),
         Run(Case(tp=2, zero=3, llama=True, tied=False)),
+        Run(Case(pp=2, offload="cpu", tied=False, frozen=FIRST_LAYERS)),
+        Run(Case(pp=2, dtype="bf16", frozen=EMBEDDINGS)),
     ),
 )
 """Each optimizer that DeepSpeed makes of ours. Tuples share their ranks."""
@@ -189,6 +195,25 @@ def _check_pairs(
         print(f"{source} -> {target}: losses {worst:.1e}")  # noqa: T201
         assert len(losses) == LAST - SAVED
         assert worst < TOLERANCE, f"{source} -> {target}"
+
+
+FROZEN = {
+    "stages": Run(Case(pp=2, tied=False, frozen=FIRST_LAYERS)),
+    "zero3": Run(Case(dp=2, zero=3, tied=False, frozen=FIRST_LAYERS)),
+    "tensor": Run(Case(tp=2, zero=0, tied=False, frozen=FIRST_LAYERS)),
+}
+FROZEN_PAIRS = [("stages", "zero3"), ("zero3", "tensor"), ("tensor", "stages")]
+
+
+def test_frozen_tensors_are_saved_by_every_layout_and_read_by_another(tmp_path: Path) -> None:
+    losses = run_distributed(train_sources, 2, FROZEN, tmp_path, timeout_s=150)[0]
+    found = run_distributed(load_pairs, 2, FROZEN_PAIRS, FROZEN, tmp_path, timeout_s=150)[0]
+    for (source, target), again in zip(FROZEN_PAIRS, found, strict=True):
+        assert again == pytest.approx(losses[source], rel=TOLERANCE), f"{source} -> {target}"
+        saved = _tensors(tmp_path / source)
+        assert not differences(saved, _tensors(tmp_path / f"{source}_in_{target}"))
+        assert "weight/embedding.weight" in saved
+        assert not [name for name in saved if name.startswith(("exp_avg/blocks.0.", "exp_avg_sq/embedding"))]
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)

@@ -10,7 +10,8 @@ zero are, after five steps, as uncertain as the few gradients that made them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
@@ -39,6 +40,7 @@ from trainer.config.schema import (
     TridentConfig,
     ZeroConfig,
 )
+from trainer.engine.face import Fragment
 from trainer.tensor_parallel.shard import ShardSpec, unshard, without_padding
 
 STEPS = 5
@@ -86,6 +88,8 @@ class Case:
     evaluate: bool = False
     compiled: bool = False
     cpu_matmul: str = "auto"
+    frozen: tuple[str, ...] = ()
+    """Beginnings of the names of tensors that are not trained."""
 
     @property
     def world_size(self) -> int:
@@ -102,6 +106,7 @@ class Case:
         parts += [f"recompute_{self.recompute}"] * (self.recompute != "none") + ["evaluate"] * self.evaluate
         parts += ["compiled"] * self.compiled
         parts += [self.cpu_matmul] * (self.cpu_matmul != "auto")
+        parts += [f"frozen_{'+'.join(self.frozen)}"] * bool(self.frozen)
         return "-".join(parts)
 
 
@@ -152,6 +157,12 @@ def config_of(case: Case) -> TridentConfig:
     )
 
 
+def plan_of(case: Case, config: TridentConfig, world_size: int | None = None) -> RunPlan:
+    """Return the plan of a case whose config may have been changed; no key freezes tensors yet."""
+    plan = make_plan(config, VOCABULARY, world_size or case.world_size)
+    return replace(plan, execution=replace(plan.execution, frozen=case.frozen))
+
+
 def token_batches(global_batch_size: int, seq_length: int) -> list[torch.Tensor]:
     """Return one [global_batch_size, seq_length + 1] tensor of random ids a step."""
     generator = torch.Generator().manual_seed(99)
@@ -170,8 +181,8 @@ class RankOutcome:
     grad_norms: tuple[float, ...]
     eval_losses: tuple[float, ...]
     specs: Mapping[str, ShardSpec]
-    first_moments: Mapping[str, torch.Tensor]
-    """Of AdamW after step 1: (1 - beta1) times the clipped gradient."""
+    first_moments: Sequence[Fragment]
+    """Of AdamW after step 1: (1 - beta1) times the clipped gradient. What this rank has to write of them."""
     weights: Mapping[str, torch.Tensor]
 
 
@@ -181,12 +192,12 @@ def run_case(rank: int, world_size: int, case: Case) -> RankOutcome:
     from trainer.engine.world import start_world
 
     config = config_of(case)
-    plan = make_plan(config, VOCABULARY, world_size)
+    plan = plan_of(case, config, world_size)
     groups = start_world(plan.mesh, plan.config.runtime, torch.device("cpu"))
     engine: Any = build_engine(plan, groups)
     place = groups.mesh.coordinate(rank)
     losses, norms, evaluations = [], [], []
-    first: dict[str, torch.Tensor] = {}
+    first: list[Fragment] = []
     for step, tokens in enumerate(token_batches(config.batch.global_batch_size, config.model.seq_length), start=1):
         batches = micro_batches_of(tokens, plan, place.dp_rank, step)
         result = engine.train_step(batches, OPTIMIZER.lr)
@@ -195,7 +206,7 @@ def run_case(rank: int, world_size: int, case: Case) -> RankOutcome:
         if case.evaluate:
             evaluations.append(float(engine.evaluate(batches).loss))
         if step == 1:
-            first = first_moments(engine, plan)
+            first = [fragment for fragment in engine.fragments() if fragment.kind == "exp_avg"]
     assert not case.compiled or torch._dynamo.utils.counters["stats"]["unique_graphs"], "nothing was compiled"
     weights = dict(engine.local_parameters())
     specs = dict(engine.shard_specs())
@@ -212,40 +223,36 @@ def run_case(rank: int, world_size: int, case: Case) -> RankOutcome:
     )
 
 
-def first_moments(engine: Any, plan: RunPlan) -> dict[str, torch.Tensor]:
-    """Return AdamW's first moment of every local parameter, whole over data-parallel ranks."""
-    from deepspeed.utils import safe_get_full_optimizer_state
-
-    from trainer.tensor_parallel.shard import shard_spec
-
-    inner = engine._engine
-    if plan.zero_stage in (1, 2):
-        # DeepSpeed links the state when its first parameter group has stepped, before the second one has any.
-        inner.optimizer._hp_optimizer_states_linked = False
-        inner.optimizer._lazy_init_hp_params_optimizer_state()
-    found: dict[str, torch.Tensor] = {}
-    for parameter in inner.module.parameters():
-        if plan.zero_stage == 0:
-            moment = inner.basic_optimizer.state[parameter]["exp_avg"]
-        else:
-            moment = safe_get_full_optimizer_state(parameter, "exp_avg")
-        found[shard_spec(parameter).name] = moment.detach().float().reshape(shard_spec_shape(parameter, plan)).clone()
-    return found
-
-
-def shard_spec_shape(parameter: torch.nn.Parameter, plan: RunPlan) -> tuple[int, ...]:
-    """Return the shape of this rank's shard (ZeRO-3 empties the parameter itself)."""
-    from trainer.tensor_parallel.shard import shard_spec
-
-    return shard_spec(parameter).local_shape(plan.tensor_parallel_size)
+def first_moments(fragments: Iterable[Fragment], case: Case) -> dict[str, torch.Tensor]:
+    """Put AdamW's first moments together from what all ranks would write of them: every element exactly once."""
+    specs: dict[str, ShardSpec] = {}
+    shards: dict[str, list[torch.Tensor]] = {}
+    for fragment in fragments:
+        spec, size = fragment.spec, fragment.tensor_parallel_size
+        if spec.name not in shards:
+            shape = (spec.local_shape(size)) if spec.dim is not None else spec.global_shape
+            count = size if spec.dim is not None else 1
+            shards[spec.name] = [torch.full(shape, math.nan).view(-1) for _ in range(count)]
+            specs[spec.name] = spec
+        place = shards[spec.name][fragment.tp_rank].narrow(0, fragment.start, fragment.values.numel())
+        assert place.isnan().all(), f"{spec.name} is there twice"
+        place.copy_(fragment.values)
+    whole = {}
+    for name, parts in shards.items():
+        spec = specs[name]
+        assert not any(part.isnan().any() for part in parts), f"not all of {name} is there"
+        local = spec.local_shape(case.tp) if spec.dim is not None else spec.global_shape
+        views = [part.view(local) for part in parts]
+        whole[name] = without_padding(unshard(views, spec) if spec.dim is not None else views[0], spec)
+    return whole
 
 
-def gathered(outcomes: Sequence[RankOutcome], case: Case, kind: str) -> dict[str, torch.Tensor]:
-    """Put the shards of data-parallel rank 0 together. Copies of a tied weight must be equal bit for bit."""
+def gathered(outcomes: Sequence[RankOutcome], case: Case) -> dict[str, torch.Tensor]:
+    """Put the weights of data-parallel rank 0 together. Copies of a tied weight must be equal bit for bit."""
     parts: dict[tuple[str, int], dict[int, torch.Tensor]] = {}
     for outcome in outcomes:
         if outcome.dp_rank == 0:
-            for name, tensor in getattr(outcome, kind).items():
+            for name, tensor in outcome.weights.items():
                 parts.setdefault((name, outcome.stage), {})[outcome.tp_rank] = tensor
     specs = {name: spec for outcome in outcomes for name, spec in outcome.specs.items()}
     whole: dict[str, torch.Tensor] = {}
@@ -269,11 +276,11 @@ def initial_weights(config: TridentConfig) -> dict[str, torch.Tensor]:
 
 
 @cache
-def reference_of(config: TridentConfig) -> ReferenceRun:
+def reference_of(config: TridentConfig, frozen: tuple[str, ...] = ()) -> ReferenceRun:
     """Train the oracle on the same tokens."""
     batches = token_batches(config.batch.global_batch_size, config.model.seq_length)
     steps = [[(tokens[:, :-1], tokens[:, 1:])] for tokens in batches]
-    return train_reference(config.model, initial_weights(config), steps, OPTIMIZER)
+    return train_reference(config.model, initial_weights(config), steps, OPTIMIZER, frozen=frozen)
 
 
 def oracle_key(case: Case) -> TridentConfig:
@@ -308,13 +315,17 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def errors_of(case: Case, outcomes: Sequence[RankOutcome]) -> Errors:
     """Compare with the oracle; ranks must agree exactly on losses and norms among themselves."""
-    oracle = reference_of(oracle_key(case))
+    oracle = reference_of(oracle_key(case), case.frozen)
     first = outcomes[0]
     for outcome in outcomes[1:]:
         assert outcome.losses == first.losses, "ranks report different losses"
         assert outcome.grad_norms == first.grad_norms, "ranks report different gradient norms"
-    weights, moments = gathered(outcomes, case, "weights"), gathered(outcomes, case, "first_moments")
+    weights = gathered(outcomes, case)
+    moments = first_moments((fragment for outcome in outcomes for fragment in outcome.first_moments), case)
+    assert moments.keys() == oracle.first_gradients.keys()
     assert weights.keys() == oracle.weights.keys()
+    changed = [n for n, w in oracle.weights.items() if n.startswith(case.frozen) and not torch.equal(weights[n], w)]
+    assert case.dtype != "fp32" or not changed, f"frozen, but changed: {changed}"
     clip = min(1.0, OPTIMIZER.grad_clip / (oracle.grad_norms[0] + 1e-6))
     scale = (1 - OPTIMIZER.beta1) * clip
     gradient = max((relative(moments[n] / scale, g), n) for n, g in comparable(oracle.first_gradients).items())

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 from tests.helpers.parity import Case
 
 WORLD_SIZES = (1, 2, 4, 8)
+_BIASES = ("attention.qkv.bias", "attention.output.bias", "mlp.up.bias", "mlp.down.bias")
+EMBEDDINGS = ("embedding", "position")
+"""Frozen with the head, where it is tied."""
+FIRST_LAYERS = ("embedding", "position", "blocks.0.")
+"""All that a first of two stages has."""
+VECTORS = tuple(f"blocks.0.{name}" for name in ("attention_norm", "mlp_norm", *_BIASES))
+"""Of the first block: a first of two stages trains matrices only."""
 
 
 def layouts(world_size: int) -> Iterator[tuple[int, int, int, bool]]:
@@ -108,6 +116,44 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
     ),
 )
 """Tuples share a layout, and so their ranks."""
+FROZEN: tuple[tuple[Case, ...], ...] = (
+    (
+        Case(dp=2, zero=0, frozen=EMBEDDINGS),
+        Case(dp=2, zero=1, frozen=VECTORS, offload="cpu"),
+        Case(dp=2, zero=2, frozen=FIRST_LAYERS, tied=False, llama=True),
+        Case(dp=2, zero=3, frozen=EMBEDDINGS, evaluate=True),
+        Case(dp=2, zero=3, frozen=FIRST_LAYERS, tied=False, recompute="full"),
+        Case(dp=2, zero=1, frozen=EMBEDDINGS, dtype="bf16"),
+    ),
+    (
+        Case(pp=2, zero=0, frozen=EMBEDDINGS),
+        Case(pp=2, zero=0, frozen=FIRST_LAYERS, tied=False, llama=True),
+        Case(pp=2, zero=1, frozen=FIRST_LAYERS, tied=False, offload="cpu", evaluate=True),
+        Case(pp=2, zero=1, frozen=VECTORS, dtype="fp16"),
+        Case(pp=2, zero=1, frozen=FIRST_LAYERS, tied=False, dtype="bf16"),
+        Case(pp=2, zero=0, frozen=FIRST_LAYERS, tied=False, schedule="dualpipev", num_micro_batches=4),
+    ),
+    (
+        Case(pp=2, dp=2, zero=1, frozen=FIRST_LAYERS, tied=False, num_micro_batches=4),
+        Case(pp=2, dp=2, zero=1, frozen=EMBEDDINGS, schedule="dualpipev", num_micro_batches=4),
+    ),
+    (
+        Case(tp=2, zero=1, frozen=EMBEDDINGS, sequence_parallel=True),
+        Case(tp=2, zero=0, frozen=FIRST_LAYERS, tied=False, fused_loss=False),
+        Case(tp=2, zero=3, frozen=VECTORS, llama=True, tied=False),
+    ),
+)
+"""A part of the model is not trained, under each optimizer that DeepSpeed makes of ours."""
+
+
+def frozen_cases(layout: tuple[int, int, int, bool]) -> list[Case]:
+    """Return the cases of one layout in which a part of the model is not trained, under every wrapper."""
+    pp, tp, dp, sequence_parallel = layout
+    place = Case(pp, tp, dp, sequence_parallel, num_micro_batches=4)
+    cases = [replace(place, zero=zero, offload=offload, frozen=EMBEDDINGS) for zero, offload in memory_options(pp)]
+    cases += [replace(place, zero=zero, frozen=FIRST_LAYERS, tied=False, llama=True) for zero in (0, 1)]
+    cases += [replace(place, zero=zero, frozen=VECTORS, fused_loss=False) for zero in (0, 1)]
+    return cases
 
 
 def layout_name(layout: tuple[int, int, int, bool]) -> str:

@@ -181,6 +181,7 @@ def train_reference(
     steps: Sequence[Sequence[Batch]],
     optimizer: OptimizerConfig,
     learning_rate: Callable[[int], float] | None = None,
+    frozen: tuple[str, ...] = (),
 ) -> ReferenceRun:
     """Train with AdamW. Each step is a sequence of equally large micro-batches (input_ids, labels) [B, S].
 
@@ -190,10 +191,14 @@ def train_reference(
         steps: micro-batches of the whole global batch, step after step.
         optimizer: lr, betas, eps, weight_decay (matrices only) and grad_clip (0: off).
         learning_rate: rate of step 1, 2, ...; None: optimizer.lr always.
+        frozen: beginnings of the names of weights that are not trained.
     """
-    leaves = {name: tensor.detach().clone().float().requires_grad_() for name, tensor in weights.items()}
-    decayed = [leaf for leaf in leaves.values() if leaf.ndim >= 2]
-    free = [leaf for leaf in leaves.values() if leaf.ndim < 2]
+    leaves = {
+        name: tensor.detach().clone().float().requires_grad_(not name.startswith(frozen))
+        for name, tensor in weights.items()
+    }
+    decayed = [leaf for leaf in leaves.values() if leaf.requires_grad and leaf.ndim >= 2]
+    free = [leaf for leaf in leaves.values() if leaf.requires_grad and leaf.ndim < 2]
     groups = [{"params": decayed, "weight_decay": optimizer.weight_decay}, {"params": free, "weight_decay": 0.0}]
     adam = torch.optim.AdamW(
         groups, lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps, foreach=False

@@ -188,6 +188,11 @@ class TensorFolder:
 
     def _whole(self, kind: str, name: str) -> list[_Place]:
         """Return the places of a tensor; every element must be there exactly once. Reads none, takes no memory."""
+        if (kind, name) not in self._places and ("weight", name) in self._places:
+            raise CheckpointError(
+                f"{self._folder} must hold {kind} of {name}, but holds only its weight: it was not trained; freeze it "
+                "again, or begin a new run with checkpoint.init_from"
+            )
         if (kind, name) not in self._places:
             raise CheckpointError(
                 f"{self._folder} must hold {kind} of {name}, but does not; give model.* the values of the run that "

@@ -58,9 +58,11 @@ def rewrite_tensors(source: Path, manifest: Manifest, plan: RunPlan, target: Pat
 
 
 def _check_model(tensors: TensorFolder, source: Path, plan: RunPlan) -> None:
-    names = tensors.names()
-    for kind in tensors.kinds():
-        differing = sorted(set(names) ^ set(tensors.names(kind)))
+    # A frozen tensor has no moments, and every other one has all of them.
+    names, moments = tensors.names(), [kind for kind in tensors.kinds() if kind != "weight"]
+    trained = {name for kind in moments for name in tensors.names(kind)}
+    for kind in moments:
+        differing = sorted(trained ^ set(tensors.names(kind))) + sorted(trained - set(names))
         if differing:
             raise CheckpointError(
                 f"{source} must hold weight and {kind} of the same tensors, but {differing[0]} differs"
@@ -86,9 +88,11 @@ class _Content:
 
 def _order(tensors: TensorFolder) -> Iterator[tuple[str, str]]:
     """Yield (kind, name): kinds of a tensor together, so that each reader opens a file where it just was."""
+    of_kind = {kind: set(tensors.names(kind)) for kind in tensors.kinds()}
     for name in tensors.names():
-        for kind in tensors.kinds():
-            yield kind, name
+        for kind, names in of_kind.items():
+            if name in names:
+                yield kind, name
 
 
 def _contents(tensors: TensorFolder, placement: Placement) -> dict[int, _Content]:

@@ -14,7 +14,7 @@ from trainer.engine.face import Engine
 from trainer.engine.host_memory import LARGEST_KEPT, give_back_freed_memory, keep_freed_memory
 from trainer.engine.layer_kernels import choose_kernels, say_what_is_compiled
 from trainer.engine.mpu import ModelParallelUnit
-from trainer.engine.optimizer import build_optimizer
+from trainer.engine.optimizer import build_optimizer, never_decay, something_to_step
 from trainer.engine.pipelined import PipelinedEngine
 from trainer.engine.plain import PlainEngine
 from trainer.engine.sharding_of import sharding_of
@@ -63,15 +63,18 @@ def _construct(
         say_what_is_compiled()
     # deepspeed.initialize chooses the class by itself; a repaired one must be constructed directly.
     settings = deepspeed_json(plan)
-    engine = engine_class(
-        args=None,
-        model=model,
-        optimizer=build_optimizer(model.parameters(), plan.config.optimizer, plan.config.zero),
-        mpu=mpu,
-        dist_init_required=False,
-        config=settings,
-        config_class=DeepSpeedConfig(settings, mpu),
-    )
+    with something_to_step(model.parameters()):
+        engine = engine_class(
+            args=None,
+            model=model,
+            optimizer=build_optimizer(model.parameters(), plan.config.optimizer, plan.config.zero),
+            mpu=mpu,
+            dist_init_required=False,
+            config=settings,
+            config_class=DeepSpeedConfig(settings, mpu),
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        never_decay(engine.basic_optimizer)
     sharding = sharding_of(engine)
     sharding.hold_once()
     for parameter in model.parameters():

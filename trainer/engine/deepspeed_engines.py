@@ -167,6 +167,10 @@ class _RepairedPipeline(_Repaired):
         engine.module.batch = next(self._due[kwargs.get("phase", 0)])
         with self.own_time.measured():
             self._timed("_exec_forward_pass", **kwargs)
+        outputs = engine.pipe_buffers["outputs"][kwargs["buffer_id"]]
+        if torch.is_grad_enabled() and torch.is_tensor(outputs) and not outputs.requires_grad:
+            # A first stage whose parameters are all frozen. Its backward pass then ends where it begins.
+            outputs.requires_grad_()
 
     def _exec_backward_pass(self, **kwargs: Any) -> None:
         self._timed("_exec_backward_pass", **kwargs)

@@ -64,6 +64,8 @@ class PartitionedOptimizer(WrappedOptimizer, Protocol):
     check_overflow: Callable[..., None]
 
     get_param_id: Callable[[nn.Parameter], int]
+    get_grad_norm_direct: Callable[..., torch.Tensor]
+    complete_grad_norm_calculation_for_cpu_offload: Callable[[list[nn.Parameter]], torch.Tensor]
     get_param_gradient_attribute: Callable[[nn.Parameter], torch.Tensor | None]
     _link_all_hp_params: Callable[[], None]
 

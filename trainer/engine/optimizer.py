@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 
 from trainer.config.schema import AdamImplementation, OptimizerConfig, ZeroConfig
 from trainer.engine.adam import adam_implementation
+from trainer.engine.deepspeed_surface import BasicOptimizer
 from trainer.engine.process_patches import ask_for_the_processor_once
 from trainer.errors import ConfigError, first_line
 from trainer.tensor_parallel.init import tensor_spec
+
+DECAYS = "decays"
+"""Key of a parameter group: whether it is the one of the parameters that decay."""
 
 
 def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
@@ -21,10 +26,35 @@ def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) 
         if parameter.requires_grad:
             (decayed if tensor_spec(parameter).decays else free).append(parameter)
     groups: list[dict[str, object]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": free, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay, DECAYS: True},
+        {"params": free, "weight_decay": 0.0, DECAYS: False},
     ]
     return [group for group in groups if group["params"]]
+
+
+@contextmanager
+def something_to_step(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
+    """Let a parameter pass for trained while DeepSpeed wraps the optimizer of a stage whose parameters are all frozen.
+
+    DeepSpeed cannot wrap an optimizer without parameters, and all stages meet in the collectives of its step. Outside
+    the parameter is frozen again: it gets no gradient and, see `never_decay`, no decay, so that no step changes it.
+    """
+    held = list(parameters)
+    if any(parameter.requires_grad for parameter in held):
+        yield
+        return
+    smallest = min(held, key=torch.nn.Parameter.numel)
+    smallest.requires_grad_(True)
+    try:
+        yield
+    finally:
+        smallest.requires_grad_(False)
+
+
+def never_decay(optimizer: BasicOptimizer) -> None:
+    """Switch weight decay off: for an optimizer that steps nothing but what `something_to_step` let pass."""
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
 
 
 def build_optimizer(

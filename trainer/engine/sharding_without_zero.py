@@ -70,7 +70,7 @@ class WithoutZero(Sharding):
         if self.optimizer.overflow:
             for parameter in parameters:
                 parameter.grad = None
-        elif max_grad_norm > 0:
+        elif max_grad_norm > 0 and gradients:
             scale = (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, scale)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
+from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
 from trainer.engine.deepspeed_surface import DeepSpeedEngineSurface, FragmentAddress, PartitionedOptimizer
 from trainer.engine.gate import StepGate, is_counted
+from trainer.engine.optimizer import DECAYS
 from trainer.engine.sharding import Piece, Sharding, leave_skips_to_the_loop, share_masters
 
 
@@ -59,13 +61,31 @@ class FlatPartitions(Sharding):
     def let_judge(self, gate: StepGate) -> None:
         """Put the gate behind the norm of the whole gradient."""
         optimizer = self.optimizer
-        computed: Callable[..., torch.Tensor] = optimizer.scaled_global_norm
-        optimizer.scaled_global_norm = lambda norm_type=2: gate.judge(computed(norm_type), self._unseen(gate))
+        optimizer.scaled_global_norm = lambda norm_type=2: gate.judge(self._global_norm(), self._unseen(gate))
         if optimizer.dtype != torch.float16:
             # Without this, bf16 applies what is not finite. The check of each gradient itself is fp16's alone.
             optimizer.check_grad_overflow = True
             optimizer.check_overflow = lambda partition_gradients=True: None
         leave_skips_to_the_loop(optimizer)
+
+    def _global_norm(self) -> torch.Tensor:
+        """Return the norm of the whole gradient, -1 or infinite if it is not finite. Collective over the world.
+
+        As DeepSpeed computes it, one group after the other; but a rank takes part for every group, also where it has
+        none of its parameters: on a stage where those are frozen. By DeepSpeed's own the others would wait for ever.
+        """
+        optimizer, norms = self.optimizer, []
+        places = {bool(group[DECAYS]): index for index, group in enumerate(self.basic_optimizer.param_groups)}
+        for decays in (True, False):
+            index = places.get(decays)
+            parameters = [] if index is None else optimizer.params_in_partition[index]
+            if optimizer.cpu_offload:
+                norms.append(optimizer.complete_grad_norm_calculation_for_cpu_offload(parameters))
+            else:
+                gradients = () if index is None else optimizer.averaged_gradients[index]
+                norms.append(optimizer.get_grad_norm_direct(gradients, parameters))
+        whole: torch.Tensor = combine_grad_norm_groups(norms)
+        return whole
 
     def _unseen(self, gate: StepGate) -> Iterator[torch.Tensor]:
         """Yield the gradients that the norm leaves out."""

@@ -96,7 +96,7 @@ class _Gradients(Protocol):
         """Return the gradient of the rows times `scale` [], [rows, H]."""
 
     def of_weight(self, scale: torch.Tensor) -> torch.Tensor | None:
-        """Return the gradient of the weight times `scale`, padding included; None if it was added in place."""
+        """Return the gradient of the weight times `scale`, padding included; None if frozen, or added in place."""
 
 
 class _Sums:
@@ -113,16 +113,20 @@ class _Sums:
         self.row_weights = row_weights
         self.weight, self.valid, self.products = weight, valid, products_of(weight)
         self.rows_grad = torch.empty_like(rows) if valid else torch.zeros_like(rows)
-        # In half precision the sum would lose what each chunk adds.
-        self.weight_grad = torch.empty_like(weight, dtype=torch.float32)
-        self.weight_grad[valid:] = 0.0
+        self.weight_grad: torch.Tensor | None = None
+        if weight.requires_grad:
+            # In half precision the sum would lose what each chunk adds.
+            self.weight_grad = torch.empty_like(weight, dtype=torch.float32)
+            self.weight_grad[valid:] = 0.0
 
     def add(self, part: slice, rows: torch.Tensor, grad: torch.Tensor) -> None:
         """See `_Gradients`."""
         if not self.valid:
             return
-        mine = self.weight_grad[: self.valid]
         self.rows_grad[part] = self.products.input_gradient(grad, self.weight[: self.valid])
+        if self.weight_grad is None:
+            return
+        mine = self.weight_grad[: self.valid]
         rows = (rows * self.row_weights[part]).to(rows.dtype)
         if rows.dtype is torch.float32:
             self.products.add_weight_gradient(mine, grad, rows, fresh=part.start == 0)
@@ -137,7 +141,7 @@ class _Sums:
 
     def of_weight(self, scale: torch.Tensor) -> torch.Tensor | None:
         """See `_Gradients`; once."""
-        return scaled_gradient(self.weight, self.weight_grad, scale)
+        return None if self.weight_grad is None else scaled_gradient(self.weight, self.weight_grad, scale)
 
 
 class _OneChunk:
@@ -167,6 +171,8 @@ class _OneChunk:
 
     def of_weight(self, scale: torch.Tensor) -> torch.Tensor | None:
         """See `_Gradients`."""
+        if not self.weight.requires_grad:
+            return None
         return weight_gradient(self.weight, self.grad, self.inputs * (self.row_weights * scale))
 
 

@@ -24,6 +24,18 @@ from trainer.tensor_parallel.mappings import (
 from trainer.topology.groups import Group
 
 
+def _parameter_gradients(
+    ctx: Any, weight: torch.Tensor, grad: torch.Tensor, inputs: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return the gradients of weight and bias, in the second and third place of a function's inputs.
+
+    None: frozen, or (the weight) added in place. `inputs` is None where the weight is frozen.
+    """
+    flat = grad.flatten(0, -2)
+    grad_weight = None if inputs is None else weight_gradient(weight, flat, inputs.flatten(0, -2))
+    return grad_weight, flat.sum(dim=0) if ctx.needs_input_grad[2] else None
+
+
 class _ColumnParallel(torch.autograd.Function):
     """f and the matrix product in one, so that what backward sends travels while it multiplies."""
 
@@ -31,8 +43,8 @@ class _ColumnParallel(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, group: Group
     ) -> torch.Tensor:
-        ctx.save_for_backward(hidden, weight)
-        ctx.group, ctx.has_bias = group, bias is not None
+        ctx.save_for_backward(hidden if ctx.needs_input_grad[1] else None, weight)
+        ctx.group = group
         return products_of(weight).forward(hidden, weight, bias)
 
     @staticmethod
@@ -42,9 +54,7 @@ class _ColumnParallel(torch.autograd.Function):
         finish = None
         if ctx.needs_input_grad[0]:
             finish = ctx.group.start_all_reduce(products_of(weight).input_gradient(grad, weight))
-        flat = grad.flatten(0, -2)
-        grad_weight = weight_gradient(weight, flat, hidden.flatten(0, -2))
-        grad_bias = flat.sum(dim=0) if ctx.has_bias else None
+        grad_weight, grad_bias = _parameter_gradients(ctx, weight, grad, hidden)
         return finish() if finish else None, grad_weight, grad_bias, None
 
 
@@ -55,22 +65,21 @@ class _GatheredLinear(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, group: Group
     ) -> torch.Tensor:
-        ctx.save_for_backward(hidden, weight)
-        ctx.group, ctx.has_bias = group, bias is not None
+        ctx.save_for_backward(hidden if ctx.needs_input_grad[1] else None, weight)
+        ctx.group = group
         return products_of(weight).forward(group.all_gather(hidden, dim=SEQUENCE_DIM), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
         grad = grads[0]
-        gathered = ctx.group.start_all_gather(hidden)
-        partial = products_of(weight).input_gradient(grad, weight)
-        whole = gathered()
-        reduced = ctx.group.start_reduce_scatter(partial)
-        flat = grad.flatten(0, -2)
-        grad_weight = weight_gradient(weight, flat, whole.flatten(0, -2))
-        grad_bias = flat.sum(dim=0) if ctx.has_bias else None
-        return reduced(), grad_weight, grad_bias, None
+        # Only the weight's gradient needs the whole sequence.
+        gathered = ctx.group.start_all_gather(hidden) if ctx.needs_input_grad[1] else None
+        partial = products_of(weight).input_gradient(grad, weight) if ctx.needs_input_grad[0] else None
+        whole = gathered() if gathered else None
+        reduced = ctx.group.start_reduce_scatter(partial) if partial is not None else None
+        grad_weight, grad_bias = _parameter_gradients(ctx, weight, grad, whole)
+        return reduced() if reduced else None, grad_weight, grad_bias, None
 
 
 class _Linear(torch.autograd.Function):
@@ -78,18 +87,15 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(hidden, weight)
-        ctx.has_bias = bias is not None
+        ctx.save_for_backward(hidden if ctx.needs_input_grad[1] else None, weight)
         return products_of(weight).forward(hidden, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
         grad = grads[0]
-        flat = grad.flatten(0, -2)
         grad_hidden = products_of(weight).input_gradient(grad, weight) if ctx.needs_input_grad[0] else None
-        grad_weight = weight_gradient(weight, flat, hidden.flatten(0, -2))
-        return grad_hidden, grad_weight, flat.sum(dim=0) if ctx.has_bias else None
+        return grad_hidden, *_parameter_gradients(ctx, weight, grad, hidden)
 
 
 def linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -24,18 +24,21 @@ from tests.unit.checkpoint.reshard_fixtures import (
     checkpoint_of,
     config_of,
     make_run,
+    random_fragments,
     reshard,
     same,
     seal,
     tensors_of,
     words,
 )
+from trainer.checkpoint.fragments import TensorFolder
 from trainer.checkpoint.manifest import MANIFEST, check_content, read_manifest
 from trainer.checkpoint.placement import Placement
 from trainer.cli import main
 from trainer.config.compose import compose, differences, from_yaml, recompose, to_yaml
 from trainer.config.plan import make_plan
 from trainer.config.schema import CheckpointConfig, LayoutConfig, ModelConfig, PipelineSchedule
+from trainer.errors import CheckpointError
 from trainer.mesh import Mesh
 from trainer.resharding import MAY_CHANGE
 from trainer.run_paths import CONFIG, TENSORS
@@ -58,6 +61,16 @@ def test_through_all_layouts_and_back(tmp_path: Path, model: ModelConfig) -> Non
     again = load_file(checkpoint_of(tmp_path / names[-1]) / TENSOR_FILE)
     # One rank writes whole tensors: nothing but the order in the file may have changed.
     assert same(again, original)
+
+
+def test_frozen_tensors_have_no_moments_in_any_layout(tmp_path: Path) -> None:
+    fragments = [f for f in random_fragments(config_of()) if f.kind == "weight" or "blocks.0" not in f.spec.name]
+    expected = tensors_of(make_run(tmp_path / "start", fragments=fragments))
+    assert reshard(tmp_path / "start", tmp_path / "target", *LAYOUTS["2x2x2"]) == 0
+    found = checkpoint_of(tmp_path / "target")
+    assert same(tensors_of(found), expected)
+    with pytest.raises(CheckpointError, match="holds only its weight: it was not trained; freeze it again"):
+        TensorFolder(found, read_manifest(found).files).read("exp_avg", "blocks.0.mlp.up.weight")
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

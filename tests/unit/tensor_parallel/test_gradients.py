@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from trainer.tensor_parallel.gradients import (
     set_sink,
     weight_gradient,
 )
+from trainer.tensor_parallel.shard import shard_spec
 from trainer.topology.groups import Group
 
 VOCABULARY = 13
@@ -89,3 +91,41 @@ def test_other_parameters_get_their_gradients_from_autograd() -> None:
     assert scaled_gradient(weight.bfloat16(), torch.ones(4, 3), torch.tensor(0.5)).dtype is torch.bfloat16  # type: ignore[union-attr]
     assert row_gradient(weight, torch.tensor([[1, 2]]), torch.ones(1, 2, 3)) is not None
     assert weight.grad is None
+
+
+@pytest.mark.parametrize("fused_loss", [True, False])
+@pytest.mark.parametrize("frozen", ["blocks.0.", "head.", "blocks.1.mlp.up.weight", "blocks.1.mlp.up.bias"])
+@pytest.mark.parametrize(("size", "sequence_parallel"), [(1, False), (2, False), (2, True)])
+def test_a_frozen_weight_gets_none_and_the_others_what_they_got(
+    monkeypatch: pytest.MonkeyPatch, size: int, sequence_parallel: bool, frozen: str, fused_loss: bool
+) -> None:
+    model = replace(TINY, tied_embeddings=False, fused_loss=fused_loss)
+    ids = torch.randint(0, VOCABULARY, (2, model.seq_length + 1), generator=torch.Generator().manual_seed(5))
+    asked: list[str] = []
+
+    def noted(function: Callable[..., torch.Tensor | None]) -> Callable[..., torch.Tensor | None]:
+        def call(weight: torch.nn.Parameter, *others: torch.Tensor) -> torch.Tensor | None:
+            asked.append(shard_spec(weight).name)
+            return function(weight, *others)
+
+        return call
+
+    for module in ("linear", "fused_loss"):
+        monkeypatch.setattr(f"trainer.tensor_parallel.{module}.weight_gradient", noted(weight_gradient))
+    monkeypatch.setattr("trainer.tensor_parallel.fused_loss.scaled_gradient", noted(scaled_gradient))
+
+    def body(group: Group, name: str) -> dict[str, torch.Tensor]:
+        gpt = drawn_gpt(model, VOCABULARY, 3, group, sequence_parallel)
+        for parameter in gpt.parameters():
+            set_sink(parameter, GradientSink.in_place)
+            parameter.requires_grad_(not shard_spec(parameter).name.startswith(name))
+        gpt(MicroBatch.of(ids[:, :-1], ids[:, 1:])).backward()
+        return {shard_spec(p).name: p.grad for p in gpt.parameters() if p.grad is not None}
+
+    everything = run_ranks(size, lambda group: body(group, "nothing"))
+    assert any(name.startswith(frozen) for name in asked) == (not frozen.endswith("bias"))
+    asked.clear()
+    for found, expected in zip(run_ranks(size, lambda group: body(group, frozen)), everything, strict=True):
+        assert found.keys() == {name for name in expected if not name.startswith(frozen)}
+        assert all(torch.equal(gradient, expected[name]) for name, gradient in found.items())
+    assert not [name for name in asked if name.startswith(frozen)]
