@@ -24,7 +24,7 @@ suites:
   stock     Trident against the same model in an untuned stock DeepSpeed engine, layout by layout
   memory    peak memory by feature against theory; head and loss alone; the largest model (CUDA only)
   gpu       GPT-3 shapes in bf16 on one GPU: tokens/s, MFU in two conventions; --dry runs its code on the CPU
-  kernels   matrix products, attention by backend, head and loss, each alone, on the device at hand; --dry as in gpu
+  kernels   GEMMs, attention by backend, head and loss, each alone, on the device at hand; --dry as in gpu
   variants  Trident against itself: other settings, another revision
 """
 _EPILOG = """\

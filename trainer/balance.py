@@ -93,7 +93,7 @@ def report(plan: RunPlan, times: Mapping[str, tuple[float, float]]) -> str:
         lines.append("the stages are balanced as they are")
     else:
         found = str(boundaries(plan, best.bounds)).replace(" ", "")
-        lines.append(f"layout.stage_boundaries={found} makes the dearest stage {gain:.2f} times as fast")
+        lines.append(f"layout.stage_boundaries={found} makes the slowest stage {gain:.2f} times as fast")
     return "\n".join(lines)
 
 

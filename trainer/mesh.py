@@ -1,12 +1,12 @@
-"""Where each rank stands: arithmetic of the (pipe, data, model) mesh. Pure; needs the sizes of a layout and no more.
+"""The places of ranks: arithmetic of the (pipe, data, model) mesh. Pure; needs only the sizes of a layout.
 
 Axis order and strides equal DeepSpeed's `PipeModelDataParallelTopology`: rank = (stage * dp + dp_rank) * tp + tp_rank.
 The tensor axis is innermost, so that its ranks are neighbours inside a node; the pipe axis is outermost and crosses
 nodes first.
 
-Who asks for a group asks by what its ranks have to do with each other, not by an axis: who hands on to whom
-(`pipeline_groups`), who reads other samples (`sample_groups`), who averages gradients (`gradient_groups`), who shares a
-tensor (`tensor_groups`).
+Groups are asked for by what their ranks have to do with each other, not by an axis: ranks that hand hidden states on
+(`pipeline_groups`), that read different samples (`sample_groups`), that average gradients (`gradient_groups`), that
+share a tensor (`tensor_groups`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Coordinate:
     """Place of a rank on each axis."""
 
     stage: int
-    """Of the pipeline's ranks: under a folded schedule each of them holds several stages of the model."""
+    """Pipeline rank: under a folded schedule each of them holds several stages of the model."""
     dp_rank: int
     tp_rank: int
 
@@ -79,9 +79,9 @@ class Mesh:
         ]
 
     def sample_groups(self) -> list[list[int]]:
-        """Return the ranks that read other samples through the same layers, for each (stage, tp_rank).
+        """Return the ranks that read different samples through the same layers, for each (stage, tp_rank).
 
-        The place in it decides which samples a rank reads.
+        The place in a group decides which samples a rank reads.
         """
         replicas = range(self.data_parallel_size)
         return [
@@ -93,7 +93,7 @@ class Mesh:
     def gradient_groups(self) -> list[list[int]]:
         """Return the ranks that hold the same weights and average their gradients, for each (stage, tp_rank).
 
-        Those that read other samples: nothing else tells the copies of a weight apart.
+        They are those that read different samples: nothing else tells the copies of a weight apart.
         """
         return self.sample_groups()
 

@@ -1,6 +1,6 @@
 """A micro-batch: the sequences that one rank puts through the model at once, as the value that every layer is handed.
 
-Nothing of it travels between pipeline stages: each stage reads its own from the same deterministic source.
+No part of it travels between pipeline stages: each stage reads its own from the same deterministic source.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Place:
-    """Which samples of which step a micro-batch holds: the part of a dropout key that all its elements share."""
+    """The step and the samples of a micro-batch: the part of a dropout key that all its elements share."""
 
     seed: int
     step: int
@@ -30,9 +30,9 @@ class Place:
 def sequence_positions(length: int, device: torch.device) -> torch.Tensor:
     """Return 0, 1, ..., length - 1 as `[1, length]` int64: the same tensor at each call.
 
-    So what is made of it can be kept beside it. Local; no host sync.
+    Tensors that are computed from it can therefore be cached with it as the key. Local; no host sync.
     """
-    # Not an inference tensor, whoever asks first: autograd saves it.
+    # Never an inference tensor, even if the first call comes from inference: autograd saves it.
     with torch.inference_mode(False), torch.no_grad():
         return torch.arange(length, device=device).unsqueeze(0)
 
@@ -44,15 +44,15 @@ class MicroBatch:
     input_ids: torch.Tensor
     """[B, S] int64."""
     positions: torch.Tensor
-    """[1, S] (all rows alike) or [B, S] int64: where each token stands, for rotary and learned positions."""
+    """[1, S] (all rows alike) or [B, S] int64: position of each token, for rotary and learned positions."""
     labels: torch.Tensor | None = None
     """[B, S] int64: the token after each input, or `IGNORED`. None: there is no loss, the model returns logits."""
     weights: torch.Tensor | None = None
-    """[B, S] fp32, finite and not negative: how much each token counts. None: 1 where the label is not `IGNORED`."""
+    """[B, S] fp32, finite and not negative: weight of each token. None: 1 where the label is not `IGNORED`."""
     place: Place | None = None
-    """Where in the run it is; None outside training, where there is no dropout."""
+    """Its place in the run; None outside training, where there is no dropout."""
     divisor: torch.Tensor | None = None
-    """[] fp32: what the sum of its losses is divided by. None: its own counted tokens, which makes the mean."""
+    """[] fp32: number by which the sum of its losses is divided. None: its own counted tokens, which makes the mean."""
 
     @classmethod
     def of(
@@ -88,7 +88,7 @@ class MicroBatch:
         return self.labels
 
     def token_weights(self) -> torch.Tensor:
-        """Return how much each token counts, [B, S] fp32: 0 where the label is `IGNORED`.
+        """Return the weight of each token, [B, S] fp32: 0 where the label is `IGNORED`.
 
         No host sync on an accelerator.
 
@@ -107,7 +107,7 @@ class MicroBatch:
         return self.token_weights().sum(dtype=torch.float64)
 
     def loss_divisor(self) -> torch.Tensor:
-        """Return what the sum of its losses is divided by, [] fp32; never 0."""
+        """Return the number by which the sum of its losses is divided, [] fp32; never 0."""
         return as_divisor(self.counted()) if self.divisor is None else self.divisor
 
 

@@ -1,4 +1,4 @@
-"""What a rank settles with the others before it does anything that takes long or changes anything."""
+"""The agreement of a rank with the others before it does anything that takes long or changes anything."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from trainer.topology.muster import DisagreementError, Fact, Facts, LonelyError,
 from trainer.versions import rank_versions
 
 MeetingPlace = Store
-"""Where the ranks have met: what process groups are made through."""
+"""The store in which the ranks have met, through which process groups are made."""
 REFUSED_S = 20.0
-"""A rank that cannot take part waits this long for the others, to tell them."""
+"""Seconds that a rank which cannot take part waits for the others, to tell them."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,20 @@ VARIABLES: Mapping[str, _Variable] = {
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": _Variable("with how many bits a GPU multiplies", is_of_gpus=True),
     "CUBLAS_WORKSPACE_CONFIG": _Variable("which sums of a GPU are the same each time", is_of_gpus=True),
 }
-"""Name -> why ranks that differ in it do not go on. Others may differ: what names this machine's own devices, networks,
-folders and threads (CUDA_VISIBLE_DEVICES, NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME, TRIDENT_CACHE, OMP_NUM_THREADS, which
-runtime.threads_per_rank replaces), and what only rank 0 reads (WANDB_*)."""
+"""Name -> reason why ranks that differ in it do not go on. Other variables may differ: names of this machine's own
+devices, networks, folders and threads (CUDA_VISIBLE_DEVICES, NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME, TRIDENT_CACHE,
+OMP_NUM_THREADS, which runtime.threads_per_rank replaces), and those that only rank 0 reads (WANDB_*)."""
 
 
 def join(composition: Composition, world: World) -> tuple[TridentConfig, Store | None]:
-    """Meet the other ranks and settle with them what is trained, within seconds of their coming.
+    """Meet the other ranks and agree with them on what is trained, within seconds of their coming.
 
     Returns:
-        The config that all ranks have, but for what each may have of its own; and the store in which they met. None:
+        The config that all ranks have, except for the keys that may differ; and the store in which they met, or None if
         there is nobody to meet, or the process had joined a world already.
 
     Raises:
-        DisagreementError: they do not agree, or one of them cannot take part: rank 0 tells it.
+        DisagreementError: they do not agree, or one of them cannot take part: rank 0 reports it.
         LonelyError: this rank cannot take part, and no other knows it.
         ConfigError: the place where ranks meet cannot be used.
         PeerLostError: a rank did not come within `runtime.timeout_s`.
@@ -92,12 +92,12 @@ def decline(error: TridentError) -> NoReturn:
     Raises:
         DisagreementError: the others know, and rank 0 tells why the run does not begin.
         LonelyError: they could not be told, so this rank has to say it.
-        TridentError: the error itself, where no rank knows where to meet.
+        TridentError: the error itself, if no rank knows where to meet.
     """
     try:
         place = Place.of_environment()
     except TridentError:
-        # There is nowhere to meet, for no rank.
+        # No rank has a place to meet.
         raise error from None
     try:
         meet(place, REFUSED_S, Refusal.of(error))
@@ -109,12 +109,12 @@ def decline(error: TridentError) -> NoReturn:
 
 
 def shared_facts(composition: Composition) -> Facts:
-    """Return what the configs of all ranks must have alike."""
+    """Return the facts that the configs of all ranks must have alike."""
     return {key: Fact(value, source) for key, (value, source) in shared_values(composition).items()}
 
 
 def _facts_of_the_world(world: World, device: torch.device, environ: Mapping[str, str]) -> Facts:
-    """Return what else must be the same: how many ranks there are, on what they compute, with which software."""
+    """Return the other facts that must be the same: the number of ranks, their device, and their software."""
     on_gpus = device.type == "cuda"
     facts: dict[str, object] = {
         "the number of ranks (WORLD_SIZE)": world.size,

@@ -44,8 +44,7 @@ class Progress:
     micro_batch: int | None = None
     """Number of the micro-batch in the step or the evaluation, counted from 1."""
     instruction: str | None = None
-    """In a pipeline, DeepSpeed's name of the instruction, e.g. RecvActivation; in another phase, the thing it works
-    on."""
+    """DeepSpeed's name of a pipeline instruction, e.g. RecvActivation; in another phase, the thing it works on."""
     moved_at: float = field(default_factory=time.monotonic)
     """Time of the note, on the monotonic clock."""
     _counts: dict[str, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The folder of a run: who may use it, and what it says before step 1. No torch."""
+"""The folder of a run: its users, and its content before step 1. No torch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _MAY_CHANGE = (
     "run_dir",
     "name",
 )
-"""Keys that do not change which run this is: how it is computed, watched and saved."""
+"""Keys that do not decide which run this is: they say how it is computed, watched and saved."""
 
 
 def may_change(key: str) -> bool:
@@ -54,14 +54,14 @@ def may_change(key: str) -> bool:
 
 
 SHARED_S = 15.0
-"""What a network file system gets to show a new folder on another machine."""
+"""Seconds that a network file system gets to show a new folder on another machine."""
 _SHARED_POLL_S = 0.2
 STREAM = "stream"
-"""Entry of plan.json: which token is where in what the run trains on."""
+"""Entry of plan.json: the identity of the training stream."""
 
 
 class RunFolder(RunPaths):
-    """The folder of a run, and what may be done with it."""
+    """The folder of a run, with the checks and files of its start."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -87,9 +87,9 @@ class RunFolder(RunPaths):
         """Return the step at which the run has finished, if nothing is left to do.
 
         Args:
-            steps: how many are asked for.
-            saved: step of the run's newest whole checkpoint, None if it has none. A summary tells of no end that is
-                still good where its last checkpoint is damaged, or was taken away to train from an earlier one.
+            steps: number of steps that are asked for.
+            saved: step of the run's newest whole checkpoint, None if it has none. A summary's end no longer counts if
+            its last checkpoint is damaged, or was taken away to train from an earlier one.
         """
         summary = self._summary()
         step = summary.get("step")
@@ -106,7 +106,7 @@ class RunFolder(RunPaths):
         return origin.step if origin is not None and origin.key == Use.resumed.value else 0
 
     def begin_from(self, found: Found, config: TridentConfig) -> bool:
-        """Remember what a run without checkpoints of its own begins from; return whether it began so before.
+        """Write down the origin of a run without checkpoints of its own; return whether it was written before.
 
         Raises:
             StorageError: it cannot be written.
@@ -130,7 +130,7 @@ class RunFolder(RunPaths):
         """Check that this machine sees the folder that rank 0 has made.
 
         Raises:
-            ConfigError: it does not, so it would save its part of a checkpoint where no other looks.
+            ConfigError: it does not, so it would save its part of a checkpoint where no other machine looks.
         """
         end = time.monotonic() + SHARED_S
         while not self.logs.is_dir():
@@ -165,11 +165,11 @@ class RunFolder(RunPaths):
         """Check that the tokens are those that the run in this folder began with, wherever they lie now.
 
         Args:
-            config: of the run that is to go on.
+            config: config of the run that is to go on.
             stream: identity of its training stream.
 
         Raises:
-            DataError: they are others. A run that begins from another one's checkpoint may take others.
+            DataError: they are others. A run that begins from another run's checkpoint may use others.
         """
         is_fork = named_origin(config.checkpoint) is not None and not self.checkpoints.steps()
         if is_fork or not self.holds_training():
@@ -187,7 +187,7 @@ class RunFolder(RunPaths):
         raise other_tokens(config, newest[1] if newest else None, moved, guessed_end=guessed)
 
     def _stream(self) -> str | None:
-        """Return the identity of the training stream here, or None where nothing tells it."""
+        """Return the identity of the training stream here, or None if it is not recorded."""
         for step in reversed(self.checkpoints.steps()):
             with suppress(CheckpointError):
                 return str(read_manifest(self.checkpoints.path(step)).train_state["stream"])
@@ -229,7 +229,7 @@ class RunFolder(RunPaths):
             StorageError: the folder cannot be written.
         """
         self._claim.take(config.launch.grace_s)
-        # What was checked before may have changed until the lock was ours.
+        # The folder may have changed between the check and the lock.
         self.check(config)
         for folder in (self.path, self.logs, self.checkpoints.folder):
             remove_unfinished(folder)
@@ -250,7 +250,7 @@ class RunFolder(RunPaths):
         elif self._summary().get("status") == "finished":
             found = "a run that has finished"
         else:
-            # This command began it, was stopped or killed, and is started again.
+            # This command began the run, was stopped or killed, and is started again.
             return
         raise ConfigError(
             f"run_dir must be a fresh folder with checkpoint.resume=never, but {self.path} holds {found}",
@@ -273,7 +273,7 @@ class RunFolder(RunPaths):
     def _check_same_config(self, earlier: TridentConfig, config: TridentConfig) -> None:
         # Learned positions are weights, as many as the sequence is long.
         free = "model.seq_length" if config.model.position is PositionKind.rope else None
-        # Where data lie does not say which they are: `check_data` compares the tokens.
+        # The place of data does not say which they are: `check_data` compares the tokens.
         changed = [key for key in differences(earlier, config) if not may_change(key) and key != free]
         if changed:
             raise ConfigError(
@@ -283,7 +283,7 @@ class RunFolder(RunPaths):
             )
 
     def keep_tokenizer(self, source: Path, key: str = "run_dir") -> None:
-        """Copy the tokenizer of the data here, and nothing else: one of an earlier start would be taken for it.
+        """Copy the tokenizer of the data here, and remove an earlier one, which would be taken for it.
 
         Raises:
             StorageError: it cannot be written; `key` names the folder.

@@ -1,4 +1,4 @@
-"""The parent of a run that starts its own ranks. What a user can get wrong is found before a rank starts. No torch."""
+"""The parent of a run that starts its own ranks. A user's mistakes are found before a rank starts. No torch."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def start_and_watch(config: TridentConfig) -> int:
     plan, folder = beginning.by_parent(), beginning.folder
     launcher_log = folder.logs / LAUNCHER_LOG
     log_start = launcher_log.stat().st_size if launcher_log.exists() else 0
-    # The ranks take what was settled here: folders, variables and the time may give them something else.
+    # The ranks are given the settled config: folders, variables and the time may give them another one.
     words = ["train", f"{SETTLED}={folder.config}", f"run_dir={quoted(str(folder.path))}"]
     policy = RestartPolicy(config.launch.max_restarts, config.launch.restart_backoff_s)
     with shared_output():
         while True:
             oom_kills = OomKills()
-            # The ranks have watches of their own.
+            # The ranks have watchdogs of their own.
             interruption.limit(0)
             current().enter(STARTING_RANKS)
             outcome = run_ranks(
@@ -57,7 +57,7 @@ def start_and_watch(config: TridentConfig) -> int:
 
 
 def _starts_again(outcome: Outcome, folder: RunFolder, policy: RestartPolicy) -> bool:
-    """Return whether there is another attempt, after waiting for its time."""
+    """Wait, and return whether there is another attempt."""
     if outcome.exit_code == 0:
         return False
     step = last_step(read_rows(folder.metrics))
@@ -73,7 +73,7 @@ def _starts_again(outcome: Outcome, folder: RunFolder, policy: RestartPolicy) ->
 
 
 def _explain(outcome: Outcome, folder: RunFolder, launcher_lines: list[str], oom_kills: OomKills) -> None:
-    """Say why the ranks ended, where they could not say it themselves."""
+    """Print why the ranks ended, if they could not do it themselves."""
     if outcome.lost_ranks:
         first = outcome.lost_ranks[0]
         error = lost_error(outcome.lost_ranks, oom_kills, folder.log(first))
@@ -85,7 +85,7 @@ def _explain(outcome: Outcome, folder: RunFolder, launcher_lines: list[str], oom
 
 
 def _report_early_end(exit_code: int, folder: RunFolder, lines: list[str], oom_kills: OomKills) -> None:
-    """Tell the error that a rank wrote before it had the terminal, or one that points at the launcher's log."""
+    """Print the error that a rank wrote before it had the terminal, or one that points at the launcher's log."""
     problems = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if problems:
         hints = [line.removeprefix("hint: ") for line in lines if line.startswith("hint: ")]

@@ -1,6 +1,6 @@
 """Head and cross-entropy alone, forward and backward once a step, fused or with whole logits.
 
-Options: `fused`; `tokens`, `hidden_size` and `vocab_size` of the one matrix product; `check`: compute both ways and
+Options: `fused`; `tokens`, `hidden_size` and `vocab_size` of the one GEMM; `check`: compute both ways and
 tell how far the gradients are apart (relative, in the 2-norm).
 """
 

@@ -1,4 +1,4 @@
-"""The kernels that a model is made of, each alone: matrix products, attention, head and loss.
+"""The kernels that a model is made of, each alone: GEMMs, attention, head and loss.
 
 Options: `parts`, whose shapes are measured in each of `products`, `attention` and `loss`: a step does the next one, and
 extras tell its rows; `warmup` and `repeats` of each time; `chunks`, logits in a chunk of the fused loss; `compile`:
@@ -34,7 +34,7 @@ _OF_A_CPU = (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH)
 
 
 def matrices(case: Case) -> dict[str, tuple[int, int]]:
-    """Return input and output width of every matrix product of the model by name."""
+    """Return input and output width of every GEMM of the model by name."""
     plan = case.plan()
     block = plan.model.blocks[0]
     linears = {
@@ -56,7 +56,7 @@ def libraries(case: Case) -> dict[str, Products]:
 
 
 def product_rows(case: Case, device: torch.device, watch: Stopwatch) -> list[Row]:
-    """Return TFLOP/s of forward and both gradients by matrix product and library."""
+    """Return TFLOP/s of forward and both gradients by GEMM and library."""
     rows = case.tokens_in_micro_batch
     where: Any = {"device": device, "dtype": dtype_of(case)}
 

@@ -1,4 +1,4 @@
-"""The machine's own matrix product: what its peak is worth in practice.
+"""The machine's own GEMM: what its peak is worth in practice.
 
 Options: `sizes`, the n of n x n x n; `repeats` of each. A step tries all of them; extras tell the best rate.
 """

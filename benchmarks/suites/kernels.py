@@ -25,7 +25,7 @@ _MIB = 1 << 20
 
 
 def kernels(settings: Settings) -> Path:
-    """Measure matrix products, attention, and head with loss, in one process.
+    """Measure GEMMs, attention, and head with loss, in one process.
 
     Raises:
         UsageError: a part, a size or a length does not exist; or sizes and lengths of a GPU are named without one.

@@ -58,7 +58,7 @@ def test_a_head_that_takes_long_gets_fewer_blocks_beside_it() -> None:
     plan = plan_of("layout=pp2")
     text = report(plan, times_of(plan, block=0.010, head=0.040))
     assert "by measured time [6]" in text
-    assert text.splitlines()[-1].startswith("layout.stage_boundaries=[6] makes the dearest stage 1.")
+    assert text.splitlines()[-1].startswith("layout.stage_boundaries=[6] makes the slowest stage 1.")
     assert "60.00  60.00" in text
 
 

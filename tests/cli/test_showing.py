@@ -56,7 +56,7 @@ def test_plan_and_deepspeed(trident: Run) -> None:
         (["--cfg", "plan", "-p", "layuot"], "--package must name a part of what is printed, but there is no 'layuot'"),
         (["--cfg", "plan", "--resolve"], "--resolve belongs to --cfg job"),
         (["--resolve"], "--resolve needs --cfg"),
-        (["--cfg", "job", "--info", "config"], "--cfg and --info both print something else than the run"),
+        (["--cfg", "job", "--info", "config"], "--cfg and --info each print something instead of running"),
         (
             ["--cfg", "plan", "tokenizer=pretrained", "tokenizer.path=owner/name"],
             "the plan needs the number of token ids, but tokenizer.path=owner/name is fetched when the data are",
@@ -196,7 +196,7 @@ def test_the_yaml_is_what_is_written_into_a_run(trident: Run) -> None:
 @pytest.mark.parametrize("key", ["data.files", "tokenizer.path"])
 def test_where_data_lie_may_change_and_not_what_they_are(key: str, trident: Run) -> None:
     text = " ".join(trident("train", "--help", key).out.split())
-    assert "may change in the place only: the same run goes on where its tokens lie elsewhere" in text
+    assert "may change in the place only: the same run goes on if its tokens lie elsewhere" in text
     assert "at any time" not in text
 
 

@@ -83,7 +83,10 @@ def _absolute(module: Module, node: ast.ImportFrom) -> str:
 
 
 def layering(modules: Sequence[Module], order: Sequence[str], apart: Mapping[str, Collection[str]]) -> list[str]:
-    """A room imports only from rooms above it in `order`, and not from those that `apart` keeps it from."""
+    """A room imports only from rooms below it, and not from those that `apart` keeps it from.
+
+    `order` names the rooms from the ground up: a room is below those that come after it.
+    """
     names = {module.name for module in modules}
     problems = [
         f"{module.name}: '{module.room}' has no place in the order of rooms"
@@ -102,7 +105,7 @@ def layering(modules: Sequence[Module], order: Sequence[str], apart: Mapping[str
                 continue
             if room not in order or order.index(room) > order.index(module.room):
                 problems.append(
-                    f"{module.name}:{found.line}: {module.room} must not import from {room}, which is below"
+                    f"{module.name}:{found.line}: {module.room} must not import from {room}, which is above"
                 )
             elif room in apart.get(module.room, ()):
                 problems.append(f"{module.name}:{found.line}: {module.room} must know nothing of {room}")

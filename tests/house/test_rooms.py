@@ -49,7 +49,7 @@ ORDER = (
     "cli",
     "__main__",
 )
-"""Rooms of the house, low to high."""
+"""Rooms of the house from the ground up: each imports only from rooms below it."""
 
 LOW = {"config", "topology", "data", "kernels", "tensor_parallel", "model", "pipeline", "engine", "planner", "loop"}
 APART = {
@@ -146,7 +146,7 @@ def test_it_reads_the_real_house(modules: Sequence[Module]) -> None:
     assert next(module for module in modules if module.name == "trainer.engine").is_package
 
 
-def test_rooms_import_only_from_rooms_above_them(modules: Sequence[Module]) -> None:
+def test_rooms_import_only_from_rooms_below_them(modules: Sequence[Module]) -> None:
     assert layering(modules, ORDER, APART) == []
 
 
@@ -161,14 +161,14 @@ def test_rooms_import_only_from_rooms_above_them(modules: Sequence[Module]) -> N
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from trainer.engine import build",
     ],
 )
-def test_an_import_from_below_is_found(text: str) -> None:
+def test_an_import_from_above_is_found(text: str) -> None:
     found = layering(made_up(config__plan=text, engine__build=""), ORDER, APART)
     assert found == [
-        f"trainer.config.plan:{len(text.splitlines())}: config must not import from engine, which is below"
+        f"trainer.config.plan:{len(text.splitlines())}: config must not import from engine, which is above"
     ]
 
 
-def test_an_import_from_above_is_fine() -> None:
+def test_an_import_from_below_is_fine() -> None:
     text = "import trainer\nfrom trainer import __version__\nfrom trainer.errors import X\nfrom trainer.config import y"
     assert layering(made_up(config__plan=text, errors="", config__y="", cli=text), ORDER, APART) == []
 

@@ -1,8 +1,8 @@
-"""The safetensors container, for fp32 tensors that are never all in memory: written and read in pieces.
+"""The safetensors container for fp32 tensors that are never all in memory: written and read in pieces.
 
-The library's own writer wants every tensor of a file at once, and its reader maps the file, so that what was read stays
-resident. The format is simple enough to do without: the header's length in 8 bytes, the header as JSON, the data.
-What is read was checked by the library first.
+The library's own writer wants every tensor of a file at once, and its reader maps the file, so that everything read
+stays resident. The format is simple enough to do without them: the header's length in 8 bytes, the header as JSON, the
+data. Headers that are read were checked by the library first.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class ContainerWriter:
     """Writes one file of flat tensors, in the order in which they are declared. Holds no file open between calls.
 
     Args:
-        path: of the file; one that is there is an error.
+        path: path of the file, which must not exist.
         sizes: key -> number of elements.
-        metadata: for the header.
+        metadata: metadata of the header.
 
     Raises:
         OSError: the file cannot be written.
@@ -53,7 +53,7 @@ class ContainerWriter:
 
     @property
     def size_bytes(self) -> int:
-        """Of the file when it is finished."""
+        """Size of the file when it is finished, in bytes."""
         return self._size_bytes
 
     def append(self, values: torch.Tensor) -> None:
@@ -76,11 +76,11 @@ class ContainerWriter:
             os.close(handle)
 
     def finish(self) -> FileFacts:
-        """Make the file durable, and return what it must be.
+        """Make the file durable, and return its size and hash.
 
         Raises:
             OSError: the file cannot be written.
-            ValueError: not all that was declared came, or more.
+            ValueError: fewer elements came than were declared, or more.
         """
         if self._written_bytes != self._size_bytes:
             raise ValueError(f"{self._path} must get {self._size_bytes} bytes, but got {self._written_bytes}")
@@ -90,7 +90,7 @@ class ContainerWriter:
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
-    """Return a file's metadata, and of each tensor its first byte in the file and its number of elements.
+    """Return a file's metadata, and for each tensor its first byte in the file and its number of elements.
 
     Raises:
         SafetensorError: it is no such file, or damaged.

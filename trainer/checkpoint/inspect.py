@@ -1,4 +1,4 @@
-"""`trident checkpoint`: what a checkpoint holds, and whether every byte of it is good. No torch."""
+"""`trident checkpoint`: the content of a checkpoint, and a check of every byte of it. No torch."""
 
 from __future__ import annotations
 

@@ -27,12 +27,12 @@ def has_tokenizer(config: TridentConfig) -> bool:
 
 
 def size_bytes_of(source: Path) -> int:
-    """Return how many bytes the files of a tokenizer have."""
+    """Return the size of a tokenizer's files in bytes."""
     return sum(path.stat().st_size for path in _files(source))
 
 
 def write_tokenizer(source: Path, checkpoint: Path, key: str = "run_dir") -> dict[str, FileFacts]:
-    """Copy a run's tokenizer into an unfinished checkpoint; return what the files are, by relative path.
+    """Copy a run's tokenizer into an unfinished checkpoint; return size and hash of the files, by relative path.
 
     Raises:
         StorageError: it cannot be written.
@@ -46,12 +46,12 @@ def write_tokenizer(source: Path, checkpoint: Path, key: str = "run_dir") -> dic
 
 
 def tokenizer_folder(checkpoint: Path, manifest: Manifest) -> Path | None:
-    """Return the tokenizer of a checkpoint: in it, or, where an earlier version saved it, in its run's folder.
+    """Return a checkpoint's tokenizer: its own, or, if an earlier version saved it, the one in its run's folder.
 
-    None where there is none, or only one of which it is not known that it is this run's.
+    None if there is none, or only one that is not known to be this run's.
 
     Raises:
-        CheckpointError: it is not as it was saved, or the checkpoint's config cannot be read.
+        CheckpointError: it has changed since it was saved, or the checkpoint's config cannot be read.
     """
     own = [name for name in manifest.files if name.startswith(f"{TOKENIZER}/")]
     for name in own:

@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself: step, progress, who wrote it, and size and hash of every file. No torch."""
+"""A checkpoint's description of itself: step, progress, layout, and size and hash of every file. No torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BLOCK_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a file must be."""
+    """Size and hash that a file must have."""
 
     size_bytes: int
     blake2b: str
@@ -34,14 +34,14 @@ class Manifest:
     vocab_size: int
     train_state: Mapping[str, object]
     scalars: Mapping[str, float]
-    """Of the engine: counters and loss scale."""
+    """The engine's scalars: counters and loss scale."""
     probe_loss: float
     """Loss on the fixed micro-batch, see `probe`."""
     layout: Mapping[str, object]
-    """Who wrote it. For people: a checkpoint can be read in any layout."""
+    """Layout that wrote it. For people: a checkpoint can be read in any layout."""
     versions: Mapping[str, str]
     files: Mapping[str, FileFacts]
-    """By relative path, every file but this one."""
+    """Relative path -> facts of every file but this one."""
 
     def to_json(self) -> str:
         """Return the file's text, which ends with a hash of all the rest."""
@@ -50,7 +50,7 @@ class Manifest:
 
 
 def describe_layout(plan: RunPlan) -> dict[str, object]:
-    """Return the layout of a plan in words that its config keys use; the ZeRO stage is the one that runs."""
+    """Return the layout of a plan, under the names of config keys; the ZeRO stage is the one that runs."""
     config = plan.config
     return {
         "pipeline_parallel_size": plan.pipeline_parallel_size,
@@ -76,7 +76,7 @@ def _checksum(content: Mapping[str, object]) -> str:
 
 
 def file_facts(path: Path) -> FileFacts:
-    """Return what a file is. Reads all of it."""
+    """Return size and hash of a file. Reads all of it."""
     digest = hashlib.blake2b(digest_size=16)
     size = 0
     with path.open("rb") as file:
@@ -113,7 +113,7 @@ def _parse(raw: object, text: str) -> Manifest:
     if found != expected:
         raise ValueError(f"its checksum must be {expected}, but is {found}: it was changed or damaged")
     if text != _dump(raw):
-        # The checksum does not see white space and other spellings of the same values.
+        # The checksum ignores white space and other spellings of the same values.
         raise ValueError("it must be as it was written, but its white space has changed")
     files = _object(raw, "files")
     return Manifest(
@@ -163,7 +163,7 @@ def check_sizes(checkpoint: Path, manifest: Manifest) -> None:
     """Check that every file of the manifest is there in full size. Reads none of them.
 
     Raises:
-        CheckpointError: names the first file that is not.
+        CheckpointError: names the first file that is missing or has another size.
     """
     for name, facts in manifest.files.items():
         _check_size(checkpoint / name, facts)
@@ -181,7 +181,7 @@ def check_content(checkpoint: Path, manifest: Manifest, part: int = 0, parts: in
     """Check every byte of every `parts`-th file, beginning with number `part`, so that ranks share the work.
 
     Raises:
-        CheckpointError: names the first file that is not what was saved.
+        CheckpointError: names the first file that has changed since it was saved.
     """
     check_sizes(checkpoint, manifest)
     for name in sorted(manifest.files)[part::parts]:
@@ -192,7 +192,7 @@ def check_file(path: Path, facts: FileFacts) -> None:
     """Check every byte of one file.
 
     Raises:
-        CheckpointError: it is not what was saved.
+        CheckpointError: it has changed since it was saved.
     """
     _check_size(path, facts)
     try:

@@ -1,9 +1,9 @@
-"""Where a run begins, one rule for every way to start it. No torch.
+"""The origin of a run: one rule for every way to start it. No torch.
 
-A run that has checkpoints of its own goes on from the newest of them. What `checkpoint.resume=PATH` or
-`checkpoint.init_from=PATH` names is only where a run without any begins; so the command that began a run goes on with
-it, however often and by whatever it is started again. Where a command names what the run in the folder did not begin
-from, it is refused: neither what it says nor what is there is passed over in silence.
+A run that has checkpoints of its own goes on from the newest of them. `checkpoint.resume=PATH` and
+`checkpoint.init_from=PATH` only say where a run without any begins; so the command that began a run goes on with it,
+however often and by whatever it is started again. A command that names another origin than the run in the folder had is
+refused: neither the command nor the folder is ignored silently.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _FRESH_WORDS = ("never", "none", "no", "false", "null", "off", "scratch")
 
 
 class Use(Enum):
-    """What a run takes of a checkpoint."""
+    """The part of a checkpoint that a run takes."""
 
     own = "own"
     """Everything: it is the run's own."""
     resumed = "checkpoint.resume"
-    """Everything, of another run."""
+    """Everything; the checkpoint is another run's."""
     weights = "checkpoint.init_from"
     """The weights of another run; the rest begins anew."""
 
@@ -53,22 +53,22 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Origin:
-    """What a run began from; kept in its folder, since the command that says so may not be given again."""
+    """The checkpoint that a run began from; kept in its folder, since its key may not be given again."""
 
     key: str
     """checkpoint.resume or checkpoint.init_from."""
     named: str
-    """What the key named, absolute: a run's folder or a checkpoint."""
+    """The key's value, made absolute: a run's folder or a checkpoint."""
     checkpoint: str
     """The checkpoint that was taken."""
     step: int
-    """Of the checkpoint."""
+    """Step of the checkpoint."""
     manifest: str
-    """Hash of its manifest: which checkpoint it is, wherever it may have been moved."""
+    """Hash of its manifest, which identifies the checkpoint even if it was moved."""
 
     @classmethod
     def of(cls, found: Found, named: str) -> Origin:
-        """Return the record of a run that begins from `found`, which the word `named` led to."""
+        """Return the record of a run that begins from `found`, which the value `named` led to."""
         return cls(
             found.use.value,
             str(absolute_path(named, found.use.value)),
@@ -79,7 +79,7 @@ class Origin:
 
 
 def read_origin(run_dir: Path) -> Origin | None:
-    """Return what the run in a folder began from; None if from nothing, or if the record cannot be read."""
+    """Return the origin of the run in a folder; None if there is none, or if the record cannot be read."""
     try:
         raw = json.loads((run_dir / ORIGIN_FILE).read_text(encoding="utf-8"))
         words = {name: str(raw[name]) for name in ("key", "named", "checkpoint", "manifest")}
@@ -89,7 +89,7 @@ def read_origin(run_dir: Path) -> Origin | None:
 
 
 def write_origin(run_dir: Path, origin: Origin) -> None:
-    """Keep what the run in a folder began from.
+    """Write down the origin of the run in a folder.
 
     Raises:
         StorageError: it cannot be written.
@@ -98,20 +98,20 @@ def write_origin(run_dir: Path, origin: Origin) -> None:
 
 
 def named_origin(checkpoint: CheckpointConfig) -> tuple[Use, str] | None:
-    """Return which key names where to begin, and its value; None if neither does."""
+    """Return the key that names an origin, and its value; None if neither does."""
     if checkpoint.init_from is not None:
         return Use.weights, checkpoint.init_from
     return None if checkpoint.resume in ("auto", "never") else (Use.resumed, checkpoint.resume)
 
 
 def find_origin(config: TridentConfig, run_dir: Path) -> Found | None:
-    """Return where a run without checkpoints of its own begins: None for its first step with fresh weights.
+    """Return the origin of a run without checkpoints of its own: None for its first step with fresh weights.
 
-    A run that was killed before its first save begins where it began before, although the run that was named may have
-    newer checkpoints by now.
+    A run that was killed before its first save begins where it began before, even if the run that was named has newer
+    checkpoints by now.
 
     Raises:
-        CheckpointError: what is named is no whole checkpoint, or one of another model.
+        CheckpointError: the name leads to no whole checkpoint, or to one of another model.
         ConfigError: the checkpoint leaves no step of `train.steps` to train.
     """
     named = named_origin(config.checkpoint)
@@ -134,7 +134,7 @@ def find_origin(config: TridentConfig, run_dir: Path) -> Found | None:
 
 
 def _as_before(use: Use, word: str, run_dir: Path) -> Found | None:
-    """Return the checkpoint that this run began from before, if it is still what it was."""
+    """Return the checkpoint that this run began from before, if it has not changed."""
     origin = read_origin(run_dir)
     if origin is None or (origin.key, origin.named) != (use.value, str(absolute_path(word, use.value))):
         return None
@@ -171,10 +171,10 @@ def _meant(use: Use, word: str) -> list[str]:
 
 
 def check_origin(config: TridentConfig, earlier: TridentConfig | None, run_dir: Path) -> None:
-    """Check that what a command names as the beginning is where the run in its folder began, or can begin. Reads only.
+    """Check that the origin that a command names is that of the run in its folder, or can become it. Reads only.
 
     Args:
-        config: of the command.
+        config: the command's config.
         earlier: the config with which the run in the folder was started the last time, if it holds one.
         run_dir: the folder.
 
@@ -196,7 +196,7 @@ def check_origin(config: TridentConfig, earlier: TridentConfig | None, run_dir: 
     path = absolute_path(word, use.value)
     own = _own_step(path, store) if use is Use.resumed else None
     if own is None:
-        # A step of the run that was pruned, for one.
+        # For example, a step of the run that was pruned.
         is_there = os.path.exists(path)
         raise ConfigError(
             f"run_dir must be a folder without checkpoints to begin from {use.value}={word}"
@@ -221,7 +221,7 @@ def check_origin(config: TridentConfig, earlier: TridentConfig | None, run_dir: 
 
 
 def _began_there(use: Use, word: str, run_dir: Path) -> bool:
-    """Return whether the run's record says that it began from what is named, by its name or by its content."""
+    """Return whether the run's record says that it began from the named checkpoint, by its name or its content."""
     origin = read_origin(run_dir)
     if origin is None or origin.key != use.value:
         return False
@@ -253,7 +253,7 @@ def _identity(checkpoint: Path) -> str:
 
 
 def lineage(run_dir: Path) -> Mapping[str, object]:
-    """Return what the summary of a run says of its checkpoints: the newest one's step, and where the run began."""
+    """Return the summary's entries about a run's checkpoints: the newest one's step, and the run's origin."""
     steps = CheckpointStore(run_dir).steps()
     origin = read_origin(run_dir)
     newest = {"checkpoint": steps[-1] if steps else None}
@@ -261,10 +261,10 @@ def lineage(run_dir: Path) -> Mapping[str, object]:
 
 
 def check_model(path: Path, here: ModelConfig) -> None:
-    """Check that a checkpoint's weights are of this model: that both configs describe the same one.
+    """Check that a checkpoint's weights belong to this model: that both configs describe the same one.
 
     Raises:
-        CheckpointError: they are of another one, or its config cannot be read.
+        CheckpointError: they belong to another one, or its config cannot be read.
     """
     try:
         saved = from_yaml((path / CONFIG).read_text(encoding="utf-8")).model

@@ -1,9 +1,9 @@
-"""Which rank of a layout writes which elements of a tensor. From the plan alone: no process groups, no DeepSpeed.
+"""The rank of a layout that writes each element of a tensor, from the plan alone: no process groups, no DeepSpeed.
 
-Stages and tensor-parallel cuts are those of training. Over the data-parallel ranks every shard is split evenly, which
-is what ranks do without ZeRO; with ZeRO, DeepSpeed splits a flat buffer of all parameters, so that real ranks would
-write the same elements in other pieces. A reader does not mind: each element is there once, in a file of its stage and
-tensor-parallel rank.
+Stages and tensor-parallel shards are those of training. Over the data-parallel ranks every shard is split evenly, as
+ranks do without ZeRO; with ZeRO, DeepSpeed splits a flat buffer of all parameters, so that real ranks would write the
+same elements in other pieces. This makes no difference to a reader: each element is there once, in a file of its stage
+and tensor-parallel rank.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.tensor_parallel.shard import ShardSpec, shard_spec_of
 
 @dataclass(frozen=True)
 class Share:
-    """Consecutive elements of a tensor-parallel shard, and who writes them."""
+    """Consecutive elements of a tensor-parallel shard, and the rank that writes them."""
 
     rank: int
     tp_rank: int
@@ -29,7 +29,7 @@ class Share:
 
 
 class Placement:
-    """The ranks of a plan, and what each writes."""
+    """The ranks of a plan, and the elements that each writes."""
 
     def __init__(self, plan: RunPlan) -> None:
         self._mesh = plan.mesh
@@ -40,7 +40,7 @@ class Placement:
 
     @property
     def tensor_parallel_size(self) -> int:
-        """Ranks that a tensor is cut for."""
+        """Number of ranks that a tensor is sharded over."""
         return self._mesh.tensor_parallel_size
 
     @property
@@ -49,10 +49,10 @@ class Placement:
         return self._mesh.size
 
     def spec(self, saved: ShardSpec) -> ShardSpec:
-        """Return how a tensor is cut in this layout, given how it was cut in another.
+        """Return how a tensor is sharded in this layout, given its sharding in another.
 
         Raises:
-            CheckpointError: it is not of the plan's model.
+            CheckpointError: it does not belong to the plan's model.
         """
         self._check_known(saved.name)
         here = shard_spec_of(self._tensors[saved.name], self._vocab_unit)
@@ -64,14 +64,14 @@ class Placement:
         return here
 
     def shares(self, spec: ShardSpec) -> Iterator[Share]:
-        """Yield who writes what of a tensor, by rank: over all, every element once.
+        """Yield each rank's elements of a tensor, by rank: over all ranks, every element once.
 
-        A tied embedding is written by the stage that looks tokens up; a tensor that is not cut by the first
-        tensor-parallel rank.
+        A tied embedding is written by the stage that looks tokens up; a tensor that is not sharded is written by the
+        first tensor-parallel rank.
 
         Raises:
-            CheckpointError: the tensor is of no layer of the model.
-            ConfigError: a block cannot be cut for the tensor-parallel size.
+            CheckpointError: the tensor belongs to no layer of the model.
+            ConfigError: a block cannot be sharded over the tensor-parallel size.
         """
         self._check_known(spec.name)
         stage, dp = self._stage_of[spec.name], self._mesh.data_parallel_size

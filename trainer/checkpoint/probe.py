@@ -1,7 +1,7 @@
 """The loss on a fixed micro-batch: saved with a checkpoint, and expected again after it was loaded, in any layout.
 
-Sizes and hashes tell that the bytes are those that were written. This tells that they mean the same to the model that
-reads them: a tensor at a wrong place or cut in a wrong way gives another loss.
+Sizes and hashes show that the bytes are those that were written. This loss shows that they mean the same to the model
+that reads them: a tensor in the wrong place or sharded in the wrong way gives another loss.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trainer.engine.fixed_batch import fixed_micro_batches
 from trainer.errors import CheckpointError
 
 TOLERANCE = {Dtype.fp32: 1e-5, Dtype.fp16: 2e-3, Dtype.bf16: 1e-2}
-"""Relative. Another layout adds up in another order; a dtype's share is some units in its last place."""
+"""Relative tolerance. Another layout adds in another order; a dtype's share is some units in its last place."""
 
 
 def probe_loss(engine: Engine, plan: RunPlan, device: torch.device, length: int | None = None) -> float:
@@ -32,10 +32,10 @@ def check_probe(saved: float, found: float, saved_dtype: str, dtype: Dtype) -> N
     """Check that a checkpoint gives the loss that it gave when it was saved.
 
     Raises:
-        CheckpointError: it does not.
+        CheckpointError: it gives another one.
     """
     tolerance = max(TOLERANCE[dtype], TOLERANCE[Dtype(saved_dtype)])
-    # Not `>`: what is not a number must not pass.
+    # Not `>`, because a NaN must not pass.
     if not abs(found - saved) <= tolerance * max(abs(saved), 1.0) or not math.isfinite(found):
         raise CheckpointError(
             f"the loss on the fixed micro-batch must be {saved:.7g} as when the checkpoint was saved (within "

@@ -1,8 +1,8 @@
-"""Where the elements of a shard are in the whole tensor, and in any other shard of it. Arithmetic only.
+"""The places of a shard's elements in the whole tensor, and in any other shard of it. Arithmetic only.
 
-A tensor that is cut along `dim` is seen as a matrix: a row for each index before `dim`, and in a row everything from
-`dim` on. Cutting takes the same columns out of every row, so two shards of one tensor share rectangles, however many
-ranks each was cut for. The vocabulary padding is outside: no two shards share it.
+A tensor that is sharded along `dim` is seen as a matrix: a row for each index before `dim`, and in a row everything
+from `dim` on. A shard has the same columns of every row, so two shards of one tensor share rectangles, however many
+ranks each was sharded for. The vocabulary padding is outside: no two shards share it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Span:
     """Consecutive columns."""
 
     local: int
-    """First one in a row of the shard."""
+    """First column in a row of the shard."""
     whole: int
-    """First one in a row of the whole tensor."""
+    """First column in a row of the whole tensor."""
     width: int
 
 
@@ -33,14 +33,14 @@ class Footprint:
     width: int
     """Columns in a row of the shard, padding included."""
     spans: tuple[Span, ...]
-    """Without padding; ascending."""
+    """Spans in ascending order, without padding."""
 
 
 def footprint(spec: ShardSpec, rank: int = 0, size: int = 1) -> Footprint:
-    """Return what rank `rank` of `size` holds of a tensor.
+    """Return the footprint of rank `rank` of `size` in a tensor.
 
     Raises:
-        ConfigError: a block cannot be cut into `size` equal parts.
+        ConfigError: a block cannot be sharded into `size` equal parts.
     """
     if spec.dim is None:
         numel = math.prod(spec.global_shape)
@@ -72,19 +72,19 @@ class Region:
     """A rectangle that a run of consecutive elements of one shard shares with another shard."""
 
     offset: int
-    """In the run: where `rows` times `stride` elements begin, a matrix."""
+    """Place in the run at which `rows` times `stride` elements begin, a matrix."""
     stride: int
     rows: int
     column: int
-    """In that matrix: the first of `width`."""
+    """First of `width` columns in that matrix."""
     width: int
     other_row: int
-    """In the other shard: its first row."""
+    """First row in the other shard."""
     other_column: int
 
 
 def regions(start: int, numel: int, run_of: Footprint, other: Footprint) -> Iterator[Region]:
-    """Yield what the run `[start, start + numel)` of one flattened shard shares with another shard."""
+    """Yield the regions that the run `[start, start + numel)` of one flattened shard shares with another shard."""
     offset = 0
     while offset < numel:
         row, column = divmod(start + offset, run_of.width)

@@ -25,18 +25,18 @@ def rewind(
 ) -> TrainState:
     """Load the run's newest checkpoint, or the one it began with, into an engine that has trained.
 
-    Collective over the world. Without any checkpoint nothing is loaded: what was skipped is all that is left out.
+    Collective over the world. Without any checkpoint nothing is loaded: only the skipped batches are left out.
 
     Args:
-        engine: of the run.
-        state: where the run is.
-        began_with: what the run was resumed from.
+        engine: the run's engine.
+        state: the run's progress.
+        began_with: the checkpoint that the run was resumed from.
         plan: numbers of the run.
         store: the run's checkpoints.
         groups: this rank's place.
 
     Returns:
-        The checkpoint's state, but at the data position of `state`: nothing that led here is read again.
+        The checkpoint's state, but at the data position of `state`: the data that led here are not read again.
 
     Raises:
         CheckpointError: there are checkpoints, and all of them are damaged.

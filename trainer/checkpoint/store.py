@@ -27,7 +27,7 @@ class CheckpointStore:
         return self.folder / f"step_{step}"
 
     def temporary_path(self, step: int) -> Path:
-        """Return where a checkpoint is written before it is whole."""
+        """Return the folder in which a checkpoint is written before it is whole."""
         return self.folder / f".step_{step}.partial"
 
     def steps(self) -> list[int]:
@@ -50,16 +50,16 @@ class CheckpointStore:
         return None
 
     def publish(self, step: int) -> None:
-        """Give the checkpoint at `temporary_path` its name, durably; one of the same step goes.
+        """Give the checkpoint at `temporary_path` its name, durably; an earlier one of the same step is deleted.
 
         Raises:
-            OSError: it cannot be renamed; the one of the same step stays.
+            OSError: it cannot be renamed; the earlier one of the same step stays.
         """
         final, replaced = self.path(step), self.folder / f".step_{step}.replaced.partial"
         shutil.rmtree(replaced, ignore_errors=True)
         is_there = final.exists()
         if is_there:
-            # Deleting takes long; until the new one has the name, the old one is only out of the way.
+            # Deleting takes long; until the new one has the name, the old one is only renamed.
             final.rename(replaced)
         try:
             self.temporary_path(step).rename(final)
@@ -75,7 +75,7 @@ class CheckpointStore:
         write_atomically(self.folder / LATEST, f"step_{step}\n")
 
     def set_aside_after(self, step: int) -> list[Path]:
-        """Rename the checkpoints of later steps, and return what they are called then.
+        """Rename the checkpoints of later steps, and return their new paths.
 
         Only damaged ones are later than the one that a run goes on from. It trains these steps anew, so they must not
         be taken for newer ones; but they are not ours to delete: another disk may still read them.
@@ -88,7 +88,7 @@ class CheckpointStore:
         return next(path for path in map(self.folder.joinpath, names) if not path.exists())
 
     def delete_old(self, keep: int, keep_every: int = 0) -> None:
-        """Delete what need not be kept, and whatever half-written or half-deleted ones are left.
+        """Delete checkpoints that need not be kept, and all that are half written or half deleted.
 
         The newest `keep` whole ones stay, damaged ones among them too, and multiples of `keep_every` unless it is 0.
         """
@@ -118,10 +118,10 @@ class CheckpointStore:
 
 
 def find_checkpoint(path: Path) -> tuple[Path, Manifest]:
-    """Return the checkpoint at `path`: itself, the newest valid one of a run folder, or what a file `latest` says.
+    """Return the checkpoint at `path`: itself, the newest valid one of a run folder, or the one that `latest` names.
 
     Raises:
-        CheckpointError: there is none, or the one that is named is damaged.
+        CheckpointError: there is none, or the named one is damaged.
     """
     if path.name == LATEST and path.is_file():
         path = _followed(path)
@@ -152,7 +152,7 @@ def _followed(latest: Path) -> Path:
 
 
 def _beside(path: Path) -> list[str]:
-    """Return a hint that names the checkpoints where one was looked for."""
+    """Return a hint that names the checkpoints near the path."""
     run = run_of_checkpoint(path)
     steps = CheckpointStore(run.path).steps() if run is not None else []
     return [f"{path.parent} holds {', '.join(f'step_{step}' for step in steps[-8:])}"] if steps else []

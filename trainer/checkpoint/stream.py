@@ -1,4 +1,4 @@
-"""What is said when a run would go on with other tokens than it began with. No torch."""
+"""The error of a run that would go on with other tokens than it began with. No torch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def other_tokens(
     """Return the error that names the keys to change.
 
     Args:
-        config: of the run that is to go on.
-        checkpoint: what it would go on from, if there is one.
+        config: config of the run that is to go on.
+        checkpoint: the checkpoint that it would go on from, if there is one.
         changed: keys of the data that have other values than before; none where the same files have other content.
         guessed_end: the run began with a version that took the first end-of-text token with a known name.
     """

@@ -1,4 +1,4 @@
-"""A piece of work that goes on in a thread while the run trains on. No torch."""
+"""A piece of work that a thread does while the run trains on. No torch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class BackgroundWork:
         """Wait for the end and return how many seconds the work took.
 
         Raises:
-            BaseException: what the work raised.
+            BaseException: the error that the work raised.
         """
         self._thread.join()
         if self._error is not None:

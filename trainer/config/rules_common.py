@@ -32,7 +32,7 @@ class Case:
 
     @property
     def sizes(self) -> Sizes:
-        """What the nulls of `model.*` stand for."""
+        """Values that the nulls of `model.*` stand for."""
         return sizes(self.config.model)
 
     @property

@@ -1,4 +1,4 @@
-"""Which kernel computes AdamW, and whether this machine can have what a run wants of it. No torch."""
+"""The kernel that computes AdamW, and the check that this machine can have the kernels a run asks for. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.engine.kernel_lock import QUIET_S, Owner, owner_of, quiet_s
 from trainer.errors import ConfigError
 
 KERNELS = ("cpu_adam", "async_io", "utils")
-"""What DeepSpeed compiles for offloaded state."""
+"""Kernels that DeepSpeed compiles for offloaded state."""
 
 
 def adam_implementation(optimizer: OptimizerConfig, zero: ZeroConfig) -> AdamImplementation:
@@ -25,7 +25,7 @@ def adam_implementation(optimizer: OptimizerConfig, zero: ZeroConfig) -> AdamImp
 
 
 def check_compiler(optimizer: OptimizerConfig, zero: ZeroConfig, runtime: RuntimeConfig) -> None:
-    """Check that what this run compiles can be compiled here, before any rank is started.
+    """Check that the kernels this run compiles can be compiled here, before any rank is started.
 
     Raises:
         ConfigError: DeepSpeed's CPU Adam is wanted, but g++ or ninja is missing, or their folder cannot be used;
@@ -61,7 +61,7 @@ def extensions_folder(environ: Mapping[str, str]) -> Path:
 
 
 def _check_folder(root: Path) -> None:
-    """Notice before a rank starts what would end each of them: a folder that is read-only, a lock that nobody gives up.
+    """Find before a rank starts what would end each of them: a read-only folder, or a lock that is never released.
 
     A lock whose owner is known to be gone is no problem: it is taken over (`engine.kernel_lock`).
     """

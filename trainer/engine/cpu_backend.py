@@ -1,8 +1,8 @@
-"""What DeepSpeed's collectives run on between CPU ranks: messages between pairs, as those of our own groups.
+"""The backend of DeepSpeed's collectives between CPU ranks: messages between pairs, like those of our own groups.
 
 gloo's all-gather and reduce-scatter go through a buffer as large as the whole result, which for the weights of a model
-is as much memory as the model, and take about ten times as long (`trainer.topology.exchange`). DeepSpeed asks an
-object for its collectives; this is one for CPU ranks.
+is as much memory as the model, and take about ten times as long (`trainer.topology.exchange`). DeepSpeed calls one
+object for all of its collectives; this is that object for CPU ranks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deepspeed.comm.torch import TorchBackend
 from trainer.topology.exchange import Peers, pays
 
 LARGEST_SLICE = 1 << 22
-"""Elements that are summed at once."""
+"""Number of elements that are summed at once."""
 
 
 class Pending:
@@ -35,12 +35,12 @@ class Pending:
             finish()
 
     def is_completed(self) -> bool:
-        """Return whether somebody has waited: nobody else looks after the messages."""
+        """Return whether somebody has waited: the messages progress only then."""
         return self._finish is None
 
 
 class MessageBackend(TorchBackend):  # type: ignore[misc]
-    """DeepSpeed's torch backend, whose large sums and gathers of contiguous tensors are messages between pairs."""
+    """DeepSpeed's torch backend, but large sums and gathers of contiguous tensors are messages between pairs."""
 
     def __init__(self, timeout: timedelta) -> None:
         super().__init__("gloo", timeout, None)
@@ -76,7 +76,7 @@ class MessageBackend(TorchBackend):  # type: ignore[misc]
     def all_reduce(
         self, tensor: torch.Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False
     ) -> Any:
-        """Sum a tensor in place, a slice after the other: what is received of one needs as much room again."""
+        """Sum a tensor in place, slice after slice: receiving a slice needs as much memory again."""
         peers = self._by_messages(group, tensor) if self._reduce_op(op) == dist.ReduceOp.SUM and not async_op else None
         if peers is None:
             return super().all_reduce(tensor, op, group, async_op)
@@ -85,7 +85,7 @@ class MessageBackend(TorchBackend):  # type: ignore[misc]
         return None
 
     def _by_messages(self, group: Any, *tensors: torch.Tensor) -> Peers | None:
-        """Return the group's ranks where messages pay, else None."""
+        """Return the group's ranks if messages are faster, else None."""
         if not all(pays(tensor) for tensor in tensors):
             return None
         handle: Any = dist.group.WORLD if group is None else group
@@ -105,6 +105,6 @@ def _handed_over(finish: Callable[[], object], async_op: bool) -> Pending | None
 
 
 def speak_by_messages(timeout: timedelta) -> None:
-    """Give DeepSpeed the backend, before `deepspeed.init_distributed`. torch.distributed must be up, with gloo."""
+    """Give DeepSpeed this backend, before `deepspeed.init_distributed`. torch.distributed must be up, with gloo."""
     if not isinstance(deepspeed_comm.cdb, MessageBackend):
         deepspeed_comm.cdb = MessageBackend(timeout)

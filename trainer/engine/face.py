@@ -15,18 +15,18 @@ from trainer.tensor_parallel.shard import ShardSpec
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step leaves behind, still on the device: reading it is what syncs the host."""
+    """Results of one optimizer step, still on the device: reading them syncs the host."""
 
     loss: torch.Tensor
-    """[] fp32: of the global batch, the sum over its counted tokens divided by their number; the same on every rank.
-    NaN if no token counts."""
+    """[] fp32: loss of the global batch, the sum over its counted tokens divided by their number; the same on every
+    rank. NaN if no token counts."""
     grad_norm: torch.Tensor
     """[] fp32: global L2 norm of the gradients before clipping, the same on every rank; not finite if skipped."""
     skipped: bool = False
-    """Whether the update was not applied: loss or gradients were not finite somewhere, the loss was too high, or no
+    """True if the update was not applied: loss or gradients were not finite on some rank, the loss was too high, or no
     token counts. The same on every rank; known to the host."""
     is_empty: bool = False
-    """Whether it was skipped because no token of the global batch counts. Likewise."""
+    """True if it was skipped because no token of the global batch counts. The same on every rank; known to the host."""
 
 
 @dataclass(frozen=True)
@@ -34,34 +34,34 @@ class Evaluation:
     """The loss of a global batch, still on the device."""
 
     loss: torch.Tensor
-    """[] fp32: as `StepResult.loss`."""
+    """[] fp32: defined as `StepResult.loss`."""
     counted: torch.Tensor
-    """[] fp64: its counted tokens, the sum of their weights; the same on every rank."""
+    """[] fp64: number of its counted tokens, which is the sum of their weights; the same on every rank."""
 
 
 class Recorded(NamedTuple):
     """The checksum of one tensor of a forward pass."""
 
     name: str
-    """Of the layer that it came out of."""
+    """Name of the layer whose output it is."""
     is_received: bool
-    """Whether other ranks had a part in it."""
+    """True if other ranks contributed to it."""
     value: int
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """Consecutive elements of one rank's shard of one tensor: what this rank alone has to write."""
+    """Consecutive elements of one rank's shard of one tensor, which this rank alone has to write."""
 
     kind: str
     """weight (fp32 master), exp_avg or exp_avg_sq (AdamW's moments)."""
     spec: ShardSpec
-    """Of the whole tensor, padding included."""
+    """Spec of the whole tensor, padding included."""
     tp_rank: int
-    """Whose shard; 0 for a tensor that is not cut."""
+    """Tensor-parallel rank of the shard; 0 for a tensor that is not sharded."""
     tensor_parallel_size: int
     start: int
-    """Of the elements in the flattened shard."""
+    """Place of the elements in the flattened shard."""
     values: torch.Tensor
     """[numel] fp32 on CPU."""
 
@@ -84,7 +84,7 @@ class Engine(Protocol):
 
         Args:
             micro_batches: in order, as many on every rank; they know their place if the model has dropout.
-            learning_rate: of this step.
+            learning_rate: the step's learning rate.
             loss_limit: a loss above it is not learned from.
         """
 
@@ -95,7 +95,7 @@ class Engine(Protocol):
         """
 
     def record(self, micro_batches: Sequence[MicroBatch]) -> list[Recorded]:
-        """Do as `evaluate`, and return checksums of what this rank computed and received, in order. Syncs the host."""
+        """Evaluate, and return checksums of all that this rank computed and received, in order. Syncs the host."""
 
     def loss_scale(self) -> float | None:
         """Return the dynamic loss scale (fp16), otherwise None. Local; may sync the host."""
@@ -106,7 +106,7 @@ class Engine(Protocol):
     def take_own_seconds(self) -> float:
         """Return the mean seconds of a step's first forward pass since the last call, without waits for other ranks.
 
-        NaN where they cannot be taken apart: with ZeRO-3, which gathers weights in between. Local; may sync.
+        NaN if the waits cannot be separated: with ZeRO-3, which gathers weights in between. Local; may sync.
         """
 
     def local_parameters(self) -> Mapping[str, torch.Tensor]:
@@ -116,7 +116,7 @@ class Engine(Protocol):
         """
 
     def shard_specs(self) -> Mapping[str, ShardSpec]:
-        """Return how each of `local_parameters` is cut from its whole. Local."""
+        """Return how each of `local_parameters` is sharded. Local."""
 
     def fragments(self) -> Iterator[Fragment]:
         """Yield copies of the weights and moments that this rank has to write. Over all ranks: every element once.
@@ -128,4 +128,4 @@ class Engine(Protocol):
         """Return counters and the dynamic loss scale. Local, the same on every rank; may sync the host."""
 
     def restore(self, read: ReadShard, scalars: Mapping[str, float]) -> None:
-        """Take weights, moments and counters, of whatever layout wrote them. Local; call before the first step."""
+        """Load weights, moments and counters, saved in any layout. Local; call it before the first step."""

@@ -1,4 +1,4 @@
-"""Whether a step's update is applied: decided alike on all ranks, before the optimizer touches anything.
+"""The gate that decides whether a step's update is applied: alike on all ranks, before the optimizer runs.
 
 Each of DeepSpeed's optimizers drops a step whose gradient norm is not finite, as fp16 needs it; but bf16 with ZeRO-2
 or offload is not asked, parameters that the norm leaves out (copies of tied weights; what tensor-parallel ranks hold
@@ -34,7 +34,7 @@ def norm_of(tensors: Iterable[torch.Tensor], device: torch.device) -> torch.Tens
 
 
 class StepGate:
-    """Holds what a step is judged by.
+    """Holds the facts by which a step is judged.
 
     Args:
         groups: this rank's place.
@@ -57,7 +57,7 @@ class StepGate:
         self._limit, self._counted, self._loss, self._was_asked = loss_limit, counted, None, False
 
     def see_loss(self, loss: torch.Tensor) -> None:
-        """Take the step's loss [], the same on every rank, before the optimizer is called."""
+        """Note the step's loss [], the same on every rank, before the optimizer is called."""
         self._loss = loss_of(loss.detach().float().reshape(()), self._counted)
 
     @property
@@ -76,7 +76,7 @@ class StepGate:
         Collective over the world (max-all-reduce of one number); no host sync.
 
         Args:
-            norm: of the gradients; negative is DeepSpeed's mark of one that is not finite.
+            norm: norm of the gradients; negative is DeepSpeed's mark of one that is not finite.
             unseen: gradients that `norm` leaves out.
         """
         self._was_asked = True

@@ -1,7 +1,7 @@
-"""What the micro-batches of all ranks are together: the loss of their global batch has one definition.
+"""The loss of a global batch, which the micro-batches of all ranks make up: it has one definition.
 
 It is the sum over the counted tokens of the global batch, each times its weight, divided by the sum of these weights.
-A mean of the micro-batches' means would be another number as soon as they do not count equally many.
+A mean of the micro-batches' means would be another number unless all of them count equally many tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def parts_of_a_batch(micro_batches: Sequence[MicroBatch], gradients: Group) -> t
     its own where all count. Collective over `gradients` (one number); no host sync on an accelerator.
 
     Args:
-        micro_batches: of this rank; at least one, as many on every rank.
+        micro_batches: this rank's micro-batches; at least one, as many on every rank.
         gradients: the ranks that average their gradients: they hold the other micro-batches.
     """
     counted = torch.stack([batch.counted() for batch in micro_batches]).sum()
@@ -33,5 +33,5 @@ def parts_of_a_batch(micro_batches: Sequence[MicroBatch], gradients: Group) -> t
 
 
 def loss_of(mean: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-    """Return the loss [] of a global batch, of the mean over its parts: NaN if no token counts. No host sync."""
+    """Return the loss [] of a global batch, given the mean over its parts: NaN if no token counts. No host sync."""
     return torch.where(counted > 0, mean, torch.nan)

@@ -1,10 +1,11 @@
-"""Who compiles a kernel: a lock that a killed owner does not keep. No torch.
+"""A lock for compiling a kernel that a killed owner does not keep. No torch.
 
-torch and DeepSpeed compile C++ kernels when they are first used, one process at a time: whoever creates a file named
-`lock` beside the kernel compiles, the others wait until it is gone. A killed compilation leaves the file, and everybody
-waits for ever. `KernelLock` takes the place of torch's class: it creates the same file, so that other programs respect
-it, but writes into it who the owner is and touches it while the owner lives. The lock of an owner that is gone is taken
-over. One of which nobody can tell is waited for as long as something happens in its folder, and then refused.
+torch and DeepSpeed compile C++ kernels when they are first used, one process at a time: the process that creates a file
+named `lock` beside the kernel compiles, and the others wait until the file is gone. A killed compilation leaves the
+file, and everybody waits for ever. `KernelLock` takes the place of torch's class: it creates the same file, so that
+other programs respect it, but writes its owner into the file and touches it while the owner lives. The lock of an owner
+that is gone is taken over. A lock with an unknown owner is waited for as long as something happens in its folder, and
+then refused.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from trainer.log import say
 from trainer.progress import COMPILING, current
 
 BEAT_S = 5.0
-"""An owner touches its lock so often."""
+"""Seconds between an owner's touches of its lock."""
 STALE_S = 60.0
-"""And is gone when it has not for so long."""
+"""Seconds without a touch after which an owner is gone."""
 QUIET_S = 300.0
-"""Longest time that a compiler needs for one file, in which nothing in the folder changes."""
+"""Longest time in seconds that a compiler needs for one file, during which nothing in the folder changes."""
 FIRST_WORD_S = 5.0
 WORD_S = 30.0
 _POLL_S = 0.2
@@ -44,11 +45,11 @@ _LOCAL = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpf
 """File systems that no other machine writes to."""
 _GUARD = ".lock.guard"
 _F_SETSIG = 10
-"""Of Linux; Python's fcntl does not name it."""
+"""Linux's number; Python's fcntl does not name it."""
 
 
 class Owner(Enum):
-    """What can be known of the owner of a lock."""
+    """State of the owner of a lock."""
 
     alive = "alive"
     gone = "gone"
@@ -57,23 +58,23 @@ class Owner(Enum):
 
 @dataclass(frozen=True)
 class _Record:
-    """Who has a lock."""
+    """The owner of a lock, as the lock file records it."""
 
     host: str
     machine: str
-    """Tells machines and containers apart, within which an id means a process."""
+    """Identifies the machine or container, within which a process id identifies a process."""
     pid: int
     started: float
-    """Seconds since the epoch."""
+    """Start of the process, in seconds since the epoch."""
 
     @classmethod
     def of_this_process(cls) -> _Record:
-        """Return what this process writes into its locks."""
+        """Return the record that this process writes into its locks."""
         return cls(socket.gethostname(), _machine(), os.getpid(), psutil.Process().create_time())
 
     @classmethod
     def of(cls, lock: Path) -> _Record | None:
-        """Read a lock; None where it is of another program, or its owner has not written yet."""
+        """Read a lock; None if it belongs to another program, or its owner has not written yet."""
         try:
             raw = json.loads(lock.read_text(encoding="utf-8"))
             return cls(str(raw["host"]), str(raw["machine"]), int(raw["pid"]), float(raw["started"]))
@@ -82,7 +83,7 @@ class _Record:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process, of this machine, runs."""
+        """True if the process, on this machine, runs."""
         try:
             process = psutil.Process(self.pid)
             is_it = abs(process.create_time() - self.started) < _SAME_PROCESS_S
@@ -94,7 +95,7 @@ class _Record:
 
 
 def owner_of(lock: Path) -> Owner:
-    """Return what is known of the owner of a lock. One that does not exist has none: it is gone."""
+    """Return the state of a lock's owner. A lock that does not exist has none: its owner is gone."""
     record = _Record.of(lock)
     if record is not None:
         if record.machine == _machine():
@@ -112,13 +113,13 @@ def owner_of(lock: Path) -> Owner:
 def quiet_s(lock: Path) -> float:
     """Return for how long nothing has changed in a lock's folder, by the clock of its file system."""
     with suppress(OSError):
-        # Without the guard and what measures the time, and not the folder itself, which they change.
+        # The guard and the file that measures the time are left out, and so is the folder itself, which they change.
         return _age_s(lock, [entry for entry in lock.parent.iterdir() if not entry.name.startswith(".lock.")])
     return 0.0
 
 
 class KernelLock:
-    """Stands in for `torch.utils.file_baton.FileBaton`, and is called as it is.
+    """Stands in for `torch.utils.file_baton.FileBaton`, and is called in the same way.
 
     Args:
         lock_file_path: `lock` in the folder of a kernel.
@@ -137,7 +138,7 @@ class KernelLock:
         """Return True when this process is to compile, and False when another has done so meanwhile.
 
         Raises:
-            ConfigError: the folder cannot be written, or nobody can tell whose its lock is.
+            ConfigError: the folder cannot be written, or the lock's owner cannot be found out.
         """
         if self._is_compiled() and not os.access(self._lock.parent, os.W_OK):
             # A kernel that came with an image.
@@ -150,7 +151,7 @@ class KernelLock:
                 if has_waited and not self._lock.exists() and self._is_compiled():
                     return False
                 if self._create():
-                    # Until it is released.
+                    # Held until `release`.
                     self._phase = phase.pop_all()
                     return True
                 has_waited = not self._take_over()
@@ -200,7 +201,7 @@ class KernelLock:
         if owner_of(self._lock) is not Owner.gone:
             return False
         with _guarded(self._lock):
-            # Another may have taken it over meanwhile, and that one lives.
+            # Another process may have taken it over meanwhile, and that owner lives.
             if owner_of(self._lock) is not Owner.gone:
                 return False
             try:
@@ -222,7 +223,7 @@ class _Waiting:
         """Wait a little.
 
         Raises:
-            ConfigError: nobody can tell whose the lock is, and nothing happens in its folder.
+            ConfigError: the lock's owner cannot be found out, and nothing happens in its folder.
         """
         silent_s = quiet_s(self._lock)
         if silent_s < QUIET_S:
@@ -252,7 +253,7 @@ def _refused(lock: Path, why: str) -> ConfigError:
 
 @contextmanager
 def _guarded(lock: Path) -> Iterator[None]:
-    """Let one process at a time look at a lock and remove it, where the file system can."""
+    """Let one process at a time look at a lock and remove it, if the file system can lock."""
     descriptor = -1
     with suppress(OSError):
         descriptor = os.open(lock.with_name(_GUARD), os.O_RDONLY | os.O_CREAT, 0o666)
@@ -265,7 +266,7 @@ def _guarded(lock: Path) -> Iterator[None]:
 
 
 def _machine() -> str:
-    """Return what tells this machine since it was started, and this container on it, from others."""
+    """Return a text that tells this machine since its last start, and this container on it, from others."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
@@ -274,7 +275,7 @@ def _machine() -> str:
 
 
 def _age_s(lock: Path, files: list[Path]) -> float:
-    """Return how long ago the newest of some files was changed, by their file system's clock where that can be had."""
+    """Return how long ago the newest of some files was changed, by their file system's clock if it can be had."""
     newest = 0.0
     for file in files:
         with suppress(OSError):
@@ -290,7 +291,7 @@ def _age_s(lock: Path, files: list[Path]) -> float:
 
 
 def _is_open_here(path: Path) -> bool | None:
-    """Return whether another process of this machine, of any user or container, has a file open; None: cannot tell."""
+    """Return whether another process of this machine, of any user or container, has a file open; None if unknown."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:

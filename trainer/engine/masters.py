@@ -1,7 +1,7 @@
-"""fp32 master weights and AdamW's moments as fragments of named tensors: what a checkpoint writes and reads.
+"""fp32 master weights and AdamW's moments as fragments of named tensors, which a checkpoint writes and reads.
 
-Wherever ZeRO put them, a `Sharding` lists them as pieces of named parameters; nothing here, and nothing above, knows of
-flat buffers.
+Wherever ZeRO keeps them, a `Sharding` lists them as pieces of named parameters; neither this module nor the rooms above
+it know of flat buffers.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from trainer.topology.groups import ParallelGroups
 
 _VANISHED = 2.0**-30
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-"""What moves in DeepSpeed's dynamic loss scaler."""
+"""The entries of DeepSpeed's dynamic loss scaler that change."""
 
 
 def fragments(sharding: Sharding, groups: ParallelGroups) -> Iterator[Fragment]:
-    """Yield what this rank has to write: over all ranks, every element of the model once. Local; copies to CPU.
+    """Yield the fragments that this rank has to write: over all ranks, every element once. Local; copies to CPU.
 
-    A copy of a tied weight on a later stage is not yielded. What all data-parallel ranks hold they share among them.
-    Of a frozen parameter there is nothing but the weight.
+    A copy of a tied weight on a later stage is not yielded. Elements that all data-parallel ranks hold are divided
+    among them. A frozen parameter has only its weight.
     """
     for piece in sharding.pieces():
         if getattr(piece.parameter, "ds_pipe_replicated", False):
@@ -55,7 +55,7 @@ def _share(numel: int, groups: ParallelGroups) -> tuple[int, int]:
 def _tensor(optimizer: BasicOptimizer, piece: Piece, kind: str) -> torch.Tensor:
     if kind == "weight":
         return piece.master
-    # fp16 runs may skip every step so far: there is no state yet, and so no moment but zero.
+    # In fp16 every step so far may have been skipped: there is no state yet, and the moments are zero.
     state = optimizer.state.get(piece.master, {})
     return cast(torch.Tensor, state[kind]) if kind in state else torch.zeros_like(piece.master)
 
@@ -64,10 +64,10 @@ def restore(engine: DrivenEngine, read: ReadShard, scalars: Mapping[str, float])
     """Put weights, moments and counters of a checkpoint into a newly built engine. Local.
 
     Args:
-        engine: of DeepSpeed.
-        read: see `ReadShard`; called once for each tensor that this rank holds a part of. Of a frozen parameter only
+        engine: DeepSpeed's engine.
+        read: see `ReadShard`; called once for each tensor that this rank holds a part of. For a frozen parameter only
             the weight is read.
-        scalars: what `scalars` returned when it was saved.
+        scalars: the values that `scalars` returned when the checkpoint was saved.
     """
     sharding, optimizer = engine.sharding, engine.basic_optimizer
     for piece in sharding.wrapped_pieces():
@@ -107,8 +107,8 @@ def _begin_state(optimizer: Any, master: torch.Tensor, step: int) -> None:
 def _replay_steps(optimizer: Any, step: int) -> None:
     """Bring DeepSpeed's CPU kernel to `step`.
 
-    It multiplies up beta^step in fp32 over the steps that it sees, but takes a power when it begins in the middle: the
-    two differ in the last bits, and so would every weight.
+    The kernel multiplies up beta^step in fp32 over the steps that it sees, but computes a power if it begins in the
+    middle: the two differ in the last bits, and so would every weight.
     """
     group = optimizer.param_groups[0]
     # From here on 1 - beta^step rounds to 1 either way.
@@ -121,9 +121,9 @@ def _replay_steps(optimizer: Any, step: int) -> None:
 
 
 def scalars(engine: DrivenEngine) -> dict[str, float]:
-    """Return what must be restored besides tensors: counters and the dynamic loss scale. Local; may sync the host."""
+    """Return the state besides tensors that must be restored: counters and the dynamic loss scale. Local; may sync."""
     steps = [state["step"] for state in engine.basic_optimizer.state.values() if "step" in state]
-    # A stage whose parameters are all frozen has stepped nothing, but says what the others say.
+    # A stage whose parameters are all frozen has stepped nothing, but reports the same numbers as the others.
     taken = steps[0] if steps else engine.global_steps - engine.skipped_steps
     found = {
         "optimizer_step": float(taken),
@@ -139,7 +139,7 @@ def scalars(engine: DrivenEngine) -> dict[str, float]:
 def _set_scalars(engine: DrivenEngine, values: Mapping[str, float]) -> None:
     engine.skipped_steps = int(values["skipped_steps"])
     engine.global_steps = int(values["global_steps"])
-    # A checkpoint of another precision has no loss scale; this run's initial one holds then.
+    # A checkpoint of another precision has no loss scale; this run's initial one is used.
     if engine.fp16_enabled() and _SCALER[0] in values:
         scaler = engine.optimizer.loss_scaler
         for name in _SCALER:

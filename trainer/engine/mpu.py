@@ -1,4 +1,4 @@
-"""What DeepSpeed's plain engine asks of a model-parallel unit, answered from ParallelGroups (PP = 1)."""
+"""The model-parallel unit that DeepSpeed's plain engine asks for, made from ParallelGroups (PP = 1)."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class ModelParallelUnit:
     get_tensor_model_parallel_group = get_model_parallel_group
 
     def get_data_parallel_rank(self) -> int:
-        """Return the place among those that average gradients."""
+        """Return this rank's place among those that average gradients."""
         return self._groups.gradients.rank
 
     def get_data_parallel_world_size(self) -> int:
-        """Return how many average gradients."""
+        """Return the number of ranks that average gradients."""
         return self._groups.gradients.size
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:
-        """Return those that average gradients."""
+        """Return the group of ranks that average gradients."""
         return self._groups.gradients.handle

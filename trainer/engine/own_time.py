@@ -1,7 +1,7 @@
-"""How long a rank computes by itself, with nobody else to wait for: what tells a slow rank from one that waits for it.
+"""The time that a rank computes by itself, without waits: it tells a slow rank from one that waits for it.
 
-In a step every rank takes as long as the slowest, since all meet in collectives. The first forward pass of a step has
-none but those of the tensor-parallel group, and the waits for these are taken off.
+In a step every rank takes as long as the slowest, because all meet in collectives. The first forward pass of a step has
+only the collectives of the tensor-parallel group, and the waits for these are subtracted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainer.topology.watch import Listener
 
 _Mark = float | torch.cuda.Event
 MOST_SPANS = 10_000
-"""Kept between two calls of `take`: with reports that are far apart, the later steps are not measured."""
+"""Spans kept between two calls of `take`: if reports are far apart, the later steps are not measured."""
 
 
 class OwnTime(Listener):
@@ -27,8 +27,8 @@ class OwnTime(Listener):
     On CUDA it records events and reads them in `take` alone, so that no step waits for the device.
 
     Args:
-        device: where this rank computes.
-        tensor: its tensor-parallel group; heard of as long as this object lives.
+        device: the device on which this rank computes.
+        tensor: its tensor-parallel group; listened to as long as this object lives.
     """
 
     def __init__(self, device: torch.device, tensor: Group) -> None:
@@ -68,12 +68,12 @@ class OwnTime(Listener):
         return total / passes if passes else math.nan
 
     def waits(self) -> None:
-        """Note the begin of a wait."""
+        """Note the beginning of a wait."""
         if self._is_running:
             self._waits_since = self._now()
 
     def received(self, tensor: torch.Tensor) -> None:
-        """Note its end."""
+        """Note the end of a wait."""
         if self._is_running and self._waits_since is not None:
             self._spans.append((self._waits_since, self._now(), -1))
             self._waits_since = None

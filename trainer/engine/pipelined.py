@@ -14,7 +14,7 @@ from trainer.micro_batch import MicroBatch
 
 
 def _loaded(micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[torch.Tensor, None]]:
-    """Yield what DeepSpeed pulls: the first stage reads [0], the last reads [1], which its head has no use for."""
+    """Yield pairs as DeepSpeed pulls them: the first stage reads [0]; the last reads [1], which its head ignores."""
     for batch in micro_batches:
         yield batch.input_ids, None
 
@@ -24,10 +24,10 @@ class PipelinedEngine(WrappedEngine):
 
     _engine: DrivenPipeline
     _shape: torch.Size | None = None
-    """Of the micro-batch that went through the stages last."""
+    """Shape of the micro-batch that went through the stages last."""
 
     def _tell_shape(self, micro_batches: Sequence[MicroBatch]) -> None:
-        """Let stages tell each other the shape of what travels, where it is not what it was. Local."""
+        """Let stages tell each other the shape of the tensor between them, if it has changed. Local."""
         shape = micro_batches[0].input_ids.shape
         if self._shape not in (None, shape):
             self._engine.reset_activation_shape()
@@ -51,7 +51,7 @@ class PipelinedEngine(WrappedEngine):
         self._engine.expect(parts)
         loss = self._engine.eval_batch(_loaded(parts), num_micro_batches=len(parts))
         self._engine.module.train()
-        # What an evaluation computes is no work of a step.
+        # The computation of an evaluation is no work of a step.
         self._engine.take_busy_seconds()
         self._engine.busy_seconds = busy_in_steps
         return torch.as_tensor(loss).float().reshape(())

@@ -1,4 +1,4 @@
-"""Every function of DeepSpeed (and of what it uses) that is replaced for the whole process: here and nowhere else.
+"""All functions of DeepSpeed, and of the libraries it uses, that are replaced for the whole process.
 
 Other faults are repaired by subclasses (ADR 0002), which leave DeepSpeed as it is for other code in the process. Each
 of these has no other way in. All are idempotent, and none changes a number.
@@ -16,8 +16,8 @@ from trainer.engine.kernel_lock import KernelLock
 def let_starts_not_wait_for_compilers() -> None:
     """Take a kernel out of DeepSpeed's list, and replace torch's lock around compilations.
 
-    Building DeepSpeed's shared-memory collectives would make every first start on a CPU wait for a compiler. What
-    torch's own class does with the lock of a killed compilation is to wait for ever.
+    Building DeepSpeed's shared-memory collectives would make every first start on a CPU wait for a compiler. torch's
+    own class waits for ever for the lock of a killed compilation.
     """
     import deepspeed
 
@@ -26,14 +26,14 @@ def let_starts_not_wait_for_compilers() -> None:
 
 
 def let_cpus_compute_fp16() -> None:
-    """Answer yes where DeepSpeed asks whether the processor has instructions for fp16: PyTorch needs none, slowly."""
+    """Answer yes if DeepSpeed asks whether the processor has instructions for fp16: PyTorch needs none, but is slow."""
     from deepspeed.accelerator import get_accelerator
 
     get_accelerator().is_fp16_supported = lambda: True
 
 
 def ask_for_the_processor_once() -> None:
-    """Remember the answer that DeepSpeed asks for again and again: each time processes are started to find it."""
+    """Remember an answer that DeepSpeed asks for again and again: finding it starts processes each time."""
     import cpuinfo
 
     if not hasattr(cpuinfo.get_cpu_info, "cache_info"):

@@ -1,4 +1,4 @@
-"""Checksums of all that a rank computes in a forward pass, to hold one pass against another, bit for bit."""
+"""Checksums of everything that a rank computes in a forward pass, to compare two passes bit for bit."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from trainer.topology.groups import Group
 from trainer.topology.watch import Listener
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integers as wide as an element, by bytes."""
+"""Integer type of the width of an element, by bytes."""
 
 
 def checksum(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the sum of a tensor's bit patterns as integers, [] int64 on its device: no flip of one bit keeps it."""
+    """Return the sum of a tensor's bit patterns as integers, [] int64 on its device: any flip of one bit changes it."""
     return tensor.detach().contiguous().view(_WORDS[tensor.element_size()]).sum(dtype=torch.int64)
 
 
 class Recorder(Listener):
-    """Notes every result of a module's innermost layers, and what this rank gives to and gets from a group.
+    """Notes the outputs of a module's innermost layers, and the tensors that this rank sends to and gets from a group.
 
     Checksums stay on the device until `read`.
     """
@@ -37,7 +37,7 @@ class Recorder(Listener):
         """Note what happens inside.
 
         Args:
-            module: all that this rank runs; it is handed what other stages sent.
+            module: everything that this rank runs; its inputs are the tensors that other stages sent.
             group: the tensor-parallel group.
         """
         with ExitStack() as stack:
@@ -50,11 +50,11 @@ class Recorder(Listener):
             yield
 
     def sends(self, tensor: torch.Tensor) -> None:
-        """Note what this rank has computed for the others."""
+        """Note a tensor that this rank has computed for the others."""
         self._note(f"{self._last()} (before its sum over ranks)", tensor, False)
 
     def received(self, tensor: torch.Tensor) -> None:
-        """Note what came of it."""
+        """Note the result of a collective."""
         self._note("from other ranks", tensor, True)
 
     def read(self) -> list[Recorded]:

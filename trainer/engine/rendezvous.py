@@ -1,4 +1,4 @@
-"""Where the ranks of a run find each other: waiting that says for whom, and that ends."""
+"""The meeting of a run's ranks: a wait that says for whom it waits, and that ends."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from trainer.progress import JOINING, current
 from trainer.topology.muster import Agreed, Facts, LonelyError, Member, Refusal, agree
 
 FIRST_WORD_S = 10.0
-"""Waiting this long is worth a word."""
+"""Seconds of waiting after which the user is told."""
 WORD_S = 60.0
-"""And then a word each so many seconds."""
+"""Seconds after which the user is told again, each time."""
 _POLL_S = 0.2
 _CONNECT_S = 5.0
 FOREIGN_S = 30.0
-"""What listens there but does not answer for so long is no rank 0."""
+"""Seconds after which a listener that does not answer is no rank 0."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where ranks meet, and this process among them."""
+    """The place at which ranks meet, and this process's place among them."""
 
     rank: int
     size: int
@@ -38,14 +38,14 @@ class Place:
     port: int
     local_rank: int = 0
     is_served_by_agent: bool = False
-    """Whether torchrun's agent listens there; else rank 0 does."""
+    """True if torchrun's agent listens there; else rank 0 does."""
     attempt: str = ""
-    """Keeps apart what torchrun's attempts leave in the same store. A machine that took the place of a lost one counts
-    its attempts anew, so empty where every attempt has a store of its own."""
+    """Separates the entries of torchrun's attempts in one store. A machine that took the place of a lost one counts its
+    attempts anew, so it is empty if every attempt has a store of its own."""
 
     @classmethod
     def of_environment(cls) -> Place:
-        """Read what launchers set.
+        """Read the variables that launchers set.
 
         Raises:
             ConfigError: something is missing, or is no number.
@@ -71,7 +71,7 @@ class Place:
 
     @property
     def serves(self) -> bool:
-        """Whether this rank is the one that listens."""
+        """True if this rank is the one that listens."""
         return self.rank == 0 and not self.is_served_by_agent
 
 
@@ -79,15 +79,15 @@ def meet(place: Place, timeout_s: float, said: Facts | Refusal | None = None) ->
     """Return the store of the run when every rank has joined and all agree. Collective over the world.
 
     Args:
-        place: where ranks meet.
-        timeout_s: how long the others have to come.
-        said: what must be the same on every rank, or why this one cannot take part.
+        place: the place at which ranks meet.
+        timeout_s: seconds within which the others must come.
+        said: the facts that must be the same on every rank, or the reason why this one cannot take part.
 
     Raises:
         ConfigError: the port is in use.
         DisagreementError: the ranks do not agree, or one cannot take part.
         LonelyError: this rank's place is taken in a run that has begun.
-        PeerLostError: a rank did not come within `timeout_s` seconds; it is named, as far as this one can know.
+        PeerLostError: a rank did not come within `timeout_s` seconds; it is named, as far as this rank can know.
     """
     with current().during(JOINING):
         waiting = _Waiting(place, timeout_s)
@@ -143,7 +143,7 @@ def _connected(place: Place, waiting: _Waiting) -> Store:
 
 
 def _opened(place: Place, waiting: _Waiting) -> Store:
-    """Return the store of whoever answers there. In a thread: another server may leave torch waiting for ever."""
+    """Return the store at the place. Opened in a thread: another server may leave torch waiting for ever."""
     found: list[Store] = []
     failed: list[BaseException] = []
 
@@ -172,7 +172,7 @@ def _opened(place: Place, waiting: _Waiting) -> Store:
 
 
 class _Waiting:
-    """Waits until something holds, says so now and then, and gives up."""
+    """Waits until a condition holds, says so now and then, and gives up."""
 
     def __init__(self, place: Place, timeout_s: float) -> None:
         self._place, self._timeout_s = place, timeout_s
@@ -187,7 +187,7 @@ class _Waiting:
         """Return when `holds` does.
 
         Raises:
-            PeerLostError: the time is over; `what` says for what this waited.
+            PeerLostError: the time is over; `what` returns what this rank waited for.
         """
         while not holds():
             now = time.monotonic()
@@ -202,7 +202,7 @@ class _Waiting:
                         "another program in its environment",
                     ],
                 )
-            # One rank of a machine speaks for it.
+            # One rank of a machine speaks for all of them.
             if now >= self._next_word and self._place.local_rank == 0:
                 tell(f"rank {self._place.rank} waits for {what()}, since {now - self._since:.0f} s")
                 self._next_word = now + WORD_S

@@ -1,8 +1,9 @@
-"""How DeepSpeed keeps an optimizer's state: what a step, a checkpoint and a layer must know of it, with one face.
+"""DeepSpeed's ways of keeping an optimizer's state, with one face for a step, a checkpoint and a layer.
 
 DeepSpeed wraps AdamW in one of several classes, by ZeRO stage and precision. Each of them computes its gradient norm,
-keeps gradients and masters, and drops a skipped step in a way of its own. Here each is one class, in a file of its own
-(`sharding_without_zero`, `sharding_zero12`, `sharding_zero3`, `sharding_bf16`); `sharding_of` finds an engine's.
+keeps gradients and master weights, and drops a skipped step in a way of its own. Here each is one class, in a file of
+its own (`sharding_without_zero`, `sharding_zero12`, `sharding_zero3`, `sharding_bf16`); `sharding_of` finds an
+engine's.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ class Piece:
 
     parameter: nn.Parameter
     start: int
-    """In the flattened shard."""
+    """Place of the piece in the flattened shard."""
     numel: int
     master: torch.Tensor
-    """Where the fp32 master weight is. If it is stepped, the inner optimizer files its state under it."""
+    """Tensor that holds the fp32 master weights. If they are stepped, the inner optimizer files its state under it."""
     offset: int
-    """Of the piece in the flattened master."""
+    """Place of the piece in the flattened master."""
     is_on_every_replica: bool = False
-    """Whether all data-parallel ranks keep the same piece."""
+    """True if all data-parallel ranks keep the same piece."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What there is of the piece: a frozen parameter has no moments."""
+        """Kinds of tensors that the piece has: a frozen parameter has no moments."""
         return KINDS if self.parameter.requires_grad else KINDS[:1]
 
     def elements(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -51,7 +52,7 @@ class Sharding(ABC):
     """One way in which DeepSpeed keeps an optimizer. Every method is local unless it says otherwise.
 
     Args:
-        engine: of DeepSpeed, built.
+        engine: DeepSpeed's engine, built.
     """
 
     def __init__(self, engine: DeepSpeedEngineSurface) -> None:
@@ -65,10 +66,10 @@ class Sharding(ABC):
 
     @abstractmethod
     def wrapped_pieces(self) -> Iterator[Piece]:
-        """Yield what DeepSpeed's optimizer holds on this rank, sharded as it shards it."""
+        """Yield the pieces that DeepSpeed's optimizer holds on this rank, sharded as it shards them."""
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield what this rank keeps of every parameter: over all ranks every element at least once."""
+        """Yield this rank's pieces of every parameter: over all ranks, every element at least once."""
         held = {id(parameter) for group in self.groups() for parameter in group}
         yield from self.wrapped_pieces()
         for parameter in self._module.parameters():
@@ -80,7 +81,7 @@ class Sharding(ABC):
         """Return the parameters that DeepSpeed's optimizer holds over all replicas, group by group."""
 
     def frozen_pieces(self, parameter: nn.Parameter) -> Iterator[Piece]:
-        """Yield what this rank keeps of a parameter that no optimizer holds: unless it is cut, all of it."""
+        """Yield this rank's pieces of a parameter that no optimizer holds: all of it, unless it is sharded."""
         yield Piece(parameter, 0, parameter.numel(), parameter, 0, is_on_every_replica=True)
 
     @abstractmethod
@@ -88,43 +89,43 @@ class Sharding(ABC):
         """Let every gradient norm that decides whether a step is applied pass through the gate."""
 
     def before_step(self, max_grad_norm: float) -> None:  # noqa: B027
-        """Do what this optimizer does not do by itself before it steps. Collective over the world; may sync.
+        """Do the work that this optimizer leaves out before it steps. Collective over the world; may sync.
 
         Args:
-            max_grad_norm: to clip to; 0: no clipping.
+            max_grad_norm: norm to clip to; 0: no clipping.
         """
 
     def tied_gradient(self, weight: nn.Parameter) -> torch.Tensor | None:
-        """Return where the gradient of a tied weight is before it is averaged over replicas."""
+        """Return the tensor that holds the gradient of a tied weight before it is averaged over replicas."""
         return weight.grad
 
     def forget_skipped(self) -> None:  # noqa: B027
-        """Drop what DeepSpeed keeps of a skipped step's gradients."""
+        """Drop the gradients that DeepSpeed keeps of a skipped step."""
 
     def sink(self, weight: nn.Parameter) -> GradientSink:
-        """Return where the layer of `weight` must leave its gradient.
+        """Return the place to which the layer of `weight` must add its gradient.
 
-        ZeRO's optimizers have to be told of every gradient: they cut or reduce it as soon as it is there.
+        ZeRO's optimizers have to be told of every gradient: they shard or reduce it as soon as it exists.
         """
         return GradientSink.autograd
 
     def hold_once(self) -> None:  # noqa: B027
-        """Give back what DeepSpeed holds twice. Once, after it was built."""
+        """Free the tensors that DeepSpeed holds twice. Called once, after it was built."""
 
     def set_model_weight(self, parameter: nn.Parameter, weight: torch.Tensor) -> None:
-        """Set what forward reads to a whole shard, [numel] fp32, of whatever rank it is."""
+        """Set the weight that forward reads to a whole shard, [numel] fp32; works on every rank."""
         parameter.data.view(-1).copy_(weight)
 
 
 def leave_skips_to_the_loop(optimizer: WrappedOptimizer) -> None:
-    """Never raise at the smallest loss scale: how often a step may be skipped is the loop's to say."""
+    """Never raise at the smallest loss scale: the loop decides how often a step may be skipped."""
     scaler = getattr(optimizer, "loss_scaler", None)
     if hasattr(scaler, "raise_error_at_min_scale"):
         optimizer.loss_scaler.raise_error_at_min_scale = False
 
 
 def share_masters(pairs: Iterator[tuple[torch.Tensor, torch.Tensor | None]]) -> bool:
-    """Let fp32 masters be the weights themselves instead of a copy of them; return whether any are.
+    """Make fp32 master weights the model's weights themselves instead of a copy; return whether any are.
 
     In fp32 the partition that the optimizer steps and the one that forward reads hold the same numbers. DeepSpeed means
     to share them with ZeRO-3, but compares a `torch.device` with its name, which is never equal; with ZeRO-1 and 2 it

@@ -31,11 +31,11 @@ class Bf16Partitions(Sharding):
         return self.optimizer.bf16_groups
 
     def wrapped_pieces(self) -> Iterator[Piece]:
-        """Yield what lies in this rank's flat partitions."""
+        """Yield the pieces in this rank's flat partitions."""
         return flat_pieces(self.groups(), self.optimizer.fp32_groups_flat_partition)
 
     def let_judge(self, gate: StepGate) -> None:
-        """Put the gate where the optimizer collects the gradients of its norm.
+        """Put the gate at the place where the optimizer collects the gradients of its norm.
 
         Its step offers no place after the norm, so it gets this rank's part of it: the norm of a norm is the norm.
         """

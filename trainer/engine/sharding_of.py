@@ -1,4 +1,4 @@
-"""Which class answers for an engine's optimizer."""
+"""The choice of the `Sharding` class for an engine's optimizer."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ WAYS: dict[type, type[Sharding]] = {
 
 
 def sharding_of(engine: DeepSpeedEngineSurface) -> Sharding:
-    """Return how DeepSpeed keeps an engine's optimizer.
+    """Return the class's view of how DeepSpeed keeps an engine's optimizer.
 
     Raises:
-        TypeError: no class knows this wrapper. Its norm would not be judged and its masters not be saved.
+        TypeError: no class knows this wrapper. Its norm would not be judged and its master weights would not be saved.
     """
     optimizer: object = engine.optimizer
     basic: object = engine.basic_optimizer

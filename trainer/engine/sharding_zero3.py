@@ -1,4 +1,4 @@
-"""ZeRO-3: weights, masters and moments are cut parameter by parameter, and stepped in sub-groups."""
+"""ZeRO-3: weights, master weights and moments are sharded parameter by parameter, and stepped in sub-groups."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SubGroups(Sharding):
                 yield from self._part(parameter, partition, offset, width)
 
     def frozen_pieces(self, parameter: nn.Parameter) -> Iterator[Piece]:
-        """Yield this rank's part of a frozen parameter: it is cut like any other."""
+        """Yield this rank's part of a frozen parameter: it is sharded like any other."""
         partition: torch.Tensor = cast(Any, parameter).ds_tensor
         return self._part(parameter, partition, 0, partition.numel())
 
@@ -51,7 +51,7 @@ class SubGroups(Sharding):
             yield Piece(parameter, start, numel, partition, offset)
 
     def let_judge(self, gate: StepGate) -> None:
-        """Put the gate behind the norms of the sub-groups."""
+        """Put the gate after the norms of the sub-groups."""
         computed: Callable[[], list[torch.Tensor]] = self.optimizer._get_norm_groups
 
         def judged() -> list[torch.Tensor]:
@@ -77,7 +77,7 @@ class SubGroups(Sharding):
                     yield gradient
 
     def hold_once(self) -> None:
-        """Let fp32 masters be the partitions that forward gathers from."""
+        """Let fp32 master weights be the partitions that forward gathers from."""
         optimizer = self.optimizer
         if share_masters(
             zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat, strict=True)
@@ -86,12 +86,12 @@ class SubGroups(Sharding):
             optimizer._link_all_hp_params()
 
     def set_model_weight(self, parameter: nn.Parameter, weight: torch.Tensor) -> None:
-        """Set the partition that forward gathers from, and the parameter where it is kept whole."""
+        """Set the partition that forward gathers from, and the parameter itself if it is kept whole."""
         sharded: Any = parameter
         partition: torch.Tensor = sharded.ds_tensor
         start = partition.numel() * torch.distributed.get_rank(sharded.ds_process_group)
         numel = max(0, min(partition.numel(), weight.numel() - start))
         partition.data.view(-1)[:numel].copy_(weight.narrow(0, min(start, weight.numel()), numel))
-        # An empty parameter stands where it is not kept whole.
+        # A parameter that is not kept whole is empty.
         if parameter.numel() == weight.numel():
             super().set_model_weight(parameter, weight)

@@ -1,4 +1,4 @@
-"""Bring up the ranks' communication and the device of this rank."""
+"""Starting the communication of the ranks, and the device of this rank."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def choose_device(kind: DeviceKind, local_rank: int) -> torch.device:
 
 
 def rank_threads(configured: int | None, world_size: int) -> int:
-    """Return how many CPU threads a rank computes with on this machine.
+    """Return the number of CPU threads of a rank on this machine.
 
     Args:
         configured: `runtime.threads_per_rank`.
@@ -52,7 +52,7 @@ def rank_threads(configured: int | None, world_size: int) -> int:
 
 
 def warn_of_small_shared_memory(local_ranks: int) -> None:
-    """Warn, once a machine, if /dev/shm is smaller than what NCCL takes of it. gloo takes none."""
+    """Warn, once a machine, if /dev/shm is smaller than NCCL needs. gloo needs none."""
     problem = shared_memory_problem(local_ranks) if os.environ.get("LOCAL_RANK", "0") == "0" else None
     if problem is not None:
         warn(problem)
@@ -62,10 +62,10 @@ def start_world(mesh: Mesh, runtime: RuntimeConfig, device: torch.device, store:
     """Initialise torch.distributed, DeepSpeed's communication and all groups.
 
     Args:
-        mesh: of the run.
+        mesh: the run's mesh.
         runtime: threads and time-outs.
         device: of this rank.
-        store: in which the ranks have met; None: they meet here.
+        store: the store in which the ranks have met; None: they meet here.
     """
     torch.set_num_threads(rank_threads(runtime.threads_per_rank, mesh.size))
     if device.type == "cuda":
@@ -90,7 +90,7 @@ def start_world(mesh: Mesh, runtime: RuntimeConfig, device: torch.device, store:
 
 
 def check_precision(dtype: Dtype) -> None:
-    """Check that the device of this rank computes in what the run computes in; only some of the ranks may lack it.
+    """Check that the device of this rank computes in the run's dtype; only some of the ranks may lack it.
 
     Raises:
         ConfigError: it does not.
@@ -104,8 +104,8 @@ def check_precision(dtype: Dtype) -> None:
 
 def _join(world_size: int, backend: str, timeout: timedelta, store: Store | None = None) -> None:
     if world_size == 1:
-        # Alone there is nobody to meet: no port is opened, and what another launcher left in the environment is not
-        # looked at.
+        # A single rank has nobody to meet: no port is opened, and the variables that another launcher left are not
+        # read.
         alone = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, timeout=timeout, store=alone, rank=0, world_size=1)
         return

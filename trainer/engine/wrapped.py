@@ -1,4 +1,4 @@
-"""What both engine faces share: a DeepSpeed engine with its plan and its groups."""
+"""The part that both engine faces share: a DeepSpeed engine with its plan and its groups."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WrappedEngine:
     """The part of `Engine` that does not depend on how a step is run.
 
     Args:
-        engine: of DeepSpeed, one of `deepspeed_engines`.
+        engine: DeepSpeed's engine, one of `deepspeed_engines`.
         plan: numbers of the run.
         groups: this rank's place.
     """
@@ -56,7 +56,7 @@ class WrappedEngine:
         if norm is None:
             raise RuntimeError("DeepSpeed must report a gradient norm after a step, but reported none")
         norm = torch.as_tensor(norm, dtype=torch.float32, device=self._groups.device).reshape(())
-        # Known to the host: it decided whether the optimizer runs.
+        # The host knows this: it decided whether the optimizer runs.
         skipped, gate = bool(self._engine.sharding.optimizer.overflow), self._engine.gate
         return StepResult(gate.loss, norm, skipped, is_empty=skipped and gate.is_empty())
 
@@ -66,7 +66,7 @@ class WrappedEngine:
         return Evaluation(loss_of(self._evaluate(parts), counted), counted)
 
     def _evaluate(self, parts: Sequence[MicroBatch]) -> torch.Tensor:
-        """Return the mean over micro-batches and data-parallel ranks: how depends on the engine."""
+        """Return the mean over micro-batches and data-parallel ranks, in the way of the engine."""
         raise NotImplementedError
 
     def record(self, micro_batches: Sequence[MicroBatch]) -> list[Recorded]:
@@ -81,11 +81,11 @@ class WrappedEngine:
         return float(self._engine.sharding.optimizer.cur_scale) if self._engine.fp16_enabled() else None
 
     def take_own_seconds(self) -> float:
-        """Return the mean seconds of a step's first forward pass, NaN with ZeRO-3, where none is measured."""
+        """Return the mean seconds of a step's first forward pass; NaN with ZeRO-3, which measures none."""
         return self._own_time.take()
 
     def local_parameters(self) -> Mapping[str, torch.Tensor]:
-        """Return this rank's shards by global name; what ZeRO-3 has cut is gathered first."""
+        """Return this rank's shards by global name; parameters that ZeRO-3 has sharded are gathered first."""
         parameters = list(self._engine.module.parameters())
         sharded = [p for p in parameters if hasattr(p, "ds_id")]
         found: dict[str, torch.Tensor] = {}
@@ -95,12 +95,12 @@ class WrappedEngine:
         return found
 
     def shard_specs(self) -> Mapping[str, ShardSpec]:
-        """Return how each local parameter is cut."""
+        """Return how each local parameter is sharded."""
         specs = (shard_spec(parameter) for parameter in self._engine.module.parameters())
         return {spec.name: spec for spec in specs}
 
     def fragments(self) -> Iterator[Fragment]:
-        """Yield what this rank has to write."""
+        """Yield the fragments that this rank has to write."""
         return masters.fragments(self._engine.sharding, self._groups)
 
     def scalars(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Parameters that ZeRO-3 cuts as they are made, so that no rank ever holds the whole model."""
+"""Parameters that ZeRO-3 shards as they are made, so that no rank ever holds the whole model."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import nn
 
 
 class _Partitions(Init):  # type: ignore[misc]
-    """DeepSpeed's conversion of a parameter into a partition, of parameters that are alike on all ranks."""
+    """DeepSpeed's conversion of a parameter into a partition, for parameters that are alike on all ranks."""
 
     def _zero_init_param(self, param: Any) -> None:
-        # DeepSpeed broadcasts the first rank's values before; ours come from one source.
+        # Before that, DeepSpeed would broadcast the first rank's values; ours come from one source.
         self._convert_to_deepspeed_param(param)
         param.partition()
 
 
 class Partitioning:
-    """Cuts one parameter after the other over the data-parallel ranks, as ZeRO-3 holds them. Local.
+    """Shards one parameter after the other over the data-parallel ranks, as ZeRO-3 holds them. Local.
 
-    DeepSpeed cuts a model that is there, or patches the constructors of all modules and tensors so that nothing is ever
+    DeepSpeed shards an existing model, or patches the constructors of all modules and tensors so that nothing is ever
     whole. Here layers are built without memory, so that neither is needed.
 
     Args:
         settings: DeepSpeed's config.
-        mpu: tells the data-parallel ranks.
-        dtype: of the parameters.
+        mpu: names the data-parallel ranks.
+        dtype: dtype of the parameters.
     """
 
     def __init__(self, settings: dict[str, object], mpu: Any, dtype: torch.dtype) -> None:

@@ -1,1 +1,1 @@
-"""How things are computed: matrix products, norms, attention and loss, by the library that is fastest here."""
+"""Kernels: matrix multiplications (GEMMs), norms, attention and loss, each by the library that is fastest here."""

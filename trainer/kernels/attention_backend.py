@@ -1,4 +1,4 @@
-"""Which attention kernel PyTorch takes for a model: said once, because the slow ones look like the fast ones."""
+"""The attention kernel that PyTorch takes for a model, printed because the slow ones look like the fast ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def attention_kernel(
 ) -> str:
     """Return the name of the kernel that training takes on `device`, e.g. "flash attention". No host sync.
 
-    Where blocks take different ones, all of them are named, in the order of the blocks.
+    If blocks take different kernels, all of them are named, in the order of the blocks.
     """
     if execution.attention_dropout > 0:
         return "unfused attention, which keeps all S x S scores (model.attention_dropout > 0)"
@@ -36,7 +36,7 @@ def attention_kernel(
 def _kernel(attention: Attention, length: int, tensor_parallel_size: int, dtype: Dtype, device: torch.device) -> str:
     windowed = attention.window is not None and attention.window < length
     heads = attention.num_heads // tensor_parallel_size
-    # With a mask, keys and values are repeated before they are attended to.
+    # With a mask, keys and values are repeated before attention.
     pairs = heads if windowed else attention.num_key_value_heads // tensor_parallel_size
 
     def some(count: int) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""The matrix products of a linear layer, by the library that is fastest for the weight's processor.
+"""The matrix multiplications (GEMMs) of a linear layer, by the library that is fastest for the weight's processor.
 
 PyTorch multiplies fp32 on a CPU with MKL, which keeps to AVX2 on processors that are not Intel's: on an AMD EPYC with
-AVX-512 oneDNN, which is in PyTorch as well, takes half the time (docs/performance.md). Which library it is travels with
-the weight, so that no layer asks.
+AVX-512 oneDNN, which is in PyTorch as well, takes half the time (docs/performance.md). The choice of the library
+travels with the weight, so that no layer has to decide.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch.nn.functional as F
 
 _ATTRIBUTE = "trident_products"
 _FEWEST_ROWS = 256
-"""Rows from which oneDNN, which copies what it reads across the grain, is faster at the weight's gradient."""
+"""Number of rows from which oneDNN, which copies operands with strides, is faster at the weight's gradient."""
 
 
 class Products:
-    """PyTorch's own choice for the device."""
+    """GEMMs by PyTorch's own choice for the device."""
 
     def forward(self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Return hidden weight^T + bias: `[..., in]`, `[out, in]`, `[out]` to `[..., out]`."""
@@ -35,7 +35,7 @@ class Products:
     def add_weight_gradient(
         self, total: torch.Tensor, grad: torch.Tensor, inputs: torch.Tensor, fresh: bool = False
     ) -> None:
-        """Add grad^T inputs to `total` `[out, in]`; if it is `fresh`, what it holds counts for nothing."""
+        """Add grad^T inputs to `total` `[out, in]`; if it is `fresh`, its content is ignored."""
         total.addmm_(grad.t(), inputs, beta=0.0 if fresh else 1.0)
 
 
@@ -91,7 +91,7 @@ def multiply_by_onednn(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 def products_of(weight: torch.Tensor) -> Products:
-    """Return what multiplies with a parameter. In a program of torch.compile that is the compiler's to choose."""
+    """Return the GEMMs of a parameter's library. In a program of torch.compile the compiler chooses."""
     found: Products = getattr(weight, _ATTRIBUTE, _DEFAULT)
     return _DEFAULT if torch.compiler.is_compiling() else found
 

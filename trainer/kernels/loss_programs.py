@@ -1,7 +1,7 @@
-"""What the fused loss does with a chunk of logits, as programs of torch.compile: each reads the logits once.
+"""The fused loss's arithmetic on a chunk of logits, as programs of torch.compile: each reads the logits once.
 
 Kernel by kernel, softmax in fp32, its log, the one-hot and the cast read and write a chunk's logits half a dozen times,
-which on a GPU takes as long as the head's matrix products.
+which on a GPU takes as long as the head's GEMMs.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from functools import cache
 import torch
 
 LOWEST = -1e30
-"""Logit of what is on another rank: finite, so that no difference is nan."""
+"""Logit of a target on another rank: finite, so that no difference is NaN."""
 
 
 @dataclass(frozen=True)
 class LossPrograms:
-    """The two halves, between which tensor-parallel ranks put their sums together."""
+    """The two halves, between which tensor-parallel ranks combine their sums."""
 
     sums: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-    """Of logits [rows, V], columns of the targets [rows] and whether they are here [rows]: see `logit_sums`."""
+    """Takes logits [rows, V], columns of the targets [rows] and whether they are here [rows]: see `logit_sums`."""
     gradient: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-    """Of these and the log of the whole sum [rows] fp32: see `logit_gradient`."""
+    """Takes these and the log of the whole sum [rows] fp32: see `logit_gradient`."""
 
 
 def logit_sums(logits: torch.Tensor, columns: torch.Tensor, here: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What lies between the matrix products of a block: norms and the gated activation, by PyTorch or by Liger's kernels.
+"""The kernels between the GEMMs of a block: norms and the gated activation, by PyTorch or by Liger's kernels.
 
 Source: Liger Kernel, arXiv 2410.10989, sections 3.1 and 3.2: one Triton kernel each, backward included.
 """
@@ -48,7 +48,7 @@ class LigerPointwise(Pointwise):
             return super().rms_norm(hidden, weight, eps)
         from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
-        # No offset of the weight; all in fp32, as PyTorch does; the gradient that comes is not overwritten.
+        # No offset of the weight; all in fp32, as PyTorch does; the incoming gradient is not overwritten.
         return cast(torch.Tensor, LigerRMSNormFunction.apply(hidden, weight, eps, 0.0, "gemma", False))
 
     def silu_times(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

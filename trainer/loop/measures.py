@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Measures:
-    """Named numbers since the last report; of two with one name the later one counts. Local to a rank.
+    """Named numbers since the last report; a later number replaces an earlier one of the same name. Local to a rank.
 
     Names are those of the metrics row: `room/what_unit`.
     """
@@ -17,6 +17,6 @@ class Measures:
         self._values[name] = value
 
     def take(self) -> dict[str, float]:
-        """Return what was noted since the last call."""
+        """Return the numbers that were noted since the last call."""
         taken, self._values = self._values, {}
         return taken

@@ -1,4 +1,4 @@
-"""Which loss is a jump: one far above those of the steps before it."""
+"""The definition of a spike: a loss far above those of the steps before it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from trainer.config.schema import SpikePolicy, TrainConfig
 
 
 class SpikeWatch:
-    """Keeps the losses of the last steps whose update was applied, and says which loss is beyond them.
+    """Keeps the losses of the last steps whose update was applied, and gives the limit above which a loss is a spike.
 
-    Its memory is the list that it is given, which belongs to the run's state: a resumed run judges as the
-    uninterrupted one does.
+    Its memory is the list that it is given, which belongs to the run's state: a resumed run judges as an uninterrupted
+    one does.
 
     Args:
         config: policy, window and sigmas.
-        losses: of the steps so far, oldest first. Changed in place.
+        losses: losses of the steps so far, oldest first. Changed in place.
     """
 
     def __init__(self, config: TrainConfig, losses: list[float]) -> None:
@@ -31,11 +31,11 @@ class SpikeWatch:
 
     @property
     def is_on(self) -> bool:
-        """Whether there is a policy. Only then each step's loss is read."""
+        """True if there is a policy. Only then each step's loss is read."""
         return self.policy is not SpikePolicy.none
 
     def limit(self) -> float:
-        """Return the largest loss that is no jump, a number of fp32; infinity until the window is full."""
+        """Return the largest loss that is no spike, a number in fp32; infinity until the window is full."""
         if not self.is_on or len(self._losses) < self._window:
             return math.inf
         mean = statistics.fmean(self._losses)
@@ -44,7 +44,7 @@ class SpikeWatch:
         return float(torch.tensor(limit, dtype=torch.float32))
 
     def see(self, loss: float) -> None:
-        """Take the loss of a step whose update was applied."""
+        """Note the loss of a step whose update was applied."""
         if self.is_on:
             self._losses.append(loss)
             del self._losses[: max(0, len(self._losses) - self._window)]

@@ -1,4 +1,4 @@
-"""How far a run has come: what a checkpoint must hold besides weights and optimizer state. No torch."""
+"""A run's progress: the state that a checkpoint must hold besides weights and optimizer state. No torch."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ class TrainState:
     """Rolling hash of every token id read, in order. Kept on the reporting rank only."""
     sample_length: int = field(kw_only=True)
     """Tokens of a sample, the unit in which the training data are shuffled: `model.seq_length` of the run's first step,
-    whatever it is now."""
+    even if it has changed since."""
     stream: str = field(default="", kw_only=True)
-    """Identity of the stream that `position` counts in: of the training data and of their order."""
+    """Identity of the stream that `position` counts in: the training data and their order."""
     skipped_batches: int = field(default=0, kw_only=True)
     """Steps whose update was not applied."""
     skipped_in_row: int = field(default=0, kw_only=True)
-    """How many of them were the last ones."""
+    """Number of them in a row up to the last step."""
     recent_losses: list[float] = field(default_factory=list, kw_only=True)
-    """What the spike policy compares with: losses of the last applied steps, oldest first; none without a policy."""
+    """Losses that the spike policy compares with: those of the last applied steps, oldest first; none without a
+    policy."""
 
     def become(self, other: TrainState) -> None:
         """Take over everything of `other`, in place: whoever holds this state, or its list of losses, sees it."""
@@ -52,9 +53,9 @@ class TrainState:
         """Return the state that `to_dict` wrote.
 
         Raises:
-            CheckpointError: an entry is missing, or is not what it must be.
+            CheckpointError: an entry is missing, or has a wrong value.
         """
-        # Checkpoints of before batches were skipped do not have these.
+        # Checkpoints from versions that skipped no batches do not have these.
         with_defaults = {"skipped_batches": 0, "skipped_in_row": 0, "recent_losses": [], **values}
         return cls(
             sample_length=_count(values, "sample_length", least=1),

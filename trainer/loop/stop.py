@@ -1,4 +1,4 @@
-"""Being asked to stop: a signal sets a flag, and all ranks agree on the step after which they end."""
+"""The request to stop: a signal sets a flag, and all ranks agree on the step after which they end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether this rank was asked to stop. Local."""
+        """True if this rank was asked to stop. Local."""
         return self._requested
 
     def request(self) -> None:
@@ -90,7 +90,7 @@ class StopRequest:
         return decided
 
     def drain(self) -> bool:
-        """Finish the exchange under way, if any, and return what it decided. Collective with the last `agreed`.
+        """Finish the exchange under way, if any, and return its decision. Collective with the last `agreed`.
 
         Raises:
             PeerLostError: a rank died.

@@ -32,7 +32,7 @@ class Batches(NamedTuple):
 
 
 def _end_failed(hooks: Sequence[Hook], end: RunEnd) -> None:
-    """Call every hook's `on_end`. The first failure is the one to tell: another one while ending must not hide it."""
+    """Call every hook's `on_end`. The first failure is reported: a second one while ending must not hide it."""
     try:
         _end_all(hooks, end)
     except Exception as later:
@@ -40,7 +40,7 @@ def _end_failed(hooks: Sequence[Hook], end: RunEnd) -> None:
 
 
 def _end_all(hooks: Sequence[Hook], end: RunEnd) -> None:
-    """Call every hook's `on_end`; after one failed, the others hear that the run failed. Raise the first failure."""
+    """Call every hook's `on_end`; after one fails, the others hear that the run failed. Raise the first failure."""
     failure: Exception | None = None
     for hook in hooks:
         try:
@@ -61,7 +61,7 @@ def _reason(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class _Busy:
-    """Where this rank computed in the steps of a window; `bubble_fraction` is the mean over all ranks."""
+    """Time that this rank computed in the steps of a window; `bubble_fraction` is the mean over all ranks."""
 
     own_ms: float
     busy_ms: float = math.nan
@@ -151,7 +151,7 @@ class Loop:
         stopping = self.stop.agreed() and not is_last
         evaluates = self.batches.validation is not None and _every(self._train.eval_every, step) and not stopping
         reports = step == 1 or is_last or stopping or evaluates or _every(self._train.log_every, step)
-        # Also before a save: it would wait for the device anyhow, and that time is the step's.
+        # Also before a save: it would wait for the device anyway, and that time is the step's.
         if reports or any(hook.waits_for_device(step) for hook in self.hooks):
             self._window.read()
         self._window.stop_step()
@@ -203,7 +203,7 @@ class Loop:
             hook.on_skip(batch)
 
     def _busy(self, reading: WindowReading) -> _Busy:
-        """Return what of the window was computing. Collective over the world with pp > 1."""
+        """Return how much of the window was computing. Collective over the world with pp > 1."""
         own_ms = 1000 * self.engine.take_own_seconds()
         if not self.session.plan.uses_pipeline_engine:
             return _Busy(own_ms)
@@ -218,7 +218,7 @@ class Loop:
         loss = evaluate(self.engine, self.batches.validation, self._train.eval_batches, self.session.progress)
         self.session.progress.enter("hooks")
         if self.session.plan.uses_pipeline_engine:
-            # What the evaluation computed must not count as work of the next window.
+            # The computation of the evaluation must not count as work of the next window.
             self.engine.take_busy_seconds()
         return loss
 

@@ -1,4 +1,4 @@
-"""What is measured between two reports: losses still on the device, and where the time went."""
+"""Measurements between two reports: losses still on the device, and the division of the time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class WindowReading:
     """A window, read by the host. Times are means over its steps."""
 
     loss: float
-    """Of the window's last step."""
+    """Loss of the window's last step."""
     grad_norm: float
     steps: int
     step_ms: float
@@ -30,7 +30,7 @@ class WindowReading:
 
 
 PERCENTILE_STEPS = 200
-"""Steps that percentiles are taken of, whatever lies between two reports: of ten steps there is no 99th percentile."""
+"""Number of steps that percentiles are taken of, however far apart reports are: ten steps have no 99th percentile."""
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -63,7 +63,7 @@ class StepWindow:
         self._data_seconds += time.perf_counter() - self._step_started
 
     def add(self, result: StepResult) -> None:
-        """Keep what the step left on the device. No host sync."""
+        """Keep the step's results, which are still on the device. No host sync."""
         # A copy: an engine may reuse the buffer at its next step.
         self._unread.append(result.loss.detach().clone())
         self._grad_norm = result.grad_norm

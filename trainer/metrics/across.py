@@ -24,7 +24,7 @@ class Across:
     stages: tuple[float, ...]
     """Peak of allocated memory in GiB of the fullest rank of each stage."""
     nodes: tuple[Mapping[str, float], ...]
-    """For each node in order of ranks, names of `NODE_NAMES` -> values; names that were not read now are left out."""
+    """Names of `NODE_NAMES` -> values of each node, in order of ranks; names that were not read now are left out."""
     busy_ms: tuple[float, ...] = ()
     """Forward and backward of a step on the busiest rank of each stage; NaN with one stage."""
     times: tuple[RankTimes, ...] = ()

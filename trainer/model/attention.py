@@ -1,4 +1,4 @@
-"""Causal multi-head attention with grouped keys and values; heads are cut over the tensor-parallel group.
+"""Causal multi-head attention with grouped keys and values; heads are sharded over the tensor-parallel group.
 
 Source: arXiv 1706.03762; grouped queries arXiv 2305.13245; sliding window arXiv 2310.06825; tensor parallelism
 Megatron-LM arXiv 1909.08053, section 3.
@@ -27,7 +27,7 @@ from trainer.tensor_parallel.random import attention_dropout, training_place
 
 @lru_cache(maxsize=4)
 def causal_mask(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """Return who may attend to whom, bool `[S, K]`: the queries are the last S of the K positions."""
+    """Return which key each query may attend to, bool `[S, K]`: the queries are the last S of the K positions."""
     with torch.inference_mode(False), torch.no_grad():
         query = torch.arange(num_keys - num_queries, num_keys, device=device).unsqueeze(1)
         key = torch.arange(num_keys, device=device).unsqueeze(0)
@@ -43,7 +43,7 @@ class Attention(nn.Module):
     Args:
         name: global name; parameters `<name>.qkv.*` (rows: all queries, all keys, all values) and `<name>.output.*`.
         spec: heads, positions, window and biases.
-        context: of the model.
+        context: the model's context.
     """
 
     def __init__(self, name: str, spec: AttentionSpec, context: TensorContext) -> None:

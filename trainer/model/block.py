@@ -37,7 +37,7 @@ class Block(nn.Module):
     Args:
         name: global name.
         spec: attention, MLP, norms and their wiring.
-        context: of the model.
+        context: the model's context.
     """
 
     def __init__(self, name: str, spec: BlockSpec, context: ModelContext) -> None:
@@ -91,11 +91,11 @@ class Block(nn.Module):
         return self._joined(self.mlp_norm, hidden, self._dropped(transformed, batch, "mlp"))
 
     def _before(self, norm: Norm | None, hidden: torch.Tensor) -> torch.Tensor:
-        """Return what attention or MLP reads of the residual stream."""
+        """Return the part of the residual stream that attention or MLP reads."""
         return hidden if self.wiring in (Wiring.post, Wiring.output) else _normed(norm, hidden)
 
     def _after(self, norm: Norm | None, output_norm: Norm | None, branch: torch.Tensor) -> torch.Tensor:
-        """Return what attention or MLP adds to the stream."""
+        """Return the output of attention or MLP that is added to the stream."""
         return _normed(norm if self.wiring is Wiring.output else output_norm, branch)
 
     def _joined(self, norm: Norm | None, hidden: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:

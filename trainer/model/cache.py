@@ -13,13 +13,13 @@ class KeyValueCache:
     """Grows by the tokens of each forward. Holds this rank's key/value heads of all layers.
 
     Args:
-        max_length: tokens that will ever be put in; room is taken for all of them at the first forward.
+        max_length: largest number of tokens; memory for all of them is taken at the first forward.
     """
 
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
         self.length = 0
-        """Tokens that every layer has seen."""
+        """Number of tokens that every layer has seen."""
         self._layers: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def following(self, ids: torch.Tensor) -> MicroBatch:

@@ -1,4 +1,4 @@
-"""What every layer needs to know to build its share of the model."""
+"""The context that every layer needs to build its share of the model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class ModelContext(TensorContext):
     spec: Model
 
     def check(self) -> None:
-        """Check that the layers can compute the model, and that it can be cut over the group.
+        """Check that the layers can compute the model, and that it can be sharded over the group.
 
         Raises:
-            ConfigError: one problem for each option that they do not know and each size that cannot be cut.
+            ConfigError: one problem for each option that they do not know and each size that cannot be sharded.
         """
         problems = [*not_computed(self.spec), *not_divisible(self.spec, self.tensor.size)]
         if problems:

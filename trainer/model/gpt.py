@@ -1,6 +1,6 @@
 """The GPT: layers by name, the whole model in one module, and its loss. Knows no pipeline.
 
-Between layers travels one tensor: hidden `[S, B, H]`, or `[S/tp, B, H]` with sequence parallelism.
+One tensor travels between layers: hidden `[S, B, H]`, or `[S/tp, B, H]` with sequence parallelism.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def build_layer(name: str, context: ModelContext) -> nn.Module:
     layer of its own: see `tied_head`.
 
     Raises:
-        ConfigError: the model cannot be cut over the group.
+        ConfigError: the model cannot be sharded over the group.
         ValueError: there is no such layer to build.
     """
     context.check()
@@ -60,7 +60,7 @@ def _built(name: str, spec: LayerSpec, context: ModelContext) -> nn.Module:
 
 
 def full_logits(logits: torch.Tensor, context: ModelContext) -> torch.Tensor:
-    """Gather `[..., V/tp]` into `[..., vocab_size]`, padding cut off. For generation; not differentiable.
+    """Gather `[..., V/tp]` into `[..., vocab_size]`, without padding. For generation; not differentiable.
 
     Collective over the tensor-parallel group.
     """
@@ -69,13 +69,13 @@ def full_logits(logits: torch.Tensor, context: ModelContext) -> torch.Tensor:
 
 
 class GPT(nn.Module):
-    """All layers in one module, empty (see `fill`); parameter names are the global names. What PP = 1 trains.
+    """All layers in one module, empty (see `fill`); parameter names are the global names. PP = 1 trains it.
 
     Args:
-        context: of the model.
+        context: the model's context.
 
     Raises:
-        ConfigError: the model cannot be cut over the group.
+        ConfigError: the model cannot be sharded over the group.
     """
 
     def __init__(self, context: ModelContext) -> None:

@@ -1,4 +1,4 @@
-"""What a model must be for the layers to compute it. No torch."""
+"""The limits of the models that the layers can compute. No torch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def not_computed(model: Model) -> Iterator[str]:
 
 
 def not_divisible(model: Model, tensor_parallel_size: int) -> Iterator[str]:
-    """Yield one line for each size that cannot be cut evenly over so many ranks, or into groups of heads."""
+    """Yield one line for each size that cannot be sharded evenly over the ranks, or divided into groups of heads."""
     for block in dict.fromkeys(model.blocks):
         heads, groups = block.attention.num_heads, block.attention.num_key_value_heads
         sizes = {

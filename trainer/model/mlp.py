@@ -1,4 +1,4 @@
-"""The feed-forward half of a block; its inner width is cut over the tensor-parallel group.
+"""The feed-forward half of a block; its inner width is sharded over the tensor-parallel group.
 
 Source: arXiv 1706.03762; SwiGLU arXiv 2002.05202; tensor parallelism Megatron-LM arXiv 1909.08053, section 3.
 """
@@ -35,7 +35,7 @@ class MLP(nn.Module):
         name: global name; parameters `<name>.up.*` (with a gate: `<name>.gate_up.*`, gate rows first) and
             `<name>.down.*`.
         spec: widths, activation, gate and biases.
-        context: of the model.
+        context: the model's context.
     """
 
     def __init__(self, name: str, spec: FeedForward, context: TensorContext) -> None:

@@ -24,8 +24,8 @@ class Norm(nn.Module):
 
     Args:
         name: global name, `<name>.weight` and `<name>.bias`.
-        spec: kind, and which of the two there are.
-        context: of the model.
+        spec: its kind, and which of the two parameters it has.
+        context: the model's context.
     """
 
     def __init__(self, name: str, spec: NormSpec, context: TensorContext) -> None:

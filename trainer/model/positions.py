@@ -1,4 +1,4 @@
-"""Where a token is: learned absolute positions, or rotary embedding of queries and keys.
+"""Positions of tokens: learned absolute positions, or rotary embedding of queries and keys.
 
 Source: learned as in GPT (Radford et al. 2018); rotary arXiv 2104.09864 in the half-rotation layout of LLaMA's
 Hugging Face weights.
@@ -27,8 +27,8 @@ class PositionLayer(nn.Module):
 
     Args:
         name: global name, `<name>.weight` for learned positions.
-        spec: how many learned positions there are, if any.
-        context: of the model.
+        spec: number of learned positions, if any.
+        context: the model's context.
     """
 
     def __init__(self, name: str, spec: Positions, context: ModelContext) -> None:
@@ -79,7 +79,7 @@ def _rotary_table(positions: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, to
 def rotate(heads: torch.Tensor, rope: Rope, positions: torch.Tensor) -> torch.Tensor:
     """Apply the rotary embedding to heads `[S, B, N, D]` at positions `[1 or B, S]`; computed in fp32.
 
-    Only the first `rope.dims` elements of a head are turned.
+    Only the first `rope.dims` elements of a head are rotated.
     """
     head_dim = heads.shape[-1]
     cos, sin = _rotary_table(positions, rope)

@@ -1,1 +1,1 @@
-"""How the model is cut into stages and what travels between them."""
+"""The partition of the model into stages, and the messages between them."""

@@ -1,4 +1,4 @@
-"""Whether ranks that talk much are on one machine, and what it costs if they are not. No torch."""
+"""A warning about ranks that communicate much across machines, with its cost. No torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from trainer.config.validate import problems
 from trainer.pipeline.traffic import node_traffic, split_tensor_groups
 
 _NAMED = 8
-"""So many ranks or machines are named, the rest is counted."""
+"""Largest number of ranks or machines that are named; the rest is counted."""
 
 
 def placement_warning(plan: RunPlan, nodes: Sequence[str]) -> str | None:
-    """Return what is wrong with a layout whose tensor-parallel groups lie on several machines; None if none does.
+    """Return the problem with a layout whose tensor-parallel groups lie on several machines; None if there is none.
 
     Args:
-        plan: of the run.
+        plan: numbers of the run.
         nodes: name of the machine of every rank, in rank order.
     """
     split = split_tensor_groups(plan, nodes)

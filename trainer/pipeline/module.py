@@ -1,7 +1,7 @@
 """The model as DeepSpeed pipeline modules, cut where `partition.py` says.
 
 Exactly one tensor travels between stages: the hidden state `[S, B, H]` (`[S/tp, B, H]` with sequence parallelism).
-Everything else that layers need to know of a micro-batch each stage reads for itself.
+Each stage reads everything else that its layers need to know of a micro-batch for itself.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class BoundedPipelineModule(PipelineModule):  # type: ignore[misc]
     def __init__(self, bounds: tuple[int, ...], layers: list[LayerSpec], **kwargs: object) -> None:
         self.bounds = bounds
         self.batch: MicroBatch | None = None
-        """That the next forward pass belongs to: the engine puts it here before each."""
+        """Micro-batch of the next forward pass: the engine puts it here before each pass."""
         super().__init__(layers, **kwargs)
 
     def forward(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Run this stage's layers: what DeepSpeed hands one tensor also needs the micro-batch that it belongs to.
+        """Run this stage's layers, which need not only DeepSpeed's tensor but also the micro-batch that it belongs to.
 
         Args:
             tensor: ids `[B, S]` on the first stage, hidden on the others.
@@ -108,7 +108,7 @@ class TiedEmbeddingSpec(TiedLayerSpec):  # type: ignore[misc]
 
 
 def layer_specs(builder: Builder) -> list[LayerSpec]:
-    """Return one spec a layer, in order; a tied head shares the embedding's weight. The last one returns the loss."""
+    """Return a spec for each layer, in order; a tied head shares the embedding's weight. The last returns the loss."""
     specs: list[LayerSpec] = []
     for layer in builder.context.spec.layers:
         if builder.context.spec.head.tied and layer.kind in (LayerKind.embedding, LayerKind.head):
@@ -124,5 +124,5 @@ def build_pipeline(plan: RunPlan, builder: Builder) -> BoundedPipelineModule:
         num_pp=plan.pipeline_parallel_size, num_mp=plan.tensor_parallel_size, num_dp=plan.data_parallel_size
     )
     build = MODULE_CLASSES[plan.config.layout.pipeline_schedule]
-    # The head returns the loss: DeepSpeed's hooks on what a stage returns clear and scale gradients, and must see it.
+    # The head returns the loss: DeepSpeed's hooks on a stage's output clear and scale gradients, and must see it.
     return build(stage_bounds(plan), layer_specs(builder), topology=topology, loss_fn=None)

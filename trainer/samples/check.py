@@ -1,4 +1,4 @@
-"""Whether a run can write texts while it trains. No torch: known before a rank starts."""
+"""The check that a run can write texts while it trains. No torch: it is made before a rank starts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from trainer.errors import ConfigError
 from trainer.generation.continuation import prompt_ids
 
 MAX_PARAMETERS = 1_000_000_000
-"""Up to 12 bytes each in the memory of one rank's host; and while it computes on its CPU, all others wait."""
+"""Largest model. Each parameter takes up to 12 bytes on one rank's host, and all ranks wait while its CPU computes."""
 
 
 def check_samples(prepared: PreparedData, config: TridentConfig) -> None:
     """Check that the model is small enough and that prompts and texts fit into its sequence length.
 
     Raises:
-        ConfigError: not so; one line for each problem.
+        ConfigError: they do not; one line for each problem.
     """
     texts, seq_length = config.eval, config.model.seq_length
     if texts.samples == 0:

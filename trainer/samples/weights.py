@@ -26,11 +26,11 @@ class _Source:
 class WeightGatherer:
     """Puts the weights together on the reporting rank, tensor by tensor.
 
-    Ranks of the first replica send what they hold; of a tied weight the first stage's copy is taken.
+    Ranks of the first replica send the shards that they hold; for a tied weight the first stage's copy is used.
 
     Args:
-        engine: of this rank.
-        is_sharded: whether data-parallel ranks must gather parameters together (ZeRO-3).
+        engine: this rank's engine.
+        is_sharded: true if data-parallel ranks must gather parameters together (ZeRO-3).
         groups: this rank's place.
     """
 

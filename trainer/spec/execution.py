@@ -1,4 +1,4 @@
-"""How a model is computed and trained: nothing here gives its weights another meaning."""
+"""The way in which a model is computed and trained: nothing here gives its weights another meaning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.spec.tensors import Init, TensorSpec
 
 
 class RecomputeKind(Enum):
-    """What the backward pass computes again instead of keeping it (activation checkpointing)."""
+    """Activations that the backward pass computes again instead of keeping them (activation checkpointing)."""
 
     none = "none"
     selective = "selective"
@@ -23,17 +23,17 @@ class Execution:
     seq_length: int
     """Tokens in a training sequence."""
     vocab_unit: int = 1
-    """Rows of the vocabulary come in multiples of this."""
+    """Number of which the rows of the vocabulary are a multiple."""
     dropout: float = 0.0
     attention_dropout: float = 0.0
     init_std: float = 0.02
     residual_std: float = 0.02
-    """Of the matrices that write into the residual stream."""
+    """Standard deviation of the matrices that write into the residual stream."""
     recompute: RecomputeKind = RecomputeKind.none
     fused_loss: bool = True
-    """Head and loss in one, without the whole logits."""
+    """Head and loss are computed together, without the whole logits."""
     frozen: tuple[str, ...] = ()
-    """Beginnings of names of tensors that are not trained."""
+    """Beginnings of the names of tensors that are not trained."""
 
     def padded(self, rows: int) -> int:
         """Return the rows of a vocabulary with its padding."""

@@ -12,7 +12,7 @@ from trainer.spec.tensors import TensorSpec
 
 
 class Wiring(Enum):
-    """Where a block's norms are, and whether attention and MLP follow each other. x is the residual stream."""
+    """Places of a block's norms, and the order of attention and MLP. x is the residual stream."""
 
     pre = "pre"
     """x + attention(norm(x)), then x + mlp(norm(x)): GPT-2, LLaMA."""
@@ -29,7 +29,7 @@ class Wiring(Enum):
 
     @property
     def is_parallel(self) -> bool:
-        """Whether attention and MLP read the same stream."""
+        """True if attention and MLP read the same stream."""
         return self in (Wiring.parallel, Wiring.parallel_two_norms)
 
 
@@ -37,7 +37,7 @@ _NORMS = {
     Wiring.parallel: ("attention_norm",),
     Wiring.sandwich: ("attention_norm", "attention_output_norm", "mlp_norm", "mlp_output_norm"),
 }
-"""Norms of a block by wiring; all others have two."""
+"""Names of a block's norms by wiring; all other wirings have two."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Block:
     """All norms of the block are alike."""
     wiring: Wiring = Wiring.pre
     residual_scale: float = 1.0
-    """Of what attention and MLP add to the stream (Granite)."""
+    """Factor of the outputs that attention and MLP add to the stream (Granite)."""
 
     @property
     def norm_names(self) -> tuple[str, ...]:
@@ -70,7 +70,7 @@ class Block:
 
     @property
     def kept(self) -> Kept:
-        """What forward leaves for backward without recomputation."""
+        """Elements that forward leaves for backward without recomputation."""
         # The output of a norm before a branch is kept as the branch's input; without one, that is the stream. Parallel
         # branches share their norm, or its input, the stream.
         found = Kept(whole=self.norm.width * (1 if self.wiring.is_parallel else 2))
@@ -80,7 +80,7 @@ class Block:
 
 
 class LayerKind(Enum):
-    """What a layer is."""
+    """Kind of a layer."""
 
     embedding = "embedding"
     position = "position"
@@ -94,10 +94,10 @@ LayerSpec = Embedding | Positions | Block | Norm | Head
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a model: what a pipeline stage has some of."""
+    """One layer of a model; a pipeline stage holds some of them."""
 
     name: str
-    """Global name, which those of its tensors begin with."""
+    """Global name, with which the names of its tensors begin."""
     kind: LayerKind
     spec: LayerSpec
 
@@ -117,9 +117,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Model:
-    """What a model is. Two runs train the same model if these are equal.
+    """A model. Two runs train the same model if these are equal.
 
-    How it is computed (recomputation, padding, dropout) is in `Execution`.
+    The way in which it is computed (recomputation, padding, dropout) is in `Execution`.
     """
 
     embedding: Embedding
@@ -164,7 +164,7 @@ class Model:
 
     @cached_property
     def tensors(self) -> dict[str, TensorSpec]:
-        """All tensors by global name, layer after layer: the only list of what exists."""
+        """All tensors by global name, layer after layer: the only list of a model's tensors."""
         return {tensor.name: tensor for layer in self.layers for tensor in layer.tensors()}
 
     @property

@@ -1,9 +1,9 @@
-"""The components of a model. Each answers which tensors it has, its FLOPs, and what it keeps for backward.
+"""The components of a model. Each lists its tensors, its FLOPs, and the elements that it keeps for backward.
 
-FLOPs are those of one token in one forward pass; a multiply-add counts as two, and only matrix products count, as in
-PaLM (arXiv 2204.02311, appendix B): attention over all keys, not the causal half, so that MFU compares with published
-figures. What is kept is counted tensor by tensor as in arXiv 2205.05198, section 4, without dropout and without the
-scores, which a fused attention never keeps.
+FLOPs are those of one token in one forward pass; a multiply-add counts as two, and only matrix multiplications count,
+as in PaLM (arXiv 2204.02311, appendix B): attention over all keys, not the causal half, so that MFU compares with
+published figures. Kept elements are counted tensor by tensor as in arXiv 2205.05198, section 4, without dropout and
+without the scores, which a fused attention never keeps.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Kept:
     """Elements of one token that forward leaves for backward."""
 
     whole: int = 0
-    """On every tensor-parallel rank, or cut over the sequence with sequence parallelism."""
+    """Elements on every tensor-parallel rank, or sharded over the sequence with sequence parallelism."""
     cut: int = 0
-    """Over all tensor-parallel ranks, each of which holds its share."""
+    """Elements over all tensor-parallel ranks, each of which holds its share."""
 
     def __add__(self, other: Kept) -> Kept:
-        """Return both together."""
+        """Return the sums of both."""
         return Kept(self.whole + other.whole, self.cut + other.cut)
 
 
@@ -58,7 +58,7 @@ class Norm:
     bias: bool = False
     """Add a trained vector. LayerNorm only."""
     offset: float = 0.0
-    """Added to the weight before it scales (Gemma: 1)."""
+    """Number added to the weight before it scales (Gemma: 1)."""
 
     def tensors(self, name: str) -> Iterator[TensorSpec]:
         """Yield the tensors of the norm with that global name."""
@@ -76,14 +76,14 @@ class Norm:
 
 @dataclass(frozen=True)
 class Linear:
-    """y = x W^T + b, with the rows (outputs) or the columns (inputs) of W cut over tensor-parallel ranks."""
+    """y = x W^T + b, with the rows (outputs) or the columns (inputs) of W sharded over tensor-parallel ranks."""
 
     in_features: int
     sections: tuple[int, ...]
     """Widths of the fused outputs."""
     bias: bool
     cut_inputs: bool = False
-    """Cut the inputs, whose partial sums are added over the ranks, instead of the outputs."""
+    """Shard the inputs, whose partial sums are added over the ranks, instead of the outputs."""
     init: Init = Init.normal
 
     @property
@@ -113,7 +113,7 @@ class Rope:
     theta: float
     """Base of the frequencies."""
     dims: int
-    """The first `dims` elements of each head are turned, the others pass as they are (GPT-NeoX, Phi)."""
+    """Number of elements at the start of each head that are rotated; the others stay as they are (GPT-NeoX, Phi)."""
 
 
 @dataclass(frozen=True)
@@ -125,18 +125,18 @@ class Attention:
     num_key_value_heads: int
     head_dim: int
     rope: Rope | None = None
-    """None: the layer does not know where a token is."""
+    """Rotary embedding; None: the layer does not know a token's position."""
     window: int | None = None
-    """Only this many last tokens are attended to; None: all."""
+    """Number of latest tokens that are attended to; None: all."""
     bias: bool = False
-    """Of queries, keys and values."""
+    """Bias of queries, keys and values."""
     output_bias: bool = False
     scale: float | None = None
-    """Of the scores; None: 1 / sqrt(head_dim)."""
+    """Factor of the scores; None: 1 / sqrt(head_dim)."""
     query_key_norm: Norm | None = None
-    """Of queries and keys before the rotation: each head (width head_dim), or all heads at once."""
+    """Norm of queries and keys before the rotation: of each head (width head_dim), or of all heads at once."""
     clip: float | None = None
-    """Queries, keys and values are kept in [-clip, clip]."""
+    """Limit of queries, keys and values, which are kept in [-clip, clip]."""
 
     @property
     def queries(self) -> int:
@@ -150,12 +150,12 @@ class Attention:
 
     @property
     def qkv(self) -> Linear:
-        """Makes all queries, then all keys, then all values."""
+        """The matrix that makes all queries, then all keys, then all values."""
         return Linear(self.hidden_size, (self.queries, self.keys, self.keys), self.bias)
 
     @property
     def output(self) -> Linear:
-        """Writes into the residual stream."""
+        """The matrix that writes into the residual stream."""
         return Linear(self.queries, (self.hidden_size,), self.output_bias, cut_inputs=True, init=Init.residual)
 
     def tensors(self, name: str) -> Iterator[TensorSpec]:
@@ -173,7 +173,7 @@ class Attention:
 
     @property
     def kept(self) -> Kept:
-        """Queries, keys, values, turned ones beside them, and the input of the output projection; not its own input."""
+        """Queries, keys, values, rotated ones too, and the input of the output projection; not its own input."""
         turned = 0 if self.rope is None else self.queries + self.keys
         return Kept(cut=2 * self.queries + 2 * self.keys + turned)
 
@@ -187,7 +187,7 @@ class FeedForward:
     activation: Activation
     gated: bool = False
     bias: bool = False
-    """Of the first matrix."""
+    """Bias of the first matrix."""
     output_bias: bool = False
 
     @property
@@ -197,7 +197,7 @@ class FeedForward:
 
     @property
     def down(self) -> Linear:
-        """Writes into the residual stream."""
+        """The matrix that writes into the residual stream."""
         return Linear(self.inner_size, (self.hidden_size,), self.output_bias, cut_inputs=True, init=Init.residual)
 
     @property
@@ -216,7 +216,7 @@ class FeedForward:
 
     @property
     def kept(self) -> Kept:
-        """Before and after the activation, with a gate also gate and product; not its own input."""
+        """Elements before and after the activation, with a gate also gate and product; not its own input."""
         return Kept(cut=(4 if self.gated else 2) * self.inner_size)
 
 
@@ -225,12 +225,12 @@ class Embedding:
     """A row for each token id."""
 
     vocab_size: int
-    """Ids that exist. Rows above, which make the vocabulary divisible, are of the layout."""
+    """Number of ids that exist. Further rows, which make the vocabulary divisible, belong to the layout."""
     hidden_size: int
     scale: float = 1.0
-    """Of what is looked up (Gemma: sqrt(hidden_size))."""
+    """Factor of the rows that are looked up (Gemma: sqrt(hidden_size))."""
     norm: Norm | None = None
-    """Of what is looked up (BLOOM)."""
+    """Norm of the rows that are looked up (BLOOM)."""
 
     def tensors(self, name: str) -> Iterator[TensorSpec]:
         """Yield the tensors of the embedding with that global name."""
@@ -240,17 +240,17 @@ class Embedding:
             yield from self.norm.tensors(f"{name}.norm")
 
     def forward_flops(self, length: int) -> float:
-        """Return 0: a lookup is no matrix product."""
+        """Return 0: a lookup is no matrix multiplication."""
         return 0.0
 
 
 @dataclass(frozen=True)
 class Positions:
-    """What is added to the looked-up tokens for their place: a learned table, or nothing."""
+    """Vectors added to the looked-up tokens for their positions: a learned table, or nothing."""
 
     hidden_size: int
     length: int | None = None
-    """Learned positions; None: there are none."""
+    """Number of learned positions; None: there are none."""
     offset: int = 0
     """Row of the first position (OPT: 2)."""
 
@@ -260,21 +260,21 @@ class Positions:
             yield TensorSpec(f"{name}.weight", (self.length + self.offset, self.hidden_size), Init.normal)
 
     def forward_flops(self, length: int) -> float:
-        """Return 0: a lookup is no matrix product."""
+        """Return 0: a lookup is no matrix multiplication."""
         return 0.0
 
 
 @dataclass(frozen=True)
 class Head:
-    """Hidden to a logit for each token id."""
+    """The output head, from hidden to a logit for each token id."""
 
     hidden_size: int
     vocab_size: int
     tied: bool
-    """It multiplies with the embedding's weight."""
+    """True if it multiplies with the embedding's weight."""
     bias: bool = False
     scale: float = 1.0
-    """Of the logits (Cohere)."""
+    """Factor of the logits (Cohere)."""
 
     def tensors(self, name: str) -> Iterator[TensorSpec]:
         """Yield the head's own tensors with that global name."""

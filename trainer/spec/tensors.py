@@ -1,4 +1,4 @@
-"""A tensor of a model: what exists, how large it is, how it is cut over ranks, and how it begins."""
+"""A tensor of a model: its name and size, its sharding over ranks, and its initial values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import Enum
 
 
 class Init(Enum):
-    """How a tensor begins. The standard deviations are the run's: see `Execution.std`."""
+    """Initial values of a tensor. The standard deviations are the run's: see `Execution.std`."""
 
     normal = "normal"
     residual = "residual"
@@ -19,7 +19,7 @@ class Init(Enum):
 
 @dataclass(frozen=True)
 class Cut:
-    """How a tensor is cut over tensor-parallel ranks: each of its sections evenly, along one dimension."""
+    """Sharding of a tensor over tensor-parallel ranks: each of its sections evenly, along one dimension."""
 
     dim: int
     sections: tuple[int, ...]
@@ -33,13 +33,13 @@ class TensorSpec:
     """One tensor of the whole model, without padding: the same in every layout."""
 
     name: str
-    """Global name; checkpoints and initial weights go by it."""
+    """Global name, under which checkpoints and initial weights know it."""
     shape: tuple[int, ...]
     init: Init
     cut: Cut | None = None
-    """None: every tensor-parallel rank holds the whole tensor."""
+    """Sharding; None: every tensor-parallel rank holds the whole tensor."""
     decays: bool = True
-    """Whether weight decay applies to it."""
+    """True if weight decay applies to it."""
     trainable: bool = True
 
     def __post_init__(self) -> None:
@@ -55,11 +55,11 @@ class TensorSpec:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it has more than one dimension."""
+        """True if it has more than one dimension."""
         return len(self.shape) > 1
 
     def padding(self, vocab_unit: int) -> int:
-        """Return how many entries must follow along the cut dimension to make a vocabulary a multiple of a unit."""
+        """Return how many entries must follow along the sharded dimension to make a vocabulary a multiple of a unit."""
         if self.cut is None or not self.cut.is_vocabulary:
             return 0
         return -self.shape[self.cut.dim] % vocab_unit

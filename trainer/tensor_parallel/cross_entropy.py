@@ -1,4 +1,4 @@
-"""Cross-entropy over logits whose vocabulary is cut over the tensor-parallel group. Logits are never gathered.
+"""Cross-entropy over logits whose vocabulary is sharded over the tensor-parallel group. Logits are never gathered.
 
 Source: Megatron-LM, arXiv 1909.08053, section 3 (fusing the output GEMM's shards with the loss).
 """
@@ -15,7 +15,7 @@ from trainer.tensor_parallel.token_ids import check_labels
 from trainer.topology.groups import Group
 
 CHUNK_ELEMENTS = 1 << 24
-"""Logits that are held in fp32 at a time (64 MiB); bounds the temporaries of forward and backward."""
+"""Number of logits that are held in fp32 at a time (64 MiB); it bounds the temporaries of forward and backward."""
 
 
 def _chunks(logits: torch.Tensor) -> Iterator[slice]:
@@ -28,7 +28,7 @@ def _chunks(logits: torch.Tensor) -> Iterator[slice]:
 
 
 def local_targets(targets: torch.Tensor, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (column on this rank, clamped; whether the target is on this rank)."""
+    """Return (column on this rank, clamped; true if the target is on this rank)."""
     local = targets - first
     here = (local >= 0) & (local < count)
     return local.clamp(0, max(0, count - 1)), here
@@ -86,7 +86,7 @@ def vocab_parallel_cross_entropy(
 ) -> torch.Tensor:
     """Return the micro-batch's next-token cross-entropy in nats, [] fp32, the same on every rank of the group.
 
-    The sum over its tokens, each times its weight, divided by `MicroBatch.loss_divisor`. Columns at or above
+    It is the sum over its tokens, each times its weight, divided by `MicroBatch.loss_divisor`. Columns at or above
     `vocab_size` are padding: they take no probability and get no gradient.
 
     Args:
@@ -94,11 +94,11 @@ def vocab_parallel_cross_entropy(
         batch: its labels are token ids or `IGNORED`, `[B, S]`.
         group: tensor-parallel group. Collective in forward (a max and a sum of `[S, B]`), not in backward. No host
             sync on an accelerator.
-        vocab_size: ids that exist.
+        vocab_size: number of ids that exist.
 
     Raises:
         ValueError: the shapes of logits and labels do not belong together.
-        DataError: a label is outside [0, vocab_size), or a weight is not one (checked on CPU only).
+        DataError: a label is outside [0, vocab_size), or a weight is negative or not finite (checked on CPU only).
     """
     labels = batch.targets()
     if logits.ndim != 3 or logits.shape[:2] != (labels.shape[1], labels.shape[0]):

@@ -1,4 +1,4 @@
-"""Token embedding with its vocabulary cut over the tensor-parallel group; also the head that is tied to it.
+"""Token embedding with its vocabulary sharded over the tensor-parallel group; also the head that is tied to it.
 
 Source: Megatron-LM, arXiv 1909.08053, section 3.
 """
@@ -42,7 +42,7 @@ def _rows(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 class VocabParallelEmbedding(nn.Module):
-    """Rows of the embedding cut over the group; rank r holds ids [r V/tp, (r + 1) V/tp).
+    """Rows of the embedding sharded over the group; rank r holds ids [r V/tp, (r + 1) V/tp).
 
     As a layer it maps ids `[B, S]` to hidden `[S, B, H]`, or `[S/tp, B, H]` with sequence parallelism. Forward is an
     all-reduce, or a reduce-scatter over S whose backward is an all-gather.
@@ -50,7 +50,7 @@ class VocabParallelEmbedding(nn.Module):
 
     Args:
         name: global name, `<name>.weight`.
-        spec: ids that exist, and H. Rows that are padding start as zero and stay so.
+        spec: number of ids that exist, and H. Rows that are padding start as zero and stay so.
         context: with sequence parallelism hidden is a sequence shard.
 
     Raises:

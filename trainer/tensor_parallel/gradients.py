@@ -1,7 +1,7 @@
-"""Weight gradients that are added where they belong, instead of being made, handed over and added by autograd.
+"""Weight gradients that are accumulated in place, instead of being made, handed over and added by autograd.
 
 With several micro-batches autograd makes each weight gradient anew and then adds it to the sum so far: three passes
-over a tensor as large as the weights. A matrix product can add to its result for the price of reading it.
+over a tensor as large as the weights. A GEMM can add to its result for the price of reading it.
 Source: gradient accumulation fusion as in Megatron-LM, arXiv 2104.04473, section 4.2.
 """
 
@@ -17,7 +17,7 @@ _ATTRIBUTE = "gradient_sink"
 
 
 class GradientSink(Enum):
-    """Where a layer leaves the gradient of a weight that is trained. Of a frozen one none is computed."""
+    """Place to which a layer adds the gradient of a weight that is trained. For a frozen weight none is computed."""
 
     autograd = "autograd"
     """It is returned, and autograd adds it up and runs the parameter's hooks."""
@@ -27,12 +27,12 @@ class GradientSink(Enum):
 
 
 def set_sink(parameter: torch.nn.Parameter, sink: GradientSink) -> None:
-    """Say where the layers leave the gradient of a parameter; without it, to autograd."""
+    """Set the place to which the layers add the gradient of a parameter; without it, they return it to autograd."""
     setattr(parameter, _ATTRIBUTE, sink)
 
 
 def adds_in_place(parameter: torch.Tensor) -> bool:
-    """Return whether the layer of `parameter` writes its gradient."""
+    """Return whether the layer of `parameter` adds its gradient in place."""
     return getattr(parameter, _ATTRIBUTE, None) is GradientSink.in_place and not torch.compiler.is_compiling()
 
 
@@ -41,7 +41,7 @@ def weight_gradient(weight: torch.Tensor, grad: torch.Tensor, inputs: torch.Tens
 
     Args:
         weight: the parameter.
-        grad: of the outputs, [rows, out].
+        grad: gradient of the outputs, [rows, out].
         inputs: [rows, in].
     """
     products = products_of(weight)
@@ -78,7 +78,7 @@ def scaled_gradient(weight: torch.Tensor, grad: torch.Tensor, scale: torch.Tenso
 
     Args:
         weight: the parameter.
-        grad: like it, fp32.
+        grad: gradient of the weight, of its shape, fp32.
         scale: [] fp32.
     """
     if not adds_in_place(weight):

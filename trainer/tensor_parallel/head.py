@@ -1,4 +1,4 @@
-"""The head: the last matrix, with its vocabulary cut over the tensor-parallel group, and the loss behind it."""
+"""The head: the last matrix, with its vocabulary sharded over the tensor-parallel group, and the loss after it."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from trainer.topology.groups import Group
 
 
 class HoldsHead(Protocol):
-    """A module whose weight is a head: one of its own, or the embedding that it is tied to."""
+    """A module whose weight is used as a head: a head of its own, or the embedding that the head is tied to."""
 
     weight: nn.Parameter
-    """This rank's rows, `[V/tp, H]`."""
+    """Rows of this rank, `[V/tp, H]`."""
     group: Group
     sequence_parallel: bool
     vocab_size: int
-    """Ids that exist."""
+    """Number of ids that exist."""
     fused_loss: bool
-    """Whether the loss is computed without ever holding all logits."""
+    """True if the loss is computed without ever holding all logits."""
     programs: LossPrograms | None
 
 
 def apply_head(module: HoldsHead, hidden: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
     """Return the loss of the micro-batch, [] fp32, or, if it has no labels, this rank's logits `[S, B, V/tp]`.
 
-    To be called inside the module's forward, where ZeRO-3 has gathered its weight.
+    Call it inside the module's forward, where ZeRO-3 has gathered the weight.
 
     Collective over the tensor-parallel group: as a column-parallel linear layer and `vocab_parallel_cross_entropy`, or
     with `fused_loss` as `vocab_parallel_linear_cross_entropy`.
@@ -49,13 +49,13 @@ def apply_head(module: HoldsHead, hidden: torch.Tensor, batch: MicroBatch) -> to
 
 
 class VocabParallelHead(nn.Module):
-    """Hidden `[S, B, H]` (`[S/tp, B, H]` with sequence parallelism) to the loss, or without labels to logits.
+    """Maps hidden `[S, B, H]` (`[S/tp, B, H]` with sequence parallelism) to the loss, or without labels to logits.
 
     See `apply_head`.
 
     Args:
         name: global name, `<name>.weight`.
-        spec: ids that exist, and H.
+        spec: number of ids that exist, and H.
         context: with sequence parallelism hidden is a sequence shard.
 
     Raises:

@@ -1,8 +1,8 @@
 """Parameters are made empty, and filled later, module by module, from one source.
 
 An empty parameter is on torch's meta device: it has a shape, its `ShardSpec` and its `Initial` values, and takes no
-memory. So a model is built without any, its layers are filled one after the other, and what fills them may be the keyed
-draw of this file, a checkpoint, or nothing at all where a checkpoint is about to be read.
+memory. So a model is built without memory, its layers are filled one after the other, and their source may be the keyed
+draw of this file, a checkpoint, or nothing at all if a checkpoint is about to be read.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class Initial:
     """The values that a tensor begins with in a new model."""
 
     std: float = 0.0
-    """Of the normal distribution around 0 that they are drawn from; 0: all of them are `value`."""
+    """Standard deviation of the normal distribution around 0 that they are drawn from; 0: all of them are `value`."""
     value: float = 0.0
 
 
 Source = Callable[[ShardSpec, Initial], torch.Tensor]
-"""Where values come from: (spec, initial) -> this rank's shard of that tensor, fp32 on CPU, of shape
+"""Source of values: (spec, initial) -> this rank's shard of that tensor, fp32 on CPU, of shape
 `spec.local_shape(tensor_parallel_size)`. The parameter takes the tensor as its own."""
 
 
 @dataclass(frozen=True)
 class TensorContext:
-    """What a layer that is cut over the tensor-parallel group is built with."""
+    """The context with which a layer that is sharded over the tensor-parallel group is built."""
 
     tensor: Group
     """Tensor-parallel group; a FakeGroup builds one rank's share without peers."""
@@ -54,13 +54,13 @@ class TensorContext:
     """Hidden states between layers are sequence shards `[S/tp, B, H]`."""
 
     execution: Execution
-    """How the model is computed: its padding, its standard deviations at the start, what of it is trained."""
+    """The model's padding, its initial standard deviations, and the tensors that are trained."""
 
     def parameter(self, tensor: TensorSpec) -> nn.Parameter:
         """Return this rank's part of a tensor, empty. No collective, no memory.
 
         Raises:
-            ConfigError: a block of the tensor cannot be cut into equal parts.
+            ConfigError: a block of the tensor cannot be sharded into equal parts.
         """
         spec = shard_spec_of(tensor, self.execution.vocab_unit)
         empty = torch.empty(spec.local_shape(self.tensor.size), dtype=torch.float32, device="meta")
@@ -83,7 +83,7 @@ def initial_of(tensor: TensorSpec, execution: Execution) -> Initial:
 
 
 def tensor_spec(parameter: nn.Parameter) -> TensorSpec:
-    """Return what the model says of the tensor that a parameter of `TensorContext` is a part of."""
+    """Return the model's entry for the tensor that a parameter of `TensorContext` is a part of."""
     spec = getattr(parameter, _ATTRIBUTE, None)
     if not isinstance(spec, TensorSpec):
         raise ValueError(f"a parameter of shape {tuple(parameter.shape)} must be made by a context, but is not")
@@ -99,14 +99,14 @@ def fill(
 ) -> set[str]:
     """Give every parameter memory and values, one after the other, in the order of `layers.parameters()`. Local.
 
-    Parameters that held values lose them. Whoever keeps a reference to a parameter keeps the old one.
+    Parameters that held values lose them. A reference to a parameter from before refers to the old one.
 
     Args:
-        layers: made of parameters of `TensorContext`.
-        source: of the values.
-        device: where the parameters go.
-        dtype: of the parameters; fp32 values are rounded to it before they go there.
-        then: what happens to a parameter before the next one is made.
+        layers: modules made of parameters of `TensorContext`.
+        source: source of the values.
+        device: device of the parameters.
+        dtype: dtype of the parameters; fp32 values are rounded to it before they go to the device.
+        then: called with each parameter before the next one is made.
 
     Returns:
         The global names of the parameters.
@@ -118,7 +118,7 @@ def fill(
             values = source(spec, getattr(empty, _INITIAL))
             filled = nn.Parameter(values.to(dtype).to(device), requires_grad=empty.requires_grad)
             del values
-            # The marks that say how it is cut, and to DeepSpeed that it is.
+            # The marks that say how it is sharded, and tell DeepSpeed that it is.
             vars(filled).update(vars(empty))
             setattr(module, name, filled)
             names.add(spec.name)
@@ -143,9 +143,9 @@ def draw_normal(spec: ShardSpec, std: float, seed: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The source of a new model: tensors are drawn whole by (seed, name), then cut, so that every layout starts equal.
+    """The source of a new model: tensors are drawn whole by (seed, name), then sharded: all layouts start equal.
 
-    Takes the memory of the largest whole tensor, for as long as it is cut.
+    It takes the memory of the largest whole tensor, for as long as that one is sharded.
     """
 
     seed: int
@@ -163,11 +163,11 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Reserved:
-    """Memory whose values are about to come: for an engine that a checkpoint is loaded into before its first step."""
+    """Memory without values: for an engine that a checkpoint is loaded into before its first step."""
 
     tensor: Group
     """Tensor-parallel group."""
 
     def __call__(self, spec: ShardSpec, initial: Initial) -> torch.Tensor:
-        """Return memory as it is. No collective."""
+        """Return uninitialised memory. No collective."""
         return torch.empty(spec.local_shape(self.tensor.size), dtype=torch.float32, device="cpu")

@@ -41,15 +41,15 @@ def _shift_right(words: torch.Tensor, bits: int) -> torch.Tensor:
 def keep_mask(
     place: Place, name: str, probability: float, indices: tuple[torch.Tensor, ...], width: int
 ) -> torch.Tensor:
-    """Return which elements dropout keeps: bool `[*rows, width]`.
+    """Return a mask of the elements that dropout keeps: bool `[*rows, width]`.
 
     Args:
         place: step and first sample.
-        name: of this dropout, unique in the model.
-        probability: of dropping, in [0, 1).
+        name: name of this dropout, unique in the model.
+        probability: probability of dropping, in [0, 1).
         indices: int64 global indices that identify a row (sample first, counted from the micro-batch's first), all
             broadcastable to `[*rows]`.
-        width: elements in a row, all on this rank.
+        width: number of elements in a row, all on this rank.
     """
     key = stable_hash(place.seed, place.step, name)
     row = _mix((indices[0] + place.first_sample) ^ (key & _LOW))
@@ -68,10 +68,10 @@ def keep_mask(
 
 
 def training_place(batch: MicroBatch, name: str) -> Place:
-    """Return where in the run a micro-batch is that the layer `name` trains on with dropout.
+    """Return the place in the run of a micro-batch that the layer `name` trains on with dropout.
 
     Raises:
-        RuntimeError: nobody said.
+        RuntimeError: the micro-batch has no place.
     """
     if batch.place is None:
         raise RuntimeError(f"a micro-batch must have a place for {name} to train with dropout, but has none")
@@ -79,9 +79,9 @@ def training_place(batch: MicroBatch, name: str) -> Place:
 
 
 def sequence_rows(batch: MicroBatch, group: Group, sequence_parallel: bool) -> torch.Tensor:
-    """Return where in its sequence each of this rank's rows is, `[S]`, or `[S/tp]` with sequence parallelism. Local.
+    """Return the place of each of this rank's rows in its sequence, `[S]`, or `[S/tp]` sequence-parallel. Local.
 
-    Not `batch.positions`: two tokens of one sequence never share a row, whatever their positions.
+    These are not `batch.positions`: two tokens of one sequence never share a row, whatever their positions.
     """
     rows = sequence_positions(batch.input_ids.shape[1], batch.input_ids.device).squeeze(0)
     return rows.chunk(group.size)[group.rank] if sequence_parallel else rows
@@ -99,10 +99,10 @@ def hidden_dropout(
 
     Args:
         hidden: whole rows; S may be a shard.
-        probability: of zeroing, in [0, 1).
+        probability: probability of zeroing, in [0, 1).
         place: None: not training, return `hidden`.
-        name: of this dropout.
-        rows: where in its sequence each row of hidden is, [S] int64; see `sequence_rows`.
+        name: name of this dropout.
+        rows: place of each row of hidden in its sequence, [S] int64; see `sequence_rows`.
     """
     if place is None or probability == 0.0:
         return hidden
@@ -117,10 +117,10 @@ def attention_dropout(
     """Zero attention weights `[B, N, S, K]` and scale the rest by 1 / (1 - probability). No collective.
 
     Args:
-        weights: of this rank's heads.
-        probability: of zeroing, in [0, 1).
+        weights: attention weights of this rank's heads.
+        probability: probability of zeroing, in [0, 1).
         place: None: not training, return `weights`.
-        name: of this dropout.
+        name: name of this dropout.
         first_head: global index of weights[:, 0].
     """
     if place is None or probability == 0.0:

@@ -1,4 +1,4 @@
-"""How a full tensor is cut over the tensor-parallel ranks. Travels with each parameter; checkpoints read it."""
+"""The sharding of a full tensor over the tensor-parallel ranks. Travels with each parameter; checkpoints read it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ATTRIBUTE = "trident_shard_spec"
 class ShardSpec:
     """Place of one parameter in the whole model.
 
-    A fused tensor is several blocks along `dim`; each block is cut evenly, so that rank r holds part r of every
+    A fused tensor is several blocks along `dim`; each block is sharded evenly, so that rank r holds part r of every
     block, in block order.
     """
 
@@ -26,7 +26,7 @@ class ShardSpec:
     global_shape: tuple[int, ...]
     """Shape over all tensor-parallel ranks, vocabulary padding included."""
     dim: int | None = None
-    """Dimension that is cut; None: every rank holds the whole tensor."""
+    """Dimension that is sharded; None: every rank holds the whole tensor."""
     sections: tuple[int, ...] = ()
     """Global sizes of the blocks along `dim`; they add up to `global_shape[dim]`. Empty for `dim=None`."""
     padding: int = 0
@@ -40,7 +40,7 @@ class ShardSpec:
 
     @property
     def unpadded_shape(self) -> tuple[int, ...]:
-        """Shape without the vocabulary padding: what is the same in every layout."""
+        """Shape without the vocabulary padding, which is the same in every layout."""
         if self.dim is None:
             return self.global_shape
         shape = list(self.global_shape)
@@ -72,7 +72,7 @@ def local_sections(spec: ShardSpec, size: int) -> tuple[int, ...]:
     """Return the sizes of the blocks on one of `size` ranks.
 
     Raises:
-        ConfigError: a block cannot be cut into `size` equal parts.
+        ConfigError: a block cannot be sharded into `size` equal parts.
     """
     for section in spec.sections:
         if section % size:
@@ -88,7 +88,7 @@ def shard(full: torch.Tensor, spec: ShardSpec, rank: int, size: int) -> torch.Te
 
     Raises:
         ValueError: `full` has another shape.
-        ConfigError: a block cannot be cut into `size` equal parts.
+        ConfigError: a block cannot be sharded into `size` equal parts.
     """
     if tuple(full.shape) != spec.global_shape:
         raise ValueError(f"{spec.name} must have shape {spec.global_shape}, but has {tuple(full.shape)}")
@@ -122,7 +122,7 @@ def unshard(parts: Sequence[torch.Tensor], spec: ShardSpec) -> torch.Tensor:
 
 
 def without_padding(full: torch.Tensor, spec: ShardSpec) -> torch.Tensor:
-    """Return `full` without the vocabulary padding: what is the same in every layout."""
+    """Return `full` without the vocabulary padding, which is the same in every layout."""
     if spec.dim is None or spec.padding == 0:
         return full
     return full.narrow(spec.dim, 0, full.shape[spec.dim] - spec.padding)
@@ -138,7 +138,7 @@ def with_padding(full: torch.Tensor, spec: ShardSpec) -> torch.Tensor:
 
 
 def set_shard_spec(parameter: torch.nn.Parameter, spec: ShardSpec) -> None:
-    """Attach `spec`. Cut parameters also get the marks by which DeepSpeed counts each norm contribution once."""
+    """Attach `spec`. Sharded parameters also get the marks by which DeepSpeed counts each norm contribution once."""
     setattr(parameter, _ATTRIBUTE, spec)
     if spec.dim is not None:
         parameter.tensor_model_parallel = True  # type: ignore[attr-defined]

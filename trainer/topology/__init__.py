@@ -1,1 +1,1 @@
-"""Where a rank stands: rank arithmetic and process groups."""
+"""The process groups of a rank, and the agreement of ranks."""

@@ -20,8 +20,8 @@ def together(control: Group, action: Callable[[], T], is_of_machine: bool = Fals
 
     Args:
         control: the ranks.
-        action: what each of them does.
-        is_of_machine: it depends on the machine, so an error says on which, unless it is that of rank 0.
+        action: the function that each of them runs.
+        is_of_machine: true if it depends on the machine, so that an error says on which, unless it is rank 0's.
     """
     result: T | None = None
     error: Exception | None = None
@@ -34,7 +34,7 @@ def together(control: Group, action: Callable[[], T], is_of_machine: bool = Fals
     if not failed:
         return result  # type: ignore[return-value]
     if error is not None and (failed[0] == control.rank or not isinstance(error, TridentError)):
-        # Not its copy, which has lost traceback and cause on the way.
+        # The original is raised, not its copy, which has lost traceback and cause on the way.
         raise error
     first = errors[failed[0]]
     assert first is not None

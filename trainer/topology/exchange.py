@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 SMALLEST = 1 << 14
-"""Elements from which messages pay; below, a collective is one round of latency either way."""
+"""Number of elements from which messages are faster; below, a collective is one round of latency either way."""
 
 
 def pays(tensor: torch.Tensor) -> bool:
@@ -39,7 +39,7 @@ class Peers:
     def _start(
         self, sends: Sequence[torch.Tensor], receives: Sequence[torch.Tensor]
     ) -> tuple[list[dist.Work], list[dist.Work]]:
-        """Post what goes to and comes from each rank of the group; one's own entry is left alone."""
+        """Post the messages to and from each rank of the group; this rank's own entry is ignored."""
         others = [index for index in range(self.size) if index != self.rank]
         arriving = [self._posted(dist.irecv(receives[i], self.ranks[i], group=self.process_group)) for i in others]
         leaving = [self._posted(dist.isend(sends[i], self.ranks[i], group=self.process_group)) for i in others]

@@ -21,7 +21,7 @@ from trainer.topology.watch import Watch
 
 T = TypeVar("T")
 Finish = Callable[[], torch.Tensor]
-"""Waits for what was begun, and returns its result. Until then nobody may touch the tensor that was given."""
+"""Waits for an operation under way and returns its result. Until then nobody may touch the tensor that was given."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Group(ABC):
     size: int
     """Number of ranks in the group."""
     watch: Watch = field(default_factory=Watch, compare=False, repr=False, kw_only=True)
-    """Told of what goes over the wire, for whoever listens; a group without a wire tells nothing."""
+    """Tells a listener what goes over the wire; a group without a wire tells nothing."""
 
     @abstractmethod
     def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
@@ -52,7 +52,7 @@ class Group(ABC):
         """Sum over the group and return this rank's chunk along `dim`: `[..., n, ...] -> [..., n / size, ...]`."""
 
     def all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Hand chunk i along dimension 0 to rank i; return what came, in rank order: `[n, ...] -> [n, ...]`."""
+        """Hand chunk i along dimension 0 to rank i; return those received, in rank order: `[n, ...] -> [n, ...]`."""
         chunk_length(tensor, 0, self.size)
         chunks = self.all_gather(tensor).chunk(self.size * self.size)
         return torch.cat(chunks[self.rank :: self.size])
@@ -98,7 +98,7 @@ class Group(ABC):
         raise ValueError(f"rank {self.rank} of {self.size} has nobody to send to in a {type(self).__name__}")
 
     def receive(self, tensor: torch.Tensor, source: int) -> torch.Tensor:
-        """Fill `tensor`, of the shape and dtype of what one rank sends, with its message, and return it."""
+        """Receive one rank's message into `tensor`, which has the message's shape and dtype, and return it."""
         self._check_peer(source)
         raise ValueError(f"rank {self.rank} of {self.size} has nobody to hear from in a {type(self).__name__}")
 
@@ -114,7 +114,7 @@ class Group(ABC):
 
     @property
     def handle(self) -> dist.ProcessGroup:
-        """The torch process group, for those who talk over it themselves, as DeepSpeed does."""
+        """The torch process group, for code that communicates over it itself, as DeepSpeed does."""
         raise TypeError(f"a {type(self).__name__} has no process group")
 
     def _check_peer(self, rank: int) -> None:
@@ -137,7 +137,7 @@ def chunk_length(tensor: torch.Tensor, dim: int, size: int) -> int:
     """Return the length along `dim` of one of `size` equal parts.
 
     Raises:
-        ValueError: they would not be equal.
+        ValueError: the parts would not be equal.
     """
     length = tensor.shape[dim]
     if length % size:
@@ -195,28 +195,28 @@ class FakeGroup(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelGroups:
-    """This rank's place in the mesh, and the ranks that it has to do with, by what it has to do with them."""
+    """This rank's place in the mesh, and its groups of ranks, named by what they are for."""
 
     mesh: Mesh
     rank: int
     """Global rank."""
     device: torch.device
     world: Group
-    """Everybody, on the device."""
+    """All ranks, on the device."""
     control: Group
-    """Everybody, on the host: for agreement on errors, stops and measurements, which never touches the device."""
+    """All ranks, on the host: for agreement on errors, stops and measurements, which never touches the device."""
     pipeline: Group
-    """Who hands hidden states on to whom."""
+    """Ranks that hand hidden states on to each other."""
     samples: Group
-    """Who reads other samples: the place in it decides which ones this rank reads."""
+    """Ranks that read different samples: the place in it decides which ones this rank reads."""
     gradients: Group
-    """Who averages gradients, and holds the same weights."""
+    """Ranks that average gradients, and hold the same weights."""
     tensor: Group
-    """Who shares each tensor."""
+    """Ranks that share each tensor."""
 
     @property
     def place(self) -> Coordinate:
-        """Where this rank stands."""
+        """This rank's place in the mesh."""
         return self.mesh.coordinate(self.rank)
 
     @property

@@ -1,9 +1,9 @@
-"""All ranks say what they are about to do, before any of them does it, and go on only if it is the same.
+"""All ranks say what they are about to do before any of them does it, and go on only if it is the same.
 
-They talk through the store in which they met: there is no process group yet, since how to make one is part of what they
-may disagree on. A rank reads one digest, that of rank 0, and writes a few words; only where digests differ does it read
-what rank 0 said in full. So a thousand ranks cost the store a few thousand small requests. Knows no torch: whatever
-has `set`, `get`, `check` and `add` of `torch.distributed.Store` will do.
+They communicate through the store in which they met: there is no process group yet, since the way to make one is part
+of what they may disagree on. A rank reads one digest, that of rank 0, and writes a few words; only if digests differ
+does it read all of rank 0's facts. So a thousand ranks cost the store a few thousand small requests. Knows no torch:
+any object with `set`, `get`, `check` and `add` of `torch.distributed.Store` will do.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from typing import Any, Protocol
 from trainer.errors import ConfigError, TridentError
 
 SETTLE_S = 1.5
-"""Once one rank differs, the others that do get this long to say so, to be told of together."""
+"""Seconds that further ranks get to differ, once one does, so that all are reported together."""
 HEARD_S = 10.0
-"""What ranks get to hear why the run does not begin."""
+"""Seconds that ranks get to read why the run does not begin."""
 POLL_S = 0.02
 _LEFT_OVER = "if one is left of an earlier start whose launcher was killed, end it: kill -9 its process"
 _LISTED = 6
-"""Differences, and groups of ranks, that a message names."""
+"""Largest number of differences, and of groups of ranks, that a message names."""
 _READ = 64
-"""Objections that are read of a large world."""
+"""Largest number of objections that are read in a large world."""
 _LONGEST = 160
-"""Characters of a value in a message."""
+"""Largest number of characters of a value in a message."""
 
 
 class Store(Protocol):
-    """What is used of torch's stores."""
+    """The part of torch's stores that is used."""
 
     def set(self, key: str, value: str, /) -> object:
         """Write a value."""
@@ -48,7 +48,7 @@ class Store(Protocol):
 
 
 class Wait(Protocol):
-    """Returns when the first argument holds; the second says what for this waits. May raise when it takes too long."""
+    """Returns when the first argument holds; the second says what is waited for. May raise when it takes too long."""
 
     def __call__(self, holds: Callable[[], bool], what: Callable[[], str], /) -> None:
         """Wait."""
@@ -59,10 +59,10 @@ class Fact:
     """A value that must be the same on every rank."""
 
     value: object
-    """Plain: what JSON holds."""
+    """Plain value, as JSON holds it."""
     source: object = None
-    """How it was written, where it was: `${now:%H-%M}`, a relative path. Values that differ though they were written
-    alike are decided by rank 0. None: nobody wrote it, so values that differ are refused."""
+    """The value as it was written: `${now:%H-%M}`, a relative path. If values differ although they were written alike,
+    rank 0 decides. None: nobody wrote it, so differing values are refused."""
 
 
 Facts = Mapping[str, Fact]
@@ -79,23 +79,23 @@ class Member:
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Name of the process in messages."""
         return f"rank {self.rank} ({self.host})"
 
 
 @dataclass(frozen=True)
 class Agreed:
-    """What was agreed on."""
+    """The result of an agreement."""
 
     taken: Mapping[str, object] = field(default_factory=dict)
-    """Name -> rank 0's value, of facts that are other ones here though they were written alike."""
+    """Name -> rank 0's value, for facts that differ here although they were written alike."""
     notes: tuple[str, ...] = ()
-    """On rank 0: a line for each such fact."""
+    """Lines for rank 0 to print, one for each such fact."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a rank cannot take part."""
+    """The reason why a rank cannot take part."""
 
     problems: Sequence[str]
     hints: Sequence[str]
@@ -103,7 +103,7 @@ class Refusal:
 
     @classmethod
     def of(cls, error: Exception) -> Refusal:
-        """Return what an error says."""
+        """Return the refusal that an error gives."""
         if isinstance(error, TridentError):
             return cls(error.problems, error.hints, error.exit_code)
         text = next(iter(str(error).splitlines()), "")
@@ -111,12 +111,12 @@ class Refusal:
 
 
 class DisagreementError(ConfigError):
-    """The run does not begin, and every rank that could be reached knows why: rank 0 tells it.
+    """The run does not begin, and every rank that could be reached knows why: rank 0 reports it.
 
     Args:
-        problems: one line each.
-        hints: what can be done.
-        exit_code: what all ranks end with.
+        problems: the problems, one line each.
+        hints: things that the user can do.
+        exit_code: exit code of all ranks.
     """
 
     def __init__(self, problems: Sequence[str], hints: Sequence[str] = (), exit_code: int = 2) -> None:
@@ -132,13 +132,13 @@ def agree(store: Store, member: Member, said: Facts | Refusal, wait: Wait) -> Ag
     """Compare what this rank is about to do with rank 0. Every rank of the world calls it.
 
     Args:
-        store: where the ranks met; with nothing in it but what earlier calls of the same ranks left under other keys.
+        store: the store in which the ranks met; it may hold other keys of earlier calls of the same ranks, and no more.
         member: this process.
-        said: what must be the same on all ranks, or why this rank cannot take part.
-        wait: waits, and tells for what.
+        said: the facts that must be the same on all ranks, or the reason why this rank cannot take part.
+        wait: waits, and says for what.
 
     Returns:
-        What rank 0 decides. When it returns, all ranks have called it, and all agree.
+        The decision of rank 0. When it returns, all ranks have called it, and all agree.
 
     Raises:
         DisagreementError: a rank differs or cannot take part; on every rank that has called this.
@@ -172,7 +172,7 @@ def digest(facts: Facts) -> str:
 
 
 def compare(theirs: Facts, ours: Facts) -> tuple[dict[str, tuple[object, object]], dict[str, tuple[object, object]]]:
-    """Return name -> (rank 0's value, ours) of what must not differ, and of what rank 0 decides."""
+    """Return name -> (rank 0's value, ours), first of facts that must not differ, then of those that rank 0 decides."""
     refused: dict[str, tuple[object, object]] = {}
     taken: dict[str, tuple[object, object]] = {}
     absent = Fact(None)
@@ -185,17 +185,17 @@ def compare(theirs: Facts, ours: Facts) -> tuple[dict[str, tuple[object, object]
 
 
 def _same(first: object, other: object) -> bool:
-    """Compare as text: 1 is not true, and what is not a number is itself."""
+    """Compare as text: 1 is not true, and NaN equals itself."""
     return json.dumps(first) == json.dumps(other)
 
 
 def _objection(
     store: Store, member: Member, said: Facts | Refusal, wait: Wait, is_first: bool
 ) -> tuple[dict[str, Any] | None, dict[str, tuple[object, object]]]:
-    """Return what this rank has against the run, if it has, and what it takes from rank 0."""
+    """Return this rank's objection to the run, if it has one, and the values that it takes from rank 0."""
     by: dict[str, Any] = {"rank": member.rank, "host": member.host}
     if not is_first:
-        # The first one writes who it is after it took the seat.
+        # The first process of a rank writes who it is after it took the seat.
         wait(lambda: store.check([f"member/{member.rank}"]), lambda: f"the other rank {member.rank}")
         other = json.loads(store.get(f"member/{member.rank}"))
         return {**by, "seat": [*other, member.host, member.pid]}, {}
@@ -228,7 +228,7 @@ def _judge(store: Store, member: Member, said: Facts | Refusal, wait: Wait) -> A
         verdict = _verdict([*_read(store, "objection", store.add("objections", 0))], member)
     store.set("verdict", json.dumps(verdict))
     if verdict:
-        # The store goes with this process. A rank that cannot take part does not know who else has come.
+        # The store goes with this process. A rank that cannot take part does not know which others have come.
         everyone = member.size if isinstance(said, Refusal) else store.add("arrived", 0)
         _pause(lambda: store.add("left", 0) >= everyone - 1, HEARD_S)
     _raise(verdict)
@@ -236,7 +236,7 @@ def _judge(store: Store, member: Member, said: Facts | Refusal, wait: Wait) -> A
 
 
 def _read(store: Store, kind: str, count: int) -> list[dict[str, Any]]:
-    """Return what ranks wrote; a number is drawn before its text is there."""
+    """Return the texts that ranks wrote; a number is drawn before its text is there."""
     keys = [f"{kind}/{index}" for index in range(1, min(count, _READ) + 1)]
     _pause(lambda: not keys or store.check(keys), SETTLE_S)
     return [json.loads(store.get(key)) for key in keys if store.check([key])]
@@ -275,7 +275,7 @@ def _named(ranks: Sequence[int]) -> str:
 
 
 def _verdict(objections: Sequence[Mapping[str, Any]], judge: Member) -> dict[str, Any]:
-    """Return nothing where all agree, otherwise what is told on every rank."""
+    """Return nothing if all agree, otherwise the message for every rank."""
     if not objections:
         return {}
     for kind, tell in (("seat", _seat_taken), ("problems", _refused), ("differs", _differs)):

@@ -1,4 +1,4 @@
-"""Whoever wants to know what goes over a group, without the group knowing who that is."""
+"""Listening to what goes over a group, without the group knowing who listens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Listener:
         """Hear that this rank begins to wait for the others."""
 
     def received(self, tensor: torch.Tensor) -> None:
-        """Hear that the wait is over, and what came of it."""
+        """Hear that the wait is over, with its result."""
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Watch:
 
     @contextmanager
     def listening(self, listener: Listener) -> Iterator[None]:
-        """Let `listener` hear of what happens inside, in place of whoever listened before."""
+        """Let `listener` hear of everything inside, in place of the listener before."""
         before, self.listener = self.listener, listener
         try:
             yield

@@ -16,15 +16,15 @@ def run(words: Words) -> int:
 
 VERB = Verb(
     name="balance",
-    summary="time the layers on this machine, and cut a pipeline into stages by that",
+    summary="time the layers on this machine, and partition a pipeline into stages by their times",
     run=run,
     options=COMPOSING,
     takes_settings=True,
     text=(
         "Takes the groups and keys of `trident train`, with layout.pipeline_parallel_size > 1. Times one rank's share "
-        "of each kind of layer, forward and backward, on this machine (one process, one device), and prints how its "
-        "time divides over the stages as they are and as they should be: layout.stage_boundaries, to be put into the "
-        "config. The machine should do nothing else. What tensor-parallel ranks send each other is not measured.",
+        "of each kind of layer, forward and backward, on this machine (one process, one device), and prints the time "
+        "of each stage as configured and as balanced, with the layout.stage_boundaries to put into the config. The "
+        "machine should do nothing else. Communication between tensor-parallel ranks is not measured.",
     ),
     examples=(
         "trident balance layout=pp4 model=gpt2_124m",

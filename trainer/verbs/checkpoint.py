@@ -24,9 +24,9 @@ VERB = Verb(
             Takes.choice,
             {
                 "ls": "list the checkpoints of a run folder, newest last",
-                "show": "say what one holds (of a run folder: the newest whole one)",
-                "verify": "read every byte and compare it with what was saved; exit code 1 and the file's name where "
-                "it differs",
+                "show": "print the content of a checkpoint (in a run folder, of the newest whole one)",
+                "verify": "read every byte and compare its hash with the saved one; a file that differs is named, with "
+                "exit code 1",
             },
         ),
         Positional("PATH", "a run folder, or a checkpoint in one", Takes.run),

@@ -31,9 +31,9 @@ VERB = Verb(
     options=COMPOSING,
     takes_settings=True,
     text=(
-        "Takes the groups and keys of `trident train` and prints where the shards are. Those that decide them are "
-        "data.*, tokenizer.* and model.vocab_size; a run with the same ones finds the shards and does not read the "
-        "text again.",
+        "Takes the groups and keys of `trident train` and prints the folder of the shards. The keys data.*, "
+        "tokenizer.* and model.vocab_size decide their content; a run with the same values finds the shards and does "
+        "not read the text again.",
     ),
     examples=(
         "trident data data=files 'data.files=[corpus/*.txt]'",

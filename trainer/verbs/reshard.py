@@ -27,10 +27,10 @@ VERB = Verb(
     text=(
         "Writes DST/checkpoints/step_<N> with config.yaml and tokenizer beside it, so that `trident generate "
         "checkpoint=DST` works, and training goes on with run_dir=DST. Keys that are not given stay as SRC has them; "
-        "of a group (layout=tp2_pp2) all keys are those of its file. Only layout.*, zero.* and batch.micro_batch_size "
-        "can change. Weights and moments stay the same bit for bit.",
-        "A checkpoint can be resumed in any layout without this. It spares the ranks of a large run reading more than "
-        "they need, and gathers a checkpoint into one file (layout=single).",
+        "a group (layout=tp2_pp2) sets all of its keys. Only layout.*, zero.* and batch.micro_batch_size can change. "
+        "Weights and moments stay the same bit for bit.",
+        "A checkpoint can be resumed in any layout without this. It saves the ranks of a large run from reading more "
+        "than they need, and gathers a checkpoint into one file (layout=single).",
     ),
     examples=(
         "trident reshard runs/mine runs/mine_tp2_pp2 layout=tp2_pp2",

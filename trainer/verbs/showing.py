@@ -60,7 +60,7 @@ def show(words: Words) -> int:
         ConfigError: the words do not compose, or the config breaks a rule; the config is printed before the error.
     """
     if words.has(CFG) and words.has(INFO):
-        raise ConfigError(f"{CFG} and {INFO} both print something else than the run; leave one of them out")
+        raise ConfigError(f"{CFG} and {INFO} each print something instead of running; leave one of them out")
     found = composition(words.rest)
     if words.has(INFO):
         _print("\n".join(_INFO[str(words.value(INFO))](found)))

@@ -18,14 +18,14 @@ COMMAND_OPTIONS = (
     Option("--version", "the version"),
     Option(
         "--install-completion",
-        "let a shell complete verbs, groups, keys, values and paths; of the shell that is running, if none is named",
+        "let a shell complete verbs, groups, keys, values and paths; without SHELL, the shell that is running",
         takes=Takes.choice,
         metavar="[SHELL]",
         choices=_SHELLS,
     ),
     Option(
         "--show-completion",
-        "print what that would write",
+        "print the text that --install-completion would write",
         takes=Takes.choice,
         metavar="[SHELL]",
         choices=_SHELLS,

@@ -58,7 +58,7 @@ def _key(key: str) -> str:
 
 def _when(key: str) -> str:
     if key in BY_CONTENT:
-        return "in the place only: the same run goes on where its tokens lie elsewhere, which is checked on the tokens"
+        return "in the place only: the same run goes on if its tokens lie elsewhere; the tokens are compared"
     if may_change(key):
         return "at any time: the same run goes on with another value"
     return "not in a run that has begun: another value is another run, in a run_dir of its own"
