@@ -155,7 +155,7 @@ def test_a_group_and_a_file_explained(trident: Run, place: Path) -> None:
     (place / "conf" / "layout").mkdir(parents=True)
     (place / "conf" / "layout" / "ours.yaml").write_text("# Four of a kind.\ntensor_parallel_size: 4\n")
     text = trident("train", "--help", "layout").out
-    assert "How ranks share the model." in text
+    assert "how ranks share the model." in text
     assert "N replicas" in text
     assert "Four of a kind." in text
     assert "layout.tensor_parallel_size" in text
