@@ -1,6 +1,6 @@
 """A model family that the package has never heard of, as data, and what the oracle has to know of it.
 
-Parallel blocks as in GPT-J with rotary positions of a part of each head, and every other block sees a window only.
+Parallel blocks as in GPT-J with rotary positions of half of each head, and every other block sees a window only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from trainer.config.schema import ModelConfig
 from trainer.spec.model import Model, Wiring
 from trainer.spec.parts import Rope
 
-THETA, DIMS, WINDOW = 100.0, 2, 3
+THETA, WINDOW = 100.0, 3
 
 
 def toy(model: Model) -> Model:
@@ -22,7 +22,9 @@ def toy(model: Model) -> Model:
         replace(
             block,
             wiring=Wiring.parallel,
-            attention=replace(block.attention, rope=Rope(THETA, DIMS), window=window[index % 2]),
+            attention=replace(
+                block.attention, rope=Rope(THETA, block.attention.head_dim // 2), window=window[index % 2]
+            ),
         )
         for index, block in enumerate(model.blocks)
     )
@@ -32,8 +34,12 @@ def toy(model: Model) -> Model:
 def toy_oracle(config: ModelConfig) -> OracleConfig:
     """Return the same for the oracle, which knows nothing of components."""
     plain = {field.name: getattr(config, field.name) for field in fields(ModelConfig)}
+    size = config.head_dim or config.hidden_size // config.num_attention_heads
     windows = tuple((None, WINDOW)[index % 2] for index in range(config.num_layers))
     position = type(config.position).rope
     return OracleConfig(
-        **{**plain, "position": position, "rope_theta": THETA}, wiring="parallel", rotary_dims=DIMS, windows=windows
+        **{**plain, "position": position, "rope_theta": THETA},
+        wiring="parallel",
+        rotary_dims=size // 2,
+        windows=windows,
     )
