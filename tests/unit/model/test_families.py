@@ -16,10 +16,11 @@ from tests.helpers.thread_group import local_gradients, local_weights, run_ranks
 from trainer.config.schema import ModelConfig, RecomputeKind
 from trainer.errors import ConfigError
 from trainer.micro_batch import MicroBatch
+from trainer.model.cache import KeyValueCache
 from trainer.model.gpt import GPT
 from trainer.spec.model import Block, Model, Wiring
 from trainer.spec.parts import Activation, Norm, NormKind
-from trainer.topology.groups import Group
+from trainer.topology.groups import Group, SingleGroup
 
 VOCABULARY = 29
 GATED = replace(TINY_LLAMA, num_attention_heads=8, num_key_value_heads=4, head_dim=4)
@@ -83,6 +84,18 @@ def test_every_wiring_equals_the_oracle(
 def test_the_toy_family_equals_the_oracle(size: int, sequence_parallel: bool, recompute: RecomputeKind) -> None:
     config = replace(TINY, num_layers=3, head_dim=8, recompute=recompute)
     check(config, toy, toy_oracle(config), size, sequence_parallel)
+
+
+def test_the_toy_family_writes_from_a_cache() -> None:
+    config = replace(TINY, num_layers=3, head_dim=8)
+    gpt = drawn(GPT(context_of(config, VOCABULARY, family=toy)), SingleGroup(), 17).eval()
+    lively(gpt)
+    text = torch.randint(0, VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected, cache = gpt(MicroBatch.of(text)), KeyValueCache(12)
+        pieces = text.split([5, 1, 1, 5], dim=1)  # type: ignore[no-untyped-call]
+        found = torch.cat([gpt(cache.following(piece), cache) for piece in pieces])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def blocks(change: Callable[[Block], Block]) -> Callable[[Model], Model]:
