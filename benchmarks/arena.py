@@ -30,7 +30,7 @@ TURN_S = 1800.0
 
 @dataclass(frozen=True)
 class Contender:
-    """What takes part. Its ranks run `benchmarks.contenders.<kind>`."""
+    """A program that takes part. Its ranks run `benchmarks.contenders.<kind>`."""
 
     name: str
     kind: str
@@ -50,7 +50,7 @@ class ContenderFailed(Exception):
 
     @property
     def is_out_of_memory(self) -> bool:
-        """Whether a smaller one might run. A rank that says nothing was most likely killed for the host's memory."""
+        """True if a smaller one might run. A rank without a message was most likely killed for the host's memory."""
         text = str(self).lower()
         return "out of memory" in text or "outofmemory" in text or "died" in text
 
@@ -60,11 +60,11 @@ class Turn:
     """A contender's turn."""
 
     seconds: float
-    """Of the slowest rank."""
+    """Time of the slowest rank."""
     losses: tuple[float, ...]
     """One a step, mean over ranks."""
     extras: Mapping[str, Any]
-    """Of rank 0."""
+    """Further values of rank 0."""
 
 
 class Running:
@@ -87,7 +87,7 @@ class Running:
             self.close()
             raise
         self.start_seconds = time.perf_counter() - started
-        """From the command to the first step."""
+        """Time from the command to the first step."""
 
     def _start(self, rank: int, port: int) -> None:
         contender = self.contender
@@ -200,11 +200,11 @@ def _environment(contender: Contender, rank: int, port: int) -> dict[str, str]:
 
 @dataclass
 class Record:
-    """What is known of a contender after the rounds."""
+    """Results of a contender after the rounds."""
 
     contender: Contender
     reason: str | None = None
-    """Why it has no figures."""
+    """The reason why it has no figures."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     start_seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
@@ -222,9 +222,9 @@ class Tolerance:
     """Largest relative differences of the loss from the first contender's."""
 
     first: float
-    """Of step 1: same weights, same tokens."""
+    """Tolerance at step 1: same weights, same tokens."""
     later: float
-    """Of every other step before the timing: same optimizer."""
+    """Tolerance at every other step before the timing: same optimizer."""
 
 
 FP32 = Tolerance(first=1e-5, later=2e-3)

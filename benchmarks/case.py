@@ -1,4 +1,4 @@
-"""What is trained in a benchmark: one model, one batch, one optimizer, the same for every contender. No torch."""
+"""The case of a benchmark: one model, one batch, one optimizer, the same for every contender. No torch."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ TINY = Case(
     global_batch_size=8,
     micro_batch_size=8,
 )
-"""For the tests."""
+"""A case small enough for tests."""
 GPT3 = {
     "124m": (12, 768, 12),
     "350m": (24, 1024, 16),
@@ -173,4 +173,4 @@ CASES: dict[str, Case] = {
     "tiny_llama": replace(TINY, name="tiny_llama", family="llama"),
     **{case.name: case for case in (gpu_case(size, GPU_SEQ_LENGTHS[0]) for size in GPT3)},
 }
-"""By name, for `--case`."""
+"""Cases by name, for `--case`."""

@@ -14,7 +14,7 @@ from benchmarks.settings import Settings, chosen
 from trainer.log import say
 
 More = Callable[[Sequence[Record]], tuple[Mapping[str, Any], str]]
-"""What else follows from the records: values for the file, text for people."""
+"""Derives further results from the records: values for the file, text for people."""
 
 
 def held(suite: str, settings: Settings, contenders: Sequence[Contender], base: str, more: More | None = None) -> Path:

@@ -37,7 +37,7 @@ class Gate:
         self._losses: list[Any] = []
         self._started = self._cpu_started = 0.0
         self.extras: Callable[[], Mapping[str, Any]] = dict
-        """What else is told at the end of a turn."""
+        """Returns further values that are reported at the end of a turn."""
 
     def answer(self, **values: Any) -> None:
         """Send one answer."""

@@ -1,4 +1,4 @@
-"""Where a figure was measured: hardware, system, versions, and how busy the machine was."""
+"""The machine on which a figure was measured: hardware, system, versions, and load."""
 
 from __future__ import annotations
 

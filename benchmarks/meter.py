@@ -10,7 +10,7 @@ from pathlib import Path
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
-"""What proc(5) wants written to set VmHWM back to VmRSS."""
+"""Value that sets VmHWM back to VmRSS when it is written (proc(5))."""
 
 
 class PeakMeter:

@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: one dated JSON file with everything, and a table for people. No torch."""
+"""The record of a benchmark: one dated JSON file with everything, and a table for people. No torch."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _DOUBTFUL = 1.3
 
 @dataclass(frozen=True)
 class Setup:
-    """How a contender gets a model into memory."""
+    """A way in which a contender gets a model into memory."""
 
     name: str
     words: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""How long contenders compete, and which of them. No torch."""
+"""Settings of a contest: its length, and its contenders. No torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class UsageError(TridentError):
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and with whom."""
+    """Length and contenders of a contest."""
 
     case: Case = CPU
     rounds: int = 12
@@ -31,7 +31,7 @@ class Settings:
     site: str | None = None
     results: Path | None = None
     threads: int = 2
-    """Of one process; layouts share them out."""
+    """CPU threads of one process; layouts share them out."""
     variants: tuple[str, ...] = ()
     """Words after `trident train`, one string a contender of the suite `variants`."""
     dry: bool = False

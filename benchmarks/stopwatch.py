@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """How often something is run."""
+    """Numbers of runs before and during a measurement."""
 
     device: torch.device
     warmup: int

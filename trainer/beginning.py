@@ -1,4 +1,4 @@
-"""What is done once in a run before its first step, by the parent of its ranks or, under a launcher, by rank 0.
+"""The beginning of a run: done once before its first step, by the parent of its ranks or, under a launcher, by rank 0.
 
 No torch.
 """
@@ -30,7 +30,7 @@ class Beginning:
     since all ranks write their logs there meanwhile.
 
     Args:
-        config: of the run.
+        config: the run's config.
     """
 
     def __init__(self, config: TridentConfig) -> None:
@@ -39,7 +39,7 @@ class Beginning:
         """Claimed for as long as this object lives."""
 
     def by_parent(self) -> RunPlan:
-        """Take all steps, before a rank is started, and return the plan. What is wrong is found before it is written.
+        """Take all steps, before a rank is started, and return the plan. Faults are found before anything is written.
 
         Raises:
             TridentError: as the steps.
@@ -77,21 +77,21 @@ class Beginning:
         check_tensorboard(config.logging)
 
     def check_data(self, prepared: PreparedData) -> None:
-        """Check that the data are enough, and those that the run began with. Writes nothing.
+        """Check that the data are enough, and that the run began with them. Writes nothing.
 
         Raises:
             DataError: they are not.
-            ConfigError: texts are to be written, but cannot with these data.
+            ConfigError: texts are to be written, but cannot be with these data.
         """
         check_capacity(prepared, self._config)
         check_samples(prepared, self._config)
         self.folder.check_data(self._config, stream_identity(prepared, self._config))
 
     def claim(self, restarted_by: str | None) -> None:
-        """Keep other runs out of the folder, and remove what an earlier start left in the way of this one.
+        """Keep other runs out of the folder, and remove files of an earlier start that are in the way of this one.
 
         Args:
-            restarted_by: which launcher started the run again; None if none says so.
+            restarted_by: the launcher that started the run again; None if none says so.
 
         Raises:
             ConfigError: another run has the folder, or as `check`.
@@ -105,7 +105,7 @@ class Beginning:
         RankGuard.prepare(folder.logs)
 
     def write(self, plan: RunPlan, prepared: PreparedData) -> None:
-        """Write what is to be done into the folder, and say it.
+        """Write config and plan into the folder, and print the plan.
 
         Raises:
             StorageError: the folder cannot be written.

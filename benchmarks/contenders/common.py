@@ -1,4 +1,4 @@
-"""What every contender starts from: the same weights and the same tokens, made by Trident's own code."""
+"""The start of every contender: the same weights and the same tokens, made by Trident's own code."""
 
 from __future__ import annotations
 

@@ -39,11 +39,11 @@ class Agreement:
 
     loss: float
     gradients: float
-    """Of hidden and weight, in the 2-norm."""
+    """Difference of the gradients of hidden and weight, in the 2-norm."""
 
 
 TOLERANCE = {"fp32": Agreement(1e-5, 1e-4), "bf16": Agreement(1e-3, 2e-2)}
-"""In bf16 a logit is rounded to 4e-3 of itself, and so is each chunk's gradient."""
+"""Tolerances. A bf16 logit is rounded to 4e-3 of itself, and so is each chunk's gradient."""
 
 
 def row_of(facts: Row, measure: Callable[[], Row]) -> Row:

@@ -1,4 +1,4 @@
-"""What each suite lets compete, and the table that it prints."""
+"""The suites: each lets contenders compete, and prints a table."""
 
 from __future__ import annotations
 
@@ -23,4 +23,4 @@ SUITES: dict[str, Callable[[Settings], Path]] = {
     "kernels": kernels,
     "variants": variants,
 }
-"""By name, for the command line. Each returns the record's path."""
+"""Suites by name, for the command line. Each returns the record's path."""

@@ -24,26 +24,26 @@ _SETUPS = (
     Setup("full recomputation", ("model.recompute=full",)),
     Setup("full recomputation, CPU offload", ("model.recompute=full", "zero=stage1_offload")),
 )
-"""From the fastest to the smallest."""
+"""Setups from the fastest to the one with the least memory."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Who takes part."""
+    """A contender of this suite."""
 
     kind: str
     compiles: bool = False
     words: tuple[str, ...] = ()
-    """Of Trident: words after `trident train`."""
+    """Trident only: words after `trident train`."""
     options: Mapping[str, Any] = field(default_factory=dict)
     theory: tuple[str, ...] = ()
-    """What theory must know, as words after `trident train`."""
+    """Settings that the memory theory must know, as words after `trident train`."""
     by_default: bool = False
-    """Whether it takes part if nobody is named: time on a GPU is short."""
+    """True if it takes part when no contender is named: time on a GPU is short."""
 
 
 _NO_ZERO = "zero=stage0"
-"""Of peers: parameters in fp32 and autocast's copy in half precision are as many bytes as ours, without buckets."""
+"""Theory of peers: fp32 parameters and autocast's half-precision copy are as many bytes as ours, without buckets."""
 _WHOLE_LOGITS = "model.fused_loss=false"
 _TRAINER = {"fused": True}
 PEERS: dict[str, Peer] = {
@@ -60,7 +60,7 @@ PEERS: dict[str, Peer] = {
         "transformers_trainer", compiles=True, options={**_TRAINER, "liger": True}, theory=(_NO_ZERO,)
     ),
 }
-"""By name."""
+"""Contenders by name."""
 
 
 def gpu(settings: Settings) -> Path:

@@ -18,7 +18,7 @@ from trainer.log import say
 
 PARTS = ("products", "attention", "loss")
 TOKENS = 1 << 14
-"""That a kernel of a GPU is given at once: as many as fill it, few enough that whole logits fit beside the rest."""
+"""Tokens that a GPU's kernel is given at once: enough to fill it, and few enough that whole logits fit into memory."""
 _CHUNKS = {"cpu": (1 << 20, 1 << 22, 1 << 24), "cuda": (1 << 26, 1 << 28, 1 << 30)}
 _DRY_CHUNKS = (1 << 8, 1 << 12)
 _MIB = 1 << 20

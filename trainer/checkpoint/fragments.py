@@ -1,7 +1,8 @@
 """Tensors as safetensors, addressed by name and global shape: written by the ranks that own them, read by any layout.
 
 Each rank writes one file of fragments: runs of consecutive elements of its tensor-parallel shard of a tensor. The
-file's own header says where each belongs, so a folder of such files is a whole model whoever wrote it. No pickle.
+file's own header says where each belongs, so a folder of such files is a whole model, whatever layout wrote it. No
+pickle.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ SPECS_KEY = "shard_specs"
 FRAGMENTS_KEY = "fragments"
 SUFFIX = ".safetensors"
 BLOCK = 1 << 20
-"""Elements that are read or written at once: what memory is taken besides the tensor itself."""
+"""Elements that are read or written at once: the memory needed besides the tensor itself."""
 _OS_ERROR = re.compile(r"\(os error ([0-9]+)\)")
 
 
 Place = list[str | int]
-"""What a file says of a fragment: kind, name of the tensor, tensor-parallel rank and size, first element."""
+"""A file's entry for a fragment: kind, name of the tensor, tensor-parallel rank and size, first element."""
 
 
 def rank_file(rank: int) -> str:
@@ -48,7 +49,7 @@ def address(kind: str, spec: ShardSpec, tp_rank: int, size: int, start: int) -> 
 
 
 def file_metadata(specs: Iterable[ShardSpec], places: Mapping[str, Place]) -> dict[str, str]:
-    """Return what the header of a file says besides sizes: how its tensors are cut, and key -> place."""
+    """Return the metadata of a file's header: how its tensors are sharded, and key -> place."""
     cuts = {spec.name: asdict(spec) for spec in specs}
     return {SPECS_KEY: json.dumps(cuts), FRAGMENTS_KEY: json.dumps(dict(places))}
 
@@ -73,7 +74,7 @@ def write_fragments(path: Path, fragments: Iterable[Fragment]) -> bool:
     try:
         save_file(tensors, path, metadata=file_metadata(specs.values(), places))
     except SafetensorError as error:
-        # The library hides what the operating system said in its text.
+        # The library hides the operating system's message in its text.
         code = _OS_ERROR.search(str(error))
         if code is None:
             raise
@@ -87,7 +88,7 @@ def write_fragments(path: Path, fragments: Iterable[Fragment]) -> bool:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a fragment is, and what it is a part of."""
+    """Place of a fragment in a file, and in its tensor."""
 
     path: Path
     first_byte: int
@@ -101,8 +102,8 @@ class TensorFolder:
     """Reads tensors out of files that ranks wrote with `write_fragments`. Reads headers first, data on demand.
 
     Args:
-        folder: named in messages.
-        files: those to read, relative to it; only names with our suffix are. Whatever else lies there is not opened.
+        folder: the checkpoint, as messages name it.
+        files: names of the files to read, relative to the folder; names without our suffix are ignored.
 
     Raises:
         CheckpointError: there is no file, or one cannot be read.
@@ -138,7 +139,7 @@ class TensorFolder:
             raise CheckpointError(f"{path} must hold fragments, but cannot be read: {error}") from error
 
     def kinds(self) -> list[str]:
-        """Return what there is of some tensor: weight and the names of moments."""
+        """Return the kinds of tensors here: weight and the names of moments."""
         return sorted({kind for kind, _ in self._places})
 
     def names(self, kind: str = "weight") -> list[str]:
@@ -150,7 +151,7 @@ class TensorFolder:
         return self._specs[name].unpadded_shape
 
     def spec(self, name: str) -> ShardSpec:
-        """Return how a tensor is cut here."""
+        """Return how a tensor is sharded here."""
         return self._specs[name]
 
     def read(self, kind: str, name: str) -> torch.Tensor:
@@ -166,12 +167,12 @@ class TensorFolder:
         return whole
 
     def read_shard(self, kind: str, spec: ShardSpec, rank: int, size: int) -> torch.Tensor:
-        """Return rank `rank`'s shard of a tensor as `spec` cuts it for `size` ranks, padding included.
+        """Return rank `rank`'s shard of a tensor as `spec` shards it for `size` ranks, padding included.
 
-        Reads only blocks that hold a part of it: of a checkpoint that was cut alike, nothing but that shard.
+        Reads only blocks that hold a part of it: from a checkpoint that was sharded alike, only that shard.
 
         Raises:
-            CheckpointError: it is not there, not all of it, or is of another shape: another model.
+            CheckpointError: it is not there, not all of it, or has another shape, as in another model.
         """
         places = self._whole(kind, spec.name)
         saved = self._specs[spec.name]
@@ -187,7 +188,7 @@ class TensorFolder:
         return found
 
     def _whole(self, kind: str, name: str) -> list[_Place]:
-        """Return the places of a tensor; every element must be there exactly once. Reads none, takes no memory."""
+        """Return the places of a tensor; every element must be there exactly once. Reads no data, takes no memory."""
         if (kind, name) not in self._places and ("weight", name) in self._places:
             raise CheckpointError(
                 f"{self._folder} must hold {kind} of {name}, but holds only its weight: it was not trained; freeze it "
@@ -212,7 +213,7 @@ class TensorFolder:
         return [place for place in places if spec.dim is not None or place.tp_rank == 0]
 
     def _fill(self, target: torch.Tensor, wanted: Footprint, places: list[_Place], saved: ShardSpec) -> None:
-        """Copy what of `saved` is `wanted` to where it belongs."""
+        """Copy the `wanted` part of `saved` to its place in `target`."""
         matrix = target.view(wanted.rows, wanted.width)
         for place in places:
             source = footprint(saved, place.tp_rank, place.tensor_parallel_size)
@@ -234,11 +235,11 @@ def cut_run(whole: torch.Tensor, spec: ShardSpec, rank: int, size: int, start: i
 
     Args:
         whole: the tensor, of shape `spec.unpadded_shape`.
-        spec: how it is cut.
+        spec: the tensor's sharding.
         rank: tensor-parallel rank.
         size: number of such ranks.
-        start: in the flattened shard.
-        numel: how many.
+        start: first element in the flattened shard.
+        numel: number of elements.
     """
     there = whole_footprint(spec)
     matrix = whole.view(there.rows, there.width)

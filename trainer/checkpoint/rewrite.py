@@ -1,7 +1,7 @@
 """Write the tensors of a checkpoint as the ranks of another layout would have, one tensor at a time.
 
-Memory holds one tensor and a few blocks (`shards.BLOCK`), however large the checkpoint is. What was written is read
-again and compared with what was meant, both as files and as tensors, before anybody may rely on it.
+Memory holds one tensor and a few blocks (`fragments.BLOCK`), however large the checkpoint is. The files are read again
+and compared with the original, both as files and as tensors, before anybody may rely on them.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def rewrite_tensors(source: Path, manifest: Manifest, plan: RunPlan, target: Pat
 
     Args:
         source: the checkpoint, every byte of it checked.
-        manifest: of the checkpoint.
-        plan: of a run of the same model, in another layout.
+        manifest: its manifest.
+        plan: plan of a run of the same model, in another layout.
         target: an unfinished checkpoint with an empty folder for tensors.
 
     Returns:
-        Relative path -> what the file is. A rank without tensors has none.
+        Relative path -> size and hash of the file. A rank without tensors has none.
 
     Raises:
-        CheckpointError: a tensor is missing, is not of the plan's model, or did not come back as it was written.
+        CheckpointError: a tensor is missing, does not belong to the plan's model, or differs when it is read again.
         OSError: a file cannot be written.
         StorageError: there is not enough room; nothing was written.
     """
@@ -76,7 +76,7 @@ def _check_model(tensors: TensorFolder, source: Path, plan: RunPlan) -> None:
 
 @dataclass
 class _Content:
-    """What one file will hold."""
+    """The content of one file."""
 
     sizes: dict[str, int] = field(default_factory=dict)
     specs: dict[str, ShardSpec] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class _Content:
 
 
 def _order(tensors: TensorFolder) -> Iterator[tuple[str, str]]:
-    """Yield (kind, name): kinds of a tensor together, so that each reader opens a file where it just was."""
+    """Yield (kind, name): the kinds of one tensor together, so that each reader stays near the same place in a file."""
     of_kind = {kind: set(tensors.names(kind)) for kind in tensors.kinds()}
     for name in tensors.names():
         for kind, names in of_kind.items():

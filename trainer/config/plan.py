@@ -70,12 +70,12 @@ class RunPlan:
 
     @property
     def sequence_parallel(self) -> bool:
-        """Whether hidden states between layers are cut over the sequence."""
+        """True if hidden states between layers are sharded over the sequence."""
         return self.config.layout.sequence_parallel
 
     @property
     def seed(self) -> int:
-        """Of weights, dropout and the order of data."""
+        """Seed of weights, dropout and the order of data."""
         return self.config.train.seed
 
     @property

@@ -1,4 +1,4 @@
-"""DeepSpeed's engines with what DeepSpeed 0.19.8 gets wrong put right. Each repair has a test against the oracle.
+"""DeepSpeed's engines with the faults of DeepSpeed 0.19.8 repaired. Each repair has a test against the oracle.
 
 - Tied embeddings: `_exec_reduce_tied_grads` reads `weight.grad`, but DeepSpeedZeroOptimizer with fp32 accumulation
   keeps gradients in `param.grad_accum`; the sum over the tied copies was skipped without a word and they drifted apart.
@@ -55,7 +55,7 @@ class DrivenPipeline(DrivenEngine, PipelineSurface, Protocol):
 
 
 class _Repaired:
-    """Mixin in front of a DeepSpeed engine class: the gate, what a plain optimizer lacks, time spent computing."""
+    """Mixin before a DeepSpeed engine class: the gate, the parts a plain optimizer lacks, and time spent computing."""
 
     sharding: Sharding
     groups: ParallelGroups
@@ -65,7 +65,7 @@ class _Repaired:
     max_grad_norm: float = 0.0
 
     def attach(self, sharding: Sharding, groups: ParallelGroups, max_grad_norm: float, progress: Progress) -> None:
-        """Hand over what DeepSpeed's constructor has no argument for."""
+        """Hand over the objects that DeepSpeed's constructor has no argument for."""
         self.sharding = sharding
         self.groups = groups
         self.max_grad_norm = max_grad_norm
@@ -84,7 +84,7 @@ class _Repaired:
         if optimizer.overflow:
             self.sharding.forget_skipped()
             if scaler is not None and self.gate.was_no_overflow():
-                # That was no overflow, so it says nothing about the scale.
+                # That was no overflow, so it says nothing about the loss scale.
                 vars(scaler).update(before)
 
     def buffered_allreduce_fallback(self, grads: Any = None, elements_per_buffer: int = 0) -> None:
@@ -111,11 +111,11 @@ class RepairedEngine(_Repaired, DeepSpeedEngine):  # type: ignore[misc]
 
 
 _PHASES = (0, 1)
-"""Of DualPipeV, whose ranks hold two stages; 1F1B has the first alone."""
+"""Phases of a rank: DualPipeV's ranks hold two stages and have both, 1F1B's have only the first."""
 
 
 class _RepairedPipeline(_Repaired):
-    """What both pipeline engines share."""
+    """The part that both pipeline engines share."""
 
     own_time: OwnTime
     _known_loss: torch.Tensor | None = None
@@ -192,7 +192,7 @@ _REPAIRED_INSTRUCTIONS = {
 
 
 def _instructions(theirs: dict[type, Callable[..., None]]) -> dict[type, Callable[..., None]]:
-    """Return DeepSpeed's instructions with ours in place of some, each noted before it runs."""
+    """Return DeepSpeed's instructions with ours in place of some; each is noted before it runs."""
     return {kind: _noted(kind, run) for kind, run in {**theirs, **_REPAIRED_INSTRUCTIONS}.items()}
 
 
@@ -218,7 +218,8 @@ class RepairedDualPipeVEngine(_RepairedPipeline, DualPipeVEngine):  # type: igno
         return super()._inference_schedule(micro_batches)
 
     def _phase1_buffer(self, buffer_id: int) -> int:
-        # DeepSpeed adds the micro-batches of a training step, also where an evaluation has another number of them.
+        # DeepSpeed adds the number of micro-batches of a training step, even if an evaluation has another number of
+        # them.
         return buffer_id + self._scheduled_micro_batches
 
 
@@ -226,4 +227,4 @@ PIPELINE_ENGINES: Mapping[PipelineSchedule, type[_RepairedPipeline]] = {
     PipelineSchedule.f1b1: RepairedPipelineEngine,
     PipelineSchedule.dualpipev: RepairedDualPipeVEngine,
 }
-"""What runs each schedule."""
+"""Engine class for each schedule."""

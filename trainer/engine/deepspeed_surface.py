@@ -1,4 +1,4 @@
-"""What the project uses of DeepSpeed's objects, typed once. DeepSpeed itself carries no types.
+"""The part of DeepSpeed's objects that the project uses, typed in one place. DeepSpeed itself carries no types.
 
 A name that begins with an underscore, or that belongs to a flat buffer, is used in one class of `sharding_*` only: see
 ADR 0015. Checked against DeepSpeed 0.19.8.
@@ -16,7 +16,7 @@ State = MutableMapping[str, torch.Tensor | int]
 
 
 class BasicOptimizer(Protocol):
-    """AdamW as we build it, of torch or DeepSpeed's for the CPU."""
+    """AdamW as we build it: torch's, or DeepSpeed's for the CPU."""
 
     param_groups: list[dict[str, object]]
     state: MutableMapping[torch.Tensor, State]
@@ -30,10 +30,10 @@ class LossScaler(Protocol):
 
 
 class WrappedOptimizer(Protocol):
-    """What every optimizer of an engine answers."""
+    """The interface that every optimizer of an engine has."""
 
     overflow: bool
-    """Whether the last step was skipped."""
+    """True if the last step was skipped."""
     cur_scale: float
     loss_scaler: LossScaler
 
@@ -80,7 +80,7 @@ class SubGroupOptimizer(WrappedOptimizer, Protocol):
     averaged_gradients: MutableMapping[int, Sequence[torch.Tensor]]
     norm_for_param_grads: MutableMapping[int, torch.Tensor]
     grad_position: MutableMapping[int, tuple[int, int, int]]
-    """(group, offset in the flat partition, elements), by parameter."""
+    """Parameter -> (group, offset in the flat partition, elements)."""
     _get_norm_groups: Callable[[], list[torch.Tensor]]
 
     get_param_id: Callable[[nn.Parameter], int]
@@ -128,4 +128,4 @@ class PipelineSurface(DeepSpeedEngineSurface, Protocol):
         """Run the forward-only schedule."""
 
     def reset_activation_shape(self) -> None:
-        """Forget the shape of what travels between stages: they tell each other anew."""
+        """Forget the shape of the tensors between stages: the stages then tell each other anew."""

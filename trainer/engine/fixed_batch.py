@@ -1,4 +1,4 @@
-"""A micro-batch that is the same in every layout, for what compares one forward pass with another."""
+"""A micro-batch that is the same in every layout, for comparing one forward pass with another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trainer.config.plan import RunPlan
 from trainer.micro_batch import MicroBatch
 
 _STRIDE = 7919
-"""A prime: the tokens go around the whole vocabulary."""
+"""A prime, so that the tokens go around the whole vocabulary."""
 
 
 def fixed_micro_batches(plan: RunPlan, device: torch.device, length: int | None = None) -> list[MicroBatch]:
@@ -18,14 +18,14 @@ def fixed_micro_batches(plan: RunPlan, device: torch.device, length: int | None 
     the same, so neither micro-batch size nor layout changes the mean loss.
 
     Args:
-        plan: of the run.
-        device: where the tokens go.
-        length: of the sequences, in tokens; None: as long as the run's.
+        plan: numbers of the run.
+        device: device of the tokens.
+        length: length of the sequences, in tokens; None: as long as the run's.
     """
     own = plan.execution.seq_length
     places = torch.arange((length or own) + 1, device=device)
     row = (places * _STRIDE + places // 7) % plan.model.vocab_size
-    # Of longer sequences fewer: about as many tokens as the run computes at once anyway.
+    # Longer sequences are fewer, so that there are about as many tokens as the run computes at once anyway.
     count = max(1, plan.micro_batch_size * own // (length or own))
     rows = row.expand(count, -1)
     batch = MicroBatch.of(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())

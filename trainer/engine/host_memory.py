@@ -1,8 +1,8 @@
-"""Memory of tensors on the CPU: keep what is freed, in huge pages. No torch.
+"""Memory of tensors on the CPU: freed blocks are kept, in huge pages. No torch.
 
 glibc gives every large block back to the kernel when it is freed, so a training step faults in, and the kernel clears,
-all its activations anew: a tenth of a step and more. Kept blocks cost nothing but that a process stays as large as it
-once was.
+all its activations anew, which takes a tenth of a step and more. Keeping the blocks costs nothing but that a process
+stays as large as it once was.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 _TRIM_THRESHOLD = -1
 _MMAP_THRESHOLD = -3
 _LARGEST = (1 << 31) - 1
-"""glibc takes these thresholds as int."""
+"""Largest threshold: glibc takes them as int."""
 LARGEST_KEPT = {1: 32 << 20, 2: 8 << 20, 3: 4 << 20}
 """Bytes of the largest freed block that a rank keeps, by the stage of ZeRO. Its flat partitions, and with stage 2
 the gradients and with stage 3 the gathered weights, come and go between blocks of every other size: kept, they leave
@@ -42,7 +42,7 @@ def keep_freed_memory(largest_bytes: int | None = None) -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Return freed heap memory to the kernel. Local; does nothing where the C library has no way to."""
+    """Return freed heap memory to the kernel. Local; does nothing if the C library cannot."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):
@@ -55,7 +55,7 @@ def _use_huge_pages(libc: ctypes.CDLL) -> None:
     libc.malloc.argtypes = [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    # Never touched, so it is address space and no memory; a limit on that makes it fail, and nothing is lost.
+    # Never touched, so it takes address space and no memory; a limit on that makes it fail, which does no harm.
     libc.free(libc.malloc(_RESERVED))
     for start, end in heap_ranges():
         first = -(-start // _HUGE_PAGE) * _HUGE_PAGE

@@ -1,4 +1,4 @@
-"""AdamW over two parameter groups, with the kernel that fits where the optimizer state lives."""
+"""AdamW over two parameter groups, with the kernel that fits the place of the optimizer state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DECAYS = "decays"
 
 
 def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    """Split parameters by what the model says of their tensors: matrices decay, norms and biases do not."""
+    """Split parameters by their tensors' entries in the model: matrices decay, norms and biases do not."""
     decayed: list[torch.nn.Parameter] = []
     free: list[torch.nn.Parameter] = []
     for parameter in parameters:
@@ -85,5 +85,6 @@ def build_optimizer(
                 ],
             ) from error
         return optimizer
-    # One kernel for all of a tensor's arithmetic, on the CPU too: there a quarter of the time of torch's default.
+    # One kernel does all arithmetic of a tensor, on the CPU too: it takes a quarter of the time of torch's default
+    # there.
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)

@@ -30,7 +30,7 @@ def global_grad_norm(parameters: Iterable[nn.Parameter], groups: ParallelGroups)
 
 
 class WithoutZero(Sharding):
-    """Gradients, masters and moments lie on the parameters. DeepSpeed neither clips nor judges: we do both."""
+    """Gradients, master weights and moments lie on the parameters. DeepSpeed neither clips nor judges: we do both."""
 
     def __init__(self, engine: DeepSpeedEngineSurface) -> None:
         super().__init__(engine)

@@ -1,4 +1,4 @@
-"""Which library multiplies matrices on this machine's processor."""
+"""The choice of the library that multiplies matrices (GEMM) on this machine's processor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one rank of a run has from its first step to its last, as one value."""
+"""The session of one rank of a run, from its first step to its last, as one value."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from trainer.topology.groups import ParallelGroups
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """One rank's session. The loop and its hooks are given it, and the engine and the state besides."""
+    """One rank's session. The loop and its hooks are given it, besides the engine and the state."""
 
     plan: RunPlan
     groups: ParallelGroups
     paths: RunPaths
-    """What is where in the run's folder."""
+    """Paths in the run's folder."""
     hosts: Sequence[str]
     """Machine of every rank, in order of ranks."""
     progress: Progress = field(default_factory=Progress)
-    """Where is noted what this rank does."""
+    """Notes of this rank's activity."""
     measures: Measures = field(default_factory=Measures)
-    """What is noted there goes into the next report."""
+    """Numbers noted here go into the next report."""

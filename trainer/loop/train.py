@@ -24,11 +24,11 @@ from trainer.loop.window import StepWindow, WindowReading
 
 
 class Batches(NamedTuple):
-    """What a rank reads."""
+    """The data that a rank reads."""
 
     training: BatchSource
     validation: BatchSource | None = None
-    """What to evaluate on; None for nothing."""
+    """Data to evaluate on; None for no evaluation."""
 
 
 def _end_failed(hooks: Sequence[Hook], end: RunEnd) -> None:
@@ -84,20 +84,20 @@ class Loop:
 
     session: Session
     engine: Engine
-    """Of this rank."""
+    """This rank's engine."""
     batches: Batches
     state: TrainState
-    """Where to begin; moved on in place."""
+    """Progress to start from; updated in place."""
     hooks: Sequence[Hook]
     """Called in this order."""
     stop: StopRequest
     """Asks all ranks whether the run ends."""
     go_back: Callable[[], TrainState]
-    """Loads the last checkpoint into the engine and returns where that is; for `spike_policy=rewind`. Collective."""
+    """Loads the last checkpoint into the engine and returns its progress; for `spike_policy=rewind`. Collective."""
     _window: StepWindow = field(default_factory=StepWindow, init=False)
 
     def __post_init__(self) -> None:
-        """Begin to judge losses where the state was saved."""
+        """Begin to judge losses from the saved state on."""
         config = self.session.plan.config
         self._train, self._optimizer, self._schedule = config.train, config.optimizer, config.schedule
         self._skips = SkipPolicy(self._train, self.state, self.batches.training, self._tell_skip)
@@ -109,8 +109,8 @@ class Loop:
             How the run ended: `finished`; `stopped` (exit with 75).
 
         Raises:
-            NumericsError: loss or gradients were not finite too often, or the loss jumped and
-                `train.spike_policy=stop`.
+            NumericsError: loss or gradients were not finite too often, or a spike ends the run
+                (`train.spike_policy=stop`).
             PeerLostError: a rank died.
         """
         started = time.perf_counter()

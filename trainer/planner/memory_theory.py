@@ -1,9 +1,9 @@
-"""What a rank's memory should hold, in bytes, for layouts without tensor or pipeline parallelism. No torch.
+"""Bytes that a rank's memory should hold, for layouts without tensor or pipeline parallelism. No torch.
 
 Sources: model states as in ZeRO (arXiv 1910.02054, section 3); activations counted tensor by tensor as in arXiv
 2205.05198, section 4, without dropout and without the scores, which a fused attention never keeps. Everything is
 counted as if it were alive at once; in truth activations go while gradients come, so a single micro-batch needs less.
-What a GPU must have room for beside these is in `gpu_bytes`.
+The memory that a GPU needs for tensors is in `gpu_bytes`.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from trainer.spec.execution import RecomputeKind
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Logits in a chunk of the fused loss, as in `trainer.tensor_parallel.fused_loss`, which would import torch."""
 CONTEXT_BYTES = 2 << 30
-"""What a process has on a GPU beside tensors: CUDA's context, and workspaces of the libraries."""
+"""Bytes that a process needs on a GPU besides tensors: CUDA's context, and workspaces of the libraries."""
 
 
 @dataclass(frozen=True)
 class Bytes:
-    """One rank's memory by what it is for."""
+    """One rank's memory, divided by purpose."""
 
     parameters: int
     gradients: int
     optimizer: int
-    """Moments, and the master weights where there are any."""
+    """Moments, and the master weights if there are any."""
     activations: int
     loss: int
     """Head and cross-entropy."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return sum(asdict(self).values())
 
     def to_dict(self) -> dict[str, int]:
@@ -48,10 +48,10 @@ class Bytes:
 
 
 def expected_bytes(plan: RunPlan) -> Bytes:
-    """Return what a rank of this plan should hold."""
+    """Return the bytes that a rank of this plan should hold."""
     count, stage, replicas = plan.model.parameter_count, plan.zero_stage, plan.data_parallel_size
     half = plan.dtype is not Dtype.fp32
-    # Gradients are added up in fp32, and fp32 weights are their own masters.
+    # Gradients are accumulated in fp32, and fp32 weights are their own master weights.
     masters = 4 if half else 0
     return Bytes(
         parameters=(2 if half else 4) * count // (replicas if stage == 3 else 1),
@@ -63,7 +63,7 @@ def expected_bytes(plan: RunPlan) -> Bytes:
 
 
 def gpu_bytes(plan: RunPlan) -> int:
-    """Return the most bytes that a rank's tensors should take on a GPU, where `expected_bytes` names what they are for.
+    """Return the most bytes that a rank's tensors should take on a GPU; `expected_bytes` divides them by purpose.
 
     Added are ZeRO's two reduce buckets, in fp32, and the flat copy of the gradients that it makes for the update, when
     activations and loss are gone. Offloaded state is on the host; gradients count although they leave bucket by bucket.
@@ -79,11 +79,11 @@ def gpu_bytes(plan: RunPlan) -> int:
 
 
 def _activations(plan: RunPlan, width: int) -> int:
-    """Return what forward leaves for backward in the blocks."""
+    """Return the bytes of activations that forward leaves for backward in the blocks."""
     tokens = plan.micro_batch_size * plan.execution.seq_length
     kept = [block.kept.whole + block.kept.cut for block in plan.model.blocks]
     if plan.execution.recompute is RecomputeKind.full:
-        # Every block's input, and the block that keeps most, which is being computed again.
+        # Every block's input, and the block that keeps most, which is being recomputed.
         return tokens * width * (len(kept) * plan.model.hidden_size + max(kept))
     # Selective recomputation drops the scores, and a fused attention has none.
     return tokens * width * sum(kept)

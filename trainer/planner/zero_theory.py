@@ -1,7 +1,7 @@
-"""What a rank holds with each stage of ZeRO at the fullest moment of backward, in bytes, by what it is for. No torch.
+"""Bytes that a rank holds with each ZeRO stage at the fullest moment of backward, divided by purpose. No torch.
 
-Activations are left out: they are the same with every stage. Source: ZeRO (arXiv 1910.02054, section 3), and how
-DeepSpeed and its repairs here do it: a bucket of gradients is collected while the layers before it are computed.
+Activations are left out: they are the same with every stage. Source: ZeRO (arXiv 1910.02054, section 3), and the way in
+which DeepSpeed and its repairs here do it: a bucket of gradients is collected while the layers before it are computed.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class ZeroBytes:
-    """One rank's states, and what sharding them takes besides."""
+    """One rank's states, and the memory that sharding them takes besides."""
 
     weights: int
     gathered: int
     """Weights of ZeRO-3 that are whole at once."""
     gradients: int
     master: int
-    """fp32 weights beside those of half precision; fp32 weights are their own masters."""
+    """fp32 master weights beside those of half precision; fp32 weights are their own master weights."""
     moments: int
     buffers: int
-    """Of collectives and of offload."""
+    """Buffers of collectives and of offload."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return sum(asdict(self).values())
 
 
 def zero_bytes(plan: RunPlan, stage: int | None = None, offload: OffloadKind | None = None) -> ZeroBytes:
-    """Return what a rank holds in the memory that its device computes in.
+    """Return the bytes that a rank holds in the memory that its device computes in.
 
     Args:
-        plan: of the run.
-        stage: of ZeRO; None for the plan's.
-        offload: of the optimizer's state; None for the plan's.
+        plan: numbers of the run.
+        stage: ZeRO stage; None for the plan's.
+        offload: offload of the optimizer's state; None for the plan's.
     """
     stage = plan.zero_stage if stage is None else stage
     offload = plan.config.zero.offload if offload is None else offload
@@ -58,7 +58,7 @@ def zero_bytes(plan: RunPlan, stage: int | None = None, offload: OffloadKind | N
     whole_gradients = stage == 0 or (stage == 1 and plan.num_micro_batches > 1)
     buffers = 0
     if replicas > 1:
-        # The bucket, what is received of it, and with ZeRO-3 what is cut out of it.
+        # The bucket, a buffer to receive it, and with ZeRO-3 the shard of it.
         buffers = 4 * ((min(bucket + largest, held) if stage == 0 else bucket) + (2 * bucket if stage == 3 else 0))
     result = ZeroBytes(
         weights=width * (own if stage == 3 else held),

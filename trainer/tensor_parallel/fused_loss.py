@@ -1,8 +1,8 @@
 """Head and cross-entropy in one: the logits of a few rows at a time, never all of them.
 
 The whole logits are the largest tensor of a small model: S x B x V in fp32, their gradient once more, and each of a
-handful of passes reads them from memory. Here a chunk of rows goes through matrix product, softmax, loss and both
-gradients while it is in the cache, in forward; backward only scales what is there.
+handful of passes reads them from memory. Here a chunk of rows goes through GEMM, softmax, loss and both gradients while
+it is in the cache, in forward; backward only scales the gradients.
 Source: vocabulary-parallel loss arXiv 1909.08053, section 3; chunks with the gradient in forward as in Liger Kernel,
 arXiv 2410.10989, section 3.2.
 """
@@ -24,7 +24,7 @@ from trainer.tensor_parallel.token_ids import check_labels
 from trainer.topology.groups import Group
 
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
-"""Logits in a chunk: on the CPU 16 MiB in fp32, which stay in the cache; on a GPU enough to fill it."""
+"""Number of logits in a chunk: on the CPU 16 MiB in fp32, which stay in the cache; on a GPU enough to fill it."""
 _ROW_MULTIPLE = 64
 
 
@@ -39,7 +39,7 @@ def chunk_rows(rows: int, width: int, device: str) -> int:
 
 
 class _Shard:
-    """This rank's columns of the head, and what they make of a chunk of rows."""
+    """This rank's columns of the head, and its computation for a chunk of rows."""
 
     def __init__(self, weight: torch.Tensor, valid: int, group: Group, programs: LossPrograms | None) -> None:
         self.weight = weight[:valid]
@@ -84,13 +84,13 @@ class _Shard:
 
 
 class _Gradients(Protocol):
-    """What forward keeps for backward: of the weighted sum of the losses, not yet divided.
+    """Gradients that forward keeps for backward: those of the weighted sum of the losses, not yet divided.
 
     A row's weight is multiplied into factors [rows, H], which are smaller than the logits.
     """
 
     def add(self, part: slice, rows: torch.Tensor, grad: torch.Tensor) -> None:
-        """Put in a chunk's share: `grad` [rows, valid] is that of its logits, without the rows' weights."""
+        """Add a chunk's share: `grad` [rows, valid] is the gradient of its logits, without the rows' weights."""
 
     def of_rows(self, scale: torch.Tensor) -> torch.Tensor:
         """Return the gradient of the rows times `scale` [], [rows, H]."""
@@ -100,7 +100,7 @@ class _Gradients(Protocol):
 
 
 class _Sums:
-    """Both gradients, to which every chunk is added: its logits are gone then.
+    """Both gradients, to which every chunk is added, so that its logits can be freed.
 
     Args:
         rows: [rows, H].
@@ -115,7 +115,7 @@ class _Sums:
         self.rows_grad = torch.empty_like(rows) if valid else torch.zeros_like(rows)
         self.weight_grad: torch.Tensor | None = None
         if weight.requires_grad:
-            # In half precision the sum would lose what each chunk adds.
+            # In half precision the sum would lose the small shares of the chunks.
             self.weight_grad = torch.empty_like(weight, dtype=torch.float32)
             self.weight_grad[valid:] = 0.0
 
@@ -148,7 +148,7 @@ class _OneChunk:
     """The logits' gradient itself, where one chunk is everything: it is smaller than the weight's.
 
     With many small micro-batches the weight's gradient would be made, and then added in as many passes over it; here
-    the matrix product that makes it puts it where it belongs. Scales are multiplied into the smaller factors.
+    the GEMM that makes it adds it in place. Scales are multiplied into the smaller factors.
 
     Args:
         row_weights: how much each row counts, [rows, 1] fp32.
@@ -256,7 +256,7 @@ def vocab_parallel_linear_cross_entropy(
 ) -> torch.Tensor:
     """Return the micro-batch's next-token cross-entropy of the head's logits in nats, [] fp32, the same on every rank.
 
-    The same numbers as a column-parallel linear layer and `vocab_parallel_cross_entropy` behind it, without ever
+    The numbers are the same as those of a column-parallel linear layer and `vocab_parallel_cross_entropy`, without ever
     holding the logits. With gradients enabled, forward also computes them; it takes one backward.
 
     Args:
@@ -266,13 +266,13 @@ def vocab_parallel_linear_cross_entropy(
         group: tensor-parallel group. Collective: an all-gather of two numbers a row for each chunk in forward, an
             all-reduce of hidden's gradient in backward; with sequence parallelism instead of that an all-gather of
             hidden in forward and a reduce-scatter in backward. No host sync on an accelerator.
-        vocab_size: ids that exist; columns above are padding, take no probability and get no gradient.
+        vocab_size: number of ids that exist; columns above are padding, take no probability and get no gradient.
         sequence_parallel: hidden is a sequence shard.
-        programs: what computes a chunk; None: PyTorch's own kernels, one after another.
+        programs: compiled programs that compute a chunk; None: PyTorch's own kernels, one after another.
 
     Raises:
         ValueError: the shapes of hidden and labels do not belong together.
-        DataError: a label is outside [0, vocab_size), or a weight is not one (checked on CPU only).
+        DataError: a label is outside [0, vocab_size), or a weight is negative or not finite (checked on CPU only).
     """
     labels = batch.targets()
     gathers = sequence_parallel and group.size > 1

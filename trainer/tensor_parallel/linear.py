@@ -1,4 +1,4 @@
-"""Linear layers whose weight is cut over the tensor-parallel group.
+"""Linear layers whose weight is sharded over the tensor-parallel group.
 
 Source: Megatron-LM, arXiv 1909.08053, section 3; with sequence parallelism arXiv 2205.05198, section 4.2.2.
 """
@@ -37,7 +37,7 @@ def _parameter_gradients(
 
 
 class _ColumnParallel(torch.autograd.Function):
-    """f and the matrix product in one, so that what backward sends travels while it multiplies."""
+    """f and the GEMM in one, so that the messages of backward travel while it multiplies."""
 
     @staticmethod
     def forward(
@@ -83,7 +83,7 @@ class _GatheredLinear(torch.autograd.Function):
 
 
 class _Linear(torch.autograd.Function):
-    """`F.linear` of one rank, by the weight's own products; its weight's gradient may be added in place."""
+    """`F.linear` of one rank, by the weight's own GEMM library; its weight's gradient may be added in place."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -111,8 +111,8 @@ def column_parallel_linear(
     """Multiply hidden with this rank's rows of a weight: `[S, B, in] -> [S, B, out/tp]`.
 
     With sequence parallelism hidden is `[S/tp, B, in]`: all-gather in forward, and again in backward, which spares
-    keeping `[S, B, in]`; reduce-scatter in backward. Otherwise an all-reduce in backward. What backward sends travels
-    beside a matrix product. No host sync.
+    keeping `[S, B, in]`; reduce-scatter in backward. Otherwise an all-reduce in backward. The messages of backward
+    travel while a GEMM runs. No host sync.
     """
     if group.size == 1:
         return linear(hidden, weight, bias)
@@ -121,14 +121,14 @@ def column_parallel_linear(
 
 
 class ColumnParallelLinear(nn.Module):
-    """y = x W^T + b with the rows of W (output features) cut over the group.
+    """y = x W^T + b with the rows of W (output features) sharded over the group.
 
     Input `[S, B, in_features]`, or `[S/tp, B, in_features]` with sequence parallelism (gathered here). Output
     `[S, B, out/tp]`, block after block as in `sections`. Collective as `column_parallel_linear` is.
 
     Args:
-        name: global name, `<name>.weight` and `<name>.bias` (cut like the rows).
-        spec: widths, and whether there is a bias.
+        name: global name, `<name>.weight` and `<name>.bias` (sharded like the rows).
+        spec: widths, and whether it has a bias.
         context: with sequence parallelism the input is a sequence shard.
 
     Raises:
@@ -149,7 +149,7 @@ class ColumnParallelLinear(nn.Module):
 
 
 class RowParallelLinear(nn.Module):
-    """y = x W^T + b with the columns of W (input features) cut over the group.
+    """y = x W^T + b with the columns of W (input features) sharded over the group.
 
     Input `[S, B, in/tp]`, output `[S, B, out_features]`, or `[S/tp, B, out_features]` with sequence parallelism.
     Collective in forward (all-reduce); with sequence parallelism reduce-scatter forward and all-gather backward. The
@@ -157,7 +157,7 @@ class RowParallelLinear(nn.Module):
 
     Args:
         name: global name, `<name>.weight` and `<name>.bias`.
-        spec: widths, and whether there is a bias.
+        spec: widths, and whether it has a bias.
         context: with sequence parallelism the output is a sequence shard.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 
 
 class Listener:
-    """Hears of every collective of one group, in the order in which this rank calls them, if it wants to."""
+    """Is told of every collective of one group, in the order in which this rank calls them; ignores what it likes."""
 
     def sends(self, tensor: torch.Tensor) -> None:
         """Hear that this rank gives `tensor` to the others. It must not be changed."""
