@@ -10,7 +10,7 @@ import torch
 
 
 class Listener:
-    """Is told of every collective of one group, in the order in which this rank calls them; ignores what it likes."""
+    """Is told of every collective of one group, in the order in which this rank calls them; overrides what it needs."""
 
     def sends(self, tensor: torch.Tensor) -> None:
         """Hear that this rank gives `tensor` to the others. It must not be changed."""
