@@ -21,6 +21,7 @@ from tests.helpers.parity import OPTIMIZER, VOCABULARY, Case
 
 BAD, LAST = 2, 3
 """The step whose batch is bad, and the last one."""
+EMPTY = "no counted token"
 MATRIX, NORM = "blocks.0.mlp.up.weight", "final_norm.weight"
 
 
@@ -28,7 +29,8 @@ MATRIX, NORM = "blocks.0.mlp.up.weight", "final_norm.weight"
 class Fault:
     """What goes wrong in step BAD of a case.
 
-    `parameter`: its gradient becomes NaN on `rank`. None: the loss is above the limit that it is given.
+    `parameter`: its gradient becomes NaN on `rank`. None: the loss is above the limit that it is given. `EMPTY`: no
+    token of the batch counts.
     """
 
     case: Case
@@ -38,8 +40,12 @@ class Fault:
     """Whether only this rank's copy of the gradient is bad, as by a fault of its memory."""
 
     @property
+    def is_gradient(self) -> bool:
+        return self.parameter not in (None, EMPTY)
+
+    @property
     def name(self) -> str:
-        what = f"{self.parameter} on rank {self.rank}" if self.parameter else "loss"
+        what = f"{self.parameter} on rank {self.rank}" if self.is_gradient else self.parameter or "loss"
         return f"{self.case.name}: {what}"
 
 
@@ -50,6 +56,7 @@ class Seen:
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     skipped: list[bool] = field(default_factory=list)
+    empty: list[bool] = field(default_factory=list)
     touched: list[str] = field(default_factory=list)
     """What the bad step changed."""
     counters: dict[str, float] = field(default_factory=dict)
@@ -75,11 +82,14 @@ class _Room:
         self.engine: Any = build_engine(self.plan, self.groups)
         self._dp_rank = self.groups.mesh.coordinate(rank).dp_rank
 
-    def batches(self, step: int) -> Any:
-        return micro_batches_of(tokens_of(step), self.plan, self._dp_rank, step)
+    def batches(self, step: int, is_empty: bool = False) -> Any:
+        tokens = tokens_of(step)
+        # Half of the labels do not count, the other half counts nothing.
+        weights = -torch.ones_like(tokens[:, 1:], dtype=torch.float32).tril() if is_empty else None
+        return micro_batches_of(tokens, self.plan, self._dp_rank, step, weights)
 
-    def step(self, step: int, loss_limit: float = math.inf) -> Any:
-        return self.engine.train_step(self.batches(step), OPTIMIZER.lr, loss_limit)
+    def step(self, step: int, loss_limit: float = math.inf, is_empty: bool = False) -> Any:
+        return self.engine.train_step(self.batches(step, is_empty), OPTIMIZER.lr, loss_limit)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return masters, moments, and what forward reads."""
@@ -141,13 +151,14 @@ def _with_bad_step(room: _Room, fault: Fault, rank: int) -> Seen:
         limit, undo = math.inf, _nothing
         if step == BAD and fault.parameter is None:
             limit = 0.5 * seen.losses[0]
-        elif step == BAD and rank == fault.rank:
+        elif step == BAD and fault.is_gradient and rank == fault.rank:
             undo = _break(room, fault)
-        result = room.step(step, limit)
+        result = room.step(step, limit, is_empty=step == BAD and fault.parameter == EMPTY)
         undo()
         seen.losses.append(float(result.loss))
         seen.norms.append(float(result.grad_norm))
         seen.skipped.append(result.skipped)
+        seen.empty.append(result.is_empty)
         if step == BAD:
             seen.touched = _changed(before, room.tensors())
             after = room.engine.scalars()

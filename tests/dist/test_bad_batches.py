@@ -9,7 +9,7 @@ import math
 
 import pytest
 
-from tests.dist.fault_fixtures import BAD, LAST, MATRIX, NORM, Fault, train_with_faults
+from tests.dist.fault_fixtures import BAD, EMPTY, LAST, MATRIX, NORM, Fault, train_with_faults
 from tests.dist.resume_fixtures import Run, run_config, tokens_of
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import OPTIMIZER, VOCABULARY, Case, initial_weights
@@ -25,6 +25,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault(Case(zero=2, dtype="bf16")),
         Fault(Case(zero=3, offload="cpu", offload_parameters=True)),
         Fault(Case(zero=1), parameter=None),
+        Fault(Case(zero=3, dtype="fp16", fused_loss=False), EMPTY),
     ),
     "dp2": (
         Fault(Case(dp=2, zero=0), rank=1),
@@ -37,6 +38,9 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault(Case(dp=2, zero=3, dtype="bf16"), parameter=None),
         Fault(Case(dp=2, zero=1, dtype="fp16"), rank=1),
         Fault(Case(dp=2, zero=2, dtype="fp16"), parameter=None),
+        Fault(Case(dp=2, zero=0), EMPTY),
+        Fault(Case(dp=2, zero=2, offload="cpu", dtype="bf16"), EMPTY),
+        Fault(Case(dp=2, zero=1, dtype="fp16"), EMPTY),
     ),
     "tp2": (
         Fault(Case(tp=2, zero=0), NORM, rank=1),
@@ -55,6 +59,8 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault(Case(pp=2, zero=1, schedule="dualpipev", num_micro_batches=4), LAST_STAGE, rank=1),
         Fault(Case(pp=2, zero=1, dtype="bf16", schedule="dualpipev", num_micro_batches=4), parameter=None),
         Fault(Case(pp=2, zero=0), parameter=None),
+        Fault(Case(pp=2, zero=1, dtype="fp16"), EMPTY),
+        Fault(Case(pp=2, zero=1, dtype="bf16", schedule="dualpipev", num_micro_batches=4), EMPTY),
     ),
 }
 
@@ -76,9 +82,11 @@ def test_a_bad_batch_changes_nothing_and_all_ranks_agree(name: str) -> None:
             assert seen.touched == [], fault.name
             assert seen.wrong == [], fault.name
             assert [math.isfinite(norm) for norm in seen.norms] == [step != BAD for step in range(1, LAST + 1)]
-            assert seen.losses == ranks[0][index].losses
+            assert seen.empty == [step == BAD and fault.parameter == EMPTY for step in range(1, LAST + 1)], fault.name
+            assert list(map(str, seen.losses)) == list(map(str, ranks[0][index].losses))
+            assert [math.isnan(loss) for loss in seen.losses] == seen.empty, fault.name
             counters = {key: value for key, value in seen.counters.items() if key not in ("cur_iter", "cur_hysteresis")}
-            if fault.case.dtype == "fp16" and fault.parameter is not None:
+            if fault.case.dtype == "fp16" and fault.is_gradient:
                 assert counters.pop("last_overflow_iter") == BAD - 1, fault.name
             assert counters == {"skipped_steps": 1.0, "global_steps": float(BAD)}, fault.name
         if fault.case.dtype == "fp32":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from trainer.config.plan import RunPlan
-from trainer.micro_batch import MicroBatch, Place
+from trainer.micro_batch import IGNORED, MicroBatch, Place
 
 
 def micro_batches_of(
@@ -18,14 +18,20 @@ def micro_batches_of(
         plan: of the run; its micro_batch_size is not looked at.
         dp_rank: whose.
         step: that trains on them.
-        weights: of the labels, [G, S].
+        weights: of the labels, [G, S]; where one is negative, the label is `IGNORED`, whatever its weight says.
     """
     found = []
     for row in range(dp_rank, len(tokens), plan.data_parallel_size):
-        ids, labels = tokens[row : row + 1, :-1].contiguous(), tokens[row : row + 1, 1:].contiguous()
+        ids, labels, *own = of_rows(tokens[row : row + 1], None if weights is None else weights[row : row + 1])
         place = None if step is None else Place(plan.config.train.seed, step, row)
-        found.append(MicroBatch.of(ids, labels, None if weights is None else weights[row : row + 1], place))
+        found.append(MicroBatch.of(ids, labels, own[0] if own else None, place))
     return found
+
+
+def of_rows(tokens: torch.Tensor, weights: torch.Tensor | None) -> list[torch.Tensor]:
+    """Return ids and labels of tokens, and the weights of the labels if there are any; see `micro_batches_of`."""
+    ids, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    return [ids, labels] if weights is None else [ids, labels.masked_fill(weights < 0, IGNORED), weights.abs()]
 
 
 def labelled(labels: torch.Tensor, weights: torch.Tensor | None = None) -> MicroBatch:

@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from tests.helpers.batches import micro_batches_of
-from tests.helpers.reference import ReferenceRun, train_reference
+from tests.helpers.batches import micro_batches_of, of_rows
+from tests.helpers.reference import ReferenceRun, counted, loss_sum, train_reference
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import (
     ActivationKind,
@@ -90,6 +90,8 @@ class Case:
     cpu_matmul: str = "auto"
     frozen: tuple[str, ...] = ()
     """Beginnings of the names of tensors that are not trained."""
+    uneven: bool = False
+    """Whether tokens count differently: one micro-batch not at all, the others by `token_weights`."""
 
     @property
     def world_size(self) -> int:
@@ -106,7 +108,7 @@ class Case:
         parts += [f"recompute_{self.recompute}"] * (self.recompute != "none") + ["evaluate"] * self.evaluate
         parts += ["compiled"] * self.compiled
         parts += [self.cpu_matmul] * (self.cpu_matmul != "auto")
-        parts += [f"frozen_{'+'.join(self.frozen)}"] * bool(self.frozen)
+        parts += [f"frozen_{'+'.join(self.frozen)}"] * bool(self.frozen) + ["uneven"] * self.uneven
         return "-".join(parts)
 
 
@@ -170,6 +172,20 @@ def token_batches(global_batch_size: int, seq_length: int) -> list[torch.Tensor]
     return [torch.randint(0, VOCABULARY, shape, generator=generator) for _ in range(STEPS)]
 
 
+def token_weights(global_batch_size: int, seq_length: int) -> torch.Tensor:
+    """Return how much each label counts, [global_batch_size, seq_length]: nothing, half, or whole.
+
+    Half of what does not count has a weight of 0, the rest is negative: its label does not count. Of several sequences
+    the last one counts nothing: a micro-batch of its own.
+    """
+    generator = torch.Generator().manual_seed(98)
+    choices = torch.tensor([0.0, -1.0, 0.5, 1.0, 1.0])
+    found = choices[torch.randint(0, 5, (global_batch_size, seq_length), generator=generator)]
+    if global_batch_size > 1:
+        found[-1] = -1.0
+    return found
+
+
 @dataclass(frozen=True)
 class RankOutcome:
     """What one rank saw."""
@@ -199,7 +215,8 @@ def run_case(rank: int, world_size: int, case: Case) -> RankOutcome:
     losses, norms, evaluations = [], [], []
     first: list[Fragment] = []
     for step, tokens in enumerate(token_batches(config.batch.global_batch_size, config.model.seq_length), start=1):
-        batches = micro_batches_of(tokens, plan, place.dp_rank, step)
+        counts = token_weights(*tokens[:, 1:].shape) if case.uneven else None
+        batches = micro_batches_of(tokens, plan, place.dp_rank, step, counts)
         result = engine.train_step(batches, OPTIMIZER.lr)
         losses.append(float(result.loss))
         norms.append(float(result.grad_norm))
@@ -276,10 +293,11 @@ def initial_weights(config: TridentConfig) -> dict[str, torch.Tensor]:
 
 
 @cache
-def reference_of(config: TridentConfig, frozen: tuple[str, ...] = ()) -> ReferenceRun:
+def reference_of(config: TridentConfig, frozen: tuple[str, ...] = (), uneven: bool = False) -> ReferenceRun:
     """Train the oracle on the same tokens."""
     batches = token_batches(config.batch.global_batch_size, config.model.seq_length)
-    steps = [[(tokens[:, :-1], tokens[:, 1:])] for tokens in batches]
+    weights = token_weights(*batches[0][:, 1:].shape) if uneven else None
+    steps = [[of_rows(tokens, weights)] for tokens in batches]
     return train_reference(config.model, initial_weights(config), steps, OPTIMIZER, frozen=frozen)
 
 
@@ -315,7 +333,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def errors_of(case: Case, outcomes: Sequence[RankOutcome]) -> Errors:
     """Compare with the oracle; ranks must agree exactly on losses and norms among themselves."""
-    oracle = reference_of(oracle_key(case), case.frozen)
+    oracle = reference_of(oracle_key(case), case.frozen, case.uneven)
     first = outcomes[0]
     for outcome in outcomes[1:]:
         assert outcome.losses == first.losses, "ranks report different losses"
@@ -330,14 +348,26 @@ def errors_of(case: Case, outcomes: Sequence[RankOutcome]) -> Errors:
     scale = (1 - OPTIMIZER.beta1) * clip
     gradient = max((relative(moments[n] / scale, g), n) for n, g in comparable(oracle.first_gradients).items())
     weight = max((relative(weights[n], w), n) for n, w in oracle.weights.items())
+    losses = list(zip(first.losses, oracle.losses, strict=True))
+    if case.evaluate:
+        losses.append((first.eval_losses[-1], _evaluated(case, oracle.weights)))
     return Errors(
-        loss=max(abs(a - b) / b for a, b in zip(first.losses, oracle.losses, strict=True)),
+        loss=max(abs(a - b) / b for a, b in losses),
         grad_norm=max(abs(a - b) / b for a, b in zip(first.grad_norms, oracle.grad_norms, strict=True)),
         gradient=gradient[0],
         gradient_name=gradient[1],
         weight=weight[0],
         weight_name=weight[1],
     )
+
+
+def _evaluated(case: Case, weights: Mapping[str, torch.Tensor]) -> float:
+    """Return the oracle's loss of the last step's batch with the weights behind that step."""
+    config = oracle_key(case)
+    tokens = token_batches(config.batch.global_batch_size, config.model.seq_length)[-1]
+    batch = of_rows(tokens, token_weights(*tokens[:, 1:].shape) if case.uneven else None)
+    with torch.no_grad():
+        return float(loss_sum(config.model, weights, batch)) / counted(batch)
 
 
 def comparable(gradients: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

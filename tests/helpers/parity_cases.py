@@ -40,12 +40,17 @@ def matrix_of(layout: tuple[int, int, int, bool]) -> list[Case]:
         Case(pp, tp, dp, sequence_parallel, zero, offload, num_micro_batches=m, tied=tied, llama=llama)
         for (zero, offload), m, tied, llama in product(memory_options(pp), (1, 2, 8), (True, False), (False, True))
     ]
+    cases += [
+        Case(pp, tp, dp, sequence_parallel, zero, offload, fused_loss=fused, llama=not fused, uneven=True)
+        for (zero, offload), fused in product(memory_options(pp), (True, False))
+    ]
     if pp == 1:
         cases += [
             Case(pp, tp, dp, sequence_parallel, 3, "cpu", offload_parameters=True, tied=tied, llama=llama)
             for tied, llama in product((True, False), (False, True))
         ]
     elif pp <= 4:
+        cases += [Case(pp, tp, dp, sequence_parallel, num_micro_batches=2 * pp, schedule="dualpipev", uneven=True)]
         cases += [
             Case(
                 pp,
@@ -67,7 +72,7 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
     (
         Case(num_micro_batches=1),
         Case(zero=0, llama=True, tied=False),
-        Case(zero=2, num_micro_batches=8, fused_loss=False),
+        Case(zero=2, num_micro_batches=8, fused_loss=False, uneven=True, evaluate=True),
         Case(zero=3, offload="cpu", offload_parameters=True),
         Case(recompute="full", evaluate=True),
         Case(cpu_matmul="onednn"),
@@ -78,7 +83,8 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
         Case(dp=2, zero=0),
         Case(dp=2, zero=1, offload="cpu", llama=True),
         Case(dp=2, zero=2, num_micro_batches=8, evaluate=True),
-        Case(dp=2, zero=3, tied=False),
+        Case(dp=2, zero=3, tied=False, uneven=True, evaluate=True),
+        Case(dp=2, zero=0, num_micro_batches=1, fused_loss=False, uneven=True),
         Case(dp=2, zero=3, offload="cpu", evaluate=True),
     ),
     (
@@ -88,7 +94,8 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
         Case(tp=2, recompute="selective", evaluate=True),
         Case(tp=2, sequence_parallel=True, cpu_matmul="onednn", fused_loss=False),
         Case(tp=2, zero=0, cpu_matmul="onednn"),
-        Case(tp=2, compiled=True),
+        Case(tp=2, compiled=True, uneven=True, sequence_parallel=True),
+        Case(tp=2, zero=0, fused_loss=False, uneven=True),
     ),
     (
         Case(pp=2, zero=0),
@@ -96,11 +103,14 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
         Case(pp=2, zero=0, cpu_matmul="torch"),
         Case(pp=2, zero=0, num_micro_batches=8, llama=True, tied=False, fused_loss=False),
         Case(pp=2, num_micro_batches=1, tied=False),
+        Case(pp=2, uneven=True, evaluate=True),
+        Case(pp=2, zero=0, tied=False, fused_loss=False, uneven=True),
         Case(pp=2, offload="cpu", evaluate=True, num_micro_batches=8, fused_loss=False),
         Case(pp=2, recompute="full", evaluate=True),
         Case(pp=2, recompute="full", evaluate=True, compiled=True),
         Case(pp=2, schedule="dualpipev", num_micro_batches=4, evaluate=True),
         Case(pp=2, schedule="dualpipev", num_micro_batches=8, zero=0, tied=False, llama=True),
+        Case(pp=2, schedule="dualpipev", num_micro_batches=4, uneven=True, evaluate=True),
     ),
     (Case(pp=2, dp=2, zero=0), Case(pp=2, dp=2, offload="cpu"), Case(pp=2, dp=2, num_micro_batches=8, llama=True)),
     (Case(tp=2, dp=2, sequence_parallel=True, zero=2), Case(tp=2, dp=2, zero=3), Case(tp=2, dp=2, zero=0)),
@@ -112,6 +122,7 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
     ),
     (
         Case(pp=2, tp=2, dp=2),
+        Case(pp=2, tp=2, dp=2, sequence_parallel=True, uneven=True),
         Case(pp=2, tp=2, dp=2, sequence_parallel=True, llama=True, offload="cpu", evaluate=True),
     ),
 )
@@ -168,12 +179,14 @@ def _half(dtype: str) -> tuple[tuple[Case, ...], ...]:
         (
             Case(dp=2, dtype=dtype, llama=True),
             Case(dp=2, dtype=dtype, zero=2, offload="cpu"),
+            Case(dp=2, dtype=dtype, zero=1, uneven=True),
             Case(dp=2, dtype=dtype, zero=3),
         ),
         (
             Case(pp=2, dtype=dtype, num_micro_batches=4),
             Case(pp=2, dtype=dtype, num_micro_batches=4, offload="cpu"),
             Case(pp=2, dtype=dtype, num_micro_batches=4, schedule="dualpipev"),
+            Case(pp=2, dtype=dtype, num_micro_batches=4, uneven=True),
             Case(pp=2, dtype=dtype, num_micro_batches=8, recompute="full", evaluate=True),
         ),
         (

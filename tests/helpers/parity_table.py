@@ -40,7 +40,8 @@ roundings; a gradient that is counted twice, left out, or divided by the wrong n
 
 FOOT = """
 `sp`: with sequence parallelism. `+ parameters`: ZeRO-3 with parameters offloaded too. Every row holds num_micro_batches
-1, 2 and 8 (DualPipeV: 2 pp), tied and untied, GPT-2-like and LLaMA-like.
+1, 2 and 8 (DualPipeV: 2 pp), tied and untied, GPT-2-like and LLaMA-like, and cases whose tokens count differently:
+labels of -100, weights of 0 and of 0.5, and a micro-batch in which nothing counts.
 
 Measured at commit {commit} with DeepSpeed {deepspeed}, torch {torch}, Python {python}, on CPU, by
 

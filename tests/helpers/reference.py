@@ -40,7 +40,8 @@ class OracleConfig(ModelConfig):
 
 
 Weights = Mapping[str, torch.Tensor]
-Batch = tuple[torch.Tensor, torch.Tensor]
+Batch = Sequence[torch.Tensor]
+"""(input_ids, labels) or (input_ids, labels, weights of the labels), each [B, S]. A label of -100 does not count."""
 
 
 def _linear(x: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:
@@ -147,8 +148,22 @@ def reference_logits(spec: ModelConfig, weights: Weights, input_ids: torch.Tenso
 
 def reference_loss(spec: ModelConfig, weights: Weights, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the mean next-token cross-entropy []."""
-    log_probabilities = torch.log_softmax(reference_logits(spec, weights, input_ids), dim=-1)
-    return -log_probabilities.gather(-1, labels.unsqueeze(-1)).mean()
+    return loss_sum(spec, weights, (input_ids, labels)) / counted((input_ids, labels))
+
+
+def counted(batch: Batch) -> float:
+    """Return how many tokens count, by their weights."""
+    one_each = torch.ones_like(batch[1], dtype=torch.float64)
+    weights = batch[2].double() if len(batch) == 3 else one_each
+    return float(weights[batch[1] != -100].sum())
+
+
+def loss_sum(spec: ModelConfig, weights: Weights, batch: Batch) -> torch.Tensor:
+    """Return the sum of the next-token cross-entropies of the tokens that count, each times its weight, []."""
+    rows = batch[1] != -100
+    log_probabilities = torch.log_softmax(reference_logits(spec, weights, batch[0]), dim=-1)[rows]
+    losses = -log_probabilities.gather(-1, batch[1][rows].unsqueeze(-1)).squeeze(-1)
+    return (losses * batch[2][rows] if len(batch) == 3 else losses).sum()
 
 
 def reference_gradients(
@@ -166,11 +181,11 @@ class ReferenceRun:
     """What a training run leaves behind."""
 
     losses: tuple[float, ...]
-    """Mean loss over the global batch, one a step."""
+    """Sum over the counted tokens of the global batch divided by their number, one a step."""
     grad_norms: tuple[float, ...]
     """Global L2 norm before clipping, one a step."""
     first_gradients: dict[str, torch.Tensor]
-    """Gradients of the first step, averaged over the global batch, before clipping."""
+    """Gradients of the first step's loss, before clipping."""
     weights: dict[str, torch.Tensor]
     """After the last step."""
 
@@ -183,7 +198,7 @@ def train_reference(
     learning_rate: Callable[[int], float] | None = None,
     frozen: tuple[str, ...] = (),
 ) -> ReferenceRun:
-    """Train with AdamW. Each step is a sequence of equally large micro-batches (input_ids, labels) [B, S].
+    """Train with AdamW. Each step is a sequence of micro-batches, together the global batch.
 
     Args:
         spec: the model.
@@ -209,11 +224,11 @@ def train_reference(
         for group in adam.param_groups:
             group["lr"] = optimizer.lr if learning_rate is None else learning_rate(step)
         adam.zero_grad()
-        total = 0.0
-        for input_ids, labels in micro_batches:
-            loss = reference_loss(spec, leaves, input_ids, labels)
-            (loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
-            total += loss.item() / len(micro_batches)
+        total, number = 0.0, sum(counted(batch) for batch in micro_batches)
+        for batch in micro_batches:
+            loss = loss_sum(spec, leaves, batch) / number
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
         gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
         if step == 1:
             first_gradients = {name: gradient.clone() for name, gradient in gradients.items()}

@@ -17,7 +17,7 @@ class StepReport:
     step: int
     """Counted from 1."""
     loss: float
-    """Mean next-token cross-entropy in nats over the global batch."""
+    """Next-token cross-entropy in nats, mean over the counted tokens of the global batch; NaN if none counts."""
     grad_norm: float
     """Global L2 norm of the gradients before clipping; not finite if the step was skipped."""
     learning_rate: float
@@ -58,6 +58,8 @@ class SkippedBatch:
     loss: float
     limit: float
     """That the spike policy held the loss against; infinity without one."""
+    is_empty: bool = False
+    """Whether it was skipped because no token of it counts; its loss is NaN then."""
 
     @property
     def is_spike(self) -> bool:

@@ -72,14 +72,14 @@ class SkipPolicy:
         self.state.skipped_in_row += 1
         self.state.skipped_batches += 1
         samples = tuple(self.source.sample_ids(position))
-        batch = SkippedBatch(self.state.step, position, samples, float(result.loss), limit)
+        batch = SkippedBatch(self.state.step, position, samples, float(result.loss), limit, result.is_empty)
         if batch.is_spike and self.spikes.policy is SpikePolicy.stop:
             self.record(batch)
             raise NumericsError(_stopped_by_spike(batch), hints=_HINTS)
         if self.state.skipped_in_row > self.config.max_skipped_in_row:
             self.record(batch)
-            raise NumericsError(self._too_many(batch), hints=_HINTS)
-        if batch.is_spike or not is_fp16:
+            raise NumericsError(self._too_many(batch), hints=_EMPTY_HINTS if batch.is_empty else _HINTS)
+        if batch.is_spike or batch.is_empty or not is_fp16:
             self.record(batch)
             warn(f"step {batch.step} is skipped: {_what(batch)}; logs/skipped_batches.jsonl lists its samples")
         goes_back = batch.is_spike and self.spikes.policy is SpikePolicy.rewind
@@ -100,6 +100,8 @@ class SkipPolicy:
             f"{_what(batch)} at step {batch.step}, the batch number {number} that was skipped in a row "
             f"(train.max_skipped_in_row={most}); {_samples(batch)}"
         )
+        if batch.is_empty:
+            return f"a batch must have a token that counts, but {found}"
         if batch.is_spike:
             return f"the loss must not jump, but {found}"
         return f"loss and gradients must be finite, but {found}"
@@ -113,7 +115,15 @@ _HINTS = (
 )
 
 
+_EMPTY_HINTS = (
+    "labels of -100 and weights of 0 do not count: look at the samples, and at what made their labels",
+    "to go on past them raise train.max_skipped_in_row",
+)
+
+
 def _what(batch: SkippedBatch) -> str:
+    if batch.is_empty:
+        return "none of its tokens counts"
     if batch.is_spike:
         return f"the loss was {batch.loss:.4f}, above {batch.limit:.4f}"
     if math.isfinite(batch.loss):

@@ -25,7 +25,7 @@ class SkippedBatchesSink(Sink):
         """
         line = {
             "step": batch.step,
-            "reason": "spike" if batch.is_spike else "not finite",
+            "reason": "empty" if batch.is_empty else "spike" if batch.is_spike else "not finite",
             "loss": _finite(batch.loss),
             "limit": _finite(batch.limit),
             "position": batch.position,

@@ -19,6 +19,7 @@ from trainer.data.dataset import Order, SampleStream, TokenDataset
 from trainer.data.prepare import PreparedData, stream_identity
 from trainer.data.sampler import SampleOrder
 from trainer.errors import DataError
+from trainer.micro_batch import Place
 
 CPU = torch.device("cpu")
 SEQ_LENGTH = 5
@@ -114,6 +115,14 @@ def test_every_layout_trains_on_the_same_samples_in_the_same_order(prepared: Pre
         starts = SEQ_LENGTH * order.samples((step - 1) * GLOBAL_BATCH, GLOBAL_BATCH)
         expected = [list(range(start, start + SEQ_LENGTH + 1)) for start in starts.tolist()]
         assert global_batch(prepared, dp, micro, step) == expected
+
+
+def test_micro_batches_know_their_place_in_a_step_and_nowhere_else(tmp_path: Path) -> None:
+    prepared = data(tmp_path, np.arange(1000))
+    source = training_batches(prepared, plan(2, 3, train__seed=5), SEQ_LENGTH, 1, CPU)
+    places = [batch.place for batch in source.micro_batches(0, step=4)]
+    assert places == [Place(5, 4, (2 * index + 1) * 3) for index in range(GLOBAL_BATCH // 6)]
+    assert [(batch.place, batch.weights) for batch in source.micro_batches(0)] == [(None, None)] * len(places)
 
 
 def test_an_epoch_trains_on_every_sample_once(tmp_path: Path) -> None:

@@ -322,6 +322,21 @@ def test_evaluate_alone() -> None:
     assert evaluate(FakeEngine(), cast(BatchSource, FakeSource()), num_batches=4) == 2.5
 
 
+def test_batches_of_an_evaluation_weigh_by_their_counted_tokens() -> None:
+    counts = (1.0, 0.0, 3.0)
+
+    class Uneven(FakeEngine):
+        def evaluate(self, micro_batches: Sequence[MicroBatch]) -> Evaluation:
+            number = int(super().evaluate(micro_batches).loss)
+            counted = torch.tensor(counts[number - 1], dtype=torch.float64)
+            return Evaluation(torch.tensor(number if counted else math.nan), counted)
+
+    source = cast(BatchSource, FakeSource())
+    assert evaluate(Uneven(), source, num_batches=3) == pytest.approx((1 * 1 + 3 * 3) / 4)
+    counts = (0.0, 0.0, 3.0)
+    assert math.isnan(evaluate(Uneven(), source, num_batches=2))
+
+
 def test_stop_ends_after_the_step_and_reports_it(capsys: pytest.CaptureFixture[str]) -> None:
     stop, hook = StopRequest(SingleGroup()), Recorder()
 
@@ -409,6 +424,27 @@ def test_an_fp16_overflow_is_an_everyday_event_until_there_are_too_many_in_a_row
     with pytest.raises(NumericsError, match="at step 3, the batch number 2"):
         run(engine, make(max_skipped_in_row=1), [], on_skip=skipped.append)
     assert [batch.step for batch in skipped] == [3]
+
+
+def test_a_batch_in_which_nothing_counts_is_skipped_and_told_whatever_the_precision(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Empty(FakeEngine):
+        def train_step(
+            self, micro_batches: Sequence[MicroBatch], learning_rate: float, loss_limit: float = math.inf
+        ) -> StepResult:
+            result = super().train_step(micro_batches, learning_rate, loss_limit)
+            return replace(result, is_empty=result.skipped)
+
+    engine, skipped, state = Empty({2: math.nan}), list[SkippedBatch](), after()
+    engine.scale = 1024.0
+    assert run(engine, make(max_skipped_in_row=1), [], state, on_skip=skipped.append).status == "finished"
+    assert [(batch.step, batch.is_empty) for batch in skipped] == [(2, True)]
+    assert state.skipped_batches == 1
+    assert "step 2 is skipped: none of its tokens counts; logs/skipped_batches.jsonl" in capsys.readouterr().err
+    with pytest.raises(NumericsError, match="a batch must have a token that counts, but none of its tokens") as caught:
+        run(Empty({2: math.nan}), make(), [])
+    assert "labels of -100 and weights of 0 do not count" in caught.value.hints[0]
 
 
 class _Boom(Recorder):

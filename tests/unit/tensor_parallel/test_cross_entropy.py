@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from tests.helpers.batches import labelled
 from tests.helpers.thread_group import ThreadGroup, run_ranks
 from trainer.errors import DataError
+from trainer.micro_batch import IGNORED
 from trainer.spec.execution import Execution
 from trainer.tensor_parallel import cross_entropy
 from trainer.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
@@ -56,6 +57,30 @@ def test_equals_torch_cross_entropy(
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradient[..., :vocab_size], leaf.grad, rtol=1e-5, atol=1e-7)
     assert gradient[..., vocab_size:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("chunk_elements", [1 << 24, 7])
+def test_tokens_count_by_their_labels_and_weights(
+    size: int, chunk_elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", chunk_elements)
+    logits, labels, weights = 4 * torch.randn(S, B, 13), torch.randint(0, 13, (B, S)), torch.rand(B, S)
+    labels[0], weights[1, :2] = IGNORED, 0.0
+    losses, gradient = sharded(logits, labels, size, 13, weights)
+    leaf = logits.clone().requires_grad_()
+    each = F.cross_entropy(leaf.permute(1, 2, 0), labels, reduction="none", ignore_index=IGNORED)
+    expected = (each * weights).sum() / weights[labels != IGNORED].sum()
+    (expected * 3.0).backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(losses[0], expected.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradient[..., :13], leaf.grad, rtol=1e-5, atol=1e-7)
+    assert gradient[:, 0].abs().sum() == gradient[:2, 1].abs().sum() == 0
+
+
+def test_a_micro_batch_without_a_counted_token_costs_nothing() -> None:
+    losses, gradient = sharded(torch.randn(S, B, 13), torch.full((B, S), IGNORED), 2, 13)
+    assert [float(loss) for loss in losses] == [0.0, 0.0]
+    assert gradient.abs().sum() == 0
 
 
 @pytest.mark.parametrize("chunk_elements", [1 << 24, 60, 61, 7])

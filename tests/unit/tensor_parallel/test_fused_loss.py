@@ -13,6 +13,7 @@ from tests.helpers.batches import labelled
 from tests.helpers.thread_group import ThreadGroup, run_ranks
 from trainer.errors import DataError
 from trainer.kernels.loss_programs import LossPrograms, logit_gradient, logit_sums
+from trainer.micro_batch import IGNORED
 from trainer.spec.execution import Execution
 from trainer.tensor_parallel import fused_loss
 from trainer.tensor_parallel.fused_loss import chunk_rows, vocab_parallel_linear_cross_entropy
@@ -103,6 +104,43 @@ def test_the_programs_of_a_chunk_equal_the_kernels(
     torch.testing.assert_close(by_hidden, grad_hidden, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(by_weight[:vocab_size], grad_weight, rtol=1e-5, atol=1e-6)
     assert by_weight[vocab_size:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("width", [H, S * B])
+@pytest.mark.parametrize("rows", [S * B, 7])
+@pytest.mark.parametrize("programs", [None, LossPrograms(logit_sums, logit_gradient)])
+def test_tokens_count_by_their_labels_and_weights(
+    programs: LossPrograms | None,
+    rows: int,
+    width: int,
+    size: int,
+    sequence_parallel: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fused_loss, "chunk_rows", lambda *_: rows)
+    hidden, weight = torch.randn(S, B, width), 2 * torch.randn(13, width)
+    labels, weights = torch.randint(0, 13, (B, S)), torch.rand(B, S)
+    labels[0], weights[1, :2] = IGNORED, 0.0
+    losses, *found = sharded(hidden, weight, labels, size, sequence_parallel, programs, weights)
+    h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    each = F.cross_entropy(F.linear(h, w).permute(1, 2, 0), labels, reduction="none", ignore_index=IGNORED)
+    expected = (each * weights).sum() / weights[labels != IGNORED].sum()
+    (expected * 3.0).backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(losses[0], expected.detach(), rtol=1e-6, atol=1e-6)
+    # Fewer tokens divide than above: the gradients, and their roundings, are some times as large.
+    torch.testing.assert_close(found[0], h.grad, rtol=1e-5, atol=5e-6)
+    torch.testing.assert_close(found[1][:13], w.grad, rtol=1e-5, atol=5e-6)
+    assert found[0][:, 0].abs().sum() == found[0][:2, 1].abs().sum() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_micro_batch_without_a_counted_token_costs_nothing(dtype: torch.dtype) -> None:
+    hidden, weight = torch.randn(S, B, H).to(dtype), torch.randn(13, H).to(dtype)
+    losses, by_hidden, by_weight = sharded(hidden, weight, torch.full((B, S), IGNORED), 2, False)
+    assert [float(loss) for loss in losses] == [0.0, 0.0]
+    assert by_hidden.abs().sum() == by_weight.abs().sum() == 0
 
 
 COMPILED = """
