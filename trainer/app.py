@@ -173,9 +173,7 @@ def _announce(session: Session) -> None:
     plan, groups = session.plan, session.groups
     if not groups.is_reporting_rank:
         return
-    kernel = attention_kernel(
-        plan.model, plan.execution, plan.tensor_parallel_size, plan.config.precision.dtype, groups.device
-    )
+    kernel = attention_kernel(plan.model, plan.execution, plan.tensor_parallel_size, plan.dtype, groups.device)
     products = "; matrix products by oneDNN" if multiplies_by_onednn(plan, groups.device) else ""
     say(f"kernel  {kernel}{products}")
     warning = placement_warning(plan, session.hosts)
@@ -193,7 +191,8 @@ def _train(session: Session, prepared: PreparedData, folder: RunFolder) -> RunEn
         conclude(_nothing_to_do(folder, concluded, config))
         return RunEnd("finished", concluded, 0.0)
     state = together(control, lambda: starting_state(found, plan, stream))
-    batches = together(control, lambda: _batches(session, prepared, state.sample_length))
+    evaluates = config.train.eval_every > 0
+    batches = together(control, lambda: _batches(session, prepared, state.sample_length, evaluates))
     progress.enter(BUILDING)
     # What a checkpoint overwrites is not drawn.
     engine = build_engine(plan, groups, progress, Reserved(groups.tensor) if found is not None else None)
@@ -239,23 +238,28 @@ def _watchdog(runtime: RuntimeConfig, folder: RunFolder, groups: ParallelGroups)
     return Watchdog(folder.logs, groups.rank, groups.place.stage, groups.mesh.size, current(), *timeouts)
 
 
-def _batches(session: Session, prepared: PreparedData, sample_length: int) -> Batches:
+def _batches(session: Session, prepared: PreparedData, sample_length: int, evaluates: bool) -> Batches:
     plan, place, device = session.plan, session.groups.samples.rank, session.groups.device
     training = training_batches(prepared, plan, sample_length, place, device)
-    if plan.config.train.eval_every == 0:
+    if not evaluates:
         return Batches(training)
     return Batches(training, validation_batches(prepared, plan, place, device))
 
 
 def _hooks(session: Session, engine: Engine, state: TrainState, saver: CheckpointHook, folder: RunFolder) -> list[Hook]:
-    plan, groups = session.plan, session.groups
+    plan, groups, config = session.plan, session.groups, session.plan.config
+    runtime = config.runtime
     about = RunFacts(folder.newest_checkpoint, lambda: lineage(folder.path))
     metrics = build_metrics(plan, folder.path, state, groups, session.hosts, about)
+    checks = [
+        ReplicaCheck(engine, groups, runtime.check_replicas_every),
+        Recheck(engine, plan, groups, runtime.recheck_every),
+    ]
     # Checks before the saver: weights that differ are not worth keeping.
-    hooks: list[Hook] = [ReplicaCheck(engine, plan, groups), Recheck(engine, plan, groups), saver, metrics]
-    if plan.config.eval.samples > 0:
+    hooks: list[Hook] = [*checks, saver, metrics]
+    if config.eval.samples > 0:
         hooks.append(SamplesHook(engine, plan, folder.tokenizer, groups, metrics.show))
     # Last: a step ends before it starts or stops to record.
     if isinstance(session.progress, MarkedProgress):
-        hooks.append(ProfileHook(plan.config, folder.path, session.progress, groups))
+        hooks.append(ProfileHook(config, folder.path, session.progress, groups))
     return hooks

@@ -120,7 +120,7 @@ def _layer_table(plan: RunPlan, times: Mapping[str, tuple[float, float]]) -> lis
 
 
 def _stage_table(plan: RunPlan, now: Cut, best: Cut) -> list[str]:
-    given = "as configured" if plan.config.layout.stage_boundaries else "by counted work"
+    given = "as configured" if plan.stage_boundaries else "by counted work"
     lines = [f"{'first block of a stage':<40} {'stages, ms a micro-batch'}"]
     for title, one in ((given, now), ("by measured time", best)):
         where = f"{title} {boundaries(plan, one.bounds)}"

@@ -34,8 +34,8 @@ def plan_record(plan: RunPlan) -> dict[str, object]:
             "data_parallel_size": plan.data_parallel_size,
         },
         "batch": {
-            "global_batch_size": plan.config.batch.global_batch_size,
-            "micro_batch_size": plan.config.batch.micro_batch_size,
+            "global_batch_size": plan.global_batch_size,
+            "micro_batch_size": plan.micro_batch_size,
             "num_micro_batches": plan.num_micro_batches,
             "tokens_per_step": plan.tokens_per_step,
         },

@@ -254,9 +254,7 @@ def check_replicas(rank: int, world_size: int, cases: Sequence[tuple[Case, str]]
     ended = []
     for case, name in cases:
         room = _Room(case, rank, world_size)
-        runtime = replace(room.plan.config.runtime, check_replicas_every=2)
-        plan = replace(room.plan, config=replace(room.plan.config, runtime=runtime))
-        check = ReplicaCheck(room.engine, plan, room.groups)
+        check = ReplicaCheck(room.engine, room.groups, every=2)
         for step in (1, 2):
             room.step(step)
             check.on_step(step)
@@ -296,8 +294,7 @@ def recheck_with_flips(rank: int, world_size: int, flips: Sequence[Flip]) -> lis
     found = []
     for flip in flips:
         room = _Room(flip.case, rank, world_size)
-        plan = replace(room.plan, config=replace(room.plan.config, runtime=_recheck(room.plan.config.runtime)))
-        check = Recheck(room.engine, plan, room.groups)
+        check = Recheck(room.engine, room.plan, room.groups, every=2)
         room.step(1)
         check.on_step(1)
         check.on_step(2)
@@ -313,10 +310,6 @@ def recheck_with_flips(rank: int, world_size: int, flips: Sequence[Flip]) -> lis
         del room, check
         gc.collect()
     return found
-
-
-def _recheck(runtime: Any) -> Any:
-    return replace(runtime, recheck_every=2)
 
 
 def _flip_in_second_pass(room: _Room, flip: Flip, passes: list[int]) -> Callable[[], None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "trainer"
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
+MAX_PARAMETERS = 8
+MAX_PLAN_CONFIG_READS = 30
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -257,3 +259,32 @@ def _public(tree: ast.Module | ast.ClassDef) -> Iterator[Function | ast.ClassDef
             yield node
         if isinstance(node, ast.ClassDef):
             yield from _public(node)
+
+
+def parameters(modules: Iterable[Module]) -> list[str]:
+    """Return functions that take more than `MAX_PARAMETERS`; neither `self` nor autograd's `ctx` counts."""
+    found = []
+    for module in modules:
+        for node in ast.walk(module.tree):
+            if isinstance(node, Function):
+                given = node.args
+                named = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+                count = len(named) - (named[:1] in (["self"], ["cls"], ["ctx"]))
+                if count > MAX_PARAMETERS:
+                    found.append(f"{module.name}:{node.lineno}: {node.name} takes {count}, at most {MAX_PARAMETERS}")
+    return found
+
+
+def plan_config_reads(modules: Iterable[Module]) -> list[str]:
+    """Return where the config of the whole is taken out of a plan, below or above the room that makes plans."""
+    found = []
+    for module in modules:
+        if module.name.startswith(f"{PACKAGE}.config"):
+            continue
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Attribute) and node.attr == "config":
+                owner = node.value
+                name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
+                if name.endswith("plan"):
+                    found.append(f"{module.name}:{node.lineno}")
+    return found

@@ -7,10 +7,14 @@ import pytest
 from tests.house.checks import (
     MAX_FILE_LINES,
     MAX_FUNCTION_LINES,
+    MAX_PARAMETERS,
+    MAX_PLAN_CONFIG_READS,
     Module,
     docstrings,
     file_names,
     lengths,
+    parameters,
+    plan_config_reads,
     prints,
     read_modules,
 )
@@ -100,3 +104,27 @@ def f():
         "trainer.loop.x:20: B has no docstring",
         "trainer.loop.x:27: f has no docstring",
     ]
+
+
+def test_functions_take_few_parameters(modules: Sequence[Module]) -> None:
+    assert parameters(modules) == []
+
+
+def test_a_function_of_many_parameters_is_found() -> None:
+    def function(count: int, first: str) -> str:
+        return f"def f({', '.join([first, *(f'a{index}' for index in range(count - 1))])}, *, last): pass\n"
+
+    assert parameters(module(function(MAX_PARAMETERS, "self"))) == []
+    assert parameters(module(function(MAX_PARAMETERS - 1, "x"))) == []
+    assert parameters(module(function(MAX_PARAMETERS, "x"))) == ["trainer.loop.x:1: f takes 9, at most 8"]
+
+
+def test_rooms_are_given_what_they_need_and_not_the_config_of_the_whole(modules: Sequence[Module]) -> None:
+    reads = plan_config_reads(modules)
+    assert len(reads) <= MAX_PLAN_CONFIG_READS, reads
+
+
+def test_a_read_of_the_whole_config_is_found() -> None:
+    text = "plan.config\nself._plan.config\nsession.plan.config.train\nplan.dtype\nroom.config\n"
+    assert plan_config_reads(module(text)) == ["trainer.loop.x:1", "trainer.loop.x:2", "trainer.loop.x:3"]
+    assert plan_config_reads(module(text, "trainer.config.plan")) == []

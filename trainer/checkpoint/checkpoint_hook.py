@@ -51,7 +51,7 @@ class CheckpointHook(Hook):
     ) -> None:
         self._store = store
         self._engine = engine
-        self._plan = plan
+        self._plan, self._config = plan, plan.config.checkpoint
         self._state = state
         self._groups = groups
         self._writer = CheckpointWriter(store, plan, background)
@@ -77,7 +77,7 @@ class CheckpointHook(Hook):
         Raises:
             StorageError: a save failed, and `checkpoint.on_failure=stop`; raised on every rank.
         """
-        config = self._plan.config.checkpoint
+        config = self._config
         if self._under_way is not None and all(gather(self._groups.control, self._under_way[1].done())):
             self.settle()
         self._is_due = self._is_due or (config.every > 0 and step % config.every == 0)
@@ -88,7 +88,7 @@ class CheckpointHook(Hook):
 
     def waits_for_device(self, step: int) -> bool:
         """Return whether a save begins after this step: it copies the state."""
-        every = self._plan.config.checkpoint.every
+        every = self._config.every
         return every > 0 and step % every == 0
 
     def on_rewind(self, step: int) -> None:
@@ -108,7 +108,7 @@ class CheckpointHook(Hook):
             self._give_last_chance()
             return
         self.settle()
-        wanted = end.status == "stopped" or (end.status == "finished" and self._plan.config.checkpoint.save_final)
+        wanted = end.status == "stopped" or (end.status == "finished" and self._config.save_final)
         if wanted and self._plan.config.zero.offload is OffloadKind.nvme:
             warn("not saved: the state on NVMe is not in the checkpoint format yet")
             return
@@ -149,7 +149,7 @@ class CheckpointHook(Hook):
         try:
             seconds = work.result()
         except StorageError as error:
-            if not may_fail or self._plan.config.checkpoint.on_failure is SaveFailure.stop:
+            if not may_fail or self._config.on_failure is SaveFailure.stop:
                 raise
             warn(f"step {snapshot.step} is not saved: {error}")
             return

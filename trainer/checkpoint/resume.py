@@ -124,7 +124,7 @@ def _ask_probe(manifest: Manifest, engine: Engine, plan: RunPlan, groups: Parall
     """Hold the loss on the fixed micro-batch of the run that saved a checkpoint against the one that it had there."""
     length = manifest.layout["seq_length"]
     assert isinstance(length, int)
-    shards = plan.tensor_parallel_size if plan.sequence_parallel else 1
+    shards = plan.sequence_shards
     if length % shards:
         say(
             f"sequences of {length} tokens, on which the checkpoint's loss was taken, cannot be cut for "

@@ -77,9 +77,10 @@ class CheckpointWriter:
 
     def __init__(self, store: CheckpointStore, plan: RunPlan, peers: Group) -> None:
         self._store = store
-        self._config = plan.config.checkpoint
+        config = plan.config
+        self._config = config.checkpoint
         # Of data that are text, or were: without it the weights could not be sampled from.
-        self._tokenizer = store.folder.parent / TOKENIZER if has_tokenizer(plan.config) else None
+        self._tokenizer = store.folder.parent / TOKENIZER if has_tokenizer(config) else None
         self._peers = peers
 
     def write(self, snapshot: Snapshot) -> None:

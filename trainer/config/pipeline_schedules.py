@@ -18,6 +18,8 @@ class Schedule(ABC):
     In every method `pp` is the number of pipeline ranks and `m` the number of micro-batches in a step.
     """
 
+    kind: PipelineSchedule
+    """What the config calls it."""
     has_effect_alone: bool = False
     """True if it may also be named where there is only one pipeline rank."""
     takes_boundaries: bool = True
@@ -48,6 +50,7 @@ class Schedule(ABC):
 class OneForwardOneBackward(Schedule):
     """1F1B: one stage a rank; once the pipeline is full, a backward follows each forward (arXiv 2104.04473)."""
 
+    kind = PipelineSchedule.f1b1
     has_effect_alone = True
 
     def stages(self, pp: int) -> int:
@@ -73,6 +76,7 @@ class DualPipeV(Schedule):
     https://github.com/deepseek-ai/DualPipe; DeepSeek-V3 report, arXiv 2412.19437, section 3.2.1.
     """
 
+    kind = PipelineSchedule.dualpipev
     takes_boundaries = False
     takes_offload = False
 
@@ -100,7 +104,4 @@ class DualPipeV(Schedule):
         return idle / (6 * m + idle)
 
 
-SCHEDULES: Mapping[PipelineSchedule, Schedule] = {
-    PipelineSchedule.f1b1: OneForwardOneBackward(),
-    PipelineSchedule.dualpipev: DualPipeV(),
-}
+SCHEDULES: Mapping[PipelineSchedule, Schedule] = {each.kind: each for each in (OneForwardOneBackward(), DualPipeV())}

@@ -84,6 +84,16 @@ class RunPlan:
         return self.pipeline_parallel_size > 1
 
     @property
+    def sequence_shards(self) -> int:
+        """Parts of a sequence that hidden states are cut into between layers: the tensor axis, or 1 for whole ones."""
+        return self.tensor_parallel_size if self.sequence_parallel else 1
+
+    @property
+    def stage_boundaries(self) -> tuple[int, ...]:
+        """First block of each stage but the first, where the user cuts; none where cost does."""
+        return self.config.layout.stage_boundaries
+
+    @property
     def schedule(self) -> Schedule:
         """Order of micro-batches over the stages."""
         return SCHEDULES[self.config.layout.pipeline_schedule]

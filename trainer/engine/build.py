@@ -43,10 +43,10 @@ def build_engine(
     progress = progress or Progress()
     if groups.device.type == "cpu":
         keep_freed_memory(LARGEST_KEPT.get(plan.zero_stage))
-    source = source or Drawn(plan.config.train.seed, groups.tensor)
+    source = source or Drawn(plan.seed, groups.tensor)
     context = ModelContext(
         tensor=groups.tensor,
-        sequence_parallel=plan.config.layout.sequence_parallel,
+        sequence_parallel=plan.sequence_parallel,
         execution=plan.execution,
         spec=plan.model,
     )
@@ -58,8 +58,9 @@ def build_engine(
 def _construct(
     engine_class: Any, plan: RunPlan, groups: ParallelGroups, model: torch.nn.Module, mpu: object, progress: Progress
 ) -> Any:
+    config = plan.config
     choose_kernels(model, plan, groups.device)
-    if plan.config.runtime.compile:
+    if config.runtime.compile:
         say_what_is_compiled()
     # deepspeed.initialize chooses the class by itself; a repaired one must be constructed directly.
     settings = deepspeed_json(plan)
@@ -67,7 +68,7 @@ def _construct(
         engine = engine_class(
             args=None,
             model=model,
-            optimizer=build_optimizer(model.parameters(), plan.config.optimizer, plan.config.zero),
+            optimizer=build_optimizer(model.parameters(), config.optimizer, config.zero),
             mpu=mpu,
             dist_init_required=False,
             config=settings,
@@ -80,23 +81,23 @@ def _construct(
     for parameter in model.parameters():
         set_sink(parameter, sharding.sink(parameter))
     give_back_freed_memory()
-    engine.attach(sharding, groups, plan.config.optimizer.grad_clip, progress)
+    engine.attach(sharding, groups, config.optimizer.grad_clip, progress)
     return engine
 
 
 def _pipeline_engine(
     plan: RunPlan, groups: ParallelGroups, context: ModelContext, source: Source, progress: Progress
 ) -> Any:
-    dtype = DTYPES[plan.config.precision.dtype]
+    dtype = DTYPES[plan.dtype]
     module = build_pipeline(plan, Builder(context, lambda layer: fill(layer, source, groups.device, dtype)))
-    engine_class = PIPELINE_ENGINES[plan.config.layout.pipeline_schedule]
+    engine_class = PIPELINE_ENGINES[plan.schedule.kind]
     return _construct(engine_class, plan, groups, module, module.mpu(), progress)
 
 
 def _plain_engine(
     plan: RunPlan, groups: ParallelGroups, context: ModelContext, source: Source, progress: Progress
 ) -> Any:
-    model, mpu, dtype = GPT(context), ModelParallelUnit(groups), DTYPES[plan.config.precision.dtype]
+    model, mpu, dtype = GPT(context), ModelParallelUnit(groups), DTYPES[plan.dtype]
     # With ZeRO-3 a parameter is cut before the next one is made: no rank ever holds the whole model.
     then = Partitioning(deepspeed_json(plan), mpu, dtype) if plan.zero_stage == 3 else None
     fill(model, source, groups.device, dtype, then)

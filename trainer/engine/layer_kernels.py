@@ -32,9 +32,10 @@ def choose_kernels(layers: nn.Module, plan: RunPlan, device: torch.device) -> No
     """
     if multiplies_by_onednn(plan, device):
         multiply_by_onednn(layers.parameters())
-    if plan.config.runtime.compile:
+    runtime = plan.config.runtime
+    if runtime.compile:
         compile_blocks(layers)
-    if plan.config.runtime.liger:
+    if runtime.liger:
         use_liger(layers)
 
 

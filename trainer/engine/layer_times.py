@@ -92,7 +92,7 @@ def _ids_shape(plan: RunPlan) -> tuple[int, int]:
 
 def _hidden_shape(plan: RunPlan) -> tuple[int, int, int]:
     """Return the shape of what travels between layers, `[S, B, H]`, or `[S/tp, B, H]` with sequence parallelism."""
-    shards = plan.tensor_parallel_size if plan.sequence_parallel else 1
+    shards = plan.sequence_shards
     return plan.execution.seq_length // shards, plan.micro_batch_size, plan.model.hidden_size
 
 

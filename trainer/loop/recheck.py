@@ -42,12 +42,13 @@ class Recheck(Hook):
         engine: of the run.
         plan: numbers of the run.
         groups: this rank's place.
+        every: in how many steps once; 0 for never.
     """
 
-    def __init__(self, engine: Engine, plan: RunPlan, groups: ParallelGroups) -> None:
+    def __init__(self, engine: Engine, plan: RunPlan, groups: ParallelGroups, every: int) -> None:
         self._engine, self._groups = engine, groups
         self._plan = plan
-        self._every = plan.config.runtime.recheck_every
+        self._every = every
 
     def on_step(self, step: int) -> None:
         """Compare when it is time. Collective over the world when it is; syncs the host with the device.

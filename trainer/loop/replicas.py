@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 
-from trainer.config.plan import RunPlan
 from trainer.engine.face import Engine
 from trainer.errors import NumericsError
 from trainer.loop.events import Hook
@@ -35,13 +34,13 @@ class ReplicaCheck(Hook):
 
     Args:
         engine: of the run.
-        plan: numbers of the run.
         groups: this rank's place.
+        every: in how many steps once; 0 for never.
     """
 
-    def __init__(self, engine: Engine, plan: RunPlan, groups: ParallelGroups) -> None:
+    def __init__(self, engine: Engine, groups: ParallelGroups, every: int) -> None:
         self._engine, self._groups = engine, groups
-        self._every = plan.config.runtime.check_replicas_every
+        self._every = every
         place = groups.place
         self._holders: tuple[Holder, Holder] = (
             ("data", place.stage, place.tp_rank),

@@ -51,7 +51,9 @@ class ConsoleSink(Sink):
         self._plan, self._run_dir, self._device_name, self._outputs = plan, run_dir, device_name, outputs
         self._console = console
         self._notes = notes
-        self._pace = Pace(plan.config.train.steps)
+        config = plan.config
+        self._name, self._train = config.name, config.train
+        self._pace = Pace(self._train.steps)
         self._losses: list[tuple[int, float]] = []
         self._lines = 0
         self._skipped_steps = 0
@@ -129,20 +131,20 @@ class ConsoleSink(Sink):
             cells.append(("mfu", 6, f"{100 * row['perf/mfu']:.1f}%"))
         cells.append(("GiB", 7, number(row["memory/peak_allocated_gib"], 1)))
         cells.append(("eta", 8, self._pace.left()))
-        if self._plan.config.train.eval_every > 0:
+        if self._train.eval_every > 0:
             cells.append(("eval", 8, "" if report.eval_loss is None else number(report.eval_loss, 3)))
         return cells
 
     def _banner(self, first_step: int) -> Table:
-        plan, config = self._plan, self._plan.config
+        train, dtype = self._train, self._plan.dtype
         table = Table.grid(padding=(0, 2, 0, 0))
         # In line with the description of the plan, which stands above.
         table.add_column(style="bold", no_wrap=True, width=6)
         table.add_column(overflow="fold", width=max(8, min(WIDTH, self._console.width) - 10))
-        steps = f"{config.train.steps:,} = {short(config.train.steps * plan.tokens_per_step)} tokens"
+        steps = f"{train.steps:,} = {short(train.steps * self._plan.tokens_per_step)} tokens"
         if first_step > 1:
             steps += f", resuming at step {first_step:,}"
-        rows = {"run": config.name, "device": f"{self._device_name}, {config.precision.dtype.value}", "steps": steps}
+        rows = {"run": self._name, "device": f"{self._device_name}, {dtype.value}", "steps": steps}
         rows |= {"folder": str(self._run_dir), **self._outputs}
         for name, text in rows.items():
             table.add_row(name, escape(text))

@@ -12,7 +12,7 @@ import torch
 
 from trainer.config.keys import flatten
 from trainer.config.plan import RunPlan
-from trainer.config.schema import ConsoleKind, WandbMode
+from trainer.config.schema import ConsoleKind, LoggingConfig, WandbMode
 from trainer.config.wandb_variables import sweep_in, told
 from trainer.files import storage_faults
 from trainer.log import say, terminal, warn
@@ -35,7 +35,7 @@ from trainer.metrics.tensorboard_sink import TENSORBOARD_FOLDER, TensorBoardSink
 from trainer.metrics.texts import TextSink
 from trainer.metrics.throughput import ThroughputMeter
 from trainer.metrics.wandb_mode import WandbChoice, choose_mode
-from trainer.metrics.wandb_sink import Checkpoints, WandbSink
+from trainer.metrics.wandb_sink import Checkpoints, Tell, WandbSink
 from trainer.run_paths import CSV, METRICS, SAMPLES, RunPaths
 from trainer.topology.groups import ParallelGroups
 from trainer.versions import source_commit, versions
@@ -87,9 +87,10 @@ def build_metrics(
         tokens_per_step=plan.tokens_per_step,
         flops_per_token=plan.model.flops_per_token(plan.execution.seq_length),
         world_size=plan.world_size,
-        peak_flops=peak_flops_per_second(device_name, plan.config.precision.dtype),
+        peak_flops=peak_flops_per_second(device_name, plan.dtype),
     )
-    reads_node = plan.config.logging.system_metrics and os.environ.get("LOCAL_RANK", "0") == "0"
+    config = plan.config
+    reads_node = config.logging.system_metrics and os.environ.get("LOCAL_RANK", "0") == "0"
     stages = groups.mesh.stages
     across = AcrossMeter(
         memory=MemoryMeter(groups.device),
@@ -97,17 +98,25 @@ def build_metrics(
         stages=stages,
         control=groups.control,
     )
-    factor = plan.config.runtime.straggler_factor
+    factor = config.runtime.straggler_factor
     if factor is None:
         factor = 1.5 if groups.device.type == "cuda" else 0.0
     stragglers = StragglerWatch(stages, hosts, factor)
-    sinks = _sinks(plan, run_dir, state, device_name or "CPU", facts) if groups.is_reporting_rank else []
+    if not groups.is_reporting_rank:
+        return MetricsHook(throughput, across, stragglers, [])
+    sinks = _sinks(plan, config.logging, run_dir, state, device_name or "CPU", facts)
     return MetricsHook(throughput, across, stragglers, sinks)
 
 
-def _sinks(plan: RunPlan, run_dir: Path, state: TrainState, device_name: str, facts: RunFacts | None) -> list[Sink]:
+def _sinks(
+    plan: RunPlan,
+    logging: LoggingConfig,
+    run_dir: Path,
+    state: TrainState,
+    device_name: str,
+    facts: RunFacts | None,
+) -> list[Sink]:
     """Return the sinks in the order in which they are written: the record first."""
-    logging = plan.config.logging
     parameters = plan.model.parameter_count
     source = source_commit()
     choice = choose_mode(logging.wandb)
@@ -127,12 +136,18 @@ def _sinks(plan: RunPlan, run_dir: Path, state: TrainState, device_name: str, fa
         _wandb_sink(plan, run_dir, parameters, source, choice, facts.newest_checkpoint if facts else None, notes)
     )
     # Last, so that its last line is the last one printed.
-    sinks.append(_console_sink(plan, run_dir, device_name, choice, notes))
+    sinks.append(_console_sink(plan, logging, run_dir, device_name, choice, notes))
     return sinks
 
 
-def _console_sink(plan: RunPlan, run_dir: Path, device_name: str, choice: WandbChoice, notes: Sequence[str]) -> Sink:
-    logging = plan.config.logging
+def _console_sink(
+    plan: RunPlan,
+    logging: LoggingConfig,
+    run_dir: Path,
+    device_name: str,
+    choice: WandbChoice,
+    notes: Sequence[str],
+) -> Sink:
     if logging.console is ConsoleKind.quiet:
         return QuietSink(run_dir, notes)
     outputs = {"wandb": f"{choice.mode.value} ({choice.reason})" if choice.reason else choice.mode.value}
@@ -182,9 +197,7 @@ def _wandb_sink(
         group=config.logging.wandb_group or config.name,
         tags=(plan.mesh.name,),
         config={**_plain_mapping(asdict(config)), "plan": plan_numbers, "versions": versions(), "source": source},
-        say=say,
-        note=notes.append,
-        warn=warn,
+        tell=Tell(say, notes.append, warn),
         checkpoints=checkpoints,
     )
 

@@ -9,6 +9,7 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,16 @@ _TEARDOWN_S = 2.0
 _TABLE_ROWS = 200
 
 
+@dataclass(frozen=True)
+class Tell:
+    """How the sink tells the user a line."""
+
+    now: Callable[[str], None]
+    at_the_end: Callable[[str], None]
+    """When all is done."""
+    as_warning: Callable[[str], None]
+
+
 class WandbSink(Sink):
     """Logs rows to one wandb run a run folder: files lie in `run_dir/wandb`, the run's id in `run_dir/wandb_run_id`.
 
@@ -52,9 +63,7 @@ class WandbSink(Sink):
         group: wandb group; runs of one name belong together.
         tags: more tags.
         config: the run's config as wandb shows it; secrets are removed here.
-        say: tells the user a line now.
-        note: tells the user a line at the end.
-        warn: warns the user.
+        tell: how the user is told something.
         checkpoints: finds the checkpoint that `logging.wandb_artifacts` uploads.
     """
 
@@ -66,9 +75,7 @@ class WandbSink(Sink):
         group: str,
         tags: tuple[str, ...],
         config: Mapping[str, object],
-        say: Callable[[str], None],
-        note: Callable[[str], None],
-        warn: Callable[[str], None],
+        tell: Tell,
         checkpoints: Checkpoints | None = None,
     ) -> None:
         self._run_dir = run_dir
@@ -77,7 +84,7 @@ class WandbSink(Sink):
         self._group = group
         self._tags = tags
         self._config = redacted(config)
-        self._say, self._note, self._warn = say, note, warn
+        self._tell = tell
         self._run: Any = None
         self._folder: str | None = None
         self._elsewhere = ""
@@ -149,13 +156,13 @@ class WandbSink(Sink):
         if not self._still_on():
             _end_service()
         elif self._choice.mode is WandbMode.offline:
-            self._note(f"wandb is offline; upload with: wandb sync {self._to_upload()}")
+            self._tell.at_the_end(f"wandb is offline; upload with: wandb sync {self._to_upload()}")
 
     def _close(self, end: RunEnd) -> None:
         is_gone = self._choice.mode is WandbMode.online and not is_reachable(server_url(os.environ))
         seconds = _FINISH_AFTER_FAILURE_S if end.status == "failed" or is_gone else _FINISH_S
         if end.status == "finished" and not is_gone and self._uploads.has_new():
-            self._say("adding the last checkpoint to wandb")
+            self._tell.now("adding the last checkpoint to wandb")
             # The run's start may still be under way.
             self._calls.finish(seconds)
             if self._run is not None and self._calls.failure is None:
@@ -202,18 +209,18 @@ class WandbSink(Sink):
     def _still_on(self) -> bool:
         """Return whether wandb still accepts data; warn once when it no longer does."""
         if error := self._uploads.take_error():
-            self._warn(f"a checkpoint was not added to wandb ({_told(error)})")
+            self._tell.as_warning(f"a checkpoint was not added to wandb ({_told(error)})")
         if self._elsewhere:
             elsewhere, self._elsewhere = self._elsewhere, ""
-            self._warn(elsewhere)
+            self._tell.as_warning(elsewhere)
         if self._table_error is not None and not self._is_table_told:
             self._is_table_told = True
-            self._warn(f"texts are no longer added to wandb ({_told(self._table_error)})")
+            self._tell.as_warning(f"texts are no longer added to wandb ({_told(self._table_error)})")
         if self._is_on and (error := self._calls.failure) is not None:
             self._is_on = False
             self._stall.stop()
             kept = f"; what it has: wandb sync --include-online {shlex.quote(self._folder)}" if self._folder else ""
-            self._warn(f"wandb is off for the rest of this run ({_told(error)}){kept}")
+            self._tell.as_warning(f"wandb is off for the rest of this run ({_told(error)}){kept}")
         return self._is_on
 
     def _to_upload(self) -> str:

@@ -123,6 +123,6 @@ def build_pipeline(plan: RunPlan, builder: Builder) -> BoundedPipelineModule:
     topology = PipeModelDataParallelTopology(
         num_pp=plan.pipeline_parallel_size, num_mp=plan.tensor_parallel_size, num_dp=plan.data_parallel_size
     )
-    build = MODULE_CLASSES[plan.config.layout.pipeline_schedule]
+    build = MODULE_CLASSES[plan.schedule.kind]
     # The head returns the loss: DeepSpeed's hooks on a stage's output clear and scale gradients, and must see it.
     return build(stage_bounds(plan), layer_specs(builder), topology=topology, loss_fn=None)

@@ -80,13 +80,13 @@ def _is_block(plan: RunPlan) -> list[bool]:
 
 def _explicit_bounds(plan: RunPlan) -> tuple[int, ...]:
     is_block = _is_block(plan)
-    inner = (is_block.index(True) + block for block in plan.config.layout.stage_boundaries)
+    inner = (is_block.index(True) + block for block in plan.stage_boundaries)
     return (0, *inner, len(is_block))
 
 
 def stage_bounds(plan: RunPlan) -> tuple[int, ...]:
     """Return layer bounds of all stages, as many as the schedule has."""
-    if plan.config.layout.stage_boundaries:
+    if plan.stage_boundaries:
         return _explicit_bounds(plan)
     return balanced_bounds(plan, layer_costs(plan))
 

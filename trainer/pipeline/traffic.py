@@ -101,7 +101,7 @@ def _hand_overs(plan: RunPlan, mesh: Mesh) -> list[tuple[int, int]]:
 
 
 def _hand_over_bytes(plan: RunPlan) -> float:
-    share = plan.tensor_parallel_size if plan.sequence_parallel else 1
+    share = plan.sequence_shards
     return hidden_bytes(plan) / share * plan.num_micro_batches
 
 

@@ -44,9 +44,10 @@ class SamplesHook(Hook):
         groups: ParallelGroups,
         publish: Callable[[Sequence[Sample]], None],
     ) -> None:
-        self._plan = plan
+        config = plan.config
+        self._vocab_size, self._model, self._eval = plan.model.vocab_size, config.model, config.eval
         self._tokenizer_folder = tokenizer_folder
-        self._weights = WeightGatherer(engine, plan.config.zero.stage == 3, groups)
+        self._weights = WeightGatherer(engine, plan.zero_stage == 3, groups)
         self._publish = publish
         self._tokenizer: Tokenizer | None = None
 
@@ -59,16 +60,15 @@ class SamplesHook(Hook):
             self._publish(self._write(report.step, weights))
 
     def _write(self, step: int, weights: Mapping[str, torch.Tensor]) -> list[Sample]:
-        config = self._plan.config
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._tokenizer_folder)
         # Built anew, which takes no memory; it is filled with the gathered tensors themselves, and goes with them.
-        model = whole_model(config.model, self._plan.model.vocab_size)
+        model = whole_model(self._model, self._vocab_size)
         fill(model, lambda spec, _: with_padding(weights[spec.name], spec))
-        options = GenerateOptions(max_tokens=config.eval.max_tokens, temperature=config.eval.temperature)
+        options = GenerateOptions(max_tokens=self._eval.max_tokens, temperature=self._eval.temperature)
         written = []
-        for prompt in config.eval.prompts:
-            for index in range(config.eval.samples):
-                text = continued(model, self._tokenizer, prompt, options, seed=config.eval.seed + index)
+        for prompt in self._eval.prompts:
+            for index in range(self._eval.samples):
+                text = continued(model, self._tokenizer, prompt, options, seed=self._eval.seed + index)
                 written.append(Sample(step, prompt, text))
         return written

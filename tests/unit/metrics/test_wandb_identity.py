@@ -72,11 +72,11 @@ from trainer.config.compose import compose
 from trainer.config.schema import WandbMode
 from trainer.loop.events import RunEnd
 from trainer.metrics.wandb_mode import choose_mode
-from trainer.metrics.wandb_sink import WandbSink
+from trainer.metrics.wandb_sink import Tell, WandbSink
 config = compose(sys.argv[1:])
 choice, group = choose_mode(config.logging.wandb), config.logging.wandb_group or config.name
 values = {"optimizer": {"lr": 1.0}}
-sink = WandbSink(Path("run"), config.logging, choice, group, ("dp1",), values, print, print, sys.exit)
+sink = WandbSink(Path("run"), config.logging, choice, group, ("dp1",), values, Tell(print, print, sys.exit))
 sink.start(1)
 sink.end(RunEnd("finished", 1, 1.0))
 """

@@ -13,7 +13,7 @@ from typing import Any
 
 from trainer.config.schema import LoggingConfig, WandbMode
 from trainer.metrics.wandb_mode import WandbChoice
-from trainer.metrics.wandb_sink import Checkpoints, WandbSink
+from trainer.metrics.wandb_sink import Checkpoints, Tell, WandbSink
 
 KEY = "k" * 40
 
@@ -41,9 +41,7 @@ def make_sink(
         group="tiny",
         tags=("pp1_tp1_dp1",),
         config={"model": {"hidden_size": 64}, "api_key": "s3cr3t-value"},
-        say=voice.said.append,
-        note=voice.noted.append,
-        warn=voice.warned.append,
+        tell=Tell(voice.said.append, voice.noted.append, voice.warned.append),
         checkpoints=checkpoints,
     )
 
