@@ -74,7 +74,7 @@ def _measured(plan: RunPlan) -> Mapping[str, tuple[float, float]]:
     from trainer.engine.layer_times import measure_layers
     from trainer.engine.world import choose_device
 
-    found = measure_layers(plan, choose_device(plan.config.runtime.device, 0))
+    found = measure_layers(plan, choose_device(plan.device, 0))
     return {name: (one.forward, one.backward) for name, one in found.items()}
 
 

@@ -109,7 +109,7 @@ class CheckpointHook(Hook):
             return
         self.settle()
         wanted = end.status == "stopped" or (end.status == "finished" and self._config.save_final)
-        if wanted and self._plan.config.zero.offload is OffloadKind.nvme:
+        if wanted and self._plan.offload is OffloadKind.nvme:
             warn("not saved: the state on NVMe is not in the checkpoint format yet")
             return
         if wanted and self._saved_step != self._state.step:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from trainer.config.models import make_execution, make_model
 from trainer.config.pipeline_schedules import SCHEDULES, Schedule
-from trainer.config.schema import Dtype, OffloadKind, RuntimeConfig, ScheduleKind, TridentConfig
+from trainer.config.schema import DeviceKind, Dtype, OffloadKind, RuntimeConfig, ScheduleKind, TridentConfig
 from trainer.mesh import Mesh
 from trainer.spec.execution import Execution
 from trainer.spec.model import Model
@@ -82,6 +82,16 @@ class RunPlan:
     def uses_pipeline_engine(self) -> bool:
         """True with PP > 1, which runs DeepSpeed's PipelineEngine; PP = 1 runs the plain engine with ZeRO 0-3."""
         return self.pipeline_parallel_size > 1
+
+    @property
+    def device(self) -> DeviceKind:
+        """Kind of device that the user asks for."""
+        return self.config.runtime.device
+
+    @property
+    def offload(self) -> OffloadKind:
+        """Where ZeRO keeps optimizer state, and parameters with stage 3."""
+        return self.config.zero.offload
 
     @property
     def sequence_shards(self) -> int:

@@ -68,8 +68,8 @@ def gpu_bytes(plan: RunPlan) -> int:
     Added are ZeRO's two reduce buckets, in fp32, and the flat copy of the gradients that it makes for the update, when
     activations and loss are gone. Offloaded state is on the host; gradients count although they leave bucket by bucket.
     """
-    found, zero = expected_bytes(plan), plan.config.zero
-    offloaded = plan.zero_stage > 0 and zero.offload is not OffloadKind.none
+    found = expected_bytes(plan)
+    offloaded = plan.zero_stage > 0 and plan.offload is not OffloadKind.none
     states = found.parameters + found.gradients + (0 if offloaded else found.optimizer)
     buckets = flat = 0
     if plan.zero_stage > 0:
@@ -98,6 +98,6 @@ def _loss(plan: RunPlan, width: int) -> int:
     tokens = plan.micro_batch_size * plan.execution.seq_length
     if not plan.execution.fused_loss:
         return tokens * rows * (width + 4)
-    device = "cuda" if plan.config.runtime.device is DeviceKind.cuda else "cpu"
+    device = "cuda" if plan.device is DeviceKind.cuda else "cpu"
     chunk = min(CHUNK_ELEMENTS[device], tokens * rows) * (4 if width == 4 else 4 + 2 * width)
     return tokens * hidden_size * width + 4 * rows * hidden_size + chunk

@@ -45,9 +45,9 @@ def zero_bytes(plan: RunPlan, stage: int | None = None, offload: OffloadKind | N
         offload: offload of the optimizer's state; None for the plan's.
     """
     stage = plan.zero_stage if stage is None else stage
-    offload = plan.config.zero.offload if offload is None else offload
+    offload = plan.offload if offload is None else offload
     replicas = plan.data_parallel_size
-    width = 4 if plan.config.precision.dtype is Dtype.fp32 else 2
+    width = 4 if plan.dtype is Dtype.fp32 else 2
     size, unit = plan.tensor_parallel_size, plan.execution.vocab_unit
     held = sum(tensor.local_numel(size, unit) for tensor in plan.model.tensors.values()) // plan.pipeline_parallel_size
     own = held // replicas if stage else held
@@ -70,7 +70,7 @@ def zero_bytes(plan: RunPlan, stage: int | None = None, offload: OffloadKind | N
     )
     if stage == 0 or offload is OffloadKind.none:
         return result
-    if plan.config.runtime.device is DeviceKind.cpu and offload is OffloadKind.cpu:
+    if plan.device is DeviceKind.cpu and offload is OffloadKind.cpu:
         # Moved from a memory to the same one.
         return ZeroBytes(**{**asdict(result), "buffers": buffers + 2 * 4 * largest})
     moved = {"master": 0, "moments": 0, "gradients": 4 * leaving, "buffers": buffers + 4 * largest}
@@ -84,7 +84,7 @@ def cheaper_choice(plan: RunPlan) -> str | None:
     cost, stage, offload = min(others, key=lambda other: other[0], default=(mine, 0, OffloadKind.none))
     if cost >= mine:
         return None
-    chosen = _name(plan.zero_stage, plan.config.zero.offload)
+    chosen = _name(plan.zero_stage, plan.offload)
     return (
         f"{chosen} takes {mine / MIB:,.0f} MiB a rank for states and buffers, "
         f"more than {_name(stage, offload)} with {cost / MIB:,.0f} MiB: here it does not pay"
@@ -93,8 +93,8 @@ def cheaper_choice(plan: RunPlan) -> str | None:
 
 def _less(plan: RunPlan) -> Iterator[tuple[int, OffloadKind]]:
     """Yield the choices with a lower stage, or without offload, that the run could make instead."""
-    offload = plan.config.zero.offload
-    least = 0 if plan.config.precision.dtype is Dtype.fp32 else 1
+    offload = plan.offload
+    least = 0 if plan.dtype is Dtype.fp32 else 1
     for stage in range(least, plan.zero_stage + 1):
         for kind in {OffloadKind.none, offload} if stage else {OffloadKind.none}:
             if (stage, kind) != (plan.zero_stage, offload):
