@@ -1,4 +1,4 @@
-"""The composition root of one rank: each line takes what the one before made."""
+"""The composition root of one rank: each line uses the results of the lines before."""
 
 from __future__ import annotations
 
@@ -169,12 +169,12 @@ def _in_our_words(error: BaseException) -> BaseException:
 
 
 def _announce(session: Session) -> None:
-    """Say what only a rank knows of the run."""
+    """Print the facts of the run that only a rank knows."""
     plan, groups = session.plan, session.groups
     if not groups.is_reporting_rank:
         return
     kernel = attention_kernel(plan.model, plan.execution, plan.tensor_parallel_size, plan.dtype, groups.device)
-    products = "; matrix products by oneDNN" if multiplies_by_onednn(plan, groups.device) else ""
+    products = "; GEMMs by oneDNN" if multiplies_by_onednn(plan, groups.device) else ""
     say(f"kernel  {kernel}{products}")
     warning = placement_warning(plan, session.hosts)
     if warning is not None:
@@ -194,7 +194,7 @@ def _train(session: Session, prepared: PreparedData, folder: RunFolder) -> RunEn
     evaluates = config.train.eval_every > 0
     batches = together(control, lambda: _batches(session, prepared, state.sample_length, evaluates))
     progress.enter(BUILDING)
-    # What a checkpoint overwrites is not drawn.
+    # Weights that a checkpoint overwrites are not drawn.
     engine = build_engine(plan, groups, progress, Reserved(groups.tensor) if found is not None else None)
     if found is not None:
         progress.enter(LOADING)
@@ -225,13 +225,13 @@ def _nothing_to_do(folder: RunFolder, step: int, config: TridentConfig) -> str:
 
 
 def _begin(found: Found, folder: RunFolder, config: TridentConfig, groups: ParallelGroups) -> None:
-    """Remember where the run began, and forget the rows of a start elsewhere, of which no checkpoint is left."""
+    """Write down the run's origin, and remove the rows of an earlier start of which no checkpoint is left."""
     if groups.is_reporting_rank and found.use is not Use.own and not folder.begin_from(found, config):
         forget_rows(folder.path)
 
 
 def _watchdog(runtime: RuntimeConfig, folder: RunFolder, groups: ParallelGroups) -> Watchdog:
-    """Return the watch over this rank from here on; that of the process alone (`interruption.limit`) ends."""
+    """Return the watchdog over this rank from here on; the limit of the process alone (`interruption.limit`) ends."""
     follow(MarkedProgress() if runtime.profile else Progress())
     interruption.limit(0)
     timeouts = (hang_timeout_s(runtime), runtime.timeout_s)
@@ -259,7 +259,7 @@ def _hooks(session: Session, engine: Engine, state: TrainState, saver: Checkpoin
     hooks: list[Hook] = [*checks, saver, metrics]
     if config.eval.samples > 0:
         hooks.append(SamplesHook(engine, plan, folder.tokenizer, groups, metrics.show))
-    # Last: a step ends before it starts or stops to record.
+    # Last, so that a step ends before recording starts or stops.
     if isinstance(session.progress, MarkedProgress):
         hooks.append(ProfileHook(config, folder.path, session.progress, groups))
     return hooks

@@ -1,4 +1,4 @@
-"""A rank that stands still, and a loss that jumps, in a run that a user starts."""
+"""A rank that stands still, and a loss that spikes, in a run that a user starts."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_a_stopped_rank_ends_the_run_and_is_named(tmp_path: Path) -> None:
     assert "most recent call first" in (run_dir / "logs" / "stacks" / "rank_0.txt").read_text()
 
 
-def test_a_jump_of_the_loss_goes_back_to_the_checkpoint_and_on_behind_it(tmp_path: Path) -> None:
-    # So little is learned that the loss is noise: what is somewhat above the three before it is a jump.
+def test_a_spike_of_the_loss_goes_back_to_the_checkpoint_and_on_behind_it(tmp_path: Path) -> None:
+    # So little is learned that the loss is noise: what is somewhat above the three before it is a spike.
     policy = ("train.spike_policy=rewind", "train.spike_window=3", "train.spike_sigmas=2", "train.max_rewinds=100")
     run_dir = tmp_path / "R"
     tiny = ("optimizer.lr=1e-9", "model.hidden_size=32", "model.num_layers=1", "model.seq_length=16")
@@ -54,7 +54,7 @@ def test_a_jump_of_the_loss_goes_back_to_the_checkpoint_and_on_behind_it(tmp_pat
     skipped = [json.loads(line) for line in (run_dir / "logs" / "skipped_batches.jsonl").read_text().splitlines()]
     assert skipped
     assert all(line["reason"] == "spike" and len(line["samples"]) == 16 for line in skipped)
-    # No data of before a jump are read again.
+    # No data of before a spike are read again.
     positions = [line["position"] for line in skipped]
     assert positions == sorted(set(positions))
     assert [row["step"] for row in rows(run_dir)] == list(range(1, 9))

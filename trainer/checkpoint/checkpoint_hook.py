@@ -1,4 +1,4 @@
-"""Saving as a hook of the loop: when, and what happens if it fails."""
+"""Saving as a hook of the loop: its times, and its answer to a failure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.topology.agreement import gather, together
 from trainer.topology.groups import Group, ParallelGroups
 
 _LAST_CHANCE_S = 10.0
-"""How long a run that failed waits for the checkpoint that it was writing."""
+"""Seconds that a run which failed waits for the checkpoint that it was writing."""
 
 
 class CheckpointHook(Hook):
@@ -31,12 +31,12 @@ class CheckpointHook(Hook):
 
     Args:
         store: the run's checkpoints.
-        engine: whose state is saved.
+        engine: the engine whose state is saved.
         plan: numbers of the run.
-        state: of the loop.
+        state: the loop's state.
         groups: this rank's place.
         background: another group like `groups.control`, for the threads that write.
-        measures: told how long a save held the loop and took.
+        measures: is told how long a save held the loop, and how long it took.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class CheckpointHook(Hook):
         self._is_due = False
 
     def on_start(self, first_step: int) -> None:
-        """Finish what a killed run left of its last save: `latest`, and what need not be kept. Local.
+        """Finish the last save of a killed run: `latest`, and the deletion of old checkpoints. Local.
 
         Raises:
             StorageError: `latest` cannot be written.
@@ -70,7 +70,7 @@ class CheckpointHook(Hook):
             self._writer.tidy(self._state.step)
 
     def on_step(self, step: int) -> None:
-        """Save when it is time, or after the first applied step from then; hear how an earlier save ended.
+        """Save when it is time, or after the first applied step from then on; find out how an earlier save ended.
 
         Collective over the world when it is time, and while a save is under way.
 
@@ -81,7 +81,7 @@ class CheckpointHook(Hook):
         if self._under_way is not None and all(gather(self._groups.control, self._under_way[1].done())):
             self.settle()
         self._is_due = self._is_due or (config.every > 0 and step % config.every == 0)
-        # Weights that only skip may be what is wrong: they must not push out the checkpoints of before.
+        # If steps only skip, the weights may be the cause: they must not push out earlier checkpoints.
         if self._is_due and self._state.skipped_in_row == 0:
             self._is_due = False
             self._begin(waits=not config.asynchronous)
@@ -158,7 +158,7 @@ class CheckpointHook(Hook):
         say(f"saved {self._store.path(snapshot.step)}")
 
     def _give_last_chance(self) -> None:
-        """Let a save under way end, without collectives of this thread: peers may be gone."""
+        """Wait a little for a save under way, without collectives of this thread: peers may be gone."""
         if self._under_way is None:
             return
         (snapshot, work), self._under_way = self._under_way, None
@@ -170,7 +170,7 @@ class CheckpointHook(Hook):
         except TridentError as error:
             warn(f"step {snapshot.step} is not saved: {error}")
         except Exception:
-            # What a broken connection says is of no use to anybody.
+            # The message of a broken connection is of no use to anybody.
             warn(f"step {snapshot.step} is not saved: a rank was lost while it was written")
         else:
             say(f"saved {self._store.path(snapshot.step)}")

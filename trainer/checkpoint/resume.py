@@ -23,23 +23,23 @@ from trainer.topology.agreement import gather, together
 from trainer.topology.groups import Group, ParallelGroups
 
 _COUNTERS = ("optimizer_step", "skipped_steps", "global_steps")
-"""Of an engine's scalars, those that begin at 0."""
+"""Scalars of an engine that begin at 0."""
 
 
 def checkpoint_to_resume(config: TridentConfig, store: CheckpointStore, control: Group) -> Found | None:
     """Return the checkpoint to begin from, every byte of it checked; None to start at step 1 with fresh weights.
 
-    The run's own newest one; if it has none, the one that the config names. Collective over `control`: ranks share the
-    reading.
+    This is the run's own newest one; if it has none, the one that the config names. Collective over `control`: ranks
+    share the reading.
 
     Raises:
-        CheckpointError: the named one is missing or damaged, or the run has some and all are damaged.
+        CheckpointError: the named one is missing or damaged, or the run has checkpoints and all are damaged.
         ConfigError: the named one leaves nothing to train.
     """
     own = newest_own(store, control)
     if own is not None:
         return own
-    # Of one rank: a path may mean another place to another machine.
+    # Decided by one rank: a path may mean another place on another machine.
     decided = together(control, lambda: find_origin(config, store.folder.parent) if control.rank == 0 else None)
     found = gather(control, decided)[0]
     return found and together(control, lambda: _checked(found, control))
@@ -54,9 +54,9 @@ def newest_own(store: CheckpointStore, control: Group) -> Found | None:
     """Return a run's newest checkpoint that is whole, every byte of it checked; None if it has none. Collective.
 
     Raises:
-        CheckpointError: it has some, and all are damaged.
+        CheckpointError: it has checkpoints, and all are damaged.
     """
-    # Of one rank: nodes may see a shared folder change at different moments, and all must try the same ones.
+    # Decided by one rank: nodes may see a shared folder change at different moments, and all must try the same ones.
     steps = gather(control, together(control, store.steps))[0]
     for step in reversed(steps):
         path = store.path(step)
@@ -65,7 +65,7 @@ def newest_own(store: CheckpointStore, control: Group) -> Found | None:
         except CheckpointError as error:
             warn(f"skipping a damaged checkpoint: {error}")
     if steps:
-        # To begin anew here would overwrite what may still be rescued.
+        # Beginning anew here would overwrite checkpoints that may still be rescued.
         raise CheckpointError(
             f"{store.folder} must hold a whole checkpoint to go on from, but all of its {len(steps)} are damaged",
             hints=[
@@ -76,10 +76,10 @@ def newest_own(store: CheckpointStore, control: Group) -> Found | None:
 
 
 def starting_state(found: Found | None, plan: RunPlan, stream: str) -> TrainState:
-    """Return how far the run has come: where a checkpoint was, or the very beginning for None.
+    """Return the run's progress: that of the checkpoint, or the very beginning for None.
 
     Args:
-        found: what `checkpoint_to_resume` returned.
+        found: the checkpoint that `checkpoint_to_resume` returned.
         plan: numbers of this run.
         stream: identity of this run's training stream.
 
@@ -121,7 +121,7 @@ def load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) ->
 
 
 def _ask_probe(manifest: Manifest, engine: Engine, plan: RunPlan, groups: ParallelGroups) -> None:
-    """Hold the loss on the fixed micro-batch of the run that saved a checkpoint against the one that it had there."""
+    """Compare the loss on the fixed micro-batch of the run that saved a checkpoint with the saved loss."""
     length = manifest.layout["seq_length"]
     assert isinstance(length, int)
     shards = plan.sequence_shards
@@ -152,6 +152,6 @@ def _load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) -
             return torch.zeros(spec.local_shape(size))
         return tensors.read_shard(kind, spec, rank, size)
 
-    # What else the engine keeps, a loss scale, stays as it is.
+    # The engine's other scalar, a loss scale, stays as it is.
     fresh = {**engine.scalars(), **dict.fromkeys(_COUNTERS, 0.0)}
     engine.restore(read, fresh if found.use is Use.weights else manifest.scalars)

@@ -1,7 +1,7 @@
-"""Writing one checkpoint: what it holds, copied to host memory, and how it gets to disk.
+"""Writing one checkpoint: its content, copied to host memory, and its way to disk.
 
 It is written under a hidden name, each rank its own file; it gets its manifest when every rank is done, and appears by
-one rename. Whenever the machine stops, what is under a visible name is whole.
+one rename. Whenever the machine stops, everything under a visible name is whole.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from trainer.versions import versions
 
 _BYTES_PER_NUMBER = 4
 _ROOM_FOR_THE_REST = 1 << 20
-"""Headers, manifest, config."""
+"""Bytes for headers, manifest and config."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint holds, in host memory: training on changes nothing in it."""
+    """The content of a checkpoint, in host memory: further training does not change it."""
 
     manifest: Manifest
-    """Without files, which are not written yet."""
+    """Manifest without files, which are not written yet."""
     config: str
-    """As YAML."""
+    """Config as YAML."""
     fragments: tuple[Fragment, ...]
     """This rank's part of the tensors."""
 
@@ -79,7 +79,7 @@ class CheckpointWriter:
         self._store = store
         config = plan.config
         self._config = config.checkpoint
-        # Of data that are text, or were: without it the weights could not be sampled from.
+        # Only if the data are text, or were: without a tokenizer the model could not be sampled from.
         self._tokenizer = store.folder.parent / TOKENIZER if has_tokenizer(config) else None
         self._peers = peers
 
@@ -102,7 +102,7 @@ class CheckpointWriter:
             raise
 
     def tidy(self, step: int) -> None:
-        """Finish what a killed run left of saving the step that it goes on from. Local, for one rank.
+        """Finish a killed run's save of the step that this one goes on from. Local, for one rank.
 
         Raises:
             StorageError: `latest` cannot be written.

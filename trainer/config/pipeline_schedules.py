@@ -19,7 +19,7 @@ class Schedule(ABC):
     """
 
     kind: PipelineSchedule
-    """What the config calls it."""
+    """Its name in the config."""
     has_effect_alone: bool = False
     """True if it may also be named where there is only one pipeline rank."""
     takes_boundaries: bool = True

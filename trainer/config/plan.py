@@ -90,7 +90,7 @@ class RunPlan:
 
     @property
     def offload(self) -> OffloadKind:
-        """Where ZeRO keeps optimizer state, and parameters with stage 3."""
+        """Memory that holds ZeRO's optimizer state, and with stage 3 also parameters."""
         return self.config.zero.offload
 
     @property

@@ -36,8 +36,8 @@ def build_engine(
     Args:
         plan: numbers of the run.
         groups: this rank's place.
-        progress: where the engine notes what it does; None if nobody looks.
-        source: of the weights; None for those of a new model, by the run's seed. `Reserved` for an engine that is
+        progress: takes the engine's notes of its activity; None if nobody reads them.
+        source: source of the weights; None for a new model's, by the run's seed. `Reserved` for an engine that is
             restored before anything else.
     """
     progress = progress or Progress()
@@ -98,7 +98,7 @@ def _plain_engine(
     plan: RunPlan, groups: ParallelGroups, context: ModelContext, source: Source, progress: Progress
 ) -> Any:
     model, mpu, dtype = GPT(context), ModelParallelUnit(groups), DTYPES[plan.dtype]
-    # With ZeRO-3 a parameter is cut before the next one is made: no rank ever holds the whole model.
+    # With ZeRO-3 a parameter is sharded before the next one is made: no rank ever holds the whole model.
     then = Partitioning(deepspeed_json(plan), mpu, dtype) if plan.zero_stage == 3 else None
     fill(model, source, groups.device, dtype, then)
     return _construct(RepairedEngine, plan, groups, model, mpu, progress)

@@ -1,4 +1,4 @@
-"""How the layers of a rank compute what the plan says, settled before anything runs through them."""
+"""The choice of kernels for the layers of a rank, as the plan asks, made before anything runs through them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULT_CACHE = "~/.cache/trident/compiled"
 
 
 def choose_kernels(layers: nn.Module, plan: RunPlan, device: torch.device) -> None:
-    """Choose who multiplies, and what is compiled. Local.
+    """Choose the library for matrix multiplication, and compile the parts that are to be compiled. Local.
 
     Raises:
         ConfigError: see `multiplies_by_onednn`.
@@ -44,7 +44,7 @@ def compile_blocks(model: nn.Module) -> None:
 
     All blocks share one program.
 
-    What is compiled is kept in the folder that TORCHINDUCTOR_CACHE_DIR names, and used again by later runs.
+    Compiled programs are kept in the folder that TORCHINDUCTOR_CACHE_DIR names, and used again by later runs.
     """
     os.environ.setdefault(CACHE_VARIABLE, str(Path(DEFAULT_CACHE).expanduser()))
     for module in model.modules():
@@ -55,7 +55,7 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 def say_what_is_compiled() -> None:
-    """Say why the first step takes long."""
+    """Print why the first step takes long."""
     say(
         "the blocks are compiled in the first step and the first evaluation (runtime.compile): that takes up to some "
         f"minutes once, later runs find it in {os.environ[CACHE_VARIABLE]}"

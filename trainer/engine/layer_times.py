@@ -1,7 +1,7 @@
-"""How long each layer takes on this machine, forward and backward: what a pipeline is best cut by.
+"""Measured time of each layer on this machine, forward and backward, by which a pipeline is best partitioned.
 
-Counted work (`pipeline.partition`) knows matrix products only. What memory-bound kernels, the loss over a large
-vocabulary and small micro-batches really cost depends on the device.
+Counted work (`pipeline.partition`) knows only matrix multiplications. The real cost of memory-bound kernels, of the
+loss over a large vocabulary and of small micro-batches depends on the device.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trainer.topology.groups import FakeGroup, SingleGroup
 _WARM_UP = 3
 _FEWEST, _MOST = 5, 50
 _ENOUGH_S = 1.0
-"""Of timed passes of one layer, from `_FEWEST` on."""
+"""Seconds of timed passes of one layer that suffice, once there are `_FEWEST` passes."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,19 @@ class LayerTime:
 
     @property
     def total(self) -> float:
-        """Forward and backward."""
+        """Sum of forward and backward."""
         return self.forward + self.backward
 
 
 def measure_layers(plan: RunPlan, device: torch.device) -> dict[str, LayerTime]:
-    """Time every layer of the model, one rank's share of it; of layers that are alike one is measured.
+    """Time one rank's share of every layer of the model; among layers that are alike, only one is measured.
 
-    In one process and without peers: what tensor-parallel ranks send each other is not in it.
+    One process without peers: communication between tensor-parallel ranks is not included.
     Sets the process's number of threads to that of a rank.
 
     Args:
-        plan: of the run.
-        device: to compute on.
+        plan: numbers of the run.
+        device: device to compute on.
     """
     torch.set_num_threads(rank_threads(plan.config.runtime.threads_per_rank, plan.world_size))
     size = plan.tensor_parallel_size
@@ -91,13 +91,13 @@ def _ids_shape(plan: RunPlan) -> tuple[int, int]:
 
 
 def _hidden_shape(plan: RunPlan) -> tuple[int, int, int]:
-    """Return the shape of what travels between layers, `[S, B, H]`, or `[S/tp, B, H]` with sequence parallelism."""
+    """Return the shape of the tensor between layers, `[S, B, H]`, or `[S/tp, B, H]` with sequence parallelism."""
     shards = plan.sequence_shards
     return plan.execution.seq_length // shards, plan.micro_batch_size, plan.model.hidden_size
 
 
 def _timed(run: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor | None, device: torch.device) -> LayerTime:
-    """Time `run(hidden)` and its backward; None stands for what takes no gradient."""
+    """Time `run(hidden)` and its backward; None stands for an input without gradient."""
     wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     given = torch.empty(0) if hidden is None else hidden
     forward: list[float] = []

@@ -1,4 +1,4 @@
-"""What the loop tells its hooks, as plain values. Checkpoint and metrics implement `Hook`; the loop knows neither."""
+"""Events that the loop tells its hooks, as plain values. Checkpoint and metrics implement `Hook`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class StepReport:
     """
 
     step: int
-    """Counted from 1."""
+    """Number of the step, counted from 1."""
     loss: float
     """Next-token cross-entropy in nats, mean over the counted tokens of the global batch; NaN if none counts."""
     grad_norm: float
@@ -35,15 +35,15 @@ class StepReport:
     bubble_fraction: float | None
     """Measured share of the step in which this rank's stage computed nothing, mean over stages; None for pp=1."""
     step_percentiles_ms: tuple[float, float, float] = (math.nan, math.nan, math.nan)
-    """50, 95 and 99 percent of the last steps took no longer, this rank."""
+    """50th, 95th and 99th percentile of the last steps' time, this rank."""
     busy_ms: float = math.nan
     """Part of a step in which this rank ran forward and backward; NaN for pp=1."""
     own_ms: float = math.nan
-    """A step's first forward pass without waits for other ranks, this rank; NaN where it cannot be told."""
+    """A step's first forward pass without waits for other ranks, this rank; NaN if it is not known."""
     eval_loss: float | None = None
-    """Mean validation loss, when this step was followed by an evaluation."""
+    """Mean validation loss, if this step was followed by an evaluation."""
     measures: Mapping[str, float] = field(default_factory=dict)
-    """What hooks measured since the report before, this rank, by the names of the metrics row."""
+    """Measurements of hooks since the report before, this rank, by the names of the metrics row."""
 
 
 @dataclass(frozen=True)
@@ -52,24 +52,24 @@ class SkippedBatch:
 
     step: int
     position: int
-    """Where it begins in the training stream, in tokens."""
+    """First token of the batch in the training stream."""
     samples: tuple[int, ...]
     """Indices in the training data, in the order of the batch."""
     loss: float
     limit: float
-    """That the spike policy held the loss against; infinity without one."""
+    """Limit of the spike policy for the loss; infinity without a policy."""
     is_empty: bool = False
-    """Whether it was skipped because no token of it counts; its loss is NaN then."""
+    """True if it was skipped because no token of it counts; its loss is NaN then."""
 
     @property
     def is_spike(self) -> bool:
-        """Whether it was skipped because its loss, though finite, was too high."""
+        """True if it was skipped because its loss, though finite, was a spike."""
         return self.limit < self.loss < math.inf
 
 
 @dataclass(frozen=True)
 class RunEnd:
-    """How the run ended. `status`: finished | stopped | failed."""
+    """The end of a run. `status`: finished | stopped | failed."""
 
     status: str
     step: int
@@ -81,7 +81,7 @@ class RunEnd:
 class Hook:
     """Called by the loop on every rank, in the order in which the composition root lists the hooks.
 
-    A hook does what it overrides; to be called for the rest costs nothing.
+    A hook overrides the methods that it needs; the others do nothing.
     """
 
     def on_start(self, first_step: int) -> None:
@@ -94,10 +94,10 @@ class Hook:
         """Run after a step that logs (`train.log_every`), and after an evaluation. May use collectives."""
 
     def on_skip(self, batch: SkippedBatch) -> None:
-        """Run after a step whose batch was skipped as bad, not for an overflow of fp16; maybe the run ends with it."""
+        """Run after a step whose batch was skipped as bad, not after an overflow of fp16. The run may end with it."""
 
     def on_rewind(self, step: int) -> None:
-        """Run after the run went back to the checkpoint of `step`: the next one is `step + 1`, a second time. Local."""
+        """Run after the run went back to the checkpoint of `step`: the next step is `step + 1` once more. Local."""
 
     def on_end(self, end: RunEnd) -> None:
         """Run once, also after a failure (then without collectives)."""

@@ -1,4 +1,4 @@
-"""Whether this machine computes the same bits twice. A processor that sometimes does not corrupts a run in silence."""
+"""A check that this machine computes the same bits twice. A faulty processor corrupts a run silently."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from trainer.topology.groups import ParallelGroups
 
 
 class Difference(NamedTuple):
-    """The first thing that two passes of one rank disagree on."""
+    """The first result in which two passes of one rank differ."""
 
     rank: int
     host: str
     name: str
     is_received: bool
-    """Whether it came from another rank: then the fault is there, or on the way."""
+    """True if it came from another rank: then the fault is there, or on the way."""
 
 
 def first_difference(one: list[Recorded], other: list[Recorded]) -> Recorded | None:
-    """Return what first differs between two passes; None if nothing does."""
+    """Return the first result that differs between two passes; None if none does."""
     for before, after in zip(one, other, strict=True):
         if before != after:
             return after
@@ -35,11 +35,12 @@ def first_difference(one: list[Recorded], other: list[Recorded]) -> Recorded | N
 class Recheck(Hook):
     """A hook that runs the fixed micro-batch forward twice, every `runtime.recheck_every` steps.
 
-    Dropout is off and no weight changes in between, so every layer must give the same bits. What a rank got from others
-    is told apart from what it computed: a wrong result spreads, but only one rank is the first to have made it.
+    Dropout is off and no weight changes in between, so every layer must give the same bits. Results that came from
+    other ranks are told apart from those computed here: a wrong result spreads, but only one rank is the first to have
+    made it.
 
     Args:
-        engine: of the run.
+        engine: the run's engine.
         plan: numbers of the run.
         groups: this rank's place.
         every: in how many steps once; 0 for never.

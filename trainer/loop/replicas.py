@@ -1,4 +1,4 @@
-"""Whether weights that several ranks hold alike are still alike. A fault of memory or of a kernel tears them apart."""
+"""A check that copies of weights on several ranks are still equal: faults of memory or of a kernel make them differ."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from trainer.topology.agreement import gather
 from trainer.topology.groups import ParallelGroups
 
 Holder = tuple[str, int, int]
-"""Ranks with the same one hold the same: (axis over which there are copies, stage, rank on the other axis)."""
+"""Identifies ranks with the same weights: (axis over which there are copies, stage, rank on the other axis)."""
 
 
 class _Hashes(NamedTuple):
-    """What one rank sends of its weights."""
+    """Hashes of one rank's weights."""
 
     rank: int
     holders: tuple[Holder, Holder]
@@ -29,11 +29,11 @@ class _Hashes(NamedTuple):
 class ReplicaCheck(Hook):
     """A hook that compares hashes every `runtime.check_replicas_every` steps.
 
-    Of what forward reads: the data-parallel ranks of a shard hold all of it alike, its tensor-parallel ranks what is
-    not cut (norms, some biases, learned positions).
+    The weights that forward reads are compared: the data-parallel ranks of a shard hold copies of all of it, its
+    tensor-parallel ranks copies of the tensors that are not sharded (norms, some biases, learned positions).
 
     Args:
-        engine: of the run.
+        engine: the run's engine.
         groups: this rank's place.
         every: in how many steps once; 0 for never.
     """
@@ -59,7 +59,7 @@ class ReplicaCheck(Hook):
         whole = {name: tensor for name, tensor in weights.items() if specs[name].dim is None}
         if self._differing(weights, whole) is None:
             return
-        # All ranks are here: they saw the same hashes. Which tensor it is takes a hash of each.
+        # All ranks come here: they saw the same hashes. Finding the tensor takes a hash of each one.
         names = sorted({name for found in gather(self._groups.control, list(weights)) for name in found})
         wrong = [
             (name, ranks) for name in names if (ranks := self._differing(_only(weights, name), _only(whole, name)))

@@ -1,4 +1,4 @@
-"""What follows a step whose update was not applied: it is counted, told, and at some point ends the run."""
+"""The handling of a step whose update was not applied: it is counted, reported, and at some point ends the run."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from trainer.loop.spikes import SpikeWatch
 from trainer.loop.state import TrainState
 
 FEW_SAMPLES = 16
-"""So many are named in an error."""
+"""Largest number of samples that an error names."""
 
 
 @dataclass
 class RewindCount:
-    """How often a run went back without getting further."""
+    """Counts how often a run went back without getting further."""
 
     furthest: int = 0
-    """Step of the latest jump."""
+    """Step of the latest spike."""
     number: int = 0
-    """Jumps since the first one that was not beyond it."""
+    """Number of spikes since the first one that was not beyond it."""
 
     def count(self, step: int) -> int:
-        """Take note of a jump at `step`; return how many there were that got no further, this one included."""
+        """Note a spike at `step`; return how many there were that got no further, this one included."""
         self.number = 1 if step > self.furthest else self.number + 1
         self.furthest = max(step, self.furthest)
         return self.number
@@ -37,7 +37,7 @@ class RewindCount:
 
 @dataclass
 class SkipPolicy:
-    """Judges the result of each step. Everything it looks at is the same on all ranks, and so is what it decides."""
+    """Judges the result of each step. Its input is the same on all ranks, and so is its decision."""
 
     config: TrainConfig
     state: TrainState
@@ -47,22 +47,22 @@ class SkipPolicy:
     rewinds: RewindCount = field(default_factory=RewindCount)
 
     def __post_init__(self) -> None:
-        """Go on where the state was saved."""
+        """Continue from the saved state."""
         self.spikes = SpikeWatch(self.config, self.state.recent_losses)
 
     def judge(self, result: StepResult, limit: float, position: int, is_fp16: bool) -> bool:
-        """Take note of the step that `state` has just moved over; return whether the run goes back to a checkpoint.
+        """Note the step that `state` has just completed; return whether the run goes back to a checkpoint.
 
         Reads the loss, if there is a spike policy or the step was skipped: the host has waited for it already.
 
         Args:
-            result: of the step.
-            limit: that the loss was held against.
-            position: where its batch begins.
-            is_fp16: whether an overflow is an everyday event.
+            result: the step's result.
+            limit: limit that the loss was compared with.
+            position: first token of its batch.
+            is_fp16: true if overflows are expected.
 
         Raises:
-            NumericsError: too many in a row, or a jump of the loss that is to end the run.
+            NumericsError: too many skipped steps in a row, or a spike that is to end the run.
         """
         if not result.skipped:
             self.state.skipped_in_row = 0
@@ -89,7 +89,7 @@ class SkipPolicy:
 
     def _too_often(self, batch: SkippedBatch) -> str:
         return (
-            f"going back to the last checkpoint must help, but the loss jumped again at step {batch.step}, no further "
+            f"going back to the last checkpoint must help, but the loss spiked again at step {batch.step}, no further "
             f"than before, with other data: {_what(batch)} (train.max_rewinds={self.config.max_rewinds}); "
             f"{_samples(batch)}"
         )
@@ -103,7 +103,7 @@ class SkipPolicy:
         if batch.is_empty:
             return f"a batch must have a token that counts, but {found}"
         if batch.is_spike:
-            return f"the loss must not jump, but {found}"
+            return f"the loss must not spike, but {found}"
         return f"loss and gradients must be finite, but {found}"
 
 
@@ -133,7 +133,7 @@ def _what(batch: SkippedBatch) -> str:
 
 def _stopped_by_spike(batch: SkippedBatch) -> str:
     return (
-        f"the loss must not jump with train.spike_policy=stop, but {_what(batch)} at step {batch.step} "
+        f"the loss must not spike with train.spike_policy=stop, but {_what(batch)} at step {batch.step} "
         f"(train.spike_sigmas standard deviations above the mean of the last train.spike_window losses); "
         f"{_samples(batch)}"
     )

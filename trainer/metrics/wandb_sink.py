@@ -43,11 +43,11 @@ _TABLE_ROWS = 200
 
 @dataclass(frozen=True)
 class Tell:
-    """How the sink tells the user a line."""
+    """Ways in which the sink tells the user a line."""
 
     now: Callable[[str], None]
     at_the_end: Callable[[str], None]
-    """When all is done."""
+    """Tells the line when all is done."""
     as_warning: Callable[[str], None]
 
 
@@ -63,7 +63,7 @@ class WandbSink(Sink):
         group: wandb group; runs of one name belong together.
         tags: more tags.
         config: the run's config as wandb shows it; secrets are removed here.
-        tell: how the user is told something.
+        tell: tells the user a line.
         checkpoints: finds the checkpoint that `logging.wandb_artifacts` uploads.
     """
 

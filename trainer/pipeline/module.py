@@ -1,4 +1,4 @@
-"""The model as DeepSpeed pipeline modules, cut where `partition.py` says.
+"""The model as DeepSpeed pipeline modules, partitioned into stages as `partition.py` says.
 
 Exactly one tensor travels between stages: the hidden state `[S, B, H]` (`[S/tp, B, H]` with sequence parallelism).
 Each stage reads everything else that its layers need to know of a micro-batch for itself.
@@ -29,7 +29,7 @@ class BoundedPipelineModule(PipelineModule):  # type: ignore[misc]
     """A PipelineModule whose stages are given instead of guessed, and whose layers are handed their micro-batch.
 
     DeepSpeed's own `parameters` method builds the whole model on every rank to count it, and weighs an embedding
-    like a head; see DeepSpeed #5078 for the empty stages that come of it.
+    like a head; see DeepSpeed #5078 for the empty stages that result.
     """
 
     def __init__(self, bounds: tuple[int, ...], layers: list[LayerSpec], **kwargs: object) -> None:
@@ -64,7 +64,7 @@ MODULE_CLASSES: Mapping[PipelineSchedule, type[BoundedPipelineModule]] = {
     PipelineSchedule.f1b1: BoundedPipelineModule,
     PipelineSchedule.dualpipev: BoundedDualPipeVModule,
 }
-"""What holds a rank's stages under each schedule."""
+"""Module class for each schedule."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ class Builder:
     """Gives an empty layer its memory and values."""
 
     def layer(self, name: str) -> nn.Module:
-        """Return the layer of a name, filled."""
+        """Return the layer of this name, filled."""
         layer = build_layer(name, self.context)
         self.fill(layer)
         return layer
 
 
 class NamedLayerSpec(LayerSpec):  # type: ignore[misc]
-    """Builds the layer of a name only on the rank that owns it."""
+    """Builds the layer of this name only on the rank that owns it."""
 
     def __init__(self, name: str, builder: Builder) -> None:
         super().__init__(nn.Module)

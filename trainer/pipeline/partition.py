@@ -1,4 +1,4 @@
-"""Cut the layers into stages by cost. Pure; no torch.
+"""Partition the layers into stages by cost. Pure; no torch.
 
 Embedding and head count: a head over a large vocabulary costs as much as several blocks, an embedding almost
 nothing. Every stage holds at least one block, since a stage without parameters hangs DeepSpeed (#5792, #5078).
@@ -24,15 +24,15 @@ class Stage:
     rank_index: int
     layers: tuple[Layer, ...]
     parameters: int
-    """Unpadded, over all tensor-parallel ranks."""
+    """Number of parameters without padding, over all tensor-parallel ranks."""
     cost_share: float
     """Part of the model's work in this stage, 0 to 1."""
 
 
 def partition_by_cost(costs: Sequence[float], is_block: Sequence[bool], num_stages: int) -> tuple[int, ...]:
-    """Return bounds `[0, ..., len(costs)]` of stages such that the dearest stage is as cheap as possible.
+    """Return bounds `[0, ..., len(costs)]` of stages such that the most expensive stage is as cheap as possible.
 
-    Of those, the ones with the smallest sum of squared stage costs, so that the rest is balanced as well.
+    Among those, the ones with the smallest sum of squared stage costs, so that the rest is balanced as well.
 
     Raises:
         ValueError: there are fewer blocks than stages.
@@ -47,11 +47,11 @@ def partition_by_cost(costs: Sequence[float], is_block: Sequence[bool], num_stag
         [(start, prefix[stop] - prefix[start]) for start in range(stop) if blocks[stop] > blocks[start]]
         for stop in stops
     ]
-    # After i rounds: the dearest stage of the best cut of layers [0, stop) into i stages.
+    # After i rounds: the most expensive stage of the best partition of layers [0, stop) into i stages.
     dearest = [0.0] + [math.inf] * len(costs)
     for _ in range(num_stages):
         dearest = [min((max(dearest[a], cost) for a, cost in last_stages[stop]), default=math.inf) for stop in stops]
-    # Only with the limit known can squares decide: a part of the best cut need not have the cheapest dearest stage.
+    # Squares can decide only once the limit is known: a part of the best partition need not be the best for its layers.
     limit = dearest[-1]
     flattest: list[tuple[float, tuple[int, ...]]] = [(0.0, (0,))] + [(math.inf, ())] * len(costs)
     for _ in range(num_stages):
@@ -66,7 +66,7 @@ def partition_by_cost(costs: Sequence[float], is_block: Sequence[bool], num_stag
 
 
 def layer_costs(plan: RunPlan) -> tuple[float, ...]:
-    """Return the work of every layer for one token: forward, twice that for backward, and what is recomputed."""
+    """Return the work of every layer for one token: forward, twice that for backward, and the recomputed part."""
     block_factor = 4.0 if plan.execution.recompute is RecomputeKind.full else 3.0
     return tuple(
         layer.forward_flops(plan.execution.seq_length) * (block_factor if layer.kind is LayerKind.block else 3.0)
@@ -92,7 +92,7 @@ def stage_bounds(plan: RunPlan) -> tuple[int, ...]:
 
 
 def balanced_bounds(plan: RunPlan, costs: Sequence[float]) -> tuple[int, ...]:
-    """Return layer bounds of stages that are balanced by `costs`, one a layer."""
+    """Return layer bounds of stages that are balanced by `costs`, one for each layer."""
     num_stages = plan.schedule.stages(plan.pipeline_parallel_size)
     return partition_by_cost(costs, _is_block(plan), num_stages)
 

@@ -24,7 +24,7 @@ _FP32_BYTES = 4
 
 @dataclass(frozen=True)
 class NodeTraffic:
-    """What the busiest machine sends to others in one step, in bytes, by axis."""
+    """Bytes that the busiest machine sends to others in one step, by axis."""
 
     tensor_bytes: float
     pipeline_bytes: float
@@ -37,7 +37,7 @@ def hidden_bytes(plan: RunPlan) -> int:
 
 
 def tensor_link_bytes(plan: RunPlan, stage: Stage) -> float:
-    """Return what a tensor-parallel rank of a stage sends to its neighbour in one step. 0 for a group of one.
+    """Return the bytes that a tensor-parallel rank of a stage sends to its neighbour in one step. 0 for a group of one.
 
     Vectors (norms, biases) are left out: they are as small as one position of a hidden state.
     """
@@ -57,7 +57,7 @@ def _rounds(plan: RunPlan, layer: Layer) -> float:
     sharded = plan.sequence_parallel
     if layer.kind is LayerKind.block:
         # Two pairs of a column- and a row-parallel matrix. Sharded, the column's input is gathered once more in
-        # backward. What is recomputed is the forward pass up to the last matrix, whose sum nothing needs.
+        # backward. The recomputed part is the forward pass up to the last matrix, whose sum nothing needs.
         again = 0 if plan.execution.recompute is not RecomputeKind.full else (3 if sharded else 2)
         return (10 if sharded else 8) + again
     if layer.kind is LayerKind.embedding:
@@ -73,7 +73,7 @@ def node_traffic(plan: RunPlan, nodes: Sequence[Hashable]) -> NodeTraffic:
     """Return the traffic between machines.
 
     Args:
-        plan: of the run.
+        plan: numbers of the run.
         nodes: the machine of every rank, in rank order.
     """
     mesh = plan.mesh

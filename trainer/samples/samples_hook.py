@@ -1,8 +1,8 @@
 """Writes texts at each evaluation, as a hook of the loop.
 
-The live model may be cut over stages, tensor-parallel ranks and ZeRO-3 shards, under two engines. Its weights go to the
-reporting rank's CPU the way they go into a checkpoint, and a plain model in one piece writes there: one path, right in
-every layout, which disturbs no engine. The price is the limit on the model's size in `check.py`.
+The live model may be sharded over stages, tensor-parallel ranks and ZeRO-3 ranks, under two engines. Its weights go to
+the reporting rank's CPU the way they go into a checkpoint, and a plain model in one piece writes there: one path, right
+in every layout, which disturbs no engine. The price is the limit on the model's size in `check.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class SamplesHook(Hook):
     """Lives on every rank; the reporting rank writes the texts.
 
     Args:
-        engine: of this rank.
+        engine: this rank's engine.
         plan: numbers of the run; `eval.samples` is above 0.
         tokenizer_folder: the run's tokenizer; read by the reporting rank.
         groups: this rank's place.

@@ -58,8 +58,8 @@ def test_a_smaller_window_forgets_the_oldest() -> None:
 
 
 @pytest.mark.parametrize("policy", [SpikePolicy.none, SpikePolicy.skip])
-def test_a_jump_is_skipped_only_with_a_policy_and_does_not_raise_the_limit(policy: SpikePolicy) -> None:
-    # The losses fall by 1 a step: 9, 8, 7, 6, then the jumps; 10 is still one after 100.
+def test_a_spike_is_skipped_only_with_a_policy_and_does_not_raise_the_limit(policy: SpikePolicy) -> None:
+    # The losses fall by 1 a step: 9, 8, 7, 6, then the spikes; 10 is still one after 100.
     state, skipped = after(), list[SkippedBatch]()
     end = run(FakeEngine({5: 100.0, 6: 10.0}), plan_with(policy), [], state, on_skip=skipped.append)
     assert end.status == "finished"
@@ -74,7 +74,7 @@ def test_a_jump_is_skipped_only_with_a_policy_and_does_not_raise_the_limit(polic
 
 def test_a_level_that_stays_high_ends_the_run() -> None:
     high = dict.fromkeys(range(5, 20), 100.0)
-    with pytest.raises(NumericsError, match=r"the loss must not jump, but the loss was 100\.0000, above") as caught:
+    with pytest.raises(NumericsError, match=r"the loss must not spike, but the loss was 100\.0000, above") as caught:
         run(FakeEngine(high), plan_with(SpikePolicy.skip, steps=20, max_skipped_in_row=2), [])
     assert "at step 7, the batch number 3" in str(caught.value)
 
@@ -88,7 +88,7 @@ def test_stop_names_step_and_samples() -> None:
     assert hook.ends[0].status == "failed"
 
 
-def test_what_is_not_finite_is_no_jump() -> None:
+def test_what_is_not_finite_is_no_spike() -> None:
     end = run(FakeEngine({6: float("nan")}, norms={7: float("inf")}), plan_with(SpikePolicy.stop), [])
     assert end.status == "finished"
 
@@ -129,7 +129,7 @@ def test_a_rewind_is_an_event_inside_the_run() -> None:
     assert len(hook.ends) == 1
     # In place: who holds the state, or its losses, sees them.
     assert state.recent_losses is losses
-    # Steps 5 to 9 were trained anew on what follows the jump's data.
+    # Steps 5 to 9 were trained anew on what follows the spike's data.
     assert state.position == after(6 + 5).position
     assert state.tokens_seen == after(9).tokens_seen
 
@@ -141,7 +141,7 @@ def test_rewinds_without_progress_end_the_run() -> None:
     def go_back() -> TrainState:
         return replace(after(4), position=state.position, recent_losses=[9.0, 8.0, 7.0, 6.0])
 
-    with pytest.raises(NumericsError, match="jumped again at step 6, no further than before"):
+    with pytest.raises(NumericsError, match="spiked again at step 6, no further than before"):
         run(FakeEngine({6: 100.0}, any_data=True), plan, [hook], state, go_back=go_back)
     assert [event for event in hook.events if "rewind" in event] == ["rewind 4"] * 2
     assert hook.ends[0].status == "failed"
