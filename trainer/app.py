@@ -58,9 +58,9 @@ def train_rank(config: TridentConfig, world: World, store: Store | None = None, 
 
     Args:
         config: the same on every rank.
-        world: of the ranks.
-        store: in which they have met; None: they meet here.
-        has_begun: whether a parent has begun the run (`Beginning.by_parent`); otherwise rank 0 does.
+        world: the world of the ranks.
+        store: the store in which they have met; None: they meet here.
+        has_begun: true if a parent has begun the run (`Beginning.by_parent`); otherwise rank 0 does.
 
     Raises:
         TridentError: the run folder or the device cannot be used; the same one on every rank.
@@ -207,7 +207,7 @@ def _train(session: Session, prepared: PreparedData, folder: RunFolder) -> RunEn
     hooks = _hooks(session, engine, state, saver, folder)
 
     def go_back() -> TrainState:
-        # What is being written may be what the run goes back to.
+        # The checkpoint under way may be the one that the run goes back to.
         saver.settle()
         return rewind(engine, state, found, plan, folder.checkpoints, groups)
 

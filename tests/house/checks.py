@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,13 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 8
 MAX_PLAN_CONFIG_READS = 30
+FRAGMENT_BEGINNINGS = frozenset(
+    (
+        *("As", "By", "For", "From", "In", "Of", "On", "So", "That", "Those", "To", "With", "Without"),
+        *("How", "What", "When", "Where", "Whether", "Which", "Who"),
+    )
+)
+"""First words of a text without a main clause, such as "Of the file, in bytes." or "What a run reads."."""
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -248,6 +256,27 @@ def docstrings(modules: Sequence[Module]) -> list[str]:
             if not ast.get_docstring(node):
                 problems.append(f"{module.name}:{node.lineno}: {node.name} has no docstring")
     return problems
+
+
+def fragments(modules: Sequence[Module]) -> list[str]:
+    """Every text that documents a module, class, function, field or constant begins with its subject or its verb."""
+    problems = []
+    for module in modules:
+        for line, text in _documentation(module.tree):
+            word = re.match(r"\w*", text.strip())
+            if word and word[0] in FRAGMENT_BEGINNINGS:
+                problems.append(f"{module.name}:{line}: '{word[0]} ...' is a fragment; write a sentence")
+    return problems
+
+
+def _documentation(tree: ast.Module) -> list[tuple[int, str]]:
+    """Return line and text of the strings that stand as statements of their own, in the order of the source."""
+    statements = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+    return sorted(
+        (value.lineno, value.value)
+        for value in statements
+        if isinstance(value, ast.Constant) and isinstance(value.value, str)
+    )
 
 
 def _public(tree: ast.Module | ast.ClassDef) -> Iterator[Function | ast.ClassDef]:

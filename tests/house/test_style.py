@@ -12,6 +12,7 @@ from tests.house.checks import (
     Module,
     docstrings,
     file_names,
+    fragments,
     lengths,
     parameters,
     plan_config_reads,
@@ -62,6 +63,44 @@ def test_long_ones_are_found() -> None:
     assert lengths(module(function(MAX_FUNCTION_LINES + 1))) == ["trainer.loop.x:2: f has 61, at most 60"]
     assert lengths(module("x = 1\n" * MAX_FILE_LINES)) == []
     assert lengths(module("x = 1\n" * (MAX_FILE_LINES + 1))) == ["trainer.loop.x: 401 lines, at most 400"]
+
+
+def test_documentation_is_written_in_sentences(modules: Sequence[Module]) -> None:
+    assert fragments(modules) == []
+
+
+def test_a_fragment_is_found() -> None:
+    text = '''"""What a run reads."""
+
+LIMIT = 3
+"""Of lines in a file."""
+
+class A:
+    """Where it is."""
+
+    size: int
+    """
+    In bytes.
+    """
+    path: str
+    """Path of the file, whose size is in bytes."""
+
+    def whole(self):
+        """Whether it is."""
+        text = "Of no concern"
+        return "What is returned"
+
+async def later():
+    """Write the rest. So it ends."""
+'''
+    found = [problem.split("; ")[0] for problem in fragments(module(text))]
+    assert found == [
+        "trainer.loop.x:1: 'What ...' is a fragment",
+        "trainer.loop.x:4: 'Of ...' is a fragment",
+        "trainer.loop.x:7: 'Where ...' is a fragment",
+        "trainer.loop.x:10: 'In ...' is a fragment",
+        "trainer.loop.x:17: 'Whether ...' is a fragment",
+    ]
 
 
 def test_everything_public_has_a_docstring(modules: Sequence[Module]) -> None:

@@ -28,7 +28,7 @@ def deepspeed_json(plan: RunPlan) -> dict[str, object]:
     """Return the config for `deepspeed.initialize`. The optimizer is ours, so it is not in it.
 
     Args:
-        plan: of a config that `validate` has accepted.
+        plan: plan of a config that `validate` has accepted.
     """
     config = plan.config
     result: dict[str, object] = {

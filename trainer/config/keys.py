@@ -222,7 +222,7 @@ def unknown_key(name: str, groups: Sequence[str] = (), value: str = "") -> str:
     Args:
         name: as it was typed.
         groups: names of groups; without them, those of the schema.
-        value: what it was set to, if that is known.
+        value: the value that it was set to, if that is known.
     """
     if name in GROUPS:
         return f"'{name}' is a group of keys and takes no value itself; set for example {_first_key(name)}"

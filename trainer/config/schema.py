@@ -157,7 +157,7 @@ class ModelConfig:
     init_std: float = 0.02
     """Standard deviation of the initial weights; residual outputs use init_std / sqrt(2 num_layers)."""
     recompute: RecomputeKind = RecomputeKind.none
-    """Activation checkpointing of each block."""
+    """none | selective | full. selective: only the core of attention; full: every block, from its input."""
     fused_loss: bool = True
     """Compute head and loss a few rows at a time, never the whole logits: less memory, same numbers."""
 

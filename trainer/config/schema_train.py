@@ -37,9 +37,9 @@ class TrainConfig:
     than this many skipped batches in a row end the run (exit code 5). 0: the first one does. fp16: overflows count
     too."""
     spike_policy: SpikePolicy = SpikePolicy.none
-    """none (train on) | skip (leave that batch out) | rewind (go back to the last checkpoint and leave
-    out the data since) | stop (exit code 5). Any but none reads the loss in every step: on a GPU the host then waits
-    for each step."""
+    """Choices: none (train on), skip (leave that batch out), rewind (go back to the last checkpoint and leave out the
+    data since), stop (exit code 5). Any but none reads the loss in every step: on a GPU the host then waits for each
+    step."""
     spike_window: int = 128
     """Number of steps before a loss that it is compared with; until there are as many, no loss is a spike."""
     spike_sigmas: float = 6.0

@@ -47,7 +47,7 @@ class BatchSource:
         Every token counts. Local; no host sync.
 
         Args:
-            position: in tokens.
+            position: place in the stream, in tokens.
             step: that trains on them, a part of what dropout depends on; None: they are not trained on.
 
         Raises:

@@ -64,7 +64,7 @@ def start_world(mesh: Mesh, runtime: RuntimeConfig, device: torch.device, store:
     Args:
         mesh: the run's mesh.
         runtime: threads and time-outs.
-        device: of this rank.
+        device: this rank's device.
         store: the store in which the ranks have met; None: they meet here.
     """
     torch.set_num_threads(rank_threads(runtime.threads_per_rank, mesh.size))

@@ -43,7 +43,7 @@ class Recheck(Hook):
         engine: the run's engine.
         plan: numbers of the run.
         groups: this rank's place.
-        every: in how many steps once; 0 for never.
+        every: number of steps between checks; 0 for never.
     """
 
     def __init__(self, engine: Engine, plan: RunPlan, groups: ParallelGroups, every: int) -> None:

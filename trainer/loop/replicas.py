@@ -35,7 +35,7 @@ class ReplicaCheck(Hook):
     Args:
         engine: the run's engine.
         groups: this rank's place.
-        every: in how many steps once; 0 for never.
+        every: number of steps between checks; 0 for never.
     """
 
     def __init__(self, engine: Engine, groups: ParallelGroups, every: int) -> None:

@@ -25,7 +25,7 @@ def bounded(call: Callable[[], T], seconds: float) -> T:
     Raises:
         TimeoutError: the call did not return in time.
         RuntimeError: the call asked the process to exit.
-        Exception: what the call raised.
+        Exception: the error that the call raised.
     """
     outcome: _Outcome[T] = _Outcome()
 

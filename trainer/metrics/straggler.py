@@ -54,7 +54,7 @@ class StragglerWatch:
     Args:
         stages: stage of every rank, in order of ranks.
         hosts: machine of every rank, in order of ranks.
-        factor: how much slower than the others a rank must be to be named; 0 for never.
+        factor: multiple of the others' time from which on a rank is named; 0 for never.
         reports: number of reports in a row after which a rank is named.
 
     Ranks are compared with the median of the other ranks of their stage, which compute the same. A rank that is alone

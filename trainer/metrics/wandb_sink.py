@@ -102,7 +102,7 @@ class WandbSink(Sink):
         if self._choice.mode is WandbMode.disabled:
             return
         self._is_on = True
-        # What wandb reports of itself would hold up the process's end where its server does not answer.
+        # wandb's reports of its own errors would hold up the process's end if its server does not answer.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         clear_environment(os.environ)
         run_id = settled_run_id(self._run_dir, self._logging, first_step, os.environ)

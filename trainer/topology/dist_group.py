@@ -234,9 +234,9 @@ def make_groups(mesh: Mesh, device: torch.device, timeout: timedelta) -> Paralle
     """Create this rank's groups. Collective over the world, which must be initialised with mesh.size ranks.
 
     Args:
-        mesh: of the run.
-        device: of this rank.
-        timeout: of the collectives on the host.
+        mesh: the run's mesh.
+        device: this rank's device.
+        timeout: time-out of the collectives on the host.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     if world_size != mesh.size:

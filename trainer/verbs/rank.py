@@ -117,7 +117,7 @@ def compute(config: TridentConfig, world: World, store: MeetingPlace | None = No
         config: the same on every rank.
         world: the world of the ranks.
         store: the store over which they met.
-        has_begun: whether the parent of the ranks has begun the run, so that they need not.
+        has_begun: true if the parent of the ranks has begun the run, so that they need not.
     """
     current().enter(IMPORTING)
     from trainer.app import train_rank
