@@ -14,6 +14,7 @@ from trainer.engine.deepspeed_surface import DeepSpeedEngineSurface, FragmentAdd
 from trainer.engine.gate import StepGate, is_counted
 from trainer.engine.optimizer import DECAYS
 from trainer.engine.sharding import Piece, Sharding, leave_skips_to_the_loop, share_masters
+from trainer.topology.exchange import Peers
 
 
 class CompactOptimizer(DeepSpeedZeroOptimizer):  # type: ignore[misc]
@@ -24,6 +25,61 @@ class CompactOptimizer(DeepSpeedZeroOptimizer):  # type: ignore[misc]
 
     def _use_compact_grad_partition_buffer(self, group_idx: int) -> bool:
         return True
+
+    def average_tensor(self, tensor: torch.Tensor, communication_data_type: torch.dtype) -> None:
+        """Average a bucket of gradients over the replicas, and add to the partition what this rank steps.
+
+        Between CPU ranks each sends every other what that one steps, and nothing else. DeepSpeed sums whole buckets on
+        every rank, which is twice the traffic, by way of a flat copy and back.
+        Collective over the data-parallel group.
+
+        Args:
+            tensor: the bucket, [n].
+            communication_data_type: of the bucket.
+        """
+        ranks = torch.distributed.get_process_group_ranks(self.dp_process_group)
+        if tensor.device.type != "cpu" or len(ranks) == 1:
+            super().average_tensor(tensor, communication_data_type)
+            return
+        peers = Peers(self.dp_process_group, torch.distributed.get_rank(self.dp_process_group), tuple(ranks))
+        tensor.div_(peers.size)
+        places = self._places(tensor, communication_data_type)
+        parts = [_joined([part for part, _, _ in places[rank]], tensor) for rank in range(peers.size)]
+        total = peers.start_reduce_scatter(parts)()
+        offset = 0
+        for part, group, start in places[peers.rank]:
+            into = self._get_compact_grad_partition_buffer(group).flat_partition
+            into.narrow(0, start, part.numel()).add_(total.narrow(0, offset, part.numel()))
+            offset += part.numel()
+
+    def _places(
+        self, tensor: torch.Tensor, communication_data_type: torch.dtype
+    ) -> dict[int, list[tuple[torch.Tensor, int, int]]]:
+        """Return what each rank steps of a bucket: (elements, parameter group, where in its partition), in order."""
+        found: dict[int, list[tuple[torch.Tensor, int, int]]] = {rank: [] for rank in range(self.partition_count[0])}
+        offset = 0
+        for group, index, identity in self.ipg_buckets[communication_data_type].params:
+            numel = self.bit16_groups[group][index].numel()
+            for rank in self.param_to_partition_ids[group][identity]:
+                first = self.grad_start_offset[group][rank][identity]
+                start = self.grad_partition_insertion_offset[group][rank][identity]
+                count = min(numel - first, self.partition_size[group] - start)
+                found[rank].append((tensor.narrow(0, offset + first, count), group, start))
+            offset += numel
+        return found
+
+
+def _joined(parts: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """Return consecutive tensors as one; a view where they follow one another in memory."""
+    if not parts:
+        return like.new_empty(0)
+    first, numel = parts[0], sum(part.numel() for part in parts)
+    end = first.storage_offset()
+    for part in parts:
+        if part.storage_offset() != end:
+            return torch.cat(parts)
+        end += part.numel()
+    return first.as_strided((numel,), (1,))
 
 
 def flat_pieces(groups: Sequence[Sequence[nn.Parameter]], partitions: Sequence[torch.Tensor]) -> Iterator[Piece]:

@@ -39,11 +39,11 @@ class Peers:
     def _start(
         self, sends: Sequence[torch.Tensor], receives: Sequence[torch.Tensor]
     ) -> tuple[list[dist.Work], list[dist.Work]]:
-        """Post the messages to and from each rank of the group; this rank's own entry is ignored."""
-        others = [index for index in range(self.size) if index != self.rank]
-        arriving = [self._posted(dist.irecv(receives[i], self.ranks[i], group=self.process_group)) for i in others]
-        leaving = [self._posted(dist.isend(sends[i], self.ranks[i], group=self.process_group)) for i in others]
-        return arriving, leaving
+        """Post the messages to and from each rank of the group. This rank's own entry and empty tensors are ignored."""
+        group, others = self.process_group, [index for index in range(self.size) if index != self.rank]
+        arriving = [dist.irecv(receives[i], self.ranks[i], group=group) for i in others if receives[i].numel()]
+        leaving = [dist.isend(sends[i], self.ranks[i], group=group) for i in others if sends[i].numel()]
+        return [self._posted(work) for work in arriving], [self._posted(work) for work in leaving]
 
     @staticmethod
     def _posted(work: dist.Work | None) -> dist.Work:
@@ -64,7 +64,10 @@ class Peers:
         return finish
 
     def start_reduce_scatter(self, parts: Sequence[torch.Tensor]) -> Callable[[], torch.Tensor]:
-        """Begin to sum `parts` (contiguous, one a rank); the returned function waits, and returns this rank's sum."""
+        """Begin to sum `parts` (contiguous, one a rank); the returned function waits, and returns this rank's sum.
+
+        The parts of a rank may have any sizes, the same on every rank.
+        """
         mine = parts[self.rank]
         received = [mine if index == self.rank else torch.empty_like(mine) for index in range(self.size)]
         arriving, leaving = self._start(parts, received)
