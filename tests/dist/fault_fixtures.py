@@ -198,7 +198,7 @@ class _Source:
         self._room, self._sleeps = room, sleeps
         self.tokens = room.plan.tokens_per_step
 
-    def micro_batches(self, position: int) -> Any:
+    def micro_batches(self, position: int, step: int | None = None) -> Any:
         if self._sleeps and position >= self.tokens:
             time.sleep(600)
         return self._room.batches(1 + position // self.tokens)

@@ -37,8 +37,9 @@ class PipelinedEngine(WrappedEngine):
         self, micro_batches: Sequence[MicroBatch], learning_rate: float, loss_limit: float = math.inf
     ) -> StepResult:
         """Run the pipeline schedule once."""
-        parts = self._begin_step(micro_batches, learning_rate, loss_limit)
+        # Before replicas wait for each other: who is still at its data is behind.
         self._engine.progress.enter("pipeline")
+        parts = self._begin_step(micro_batches, learning_rate, loss_limit)
         self._tell_shape(parts)
         self._engine.expect(parts)
         self._engine.train_batch(_loaded(parts))

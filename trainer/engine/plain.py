@@ -19,8 +19,10 @@ class PlainEngine(WrappedEngine):
         self, micro_batches: Sequence[MicroBatch], learning_rate: float, loss_limit: float = math.inf
     ) -> StepResult:
         """Accumulate over the micro-batches; DeepSpeed steps at the last one."""
-        parts = self._begin_step(micro_batches, learning_rate, loss_limit)
         note = self._engine.progress.enter
+        # Before replicas wait for each other: who is still at its data is behind.
+        note("forward")
+        parts = self._begin_step(micro_batches, learning_rate, loss_limit)
         total = torch.zeros((), dtype=torch.float32, device=self._groups.device)
         for number, batch in enumerate(parts, start=1):
             note("forward", number)
