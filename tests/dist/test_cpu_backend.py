@@ -60,3 +60,22 @@ def compare(rank: int, world_size: int) -> list[str]:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_same_results_as_gloo(world_size: int) -> None:
     assert run_distributed(compare, world_size, timeout_s=90) == [[]] * world_size
+
+
+def sum_uneven_parts(rank: int, world_size: int) -> bool:
+    """Return whether a scatter of parts of other sizes, one of them empty, gives this rank the sum of its own."""
+    from trainer.topology.exchange import Peers
+
+    group = torch.distributed.group.WORLD
+    assert group is not None
+    # Rank 1 gets nothing.
+    sizes = [0 if index == 1 else 5 + index for index in range(world_size)]
+    parts = [torch.arange(size, dtype=torch.float32) + rank for size in sizes]
+    found = Peers(group, rank, tuple(range(world_size))).start_reduce_scatter(parts)()
+    expected = world_size * torch.arange(sizes[rank]) + sum(range(world_size))
+    return torch.equal(found, expected.float())
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_may_get_different_amounts_of_a_sum(world_size: int) -> None:
+    assert run_distributed(sum_uneven_parts, world_size, timeout_s=60) == [True] * world_size
