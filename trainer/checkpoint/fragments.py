@@ -126,7 +126,7 @@ class TensorFolder:
             for name, raw in specs.items():
                 spec = _spec(raw)
                 if self._specs.setdefault(name, spec) != spec:
-                    raise ValueError(f"{name} is cut as {spec} here, but as {self._specs[name]} elsewhere")
+                    raise ValueError(f"{name} is sharded as {spec} here, but as {self._specs[name]} elsewhere")
             for key, (first_byte, numel) in tensors.items():
                 kind, name, tp_rank, size, start = places[key]
                 if name not in self._specs:
@@ -189,7 +189,7 @@ class TensorFolder:
 
     def _whole(self, kind: str, name: str) -> list[_Place]:
         """Return the places of a tensor; every element must be there exactly once. Reads no data, takes no memory."""
-        if (kind, name) not in self._places and ("weight", name) in self._places:
+        if (kind, name) not in self._places and [held for held, of in self._places if of == name] == ["weight"]:
             raise CheckpointError(
                 f"{self._folder} must hold {kind} of {name}, but holds only its weight: it was not trained; freeze it "
                 "again, or begin a new run with checkpoint.init_from"
@@ -204,7 +204,7 @@ class TensorFolder:
         size = min(sizes)
         try:
             if len(sizes) != 1 or any(place.tp_rank >= size for place in places):
-                raise ValueError(f"{name} is cut for different numbers of ranks: {sorted(sizes)}")
+                raise ValueError(f"{name} is sharded for different numbers of ranks: {sorted(sizes)}")
             numel = math.prod(spec.local_shape(size))
             for rank in range(size) if spec.dim is not None else range(1):
                 _check_complete([place for place in places if place.tp_rank == rank], numel, rank)

@@ -211,7 +211,7 @@ def test_more_elements_than_the_tensor_has(tmp_path: Path) -> None:
 def test_shards_of_different_cuts_are_no_tensor(tmp_path: Path) -> None:
     write_cut(tmp_path, 2)
     write(tmp_path, 1, cut(FULL["cut"], SPECS["cut"], 1, 4))
-    with pytest.raises(CheckpointError, match=r"cut is cut for different numbers of ranks: \[2, 4\]"):
+    with pytest.raises(CheckpointError, match=r"cut is sharded for different numbers of ranks: \[2, 4\]"):
         opened(tmp_path).read("weight", "cut")
     other = ShardSpec("cut", (8, 3), 0, (8,))
     write(tmp_path, 1, cut(FULL["cut"], other, 1, 2))
