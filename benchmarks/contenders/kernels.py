@@ -82,7 +82,7 @@ def product_rows(case: Case, device: torch.device, watch: Stopwatch) -> list[Row
 
 
 class Attention:
-    """Causal attention over one product of queries, keys and values, [S, B, 3 N D], cut as in the model."""
+    """Causal attention over queries, keys and values of one GEMM, [S, B, 3 N D], split as in the model."""
 
     def __init__(self, case: Case, device: torch.device) -> None:
         where: Any = {"device": device, "dtype": dtype_of(case)}

@@ -113,7 +113,7 @@ def _cases(settings: Settings) -> list[Case]:
 
 
 def _matmul(settings: Settings, case: Case, logs: Path) -> dict[str, float]:
-    """Return the best rate in TFLOP/s by size of the matrix product; empty if it does not run."""
+    """Return the best rate in TFLOP/s by size of the GEMM; empty if it does not run."""
     options = {"sizes": [64, 128], "repeats": 2} if settings.dry else {"sizes": [4096, 6144, 8192], "repeats": 20}
     try:
         (turn,) = train_alone(Contender("matmul", "matmul", case, options, site=settings.site), logs, 1)

@@ -147,7 +147,7 @@ def _products(rows: Sequence[Mapping[str, Any]]) -> Table:
 
     head = ["model", "product", "rows", "in", "out", "library", "forward", "input gradient", "weight gradient"]
     cells = _cells(rows, ("case", "product", "rows", "in", "out", "library"), figures)
-    return "Matrix products, TFLOP/s", head, cells
+    return "GEMMs, TFLOP/s", head, cells
 
 
 def _attention(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -127,7 +127,7 @@ def _ask_probe(manifest: Manifest, engine: Engine, plan: RunPlan, groups: Parall
     shards = plan.sequence_shards
     if length % shards:
         say(
-            f"sequences of {length} tokens, on which the checkpoint's loss was taken, cannot be cut for "
+            f"sequences of {length} tokens, on which the checkpoint's loss was taken, cannot be sharded for "
             f"layout.tensor_parallel_size ({shards}): its loss is not compared"
         )
         return

@@ -1,8 +1,8 @@
 """The DeepSpeed config of a plan. The only file that spells DeepSpeed's keys. No torch, no deepspeed.
 
-Everything that DeepSpeed would decide by itself and that changes numbers is said here: gradients are added up in fp32
-for every precision (its default is the model's own), stage-to-stage tensors travel whole (its default cuts them over
-tensor-parallel ranks and gathers them again, once a micro-batch), and nothing prints, times or logs behind our back.
+Everything that DeepSpeed would decide by itself and that changes numbers is set here: gradients are accumulated in fp32
+for every precision (its default is the model's own), stage-to-stage tensors travel whole (its default shards them over
+tensor-parallel ranks and gathers them again, once a micro-batch), and nothing prints, times or logs unasked.
 Every key was checked against DeepSpeed 0.19.8.
 """
 

@@ -92,7 +92,7 @@ DIFFERENT_RUN: dict[str, tuple[str, str]] = {
     "pipe_partition_method partition_method pipeline_parallel_split_points pipeline_model_parallel_layout "
     "decoder_first_pipeline_num_layers decoder_last_pipeline_num_layers": (
         "layout.stage_boundaries",
-        "the first block of each further stage; without it stages are cut by cost",
+        "the first block of each further stage; without it layers are partitioned by cost",
     ),
     "offload_param offload_param_device offload_param.device param_offload cpu_offload_params": (
         "zero.offload_parameters",
@@ -206,7 +206,7 @@ ABSENT_RUN: dict[str, str] = {
     "num_nodes nnodes n_nodes num_machines node_rank machine_rank": "the launcher says it, see docs/clusters.md",
     "master_addr main_process_ip rdzv_endpoint": "the launcher says it, or MASTER_ADDR",
     "context_parallel_size context_parallel_degree cp cp_size sequence_parallel_size ulysses_sequence_parallel_size "
-    "ulysses_degree": "a sequence is not cut over ranks in attention; layout.sequence_parallel shards norms in the "
+    "ulysses_degree": "a sequence is not sharded over ranks in attention; layout.sequence_parallel shards norms in the "
     "tensor-parallel group",
     "virtual_pipeline_model_parallel_size num_layers_per_virtual_pipeline_stage num_virtual_stages_per_rank "
     "overlap_p2p_comm": "stages are not interleaved; layout.pipeline_schedule=dualpipev is the other schedule",

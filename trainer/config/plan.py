@@ -95,12 +95,12 @@ class RunPlan:
 
     @property
     def sequence_shards(self) -> int:
-        """Parts of a sequence that hidden states are cut into between layers: the tensor axis, or 1 for whole ones."""
+        """Number of sequence shards of the hidden states between layers: the tensor axis, or 1 if they are whole."""
         return self.tensor_parallel_size if self.sequence_parallel else 1
 
     @property
     def stage_boundaries(self) -> tuple[int, ...]:
-        """First block of each stage but the first, where the user cuts; none where cost does."""
+        """First block of each stage but the first, if the user gives them; none for a partition by cost."""
         return self.config.layout.stage_boundaries
 
     @property

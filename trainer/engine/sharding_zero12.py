@@ -1,4 +1,4 @@
-"""ZeRO-1 and 2: one flat partition of masters and moments a parameter group; weights are whole on every rank."""
+"""ZeRO-1 and 2: one flat partition of master weights and moments for each parameter group; weights are whole."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _joined(parts: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
 
 
 def flat_pieces(groups: Sequence[Sequence[nn.Parameter]], partitions: Sequence[torch.Tensor]) -> Iterator[Piece]:
-    """Yield what lies in this rank's flat partitions."""
+    """Yield the pieces in this rank's flat partitions."""
     for parameters, partition in zip(groups, partitions, strict=True):
         for parameter in parameters:
             # None: all of this parameter is in other ranks' partitions.
@@ -111,15 +111,15 @@ class FlatPartitions(Sharding):
         return self.optimizer.bit16_groups
 
     def wrapped_pieces(self) -> Iterator[Piece]:
-        """Yield what lies in this rank's flat partitions."""
+        """Yield the pieces in this rank's flat partitions."""
         return flat_pieces(self.groups(), self.optimizer.single_partition_of_fp32_groups)
 
     def let_judge(self, gate: StepGate) -> None:
-        """Put the gate behind the norm of the whole gradient."""
+        """Put the gate after the norm of the whole gradient."""
         optimizer = self.optimizer
         optimizer.scaled_global_norm = lambda norm_type=2: gate.judge(self._global_norm(), self._unseen(gate))
         if optimizer.dtype != torch.float16:
-            # Without this, bf16 applies what is not finite. The check of each gradient itself is fp16's alone.
+            # Without this, bf16 applies updates that are not finite. The check of each gradient itself is only fp16's.
             optimizer.check_grad_overflow = True
             optimizer.check_overflow = lambda partition_gradients=True: None
         leave_skips_to_the_loop(optimizer)
@@ -158,17 +158,17 @@ class FlatPartitions(Sharding):
                     yield gradient
 
     def tied_gradient(self, weight: nn.Parameter) -> torch.Tensor | None:
-        """Return the gradient, which is not in `weight.grad` where it adds up in another type than the weight's."""
+        """Return the gradient, which is not in `weight.grad` if it accumulates in another dtype than the weight's."""
         return self.optimizer.get_param_gradient_attribute(weight)
 
     def forget_skipped(self) -> None:
-        """Empty the buffer that the next step would add to: with CPU offload DeepSpeed leaves it as it is."""
+        """Empty the buffer that the next step would add to: with CPU offload DeepSpeed does not empty it."""
         if self.optimizer.cpu_offload:
             for index in self.optimizer.averaged_gradients:
                 self.optimizer.averaged_gradients[index] = None
 
     def hold_once(self) -> None:
-        """Let fp32 masters be the weights, and reduce fp32 gradients into the partition that is stepped with.
+        """Let fp32 master weights be the weights, and reduce fp32 gradients into the partition that is stepped with.
 
         DeepSpeed builds its optimizers by itself, so the object is given its class afterwards.
         """

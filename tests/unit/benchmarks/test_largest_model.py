@@ -16,7 +16,7 @@ MODULE = importlib.import_module("benchmarks.suites.memory")
 SETTINGS = Settings(case=gpu_case("6.7b", 1024))
 
 
-def room(monkeypatch: pytest.MonkeyPatch, without: int, offloaded: int, reason: str) -> None:
+def memory_for(monkeypatch: pytest.MonkeyPatch, without: int, offloaded: int, reason: str) -> None:
     """Let so many blocks train, and every larger number fail for the reason."""
 
     def train_alone(contender: Contender, logs: Path, *turns: int) -> list[object]:
@@ -29,7 +29,7 @@ def room(monkeypatch: pytest.MonkeyPatch, without: int, offloaded: int, reason: 
 
 
 def test_the_search_ends_where_memory_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    room(monkeypatch, 5, 37, "OutOfMemoryError: CUDA out of memory")
+    memory_for(monkeypatch, 5, 37, "OutOfMemoryError: CUDA out of memory")
     found, text = _largest_models(SETTINGS, tmp_path)
     assert {name: one["blocks"] for name, one in found.items()} == {"without offload": 5, "with CPU offload": 37}
     five = replace(SETTINGS.case, num_layers=5, hidden_size=4096, num_heads=32, ffn_hidden_size=16384)
@@ -39,7 +39,7 @@ def test_the_search_ends_where_memory_does(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_another_failure_is_no_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    room(monkeypatch, 0, 0, "ImportError: no module named x")
+    memory_for(monkeypatch, 0, 0, "ImportError: no module named x")
     found, _ = _largest_models(SETTINGS, tmp_path)
     assert found["without offload"] == {"skipped": "ImportError: no module named x"}
 

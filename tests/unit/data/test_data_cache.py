@@ -18,7 +18,7 @@ from unittest import mock
 import pytest
 import tokenizers
 
-import trainer.data.prepare as room
+import trainer.data.prepare as prepare_module
 from tests.unit.data.data_fixtures import config, stream, told, write_text
 from trainer.config.schema import TridentConfig
 from trainer.data.prepare import cache_folder, prepare
@@ -56,8 +56,8 @@ def test_what_is_there_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         f"{first.fingerprint}.lock",
     ]
     # A cache that was filled by somebody else may be read-only.
-    monkeypatch.setattr(room, "turn", refuse)
-    monkeypatch.setattr(room, "_build", refuse)
+    monkeypatch.setattr(prepare_module, "turn", refuse)
+    monkeypatch.setattr(prepare_module, "_build", refuse)
     assert prepare(cached(tmp_path), refuse) == first
     assert prepare(cached(tmp_path, batch__global_batch_size=3, model__seq_length=7, train__seed=5)) == first
 
@@ -71,7 +71,7 @@ def test_another_process_may_build_while_this_one_waits(tmp_path: Path, monkeypa
         away.rename(built.folder)
 
     monkeypatch.setattr(fcntl, "flock", others_were_first)
-    monkeypatch.setattr(room, "_build", refuse)
+    monkeypatch.setattr(prepare_module, "_build", refuse)
     assert prepare(cached(tmp_path)) == built
 
 
@@ -125,7 +125,7 @@ def test_a_description_of_other_numbers_is_damage(tmp_path: Path) -> None:
 
 
 def fingerprint(wanted: TridentConfig) -> str:
-    return room._fingerprint(wanted)
+    return prepare_module._fingerprint(wanted)
 
 
 def test_the_fingerprint_follows_what_decides_the_tokens(tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def _die(*_args: object) -> None:
 
 
 def _die_before_the_end(folder: str) -> None:
-    with mock.patch.object(room, "write_meta", _die):
+    with mock.patch.object(prepare_module, "write_meta", _die):
         prepare(cached(Path(folder)))
 
 

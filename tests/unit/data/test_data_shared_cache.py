@@ -20,7 +20,7 @@ from unittest import mock
 
 import pytest
 
-import trainer.data.prepare as room
+import trainer.data.prepare as prepare_module
 import trainer.data.shared_cache as shared
 from tests.unit.data.data_fixtures import config, told, write_text
 from trainer.config.schema import TridentConfig
@@ -116,7 +116,7 @@ def leave_half(place: Path) -> NoReturn:
     def die(*_args: object) -> NoReturn:
         os._exit(0)
 
-    with mock.patch.object(room, "write_meta", die):
+    with mock.patch.object(prepare_module, "write_meta", die):
         prepare(wanted(place))
     raise AssertionError
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.unit.data.data_fixtures import config, told, write_text
 from trainer.config.schema import TokenizerConfig, TokenizerKind
-from trainer.data import tokenizer as room
+from trainer.data import tokenizer as tokenizer_module
 from trainer.data.end_of_text import END_OF_TEXT
 from trainer.data.tokenizer import (
     ByteTokenizer,
@@ -116,7 +116,7 @@ def test_a_small_text_gives_a_small_vocabulary() -> None:
 
 
 def test_training_reads_a_bounded_amount_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "TRAINING_CHARACTERS", 5)
+    monkeypatch.setattr(tokenizer_module, "TRAINING_CHARACTERS", 5)
 
     def texts() -> Iterator[str]:
         yield "abab"
@@ -178,7 +178,7 @@ def test_the_config_chooses_the_tokenizer(tmp_path: Path) -> None:
 def test_the_size_of_a_trained_one(
     tokenizer_size: int | None, model_size: int | None, entries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "DEFAULT_VOCABULARY", 320)
+    monkeypatch.setattr(tokenizer_module, "DEFAULT_VOCABULARY", 320)
     wanted = config(tokenizer__vocab_size=tokenizer_size, model__vocab_size=model_size)
     assert make_tokenizer(wanted, TEXTS).vocab_size == entries
 
