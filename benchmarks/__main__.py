@@ -23,6 +23,7 @@ suites:
   layouts   data, tensor and pipeline parallel on two ranks against one process with both threads; bubble, weak scaling
   stock     Trident against the same model in an untuned stock DeepSpeed engine, layout by layout
   memory    peak memory by feature against theory; head and loss alone; the largest model (CUDA only)
+  zero      memory of each ZeRO stage by owner against theory: 159M parameters on 2 ranks, 302M on 4
   gpu       GPT-3 shapes in bf16 on one GPU: tokens/s, MFU in two conventions; --dry runs its code on the CPU
   kernels   GEMMs, attention by backend, head and loss, each alone, on the device at hand; --dry as in gpu
   variants  Trident against itself: other settings, another revision

@@ -91,11 +91,11 @@ def owned(engine: Any) -> Iterator[tuple[str, Iterable[torch.Tensor]]]:
     yield "weights", [p.ds_tensor for p in parameters if hasattr(p, "ds_tensor")]
     yield "gathered" if hasattr(parameters[0], "ds_tensor") else "weights", [p.data for p in parameters]
     stepped = [p for group in inner.param_groups for p in group["params"]]
+    yield "buffers", list(_attributes(optimizer, "ipg", "temp_grad_buffer", "param_buffer_of"))
     yield "gradients", [p.grad for p in [*parameters, *stepped] if p.grad is not None]
     yield "gradients", list(_attributes(optimizer, "grad"))
     yield "moments", [t for state in inner.state.values() for t in _tensors(state)]
     yield "master", [p.data for p in stepped]
-    yield "buffers", list(_attributes(optimizer, "ipg", "bucket", "buffer"))
 
 
 def _attributes(thing: Any, *words: str) -> Iterator[torch.Tensor]:

@@ -26,6 +26,11 @@ class PeakMeter:
         self._device = device
         self._base = self._files = 0
 
+    @property
+    def base_bytes(self) -> int:
+        """What was held at `start`."""
+        return self._base * (1 if self._device == "cuda" else 1024)
+
     def start(self) -> None:
         """Count from here."""
         if self._device == "cuda":
@@ -35,14 +40,23 @@ class PeakMeter:
             torch.cuda.reset_peak_memory_stats(index)
             self._base = torch.cuda.memory_allocated(index)
             return
-        # Where that is refused the peak includes that of the imports, which a model soon exceeds.
-        with suppress(OSError):
-            _CLEAR.write_text(_RESET_PEAK)
+        self.forget_peak()
         now = _kibibytes()
         self._base, self._files = now.get("VmRSS", 0), now.get("RssFile", 0)
 
+    def forget_peak(self) -> None:
+        """Look for the highest use from here on; what `start` found stays what it is held against."""
+        if self._device == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(int(os.environ.get("LOCAL_RANK", "0")))
+            return
+        # Where that is refused the peak includes that of the imports, which a model soon exceeds.
+        with suppress(OSError):
+            _CLEAR.write_text(_RESET_PEAK)
+
     def peak_bytes(self) -> int:
-        """Return the highest use since `start`, above that at `start`."""
+        """Return the highest use since `start` or `forget_peak`, above that at `start`."""
         if self._device == "cuda":
             import torch
 

@@ -13,12 +13,14 @@ from benchmarks.suites.memory import memory
 from benchmarks.suites.single import single
 from benchmarks.suites.stock import stock
 from benchmarks.suites.variants import variants
+from benchmarks.suites.zero import zero
 
 SUITES: dict[str, Callable[[Settings], Path]] = {
     "single": single,
     "layouts": layouts,
     "stock": stock,
     "memory": memory,
+    "zero": zero,
     "gpu": gpu,
     "kernels": kernels,
     "variants": variants,

@@ -66,7 +66,7 @@ class Seen:
 
 
 class _Room:
-    def __init__(self, case: Case, rank: int, world_size: int, hidden_size: int | None = None) -> None:
+    def __init__(self, case: Case, rank: int, world_size: int, hidden_size: int | None = None, num_layers: int | None = None) -> None:
         from trainer.config.plan import make_plan
         from trainer.engine.build import build_engine
         from trainer.engine.world import start_world
@@ -77,6 +77,8 @@ class _Room:
         if hidden_size is not None:
             config = replace(config, model=replace(config.model, hidden_size=hidden_size, ffn_hidden_size=None))
             config = replace(config, zero=replace(config.zero, reduce_bucket_size=1000))
+        if num_layers is not None:
+            config = replace(config, model=replace(config.model, num_layers=num_layers))
         self.plan = make_plan(config, VOCABULARY, world_size)
         self.groups = start_world(self.plan.mesh, self.plan.config.runtime, torch.device("cpu"))
         self.engine: Any = build_engine(self.plan, self.groups)

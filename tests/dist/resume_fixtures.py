@@ -6,10 +6,12 @@ Functions that take `rank` run in forked ranks; several cases follow one another
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -63,6 +65,13 @@ def run_config(run: Run) -> TridentConfig:
         batch=replace(config.batch, global_batch_size=GLOBAL_BATCH, micro_batch_size=1),
         precision=replace(config.precision, initial_scale_power=run.initial_scale_power, loss_scale_window=2),
     )
+
+
+@contextmanager
+def nothing_drawn() -> Iterator[None]:
+    """Let a draw of weights be an error."""
+    with patch("trainer.tensor_parallel.init.draw_normal", side_effect=AssertionError("weights must not be drawn")):
+        yield
 
 
 def tokens_of(step: int) -> torch.Tensor:
@@ -156,8 +165,9 @@ def interrupt(rank: int, world_size: int, runs: Sequence[Run], folder: Path) -> 
         scalars = first.engine.scalars()
         went_on, expected = first.train(run.last), first.everything()
         del first
-        second = Trainer(run, rank, world_size, run_dir, is_resumed=True)
-        second.resume()
+        with nothing_drawn():
+            second = Trainer(run, rank, world_size, run_dir, is_resumed=True)
+            second.resume()
         resumed = second.train(run.last)
         outcomes.append(SameLayout(went_on, resumed, differences(expected, second.everything()), scalars))
         del second

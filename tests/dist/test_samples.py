@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.dist.resume_fixtures import Run, Trainer
+from tests.dist.resume_fixtures import Run, Trainer, nothing_drawn
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import VOCABULARY, Case
 from trainer.config.schema import EvalConfig
@@ -65,7 +65,8 @@ def _write(trainer: Trainer, rank: int, run_dir: Path) -> Found:
     hook.on_step(STEPS)
     hook.on_report(replace(REPORT, eval_loss=None))
     assert written == [], "without an evaluation there are no texts"
-    hook.on_report(REPORT)
+    with nothing_drawn():
+        hook.on_report(REPORT)
     weights = WeightGatherer(
         trainer.engine, plan.config.zero.stage == 3, trainer.groups
     ).gather()
@@ -93,7 +94,8 @@ def _compare(weights: Mapping[str, torch.Tensor], run_dir: Path, dtype: str) -> 
     known = {name: tensors.read("weight", name).to(kind).float() for name in tensors.names()}
     wrong = sorted(known.keys() ^ weights.keys())
     wrong += [name for name in known.keys() & weights.keys() if not torch.equal(known[name], weights[name])]
-    model = load_model(checkpoint, manifest).cpu()
+    with nothing_drawn():
+        model = load_model(checkpoint, manifest).cpu()
     fill(model, lambda spec, _: with_padding(known[spec.name], spec))
     options = GenerateOptions(max_tokens=TEXTS.max_tokens, temperature=TEXTS.temperature)
     expected = [

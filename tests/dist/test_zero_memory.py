@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -40,6 +42,28 @@ def _tensor_bytes() -> int:
     tensors += [tensor.data for tensor in tensors if isinstance(tensor, torch.nn.Parameter)]
     storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def largest_share_while_built(rank: int, world_size: int) -> float:
+    """Return the most bytes of tensors that there are between two draws of weights, by those of the whole model."""
+    from tests.dist.fault_fixtures import _Room
+    from trainer.tensor_parallel import init
+
+    draw, held = init.draw_normal, []
+
+    def watched(spec: Any, std: float, seed: int) -> torch.Tensor:
+        gc.collect()
+        held.append(_tensor_bytes())
+        return draw(spec, std, seed)
+
+    with patch.object(init, "draw_normal", watched):
+        room = _Room(Case(dp=2, zero=3), rank, world_size, hidden_size=256, num_layers=4)
+    return (max(held) - held[0]) / (4 * room.plan.model.parameter_count)
+
+
+def test_no_rank_holds_the_whole_model_while_it_is_built() -> None:
+    # Half of it is its own; the last tensors are still to come.
+    assert max(run_distributed(largest_share_while_built, 2, timeout_s=100)) < 0.55
 
 
 def test_every_stage_keeps_what_it_should_and_no_second_copy() -> None:

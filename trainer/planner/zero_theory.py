@@ -53,13 +53,13 @@ def zero_bytes(plan: RunPlan, stage: int | None = None, offload: OffloadKind | N
     own = held // replicas if stage else held
     block, largest = block_elements(plan), largest_parameter(plan)
     bucket = reduce_bucket_size(plan)
-    # Those that the bucket does not hold yet, and those of the layer that is computed.
-    leaving = min(bucket + block, held)
+    # Those of the layer that is computed, which the bucket does not hold yet.
+    leaving = min(block, held)
     whole_gradients = stage == 0 or (stage == 1 and plan.num_micro_batches > 1)
     buffers = 0
     if replicas > 1:
-        # The bucket, a buffer to receive it, and with ZeRO-3 the shard of it.
-        buffers = 4 * ((min(bucket + largest, held) if stage == 0 else bucket) + (2 * bucket if stage == 3 else 0))
+        # A bucket and what is received of it; ZeRO-3 has another one, as it is cut.
+        buffers = 4 * (min(bucket + largest, held) if stage == 0 else (3 if stage == 3 else 2) * bucket)
     result = ZeroBytes(
         weights=width * (own if stage == 3 else held),
         gathered=width * min(max(2 * block, largest), held) if stage == 3 else 0,
