@@ -65,7 +65,7 @@ class Seen:
     """What is not, at the end, as in a run without the bad batch."""
 
 
-class _Room:
+class _EngineFixture:
     def __init__(self, case: Case, rank: int, world_size: int, hidden_size: int | None = None, num_layers: int | None = None) -> None:
         from trainer.config.plan import make_plan
         from trainer.engine.build import build_engine
@@ -116,10 +116,10 @@ def _nothing() -> None:
     pass
 
 
-def _break(room: _Room, fault: Fault) -> Callable[[], None]:
+def _break(fixture: _EngineFixture, fault: Fault) -> Callable[[], None]:
     """Make the gradient of the next step bad; return what ends that."""
-    parameter: Any = room.parameter(str(fault.parameter))
-    inner = room.engine._engine
+    parameter: Any = fixture.parameter(str(fault.parameter))
+    inner = fixture.engine._engine
     if not fault.after_reduction:
 
 
@@ -146,24 +146,24 @@ def _break(room: _Room, fault: Fault) -> Callable[[], None]:
     return undo
 
 
-def _with_bad_step(room: _Room, fault: Fault, rank: int) -> Seen:
+def _with_bad_step(fixture: _EngineFixture, fault: Fault, rank: int) -> Seen:
     seen = Seen()
     for step in range(1, LAST + 1):
-        before, counters = (room.tensors(), room.engine.scalars()) if step == BAD else ({}, {})
+        before, counters = (fixture.tensors(), fixture.engine.scalars()) if step == BAD else ({}, {})
         limit, undo = math.inf, _nothing
         if step == BAD and fault.parameter is None:
             limit = 0.5 * seen.losses[0]
         elif step == BAD and fault.is_gradient and rank == fault.rank:
-            undo = _break(room, fault)
-        result = room.step(step, limit, is_empty=step == BAD and fault.parameter == EMPTY)
+            undo = _break(fixture, fault)
+        result = fixture.step(step, limit, is_empty=step == BAD and fault.parameter == EMPTY)
         undo()
         seen.losses.append(float(result.loss))
         seen.norms.append(float(result.grad_norm))
         seen.skipped.append(result.skipped)
         seen.empty.append(result.is_empty)
         if step == BAD:
-            seen.touched = _changed(before, room.tensors())
-            after = room.engine.scalars()
+            seen.touched = _changed(before, fixture.tensors())
+            after = fixture.engine.scalars()
             seen.counters = {name: value for name, value in after.items() if value != counters[name]}
     return seen
 
@@ -172,18 +172,18 @@ def train_with_faults(rank: int, world_size: int, faults: Sequence[Fault]) -> li
     """Train each case with its fault, and again without the bad batch."""
     outcomes = []
     for fault in faults:
-        room = _Room(fault.case, rank, world_size)
-        seen = _with_bad_step(room, fault, rank)
-        ended = room.tensors()
-        del room
+        fixture = _EngineFixture(fault.case, rank, world_size)
+        seen = _with_bad_step(fixture, fault, rank)
+        ended = fixture.tensors()
+        del fixture
         gc.collect()
-        room = _Room(fault.case, rank, world_size)
+        fixture = _EngineFixture(fault.case, rank, world_size)
         for step in range(1, LAST + 1):
             if step != BAD:
-                assert not room.step(step).skipped
-        seen.wrong = _changed(room.tensors(), ended)
+                assert not fixture.step(step).skipped
+        seen.wrong = _changed(fixture.tensors(), ended)
         outcomes.append(seen)
-        del room
+        del fixture
         gc.collect()
     return outcomes
 
@@ -194,16 +194,16 @@ def _spin(*_: object) -> None:
 
 
 class _Source:
-    """Batches of a room's rank; the second one never comes if `sleeps`."""
+    """Batches of a fixture's rank; the second one never comes if `sleeps`."""
 
-    def __init__(self, room: _Room, sleeps: bool) -> None:
-        self._room, self._sleeps = room, sleeps
-        self.tokens = room.plan.tokens_per_step
+    def __init__(self, fixture: _EngineFixture, sleeps: bool) -> None:
+        self._fixture, self._sleeps = fixture, sleeps
+        self.tokens = fixture.plan.tokens_per_step
 
     def micro_batches(self, position: int, step: int | None = None) -> Any:
         if self._sleeps and position >= self.tokens:
             time.sleep(600)
-        return self._room.batches(1 + position // self.tokens)
+        return self._fixture.batches(1 + position // self.tokens)
 
     def ledger(self, previous: str, position: int) -> str:
         return previous
@@ -222,27 +222,27 @@ def train_with_watchdog(rank: int, world_size: int, fault: str, folder: Path, ti
 
     told = (folder / f"told_{rank}.txt").open("w", buffering=1)
     use_terminal(told, told)
-    room, progress = _Room(Case(pp=2, zero=1), rank, world_size), Progress()
-    inner = room.engine._engine
+    fixture, progress = _EngineFixture(Case(pp=2, zero=1), rank, world_size), Progress()
+    inner = fixture.engine._engine
     inner.progress = progress
     passes = 0
 
     def before_forward(module: torch.nn.Module, _: object) -> None:
         nonlocal passes
         passes += module.training
-        is_bad = passes == room.plan.num_micro_batches + 2 if fault == "forward" else not module.training
+        is_bad = passes == fixture.plan.num_micro_batches + 2 if fault == "forward" else not module.training
         if rank == 1 and fault != "data" and is_bad:
             _spin()
 
     inner.module.register_forward_pre_hook(before_forward)
-    training = replace(room.plan.config.train, steps=4, eval_every=int(fault == "evaluate"), eval_batches=1)
-    plan = replace(room.plan, config=replace(room.plan.config, train=training))
-    source: Any = _Source(room, sleeps=fault == "data" and rank == 1)
-    state, stop = TrainState(sample_length=8), StopRequest(room.groups.control)
-    with Watchdog(folder, rank, room.groups.mesh.coordinate(rank).stage, world_size, progress, timeout_s, 600.0):
+    training = replace(fixture.plan.config.train, steps=4, eval_every=int(fault == "evaluate"), eval_batches=1)
+    plan = replace(fixture.plan, config=replace(fixture.plan.config, train=training))
+    source: Any = _Source(fixture, sleeps=fault == "data" and rank == 1)
+    state, stop = TrainState(sample_length=8), StopRequest(fixture.groups.control)
+    with Watchdog(folder, rank, fixture.groups.mesh.coordinate(rank).stage, world_size, progress, timeout_s, 600.0):
         hosts = ["here"] * world_size
-        session = Session(plan=plan, groups=room.groups, paths=RunPaths(folder), hosts=hosts, progress=progress)
-        Loop(session, room.engine, Batches(source, source), state, [], stop, lambda: state).run()
+        session = Session(plan=plan, groups=fixture.groups, paths=RunPaths(folder), hosts=hosts, progress=progress)
+        Loop(session, fixture.engine, Batches(source, source), state, [], stop, lambda: state).run()
 
 
 def check_replicas(rank: int, world_size: int, cases: Sequence[tuple[Case, str]]) -> list[str]:
@@ -255,21 +255,21 @@ def check_replicas(rank: int, world_size: int, cases: Sequence[tuple[Case, str]]
 
     ended = []
     for case, name in cases:
-        room = _Room(case, rank, world_size)
-        check = ReplicaCheck(room.engine, room.groups, every=2)
+        fixture = _EngineFixture(case, rank, world_size)
+        check = ReplicaCheck(fixture.engine, fixture.groups, every=2)
         for step in (1, 2):
-            room.step(step)
+            fixture.step(step)
             check.on_step(step)
         if rank == world_size - 1:
             with torch.no_grad():
-                room.parameter(name).view(-1)[0] += 0.5
+                fixture.parameter(name).view(-1)[0] += 0.5
         check.on_step(3)
         try:
             check.on_step(4)
             ended.append("nothing")
         except NumericsError as error:
             ended.append(str(error))
-        del room
+        del fixture
         gc.collect()
     return ended
 
@@ -295,27 +295,27 @@ def recheck_with_flips(rank: int, world_size: int, flips: Sequence[Flip]) -> lis
 
     found = []
     for flip in flips:
-        room = _Room(flip.case, rank, world_size)
-        check = Recheck(room.engine, room.plan, room.groups, every=2)
-        room.step(1)
+        fixture = _EngineFixture(flip.case, rank, world_size)
+        check = Recheck(fixture.engine, fixture.plan, fixture.groups, every=2)
+        fixture.step(1)
         check.on_step(1)
         check.on_step(2)
         passes = [0]
-        undo = _flip_in_second_pass(room, flip, passes) if rank == flip.rank else _nothing
+        undo = _flip_in_second_pass(fixture, flip, passes) if rank == flip.rank else _nothing
         try:
             check.on_step(4)
             found.append("nothing")
         except NumericsError as error:
             found.append(str(error))
         undo()
-        room.step(2)
-        del room, check
+        fixture.step(2)
+        del fixture, check
         gc.collect()
     return found
 
 
-def _flip_in_second_pass(room: _Room, flip: Flip, passes: list[int]) -> Callable[[], None]:
-    modules = dict(room.engine._engine.module.named_modules())
+def _flip_in_second_pass(fixture: _EngineFixture, flip: Flip, passes: list[int]) -> Callable[[], None]:
+    modules = dict(fixture.engine._engine.module.named_modules())
     module: Any = next(part for name, part in modules.items() if name.endswith(flip.layer))
 
     def flipped(tensor: torch.Tensor) -> torch.Tensor:
@@ -329,7 +329,7 @@ def _flip_in_second_pass(room: _Room, flip: Flip, passes: list[int]) -> Callable
     if not flip.before_sum:
         handle = module.register_forward_hook(lambda _, __, result: flipped(result))
         return lambda: handle.remove()
-    group = room.groups.tensor
+    group = fixture.groups.tensor
     inner = type(group).all_reduce
     armed = [False]
     opening = module.register_forward_pre_hook(lambda _, given: armed.__setitem__(0, True))
@@ -353,19 +353,19 @@ def own_milliseconds(rank: int, world_size: int, cases: Sequence[Case]) -> list[
     """Return this rank's own time in each case, where the last rank sleeps 30 ms in every forward pass."""
     found = []
     for case in cases:
-        room = _Room(case, rank, world_size)
-        room.step(1)
-        room.engine.take_own_seconds()
+        fixture = _EngineFixture(case, rank, world_size)
+        fixture.step(1)
+        fixture.engine.take_own_seconds()
         if rank == world_size - 1:
-            modules = dict(room.engine._engine.module.named_modules())
+            modules = dict(fixture.engine._engine.module.named_modules())
             slow: Any = next(part for name, part in modules.items() if name.endswith("mlp.up"))
             slow.register_forward_pre_hook(lambda _, __: time.sleep(0.03))
         for step in (2, 3):
-            room.step(step)
+            fixture.step(step)
         # An evaluation is no step.
-        room.engine.evaluate(room.batches(4))
-        found.append(1000 * room.engine.take_own_seconds())
-        assert math.isnan(room.engine.take_own_seconds())
-        del room
+        fixture.engine.evaluate(fixture.batches(4))
+        found.append(1000 * fixture.engine.take_own_seconds())
+        assert math.isnan(fixture.engine.take_own_seconds())
+        del fixture
         gc.collect()
     return found

@@ -21,19 +21,19 @@ LIMIT = int(STATES / 1.5)
 
 def train_within(rank: int, world_size: int) -> list[float] | str:
     """Train two steps where a rank may take LIMIT more memory than it has; return the losses, or what was refused."""
-    from tests.dist.fault_fixtures import _Room
+    from tests.dist.fault_fixtures import _EngineFixture
 
     case = Case(dp=world_size, zero=3)
     # What libraries take at their first use is no part of a model.
-    first = _Room(case, rank, world_size)
+    first = _EngineFixture(case, rank, world_size)
     first.step(1)
     del first
     gc.collect()
     before = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + LIMIT, before[1]))
     try:
-        room = _Room(case, rank, world_size, hidden_size=HIDDEN_SIZE, num_layers=LAYERS)
-        return [float(room.step(step).loss) for step in (1, 2)]
+        fixture = _EngineFixture(case, rank, world_size, hidden_size=HIDDEN_SIZE, num_layers=LAYERS)
+        return [float(fixture.step(step).loss) for step in (1, 2)]
     except (MemoryError, RuntimeError) as error:
         return str(error)
     finally:

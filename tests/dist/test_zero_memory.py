@@ -19,21 +19,21 @@ CASES = tuple(Case(dp=2, zero=stage) for stage in (0, 1, 2, 3))
 
 def kept_per_parameter(rank: int, world_size: int, cases: tuple[Case, ...]) -> list[float]:
     """Return the bytes of all tensors after three steps, by the model's parameters."""
-    from tests.dist.fault_fixtures import _Room
+    from tests.dist.fault_fixtures import _EngineFixture
 
     found = []
     for case in cases:
         gc.collect()
         before = _tensor_bytes()
         # Wide: what a process keeps besides, such as cached masks, must not count.
-        room = _Room(case, rank, world_size, hidden_size=256)
+        fixture = _EngineFixture(case, rank, world_size, hidden_size=256)
         for step in (1, 2, 3):
-            room.step(step)
+            fixture.step(step)
         gc.collect()
-        parameters = sum(tensor.numel() for tensor in room.engine.local_parameters().values())
+        parameters = sum(tensor.numel() for tensor in fixture.engine.local_parameters().values())
         gc.collect()
         found.append((_tensor_bytes() - before) / parameters)
-        del room
+        del fixture
     return found
 
 
@@ -46,7 +46,7 @@ def _tensor_bytes() -> int:
 
 def largest_share_while_built(rank: int, world_size: int) -> float:
     """Return the most bytes of tensors that there are between two draws of weights, by those of the whole model."""
-    from tests.dist.fault_fixtures import _Room
+    from tests.dist.fault_fixtures import _EngineFixture
     from trainer.tensor_parallel import init
 
     draw, held = init.draw_normal, []
@@ -57,8 +57,8 @@ def largest_share_while_built(rank: int, world_size: int) -> float:
         return draw(spec, std, seed)
 
     with patch.object(init, "draw_normal", watched):
-        room = _Room(Case(dp=2, zero=3), rank, world_size, hidden_size=256, num_layers=4)
-    return (max(held) - held[0]) / (4 * room.plan.model.parameter_count)
+        fixture = _EngineFixture(Case(dp=2, zero=3), rank, world_size, hidden_size=256, num_layers=4)
+    return (max(held) - held[0]) / (4 * fixture.plan.model.parameter_count)
 
 
 def test_no_rank_holds_the_whole_model_while_it_is_built() -> None:

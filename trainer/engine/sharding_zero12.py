@@ -179,7 +179,7 @@ class FlatPartitions(Sharding):
             # Every parameter holds a view of its part of the copy.
             optimizer._link_all_hp_params()
         if optimizer.cpu_offload:
-            # Masters go through a buffer on the host on their way to the weights: to round them, so fp32 needs none.
+            # Master weights go through a host buffer on their way to the weights: to round them, so fp32 needs none.
             buffers, masters = (
                 optimizer.param_buffer_of_bit16_for_cpu_offload_groups,
                 optimizer.single_partition_of_fp32_groups,
