@@ -46,16 +46,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-containers", action="store_true", help="build the images and run them (podman, root)")
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # When all are collected it would be too late: xdist has looked at the groups by then.
+    if any(item.get_closest_marker(name) for name in RANKS):
+        item.add_marker(pytest.mark.xdist_group("ranks"))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     for item in items:
         wanted = all(config.getoption(option) for marker, option in OPTIONAL.items() if item.get_closest_marker(marker))
         (kept if wanted and (_has_gpu() or not item.get_closest_marker("gpu")) else left_out).append(item)
-    for item in kept:
-        if any(item.get_closest_marker(name) for name in RANKS):
-            item.add_marker(pytest.mark.xdist_group("ranks"))
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept

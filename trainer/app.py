@@ -209,6 +209,7 @@ def _train(session: Session, prepared: PreparedData, folder: RunFolder) -> RunEn
     def go_back() -> TrainState:
         # The checkpoint under way may be the one that the run goes back to.
         saver.settle()
+        progress.enter(LOADING)
         return rewind(engine, state, found, plan, folder.checkpoints, groups)
 
     progress.enter("start")

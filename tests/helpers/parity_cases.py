@@ -65,7 +65,7 @@ def matrix_of(layout: tuple[int, int, int, bool]) -> list[Case]:
             )
             for zero, tied, llama in product((0, 1), (True, False), (False, True))
         ]
-    return cases
+    return [*cases, *frozen_cases(layout)]
 
 
 SAMPLE: tuple[tuple[Case, ...], ...] = (

@@ -25,7 +25,7 @@ _FLAGS: dict[str, tuple[str, object]] = {
     "sp": ("sequence_parallel", True),
     "dualpipev": ("pipeline_schedule", "dualpipev"),
 }
-_PART = re.compile(rf"({'|'.join(_SIZES)})(\d+)|({'|'.join(_FLAGS)})")
+_PART = re.compile(rf"({'|'.join(_SIZES)})(0|[1-9][0-9]*)|({'|'.join(_FLAGS)})")
 _RULE = "write tpN, ppN, dpN, sp and dualpipev, each at most once, in any order, joined by _, or single"
 
 
@@ -112,4 +112,5 @@ def described(name: str) -> Iterator[tuple[str, str]]:
         size = part[len(head) :]
         key = f"{head}N" if size else head
         text = meanings[key].partition("; without")[0].rstrip(".") + "."
-        yield part, text.replace("N ", f"{size} ", 1) if size else text
+        text = text.replace("N ", f"{size} ", 1) if size else text
+        yield part, text.replace("ranks split", "rank splits").replace("s.", ".") if size == "1" else text

@@ -14,7 +14,6 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, cast
 
 from trainer.config.arguments import plain, read_arguments
-from trainer.config.compose import options
 from trainer.config.keys import KEYS, joined
 from trainer.config.request import read_request
 from trainer.config.words import SEARCHPATH
@@ -86,7 +85,7 @@ class _Groups:
         self._places = read_request(words).places
 
     def get_group_options(self, group: str, results_filter: object = None) -> list[str]:
-        return options(self._places).get(group, [])
+        return sorted({name for place in self._places for name in place.names(group)})
 
 
 def points(words: Sequence[str]) -> list[Point]:

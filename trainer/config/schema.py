@@ -232,7 +232,9 @@ class ZeroConfig:
     """ZeRO: optimizer state (1), gradients (2) and parameters (3) are sharded over the data-parallel ranks."""
 
     stage: int = 1
-    """ZeRO stage, 0 to 3; 2 and 3 need pipeline_parallel_size=1."""
+    """ZeRO stage, 0 to 3; 2 and 3 need pipeline_parallel_size=1. Stage 3 gathers a layer when it is computed and gives
+    it back at once: at most two blocks (or the largest tensor) are whole at a time, a block is gathered ahead, and
+    vectors such as norms and biases stay whole."""
     offload: OffloadKind = OffloadKind.none
     """none | cpu | nvme."""
     offload_parameters: bool = False
@@ -240,8 +242,8 @@ class ZeroConfig:
     nvme_path: str | None = None
     """offload=nvme: a folder on a local NVMe disk."""
     reduce_bucket_size: int | None = None
-    """Number of elements reduced in one collective; stages 1 and 2 have one or two buffers of this size. null: a
-    sixteenth of the rank's parameters, at least 1M, at most 50M."""
+    """Number of elements reduced in one collective. Every stage has buffers of this size: stage 0 one or two, stages 1
+    and 2 two, stage 3 three. null: a sixteenth of the rank's parameters, at least 1M, at most 50M."""
     overlap_comm: bool = True
     """Reduce gradients while backward runs (pp=1 on CUDA)."""
 

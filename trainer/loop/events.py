@@ -97,7 +97,10 @@ class Hook:
         """Run after a step whose batch was skipped as bad, not after an overflow of fp16. The run may end with it."""
 
     def on_rewind(self, step: int) -> None:
-        """Run after the run went back to the checkpoint of `step`: the next step is `step + 1` once more. Local."""
+        """Run after the run went back to the checkpoint of `step`: the next step is `step + 1` once more. Local.
+
+        Not called where there was no checkpoint to go back to.
+        """
 
     def on_end(self, end: RunEnd) -> None:
         """Run once, also after a failure (then without collectives)."""

@@ -188,9 +188,11 @@ class Loop:
 
     def _rewind(self) -> None:
         """Go on from the last checkpoint, with the data that follow those of the step that was too much."""
+        before = self.state.step
         self.state.become(self.go_back())
         self._begin_window()
-        for hook in self.hooks:
+        # Without a checkpoint only the batch is left out: nothing was taken back.
+        for hook in self.hooks if self.state.step < before else ():
             hook.on_rewind(self.state.step)
 
     def _begin_window(self) -> None:

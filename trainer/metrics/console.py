@@ -56,7 +56,8 @@ class ConsoleSink(Sink):
         self._pace = Pace(self._train.steps)
         self._losses: list[tuple[int, float]] = []
         self._lines = 0
-        self._skipped_steps = 0
+        self._skipped: list[tuple[int, int]] = [(0, 0)]
+        """Step of a report, and how many steps were skipped until then; the latest last."""
 
     def say(self, text: str) -> None:
         """Print one line, however long it is, above the live view."""
@@ -72,7 +73,7 @@ class ConsoleSink(Sink):
         """Forget what later steps were; the lines that were printed stay."""
         self._pace.start(step + 1)
         self._losses = [(at, loss) for at, loss in self._losses if at <= step]
-        self._skipped_steps = 0
+        self._skipped = [(at, count) for at, count in self._skipped if at <= step] or [(0, 0)]
 
     def advance(self, step: int) -> None:
         """Note the step."""
@@ -83,8 +84,8 @@ class ConsoleSink(Sink):
         if math.isfinite(report.loss):
             self._losses.append((report.step, report.loss))
         self._step_line(row, report)
-        if report.skipped_steps > self._skipped_steps:
-            self._skipped_steps = report.skipped_steps
+        if report.skipped_steps > self._skipped[-1][1]:
+            self._skipped.append((report.step, report.skipped_steps))
             if report.loss_scale is not None:
                 self.say(
                     f"fp16 overflow: {report.skipped_steps} steps skipped so far, loss scale {report.loss_scale:g}"

@@ -126,6 +126,7 @@ class WandbSink(Sink):
         self._stall.beat(step)
         self._texts = [text for text in self._texts if int(str(text[0])) <= step]
         self._evals = {at: loss for at, loss in self._evals.items() if at <= step}
+        self._uploads.rewind(step)
         if self._still_on():
             self._alert("Training went back", f"{self._run_dir} goes on from the checkpoint of step {step}", "WARN")
 
@@ -327,6 +328,10 @@ class _Uploads:
             return
         self._done_step, self._is_busy = newest[0], True
         self._calls.submit(lambda: self._add(run, *newest))
+
+    def rewind(self, step: int) -> None:
+        """Add the checkpoints after `step` once more, which will be others."""
+        self._done_step = min(self._done_step, step)
 
     def finish(self, seconds: float) -> None:
         """Wait at most `seconds` until everything was handed to wandb."""

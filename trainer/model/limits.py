@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.spec.model import Model
-from trainer.spec.parts import NormKind
+from trainer.spec.parts import Norm, NormKind
 
 
 def not_computed(model: Model) -> Iterator[str]:
@@ -25,18 +25,23 @@ def not_computed(model: Model) -> Iterator[str]:
             f"{name}.attention.query_key_norm": (block.attention.query_key_norm, None),
             f"{name}.attention.clip": (block.attention.clip, None),
         }
-        norm = block.norm
-        if norm.kind is NormKind.rmsnorm and norm.bias:
-            yield f"{name}.norm.bias must be False for an RMSNorm, but is True"
-        if norm.bias and not norm.weight:
-            yield f"{name}.norm.bias must be False for a norm without weight, but is True"
+        yield from _norm_not_computed(f"{name}.norm", block.norm)
         rope = block.attention.rope
         if rope is not None and (rope.dims % 2 or not 0 < rope.dims <= block.attention.head_dim):
             size = block.attention.head_dim
             yield f"{name}.attention.rope.dims must be even and at most head_dim ({size}), but is {rope.dims}"
+    if model.final_norm is not None:
+        yield from _norm_not_computed("final_norm", model.final_norm)
     for option, (found, computed) in wanted.items():
         if found != computed:
             yield f"{option} must be {computed}, since the layers do not compute it otherwise yet, but is {found}"
+
+
+def _norm_not_computed(name: str, norm: Norm) -> Iterator[str]:
+    if norm.kind is NormKind.rmsnorm and norm.bias:
+        yield f"{name}.bias must be False for an RMSNorm, but is True"
+    if norm.bias and not norm.weight:
+        yield f"{name}.bias must be False for a norm without weight, but is True"
 
 
 def not_divisible(model: Model, tensor_parallel_size: int) -> Iterator[str]:

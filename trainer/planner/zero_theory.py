@@ -55,7 +55,9 @@ def zero_bytes(plan: RunPlan, stage: int | None = None, offload: OffloadKind | N
     bucket = reduce_bucket_size(plan)
     # Those of the layer that is computed, which the bucket does not hold yet.
     leaving = min(block, held)
-    whole_gradients = stage == 0 or (stage == 1 and plan.num_micro_batches > 1)
+    # DeepSpeed's bf16 optimizer, which stage 1 has on the device, keeps the sum of all gradients in fp32.
+    is_bf16_optimizer = plan.dtype is Dtype.bf16 and offload is OffloadKind.none
+    whole_gradients = stage == 0 or (stage == 1 and (plan.num_micro_batches > 1 or is_bf16_optimizer))
     buffers = 0
     if replicas > 1:
         # A bucket and what is received of it; ZeRO-3 has another one, as it is cut.

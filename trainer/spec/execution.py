@@ -45,4 +45,9 @@ class Execution:
 
     def trains(self, tensor: TensorSpec) -> bool:
         """Return whether the run trains a tensor."""
-        return tensor.trainable and not tensor.name.startswith(self.frozen)
+        return tensor.trainable and not any(_is_below(tensor.name, name) for name in self.frozen)
+
+
+def _is_below(name: str, beginning: str) -> bool:
+    """Return whether a name begins with whole parts of another: blocks.1.mlp with blocks.1, blocks.10.mlp not."""
+    return f"{name}.".startswith(f"{beginning.rstrip('.')}.")

@@ -88,7 +88,7 @@ def _group(group: str) -> str:
 def _spellings(wide: int) -> list[str]:
     """Return the lines that say how a layout is written."""
     told = paragraphs(["layout=PARTS, such as layout=tp4_pp2_dp8_sp: each part at most once, in any order."], wide)
-    return [*told, "", "parts", *rows(GRAMMAR, wide), ""]
+    return [*told, "parts", *rows(GRAMMAR, wide), ""]
 
 
 def _file(group: str, name: str) -> str:

@@ -53,6 +53,7 @@ def test_a_stray_local_rank_is_none_of_the_words() -> None:
         ("train.seed=1", "--multirun needs a key with several values, but every key has one"),
         ("optimizer.lr=interval(0,1)", "'optimizer.lr=interval(0,1)' has no values to list"),
         ("model=glob(nothing*)", "'model=glob(nothing*)' must give at least one value, but gives none"),
+        ("layout=glob(tp*)", "'layout=glob(tp*)' must give at least one value, but gives none"),
     ],
 )
 def test_what_is_no_sweep(word: str, problem: str) -> None:

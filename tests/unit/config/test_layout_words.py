@@ -53,6 +53,8 @@ def test_a_file_of_that_name_goes_first(tmp_path: Path, monkeypatch: pytest.Monk
         ("tp2__pp2", "there is no layout=tp2__pp2; did you mean layout=tp2_pp2?"),
         ("single_tp2", "there is no layout=single_tp2; write tpN"),
         ("tp-2", "there is no layout=tp-2; did you mean layout=tp2?"),
+        ("tp02", "there is no layout=tp02; write tpN"),
+        ("tp\uff12", "there is no layout=tp\uff12; write tpN"),
     ],
 )
 def test_what_is_no_layout_is_refused_with_the_grammar(name: str, problem: str) -> None:
@@ -75,6 +77,10 @@ def test_parts_and_examples_are_explained() -> None:
     assert dict(described("tp4_dp2")) == {
         "tp4": "4 tensor-parallel ranks split every layer.",
         "dp2": "2 replicas.",
+    }
+    assert dict(described("tp1_pp1")) == {
+        "tp1": "1 tensor-parallel rank splits every layer.",
+        "pp1": "1 pipeline stage.",
     }
     assert [part for part, _ in GRAMMAR] == ["tpN", "ppN", "dpN", "sp", "dualpipev", "single"]
 

@@ -134,6 +134,17 @@ def test_a_rewind_is_an_event_inside_the_run() -> None:
     assert state.tokens_seen == after(9).tokens_seen
 
 
+def test_where_there_is_no_checkpoint_nothing_was_taken_back() -> None:
+    state, hook = after(), Recorder()
+    engine = FakeEngine({6: 100.0}, any_data=True)
+    end = run(engine, plan_with(SpikePolicy.rewind), [hook], state, go_back=lambda: state)
+    assert (end.status, end.step) == ("finished", 9)
+    assert not [event for event in hook.events if "rewind" in event]
+    assert [event for event in hook.events if event.startswith("step")] == [
+        f"step {n}" for n in (1, 2, 3, 4, 5, 7, 8, 9)
+    ]
+
+
 def test_rewinds_without_progress_end_the_run() -> None:
     plan = plan_with(SpikePolicy.rewind, max_rewinds=2)
     state, hook = after(), Recorder()

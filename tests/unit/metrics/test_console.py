@@ -87,6 +87,21 @@ def test_an_fp16_overflow_is_told_once(kind: type[ConsoleSink], plan: RunPlan, r
     assert text.count("fp16 overflow: 2 steps skipped so far, loss scale 512") == 1
 
 
+def test_overflows_before_the_checkpoint_that_a_run_went_back_to_are_not_told_again(
+    plan: RunPlan, row: Row, report: StepReport
+) -> None:
+    output = io.StringIO()
+    sink = ConsoleSink(plan, Path("runs/tiny"), "CPU", {"wandb": "disabled"}, console_of(output))
+    sink.start(1)
+    for step, skipped in ((2, 1), (4, 1), (6, 3)):
+        sink.write({**row, "step": step}, replace(report, step=step, skipped_steps=skipped, loss_scale=512.0))
+    sink.rewind(4)
+    for step, skipped in ((5, 1), (6, 2)):
+        sink.write({**row, "step": step}, replace(report, step=step, skipped_steps=skipped, loss_scale=512.0))
+    told = [line for line in output.getvalue().splitlines() if "fp16 overflow" in line]
+    assert [line.split()[2] for line in told] == ["1", "3", "2"]
+
+
 def test_a_skipped_batch_is_in_its_line_and_not_in_the_curve(plan: RunPlan, row: Row, report: StepReport) -> None:
     text = play(ConsoleSink, plan, row, replace(report, skipped_steps=1, loss_scale=None), bad_step=10)
     assert re.search(r"^ +10 +nan ", text, re.MULTILINE)

@@ -288,6 +288,24 @@ class Checkpoints:
 UPLOADING = LoggingConfig(wandb_artifacts=True)
 
 
+def test_checkpoints_after_the_one_that_a_run_went_back_to_are_added_once_more(
+    tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, checkpoints = FakeRun(), Checkpoints(tmp_path / "c")
+    patch_init(monkeypatch, run)
+    sink = make_sink(tmp_path, Voice(), WandbMode.online, UPLOADING, checkpoints)
+    sink.start(1)
+    eventually(lambda: sink._run is not None)
+    checkpoints.save(6)
+    sink.write(row, report)
+    eventually(lambda: len(run.artifacts) == 1)
+    sink.rewind(4)
+    sink.write(row, report)
+    eventually(lambda: len(run.artifacts) == 2)
+    sink.end(FINISHED)
+    assert [aliases for _, aliases in run.artifacts] == [["step_6"], ["step_6"]]
+
+
 def test_checkpoints_become_artifacts_once_each(
     tmp_path: Path, row: Row, report: StepReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:

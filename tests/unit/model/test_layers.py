@@ -13,6 +13,7 @@ from torch import nn
 from tests.helpers.models import context_of, drawn
 from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.helpers.thread_group import run_ranks
+from trainer.config.models import make_model
 from trainer.config.schema import ModelConfig, NormKind, RecomputeKind
 from trainer.errors import ConfigError
 from trainer.micro_batch import MicroBatch, Place
@@ -25,6 +26,7 @@ from trainer.model.gpt import (
     full_logits,
     tied_head,
 )
+from trainer.model.limits import not_computed
 from trainer.model.mlp import MLP, activate
 from trainer.model.norm import Norm
 from trainer.model.positions import _rotary_table, rotate
@@ -211,6 +213,13 @@ def test_every_size_that_cannot_be_cut_is_named() -> None:
     )
     with pytest.raises(ConfigError, match=r"num_attention_heads \(4\) must be divisible by model.num_key_value_heads"):
         build_layer("blocks.0", context(replace(TINY, num_key_value_heads=3)))
+
+
+def test_options_that_no_layer_computes_are_named() -> None:
+    model = make_model(TINY, VOCABULARY)
+    wrong = replace(model, final_norm=NormSpec(NormKind.rmsnorm, 8, 1e-5, bias=True))
+    assert list(not_computed(model)) == []
+    assert list(not_computed(wrong)) == ["final_norm.bias must be False for an RMSNorm, but is True"]
 
 
 def test_unknown_layers_are_an_error() -> None:

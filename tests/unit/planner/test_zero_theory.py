@@ -40,6 +40,13 @@ def test_states_are_those_of_the_paper() -> None:
     assert found.gathered == 0
 
 
+def test_the_bf16_optimizer_of_stage_1_keeps_all_gradients_in_fp32() -> None:
+    plan = plan_of(f"{LARGE} layout.data_parallel_size=2 precision=bf16 zero.stage=1 batch.global_batch_size=2")
+    assert plan.num_micro_batches == 1
+    assert zero_bytes(plan).gradients == 4 * plan.model.parameter_count
+    assert zero_bytes(plan, offload=OffloadKind.cpu).gradients < zero_bytes(plan).gradients
+
+
 def test_offload_takes_states_off_another_device_but_not_off_the_same_one() -> None:
     plan = plan_of(f"{LARGE} layout.data_parallel_size=2 zero.stage=2 zero.offload=cpu")
     here, without = zero_bytes(plan), zero_bytes(plan, offload=OffloadKind.none)

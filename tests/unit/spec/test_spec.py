@@ -127,5 +127,11 @@ def test_frozen_tensors_are_those_whose_names_begin_so() -> None:
     frozen = {name for name, tensor in model.tensors.items() if not some.trains(tensor)}
     assert frozen == {name for name in model.tensors if name.startswith(("blocks.0.", "embedding."))}
     assert len(frozen) > 1
+    tens = make_model(replace(TINY, num_layers=11), VOCABULARY)
+    second = Execution(8, frozen=("blocks.1", "final_norm.weight"))
+    assert {name for name, tensor in tens.tensors.items() if not second.trains(tensor)} == {
+        *(name for name in tens.tensors if name.startswith("blocks.1.")),
+        "final_norm.weight",
+    }
     assert not any(Execution(8).trains(replace(t, trainable=False)) for t in model.tensors.values())
     assert Rope(1e4, 4) != Rope(1e4, 2)
