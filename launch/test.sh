@@ -21,4 +21,4 @@ bin="$(cd "${TRIDENT_VENV:-.venv}/bin" && pwd)"
 "$bin/shellcheck" launch/*.sh launch/slurm.sbatch docker/*.sh .ci/run
 "$bin/mypy"
 # Two at a time: one process for the tests that start ranks, one for all others.
-"$bin/python" -m pytest -n 2 --dist loadgroup "$@"
+"$bin/python" -m pytest -n 2 "$@"

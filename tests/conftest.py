@@ -27,8 +27,8 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _OF_PYTEST = "PYTEST_CURRENT_TEST"
-RANKS = ("dist", "e2e", "chaos")
-"""Markers of tests that start ranks, which keep both cores busy: one after the other, beside all other tests."""
+RANKS = ("tests/chaos/", "tests/dist/", "tests/e2e/", "tests/launch/")
+"""Folders of tests that start ranks, which keep both cores busy: one after the other, beside all other tests."""
 OPTIONAL = {"matrix": "--run-matrix", "slow": "--run-slow", "container": "--run-containers"}
 
 
@@ -46,10 +46,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-containers", action="store_true", help="build the images and run them (podman, root)")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    # When all are collected it would be too late: xdist has looked at the groups by then.
-    if any(item.get_closest_marker(name) for name in RANKS):
-        item.add_marker(pytest.mark.xdist_group("ranks"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With `-n 2`, one process runs all tests that start ranks, and the other one takes the rest, a file at a time."""
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class TwoSides(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "ranks" if nodeid.startswith(RANKS) else nodeid.partition("::")[0]
+
+    return TwoSides(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
