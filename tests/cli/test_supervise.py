@@ -176,7 +176,7 @@ def test_data_are_prepared_before_the_folder_is_written(
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trainer.supervise.prepare", interrupted)
+    monkeypatch.setattr("trainer.beginning.prepare", interrupted)
     assert with_ranks(ended(0)).code == 130
     assert contents(place) == {}
 

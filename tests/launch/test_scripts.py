@@ -193,7 +193,7 @@ def test_a_job_without_its_point(facts: dict[str, str], line: str, problem: str,
         (["--array=1-3"], "the array is made of the points of the sweep, but --array=1-3 is given"),
         (["--limit", "2", "sweeper=tpe", "train.seed=1,2"], "sweeper=tpe has no points to list"),
         (["optimizer.lr=1"], "--multirun needs a key with several values"),
-        (["layout=tp2,tp3"], "there is no layout=tp3"),
+        (["layout=tp2,tp2_tp3"], "layout=tp2_tp3 must name each part once"),
     ],
 )
 def test_what_a_sweep_refuses(words: list[str], problem: str, tmp_path: Path) -> None:

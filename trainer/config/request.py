@@ -27,6 +27,7 @@ from trainer.config.words import (
 from trainer.config.written import from_yaml, plain
 from trainer.config.yaml_file import YamlFile, read_yaml
 from trainer.errors import ConfigError
+from trainer.run_paths import CONFIG as RUN_CONFIG
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -114,12 +115,12 @@ def _value(name: str, override: Override) -> object:
 def _start_file(value: object) -> YamlFile:
     """Return the file that `config=` names: the file itself, or the folder of a run or of a checkpoint."""
     if not isinstance(value, str) or not value:
-        raise ConfigError(f"{CONFIG} must name a file, such as runs/old/{CONFIG}, but is {value!r}")
+        raise ConfigError(f"{CONFIG} must name a file, such as runs/old/{RUN_CONFIG}, but is {value!r}")
     path = absolute_path(value, CONFIG)
-    if path.is_dir() and (path / CONFIG).is_file():
-        path = path / CONFIG
+    if path.is_dir() and (path / RUN_CONFIG).is_file():
+        path = path / RUN_CONFIG
     if not path.is_file():
-        what = f"is a folder without {CONFIG}" if path.is_dir() else "does not exist"
+        what = f"is a folder without {RUN_CONFIG}" if path.is_dir() else "does not exist"
         raise ConfigError(f"{CONFIG} must name the config of a run, or a run's folder, but {value} {what}")
     return read_yaml(path)
 
