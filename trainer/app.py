@@ -91,7 +91,7 @@ def train_rank(config: TridentConfig, world: World, store: Store | None = None, 
             _check_same_data(prepared, control, hosts)
             plan = make_plan(config, prepared.vocab_size, world.size)
             together(control, lambda: _write(beginning, plan, prepared) if begins else None)
-            session = Session(plan=plan, groups=groups, paths=folder, hosts=hosts, progress=current())
+            session = Session(plan=plan, groups=groups, hosts=hosts, progress=current())
             _announce(session)
             end = _train(session, prepared, folder)
     except BaseException as error:

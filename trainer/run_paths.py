@@ -41,8 +41,6 @@ class RunPaths:
         self.csv = path / CSV
         self.summary = path / SUMMARY
         self.logs = path / LOGS
-        self.lock = path / LOCK
-        self.profile = path / PROFILE
         self.skipped_batches = self.logs / SKIPPED_BATCHES
         self.tokenizer = path / TOKENIZER
         self.checkpoint_folder = path / CHECKPOINTS

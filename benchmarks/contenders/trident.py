@@ -36,7 +36,6 @@ from trainer.loop.stop import StopRequest
 from trainer.loop.train import Batches, Loop
 from trainer.metrics.sinks import build_metrics
 from trainer.micro_batch import MicroBatch
-from trainer.run_paths import RunPaths
 
 
 class _Recording:
@@ -119,7 +118,7 @@ def run(case: Case, options: Mapping[str, Any], gate: Gate) -> None:
         _GateHook(engine, gate, facts, plan.bubble_in_theory),
     ]
     source = training_batches(prepared, plan, state.sample_length, groups.samples.rank, device)
-    session = Session(plan=plan, groups=groups, paths=RunPaths(folder), hosts=("here",) * plan.world_size)
+    session = Session(plan=plan, groups=groups, hosts=("here",) * plan.world_size)
     Loop(session, cast(Engine, engine), Batches(source), state, hooks, StopRequest(groups.control), _never).run()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arena import Contender, ContenderFailed, train_alone
-from benchmarks.case import Case
+from benchmarks.case import CASES, Case
 from benchmarks.contest import load_average, written
 from benchmarks.record import table
 from benchmarks.settings import Settings, chosen
@@ -17,16 +17,7 @@ from trainer.log import say
 from trainer.planner.zero_theory import zero_bytes
 
 GIB = 1 << 30
-_WIDE = Case(
-    "zero_159m",
-    hidden_size=1024,
-    num_layers=12,
-    num_heads=16,
-    ffn_hidden_size=4096,
-    seq_length=32,
-    global_batch_size=2,
-    micro_batch_size=1,
-)
+_WIDE = replace(CASES["cpu_159m"], name="zero_159m", seq_length=32, global_batch_size=2, micro_batch_size=1)
 _SIZES: tuple[tuple[Case, int], ...] = (
     (_WIDE, 2),
     (replace(_WIDE, name="zero_302m", num_layers=24, vocab_size=512, global_batch_size=4), 4),

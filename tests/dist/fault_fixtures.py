@@ -218,7 +218,6 @@ def train_with_watchdog(rank: int, world_size: int, fault: str, folder: Path, ti
     from trainer.loop.session import Session
     from trainer.loop.train import Batches, Loop
     from trainer.progress import Progress
-    from trainer.run_paths import RunPaths
 
     told = (folder / f"told_{rank}.txt").open("w", buffering=1)
     use_terminal(told, told)
@@ -241,7 +240,7 @@ def train_with_watchdog(rank: int, world_size: int, fault: str, folder: Path, ti
     state, stop = TrainState(sample_length=8), StopRequest(fixture.groups.control)
     with Watchdog(folder, rank, fixture.groups.mesh.coordinate(rank).stage, world_size, progress, timeout_s, 600.0):
         hosts = ["here"] * world_size
-        session = Session(plan=plan, groups=fixture.groups, paths=RunPaths(folder), hosts=hosts, progress=progress)
+        session = Session(plan=plan, groups=fixture.groups, hosts=hosts, progress=progress)
         Loop(session, fixture.engine, Batches(source, source), state, [], stop, lambda: state).run()
 
 

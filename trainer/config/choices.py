@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from trainer.config.layout_words import LAYOUT, near_spelling, rule
+from trainer.config.layout_words import LAYOUT, RULE, near_spelling
 from trainer.config.nearness import nearest
 from trainer.config.other_values import NOT_HERE, OTHER_FILES, OTHER_WORDS
 
@@ -35,7 +35,7 @@ def meant_choice(group: str, value: str, names: Sequence[str]) -> str:
         return setting
     close = nearest(bare, names)
     if group == LAYOUT and not close:
-        return rule()
+        return RULE
     return f"did you mean {group}={close}?" if close else f"choose from {', '.join(names)}"
 
 

@@ -26,7 +26,8 @@ _FLAGS: dict[str, tuple[str, object]] = {
     "dualpipev": ("pipeline_schedule", "dualpipev"),
 }
 _PART = re.compile(rf"({'|'.join(_SIZES)})(0|[1-9][0-9]*)|({'|'.join(_FLAGS)})")
-_RULE = "write tpN, ppN, dpN, sp and dualpipev, each at most once, in any order, joined by _, or single"
+RULE = "write tpN, ppN, dpN, sp and dualpipev, each at most once, in any order, joined by _, or single"
+"""The rule of how a layout is written, as a phrase."""
 
 
 def spelled_layout(name: str) -> dict[str, object] | None:
@@ -54,9 +55,9 @@ def spelled_layout(name: str) -> dict[str, object] | None:
             return None
         axis, size, flag = match.groups()
         if (axis or flag) in named:
-            raise ConfigError(f"layout={name} must name each part once, but names {axis or flag} twice; {_RULE}")
+            raise ConfigError(f"layout={name} must name each part once, but names {axis or flag} twice; {RULE}")
         if size is not None and int(size) == 0:
-            raise ConfigError(f"layout={name} must have sizes of at least 1, but has {axis}{size}; {_RULE}")
+            raise ConfigError(f"layout={name} must have sizes of at least 1, but has {axis}{size}; {RULE}")
         named.append(axis or flag)
         key, value = _FLAGS[flag] if flag else (_SIZES[axis], int(size))
         keys[key] = value
@@ -89,7 +90,7 @@ def near_spelling(typed: str) -> str:
     if any(axis in ("cp", "ep") for axis, _ in found):
         return "only pp, tp and dp are available, and sp beside tp"
     meant = "_".join(axis.replace("dualpipe", "dualpipev").replace("vv", "v") + size for axis, size in found)
-    return f"did you mean layout={meant}?" if _is_spelled(meant) else _RULE
+    return f"did you mean layout={meant}?" if _is_spelled(meant) else RULE
 
 
 def _is_spelled(name: str) -> bool:
@@ -97,11 +98,6 @@ def _is_spelled(name: str) -> bool:
         return spelled_layout(name) is not None
     except ConfigError:
         return False
-
-
-def rule() -> str:
-    """Return the rule for writing a layout, as a phrase."""
-    return _RULE
 
 
 def described(name: str) -> Iterator[tuple[str, str]]:

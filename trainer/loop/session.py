@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from trainer.config.plan import RunPlan
 from trainer.loop.measures import Measures
 from trainer.progress import Progress
-from trainer.run_paths import RunPaths
 from trainer.topology.groups import ParallelGroups
 
 
@@ -18,8 +17,6 @@ class Session:
 
     plan: RunPlan
     groups: ParallelGroups
-    paths: RunPaths
-    """Paths in the run's folder."""
     hosts: Sequence[str]
     """Machine of every rank, in order of ranks."""
     progress: Progress = field(default_factory=Progress)

@@ -119,16 +119,16 @@ def _sinks(
     """Return the sinks in the order in which they are written: the record first."""
     parameters = plan.model.parameter_count
     source = source_commit()
-    choice = choose_mode(logging.wandb)
+    choice, paths = choose_mode(logging.wandb), RunPaths(run_dir)
     # The summary comes before jsonl: at the start it reads the rows that jsonl is about to drop.
     sinks: list[Sink] = [
         SummarySink(run_dir, plan, parameters, state, source, facts.lineage if facts else dict),
-        JsonlSink(run_dir / METRICS),
-        TextSink(run_dir / SAMPLES),
-        SkippedBatchesSink(RunPaths(run_dir).skipped_batches),
+        JsonlSink(paths.metrics),
+        TextSink(paths.samples),
+        SkippedBatchesSink(paths.skipped_batches),
     ]
     if logging.csv:
-        sinks.append(CsvSink(run_dir / CSV))
+        sinks.append(CsvSink(paths.csv))
     if logging.tensorboard:
         sinks.append(TensorBoardSink(run_dir / TENSORBOARD_FOLDER, warn))
     notes: list[str] = []

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import cast
 
 import pytest
@@ -31,7 +30,6 @@ from trainer.loop.stop import StopRequest
 from trainer.loop.train import Batches, Loop
 from trainer.mesh import Mesh
 from trainer.micro_batch import MicroBatch, Place
-from trainer.run_paths import RunPaths
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.topology.groups import ParallelGroups, SingleGroup, single_process_groups
 
@@ -206,7 +204,6 @@ def run(
     session = Session(
         plan=plan,
         groups=groups or single_process_groups(),
-        paths=RunPaths(Path("nowhere")),
         hosts=["here"],
         measures=measures or Measures(),
     )
