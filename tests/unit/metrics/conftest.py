@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.hang import Hang
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import (
     BatchConfig,
@@ -16,6 +18,13 @@ from trainer.config.schema import (
 )
 from trainer.loop.events import StepReport
 from trainer.metrics.sink import Row
+
+
+@pytest.fixture
+def hang() -> Iterator[Hang]:
+    made = Hang()
+    yield made
+    made.let_go()
 
 
 @pytest.fixture
