@@ -19,6 +19,9 @@ OWNERS = ("weights", "gathered", "gradients", "master", "moments", "buffers", "o
 activations, and temporaries of an operation."""
 _STEP = 1 << 20
 """Bytes by which the most must be exceeded before owners are counted anew."""
+_LOOKS = (1, 8, 64, 512)
+"""Operations after the fullest moment at which owners of its other tensors are looked for once more: some are handed to
+their owner only when they are filled."""
 
 
 class Census(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -35,6 +38,8 @@ class Census(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._device = device.type
         self._live: dict[int, int] = {}
         self._bytes = self._most = 0
+        self._unowned: dict[int, int] = {}
+        self._since = 0
         self.owners: dict[str, int] = dict.fromkeys(OWNERS, 0)
 
     def __enter__(self) -> Census:
@@ -53,8 +58,11 @@ class Census(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for leaf in tree_leaves(found):
             if isinstance(leaf, torch.Tensor):
                 self._see(leaf)
+        self._since += 1
         if self._bytes > self._most + _STEP:
             self._count()
+        elif self._since in _LOOKS:
+            self._look_again()
         return found
 
     def _see(self, tensor: torch.Tensor) -> None:
@@ -73,15 +81,21 @@ class Census(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._bytes -= self._live.pop(key, 0)
 
     def _count(self) -> None:
-        self._most = self._bytes
-        found = dict.fromkeys(OWNERS, 0)
-        named: dict[int, str] = {}
+        self._most, self._since = self._bytes, 0
+        self.owners = dict.fromkeys(OWNERS, 0)
+        self._unowned = dict(self._live)
+        self._look_again()
+        self.owners["other"] = sum(self._unowned.values())
+
+    def _look_again(self) -> None:
+        """Give the tensors of the fullest moment that are still alive to their owners."""
         for owner, tensors in owned(self._engine):
             for tensor in tensors:
-                named.setdefault(tensor.untyped_storage()._cdata, owner)
-        for key, size in self._live.items():
-            found[named.get(key, "other")] += size
-        self.owners = found
+                key = tensor.untyped_storage()._cdata
+                if key in self._live and key in self._unowned:
+                    size = self._unowned.pop(key)
+                    self.owners[owner] += size
+                    self.owners["other"] -= size
 
 
 def owned(engine: Any) -> Iterator[tuple[str, Iterable[torch.Tensor]]]:
@@ -91,6 +105,8 @@ def owned(engine: Any) -> Iterator[tuple[str, Iterable[torch.Tensor]]]:
     yield "weights", [p.ds_tensor for p in parameters if hasattr(p, "ds_tensor")]
     yield "gathered" if hasattr(parameters[0], "ds_tensor") else "weights", [p.data for p in parameters]
     stepped = [p for group in inner.param_groups for p in group["params"]]
+    # ZeRO-3 hands its partitions to the optimizer only while it steps them.
+    stepped += _attributes(optimizer, "fp32_partitioned_groups_flat")
     yield "buffers", list(_attributes(optimizer, "ipg", "temp_grad_buffer", "param_buffer_of"))
     yield "gradients", [p.grad for p in [*parameters, *stepped] if p.grad is not None]
     yield "gradients", list(_attributes(optimizer, "grad"))

@@ -29,6 +29,8 @@ _CHOICES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ZeRO-2", ("zero=stage2",)),
     ("ZeRO-3", ("zero=stage3",)),
     ("ZeRO-1 + cpu offload", ("zero=stage1_offload",)),
+    ("ZeRO-2 + cpu offload", ("zero=stage2_offload",)),
+    ("ZeRO-3 + cpu offload", ("zero=stage3_offload",)),
 )
 _WARMUP = 2
 """Steps: the first makes the optimizer's state, the second has everything."""

@@ -14,7 +14,7 @@ _TRIM_THRESHOLD = -1
 _MMAP_THRESHOLD = -3
 _LARGEST = (1 << 31) - 1
 """Largest threshold: glibc takes them as int."""
-LARGEST_KEPT = {1: 32 << 20, 2: 8 << 20, 3: 4 << 20}
+LARGEST_KEPT = {1: 8 << 20, 2: 8 << 20, 3: 4 << 20}
 """Bytes of the largest freed block that a rank keeps, by the stage of ZeRO. Its flat partitions, and with stage 2
 the gradients and with stage 3 the gathered weights, come and go between blocks of every other size: kept, they leave
 holes that nothing fits into, and sharding would save less or nothing. Activations stay."""

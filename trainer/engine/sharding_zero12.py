@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from deepspeed.runtime.utils import combine_grad_norm_groups
-from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer, GradPartitionBufferGroup
 from torch import nn
 
 from trainer.engine.deepspeed_surface import DeepSpeedEngineSurface, FragmentAddress, PartitionedOptimizer
@@ -25,6 +26,32 @@ class CompactOptimizer(DeepSpeedZeroOptimizer):  # type: ignore[misc]
 
     def _use_compact_grad_partition_buffer(self, group_idx: int) -> bool:
         return True
+
+    def _build_compact_grad_partition_buffer(self, group_idx: int) -> Any:
+        """Return the partition of a group's gradients, zeros that take memory only where something is added to them.
+
+        DeepSpeed writes its zeros, so that the whole partition is there while the gradients of all layers still are.
+        """
+        if self.bit16_groups_flat[group_idx].device.type != "cpu":
+            return super()._build_compact_grad_partition_buffer(group_idx)
+        size = int(self.partition_size[group_idx])
+        rank = torch.distributed.get_rank(self.real_dp_process_group[group_idx])
+        # numpy asks the kernel for pages of zeros; torch writes them.
+        flat = torch.from_numpy(np.zeros(size, np.float32))
+        starts = self.grad_partition_insertion_offset[group_idx][rank]
+        parts, end = [], 0
+        for parameter in self.params_in_partition[group_idx]:
+            identity = self.get_param_id(parameter)
+            first = self.grad_start_offset[group_idx][rank][identity]
+            count = min(parameter.numel() - first, size - starts[identity])
+            part = flat.narrow(0, starts[identity], count)
+            parts.append(part.view(parameter.shape) if count == parameter.numel() else part)
+            end = starts[identity] + count
+        if end < size:
+            padding: Any = flat.narrow(0, end, size - end)
+            padding._zero_padding = True
+            parts.append(padding)
+        return GradPartitionBufferGroup(parts, flat)
 
     def average_tensor(self, tensor: torch.Tensor, communication_data_type: torch.dtype) -> None:
         """Average a bucket of gradients over the replicas, and add to the partition what this rank steps.

@@ -73,9 +73,11 @@ def zero_bytes(plan: RunPlan, stage: int | None = None, offload: OffloadKind | N
     if stage == 0 or offload is OffloadKind.none:
         return result
     if plan.device is DeviceKind.cpu and offload is OffloadKind.cpu:
-        # Moved from a memory to the same one.
-        return ZeroBytes(**{**asdict(result), "buffers": buffers + 2 * 4 * largest})
-    moved = {"master": 0, "moments": 0, "gradients": 4 * leaving, "buffers": buffers + 4 * largest}
+        # Moved from a memory to the same one, where DeepSpeed keeps a place for the gradients that a rank steps.
+        kept = {"gradients": result.gradients + 4 * own, "buffers": buffers + 2 * 4 * largest}
+        return ZeroBytes(**{**asdict(result), **kept})
+    remaining = result.gradients if whole_gradients else 4 * leaving
+    moved = {"master": 0, "moments": 0, "gradients": remaining, "buffers": buffers + 4 * largest}
     return ZeroBytes(**{**asdict(result), **moved})
 
 

@@ -41,7 +41,8 @@ def test_states_are_those_of_the_paper() -> None:
 
 
 def test_the_bf16_optimizer_of_stage_1_keeps_all_gradients_in_fp32() -> None:
-    plan = plan_of(f"{LARGE} layout.data_parallel_size=2 precision=bf16 zero.stage=1 batch.global_batch_size=2")
+    words = f"{LARGE} layout.data_parallel_size=2 precision=bf16 zero.stage=1 batch.global_batch_size=2"
+    plan = plan_of(f"{words} runtime.device=cuda")
     assert plan.num_micro_batches == 1
     assert zero_bytes(plan).gradients == 4 * plan.model.parameter_count
     assert zero_bytes(plan, offload=OffloadKind.cpu).gradients < zero_bytes(plan).gradients
@@ -55,6 +56,20 @@ def test_offload_takes_states_off_another_device_but_not_off_the_same_one() -> N
     gpu = plan_of(f"{LARGE} layout.data_parallel_size=2 zero.stage=2 zero.offload=cpu runtime.device=cuda")
     assert zero_bytes(gpu).moments == 0
     assert zero_bytes(gpu).total < without.total
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_offload_to_the_same_memory_keeps_the_gradients_that_a_rank_steps_once_more(stage: int) -> None:
+    plan = plan_of(f"{LARGE} layout.data_parallel_size=2 zero.stage={stage}")
+    more = zero_bytes(plan, offload=OffloadKind.cpu).gradients - zero_bytes(plan).gradients
+    assert more == 4 * (plan.model.parameter_count // 2)
+
+
+def test_gradients_of_stage_1_wait_for_the_last_micro_batch_before_they_are_offloaded() -> None:
+    plan = plan_of(f"{LARGE} layout.data_parallel_size=2 zero.stage=1 zero.offload=cpu runtime.device=cuda")
+    assert plan.num_micro_batches == 2
+    assert zero_bytes(plan).gradients == 4 * plan.model.parameter_count
+    assert zero_bytes(plan, stage=2).gradients < zero_bytes(plan).gradients
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
