@@ -11,7 +11,12 @@ from trainer.config.ds_json import deepspeed_json
 from trainer.config.plan import RunPlan
 from trainer.engine.deepspeed_engines import PIPELINE_ENGINES, RepairedEngine
 from trainer.engine.face import Engine
-from trainer.engine.host_memory import LARGEST_KEPT, give_back_freed_memory, keep_freed_memory
+from trainer.engine.host_memory import (
+    LARGEST_KEPT,
+    LARGEST_KEPT_OF_BUILDING,
+    give_back_freed_memory,
+    keep_freed_memory,
+)
 from trainer.engine.layer_kernels import choose_kernels, say_what_is_compiled
 from trainer.engine.mpu import ModelParallelUnit
 from trainer.engine.optimizer import build_optimizer, never_decay, something_to_step
@@ -42,7 +47,7 @@ def build_engine(
     """
     progress = progress or Progress()
     if groups.device.type == "cpu":
-        keep_freed_memory(LARGEST_KEPT.get(plan.zero_stage))
+        keep_freed_memory(LARGEST_KEPT_OF_BUILDING)
     source = source or Drawn(plan.seed, groups.tensor)
     context = ModelContext(
         tensor=groups.tensor,
@@ -81,6 +86,8 @@ def _construct(
     for parameter in model.parameters():
         set_sink(parameter, sharding.sink(parameter))
     give_back_freed_memory()
+    if groups.device.type == "cpu":
+        keep_freed_memory(LARGEST_KEPT.get(plan.zero_stage))
     engine.attach(sharding, groups, config.optimizer.grad_clip, progress)
     return engine
 

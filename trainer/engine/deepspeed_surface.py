@@ -51,6 +51,7 @@ class PartitionedOptimizer(WrappedOptimizer, Protocol):
     dtype: torch.dtype
     device: torch.device | str
     cpu_offload: bool
+    partition_gradients: bool
     check_grad_overflow: bool
     bit16_groups: list[list[nn.Parameter]]
     params_in_partition: list[list[nn.Parameter]]

@@ -1,4 +1,4 @@
-"""Memory of tensors on the CPU: freed blocks are kept, in huge pages. No torch.
+"""Memory of tensors on the CPU: freed blocks are kept, in huge pages.
 
 glibc gives every large block back to the kernel when it is freed, so a training step faults in, and the kernel clears,
 all its activations anew, which takes a tenth of a step and more. Keeping the blocks costs nothing but that a process
@@ -10,18 +10,20 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
+from trainer.topology.huge_pages import HUGE_PAGE, MADV_HUGEPAGE
+
 _TRIM_THRESHOLD = -1
 _MMAP_THRESHOLD = -3
 _LARGEST = (1 << 31) - 1
 """Largest threshold: glibc takes them as int."""
-LARGEST_KEPT = {1: 8 << 20, 2: 8 << 20, 3: 4 << 20}
-"""Bytes of the largest freed block that a rank keeps, by the stage of ZeRO. Its flat partitions, and with stage 2
-the gradients and with stage 3 the gathered weights, come and go between blocks of every other size: kept, they leave
-holes that nothing fits into, and sharding would save less or nothing. Activations stay."""
+LARGEST_KEPT = {2: 8 << 20, 3: 4 << 20}
+"""Bytes of the largest freed block that a rank keeps, by the stage of ZeRO. With stage 2 gradients and with stage 3
+gathered weights come and go between blocks of every other size: kept, they leave holes that nothing fits into, and
+sharding would save less or nothing. Activations stay."""
+LARGEST_KEPT_OF_BUILDING = 1 << 20
+"""The same until training begins: what is copied while an engine is built has sizes that no step asks for again."""
 _RESERVED = 2040 << 20
 """Bytes of address space that the heap is given at once; less than the threshold above, or they would be given back."""
-_HUGE_PAGE = 1 << 21
-_MADV_HUGEPAGE = 14
 
 
 def keep_freed_memory(largest_bytes: int | None = None) -> bool:
@@ -58,9 +60,9 @@ def _use_huge_pages(libc: ctypes.CDLL) -> None:
     # Never touched, so it takes address space and no memory; a limit on that makes it fail, which does no harm.
     libc.free(libc.malloc(_RESERVED))
     for start, end in heap_ranges():
-        first = -(-start // _HUGE_PAGE) * _HUGE_PAGE
+        first = -(-start // HUGE_PAGE) * HUGE_PAGE
         if end > first:
-            libc.madvise(first, end - first, _MADV_HUGEPAGE)
+            libc.madvise(first, end - first, MADV_HUGEPAGE)
 
 
 def heap_ranges() -> list[tuple[int, int]]:

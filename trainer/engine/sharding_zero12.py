@@ -5,108 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
 from deepspeed.runtime.utils import combine_grad_norm_groups
-from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer, GradPartitionBufferGroup
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
 from trainer.engine.deepspeed_surface import DeepSpeedEngineSurface, FragmentAddress, PartitionedOptimizer
 from trainer.engine.gate import StepGate, is_counted
 from trainer.engine.optimizer import DECAYS
 from trainer.engine.sharding import Piece, Sharding, leave_skips_to_the_loop, share_masters
-from trainer.topology.exchange import Peers
-
-
-class CompactOptimizer(DeepSpeedZeroOptimizer):  # type: ignore[misc]
-    """ZeRO-1 and 2 whose reduced gradients go into one flat partition at once, as DeepSpeed does it below fp32.
-
-    In fp32 it keeps the reduced gradients as tensors of their own, and makes a flat copy of them for the optimizer.
-    """
-
-    def _use_compact_grad_partition_buffer(self, group_idx: int) -> bool:
-        return True
-
-    def _build_compact_grad_partition_buffer(self, group_idx: int) -> Any:
-        """Return the partition of a group's gradients, zeros that take memory only where something is added to them.
-
-        DeepSpeed writes its zeros, so that the whole partition is there while the gradients of all layers still are.
-        """
-        if self.bit16_groups_flat[group_idx].device.type != "cpu":
-            return super()._build_compact_grad_partition_buffer(group_idx)
-        size = int(self.partition_size[group_idx])
-        rank = torch.distributed.get_rank(self.real_dp_process_group[group_idx])
-        # numpy asks the kernel for pages of zeros; torch writes them.
-        flat = torch.from_numpy(np.zeros(size, np.float32))
-        starts = self.grad_partition_insertion_offset[group_idx][rank]
-        parts, end = [], 0
-        for parameter in self.params_in_partition[group_idx]:
-            identity = self.get_param_id(parameter)
-            first = self.grad_start_offset[group_idx][rank][identity]
-            count = min(parameter.numel() - first, size - starts[identity])
-            part = flat.narrow(0, starts[identity], count)
-            parts.append(part.view(parameter.shape) if count == parameter.numel() else part)
-            end = starts[identity] + count
-        if end < size:
-            padding: Any = flat.narrow(0, end, size - end)
-            padding._zero_padding = True
-            parts.append(padding)
-        return GradPartitionBufferGroup(parts, flat)
-
-    def average_tensor(self, tensor: torch.Tensor, communication_data_type: torch.dtype) -> None:
-        """Average a bucket of gradients over the replicas, and add to the partition what this rank steps.
-
-        Between CPU ranks each sends every other what that one steps, and nothing else. DeepSpeed sums whole buckets on
-        every rank, which is twice the traffic, by way of a flat copy and back.
-        Collective over the data-parallel group.
-
-        Args:
-            tensor: the bucket, [n].
-            communication_data_type: of the bucket.
-        """
-        ranks = torch.distributed.get_process_group_ranks(self.dp_process_group)
-        if tensor.device.type != "cpu" or len(ranks) == 1:
-            super().average_tensor(tensor, communication_data_type)
-            return
-        peers = Peers(self.dp_process_group, torch.distributed.get_rank(self.dp_process_group), tuple(ranks))
-        tensor.div_(peers.size)
-        places = self._places(tensor, communication_data_type)
-        parts = [_joined([part for part, _, _ in places[rank]], tensor) for rank in range(peers.size)]
-        total = peers.start_reduce_scatter(parts)()
-        offset = 0
-        for part, group, start in places[peers.rank]:
-            into = self._get_compact_grad_partition_buffer(group).flat_partition
-            into.narrow(0, start, part.numel()).add_(total.narrow(0, offset, part.numel()))
-            offset += part.numel()
-
-    def _places(
-        self, tensor: torch.Tensor, communication_data_type: torch.dtype
-    ) -> dict[int, list[tuple[torch.Tensor, int, int]]]:
-        """Return what each rank steps of a bucket: (elements, parameter group, where in its partition), in order."""
-        found: dict[int, list[tuple[torch.Tensor, int, int]]] = {rank: [] for rank in range(self.partition_count[0])}
-        offset = 0
-        for group, index, identity in self.ipg_buckets[communication_data_type].params:
-            numel = self.bit16_groups[group][index].numel()
-            for rank in self.param_to_partition_ids[group][identity]:
-                first = self.grad_start_offset[group][rank][identity]
-                start = self.grad_partition_insertion_offset[group][rank][identity]
-                count = min(numel - first, self.partition_size[group] - start)
-                found[rank].append((tensor.narrow(0, offset + first, count), group, start))
-            offset += numel
-        return found
-
-
-def _joined(parts: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    """Return consecutive tensors as one; a view where they follow one another in memory."""
-    if not parts:
-        return like.new_empty(0)
-    first, numel = parts[0], sum(part.numel() for part in parts)
-    end = first.storage_offset()
-    for part in parts:
-        if part.storage_offset() != end:
-            return torch.cat(parts)
-        end += part.numel()
-    return first.as_strided((numel,), (1,))
+from trainer.engine.zero12_gradients import CompactOptimizer, FlatGradients
+from trainer.tensor_parallel.gradients import GradientSink
 
 
 def flat_pieces(groups: Sequence[Sequence[nn.Parameter]], partitions: Sequence[torch.Tensor]) -> Iterator[Piece]:
@@ -215,4 +124,11 @@ class FlatPartitions(Sharding):
                 if buffer.dtype == master.dtype:
                     buffers[index] = master.detach()
         if type(optimizer) is DeepSpeedZeroOptimizer and not optimizer.cpu_offload and optimizer.dtype == torch.float32:
-            optimizer.__class__ = CompactOptimizer
+            is_flat = not optimizer.partition_gradients and optimizer.device == "cpu"
+            optimizer.__class__ = FlatGradients if is_flat else CompactOptimizer
+            if isinstance(optimizer, FlatGradients):
+                optimizer.hold()
+
+    def sink(self, weight: nn.Parameter) -> GradientSink:
+        """Let layers add in place where all gradients are held until the last micro-batch."""
+        return GradientSink.in_place if isinstance(self.optimizer, FlatGradients) else GradientSink.autograd

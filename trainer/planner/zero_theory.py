@@ -57,11 +57,15 @@ def zero_bytes(plan: RunPlan, stage: int | None = None, offload: OffloadKind | N
     leaving = min(block, held)
     # DeepSpeed's bf16 optimizer, which stage 1 has on the device, keeps the sum of all gradients in fp32.
     is_bf16_optimizer = plan.dtype is Dtype.bf16 and offload is OffloadKind.none
-    whole_gradients = stage == 0 or (stage == 1 and (plan.num_micro_batches > 1 or is_bf16_optimizer))
+    # Between CPU ranks fp32 gradients of stage 1 have a place of their own, from which they are summed.
+    is_flat = stage == 1 and width == 4 and plan.device is DeviceKind.cpu and offload is OffloadKind.none
+    whole_gradients = stage == 0 or is_flat or (stage == 1 and (plan.num_micro_batches > 1 or is_bf16_optimizer))
     buffers = 0
     if replicas > 1:
-        # A bucket and what is received of it; ZeRO-3 has another one, as it is cut.
-        buffers = 4 * (min(bucket + largest, held) if stage == 0 else (3 if stage == 3 else 2) * bucket)
+        # A bucket and what is received of it; ZeRO-3 has another one, as it is cut. Without ZeRO a bucket ends with the
+        # parameter that fills it; from a place of their own gradients need not be copied to one.
+        sizes = {0: min(bucket + largest, held), 1: bucket if is_flat else 2 * bucket, 2: 2 * bucket, 3: 3 * bucket}
+        buffers = 4 * sizes[stage]
     result = ZeroBytes(
         weights=width * (own if stage == 3 else held),
         gathered=width * min(max(2 * block, largest), held) if stage == 3 else 0,

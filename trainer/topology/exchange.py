@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from trainer.topology.huge_pages import in_huge_pages
+
 SMALLEST = 1 << 14
 """Number of elements from which messages are faster; below, a collective is one round of latency either way."""
 
@@ -52,7 +54,7 @@ class Peers:
 
     def start_sum(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Begin to add up a tensor of two ranks; the returned function waits and returns the sum, in place."""
-        received = torch.empty_like(tensor)
+        received = in_huge_pages(torch.empty_like(tensor))
         arriving, leaving = self._start([tensor] * 2, [received] * 2)
 
         def finish() -> torch.Tensor:
@@ -69,12 +71,14 @@ class Peers:
         The parts of a rank may have any sizes, the same on every rank.
         """
         mine = parts[self.rank]
-        received = [mine if index == self.rank else torch.empty_like(mine) for index in range(self.size)]
+        received = [mine if index == self.rank else in_huge_pages(torch.empty_like(mine)) for index in range(self.size)]
         arriving, leaving = self._start(parts, received)
 
         def finish() -> torch.Tensor:
             _wait(arriving)
-            total = received[0] + received[1]
+            # In rank order, into what was received: what was sent is not ours to change.
+            total, other = received[:2] if self.rank else received[1::-1]
+            total += other
             for tensor in received[2:]:
                 total += tensor
             _wait(leaving)
@@ -84,6 +88,8 @@ class Peers:
 
     def start_all_gather(self, mine: torch.Tensor, out: Sequence[torch.Tensor]) -> Callable[[], None]:
         """Begin to fill `out` (one contiguous tensor a rank) with the ranks' tensors."""
+        for tensor in out:
+            in_huge_pages(tensor)
         arriving, leaving = self._start([mine] * self.size, out)
         if out[self.rank] is not mine:
             out[self.rank].copy_(mine)
