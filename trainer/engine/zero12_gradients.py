@@ -1,4 +1,4 @@
-"""How ZeRO-1 and 2 keep and reduce fp32 gradients: DeepSpeed's optimizer, with other places for them.
+"""ZeRO-1 and 2 keep and reduce fp32 gradients as DeepSpeed does it, but in other places.
 
 DeepSpeed builds its optimizers by itself, so an object is given one of these classes afterwards.
 """
