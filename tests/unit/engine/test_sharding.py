@@ -10,6 +10,7 @@ from torch import nn
 from trainer.engine.sharding import Piece, share_masters
 from trainer.engine.sharding_of import WAYS, sharding_of
 from trainer.engine.sharding_without_zero import WithoutZero
+from trainer.engine.zero12_gradients import FlatGradients
 from trainer.tensor_parallel.gradients import GradientSink
 
 
@@ -22,6 +23,8 @@ def test_every_wrapper_has_its_class() -> None:
         made = sharding_of(engine_with(object.__new__(wrapper)))
         assert type(made) is way
         assert made.sink(nn.Parameter(torch.zeros(1))) is GradientSink.autograd
+    flat = sharding_of(engine_with(object.__new__(FlatGradients)))
+    assert flat.sink(nn.Parameter(torch.zeros(1))) is GradientSink.in_place
     plain = sharding_of(engine_with(torch.optim.AdamW([nn.Parameter(torch.zeros(1))])))
     assert type(plain) is WithoutZero
     assert plain.sink(nn.Parameter(torch.zeros(1))) is GradientSink.in_place
