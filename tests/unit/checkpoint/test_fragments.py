@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,55 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from tests.helpers.models import drawn_gpt
 from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.unit.checkpoint.checkpoint_fixtures import cut
+from tests.unit.checkpoint.fragment_fixtures import FULL, SPECS, name_of, opened, write, write_cut, write_model
 from trainer.checkpoint.container import read_values
-from trainer.checkpoint.fragments import FRAGMENTS_KEY, SPECS_KEY, TensorFolder, write_fragments
+from trainer.checkpoint.fragments import TensorFolder, write_fragments
 from trainer.config.schema import ModelConfig
 from trainer.engine.face import Fragment
 from trainer.errors import CheckpointError, StorageError
 from trainer.files import storage_faults
-from trainer.tensor_parallel.shard import ShardSpec, shard, shard_spec, without_padding
-from trainer.topology.groups import FakeGroup
-
-FULL = {"cut": torch.arange(24.0).reshape(8, 3), "whole": torch.tensor([1.0, 2.0])}
-SPECS = {"cut": ShardSpec("cut", (8, 3), 0, (4, 4)), "whole": ShardSpec("whole", (2,))}
-
-
-def name_of(rank: int) -> str:
-    return f"rank_{rank:05d}.safetensors"
-
-
-def opened(folder: Path) -> TensorFolder:
-    return TensorFolder(folder, sorted(os.listdir(folder)))
-
-
-def write(folder: Path, rank: int, *fragments: Iterable[Fragment]) -> Path:
-    path = folder / name_of(rank)
-    assert write_fragments(path, [fragment for part in fragments for fragment in part])
-    return path
-
-
-def write_cut(folder: Path, tp: int = 2) -> None:
-    for rank in range(tp):
-        write(folder, rank, cut(FULL["cut"], SPECS["cut"], rank, tp), *([cut(FULL["whole"], SPECS["whole"])][rank:]))
-
-
-def write_model(folder: Path, model: ModelConfig, vocab_size: int, tp: int) -> dict[str, torch.Tensor]:
-    """Write a model cut over tp ranks; return its whole tensors without padding, as one rank would build them."""
-    for rank in range(tp):
-        gpt = drawn_gpt(model, vocab_size, 3, FakeGroup(rank, tp))
-        parts = [
-            Fragment("weight", shard_spec(p), rank, tp, 0, p.detach().reshape(-1))
-            for p in gpt.parameters()
-            if rank == 0 or shard_spec(p).dim is not None
-        ]
-        write(folder, rank, parts)
-    one = drawn_gpt(model, vocab_size, 3, FakeGroup(0, 1))
-    return {shard_spec(p).name: without_padding(p.detach(), shard_spec(p)) for p in one.parameters()}
+from trainer.tensor_parallel.shard import ShardSpec, shard
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
@@ -239,103 +201,6 @@ def test_another_models_tensor_names_the_keys_to_change(tmp_path: Path) -> None:
     assert "\n" not in str(e.value)
 
 
-def file_of(folder: Path) -> Path:
-    write_cut(folder, 1)
-    return folder / name_of(0)
-
-
-@pytest.mark.parametrize("keep", [0, 4, 60, -8])
-def test_a_cut_off_file_is_named(tmp_path: Path, keep: int) -> None:
-    path = file_of(tmp_path)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"rank_00000\.safetensors must hold fragments, but cannot be read"):
-        opened(tmp_path)
-
-
-def test_a_folder_in_place_of_a_file_and_a_file_that_is_gone(tmp_path: Path) -> None:
-    (tmp_path / name_of(0)).mkdir()
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        opened(tmp_path)
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        TensorFolder(tmp_path, [name_of(7)])
-
-
-def test_random_damage_is_a_checkpoint_error_or_changes_numbers_only(tmp_path: Path) -> None:
-    path = file_of(tmp_path)
-    whole = path.read_bytes()
-    generator = torch.Generator().manual_seed(8)
-    for _ in range(300):
-        damaged = bytearray(whole)
-        at = int(torch.randint(0, len(whole), (), generator=generator))
-        damaged[at] ^= 1 << int(torch.randint(0, 8, (), generator=generator))
-        path.write_bytes(damaged)
-        try:
-            tensors = opened(tmp_path)
-            for name in tensors.names():
-                tensors.read("weight", name)
-        except CheckpointError:
-            continue
-
-
-SPEC = {"name": "x", "global_shape": [2], "dim": None, "sections": [], "padding": 0}
-PLACE = ["weight", "x", 0, 1, 0]
-
-
-def metadata(spec: object = SPEC, place: object = PLACE) -> dict[str, str]:
-    return {SPECS_KEY: json.dumps({"x": spec}), FRAGMENTS_KEY: json.dumps({"x": place})}
-
-
-@pytest.mark.parametrize(
-    ("told", "words"),
-    [
-        (None, f"metadata lack '{SPECS_KEY}'"),
-        ({"format": "pt"}, f"metadata lack '{SPECS_KEY}'"),
-        ({SPECS_KEY: "{}"}, f"metadata lack '{FRAGMENTS_KEY}'"),
-        ({SPECS_KEY: "{}", FRAGMENTS_KEY: "{}"}, "metadata lack 'x'"),
-        ({SPECS_KEY: "{}", FRAGMENTS_KEY: json.dumps({"x": PLACE})}, "x is of a tensor whose shape is not told"),
-        ({SPECS_KEY: "{", FRAGMENTS_KEY: "{}"}, "cannot be read"),
-        ({SPECS_KEY: "[]", FRAGMENTS_KEY: "{}"}, "cannot be read"),
-        ({**metadata(), FRAGMENTS_KEY: "[" * 100_000}, "cannot be read"),
-        (metadata({key: value for key, value in SPEC.items() if key != "sections"}), "metadata lack 'sections'"),
-        (metadata({**SPEC, "dim": 5, "sections": [2]}), "cannot be read"),
-        (metadata({**SPEC, "dim": "0", "sections": [2]}), "whole number of at least 0, but is '0'"),
-        (metadata({**SPEC, "dim": 0, "sections": [3]}), "sections of x must add up to 2"),
-        (metadata({**SPEC, "global_shape": [-2]}), "whole number of at least 0, but is -2"),
-        (metadata({**SPEC, "global_shape": ["2"]}), "whole number of at least 0, but is '2'"),
-        (metadata({**SPEC, "global_shape": 2}), "must hold lists of sizes"),
-        (metadata({**SPEC, "dim": 0, "sections": [2], "padding": 3}), "less padding than rows"),
-        (metadata({**SPEC, "padding": True}), "whole number"),
-        (metadata(place=["weight", "x", 0, 0, 0]), "whole number of at least 1, but is 0"),
-        (metadata(place=["weight", "x", -1, 1, 0]), "whole number of at least 0, but is -1"),
-        (metadata(place=["weight", "x", 0, 1]), "cannot be read"),
-        (metadata(place=["weight", "x", 0, 1, 0.5]), "whole number"),
-        (metadata(place=["weight", ["x"], 0, 1, 0]), "cannot be read"),
-        (metadata(place=7), "cannot be read"),
-    ],
-)
-def test_metadata_that_do_not_tell_how_to_read_the_tensors(
-    tmp_path: Path, told: dict[str, str] | None, words: str
-) -> None:
-    save_file({"x": torch.zeros(2)}, tmp_path / name_of(0), metadata=told)
-    with pytest.raises(CheckpointError) as caught:
-        opened(tmp_path)
-    assert words in str(caught.value)
-    assert str(tmp_path / name_of(0)) in str(caught.value)
-
-
-def test_a_shape_that_no_bytes_stand_behind_takes_no_memory(tmp_path: Path) -> None:
-    told = metadata({**SPEC, "global_shape": [2**60, 2**60]})
-    save_file({"x": torch.zeros(2)}, tmp_path / name_of(0), metadata=told)
-    with pytest.raises(CheckpointError, match="elements from 2 on"):
-        opened(tmp_path).read("weight", "x")
-
-
-def test_the_good_metadata_are_good(tmp_path: Path) -> None:
-    assert asdict(ShardSpec("x", (2,))) == {**SPEC, "global_shape": (2,), "sections": ()}
-    save_file({"x": torch.ones(2)}, tmp_path / name_of(0), metadata=metadata())
-    assert opened(tmp_path).read("weight", "x").tolist() == [1, 1]
-
-
 def test_a_full_disk_while_writing_is_a_storage_error(tmp_path: Path) -> None:
     import resource
 
@@ -414,9 +279,3 @@ def test_a_file_that_vanishes_is_told(tmp_path: Path) -> None:
     (tmp_path / name_of(1)).unlink()
     with pytest.raises(CheckpointError, match=r"rank_00001\.safetensors must be readable, but: .*No such file"):
         tensors.read("weight", "cut")
-
-
-def test_half_precision_is_not_taken_for_fp32(tmp_path: Path) -> None:
-    save_file({"x": torch.ones(2, dtype=torch.float16)}, tmp_path / name_of(0), metadata=metadata())
-    with pytest.raises(CheckpointError, match="x must be F32, but is F16"):
-        opened(tmp_path)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.unit.loop.test_train import FakeEngine, Recorder, after, make, run
+from tests.unit.loop.loop_fixtures import FakeEngine, Recorder, after, make, run
 from trainer.config.plan import RunPlan
 from trainer.config.schema import SpikePolicy, TrainConfig
 from trainer.errors import NumericsError

@@ -17,6 +17,7 @@ from trainer.config.schema import (
     WandbMode,
 )
 from trainer.loop.events import StepReport
+from trainer.metrics import wandb_sink
 from trainer.metrics.sink import Row
 
 
@@ -25,6 +26,19 @@ def hang() -> Iterator[Hang]:
     made = Hang()
     yield made
     made.let_go()
+
+
+@pytest.fixture
+def ended_services(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Counts instead of killing what another test may use, and asks no network."""
+    ended: list[str] = []
+    monkeypatch.setattr(wandb_sink, "_end_service", lambda: ended.append("ended"))
+    monkeypatch.setattr(wandb_sink, "is_reachable", lambda url: True)
+    # The sink sets them; they are put back.
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return ended
 
 
 @pytest.fixture
