@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from tests.helpers.reference import OracleConfig
 from trainer.config.schema import ModelConfig
 from trainer.spec.model import Model, Wiring
-from trainer.spec.parts import Rope
+from trainer.spec.rope import Rope
 
 THETA, WINDOW = 100.0, 3
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.config.rules_common import Case, Rule, divisors, legal_tensor_parallel_sizes, neighbours, use
-from trainer.config.schema import PositionKind
 
 
 def hidden_size_by_heads(case: Case) -> Iterator[str]:
@@ -28,15 +27,6 @@ def heads_by_key_value_heads(case: Case) -> Iterator[str]:
             f"model.num_attention_heads ({model.num_attention_heads}) must be divisible by "
             f"model.num_key_value_heads ({groups}); {use(divisors(model.num_attention_heads), groups)}"
         )
-
-
-def rotary_head_dim(case: Case) -> Iterator[str]:
-    """Rotary embedding rotates pairs of elements."""
-    model = case.config.model
-    head_dim = case.sizes.head_dim
-    if model.position is PositionKind.rope and head_dim % 2:
-        source = "" if model.head_dim else " = model.hidden_size / model.num_attention_heads"
-        yield f"model.head_dim ({head_dim}{source}) must be even for model.position=rope"
 
 
 def cut_over_tensor_ranks(case: Case) -> Iterator[str]:
@@ -71,7 +61,6 @@ def sequence_parallel_alone(case: Case) -> Iterator[str]:
 RULES: tuple[Rule, ...] = (
     hidden_size_by_heads,
     heads_by_key_value_heads,
-    rotary_head_dim,
     cut_over_tensor_ranks,
     sequence_parallel_alone,
 )

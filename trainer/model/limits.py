@@ -17,19 +17,24 @@ def not_computed(model: Model) -> Iterator[str]:
         "positions.offset": (model.positions.offset, 0),
         "head.bias": (head.bias, False),
         "head.scale": (head.scale, 1.0),
+        "head.softcap": (head.softcap, None),
     }
     for block in dict.fromkeys(model.blocks):
-        name = f"blocks[{model.blocks.index(block)}]"
+        name, attention = f"blocks[{model.blocks.index(block)}]", block.attention
         wanted |= {
             f"{name}.residual_scale": (block.residual_scale, 1.0),
-            f"{name}.attention.query_key_norm": (block.attention.query_key_norm, None),
-            f"{name}.attention.clip": (block.attention.clip, None),
+            f"{name}.attention.query_norm": (attention.query_norm, None),
+            f"{name}.attention.key_norm": (attention.key_norm, None),
+            f"{name}.attention.clip": (attention.clip, None),
+            f"{name}.attention.alibi": (attention.alibi, False),
         }
         yield from _norm_not_computed(f"{name}.norm", block.norm)
-        rope = block.attention.rope
-        if rope is not None and (rope.dims % 2 or not 0 < rope.dims <= block.attention.head_dim):
-            size = block.attention.head_dim
-            yield f"{name}.attention.rope.dims must be even and at most head_dim ({size}), but is {rope.dims}"
+        rope = attention.rope
+        if rope is not None:
+            wanted[f"{name}.attention.rope.scaling"] = (rope.scaling, None)
+            if rope.dims % 2 or not 0 < rope.dims <= attention.head_dim:
+                size = attention.head_dim
+                yield f"{name}.attention.rope.dims must be even and at most head_dim ({size}), but is {rope.dims}"
     if model.final_norm is not None:
         yield from _norm_not_computed("final_norm", model.final_norm)
     for option, (found, computed) in wanted.items():

@@ -14,7 +14,8 @@ from torch import nn
 
 from trainer.micro_batch import MicroBatch
 from trainer.model.context import ModelContext
-from trainer.spec.parts import Positions, Rope
+from trainer.spec.parts import Positions
+from trainer.spec.rope import Rope
 from trainer.tensor_parallel.mappings import scatter_to_sequence
 from trainer.tensor_parallel.random import hidden_dropout, sequence_rows, training_place
 

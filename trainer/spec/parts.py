@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from trainer.spec.rope import Rope
 from trainer.spec.tensors import Cut, Init, TensorSpec
 
 
@@ -59,14 +60,17 @@ class Norm:
     """Add a trained vector. LayerNorm only."""
     offset: float = 0.0
     """Number added to the weight before it scales (Gemma: 1)."""
+    is_cut: bool = False
+    """Shard the elements over tensor-parallel ranks; every rank's statistics are still those of the whole width."""
 
     def tensors(self, name: str) -> Iterator[TensorSpec]:
         """Yield the tensors of the norm with that global name."""
+        cut = Cut(0, (self.width,)) if self.is_cut else None
         if self.weight:
             init = Init.zeros if self.offset else Init.ones
-            yield TensorSpec(f"{name}.weight", (self.width,), init, decays=False)
+            yield TensorSpec(f"{name}.weight", (self.width,), init, cut, decays=False)
         if self.bias:
-            yield TensorSpec(f"{name}.bias", (self.width,), Init.zeros, decays=False)
+            yield TensorSpec(f"{name}.bias", (self.width,), Init.zeros, cut, decays=False)
 
     @property
     def kept(self) -> Kept:
@@ -107,16 +111,6 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Rope:
-    """Rotary embedding of queries and keys (arXiv 2104.09864), pairs half a rotation apart as in LLaMA's weights."""
-
-    theta: float
-    """Base of the frequencies."""
-    dims: int
-    """Number of elements at the start of each head that are rotated; the others stay as they are (GPT-NeoX, Phi)."""
-
-
-@dataclass(frozen=True)
 class Attention:
     """Causal multi-head attention with grouped keys and values."""
 
@@ -133,10 +127,14 @@ class Attention:
     output_bias: bool = False
     scale: float | None = None
     """Factor of the scores; None: 1 / sqrt(head_dim)."""
-    query_key_norm: Norm | None = None
-    """Norm of queries and keys before the rotation: of each head (width head_dim), or of all heads at once."""
+    query_norm: Norm | None = None
+    """Norm of queries before the rotation: of each head (its width is head_dim), or of all heads at once."""
+    key_norm: Norm | None = None
+    """The same for keys."""
     clip: float | None = None
     """Limit of queries, keys and values, which are kept in [-clip, clip]."""
+    alibi: bool = False
+    """Add to each score the key's position times the head's own slope (arXiv 2108.12409, as in BLOOM)."""
 
     @property
     def queries(self) -> int:
@@ -161,9 +159,9 @@ class Attention:
     def tensors(self, name: str) -> Iterator[TensorSpec]:
         """Yield the tensors of the attention with that global name."""
         yield from self.qkv.tensors(f"{name}.qkv")
-        if self.query_key_norm is not None:
-            yield from self.query_key_norm.tensors(f"{name}.query_norm")
-            yield from self.query_key_norm.tensors(f"{name}.key_norm")
+        for part, norm in (("query_norm", self.query_norm), ("key_norm", self.key_norm)):
+            if norm is not None:
+                yield from norm.tensors(f"{name}.{part}")
         yield from self.output.tensors(f"{name}.output")
 
     def forward_flops(self, length: int) -> float:
@@ -275,6 +273,8 @@ class Head:
     bias: bool = False
     scale: float = 1.0
     """Factor of the logits (Cohere)."""
+    softcap: float | None = None
+    """Limit of the logits: cap tanh(logits / cap), after the scale (Gemma 2). None: no limit."""
 
     def tensors(self, name: str) -> Iterator[TensorSpec]:
         """Yield the head's own tensors with that global name."""

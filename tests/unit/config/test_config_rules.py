@@ -57,11 +57,11 @@ MODEL: list[Case] = [
     ),
     (
         {"model.position": "rope", "model.hidden_size": 36},
-        ["model.head_dim (3 = model.hidden_size / model.num_attention_heads) must be even for model.position=rope"],
+        ["model.head_dim (3 = model.hidden_size / model.num_attention_heads) must be even for model.position=rope, or set model.rope_dims"],
     ),
     (
         {"model.position": "rope", "model.head_dim": 5},
-        ["model.head_dim (5) must be even for model.position=rope"],
+        ["model.head_dim (5) must be even for model.position=rope, or set model.rope_dims"],
     ),
 ]  # fmt: skip
 

@@ -30,8 +30,9 @@ from trainer.model.limits import not_computed
 from trainer.model.mlp import MLP, activate
 from trainer.model.norm import Norm
 from trainer.model.positions import _rotary_table, rotate
-from trainer.spec.parts import Activation, FeedForward, Rope
+from trainer.spec.parts import Activation, FeedForward
 from trainer.spec.parts import Norm as NormSpec
+from trainer.spec.rope import Rope
 from trainer.tensor_parallel.embedding import VocabParallelEmbedding
 from trainer.tensor_parallel.shard import shard_spec
 from trainer.topology.groups import FakeGroup, Group, SingleGroup
