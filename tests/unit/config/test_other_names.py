@@ -100,7 +100,7 @@ def test_no_table_proposes_a_value_or_a_file_that_does_not_exist() -> None:
         ("model.hidden_act=gelu_new", "it is model.activation=gelu_tanh here"),
         ("hidden_act=silu", "it is model.activation=silu here"),
         (
-            "attention_bias=true",
+            "use_bias_in_norms=true",
             "the nearest here is model.norm_bias, for all LayerNorms",
         ),
         ("pos_emb=rotary", "it is model.position=rope here"),
