@@ -118,10 +118,14 @@ def _attention(model: ModelConfig, kind: LayerAttention) -> Attention:
     )
     if model.query_key_norm is QueryKeyNorm.none:
         return one
-    is_full = model.query_key_norm is QueryKeyNorm.full
-    norm = replace(_norm(model, found.head_dim), bias=False, is_cut=is_full)
-    wide = (one.queries, one.keys) if is_full else (found.head_dim, found.head_dim)
-    return replace(one, query_norm=replace(norm, width=wide[0]), key_norm=replace(norm, width=wide[1]))
+    norm = replace(_norm(model, found.head_dim), bias=False)
+    if model.query_key_norm is QueryKeyNorm.head:
+        return replace(one, query_norm=norm, key_norm=norm)
+    return replace(
+        one,
+        query_norm=replace(norm, width=one.queries, heads=one.num_heads),
+        key_norm=replace(norm, width=one.keys, heads=one.num_key_value_heads),
+    )
 
 
 def _rope(model: ModelConfig, kind: LayerAttention) -> Rope | None:

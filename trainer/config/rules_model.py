@@ -34,8 +34,9 @@ def cut_over_tensor_ranks(case: Case) -> Iterator[str]:
     model, layout = case.config.model, case.config.layout
     tp = layout.tensor_parallel_size
     parts = [("model.num_attention_heads", model.num_attention_heads)]
-    if model.num_key_value_heads is not None:
-        parts.append(("model.num_key_value_heads", model.num_key_value_heads))
+    groups = model.num_key_value_heads
+    if groups is not None and (groups >= tp or tp % groups):
+        parts.append(("model.num_key_value_heads", groups))
     named = "model.ffn_hidden_size" if model.ffn_hidden_size is not None else "4 x model.hidden_size"
     parts.append((named, case.sizes.ffn_hidden_size))
     if layout.sequence_parallel:

@@ -60,12 +60,13 @@ class Norm:
     """Add a trained vector. LayerNorm only."""
     offset: float = 0.0
     """Number added to the weight before it scales (Gemma: 1)."""
-    is_cut: bool = False
-    """Shard the elements over tensor-parallel ranks; every rank's statistics are still those of the whole width."""
+    heads: int | None = None
+    """Number of attention heads that the width is made of, over which it is sharded on tensor-parallel ranks, each of
+    which still normalises with the statistics of the whole width. None: every rank holds the whole width."""
 
     def tensors(self, name: str) -> Iterator[TensorSpec]:
         """Yield the tensors of the norm with that global name."""
-        cut = Cut(0, (self.width,)) if self.is_cut else None
+        cut = None if self.heads is None else Cut(0, (self.width,), heads=(self.heads,))
         if self.weight:
             init = Init.zeros if self.offset else Init.ones
             yield TensorSpec(f"{name}.weight", (self.width,), init, cut, decays=False)
@@ -89,6 +90,8 @@ class Linear:
     cut_inputs: bool = False
     """Shard the inputs, whose partial sums are added over the ranks, instead of the outputs."""
     init: Init = Init.normal
+    heads: tuple[int, ...] = ()
+    """Number of attention heads that each of the outputs is made of; empty: they are not made of heads."""
 
     @property
     def out_features(self) -> int:
@@ -102,7 +105,7 @@ class Linear:
 
     def tensors(self, name: str) -> Iterator[TensorSpec]:
         """Yield the tensors of the layer with that global name."""
-        rows = Cut(0, self.sections)
+        rows = Cut(0, self.sections, heads=self.heads)
         cut = Cut(1, (self.in_features,)) if self.cut_inputs else rows
         yield TensorSpec(f"{name}.weight", (self.out_features, self.in_features), self.init, cut)
         if self.bias:
@@ -149,7 +152,9 @@ class Attention:
     @property
     def qkv(self) -> Linear:
         """The matrix that makes all queries, then all keys, then all values."""
-        return Linear(self.hidden_size, (self.queries, self.keys, self.keys), self.bias)
+        groups = self.num_key_value_heads
+        widths = (self.queries, self.keys, self.keys)
+        return Linear(self.hidden_size, widths, self.bias, heads=(self.num_heads, groups, groups))
 
     @property
     def output(self) -> Linear:
@@ -171,9 +176,16 @@ class Attention:
 
     @property
     def kept(self) -> Kept:
-        """Queries, keys, values, rotated ones too, and the input of the output projection; not its own input."""
+        """Queries, keys, values, rotated ones too, and the input of the output projection; not its own input.
+
+        Norms of queries and keys keep what norms keep, and a limit keeps what it limited.
+        """
         turned = 0 if self.rope is None else self.queries + self.keys
-        return Kept(cut=2 * self.queries + 2 * self.keys + turned)
+        limited = 0 if self.clip is None else self.queries + 2 * self.keys
+        normed = 0
+        for norm, width in ((self.query_norm, self.queries), (self.key_norm, self.keys)):
+            normed += 0 if norm is None else norm.kept.whole * width // norm.width
+        return Kept(cut=2 * self.queries + 2 * self.keys + turned + limited + normed)
 
 
 @dataclass(frozen=True)

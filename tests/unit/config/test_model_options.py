@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - messages are compared whole
 """Keys of the model's options: what they make, and what is refused in which words."""
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def test_no_table_proposes_a_value_or_a_file_that_does_not_exist() -> None:
         ("training.local_batch_size=2", "it is batch.micro_batch_size=2 here"),
         ("activation_checkpoint.mode=op", "it is model.recompute=selective here"),
         ("trainer.max_steps=9", "it is train.steps=9 here"),
-        ("rotary_pct=0.25", "there is nothing of the kind: rotary embedding always turns the whole head"),
+        ("rotary_pct=0.25", "the nearest here is model.rope_dims, a number of elements of each head and not a share"),
         (
             "attn_implementation=sdpa",
             "there is nothing of the kind: PyTorch takes the fastest attention kernel that there is",

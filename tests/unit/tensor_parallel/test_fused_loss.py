@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -16,7 +17,7 @@ from trainer.kernels.loss_programs import LossPrograms, logit_gradient, logit_su
 from trainer.micro_batch import IGNORED
 from trainer.spec.execution import Execution
 from trainer.tensor_parallel import fused_loss
-from trainer.tensor_parallel.fused_loss import chunk_rows, vocab_parallel_linear_cross_entropy
+from trainer.tensor_parallel.fused_loss import HeadShard, chunk_rows, vocab_parallel_linear_cross_entropy
 from trainer.topology.groups import Group, SingleGroup
 
 S, B, H = 8, 3, 5
@@ -44,7 +45,8 @@ def sharded(
         mine = hidden.chunk(size)[group.rank] if sequence_parallel else hidden
         mine = mine.clone().requires_grad_()
         rows = padded.chunk(size)[group.rank].clone().requires_grad_()
-        loss = vocab_parallel_linear_cross_entropy(mine, rows, batch, group, vocab_size, sequence_parallel, programs)
+        head = HeadShard(rows, group, vocab_size, programs=programs)
+        loss = vocab_parallel_linear_cross_entropy(mine, head, batch, sequence_parallel)
         (loss * 3.0).backward()  # type: ignore[no-untyped-call]
         assert mine.grad is not None
         assert rows.grad is not None
@@ -210,7 +212,7 @@ def test_communicates_two_numbers_a_row_and_the_gradient_of_hidden() -> None:
         hidden = torch.randn(4 // (2 if sequence_parallel else 1), 1, H, requires_grad=True)
         weight = torch.randn(4, H, requires_grad=True)
         labels = labelled(torch.zeros(1, 4, dtype=torch.int64))
-        loss = vocab_parallel_linear_cross_entropy(hidden, weight, labels, group, 8, sequence_parallel)
+        loss = vocab_parallel_linear_cross_entropy(hidden, HeadShard(weight, group, 8), labels, sequence_parallel)
         loss.backward()  # type: ignore[no-untyped-call]
         return cast(ThreadGroup, group).calls
 
@@ -222,16 +224,15 @@ def test_without_gradients_it_keeps_none() -> None:
     hidden, weight = torch.randn(S, B, H), torch.randn(6, H, requires_grad=True)
     labels = torch.randint(0, 6, (B, S))
     with torch.no_grad():
-        loss = vocab_parallel_linear_cross_entropy(hidden, weight, labelled(labels), SingleGroup(), 6, False)
+        loss = vocab_parallel_linear_cross_entropy(hidden, HeadShard(weight, SingleGroup(), 6), labelled(labels), False)
     assert not loss.requires_grad
     assert loss.item() == pytest.approx(expected(hidden, weight.detach(), labels)[0].item(), rel=1e-6)
 
 
 def test_a_second_backward_is_an_error() -> None:
     hidden, weight = torch.randn(S, B, H, requires_grad=True), torch.randn(6, H, requires_grad=True)
-    loss = vocab_parallel_linear_cross_entropy(
-        hidden, weight, labelled(torch.zeros(B, S, dtype=torch.int64)), SingleGroup(), 6, False
-    )
+    labels = labelled(torch.zeros(B, S, dtype=torch.int64))
+    loss = vocab_parallel_linear_cross_entropy(hidden, HeadShard(weight, SingleGroup(), 6), labels, False)
     loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
     with pytest.raises(RuntimeError, match="once for each forward"):
         loss.backward()  # type: ignore[no-untyped-call]
@@ -239,11 +240,13 @@ def test_a_second_backward_is_an_error() -> None:
 
 def test_wrong_shapes_and_labels_are_errors() -> None:
     labels = torch.zeros(B, S, dtype=torch.int64)
-    weight = torch.zeros(8, H)
+    head = HeadShard(torch.zeros(8, H), SingleGroup(), 8)
     with pytest.raises(ValueError, match=r"hidden must be \[S, B, H\] .* \(3, 8, 5\) and \(3, 8\)"):
-        vocab_parallel_linear_cross_entropy(torch.zeros(B, S, H), weight, labelled(labels), SingleGroup(), 8, False)
+        vocab_parallel_linear_cross_entropy(torch.zeros(B, S, H), head, labelled(labels), False)
     with pytest.raises(DataError, match=r"token ids must be in \[0, 7\)"):
-        vocab_parallel_linear_cross_entropy(torch.zeros(S, B, H), weight, labelled(labels + 7), SingleGroup(), 7, False)
+        vocab_parallel_linear_cross_entropy(
+            torch.zeros(S, B, H), replace(head, vocab_size=7), labelled(labels + 7), False
+        )
 
 
 @pytest.mark.parametrize(("rows", "width"), [(2048, 8192), (2048, 50304), (100, 50304), (1, 10), (5000, 128256)])
@@ -259,7 +262,7 @@ import torch
 import torch.nn.functional as F
 from trainer.micro_batch import MicroBatch
 from trainer.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
-from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entropy
+from trainer.tensor_parallel.fused_loss import HeadShard, vocab_parallel_linear_cross_entropy
 from trainer.topology.groups import SingleGroup
 from pathlib import Path
 
@@ -276,7 +279,7 @@ def rss(name):
 Path("/proc/self/clear_refs").write_text("5")
 before = rss("VmRSS")
 if sys.argv[1] == "fused":
-    loss = vocab_parallel_linear_cross_entropy(hidden, weight, batch, group, V, False)
+    loss = vocab_parallel_linear_cross_entropy(hidden, HeadShard(weight, group, V), batch, False)
 else:
     loss = vocab_parallel_cross_entropy(F.linear(hidden, weight), batch, group, V)
 loss.backward()
