@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
-from tests.helpers.parity import Case
+from tests.helpers.parity import OPTION_SETS, Case
 
 WORLD_SIZES = (1, 2, 4, 8)
 _BIASES = ("attention.qkv.bias", "attention.output.bias", "mlp.up.bias", "mlp.down.bias")
+OPTIONS = tuple(filter(None, OPTION_SETS))
+"""Sets of the model's options."""
 EMBEDDINGS = ("embedding", "position")
 """Frozen with the head, where it is tied."""
 FIRST_LAYERS = ("embedding", "position", "blocks.0.")
@@ -65,7 +67,7 @@ def matrix_of(layout: tuple[int, int, int, bool]) -> list[Case]:
             )
             for zero, tied, llama in product((0, 1), (True, False), (False, True))
         ]
-    return [*cases, *frozen_cases(layout)]
+    return [*cases, *frozen_cases(layout), *option_cases(layout)]
 
 
 SAMPLE: tuple[tuple[Case, ...], ...] = (
@@ -78,6 +80,7 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
         Case(cpu_matmul="onednn"),
         Case(cpu_matmul="torch", llama=True, tied=False),
         Case(zero=3, cpu_matmul="onednn", evaluate=True),
+        Case(options="bloom", fused_loss=False, evaluate=True),
     ),
     (
         Case(dp=2, zero=0),
@@ -86,6 +89,7 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
         Case(dp=2, zero=3, tied=False, uneven=True, evaluate=True),
         Case(dp=2, zero=0, num_micro_batches=1, fused_loss=False, uneven=True),
         Case(dp=2, zero=3, offload="cpu", evaluate=True),
+        Case(dp=2, zero=3, options="bloom", evaluate=True),
     ),
     (
         Case(tp=2, sequence_parallel=True),
@@ -96,6 +100,9 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
         Case(tp=2, zero=0, cpu_matmul="onednn"),
         Case(tp=2, compiled=True, uneven=True, sequence_parallel=True),
         Case(tp=2, zero=0, fused_loss=False, uneven=True),
+        Case(tp=2, zero=2, options="cohere", evaluate=True),
+        Case(tp=2, zero=3, options="neox", tied=False, sequence_parallel=True),
+        Case(tp=2, zero=0, options="gemma", uneven=True),
     ),
     (
         Case(pp=2, zero=0),
@@ -111,11 +118,18 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
         Case(pp=2, schedule="dualpipev", num_micro_batches=4, evaluate=True),
         Case(pp=2, schedule="dualpipev", num_micro_batches=8, zero=0, tied=False, llama=True),
         Case(pp=2, schedule="dualpipev", num_micro_batches=4, uneven=True, evaluate=True),
+        Case(pp=2, zero=1, options="cohere", evaluate=True),
+        Case(pp=2, schedule="dualpipev", num_micro_batches=4, options="bloom"),
     ),
     (Case(pp=2, dp=2, zero=0), Case(pp=2, dp=2, offload="cpu"), Case(pp=2, dp=2, num_micro_batches=8, llama=True)),
     (Case(tp=2, dp=2, sequence_parallel=True, zero=2), Case(tp=2, dp=2, zero=3), Case(tp=2, dp=2, zero=0)),
     (Case(pp=4), Case(pp=4, num_micro_batches=8, tied=False, llama=True), Case(pp=4, num_micro_batches=1, zero=0)),
-    (Case(tp=4, sequence_parallel=True), Case(tp=4, llama=True, tied=False)),
+    (
+        Case(tp=4, sequence_parallel=True),
+        Case(tp=4, llama=True, tied=False),
+        Case(tp=4, options="olmo2", sequence_parallel=True, tied=False),
+        Case(tp=4, options="cohere", zero=0, recompute="full"),
+    ),
     (
         Case(pp=2, tp=2, sequence_parallel=True, recompute="selective", evaluate=True),
         Case(pp=2, tp=2, schedule="dualpipev", num_micro_batches=4),
@@ -164,6 +178,23 @@ def frozen_cases(layout: tuple[int, int, int, bool]) -> list[Case]:
     cases = [replace(place, zero=zero, offload=offload, frozen=EMBEDDINGS) for zero, offload in memory_options(pp)]
     cases += [replace(place, zero=zero, frozen=FIRST_LAYERS, tied=False, llama=True) for zero in (0, 1)]
     cases += [replace(place, zero=zero, frozen=VECTORS, fused_loss=False) for zero in (0, 1)]
+    return cases
+
+
+def option_cases(layout: tuple[int, int, int, bool]) -> list[Case]:
+    """Return the cases of one layout with options of the model, tied and untied, under the plain ways to train."""
+    pp, tp, dp, sequence_parallel = layout
+    place = Case(pp, tp, dp, sequence_parallel)
+    cases = [
+        replace(place, options=name, tied=tied, zero=zero, fused_loss=zero > 0)
+        for name, tied, zero in product(OPTIONS, (True, False), (0, 1))
+    ]
+    cases += [replace(place, options=name, recompute=kind) for name in OPTIONS for kind in ("selective", "full")]
+    if pp == 1:
+        cases += [replace(place, options=name, zero=zero) for name, zero in product(OPTIONS, (2, 3))]
+    elif pp <= 4:
+        schedule = replace(place, schedule="dualpipev", num_micro_batches=2 * pp)
+        cases += [replace(schedule, options=name, tied=tied) for name, tied in product(OPTIONS, (True, False))]
     return cases
 
 
