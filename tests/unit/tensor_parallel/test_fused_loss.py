@@ -18,6 +18,7 @@ from trainer.micro_batch import IGNORED
 from trainer.spec.execution import Execution
 from trainer.tensor_parallel import fused_loss
 from trainer.tensor_parallel.fused_loss import HeadShard, chunk_rows, vocab_parallel_linear_cross_entropy
+from trainer.tensor_parallel.logits import LogitShape
 from trainer.topology.groups import Group, SingleGroup
 
 S, B, H = 8, 3, 5
@@ -89,6 +90,56 @@ def test_equals_linear_and_cross_entropy(
     torch.testing.assert_close(by_hidden, grad_hidden, rtol=1e-5, atol=5e-6)
     torch.testing.assert_close(by_weight[:vocab_size], grad_weight, rtol=1e-5, atol=5e-6)
     assert by_weight[vocab_size:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("programs", [None, LossPrograms(logit_sums, logit_gradient)], ids=["kernels", "programs"])
+@pytest.mark.parametrize("shape", [LogitShape(0.4), LogitShape(softcap=1.5), LogitShape(2.0, 3.0)], ids=str)
+@pytest.mark.parametrize(("rows", "width"), [(7, H), (S * B, S * B)], ids=["chunks", "one"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_bias_scale_and_cap_of_the_logits(
+    size: int,
+    rows: int,
+    width: int,
+    shape: LogitShape,
+    programs: LossPrograms | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fused_loss, "chunk_rows", lambda *_: rows)
+    # Five ids on two ranks: the padding must not get a gradient from its bias either.
+    hidden, weight, bias = torch.randn(S, B, width), torch.randn(5, width), torch.randn(5)
+    labels = torch.randint(0, 5, (B, S))
+    local = Execution(S, vocab_unit=2 * size).padded(5) // size
+    padded = [F.pad(tensor, (*[0, 0] * (tensor.ndim - 1), 0, local * size - 5)) for tensor in (weight, bias)]
+
+    def body(group: Group) -> tuple[torch.Tensor, ...]:
+        leaves = [one.chunk(size)[group.rank].clone().requires_grad_() for one in padded]
+        mine = hidden.clone().requires_grad_()
+        head = HeadShard(leaves[0], group, 5, leaves[1], shape, programs)
+        loss = vocab_parallel_linear_cross_entropy(mine, head, labelled(labels), False)
+        (loss * 3.0).backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), *(leaf.grad for leaf in (mine, *leaves) if leaf.grad is not None)
+
+    ranks = run_ranks(size, body)
+    h, w, b = (one.clone().requires_grad_() for one in (hidden, weight, bias))
+    logits = F.linear(h, w, b) * shape.scale
+    logits = logits if shape.softcap is None else shape.softcap * torch.tanh(logits / shape.softcap)
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.transpose(0, 1).flatten())
+    (loss * 3.0).backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(ranks[0][0], loss.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ranks[-1][1], h.grad, rtol=1e-5, atol=2e-6)
+    for index, grad in ((2, w.grad), (3, b.grad)):
+        found = torch.cat([rank[index] for rank in ranks])
+        torch.testing.assert_close(found[:5], grad, rtol=1e-5, atol=2e-6)
+        assert found[5:].abs().sum() == 0
+
+
+def test_a_frozen_bias_gets_no_gradient() -> None:
+    hidden, weight, bias = torch.randn(S, B, H, requires_grad=True), torch.randn(6, H), torch.randn(6)
+    labels = labelled(torch.zeros(B, S, dtype=torch.int64))
+    head = HeadShard(weight, SingleGroup(), 6, bias)
+    vocab_parallel_linear_cross_entropy(hidden, head, labels, False).backward()  # type: ignore[no-untyped-call]
+    assert bias.grad is None
+    assert hidden.grad is not None
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
