@@ -178,14 +178,18 @@ class Attention:
     def kept(self) -> Kept:
         """Queries, keys, values, rotated ones too, and the input of the output projection; not its own input.
 
-        Norms of queries and keys keep what norms keep, and a limit keeps what it limited.
+        What follows from others is kept where the next step needs it: normalised values before an RMSNorm's scale, and
+        behind it, or behind a limit, what attention or the limit reads.
         """
-        turned = 0 if self.rope is None else self.queries + self.keys
-        limited = 0 if self.clip is None else self.queries + 2 * self.keys
-        normed = 0
-        for norm, width in ((self.query_norm, self.queries), (self.key_norm, self.keys)):
-            normed += 0 if norm is None else norm.kept.whole * width // norm.width
-        return Kept(cut=2 * self.queries + 2 * self.keys + turned + limited + normed)
+        both = self.queries + self.keys
+        turned = 0 if self.rope is None else both
+        normed = limited = 0
+        if self.query_norm is not None:
+            normed = both * (self.query_norm.kind is NormKind.rmsnorm)
+            normed += both * (self.clip is not None or self.rope is None)
+        if self.clip is not None:
+            limited = self.keys + both * (self.rope is None)
+        return Kept(cut=2 * both + turned + normed + limited)
 
 
 @dataclass(frozen=True)
@@ -226,8 +230,14 @@ class FeedForward:
 
     @property
     def kept(self) -> Kept:
-        """Elements before and after the activation, with a gate also gate and product; not its own input."""
-        return Kept(cut=(4 if self.gated else 2) * self.inner_size)
+        """Elements before and after the activation, with a gate also gate and product; not its own input.
+
+        The way back through a ReLU begins at its output, and a squared one has two.
+        """
+        squared = self.activation is Activation.relu2
+        if self.gated:
+            return Kept(cut=(4 + squared) * self.inner_size)
+        return Kept(cut=(1 if self.activation is Activation.relu else 2) * self.inner_size)
 
 
 @dataclass(frozen=True)
