@@ -46,7 +46,7 @@ def _kernel(attention: Attention, length: int, tensor_parallel_size: int, dtype:
 
     mask = None
     if masked:
-        shape, of = ((heads, length, length), DTYPES[dtype]) if attention.alibi else ((length, length), torch.bool)
+        shape, of = ((1, heads, length, length), DTYPES[dtype]) if attention.alibi else ((length, length), torch.bool)
         mask = torch.ones(shape, dtype=of, device=device)
     choice = torch._fused_sdp_choice(
         some(heads), some(pairs), some(pairs), mask, 0.0, not masked, enable_gqa=heads != pairs

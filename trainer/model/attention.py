@@ -60,7 +60,7 @@ def alibi_bias(
     window: int | None,
     like: tuple[torch.dtype, torch.device],
 ) -> torch.Tensor:
-    """Return what is added to the scores, `[N, S, K]`: minus slope x distance, and -inf where a key is not seen.
+    """Return what is added to the scores, `[1, N, S, K]`: minus slope x distance, and -inf where a key is not seen.
 
     BLOOM adds slope x position of the key, which differs by a constant for each query: softmax does not see it, and
     distances are small where scores count.
@@ -69,7 +69,7 @@ def alibi_bias(
     with torch.inference_mode(False), torch.no_grad():
         query = torch.arange(num_keys - num_queries, num_keys, device=device).unsqueeze(1)
         steps = (torch.arange(num_keys, device=device).unsqueeze(0) - query).float()
-        bias = torch.tensor(slopes, dtype=torch.float32, device=device).view(-1, 1, 1) * steps
+        bias = torch.tensor(slopes, dtype=torch.float32, device=device).view(1, -1, 1, 1) * steps
         mask = causal_mask(num_queries, num_keys, window, device)
         return bias.masked_fill(~mask, -torch.inf).to(dtype)
 
@@ -181,7 +181,7 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
 
     def _alibi(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
-        """Return what the distances add to the scores `[N, S, K]`, with the mask; None without alibi."""
+        """Return what the distances add to the scores `[1, N, S, K]`, with the mask; None without alibi."""
         if self.slopes is None:
             return None
         return alibi_bias(self.slopes, query.shape[2], key.shape[2], self.window, (query.dtype, query.device))
