@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from tests.helpers.reference import TINY, TINY_LLAMA
 from trainer.config.schema import (
@@ -97,3 +98,49 @@ OPTIONS: dict[str, ModelConfig] = {
         TINY, position=PositionKind.none, activation=ActivationKind.relu2, query_key_norm=QueryKeyNorm.head, bias=False
     ),
 }
+
+OPTION_SETS: dict[str, dict[str, Any]] = {
+    "": {},
+    "gemma": {
+        "wiring": Wiring.sandwich,
+        "norm": NormKind.rmsnorm,
+        "norm_offset": 1.0,
+        "bias": False,
+        "gated": True,
+        "query_key_norm": QueryKeyNorm.head,
+        "position": PositionKind.rope,
+        "local_rope_theta": 50.0,
+        "layer_pattern": (LayerAttention.window, LayerAttention.full),
+        "sliding_window": 3,
+        "embedding_scale": 8.0,
+        "final_softcap": 2.0,
+    },
+    "olmo2": {
+        "wiring": Wiring.output,
+        "norm": NormKind.rmsnorm,
+        "bias": False,
+        "query_key_norm": QueryKeyNorm.full,
+        "num_key_value_heads": 2,
+        "position": PositionKind.rope,
+        "clip_qkv": 1.5,
+    },
+    "cohere": {
+        "wiring": Wiring.parallel,
+        "norm_bias": False,
+        "num_key_value_heads": 1,
+        "head_bias": True,
+        "logit_scale": 0.5,
+        "final_softcap": 2.0,
+        "residual_scale": 0.8,
+        "position_offset": 2,
+    },
+    "bloom": {"position": PositionKind.alibi, "embedding_norm": True, "head_bias": True},
+    "neox": {
+        "wiring": Wiring.parallel_two_norms,
+        "position": PositionKind.rope,
+        "rope_dims": 2,
+        "rope_scaling": RopeScaling(RopeScalingKind.yarn, 4.0, original_length=64),
+        "attention_scale": 0.4,
+    },
+}
+"""Options of the model as keys, by the family that has most of them."""

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 
 from tests.helpers.batches import micro_batches_of, of_rows
+from tests.helpers.options import OPTION_SETS
 from tests.helpers.reference import ReferenceRun, counted, loss_sum, train_reference
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import (
@@ -26,7 +27,6 @@ from trainer.config.schema import (
     BatchConfig,
     CpuMatmul,
     Dtype,
-    LayerAttention,
     LayoutConfig,
     ModelConfig,
     NormKind,
@@ -35,14 +35,10 @@ from trainer.config.schema import (
     PipelineSchedule,
     PositionKind,
     PrecisionConfig,
-    QueryKeyNorm,
     RecomputeKind,
-    RopeScaling,
-    RopeScalingKind,
     RuntimeConfig,
     TrainConfig,
     TridentConfig,
-    Wiring,
     ZeroConfig,
 )
 from trainer.engine.face import Fragment
@@ -118,53 +114,6 @@ class Case:
         parts += [f"options_{self.options}"] * bool(self.options)
         parts += [f"frozen_{'+'.join(self.frozen)}"] * bool(self.frozen) + ["uneven"] * self.uneven
         return "-".join(parts)
-
-
-OPTION_SETS: dict[str, dict[str, Any]] = {
-    "": {},
-    "gemma": {
-        "wiring": Wiring.sandwich,
-        "norm": NormKind.rmsnorm,
-        "norm_offset": 1.0,
-        "bias": False,
-        "gated": True,
-        "query_key_norm": QueryKeyNorm.head,
-        "position": PositionKind.rope,
-        "local_rope_theta": 50.0,
-        "layer_pattern": (LayerAttention.window, LayerAttention.full),
-        "sliding_window": 3,
-        "embedding_scale": 8.0,
-        "final_softcap": 2.0,
-    },
-    "olmo2": {
-        "wiring": Wiring.output,
-        "norm": NormKind.rmsnorm,
-        "bias": False,
-        "query_key_norm": QueryKeyNorm.full,
-        "num_key_value_heads": 2,
-        "position": PositionKind.rope,
-        "clip_qkv": 1.5,
-    },
-    "cohere": {
-        "wiring": Wiring.parallel,
-        "norm_bias": False,
-        "num_key_value_heads": 1,
-        "head_bias": True,
-        "logit_scale": 0.5,
-        "final_softcap": 2.0,
-        "residual_scale": 0.8,
-        "position_offset": 2,
-    },
-    "bloom": {"position": PositionKind.alibi, "embedding_norm": True, "head_bias": True},
-    "neox": {
-        "wiring": Wiring.parallel_two_norms,
-        "position": PositionKind.rope,
-        "rope_dims": 2,
-        "rope_scaling": RopeScaling(RopeScalingKind.yarn, 4.0, original_length=64),
-        "attention_scale": 0.4,
-    },
-}
-"""Options of the model as keys, by the family that has most of them."""
 
 
 def config_of(case: Case) -> TridentConfig:

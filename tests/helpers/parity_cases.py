@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
-from tests.helpers.parity import OPTION_SETS, Case
+from tests.helpers.options import OPTION_SETS
+from tests.helpers.parity import Case
 
 WORLD_SIZES = (1, 2, 4, 8)
 _BIASES = ("attention.qkv.bias", "attention.output.bias", "mlp.up.bias", "mlp.down.bias")
