@@ -30,23 +30,24 @@ def heads_by_key_value_heads(case: Case) -> Iterator[str]:
 
 
 def cut_over_tensor_ranks(case: Case) -> Iterator[str]:
-    """Heads, key/value heads, MLP and (if sharded) the sequence are sharded evenly."""
+    """Heads, MLP and (if sharded) the sequence are sharded evenly, and key/value heads too or shared evenly."""
     model, layout = case.config.model, case.config.layout
     tp = layout.tensor_parallel_size
     parts = [("model.num_attention_heads", model.num_attention_heads)]
-    groups = model.num_key_value_heads
-    if groups is not None and (groups >= tp or tp % groups):
-        parts.append(("model.num_key_value_heads", groups))
     named = "model.ffn_hidden_size" if model.ffn_hidden_size is not None else "4 x model.hidden_size"
     parts.append((named, case.sizes.ffn_hidden_size))
     if layout.sequence_parallel:
         parts.append(("model.seq_length", model.seq_length))
+    legal = use(legal_tensor_parallel_sizes(case), tp)
     for key, size in parts:
         if size % tp:
-            yield (
-                f"{key} ({size}) must be divisible by layout.tensor_parallel_size ({tp}); "
-                f"{use(legal_tensor_parallel_sizes(case), tp)}"
-            )
+            yield f"{key} ({size}) must be divisible by layout.tensor_parallel_size ({tp}); {legal}"
+    groups = model.num_key_value_heads
+    if groups is not None and groups % tp and tp % groups:
+        yield (
+            f"model.num_key_value_heads ({groups}) must be divisible by layout.tensor_parallel_size ({tp}), or divide "
+            f"it; {legal}"
+        )
 
 
 def sequence_parallel_alone(case: Case) -> Iterator[str]:

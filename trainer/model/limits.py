@@ -40,11 +40,14 @@ def not_divisible(model: Model, tensor_parallel_size: int) -> Iterator[str]:
     for block in dict.fromkeys(model.blocks):
         heads, groups = block.attention.num_heads, block.attention.num_key_value_heads
         sizes = {"model.num_attention_heads": heads, "model.ffn_hidden_size": block.feed_forward.inner_size}
-        # Ranks of which there are more than key/value heads have one each, as many ranks each of them.
-        if groups >= tensor_parallel_size or tensor_parallel_size % groups:
-            sizes["model.num_key_value_heads"] = groups
         for key, value in sizes.items():
             if value % tensor_parallel_size:
                 yield f"{key} ({value}) must be divisible by layout.tensor_parallel_size ({tensor_parallel_size})"
+        # Ranks of which there are more than key/value heads have one each, as many ranks each of them.
+        if groups % tensor_parallel_size and tensor_parallel_size % groups:
+            yield (
+                f"model.num_key_value_heads ({groups}) must be divisible by layout.tensor_parallel_size "
+                f"({tensor_parallel_size}), or divide it"
+            )
         if heads % groups:
             yield f"model.num_attention_heads ({heads}) must be divisible by model.num_key_value_heads ({groups})"

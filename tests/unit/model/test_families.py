@@ -132,19 +132,20 @@ def test_biases_are_had_one_by_one() -> None:
 
 
 HEAD_NORM = Norm(NormKind.rmsnorm, 4, 1e-5)
+BIASED = Norm(NormKind.layernorm, 4, 1e-5, bias=True)
+BARE = Norm(NormKind.layernorm, 16, 1e-5, weight=False, bias=True)
+
+
+def with_norms(block: Block, query: Norm | None, key: Norm | None) -> Block:
+    return replace(block, attention=replace(block.attention, query_norm=query, key_norm=key))
 
 
 @pytest.mark.parametrize(
     ("family", "option"),
     [
-        (blocks(lambda b: replace(b, residual_scale=0.5)), r"blocks\[0\]\.residual_scale must be 1\.0"),
-        (blocks(lambda b: replace(b, attention=replace(b.attention, query_key_norm=HEAD_NORM))), "query_key_norm"),
-        (blocks(lambda b: replace(b, attention=replace(b.attention, clip=8.0))), r"attention\.clip must be None"),
-        (lambda m: replace(m, embedding=replace(m.embedding, scale=2.0)), r"embedding\.scale must be 1\.0"),
-        (lambda m: replace(m, embedding=replace(m.embedding, norm=HEAD_NORM)), r"embedding\.norm must be None"),
-        (lambda m: replace(m, positions=replace(m.positions, offset=2)), r"positions\.offset must be 0"),
-        (lambda m: replace(m, head=replace(m.head, bias=True)), r"head\.bias must be False"),
-        (lambda m: replace(m, head=replace(m.head, scale=0.5)), r"head\.scale must be 1\.0"),
+        (blocks(lambda b: with_norms(b, HEAD_NORM, None)), "must normalise queries and keys alike"),
+        (blocks(lambda b: with_norms(b, HEAD_NORM, BIASED)), r"attention\.key_norm\.bias must be False"),
+        (lambda m: replace(m, embedding=replace(m.embedding, norm=BARE)), r"embedding\.norm\.bias must be False"),
         (blocks(lambda b: replace(b, norm=replace(b.norm, kind=NormKind.rmsnorm))), r"norm\.bias must be False"),
         (blocks(lambda b: replace(b, norm=replace(b.norm, weight=False))), r"norm\.bias must be False"),
         (lambda m: replace(toy(m), blocks=(replace_rope(toy(m).blocks[0], 3),)), r"rope\.dims must be even .* is 3"),

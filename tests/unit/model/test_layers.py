@@ -209,8 +209,8 @@ def test_every_size_that_cannot_be_cut_is_named() -> None:
         GPT(context(config, FakeGroup(0, 4)))
     assert caught.value.problems == (
         "model.num_attention_heads (6) must be divisible by layout.tensor_parallel_size (4)",
-        "model.num_key_value_heads (3) must be divisible by layout.tensor_parallel_size (4)",
         "model.ffn_hidden_size (10) must be divisible by layout.tensor_parallel_size (4)",
+        "model.num_key_value_heads (3) must be divisible by layout.tensor_parallel_size (4), or divide it",
     )
     with pytest.raises(ConfigError, match=r"num_attention_heads \(4\) must be divisible by model.num_key_value_heads"):
         build_layer("blocks.0", context(replace(TINY, num_key_value_heads=3)))
