@@ -169,7 +169,7 @@ def test_a_wrong_guess_is_not_made(word: str, wrong: str) -> None:
 @pytest.mark.parametrize(
     "word",
     [
-        *("attention", "tokens_per_word", "size", "model.attention_heads_scale"),
+        *("attentions_per_word", "tokens_per_word", "size", "model.attention_heads_scale"),
         *("train.hooks", "optimizer.groups", "checkpoint.format", "max_things", "num_things", "data.weights"),
     ],
 )
