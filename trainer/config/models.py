@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 from trainer.config.schema import (
     ActivationKind,
@@ -204,4 +205,5 @@ def _flat(model: ModelConfig) -> dict[str, object]:
 
 def _with(model: ModelConfig, name: str, value: object) -> ModelConfig:
     part, _, leaf = name.partition(".")
-    return replace(model, **{part: replace(getattr(model, part), **{leaf: value}) if leaf else value})
+    changed: dict[str, Any] = {part: replace(getattr(model, part), **{leaf: value}) if leaf else value}
+    return replace(model, **changed)

@@ -155,7 +155,7 @@ def layer_pattern(case: Case) -> Iterator[str]:
 
 
 def layers_with_a_window(case: Case) -> Iterator[str]:
-    """What is said about the rotation in layers with a window needs such layers."""
+    """A rotation of their own, for layers with a window, needs such layers."""
     model = case.config.model
     if model.position is not PositionKind.rope:
         return

@@ -89,5 +89,5 @@ def normalised_over_ranks(parts: Sequence[tuple[CutNorm, torch.Tensor]]) -> list
     if group.size == 1:
         return [norm(hidden) for norm, hidden in parts]
     own = [norm.sums(hidden) for norm, hidden in parts]
-    whole = sum_over_ranks(torch.cat(own), group).split([len(sums) for sums in own])
+    whole = torch.split(sum_over_ranks(torch.cat(own), group), [len(sums) for sums in own])
     return [norm.scaled(hidden, sums) for (norm, hidden), sums in zip(parts, whole, strict=True)]

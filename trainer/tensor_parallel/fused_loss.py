@@ -53,7 +53,7 @@ class HeadShard:
     bias: torch.Tensor | None = None
     """`[V/tp]`, or None."""
     shape: LogitShape = field(default_factory=LogitShape)
-    """What becomes of the products."""
+    """Factor and soft cap on the way from products to logits."""
     programs: LossPrograms | None = None
     """Compiled programs that compute a chunk; None: PyTorch's own kernels, one after another."""
 

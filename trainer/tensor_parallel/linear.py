@@ -188,7 +188,7 @@ def with_shared(own: torch.Tensor, shared: torch.Tensor | None, heads: SharedHea
     """
     if shared is None:
         return own
-    blocks = complete_gradient(shared, group).split(heads.sections)
+    blocks = torch.split(complete_gradient(shared, group), list(heads.sections))
     used = zip(blocks, heads.starts, heads.widths, strict=True)
     return torch.cat((own, *(block.narrow(0, start, width) for block, start, width in used)))
 

@@ -158,8 +158,9 @@ def test_ranks_that_share_a_head_hold_it_whole_and_alike() -> None:
     def body(group: Group) -> tuple[tuple[int, ...], torch.Tensor, torch.Tensor]:
         gpt = built(OPTIONS["olmo2"], group)
         gpt(MicroBatch.of(*tokens())).backward()
-        qkv = gpt.blocks[0].attention.qkv
-        return tuple(qkv.weight.shape), qkv.shared_weight.detach(), qkv.shared_weight.grad
+        own, shared = (gpt.get_parameter(f"blocks.0.attention.qkv.{name}") for name in ("weight", "shared_weight"))
+        assert shared.grad is not None
+        return tuple(own.shape), shared.detach(), shared.grad
 
     shapes, weights, gradients = zip(*run_ranks(4, body), strict=True)
     # Two of eight query heads, and both key and both value heads.
@@ -206,7 +207,7 @@ def test_frequencies_equal_the_oracles_and_those_of_transformers(name: str, leng
     torch.testing.assert_close(found.double(), torch.tensor(frequencies, dtype=torch.float64), rtol=1e-6, atol=0)
     assert attention_factor(scaling) == pytest.approx(factor, rel=1e-12)
     original = scaling.original_length or seq_length
-    theirs = {
+    theirs: dict[str, object] = {
         "rope_type": scaling.kind.value,
         "rope_theta": 500.0,
         "factor": scaling.factor,
