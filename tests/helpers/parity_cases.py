@@ -183,19 +183,16 @@ def frozen_cases(layout: tuple[int, int, int, bool]) -> list[Case]:
 
 
 def option_cases(layout: tuple[int, int, int, bool]) -> list[Case]:
-    """Return the cases of one layout with options of the model, tied and untied, under the plain ways to train."""
+    """Return the cases of one layout with options of the model: each set under every ZeRO stage, and recomputed."""
     pp, tp, dp, sequence_parallel = layout
-    place = Case(pp, tp, dp, sequence_parallel)
-    cases = [
-        replace(place, options=name, tied=tied, zero=zero, fused_loss=zero > 0)
-        for name, tied, zero in product(OPTIONS, (True, False), (0, 1))
-    ]
-    cases += [replace(place, options=name, recompute=kind) for name in OPTIONS for kind in ("selective", "full")]
-    if pp == 1:
-        cases += [replace(place, options=name, zero=zero) for name, zero in product(OPTIONS, (2, 3))]
-    elif pp <= 4:
-        schedule = replace(place, schedule="dualpipev", num_micro_batches=2 * pp)
-        cases += [replace(schedule, options=name, tied=tied) for name, tied in product(OPTIONS, (True, False))]
+    place, cases = Case(pp, tp, dp, sequence_parallel), list[Case]()
+    for index, name in enumerate(OPTIONS):
+        one = replace(place, options=name)
+        for zero in (0, 1) if pp > 1 else (0, 1, 2, 3):
+            cases.append(replace(one, zero=zero, tied=(index + zero) % 2 == 0, fused_loss=zero > 0))
+        cases.append(replace(one, recompute=("selective", "full")[index % 2]))
+        if 1 < pp <= 4:
+            cases.append(replace(one, schedule="dualpipev", num_micro_batches=2 * pp, tied=index % 2 == 0))
     return cases
 
 

@@ -42,7 +42,8 @@ FOOT = """
 `sp`: with sequence parallelism. `+ parameters`: ZeRO-3 with parameters offloaded too. Every row holds num_micro_batches
 1, 2 and 8 (DualPipeV: 2 pp), tied and untied, GPT-2-like and LLaMA-like. `uneven tokens`: labels of -100, weights of 0
 and of 0.5, and a micro-batch in which nothing counts. `frozen`: embeddings, the first layers, or vectors are not
-trained.
+trained. `options_...`: sets of options of the model (norms, wiring, positions, heads, scales), by a family that has them;
+`tests/helpers/options.py` has the keys.
 
 Measured at commit {commit} with DeepSpeed {deepspeed}, torch {torch}, Python {python}, on CPU, by
 
