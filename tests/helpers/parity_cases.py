@@ -81,7 +81,6 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
         Case(cpu_matmul="onednn"),
         Case(cpu_matmul="torch", llama=True, tied=False),
         Case(zero=3, cpu_matmul="onednn", evaluate=True),
-        Case(options="bloom", fused_loss=False, evaluate=True),
     ),
     (
         Case(dp=2, zero=0),
@@ -90,7 +89,6 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
         Case(dp=2, zero=3, tied=False, uneven=True, evaluate=True),
         Case(dp=2, zero=0, num_micro_batches=1, fused_loss=False, uneven=True),
         Case(dp=2, zero=3, offload="cpu", evaluate=True),
-        Case(dp=2, zero=3, options="bloom", evaluate=True),
     ),
     (
         Case(tp=2, sequence_parallel=True),
@@ -101,9 +99,6 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
         Case(tp=2, zero=0, cpu_matmul="onednn"),
         Case(tp=2, compiled=True, uneven=True, sequence_parallel=True),
         Case(tp=2, zero=0, fused_loss=False, uneven=True),
-        Case(tp=2, zero=2, options="cohere", evaluate=True),
-        Case(tp=2, zero=3, options="neox", tied=False, sequence_parallel=True),
-        Case(tp=2, zero=0, options="gemma", uneven=True),
     ),
     (
         Case(pp=2, zero=0),
@@ -119,8 +114,6 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
         Case(pp=2, schedule="dualpipev", num_micro_batches=4, evaluate=True),
         Case(pp=2, schedule="dualpipev", num_micro_batches=8, zero=0, tied=False, llama=True),
         Case(pp=2, schedule="dualpipev", num_micro_batches=4, uneven=True, evaluate=True),
-        Case(pp=2, zero=1, options="cohere", evaluate=True),
-        Case(pp=2, schedule="dualpipev", num_micro_batches=4, options="bloom"),
     ),
     (Case(pp=2, dp=2, zero=0), Case(pp=2, dp=2, offload="cpu"), Case(pp=2, dp=2, num_micro_batches=8, llama=True)),
     (Case(tp=2, dp=2, sequence_parallel=True, zero=2), Case(tp=2, dp=2, zero=3), Case(tp=2, dp=2, zero=0)),
@@ -128,8 +121,6 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
     (
         Case(tp=4, sequence_parallel=True),
         Case(tp=4, llama=True, tied=False),
-        Case(tp=4, options="olmo2", sequence_parallel=True, tied=False),
-        Case(tp=4, options="cohere", zero=0, recompute="full"),
     ),
     (
         Case(pp=2, tp=2, sequence_parallel=True, recompute="selective", evaluate=True),
@@ -142,6 +133,21 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
     ),
 )
 """Tuples share a layout, and so their ranks."""
+OPTION_SAMPLE: tuple[tuple[Case, ...], ...] = (
+    (
+        Case(dp=2, zero=3, options="bloom", evaluate=True),
+        Case(tp=2, zero=2, options="cohere", evaluate=True),
+        Case(tp=2, zero=3, options="neox", tied=False, sequence_parallel=True),
+        Case(tp=2, zero=0, options="gemma", uneven=True),
+        Case(pp=2, zero=1, options="cohere", fused_loss=False, evaluate=True),
+        Case(pp=2, schedule="dualpipev", num_micro_batches=4, options="bloom"),
+    ),
+    (
+        Case(tp=4, options="olmo2", sequence_parallel=True, tied=False),
+        Case(tp=4, options="cohere", zero=0, recompute="full"),
+    ),
+)
+"""Options of the model, in layouts of as many ranks."""
 FROZEN: tuple[tuple[Case, ...], ...] = (
     (
         Case(dp=2, zero=0, frozen=EMBEDDINGS),

@@ -11,7 +11,8 @@ from trainer.config.models import changed_keys, make_execution, make_model, reso
 from trainer.config.schema import ActivationKind, ModelConfig, NormKind, RecomputeKind
 from trainer.spec.execution import Execution
 from trainer.spec.model import LayerKind, Wiring
-from trainer.spec.parts import Norm, Rope
+from trainer.spec.parts import Norm
+from trainer.spec.rope import Rope
 from trainer.spec.tensors import Cut, Init, TensorSpec
 
 VOCABULARY = 29
