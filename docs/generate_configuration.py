@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.config.compose import compose, conf_folder, options
-from trainer.config.key_text import meaning_of, shown_value, told_in_schema, type_of
-from trainer.config.keys import GROUPS, KEYS, flatten
+from trainer.config.key_text import keys_of, meaning_of, shown_value, told_in_schema, type_of
+from trainer.config.keys import GROUPS, flatten
 from trainer.config.layout_words import GRAMMAR, LAYOUT
 from trainer.config.schema import TridentConfig
 from trainer.log import say
@@ -77,7 +77,7 @@ def page() -> str:
     defaults["run_dir"] = TridentConfig().run_dir
     parts = [INTRODUCTION]
     for group in (RUN, *GROUPS):
-        keys = [key for key in KEYS if key.rpartition(".")[0] == ("" if group == RUN else group)]
+        keys = keys_of("" if group == RUN else group)
         parts.append(f"## {group}\n")
         if group != RUN:
             parts.append(_wrapped(told[GROUPS[group].__name__]) + "\n")

@@ -13,8 +13,9 @@ from trainer.checkpoint.origin import Found, Origin, Use, check_origin, named_or
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stream import other_tokens
 from trainer.config.compose import differences, from_yaml, to_yaml
+from trainer.config.models import knows_its_length
 from trainer.config.places import BY_CONTENT, absolute_path
-from trainer.config.schema import PositionKind, TridentConfig
+from trainer.config.schema import TridentConfig
 from trainer.errors import CheckpointError, ConfigError, StorageError, first_line
 from trainer.files import remove_unfinished, storage_faults, write_atomically
 from trainer.launcher.claim import FolderClaim
@@ -271,8 +272,7 @@ class RunFolder(RunPaths):
             ) from error
 
     def _check_same_config(self, earlier: TridentConfig, config: TridentConfig) -> None:
-        # Learned positions are weights, as many as the sequence is long.
-        free = "model.seq_length" if config.model.position is PositionKind.rope else None
+        free = None if knows_its_length(config.model) else "model.seq_length"
         # The place of data does not say which they are: `check_data` compares the tokens.
         changed = [key for key in differences(earlier, config) if not may_change(key) and key != free]
         if changed:

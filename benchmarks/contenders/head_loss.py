@@ -18,7 +18,7 @@ from benchmarks.gate import Gate
 from benchmarks.meter import peak_of_tensors
 from trainer.micro_batch import MicroBatch
 from trainer.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
-from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entropy
+from trainer.tensor_parallel.fused_loss import HeadShard, vocab_parallel_linear_cross_entropy
 from trainer.topology.groups import SingleGroup
 
 
@@ -40,9 +40,8 @@ class _Problem:
         self.hidden.grad = self.weight.grad = None
         group = SingleGroup()
         if fused:
-            loss = vocab_parallel_linear_cross_entropy(
-                self.hidden, self.weight, self.batch, group, self.vocab, sequence_parallel=False
-            )
+            head = HeadShard(self.weight, group, self.vocab)
+            loss = vocab_parallel_linear_cross_entropy(self.hidden, head, self.batch, sequence_parallel=False)
         else:
             loss = vocab_parallel_cross_entropy(F.linear(self.hidden, self.weight), self.batch, group, self.vocab)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -90,15 +90,10 @@ def unfused(head: Head) -> torch.Tensor:
 def fused(head: Head, chunk: int, programs: Callable[[], LossPrograms] | None = None) -> torch.Tensor:
     """Return Trident's fused loss with so many logits in a chunk."""
     with _chunks_of(chunk):
-        return fused_loss.vocab_parallel_linear_cross_entropy(
-            head.hidden,
-            head.weight,
-            head.batch,
-            SingleGroup(),
-            head.vocab,
-            sequence_parallel=False,
-            programs=programs() if programs is not None else None,
+        shard = fused_loss.HeadShard(
+            head.weight, SingleGroup(), head.vocab, programs=programs() if programs is not None else None
         )
+        return fused_loss.vocab_parallel_linear_cross_entropy(head.hidden, shard, head.batch, sequence_parallel=False)
 
 
 @contextmanager

@@ -205,6 +205,25 @@ FROZEN = {
 FROZEN_PAIRS = [("stages", "zero3"), ("zero3", "tensor"), ("tensor", "stages")]
 
 
+OPTIONS = {
+    "stages": Run(Case(pp=2, zero=0, options="cohere")),
+    "zero3": Run(Case(dp=2, zero=3, options="cohere")),
+    "tensor": Run(Case(tp=2, options="cohere")),
+}
+"""One key/value head, which both tensor-parallel ranks share, and a tied head with a bias of its own."""
+
+
+def test_shared_heads_and_the_bias_of_a_tied_head_go_on_in_other_layouts(tmp_path: Path) -> None:
+    losses = run_distributed(train_sources, 2, OPTIONS, tmp_path, timeout_s=150)[0]
+    found = run_distributed(load_pairs, 2, FROZEN_PAIRS, OPTIONS, tmp_path, timeout_s=150)[0]
+    for (source, target), again in zip(FROZEN_PAIRS, found, strict=True):
+        assert again == pytest.approx(losses[source], rel=TOLERANCE), f"{source} -> {target}"
+        saved = _tensors(tmp_path / source)
+        assert not differences(saved, _tensors(tmp_path / f"{source}_in_{target}"))
+        assert saved["weight/blocks.0.attention.qkv.weight"].shape == (64 + 2 * 4, 64)
+        assert saved["exp_avg/head.bias"].any()
+
+
 def test_frozen_tensors_are_saved_by_every_layout_and_read_by_another(tmp_path: Path) -> None:
     losses = run_distributed(train_sources, 2, FROZEN, tmp_path, timeout_s=150)[0]
     found = run_distributed(load_pairs, 2, FROZEN_PAIRS, FROZEN, tmp_path, timeout_s=150)[0]

@@ -1,16 +1,15 @@
-"""A model family that the package has never heard of, as data, and what the oracle has to know of it.
+"""A model family that the package has no file of, as data, and the same for the oracle.
 
 Parallel blocks as in GPT-J with rotary positions of half of each head, and every other block sees a window only.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
-from tests.helpers.reference import OracleConfig
-from trainer.config.schema import ModelConfig
+from trainer.config.schema import LayerAttention, ModelConfig, PositionKind
 from trainer.spec.model import Model, Wiring
-from trainer.spec.parts import Rope
+from trainer.spec.rope import Rope
 
 THETA, WINDOW = 100.0, 3
 
@@ -31,15 +30,15 @@ def toy(model: Model) -> Model:
     return replace(model, blocks=blocks, positions=replace(model.positions, length=None))
 
 
-def toy_oracle(config: ModelConfig) -> OracleConfig:
-    """Return the same for the oracle, which knows nothing of components."""
-    plain = {field.name: getattr(config, field.name) for field in fields(ModelConfig)}
+def toy_oracle(config: ModelConfig) -> ModelConfig:
+    """Return the same in keys, which the oracle reads."""
     size = config.head_dim or config.hidden_size // config.num_attention_heads
-    windows = tuple((None, WINDOW)[index % 2] for index in range(config.num_layers))
-    position = type(config.position).rope
-    return OracleConfig(
-        **{**plain, "position": position, "rope_theta": THETA},
-        wiring="parallel",
-        rotary_dims=size // 2,
-        windows=windows,
+    return replace(
+        config,
+        position=PositionKind.rope,
+        rope_theta=THETA,
+        rope_dims=size // 2,
+        wiring=Wiring.parallel,
+        sliding_window=WINDOW,
+        layer_pattern=(LayerAttention.full, LayerAttention.window),
     )

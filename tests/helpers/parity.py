@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 
 from tests.helpers.batches import micro_batches_of, of_rows
+from tests.helpers.options import OPTION_SETS
 from tests.helpers.reference import ReferenceRun, counted, loss_sum, train_reference
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import (
@@ -92,6 +93,8 @@ class Case:
     """Beginnings of the names of tensors that are not trained."""
     uneven: bool = False
     """Whether tokens count differently: one micro-batch not at all, the others by `token_weights`."""
+    options: str = ""
+    """Name of a set of the model's options, in `OPTION_SETS`."""
 
     @property
     def world_size(self) -> int:
@@ -108,6 +111,7 @@ class Case:
         parts += [f"recompute_{self.recompute}"] * (self.recompute != "none") + ["evaluate"] * self.evaluate
         parts += ["compiled"] * self.compiled
         parts += [self.cpu_matmul] * (self.cpu_matmul != "auto")
+        parts += [f"options_{self.options}"] * bool(self.options)
         parts += [f"frozen_{'+'.join(self.frozen)}"] * bool(self.frozen) + ["uneven"] * self.uneven
         return "-".join(parts)
 
@@ -135,6 +139,7 @@ def config_of(case: Case) -> TridentConfig:
             activation=ActivationKind.swiglu,
             bias=False,
         )
+    model = replace(model, **OPTION_SETS[case.options])
     return TridentConfig(
         model=model,
         layout=LayoutConfig(

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
+from tests.helpers.options import OPTION_SETS
 from tests.helpers.parity import Case
 
 WORLD_SIZES = (1, 2, 4, 8)
 _BIASES = ("attention.qkv.bias", "attention.output.bias", "mlp.up.bias", "mlp.down.bias")
+OPTIONS = tuple(filter(None, OPTION_SETS))
+"""Sets of the model's options."""
 EMBEDDINGS = ("embedding", "position")
 """Frozen with the head, where it is tied."""
 FIRST_LAYERS = ("embedding", "position", "blocks.0.")
@@ -65,7 +68,7 @@ def matrix_of(layout: tuple[int, int, int, bool]) -> list[Case]:
             )
             for zero, tied, llama in product((0, 1), (True, False), (False, True))
         ]
-    return [*cases, *frozen_cases(layout)]
+    return [*cases, *frozen_cases(layout), *option_cases(layout)]
 
 
 SAMPLE: tuple[tuple[Case, ...], ...] = (
@@ -115,7 +118,10 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
     (Case(pp=2, dp=2, zero=0), Case(pp=2, dp=2, offload="cpu"), Case(pp=2, dp=2, num_micro_batches=8, llama=True)),
     (Case(tp=2, dp=2, sequence_parallel=True, zero=2), Case(tp=2, dp=2, zero=3), Case(tp=2, dp=2, zero=0)),
     (Case(pp=4), Case(pp=4, num_micro_batches=8, tied=False, llama=True), Case(pp=4, num_micro_batches=1, zero=0)),
-    (Case(tp=4, sequence_parallel=True), Case(tp=4, llama=True, tied=False)),
+    (
+        Case(tp=4, sequence_parallel=True),
+        Case(tp=4, llama=True, tied=False),
+    ),
     (
         Case(pp=2, tp=2, sequence_parallel=True, recompute="selective", evaluate=True),
         Case(pp=2, tp=2, schedule="dualpipev", num_micro_batches=4),
@@ -127,6 +133,21 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
     ),
 )
 """Tuples share a layout, and so their ranks."""
+OPTION_SAMPLE: tuple[tuple[Case, ...], ...] = (
+    (
+        Case(dp=2, zero=3, options="bloom", evaluate=True),
+        Case(tp=2, zero=2, options="cohere", evaluate=True),
+        Case(tp=2, zero=3, options="neox", tied=False, sequence_parallel=True),
+        Case(tp=2, zero=0, options="gemma", uneven=True),
+        Case(pp=2, zero=1, options="cohere", fused_loss=False, evaluate=True),
+        Case(pp=2, schedule="dualpipev", num_micro_batches=4, options="bloom"),
+    ),
+    (
+        Case(tp=4, options="olmo2", sequence_parallel=True, tied=False),
+        Case(tp=4, options="cohere", zero=0, recompute="full"),
+    ),
+)
+"""Options of the model, in layouts of as many ranks."""
 FROZEN: tuple[tuple[Case, ...], ...] = (
     (
         Case(dp=2, zero=0, frozen=EMBEDDINGS),
@@ -164,6 +185,20 @@ def frozen_cases(layout: tuple[int, int, int, bool]) -> list[Case]:
     cases = [replace(place, zero=zero, offload=offload, frozen=EMBEDDINGS) for zero, offload in memory_options(pp)]
     cases += [replace(place, zero=zero, frozen=FIRST_LAYERS, tied=False, llama=True) for zero in (0, 1)]
     cases += [replace(place, zero=zero, frozen=VECTORS, fused_loss=False) for zero in (0, 1)]
+    return cases
+
+
+def option_cases(layout: tuple[int, int, int, bool]) -> list[Case]:
+    """Return the cases of one layout with options of the model: each set under every ZeRO stage, and recomputed."""
+    pp, tp, dp, sequence_parallel = layout
+    place, cases = Case(pp, tp, dp, sequence_parallel), list[Case]()
+    for index, name in enumerate(OPTIONS):
+        one = replace(place, options=name)
+        for zero in (0, 1) if pp > 1 else (0, 1, 2, 3):
+            cases.append(replace(one, zero=zero, tied=(index + zero) % 2 == 0, fused_loss=zero > 0))
+        cases.append(replace(one, recompute=("selective", "full")[index % 2]))
+        if 1 < pp <= 4:
+            cases.append(replace(one, schedule="dualpipev", num_micro_batches=2 * pp, tied=index % 2 == 0))
     return cases
 
 

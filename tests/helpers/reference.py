@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from tests.helpers.reference_rope import rotary_frequencies
 from trainer.config.schema import ActivationKind, ModelConfig, NormKind, OptimizerConfig, PositionKind
 
 TINY = ModelConfig(hidden_size=16, num_layers=2, num_attention_heads=4, seq_length=12, vocab_pad_multiple=8)
@@ -27,18 +28,6 @@ TINY_LLAMA = replace(
 )
 
 
-@dataclass(frozen=True)
-class OracleConfig(ModelConfig):
-    """What the oracle can compute beyond the keys of a config."""
-
-    wiring: str = "pre"
-    """Where the norms are, in the words of the papers: see `_block`."""
-    rotary_dims: int | None = None
-    """Elements of a head that are turned; None: all."""
-    windows: tuple[int | None, ...] = ()
-    """Sliding window of each block; empty: `sliding_window` for all."""
-
-
 Weights = Mapping[str, torch.Tensor]
 Batch = Sequence[torch.Tensor]
 """(input_ids, labels) or (input_ids, labels, weights of the labels), each [B, S]. A label of -100 does not count."""
@@ -52,98 +41,141 @@ def _linear(x: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:
 def _norm(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig) -> torch.Tensor:
     if spec.norm is NormKind.layernorm:
         x = x - x.mean(dim=-1, keepdim=True)
-    y = x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + spec.norm_eps) * weights[f"{name}.weight"]
+    y = x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + spec.norm_eps)
+    if spec.norm_weight:
+        y = y * (weights[f"{name}.weight"] + spec.norm_offset)
     return y + weights[f"{name}.bias"] if f"{name}.bias" in weights else y
 
 
-def _rotated(x: torch.Tensor, theta: float) -> torch.Tensor:
-    """Rotate pairs (i, i + D/2) of x [B, N, S, D] by s * theta^(-2i/D), as complex numbers."""
+def _rotated(x: torch.Tensor, frequencies: Sequence[float], factor: float) -> torch.Tensor:
+    """Rotate pairs (i, i + D/2) of x [B, N, S, D] by s * frequencies[i], as complex numbers, and scale them."""
     half = x.shape[-1] // 2
-    frequency = torch.tensor([theta ** (-2 * i / x.shape[-1]) for i in range(half)], dtype=torch.float64)
-    angle = torch.arange(x.shape[2], dtype=torch.float64)[:, None] * frequency
-    turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle).to(
-        torch.complex64
-    )
+    angle = torch.arange(x.shape[2], dtype=torch.float64)[:, None] * torch.tensor(frequencies, dtype=torch.float64)
+    circle = torch.polar(torch.full_like(angle, factor), angle).to(torch.complex64)
+    turned = torch.complex(x[..., :half], x[..., half:]) * circle
     return torch.cat((turned.real, turned.imag), dim=-1)
 
 
-def _attention(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig) -> torch.Tensor:
+def _slopes(heads: int) -> list[float]:
+    """Press et al. 2022: 2^(-8 i / n); heads beyond a power of two take every other slope of twice as many."""
+    if heads & (heads - 1) == 0:
+        return [2 ** (-8 * (i + 1) / heads) for i in range(heads)]
+    power = 1 << (heads.bit_length() - 1)
+    return _slopes(power) + _slopes(2 * power)[0::2][: heads - power]
+
+
+def _queries_and_keys(
+    q: torch.Tensor, k: torch.Tensor, weights: Weights, name: str, spec: ModelConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalise q [B, S, N, D] and k [B, S, M, D], each head or all of them."""
+    found = []
+    for x, norm in ((q, "query_norm"), (k, "key_norm")):
+        wide = x.flatten(2) if spec.query_key_norm.value == "full" else x
+        found.append(_norm(wide, weights, f"{name}.{norm}", spec).reshape(x.shape))
+    return found[0], found[1]
+
+
+def _attention(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig, kind: str) -> torch.Tensor:
     batch, length, _ = x.shape
     heads = spec.num_attention_heads
     groups, size = spec.num_key_value_heads or heads, spec.head_dim or spec.hidden_size // heads
     fused = _linear(x, weights, f"{name}.qkv")
-    q = fused[..., : heads * size].reshape(batch, length, heads, size).transpose(1, 2)
-    k = fused[..., heads * size : (heads + groups) * size].reshape(batch, length, groups, size).transpose(1, 2)
-    v = fused[..., (heads + groups) * size :].reshape(batch, length, groups, size).transpose(1, 2)
-    if spec.position is PositionKind.rope:
-        turned = getattr(spec, "rotary_dims", None) or size
-        q, k = (torch.cat((_rotated(x[..., :turned], spec.rope_theta), x[..., turned:]), dim=-1) for x in (q, k))
-    window = spec.sliding_window or length
+    q = fused[..., : heads * size].reshape(batch, length, heads, size)
+    k = fused[..., heads * size : (heads + groups) * size].reshape(batch, length, groups, size)
+    v = fused[..., (heads + groups) * size :].reshape(batch, length, groups, size)
+    if spec.query_key_norm.value != "none":
+        q, k = _queries_and_keys(q, k, weights, name, spec)
+    if spec.clip_qkv is not None:
+        q, k, v = (
+            torch.minimum(torch.maximum(y, -torch.tensor(spec.clip_qkv)), torch.tensor(spec.clip_qkv))
+            for y in (q, k, v)
+        )
+    q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+    if spec.position is PositionKind.rope and not kind.endswith("no_rope"):
+        turned = spec.rope_dims or size
+        frequencies, factor = rotary_frequencies(spec, turned, kind.startswith("window"), length)
+        q, k = (torch.cat((_rotated(y[..., :turned], frequencies, factor), y[..., turned:]), dim=-1) for y in (q, k))
+    window = spec.sliding_window if kind.startswith("window") and spec.sliding_window else length
     forbidden = torch.tensor([[not i - window < j <= i for j in range(length)] for i in range(length)])
+    scale = 1 / math.sqrt(size) if spec.attention_scale is None else spec.attention_scale
     outputs = []
     for head in range(heads):
         group = head // (heads // groups)
-        scores = q[:, head] @ k[:, group].transpose(1, 2) / math.sqrt(size)
+        scores = q[:, head] @ k[:, group].transpose(1, 2) * scale
+        if spec.position.value == "alibi":
+            scores = scores + _slopes(heads)[head] * torch.arange(length)
         outputs.append(torch.softmax(scores.masked_fill(forbidden, -math.inf), dim=-1) @ v[:, group])
     return _linear(torch.cat(outputs, dim=-1), weights, f"{name}.output")
 
 
+def _activated(y: torch.Tensor, name: str) -> torch.Tensor:
+    if name == "relu":
+        return y.clamp(min=0)
+    if name == "relu2":
+        return y.clamp(min=0) ** 2
+    if name in ("silu", "swiglu"):
+        return y * torch.sigmoid(y)
+    if name == "gelu":
+        return y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
+    return 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
+
+
 def _mlp(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig) -> torch.Tensor:
-    if spec.activation is ActivationKind.swiglu:
-        both = _linear(x, weights, f"{name}.gate_up")
-        gate, up = both.chunk(2, dim=-1)
-        return _linear(gate * torch.sigmoid(gate) * up, weights, f"{name}.down")
-    y = _linear(x, weights, f"{name}.up")
-    if spec.activation is ActivationKind.relu:
-        y = y.clamp(min=0)
-    elif spec.activation is ActivationKind.gelu:
-        y = y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
-    else:
-        y = 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
-    return _linear(y, weights, f"{name}.down")
+    kind = spec.activation.value
+    if kind == "swiglu" or spec.gated:
+        gate, up = _linear(x, weights, f"{name}.gate_up").chunk(2, dim=-1)
+        return _linear(_activated(gate, kind) * up, weights, f"{name}.down")
+    return _linear(_activated(_linear(x, weights, f"{name}.up"), kind), weights, f"{name}.down")
 
 
-def _block(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig) -> torch.Tensor:
+def _block(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig, kind: str) -> torch.Tensor:
     def normed(y: torch.Tensor, norm: str) -> torch.Tensor:
         return _norm(y, weights, f"{name}.{norm}", spec)
 
     def attention(y: torch.Tensor) -> torch.Tensor:
-        return _attention(y, weights, f"{name}.attention", spec)
+        return _attention(y, weights, f"{name}.attention", spec, kind)
 
     def mlp(y: torch.Tensor) -> torch.Tensor:
         return _mlp(y, weights, f"{name}.mlp", spec)
 
-    wiring = getattr(spec, "wiring", "pre")
+    r, wiring = spec.residual_scale, spec.wiring.value
     if wiring == "parallel":  # GPT-J
         n = normed(x, "attention_norm")
-        return x + attention(n) + mlp(n)
+        return x + r * attention(n) + r * mlp(n)
     if wiring == "parallel_two_norms":  # GPT-NeoX
-        return x + attention(normed(x, "attention_norm")) + mlp(normed(x, "mlp_norm"))
+        return x + r * attention(normed(x, "attention_norm")) + r * mlp(normed(x, "mlp_norm"))
     if wiring == "post":  # GPT-1
-        x = normed(x + attention(x), "attention_norm")
-        return normed(x + mlp(x), "mlp_norm")
+        x = normed(x + r * attention(x), "attention_norm")
+        return normed(x + r * mlp(x), "mlp_norm")
     if wiring == "output":  # OLMo 2
-        x = x + normed(attention(x), "attention_norm")
-        return x + normed(mlp(x), "mlp_norm")
+        x = x + r * normed(attention(x), "attention_norm")
+        return x + r * normed(mlp(x), "mlp_norm")
     if wiring == "sandwich":  # Gemma 2
-        x = x + normed(attention(normed(x, "attention_norm")), "attention_output_norm")
-        return x + normed(mlp(normed(x, "mlp_norm")), "mlp_output_norm")
-    x = x + attention(normed(x, "attention_norm"))  # GPT-2
-    return x + mlp(normed(x, "mlp_norm"))
+        x = x + r * normed(attention(normed(x, "attention_norm")), "attention_output_norm")
+        return x + r * normed(mlp(normed(x, "mlp_norm")), "mlp_output_norm")
+    x = x + r * attention(normed(x, "attention_norm"))  # GPT-2
+    return x + r * mlp(normed(x, "mlp_norm"))
 
 
 def reference_logits(spec: ModelConfig, weights: Weights, input_ids: torch.Tensor) -> torch.Tensor:
     """Return logits [B, S, vocab_size] of ids [B, S]. No dropout."""
-    x = weights["embedding.weight"][input_ids]
+    x = weights["embedding.weight"][input_ids] * spec.embedding_scale
+    if spec.embedding_norm:
+        x = _norm(x, weights, "embedding.norm", spec)
     if spec.position is PositionKind.learned:
-        x = x + weights["position.weight"][: input_ids.shape[1]]
+        first = spec.position_offset
+        x = x + weights["position.weight"][first : first + input_ids.shape[1]]
+    kinds = [kind.value for kind in spec.layer_pattern] or ["window" if spec.sliding_window else "full"]
     for index in range(spec.num_layers):
-        windows = getattr(spec, "windows", ())
-        own = replace(spec, sliding_window=windows[index]) if windows else spec
-        x = _block(x, weights, f"blocks.{index}", own)
-    x = _norm(x, weights, "final_norm", spec)
+        x = _block(x, weights, f"blocks.{index}", spec, kinds[index % len(kinds)])
+    if spec.final_norm:
+        x = _norm(x, weights, "final_norm", spec)
     head = "embedding.weight" if spec.tied_embeddings else "head.weight"
-    return torch.einsum("bsh,vh->bsv", x, weights[head])
+    logits = torch.einsum("bsh,vh->bsv", x, weights[head])
+    if spec.head_bias:
+        logits = logits + weights["head.bias"]
+    logits = logits * spec.logit_scale
+    return logits if spec.final_softcap is None else spec.final_softcap * torch.tanh(logits / spec.final_softcap)
 
 
 def reference_loss(spec: ModelConfig, weights: Weights, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

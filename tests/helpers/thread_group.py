@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from trainer.tensor_parallel.shard import shard_spec, unshard, without_padding
+from trainer.tensor_parallel.shard import joined_shards, shard_spec, unshard, without_padding
 from trainer.topology.groups import Group, SingleGroup, chunk_length
 
 T = TypeVar("T")
@@ -139,17 +139,14 @@ def run_ranks(size: int, function: Callable[[Group], T], timeout_s: float = TIME
 
 def local_weights(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return this rank's parameters by global name."""
-    return {shard_spec(parameter).name: parameter.detach() for parameter in module.parameters()}
+    return joined_shards((parameter, parameter.detach()) for parameter in module.parameters())
 
 
 def local_gradients(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return this rank's gradients by global name; every parameter must have one."""
-    gradients: dict[str, torch.Tensor] = {}
-    for parameter in module.parameters():
-        name = shard_spec(parameter).name
-        assert parameter.grad is not None, f"{name} has no gradient"
-        gradients[name] = parameter.grad.detach()
-    return gradients
+    missing = [shard_spec(parameter).name for parameter in module.parameters() if parameter.grad is None]
+    assert not missing, f"{missing} have no gradient"
+    return joined_shards((one, one.grad.detach()) for one in module.parameters() if one.grad is not None)
 
 
 def whole(modules: Sequence[nn.Module], per_rank: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -288,7 +288,10 @@ def _spec(raw: Mapping[str, object]) -> ShardSpec:
         dim=None if dim is None else _count(dim),
         sections=tuple(map(_count, sections)),
         padding=_count(raw["padding"]),
+        whole_sections=_count(raw.get("whole_sections", 0)),
     )
     if spec.dim is not None and spec.padding > spec.global_shape[spec.dim]:
         raise ValueError(f"a shard spec must hold less padding than rows, but is {raw}")
+    if spec.whole_sections and spec.whole_sections >= len(spec.sections):
+        raise ValueError(f"a shard spec must have fewer whole sections than sections, but is {raw}")
     return spec

@@ -55,7 +55,7 @@ class Placement:
             CheckpointError: it does not belong to the plan's model.
         """
         self._check_known(saved.name)
-        here = shard_spec_of(self._tensors[saved.name], self._vocab_unit)
+        here = shard_spec_of(self._tensors[saved.name], self._vocab_unit, self.tensor_parallel_size)
         if saved.unpadded_shape != here.unpadded_shape:
             raise CheckpointError(
                 f"{saved.name} must have shape {here.unpadded_shape} in the model of the checkpoint's config, but has "

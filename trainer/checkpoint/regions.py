@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trainer.tensor_parallel.shard import ShardSpec, local_sections
+from trainer.tensor_parallel.shard import ShardSpec, block_start, local_sections
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def footprint(spec: ShardSpec, rank: int = 0, size: int = 1) -> Footprint:
     rows, inner = math.prod(spec.global_shape[: spec.dim]), math.prod(spec.global_shape[spec.dim + 1 :])
     end = spec.unpadded_shape[spec.dim] * inner
     spans, local, first = [], 0, 0
-    for section, part in zip(spec.sections, local_sections(spec, size), strict=True):
-        whole = first + rank * part * inner
+    for index, (section, part) in enumerate(zip(spec.sections, local_sections(spec, size), strict=True)):
+        whole = first + block_start(spec, index, part, rank) * inner
         width = min(part * inner, end - whole)
         if width > 0:
             spans.append(Span(local, whole, width))

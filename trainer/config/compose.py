@@ -8,10 +8,12 @@ one by one against the schema first, so that one answer names all problems. No t
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -129,8 +131,7 @@ def _written(tree: DictConfig) -> dict[str, object]:
     written = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=False))
     unresolved: dict[str, object] = {}
     for key in KEYS:
-        group, _, leaf = key.rpartition(".")
-        unresolved[key] = as_written(plain((written[group] if group else written)[leaf]))
+        unresolved[key] = as_written(plain(functools.reduce(getitem, key.split("."), written)))
     return unresolved
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from trainer.config.choices import meant_choice
-from trainer.config.keys import GROUPS, KEYS, coerce, did_you_mean, unknown_key
+from trainer.config.keys import GROUPS, KEYS, OWNERS, coerce, did_you_mean, unknown_key
 from trainer.config.searched import ALL_GROUPS, PRIMARY, SCHEMA_NAME, Place, exists, find, options
 from trainer.config.words import EXPERIMENT
 from trainer.config.yaml_file import YamlFile
@@ -86,7 +86,7 @@ def _values(file: YamlFile, node: yaml.MappingNode, prefix: str) -> Iterator[str
         if key.tag == "tag:yaml.org,2002:merge":
             continue
         name = f"{prefix}.{key.value}" if prefix else key.value
-        if "." in key.value and (name in KEYS or name in GROUPS):
+        if "." in key.value and (name in KEYS or name in OWNERS):
             outer, _, inner = key.value.rpartition(".")
             yield f"{file.at(key)}: '{key.value}' is one word here; write '{outer}:', and below it '{inner}: ...'"
         elif name in KEYS:

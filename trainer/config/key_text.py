@@ -8,23 +8,24 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any, get_args
 
-from trainer.config import schema, schema_logging, schema_runtime, schema_train
-from trainer.config.keys import GROUPS, KEYS, is_list, number_or_word, optional
+from trainer.config import schema, schema_logging, schema_model, schema_runtime, schema_train
+from trainer.config.keys import KEYS, OWNERS, is_list, number_or_word, optional
+from trainer.config.keys import shown_value as shown_value
 from trainer.config.meanings import meanings
 from trainer.config.rules_ranges import BELOW_ONE, CLOSED, MINIMA, NOT_NEGATIVE, POSITIVE
 from trainer.config.schema import TridentConfig
 from trainer.config.validate import ALL_RULES
-from trainer.spec import execution, model, parts
+from trainer.spec import execution, model, parts, rope
 
 
 def told_in_schema() -> dict[str, str]:
     """Return `Class.field` -> the schema's text about the field, and `Class` -> its text about the class."""
-    return meanings((schema, schema_train, schema_runtime, schema_logging, parts, model, execution))
+    return meanings((schema, schema_model, schema_train, schema_runtime, schema_logging, parts, rope, model, execution))
 
 
 def group_of(key: str) -> str:
     """Return the group of a key, or nothing for a key that belongs to none."""
-    return key.rpartition(".")[0]
+    return key.partition(".")[0] if "." in key else ""
 
 
 def keys_of(group: str) -> list[str]:
@@ -36,10 +37,14 @@ def type_of(key: str) -> str:
     """Return the type of a key in words, with its range."""
     kind, may_be_null = optional(KEYS[key])
     number, choices = number_or_word(kind)
-    words = f"list of {_scalar(get_args(kind)[0])}s" if is_list(kind) else _scalar(number) + _range(key)
+    words = _list(get_args(kind)[0]) if is_list(kind) else _scalar(number) + _range(key)
     if choices is not None:
         words += f" | {_scalar(choices)}"
     return words + " or null" * may_be_null
+
+
+def _list(kind: Any) -> str:
+    return f"list of {_scalar(kind)}" + "s" * (not issubclass(kind, Enum))
 
 
 def _scalar(kind: Any) -> str:
@@ -58,17 +63,6 @@ def _range(key: str) -> str:
     return " > 0" * (key in POSITIVE) + " >= 0" * (key in NOT_NEGATIVE) + " >= 0, < 1" * (key in BELOW_ONE)
 
 
-def shown_value(value: object) -> str:
-    """Return a value of the config as it is written on a command line."""
-    if isinstance(value, Enum):
-        value = value.value
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    if isinstance(value, tuple):
-        return f"[{','.join(map(str, value))}]"
-    return str(value)
-
-
 def default_of(key: str, defaults: Mapping[str, object]) -> str:
     """Return the default of a key, which is what `trident train` without a word uses."""
     return shown_value(TridentConfig().run_dir if key == "run_dir" else defaults[key])
@@ -77,7 +71,7 @@ def default_of(key: str, defaults: Mapping[str, object]) -> str:
 def meaning_of(key: str, told: Mapping[str, str]) -> str:
     """Return the schema's text about a key, after that about its choices, without saying anything twice."""
     group, _, leaf = key.rpartition(".")
-    owner = GROUPS[group].__name__ if group else TridentConfig.__name__
+    owner = OWNERS[group].__name__ if group else TridentConfig.__name__
     meaning = told[f"{owner}.{leaf}"]
     kind, _ = optional(KEYS[key])
     if not (isinstance(kind, type) and issubclass(kind, Enum)):

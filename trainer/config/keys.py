@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from operator import attrgetter
 from types import NoneType, UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
@@ -19,24 +20,28 @@ from trainer.config.schema import TridentConfig
 from trainer.errors import ConfigError
 
 
-def _groups() -> dict[str, type]:
-    hints = get_type_hints(TridentConfig)
-    return {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
+def _parts(kind: type, prefix: str = "") -> dict[str, type]:
+    """Return the dotted name of each field of `kind` that has keys of its own, from the outside in."""
+    found: dict[str, type] = {}
+    for name, hint in get_type_hints(kind).items():
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            found |= {f"{prefix}{name}": hint, **_parts(hint, f"{prefix}{name}.")}
+    return found
 
 
-def _keys() -> dict[str, Any]:
+def _keys(kind: type, prefix: str = "") -> dict[str, Any]:
     keys: dict[str, Any] = {}
-    for name, hint in get_type_hints(TridentConfig).items():
-        if name in GROUPS:
-            keys |= {f"{name}.{field}": kind for field, kind in get_type_hints(hint).items()}
-        else:
-            keys[name] = hint
+    for name, hint in get_type_hints(kind).items():
+        full = f"{prefix}{name}"
+        keys |= _keys(OWNERS[full], f"{full}.") if full in OWNERS else {full: hint}
     return keys
 
 
-GROUPS: dict[str, type] = _groups()
+OWNERS: dict[str, type] = _parts(TridentConfig)
+"""Dotted name of a group, or of a part of one -> its frozen dataclass."""
+GROUPS: dict[str, type] = {name: kind for name, kind in OWNERS.items() if "." not in name}
 """Group name -> its frozen dataclass."""
-KEYS: dict[str, Any] = _keys()
+KEYS: dict[str, Any] = _keys(TridentConfig)
 """Dotted key -> its annotation."""
 
 
@@ -75,6 +80,17 @@ def did_you_mean(word: str, choices: Iterable[str], template: str = "'{}'") -> s
     """Return `; did you mean ...?` for the choice nearest to `word`, or nothing."""
     close = nearest(word, choices)
     return f"; did you mean {template.format(close)}?" if close else ""
+
+
+def shown_value(value: object) -> str:
+    """Return a value of the config as it is written on a command line."""
+    if isinstance(value, Enum):
+        value = value.value
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{','.join(map(shown_value, value))}]"
+    return str(value)
 
 
 def _shown(value: object) -> str:
@@ -224,7 +240,7 @@ def unknown_key(name: str, groups: Sequence[str] = (), value: str = "") -> str:
         groups: names of groups; without them, those of the schema.
         value: the value that it was set to, if that is known.
     """
-    if name in GROUPS:
+    if name in OWNERS:
         return f"'{name}' is a group of keys and takes no value itself; set for example {_first_key(name)}"
     meant = meant_key(name, groups, value)
     group = name.partition(".")[0]
@@ -256,11 +272,7 @@ def meant_key(name: str, groups: Sequence[str] = (), value: str = "") -> str:
 
 def flatten(config: TridentConfig) -> dict[str, object]:
     """Return dotted key -> value, in the order of the schema."""
-    flat: dict[str, object] = {}
-    for key in KEYS:
-        group, _, leaf = key.rpartition(".")
-        flat[key] = getattr(getattr(config, group) if group else config, leaf)
-    return flat
+    return {key: attrgetter(key)(config) for key in KEYS}
 
 
 def build(values: Mapping[str, object]) -> TridentConfig:
@@ -270,7 +282,7 @@ def build(values: Mapping[str, object]) -> TridentConfig:
         ConfigError: every key that does not exist and every value of the wrong type.
     """
     problems: list[str] = []
-    arguments: dict[str, dict[str, object]] = {group: {} for group in (*GROUPS, "")}
+    arguments: dict[str, dict[str, object]] = {owner: {} for owner in (*OWNERS, "")}
     for key, value in values.items():
         if key not in KEYS:
             problems.append(unknown_key(key))
@@ -282,6 +294,8 @@ def build(values: Mapping[str, object]) -> TridentConfig:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    top = arguments.pop("")
-    built = {group: GROUPS[group](**fields) for group, fields in arguments.items()}
-    return TridentConfig(**cast(dict[str, Any], {**built, **top}))
+    # From the inside out.
+    for owner in reversed(OWNERS):
+        outer, _, leaf = owner.rpartition(".")
+        arguments[outer][leaf] = OWNERS[owner](**arguments[owner])
+    return TridentConfig(**cast(dict[str, Any], arguments[""]))

@@ -28,6 +28,31 @@ SAME_MODEL: dict[str, str] = {
     "model.position": "position_embedding_type positional_embedding position_embedding pos_embedding pos_emb pos_embed "
     "pos_encoding positional_encoding position_encoding",
     "model.rope_theta": "rotary_base rotary_emb_base rotary_embedding_base rope_base rope_freq_base",
+    "model.rope_dims": "rotary_dim rotary_ndims rotary_dims",
+    "model.rope_scaling.factor": "rope_scaling_factor rotary_scaling_factor rotary_seq_len_interpolation_factor "
+    "rope_scaling.factor rope_condense_ratio",
+    "model.rope_scaling.kind": "rope_scaling.type rope_scaling.rope_type rope_type rope_scaling_type",
+    "model.rope_scaling.original_length": "original_max_position_embeddings "
+    "rope_scaling.original_max_position_embeddings",
+    "model.rope_scaling.low_frequency_factor": "low_freq_factor rope_scaling.low_freq_factor",
+    "model.rope_scaling.high_frequency_factor": "high_freq_factor rope_scaling.high_freq_factor",
+    "model.local_rope_theta": "rope_local_base_freq",
+    "model.norm_weight": "elementwise_affine layer_norm_with_affine layernorm_affine",
+    "model.norm_bias": "use_norm_bias layer_norm_bias bias_for_layer_norm",
+    "model.qkv_bias": "add_qkv_bias use_qkv_bias attention_qkv_bias",
+    "model.attention_output_bias": "attention_dense_bias o_proj_bias attn_out_bias",
+    "model.mlp_bias": "use_mlp_bias",
+    "model.head_bias": "lm_head_bias embed_out_bias",
+    "model.query_key_norm": "qk_layernorm qk_norm use_qk_norm norm_qk use_qk_layernorm",
+    "model.attention_scale": "softmax_scale attention_multiplier attn_scale",
+    "model.clip_qkv": "attn_clip_qkv qkv_clip",
+    "model.layer_pattern": "layer_types attention_types window_attn_skip_freq sliding_window_pattern",
+    "model.embedding_scale": "embedding_multiplier scale_embeddings scale_emb embed_scale",
+    "model.embedding_norm": "word_embeddings_layernorm embedding_layer_norm",
+    "model.residual_scale": "residual_multiplier residual_alpha",
+    "model.logit_scale": "output_multiplier_scale",
+    "model.final_softcap": "final_logit_softcapping logit_softcapping output_logit_softcapping final_logit_softcap",
+    "model.gated": "gated_linear_unit glu use_glu is_gated_act gated_mlp",
     "model.norm": "normalization norm_type normalization_type norm_class_name layer_norm_type norm_layer "
     "layernorm_type",
     "model.norm_eps": "layer_norm_epsilon layernorm_epsilon layer_norm_eps layernorm_eps rms_norm_eps rms_norm_epsilon "
@@ -67,10 +92,25 @@ DIFFERENT_MODEL: dict[str, tuple[str, str]] = {
         "a size and not a multiple of model.hidden_size",
     ),
     "padded_vocab_size": ("model.vocab_size", "without the padding, which model.vocab_pad_multiple decides"),
-    "attention_bias attn_bias qkv_bias add_qkv_bias use_qkv_bias mlp_bias use_bias_in_norms use_bias_in_attn_linear": (
-        "model.bias",
-        "for all linears and LayerNorms at once",
+    "attention_bias attn_bias use_bias_in_attn_linear": (
+        "model.qkv_bias model.attention_output_bias",
+        "for the projections before and behind attention",
     ),
+    "use_bias_in_norms": ("model.norm_bias", "for all LayerNorms"),
+    "rotary_pct rotary_percent rotary_percentage partial_rotary_factor": (
+        "model.rope_dims",
+        "a number of elements of each head and not a share",
+    ),
+    "rope_scaling rope_parameters use_rope_scaling": ("model.rope_scaling.kind", "with the other keys beside it"),
+    "query_pre_attn_scalar": ("model.attention_scale", "its -1/2th power"),
+    "logits_scaling": ("model.logit_scale", "a factor and not a divisor"),
+    "gpt_j_residual parallel_residual use_parallel_residual parallel_attn parallel_attention shared_attention_norm "
+    "gpt_j_tied": ("model.wiring", "parallel with one norm for both branches, or parallel_two_norms"),
+    "apply_residual_connection_post_layernorm do_layer_norm_before post_norm pre_norm norm_placement": (
+        "model.wiring",
+        "pre, post, output or sandwich",
+    ),
+    "norm_layer_offset apply_layernorm_1p layernorm_1p zero_centered_gamma": ("model.norm_offset", "1 for 1 + weight"),
     "embd_pdrop resid_pdrop embd_dropout resid_dropout residual_dropout": (
         "model.dropout",
         "one for the embedding and for the outputs of attention and MLP",
@@ -112,6 +152,7 @@ WORDS_MODEL: dict[str, dict[str, str]] = {
         "true": "model.tied_embeddings=false",
         "false": "model.tied_embeddings=true",
     },
+    "alibi use_alibi": {"true": "model.position=alibi", "false": "model.position=learned"},
     "multi_query": {"true": "model.num_key_value_heads=1", "false": "model.num_key_value_heads=null"},
     "recompute_activations": {"true": "model.recompute=selective", "false": "model.recompute=none"},
     "mock_data": {"true": "data=synthetic"},
@@ -119,17 +160,11 @@ WORDS_MODEL: dict[str, dict[str, str]] = {
 """Names elsewhere -> value -> the words to write here. The first value is that of a name without a value."""
 
 ABSENT_MODEL: dict[str, str] = {
-    "rotary_pct rotary_percent rotary_percentage partial_rotary_factor rotary_dim": "rotary embedding always turns "
-    "the whole head",
-    "rope_scaling rope_scaling_factor rotary_scaling_factor rope_condense_ratio rope_type use_rope_scaling "
-    "rotary_seq_len_interpolation_factor": "rotary frequencies are not scaled; model.rope_theta is their base",
-    "gpt_j_residual parallel_residual use_parallel_residual parallel_attn parallel_attention "
-    "shared_attention_norm gpt_j_tied": "attention and MLP always follow each other",
-    "alibi use_alibi alibi_bias_max": "model.position is learned or rope",
-    "qk_layernorm qk_norm use_qk_norm": "queries and keys are not normalised",
-    "attn_logit_softcapping final_logit_softcapping logit_softcapping": "logits are not capped",
-    "apply_residual_connection_post_layernorm do_layer_norm_before post_norm pre_norm": "norms always stand before "
-    "attention and MLP",
+    "attn_logit_softcapping attention_softcap attn_softcap": "attention scores are not capped: PyTorch's attention "
+    "kernels cannot; model.final_softcap caps the logits",
+    "sinks attention_sink attention_sinks num_sink_tokens use_sinks": "attention has no sinks",
+    "kv_lora_rank q_lora_rank qk_rope_head_dim qk_nope_head_dim v_head_dim multi_latent_attention use_mla": "multi-"
+    "head latent attention (MLA) is not available",
     "apply_query_key_layer_scaling attention_softmax_in_fp32 fp32_residual_connection scale_attn_weights "
     "scale_attn_by_inverse_layer_idx reorder_and_upcast_attn softmax_in_fp32": "PyTorch's attention decides that",
     "attn_implementation attn_impl attention_impl attention_backend attention_config attention_type "
@@ -141,7 +176,6 @@ ABSENT_MODEL: dict[str, str] = {
     "no_rope_fusion persist_layer_norm no_persist_layer_norm transformer_impl use_mcore_models "
     "use_cpu_initialization": "there is no such kernel or way to switch to; runtime.compile and runtime.liger fuse "
     "layers",
-    "lm_head_bias": "the output head has no bias",
     "num_experts num_local_experts num_experts_per_tok n_routed_experts moe_router_topk moe_top_k moe_num_experts "
     "moe_intermediate_size moe_ffn_hidden_size moe_aux_loss_coeff moe_layer_freq moe_grouped_gemm "
     "router_aux_loss_coef": "mixtures of experts cannot be trained",

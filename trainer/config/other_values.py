@@ -18,7 +18,9 @@ _SCHEDULES: Final = {
 
 OTHER_VALUES: dict[str, dict[str, str]] = {
     "model.activation": {
-        "swiglu": "silu swish swi_glu llamamlp",
+        "swiglu": "swi_glu llamamlp",
+        "silu": "swish",
+        "relu2": "squared_relu relu_squared",
         "gelu_tanh": "gelu_new gelu_fast gelu_pytorch_tanh openai_gelu tanh_gelu",
     },
     "model.norm": {
@@ -27,8 +29,20 @@ OTHER_VALUES: dict[str, dict[str, str]] = {
     },
     "model.position": {
         "rope": "rotary rotary_embedding",
+        "none": "nope no false off",
         "learned": "absolute learned_absolute",
     },
+    "model.wiring": {
+        "pre": "pre_norm prenorm",
+        "post": "post_norm postnorm",
+        "parallel": "gpt_j gptj",
+        "parallel_two_norms": "gpt_neox neox",
+        "sandwich": "gemma2 gemma_2 peri",
+        "output": "olmo2 olmo_2",
+    },
+    "model.rope_scaling.kind": {"none": "default off false no", "longrope": "su long", "dynamic": "ntk dynamic_ntk"},
+    "model.query_key_norm": {"none": "false off no", "head": "true per_head qwen3", "full": "olmo2 all"},
+    "model.layer_pattern": {"full": "full_attention global", "window": "sliding_attention local sliding swa"},
     "model.recompute": {"full": "true yes on block all", "selective": "op", "none": "false no off null"},
     "layout.pipeline_schedule": {"dualpipev": "dualpipe"},
     "zero.offload": {"cpu": "true yes on", "none": "false no off null", "nvme": "disk ssd"},
@@ -143,8 +157,9 @@ NOT_HERE: dict[str, tuple[str, str]] = {
         "polynomial inverse_sqrt inverse_square_root exponential cosine_with_restarts reduce_lr_on_plateau onecycle",
         "",
     ),
-    "model.position": ("alibi sinusoidal relative nope none t5 xpos yarn", ""),
-    "model.activation": ("geglu reglu squared_relu relu2 quick_gelu mish tanh", ""),
+    "model.position": ("sinusoidal relative t5 xpos yarn", ""),
+    "model.activation": ("geglu reglu quick_gelu mish tanh", ""),
+    "model.rope_scaling.kind": ("proportional axial mrope", ""),
     "model.norm": ("batchnorm none dyt scalenorm", ""),
     "layout.pipeline_schedule": ("gpipe interleaved interleaved1f1b zb zbv zero_bubble loopedbfs afab", ""),
     "runtime.device": ("mps tpu xla npu xpu hpu rocm hip", ""),

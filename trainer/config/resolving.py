@@ -84,8 +84,11 @@ def resolved(tree: DictConfig, choices: Mapping[str, str]) -> dict[str, object]:
     values: dict[str, object] = {}
     wrong: dict[str, list[str]] = {}
     for key in KEYS:
-        group, _, leaf = key.rpartition(".")
-        parent = tree._get_node(group) if group else tree
+        *owners, leaf = key.split(".")
+        parent: object = tree
+        for owner in owners:
+            assert isinstance(parent, DictConfig)
+            parent = parent._get_node(owner)
         assert isinstance(parent, DictConfig), "the schema's groups are always there"
         try:
             values[key] = _value(parent, key, leaf)

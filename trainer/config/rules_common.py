@@ -73,7 +73,8 @@ def neighbours(number: int, unit: int) -> list[int]:
 def legal_tensor_parallel_sizes(case: Case) -> list[int]:
     """Return the sizes that shard query heads, key/value heads and the MLP (and, if sharded, the sequence) evenly."""
     model = case.config.model
-    common = math.gcd(model.num_attention_heads, case.sizes.num_key_value_heads, case.sizes.ffn_hidden_size)
+    common = math.gcd(model.num_attention_heads, case.sizes.ffn_hidden_size)
     if case.config.layout.sequence_parallel:
         common = math.gcd(common, model.seq_length)
-    return divisors(common)
+    groups = case.sizes.num_key_value_heads
+    return [size for size in divisors(common) if groups % size == 0 or size % groups == 0]

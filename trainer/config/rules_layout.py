@@ -7,10 +7,10 @@ from itertools import pairwise
 
 from trainer.config.elastic import Elastic
 from trainer.config.keys import joined
+from trainer.config.models import make_model
 from trainer.config.pipeline_schedules import SCHEDULES, Schedule
 from trainer.config.rules_common import Case, Rule, divisors, legal_tensor_parallel_sizes, neighbours, use
 from trainer.config.schema import (
-    ActivationKind,
     AdamImplementation,
     CpuMatmul,
     DeviceKind,
@@ -18,6 +18,7 @@ from trainer.config.schema import (
     NormKind,
     OffloadKind,
 )
+from trainer.spec.parts import Activation
 
 
 def _schedule(case: Case) -> tuple[Schedule, str]:
@@ -268,10 +269,13 @@ def liger(case: Case) -> Iterator[str]:
         yield "runtime.liger=true needs a GPU, but the ranks compute on the CPU; use runtime.liger=false"
     if config.runtime.compile:
         yield "runtime.liger=true has no effect in compiled blocks; use either it or runtime.compile=true"
-    has_norm = model.norm is NormKind.rmsnorm or model.bias
-    if not has_norm and model.activation is not ActivationKind.swiglu:
+    block = make_model(model, 1).blocks[0]
+    has_norm = block.norm.weight and (block.norm.kind is NormKind.rmsnorm or block.norm.bias)
+    is_swiglu = block.feed_forward.gated and block.feed_forward.activation is Activation.silu
+    if not has_norm and not is_swiglu:
+        without = "model.bias=false" if block.norm.weight else "model.norm_weight=false"
         yield (
-            "runtime.liger=true has no effect with model.norm=layernorm, model.bias=false and "
+            f"runtime.liger=true has no effect with model.norm={model.norm.value}, {without} and "
             f"model.activation={model.activation.value}: liger-kernel has kernels for RMSNorm, LayerNorm with a bias, "
             "and swiglu; leave it out"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.config.rules_common import Case, Rule, divisors, legal_tensor_parallel_sizes, neighbours, use
-from trainer.config.schema import PositionKind
 
 
 def hidden_size_by_heads(case: Case) -> Iterator[str]:
@@ -30,32 +29,25 @@ def heads_by_key_value_heads(case: Case) -> Iterator[str]:
         )
 
 
-def rotary_head_dim(case: Case) -> Iterator[str]:
-    """Rotary embedding rotates pairs of elements."""
-    model = case.config.model
-    head_dim = case.sizes.head_dim
-    if model.position is PositionKind.rope and head_dim % 2:
-        source = "" if model.head_dim else " = model.hidden_size / model.num_attention_heads"
-        yield f"model.head_dim ({head_dim}{source}) must be even for model.position=rope"
-
-
 def cut_over_tensor_ranks(case: Case) -> Iterator[str]:
-    """Heads, key/value heads, MLP and (if sharded) the sequence are sharded evenly."""
+    """Heads, MLP and (if sharded) the sequence are sharded evenly, and key/value heads too or shared evenly."""
     model, layout = case.config.model, case.config.layout
     tp = layout.tensor_parallel_size
     parts = [("model.num_attention_heads", model.num_attention_heads)]
-    if model.num_key_value_heads is not None:
-        parts.append(("model.num_key_value_heads", model.num_key_value_heads))
     named = "model.ffn_hidden_size" if model.ffn_hidden_size is not None else "4 x model.hidden_size"
     parts.append((named, case.sizes.ffn_hidden_size))
     if layout.sequence_parallel:
         parts.append(("model.seq_length", model.seq_length))
+    legal = use(legal_tensor_parallel_sizes(case), tp)
     for key, size in parts:
         if size % tp:
-            yield (
-                f"{key} ({size}) must be divisible by layout.tensor_parallel_size ({tp}); "
-                f"{use(legal_tensor_parallel_sizes(case), tp)}"
-            )
+            yield f"{key} ({size}) must be divisible by layout.tensor_parallel_size ({tp}); {legal}"
+    groups = model.num_key_value_heads
+    if groups is not None and groups % tp and tp % groups:
+        yield (
+            f"model.num_key_value_heads ({groups}) must be divisible by layout.tensor_parallel_size ({tp}), or divide "
+            f"it; {legal}"
+        )
 
 
 def sequence_parallel_alone(case: Case) -> Iterator[str]:
@@ -71,7 +63,6 @@ def sequence_parallel_alone(case: Case) -> Iterator[str]:
 RULES: tuple[Rule, ...] = (
     hidden_size_by_heads,
     heads_by_key_value_heads,
-    rotary_head_dim,
     cut_over_tensor_ranks,
     sequence_parallel_alone,
 )

@@ -18,6 +18,9 @@ MINIMA: dict[str, int] = {
     "model.seq_length": 1,
     "model.vocab_size": 1,
     "model.vocab_pad_multiple": 1,
+    "model.position_offset": 0,
+    "model.rope_dims": 2,
+    "model.rope_scaling.original_length": 2,
     "model.sliding_window": 1,
     "data.max_documents": 1,
     "data.max_samples": 1,
@@ -60,13 +63,29 @@ MINIMA: dict[str, int] = {
 
 POSITIVE: tuple[str, ...] = (
     "model.rope_theta",
+    "model.rope_scaling.factor",
+    "model.rope_scaling.low_frequency_factor",
+    "model.rope_scaling.high_frequency_factor",
+    "model.rope_scaling.beta_fast",
+    "model.rope_scaling.beta_slow",
+    "model.rope_scaling.attention_factor",
+    "model.rope_scaling.mscale",
+    "model.rope_scaling.mscale_all_dim",
+    "model.local_rope_theta",
     "model.norm_eps",
+    "model.attention_scale",
+    "model.clip_qkv",
+    "model.embedding_scale",
+    "model.residual_scale",
+    "model.logit_scale",
+    "model.final_softcap",
     "model.init_std",
     "optimizer.lr",
     "optimizer.eps",
     "train.spike_sigmas",
 )
 NOT_NEGATIVE: tuple[str, ...] = (
+    "model.norm_offset",
     "optimizer.weight_decay",
     "optimizer.grad_clip",
     "launch.restart_backoff_s",
@@ -125,7 +144,7 @@ def real_ranges(case: Case) -> Iterator[str]:
         return value
 
     for key in POSITIVE:
-        if not (number(key) > 0 and math.isfinite(number(key))):
+        if values[key] is not None and not (number(key) > 0 and math.isfinite(number(key))):
             yield f"{key} must be greater than 0, but is {values[key]}"
     for key in NOT_NEGATIVE:
         if values[key] is not None and not (number(key) >= 0 and math.isfinite(number(key))):

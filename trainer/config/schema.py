@@ -1,8 +1,8 @@
 """The config schema: one frozen dataclass per Hydra group. Keys are declared here and nowhere else.
 
 `register.py` makes mutable twins of these classes for Hydra, which cannot compose frozen ones; the code below the entry
-point is handed these frozen objects. No torch, and no project imports but its own parts, `schema_train.py`,
-`schema_runtime.py` and `schema_logging.py`, and the choices of the components of a model.
+point is handed these frozen objects. No torch, and no project imports but its own parts, `schema_model.py`,
+`schema_train.py`, `schema_runtime.py` and `schema_logging.py`, and the choices of the components of a model.
 A string literal under a field is its documentation: meaning, unit, range, what it interacts with.
 """
 
@@ -17,6 +17,11 @@ from trainer.config.schema_logging import EvalConfig as EvalConfig
 from trainer.config.schema_logging import LoggingConfig as LoggingConfig
 from trainer.config.schema_logging import WandbMode as WandbMode
 from trainer.config.schema_logging import WandbResume as WandbResume
+from trainer.config.schema_model import ActivationKind as ActivationKind
+from trainer.config.schema_model import LayerAttention as LayerAttention
+from trainer.config.schema_model import ModelConfig as ModelConfig
+from trainer.config.schema_model import PositionKind as PositionKind
+from trainer.config.schema_model import QueryKeyNorm as QueryKeyNorm
 from trainer.config.schema_runtime import PROFILE_AFTER_STEPS as PROFILE_AFTER_STEPS
 from trainer.config.schema_runtime import CpuMatmul as CpuMatmul
 from trainer.config.schema_runtime import DeviceKind as DeviceKind
@@ -25,23 +30,10 @@ from trainer.config.schema_runtime import RuntimeConfig as RuntimeConfig
 from trainer.config.schema_train import SpikePolicy as SpikePolicy
 from trainer.config.schema_train import TrainConfig as TrainConfig
 from trainer.spec.execution import RecomputeKind as RecomputeKind
+from trainer.spec.model import Wiring as Wiring
 from trainer.spec.parts import NormKind as NormKind
-
-
-class PositionKind(Enum):
-    """Position of a token, as the model sees it: learned absolute ones, or rotary embedding of queries and keys."""
-
-    learned = "learned"
-    rope = "rope"
-
-
-class ActivationKind(Enum):
-    """Non-linearity of the MLP. `gelu` is exact, `gelu_tanh` is GPT-2's approximation, `swiglu` is gated SiLU."""
-
-    gelu = "gelu"
-    gelu_tanh = "gelu_tanh"
-    relu = "relu"
-    swiglu = "swiglu"
+from trainer.spec.rope import RopeScaling as RopeScaling
+from trainer.spec.rope import RopeScalingKind as RopeScalingKind
 
 
 class PipelineSchedule(Enum):
@@ -107,59 +99,6 @@ class SaveFailure(Enum):
 
     stop = "stop"
     go_on = "go_on"
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """One GPT. All sizes are of the whole model, never of a rank."""
-
-    name: str = "custom"
-    """Name of the model in logs; it has no effect on the model."""
-    hidden_size: int = 64
-    """Width of the residual stream."""
-    num_layers: int = 4
-    """Number of transformer blocks."""
-    num_attention_heads: int = 4
-    """Number of query heads; layout.tensor_parallel_size must divide it."""
-    num_key_value_heads: int | None = None
-    """Number of key/value heads (grouped-query attention). null: as many as query heads."""
-    head_dim: int | None = None
-    """Size of one head. null: hidden_size / num_attention_heads."""
-    ffn_hidden_size: int | None = None
-    """Inner width of the MLP; for swiglu, the width of the gate and of the up projection each. null: 4 x
-    hidden_size."""
-    seq_length: int = 128
-    """Tokens in a training sequence; also the number of learned positions."""
-    vocab_size: int | None = None
-    """Number of token ids. null: as many as the tokenizer has."""
-    vocab_pad_multiple: int = 8
-    """The embedding is padded to a multiple of this times layout.tensor_parallel_size."""
-    position: PositionKind = PositionKind.learned
-    """learned | rope."""
-    rope_theta: float = 10000.0
-    """Base of the rotary frequencies (position=rope)."""
-    norm: NormKind = NormKind.layernorm
-    """layernorm | rmsnorm."""
-    norm_eps: float = 1e-5
-    """Epsilon of a norm: added to the variance before the square root."""
-    activation: ActivationKind = ActivationKind.gelu_tanh
-    """Non-linearity of the MLP."""
-    bias: bool = True
-    """Give linear layers and LayerNorms a bias."""
-    tied_embeddings: bool = True
-    """Share one weight between the token embedding and the output head."""
-    sliding_window: int | None = None
-    """Number of latest tokens, itself included, that a token attends to (Mistral). null: all."""
-    dropout: float = 0.0
-    """Probability of zeroing an element after the embedding, the attention output and the MLP output."""
-    attention_dropout: float = 0.0
-    """Probability of zeroing an attention weight."""
-    init_std: float = 0.02
-    """Standard deviation of the initial weights; residual outputs use init_std / sqrt(2 num_layers)."""
-    recompute: RecomputeKind = RecomputeKind.none
-    """none | selective | full. selective: only the core of attention; full: every block, from its input."""
-    fused_loss: bool = True
-    """Compute head and loss a few rows at a time, never the whole logits: less memory, same numbers."""
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trainer.config import rules_layout, rules_logging, rules_model, rules_profile, rules_ranges, rules_training
+from trainer.config import (
+    rules_layout,
+    rules_logging,
+    rules_model,
+    rules_options,
+    rules_profile,
+    rules_ranges,
+    rules_training,
+)
 from trainer.config.elastic import Elastic
 from trainer.config.rules_common import Case, Rule
 from trainer.config.schema import DeviceKind, TridentConfig
 from trainer.errors import ConfigError
 
-ARITHMETIC: tuple[Rule, ...] = (*rules_model.RULES, *rules_layout.RULES, *rules_profile.ARITHMETIC)
+ARITHMETIC: tuple[Rule, ...] = (
+    *rules_model.RULES,
+    *rules_options.RULES,
+    *rules_layout.RULES,
+    *rules_profile.ARITHMETIC,
+)
 """Rules that divide by sizes; asked only when every size is positive."""
 _ALWAYS: tuple[Rule, ...] = (
     *rules_ranges.RULES,

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from trainer.config.keys import GROUPS, build, flatten
+from trainer.config.keys import OWNERS, build, flatten
 from trainer.config.schema import TridentConfig
 from trainer.config.yaml_file import one_line
 from trainer.errors import ConfigError
@@ -36,8 +36,10 @@ def as_yaml(values: Mapping[str, object]) -> str:
     """Return dotted key -> plain value as YAML, one mapping for each group."""
     tree: dict[str, Any] = {}
     for key, value in values.items():
-        group, _, leaf = key.rpartition(".")
-        target = tree.setdefault(group, {}) if group else tree
+        *owners, leaf = key.split(".")
+        target = tree
+        for owner in owners:
+            target = target.setdefault(owner, {})
         target[leaf] = value
     text: str = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)
     # Unicode's own line ends are written unchanged, and would be read back as spaces.
@@ -61,12 +63,13 @@ def _unescaped(value: object) -> object:
     return value
 
 
-def _leaves(tree: Mapping[Any, object]) -> Iterable[tuple[str, object]]:
-    for name, value in tree.items():
-        if name in GROUPS and isinstance(value, Mapping | None):
-            yield from ((f"{name}.{leaf}", leaf_value) for leaf, leaf_value in (value or {}).items())
+def _leaves(tree: Mapping[Any, object], prefix: str = "") -> Iterable[tuple[str, object]]:
+    for leaf, value in tree.items():
+        name = f"{prefix}{leaf}"
+        if name in OWNERS and isinstance(value, Mapping | None):
+            yield from _leaves(value or {}, f"{name}.")
         else:
-            yield str(name), value
+            yield name, value
 
 
 def from_yaml(text: str) -> TridentConfig:

@@ -17,7 +17,7 @@ from trainer.engine.deepspeed_engines import DrivenEngine
 from trainer.engine.deepspeed_surface import BasicOptimizer
 from trainer.engine.face import Fragment, ReadShard
 from trainer.engine.sharding import MOMENTS, Piece, Sharding
-from trainer.tensor_parallel.shard import shard_spec
+from trainer.tensor_parallel.shard import first_element, shard_spec
 from trainer.topology.groups import ParallelGroups
 
 _VANISHED = 2.0**-30
@@ -43,7 +43,8 @@ def fragments(sharding: Sharding, groups: ParallelGroups) -> Iterator[Fragment]:
         for kind in piece.kinds:
             values = piece.elements(_tensor(sharding.basic_optimizer, piece, kind)).narrow(0, first, count)
             copied = values.to("cpu", torch.float32, copy=True)
-            yield Fragment(kind, spec, groups.tensor.rank, groups.tensor.size, piece.start + first, copied)
+            start = first_element(piece.parameter) + piece.start + first
+            yield Fragment(kind, spec, groups.tensor.rank, groups.tensor.size, start, copied)
 
 
 def _share(numel: int, groups: ParallelGroups) -> tuple[int, int]:
@@ -65,8 +66,7 @@ def restore(engine: DrivenEngine, read: ReadShard, scalars: Mapping[str, float])
 
     Args:
         engine: DeepSpeed's engine.
-        read: see `ReadShard`; called once for each tensor that this rank holds a part of. For a frozen parameter only
-            the weight is read.
+        read: see `ReadShard`; called for each parameter that this rank holds. For a frozen one only the weight is read.
         scalars: the values that `scalars` returned when the checkpoint was saved.
     """
     sharding, optimizer = engine.sharding, engine.basic_optimizer
@@ -80,16 +80,22 @@ def restore(engine: DrivenEngine, read: ReadShard, scalars: Mapping[str, float])
     for parameter in engine.module.parameters():
         spec = shard_spec(parameter)
         own = by_parameter.get(parameter, [])
-        weight = read("weight", spec).view(-1)
+        weight = _of(parameter, read("weight", spec))
         for piece in own:
             piece.elements(piece.master).copy_(weight.narrow(0, piece.start, piece.numel))
         sharding.set_model_weight(parameter, weight)
         for kind in MOMENTS if own and parameter.requires_grad else ():
-            moment = read(kind, spec).view(-1)
+            moment = _of(parameter, read(kind, spec))
             for piece in own:
                 state = cast(torch.Tensor, optimizer.state[piece.master][kind])
                 piece.elements(state).copy_(moment.narrow(0, piece.start, piece.numel))
     _set_scalars(engine, scalars)
+
+
+def _of(parameter: nn.Parameter, shard: torch.Tensor) -> torch.Tensor:
+    """Return a parameter's elements of the rank's shard of its tensor, flattened."""
+    numel: int = getattr(parameter, "ds_numel", parameter.numel())
+    return shard.view(-1).narrow(0, first_element(parameter), numel)
 
 
 def _begin_state(optimizer: Any, master: torch.Tensor, step: int) -> None:

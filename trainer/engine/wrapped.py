@@ -15,7 +15,7 @@ from trainer.engine.global_batch import loss_of, parts_of_a_batch
 from trainer.engine.own_time import OwnTime
 from trainer.engine.recording import Recorder
 from trainer.micro_batch import MicroBatch
-from trainer.tensor_parallel.shard import ShardSpec, shard_spec
+from trainer.tensor_parallel.shard import ShardSpec, joined_shards, shard_spec
 from trainer.topology.groups import ParallelGroups
 
 
@@ -88,11 +88,9 @@ class WrappedEngine:
         """Return this rank's shards by global name; parameters that ZeRO-3 has sharded are gathered first."""
         parameters = list(self._engine.module.parameters())
         sharded = [p for p in parameters if hasattr(p, "ds_id")]
-        found: dict[str, torch.Tensor] = {}
         with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
-            for parameter in parameters:
-                found[shard_spec(parameter).name] = parameter.detach().to("cpu", torch.float32, copy=True)
-        return found
+            values = ((one, one.detach().to("cpu", torch.float32, copy=True)) for one in parameters)
+            return joined_shards(values)
 
     def shard_specs(self) -> Mapping[str, ShardSpec]:
         """Return how each local parameter is sharded."""

@@ -36,15 +36,19 @@ def attention_kernel(
 def _kernel(attention: Attention, length: int, tensor_parallel_size: int, dtype: Dtype, device: torch.device) -> str:
     windowed = attention.window is not None and attention.window < length
     heads = attention.num_heads // tensor_parallel_size
+    masked = windowed or attention.alibi
     # With a mask, keys and values are repeated before attention.
-    pairs = heads if windowed else attention.num_key_value_heads // tensor_parallel_size
+    pairs = heads if masked else max(1, attention.num_key_value_heads // tensor_parallel_size)
 
     def some(count: int) -> torch.Tensor:
         shape = (1, count, length, attention.head_dim)
         return torch.empty(shape, dtype=DTYPES[dtype], device=device, requires_grad=True)
 
-    mask = torch.ones(length, length, dtype=torch.bool, device=device) if windowed else None
+    mask = None
+    if masked:
+        shape, of = ((1, heads, length, length), DTYPES[dtype]) if attention.alibi else ((length, length), torch.bool)
+        mask = torch.ones(shape, dtype=of, device=device)
     choice = torch._fused_sdp_choice(
-        some(heads), some(pairs), some(pairs), mask, 0.0, not windowed, enable_gqa=heads != pairs
+        some(heads), some(pairs), some(pairs), mask, 0.0, not masked, enable_gqa=heads != pairs
     )
-    return _WORDS.get(SDPBackend(choice), SDPBackend(choice).name) + (" with a mask" if windowed else "")
+    return _WORDS.get(SDPBackend(choice), SDPBackend(choice).name) + (" with a mask" if masked else "")

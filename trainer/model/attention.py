@@ -1,7 +1,7 @@
 """Causal multi-head attention with grouped keys and values; heads are sharded over the tensor-parallel group.
 
-Source: arXiv 1706.03762; grouped queries arXiv 2305.13245; sliding window arXiv 2310.06825; tensor parallelism
-Megatron-LM arXiv 1909.08053, section 3.
+Source: arXiv 1706.03762; grouped queries arXiv 2305.13245; sliding window arXiv 2310.06825; linear biases (alibi) arXiv
+2108.12409; tensor parallelism Megatron-LM arXiv 1909.08053, section 3.
 Shapes: S queries, K keys, B micro-batch, N query heads and M key/value heads on this rank, D head_dim.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,12 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.micro_batch import MicroBatch
 from trainer.model.cache import KeyValueCache
-from trainer.model.positions import rotate
+from trainer.model.norm import Norm
+from trainer.model.query_key_norm import CutNorm, HeadNorm, normalised_over_ranks
+from trainer.model.rotary import rotate
 from trainer.spec.execution import RecomputeKind
 from trainer.spec.parts import Attention as AttentionSpec
+from trainer.spec.parts import Norm as NormSpec
 from trainer.tensor_parallel.init import TensorContext
 from trainer.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
 from trainer.tensor_parallel.random import attention_dropout, training_place
@@ -35,10 +39,45 @@ def causal_mask(num_queries: int, num_keys: int, window: int | None, device: tor
         return allowed if window is None else allowed & (key > query - window)
 
 
+def alibi_slopes(num_heads: int) -> tuple[float, ...]:
+    """Return by how much a step back lowers the scores of each head: a geometric sequence, as in the paper.
+
+    For a number of heads that is no power of two, the slopes of the next lower power, and every other one of the next
+    higher power: arXiv 2108.12409, and its code.
+    """
+    lower = 1 << (num_heads.bit_length() - 1)
+    base = 2.0 ** (-8.0 / lower)
+    slopes = [base ** (index + 1) for index in range(lower)]
+    between = 2.0 ** (-4.0 / lower)
+    return (*slopes, *(between ** (2 * index + 1) for index in range(num_heads - lower)))
+
+
+@lru_cache(maxsize=4)
+def alibi_bias(
+    slopes: tuple[float, ...],
+    num_queries: int,
+    num_keys: int,
+    window: int | None,
+    like: tuple[torch.dtype, torch.device],
+) -> torch.Tensor:
+    """Return what is added to the scores, `[1, N, S, K]`: minus slope x distance, and -inf where a key is not seen.
+
+    BLOOM adds slope x position of the key, which differs by a constant for each query: softmax does not see it, and
+    distances are small where scores count.
+    """
+    dtype, device = like
+    with torch.inference_mode(False), torch.no_grad():
+        query = torch.arange(num_keys - num_queries, num_keys, device=device).unsqueeze(1)
+        steps = (torch.arange(num_keys, device=device).unsqueeze(0) - query).float()
+        bias = torch.tensor(slopes, dtype=torch.float32, device=device).view(1, -1, 1, 1) * steps
+        mask = causal_mask(num_queries, num_keys, window, device)
+        return bias.masked_fill(~mask, -torch.inf).to(dtype)
+
+
 class Attention(nn.Module):
     """Self-attention: `[S, B, H] -> [S, B, H]` (`[S/tp, B, H]` with sequence parallelism).
 
-    Collective as its column- and row-parallel linear layers are.
+    Collective as its column- and row-parallel linear layers are, and as norms of queries and keys are.
 
     Args:
         name: global name; parameters `<name>.qkv.*` (rows: all queries, all keys, all values) and `<name>.output.*`.
@@ -52,19 +91,35 @@ class Attention(nn.Module):
         self.name = name
         self.head_dim = spec.head_dim
         self.num_heads = spec.num_heads // group.size
-        self.num_key_value_heads = spec.num_key_value_heads // group.size
+        # Ranks of which there are more than key/value heads have one each, several the same.
+        self.num_key_value_heads = max(1, spec.num_key_value_heads // group.size)
         self.first_head = group.rank * self.num_heads
         self.rope = spec.rope
         self.window = spec.window
         self.scale = spec.scale
+        self.clip = spec.clip
+        own = slice(self.first_head, self.first_head + self.num_heads)
+        self.slopes = alibi_slopes(spec.num_heads)[own] if spec.alibi else None
         self.dropout = context.execution.attention_dropout
         self.recompute_core = context.execution.recompute is RecomputeKind.selective
         self.qkv = ColumnParallelLinear(f"{name}.qkv", spec.qkv, context)
+        self.query_norm = _head_norm(f"{name}.query_norm", spec.query_norm, context)
+        self.key_norm = _head_norm(f"{name}.key_norm", spec.key_norm, context)
         self.output = RowParallelLinear(f"{name}.output", spec.output, context)
 
-    def forward(self, hidden: torch.Tensor, batch: MicroBatch, cache: KeyValueCache | None = None) -> torch.Tensor:
-        """Attend; `cache` holds earlier tokens."""
-        query, key, value = self._heads(self.qkv(hidden), batch.positions)
+    def forward(
+        self, hidden: torch.Tensor, batch: MicroBatch, cache: KeyValueCache | None = None, local: bool = False
+    ) -> torch.Tensor:
+        """Attend; `cache` holds earlier tokens.
+
+        Args:
+            hidden: input.
+            batch: the micro-batch.
+            cache: keys and values of earlier tokens.
+            local: leave communication at both ends to the caller: see the linear layers.
+        """
+        before = 0 if cache is None else cache.length
+        query, key, value = self._heads(self.qkv(hidden, local), batch.positions, before)
         if cache is not None:
             key, value = cache.extend(self.name, key, value)
         if self.recompute_core and self.training and torch.is_grad_enabled():
@@ -72,18 +127,39 @@ class Attention(nn.Module):
         else:
             context = self._core(query, key, value, batch)
         # [B, N, S, D] -> [S, B, N D]
-        output: torch.Tensor = self.output(context.permute(2, 0, 1, 3).flatten(2))
+        output: torch.Tensor = self.output(context.permute(2, 0, 1, 3).flatten(2), local)
         return output
 
-    def _heads(self, qkv: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Split `[S, B, (N + 2 M) D]` into queries `[B, N, S, D]`, keys and values `[B, M, S, D]`."""
+    def _heads(
+        self, qkv: torch.Tensor, positions: torch.Tensor, before: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Split `[S, B, (N + 2 M) D]` into queries `[B, N, S, D]`, keys and values `[B, M, S, D]`.
+
+        Args:
+            qkv: output of the projection.
+            positions: position of each token.
+            before: number of tokens in the cache.
+        """
         length, batch, _ = qkv.shape
         heads = qkv.view(length, batch, -1, self.head_dim)
         counts = [self.num_heads, self.num_key_value_heads, self.num_key_value_heads]
         query, key, value = torch.split(heads, counts, dim=2)
+        query, key = self._normalised(query, key)
+        if self.clip is not None:
+            query, key, value = (part.clamp(-self.clip, self.clip) for part in (query, key, value))
         if self.rope is not None:
-            query, key = rotate(query, self.rope, positions), rotate(key, self.rope, positions)
+            query, key = (rotate(part, self.rope, positions, before + length) for part in (query, key))
         return query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3)
+
+    def _normalised(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalise queries `[S, B, N, D]` and keys `[S, B, M, D]`, each head or all heads of all ranks."""
+        if self.query_norm is None or self.key_norm is None:
+            return query, key
+        if isinstance(self.query_norm, CutNorm):
+            parts = ((self.query_norm, query.flatten(2)), (cast(CutNorm, self.key_norm), key.flatten(2)))
+            wide = normalised_over_ranks(parts)
+            return wide[0].view(query.shape), wide[1].view(key.shape)
+        return self.query_norm(query), self.key_norm(key)
 
     def _core(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """Return softmax(Q K^T / sqrt(D)) V, `[B, N, S, D]`."""
@@ -92,15 +168,23 @@ class Attention(nn.Module):
         grouped = self.num_key_value_heads != self.num_heads
         if self.training and self.dropout > 0:
             return self._explicit(query, key, value, batch)
-        if not windowed and num_queries in (1, num_keys):
+        if self.slopes is None and not windowed and num_queries in (1, num_keys):
             # A single query sees every key, and SDPA would align a causal mask with the first key.
             causal = num_queries > 1
             return F.scaled_dot_product_attention(
                 query, key, value, is_causal=causal, scale=self.scale, enable_gqa=grouped
             )
-        mask = causal_mask(num_queries, num_keys, self.window, query.device)
         key, value = self._repeated(key), self._repeated(value)
+        mask = self._alibi(query, key)
+        if mask is None:
+            mask = causal_mask(num_queries, num_keys, self.window, query.device)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
+
+    def _alibi(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
+        """Return what the distances add to the scores `[1, N, S, K]`, with the mask; None without alibi."""
+        if self.slopes is None:
+            return None
+        return alibi_bias(self.slopes, query.shape[2], key.shape[2], self.window, (query.dtype, query.device))
 
     def _repeated(self, heads: torch.Tensor) -> torch.Tensor:
         repeats = self.num_heads // self.num_key_value_heads
@@ -112,7 +196,15 @@ class Attention(nn.Module):
         mask = causal_mask(query.shape[2], key.shape[2], self.window, query.device)
         scaled = query / math.sqrt(self.head_dim) if self.scale is None else query * self.scale
         scores = scaled @ key.transpose(-1, -2)
-        weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+        bias = self._alibi(query, key)
+        scores = scores.masked_fill(~mask, -torch.inf) if bias is None else scores + bias
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
         name = f"{self.name}.weights"
         weights = attention_dropout(weights, self.dropout, training_place(batch, name), name, self.first_head)
         return weights @ value
+
+
+def _head_norm(name: str, spec: NormSpec | None, context: TensorContext) -> Norm | None:
+    if spec is None:
+        return None
+    return HeadNorm(name, spec, context) if spec.heads is None else CutNorm(name, spec, context)

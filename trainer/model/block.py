@@ -20,6 +20,7 @@ from trainer.model.norm import Norm
 from trainer.spec.execution import RecomputeKind
 from trainer.spec.model import Block as BlockSpec
 from trainer.spec.model import Wiring
+from trainer.tensor_parallel.mappings import enter_tensor_parallel, leave_tensor_parallel
 from trainer.tensor_parallel.random import hidden_dropout, sequence_rows, training_place
 
 
@@ -49,6 +50,9 @@ class Block(nn.Module):
         self.dropout = execution.dropout
         self.recompute = execution.recompute is RecomputeKind.full
         self.wiring = spec.wiring
+        self.residual_scale = spec.residual_scale
+        # Dropout is different for both branches, so that their sums over ranks cannot be joined.
+        self.joins_branches = spec.wiring.is_parallel and self.group.size > 1 and self.dropout == 0
 
         def norm(part: str) -> Norm | None:
             return Norm(f"{name}.{part}", spec.norm, context) if part in spec.norm_names else None
@@ -78,17 +82,37 @@ class Block(nn.Module):
         return self._transform(hidden, batch, None)
 
     def _forward(self, hidden: torch.Tensor, batch: MicroBatch, cache: KeyValueCache | None) -> torch.Tensor:
+        if self.joins_branches:
+            return hidden + self._scaled(self._joined_branches(hidden, batch, cache))
         if self.wiring.is_parallel:
             normed = _normed(self.attention_norm, hidden)
-            attended = self.attention(normed, batch, cache)
+            attended = self._dropped(self.attention(normed, batch, cache), batch, "attention")
             transformed = self.mlp(normed if self.mlp_norm is None else self.mlp_norm(hidden))
-            return hidden + self._dropped(attended, batch, "attention") + self._dropped(transformed, batch, "mlp")
+            return hidden + self._scaled(attended) + self._scaled(self._dropped(transformed, batch, "mlp"))
         attended = self.attention(self._before(self.attention_norm, hidden), batch, cache)
         attended = self._after(self.attention_norm, self.attention_output_norm, attended)
         hidden = self._joined(self.attention_norm, hidden, self._dropped(attended, batch, "attention"))
         transformed = self.mlp(self._before(self.mlp_norm, hidden))
         transformed = self._after(self.mlp_norm, self.mlp_output_norm, transformed)
         return self._joined(self.mlp_norm, hidden, self._dropped(transformed, batch, "mlp"))
+
+    def _joined_branches(self, hidden: torch.Tensor, batch: MicroBatch, cache: KeyValueCache | None) -> torch.Tensor:
+        """Return attention plus MLP of a parallel block, with one message each in forward and backward, not two.
+
+        Both end in partial sums over the tensor-parallel ranks, which are added before they are reduced; and both
+        begin with the same input, or with two that travel as one.
+        """
+        inputs = [_normed(self.attention_norm, hidden)]
+        if self.mlp_norm is not None:
+            inputs.append(self.mlp_norm(hidden))
+        joined = torch.cat(inputs, dim=-1) if len(inputs) > 1 else inputs[0]
+        entered = enter_tensor_parallel(joined, self.group, self.sequence_parallel).chunk(len(inputs), dim=-1)
+        partial = self.attention(entered[0], batch, cache, local=True) + self.mlp(entered[-1], local=True)
+        whole = leave_tensor_parallel(partial, self.group, self.sequence_parallel)
+        return self.mlp.down.biased(self.attention.output.biased(whole))
+
+    def _scaled(self, branch: torch.Tensor) -> torch.Tensor:
+        return branch if self.residual_scale == 1.0 else branch * self.residual_scale
 
     def _before(self, norm: Norm | None, hidden: torch.Tensor) -> torch.Tensor:
         """Return the part of the residual stream that attention or MLP reads."""
@@ -99,7 +123,8 @@ class Block(nn.Module):
         return _normed(norm if self.wiring is Wiring.output else output_norm, branch)
 
     def _joined(self, norm: Norm | None, hidden: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
-        return _normed(norm, hidden + branch) if self.wiring is Wiring.post else hidden + branch
+        hidden = hidden + self._scaled(branch)
+        return _normed(norm, hidden) if self.wiring is Wiring.post else hidden
 
     def _dropped(self, hidden: torch.Tensor, batch: MicroBatch, part: str) -> torch.Tensor:
         # Leaves before it reads the name: torch.compile would otherwise compile every block anew.

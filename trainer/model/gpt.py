@@ -12,7 +12,7 @@ from trainer.micro_batch import MicroBatch
 from trainer.model.block import Block
 from trainer.model.cache import KeyValueCache
 from trainer.model.context import ModelContext
-from trainer.model.norm import FinalNorm
+from trainer.model.norm import FinalNorm, Norm
 from trainer.model.positions import PositionLayer
 from trainer.spec.model import Block as BlockSpec
 from trainer.spec.model import LayerSpec
@@ -26,6 +26,7 @@ __all__ = [
     "KeyValueCache",
     "ModelContext",
     "build_layer",
+    "build_tied",
     "full_logits",
     "tied_head",
 ]
@@ -49,9 +50,25 @@ def build_layer(name: str, context: ModelContext) -> nn.Module:
     return _built(name, spec, context)
 
 
+def build_tied(context: ModelContext, embeds: bool = True, heads: bool = True) -> VocabParallelEmbedding:
+    """Build the embedding that a head is tied to, empty, for one of its uses or for both. No collective.
+
+    What only one use needs is built for it alone: the norm of looked-up rows, and the bias of the head.
+
+    Args:
+        context: the model's context.
+        embeds: it looks tokens up.
+        heads: it is used as the head.
+    """
+    context.check()
+    spec, head = context.spec.embedding, context.spec.head
+    norm = None if spec.norm is None or not embeds else Norm("embedding.norm", spec.norm, context)
+    return VocabParallelEmbedding("embedding", spec, context, norm, ("head", head) if heads and head.tied else None)
+
+
 def _built(name: str, spec: LayerSpec, context: ModelContext) -> nn.Module:
     if isinstance(spec, Embedding):
-        return VocabParallelEmbedding(name, spec, context)
+        return build_tied(context)
     if isinstance(spec, Positions):
         return PositionLayer(name, spec, context)
     if isinstance(spec, BlockSpec):
@@ -69,7 +86,9 @@ def full_logits(logits: torch.Tensor, context: ModelContext) -> torch.Tensor:
 
 
 class GPT(nn.Module):
-    """All layers in one module, empty (see `fill`); parameter names are the global names. PP = 1 trains it.
+    """All layers in one module, empty (see `fill`). PP = 1 trains it.
+
+    Parameter names are the global names, except those of a tied head's bias and of rows that ranks share.
 
     Args:
         context: the model's context.
@@ -84,7 +103,7 @@ class GPT(nn.Module):
         self.context = context
         spec = context.spec
         blocks = (layer for layer in spec.layers if isinstance(layer.spec, BlockSpec))
-        self.embedding = VocabParallelEmbedding("embedding", spec.embedding, context)
+        self.embedding = build_tied(context)
         self.position = PositionLayer("position", spec.positions, context)
         self.blocks = nn.ModuleList(_built(layer.name, layer.spec, context) for layer in blocks)
         self.final_norm = None if spec.final_norm is None else FinalNorm("final_norm", spec.final_norm, context)

@@ -55,8 +55,13 @@ class MLP(nn.Module):
             return self.pointwise.silu_times(gate, up)
         return activate(gate, self.activation) * up
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Transform every position by itself."""
-        inner: torch.Tensor = self.get_submodule(self.first)(hidden)
-        output: torch.Tensor = self.down(self._activated(inner))
+    def forward(self, hidden: torch.Tensor, local: bool = False) -> torch.Tensor:
+        """Transform every position by itself.
+
+        Args:
+            hidden: input.
+            local: leave communication at both ends to the caller: see the linear layers.
+        """
+        inner: torch.Tensor = self.get_submodule(self.first)(hidden, local)
+        output: torch.Tensor = self.down(self._activated(inner), local)
         return output

@@ -1,12 +1,9 @@
-"""Positions of tokens: learned absolute positions, or rotary embedding of queries and keys.
+"""Learned positions of tokens, and the dropout behind the embedding.
 
-Source: learned as in GPT (Radford et al. 2018); rotary arXiv 2104.09864 in the half-rotation layout of LLaMA's
-Hugging Face weights.
+Source: GPT (Radford et al. 2018).
 """
 
 from __future__ import annotations
-
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +11,7 @@ from torch import nn
 
 from trainer.micro_batch import MicroBatch
 from trainer.model.context import ModelContext
-from trainer.spec.parts import Positions, Rope
+from trainer.spec.parts import Positions
 from trainer.tensor_parallel.mappings import scatter_to_sequence
 from trainer.tensor_parallel.random import hidden_dropout, sequence_rows, training_place
 
@@ -37,6 +34,7 @@ class PositionLayer(nn.Module):
         self.group = context.tensor
         self.sequence_parallel = context.sequence_parallel
         self.max_length = spec.length
+        self.offset = spec.offset
         self.dropout = context.execution.dropout
         self.weight = context.parameters(spec.tensors(name)).get("weight")
 
@@ -63,30 +61,4 @@ class PositionLayer(nn.Module):
                 f"a sequence must have at most model.seq_length ({self.max_length}) tokens with "
                 f"model.position=learned, but has {int(positions.max()) + 1}"
             )
-        return F.embedding(positions.t(), weight)
-
-
-@lru_cache(maxsize=16)
-def _rotary_table(positions: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cosine and sine of each angle, `[S, 1 or B, 1, dims/2]` fp32, once for all layers and micro-batches."""
-    # Not a buffer: `module.half()` would cast it and blur late positions. Not an inference tensor: autograd saves it.
-    with torch.inference_mode(False), torch.no_grad():
-        exponents = torch.arange(0, rope.dims, 2, dtype=torch.float32, device=positions.device) / rope.dims
-        angles = positions.t().to(torch.float32)[..., None, None] * (1.0 / rope.theta**exponents)
-        return angles.cos(), angles.sin()
-
-
-def rotate(heads: torch.Tensor, rope: Rope, positions: torch.Tensor) -> torch.Tensor:
-    """Apply the rotary embedding to heads `[S, B, N, D]` at positions `[1 or B, S]`; computed in fp32.
-
-    Only the first `rope.dims` elements of a head are rotated.
-    """
-    head_dim = heads.shape[-1]
-    cos, sin = _rotary_table(positions, rope)
-    half = rope.dims // 2
-    low, high, rest = torch.split(heads, [half, half, head_dim - rope.dims], dim=-1)
-    # The tables are fp32, so the products are too.
-    turned = (low * cos - high * sin, high * cos + low * sin)
-    if rope.dims == head_dim:
-        return torch.cat(turned, dim=-1).to(heads.dtype)
-    return torch.cat((*(part.to(heads.dtype) for part in turned), rest), dim=-1)
+        return F.embedding(positions.t() + self.offset if self.offset else positions.t(), weight)

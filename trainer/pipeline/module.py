@@ -18,8 +18,8 @@ from torch import nn
 from trainer.config.plan import RunPlan
 from trainer.config.schema import PipelineSchedule
 from trainer.micro_batch import MicroBatch
-from trainer.model.gpt import ModelContext, build_layer, tied_head
-from trainer.pipeline.partition import stage_bounds
+from trainer.model.gpt import ModelContext, build_layer, build_tied, tied_head
+from trainer.pipeline.partition import stage_bounds, stages
 from trainer.spec.model import LayerKind
 
 TIED_KEY = "embedding"
@@ -81,6 +81,12 @@ class Builder:
         self.fill(layer)
         return layer
 
+    def tied(self, embeds: bool, heads: bool) -> nn.Module:
+        """Return the embedding that the head is tied to, filled, for one of its uses or for both."""
+        layer = build_tied(self.context, embeds, heads)
+        self.fill(layer)
+        return layer
+
 
 class NamedLayerSpec(LayerSpec):  # type: ignore[misc]
     """Builds the layer of this name only on the rank that owns it."""
@@ -96,23 +102,35 @@ class NamedLayerSpec(LayerSpec):  # type: ignore[misc]
 
 
 class TiedEmbeddingSpec(TiedLayerSpec):  # type: ignore[misc]
-    """The token embedding, used as the first layer and, through `forward_fn`, as the head."""
+    """The token embedding, used as the first layer and, through `forward_fn`, as the head.
 
-    def __init__(self, builder: Builder, forward_fn: Callable[..., torch.Tensor] | None = None) -> None:
-        super().__init__(TIED_KEY, nn.Module, forward_fn=forward_fn, tied_weight_attr="weight")
+    Args:
+        builder: builds it.
+        is_head: this is its use as the head.
+        has_both: one rank holds both uses, and builds it once.
+    """
+
+    def __init__(self, builder: Builder, is_head: bool, has_both: bool) -> None:
+        super().__init__(TIED_KEY, nn.Module, forward_fn=tied_head if is_head else None, tied_weight_attr="weight")
         self.builder = builder
+        self.uses = (not is_head or has_both, is_head or has_both)
 
     def build(self, log: bool = False) -> nn.Module:
-        """Build the embedding; a stage that holds both uses builds it once."""
-        return self.builder.layer("embedding")
+        """Build the embedding."""
+        return self.builder.tied(*self.uses)
 
 
-def layer_specs(builder: Builder) -> list[LayerSpec]:
-    """Return a spec for each layer, in order; a tied head shares the embedding's weight. The last returns the loss."""
+def layer_specs(builder: Builder, has_both: bool) -> list[LayerSpec]:
+    """Return a spec for each layer, in order; a tied head shares the embedding's weight. The last returns the loss.
+
+    Args:
+        builder: builds the layers.
+        has_both: one rank holds the first layer and the last.
+    """
     specs: list[LayerSpec] = []
     for layer in builder.context.spec.layers:
         if builder.context.spec.head.tied and layer.kind in (LayerKind.embedding, LayerKind.head):
-            specs.append(TiedEmbeddingSpec(builder, forward_fn=tied_head if layer.kind is LayerKind.head else None))
+            specs.append(TiedEmbeddingSpec(builder, layer.kind is LayerKind.head, has_both))
         else:
             specs.append(NamedLayerSpec(layer.name, builder))
     return specs
@@ -125,4 +143,16 @@ def build_pipeline(plan: RunPlan, builder: Builder) -> BoundedPipelineModule:
     )
     build = MODULE_CLASSES[plan.schedule.kind]
     # The head returns the loss: DeepSpeed's hooks on a stage's output clear and scale gradients, and must see it.
-    return build(stage_bounds(plan), layer_specs(builder), topology=topology, loss_fn=None)
+    ends = [stage.rank_index for stage in (stages(plan)[0], stages(plan)[-1])]
+    layers = layer_specs(builder, has_both=ends[0] == ends[1])
+    module = build(stage_bounds(plan), layers, topology=topology, loss_fn=None)
+    _count_bias_of_tied_head(module)
+    return module
+
+
+def _count_bias_of_tied_head(module: nn.Module) -> None:
+    """Let the bias of a tied head count: DeepSpeed takes all parameters of a tied layer's later copy for copies."""
+    for layer in module.modules():
+        bias = getattr(layer, "head_bias", None)
+        if bias is not None:
+            bias.ds_pipe_replicated = False

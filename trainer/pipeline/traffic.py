@@ -16,7 +16,7 @@ from trainer.config.schema import Dtype
 from trainer.mesh import Mesh
 from trainer.pipeline.partition import Stage, stages
 from trainer.spec.execution import RecomputeKind
-from trainer.spec.model import Layer, LayerKind
+from trainer.spec.model import Block, Layer, LayerKind
 from trainer.spec.parts import Positions
 
 _FP32_BYTES = 4
@@ -44,7 +44,7 @@ def tensor_link_bytes(plan: RunPlan, stage: Stage) -> float:
     size = plan.tensor_parallel_size
     whole = hidden_bytes(plan)
     rounds = sum(_rounds(plan, layer) for layer in stage.layers)
-    in_bytes = rounds * whole
+    in_bytes = rounds * whole + 2 * sum(_shared_bytes(plan, layer) for layer in stage.layers)
     if any(layer.kind is LayerKind.head for layer in stage.layers):
         positions = plan.execution.seq_length * plan.micro_batch_size
         # The loss. Fused: two numbers a position of every rank, gathered; otherwise a maximum and two sums.
@@ -55,7 +55,9 @@ def tensor_link_bytes(plan: RunPlan, stage: Stage) -> float:
 def _rounds(plan: RunPlan, layer: Layer) -> float:
     """Return how often a layer's hidden states go once round the ring in one micro-batch, forward and backward."""
     sharded = plan.sequence_parallel
-    if layer.kind is LayerKind.block:
+    if isinstance(layer.spec, Block):
+        if layer.spec.wiring.is_parallel and plan.execution.dropout == 0:
+            return _rounds_of_joined_branches(plan, len(layer.spec.norm_names))
         # Two pairs of a column- and a row-parallel matrix. Sharded, the column's input is gathered once more in
         # backward. The recomputed part is the forward pass up to the last matrix, whose sum nothing needs.
         again = 0 if plan.execution.recompute is not RecomputeKind.full else (3 if sharded else 2)
@@ -67,6 +69,23 @@ def _rounds(plan: RunPlan, layer: Layer) -> float:
         return 1 / plan.micro_batch_size
     # Fused, the head's gradients are made in forward, where its input is whole.
     return (3 if sharded and not plan.execution.fused_loss else 2) if layer.kind is LayerKind.head else 0
+
+
+def _rounds_of_joined_branches(plan: RunPlan, inputs: int) -> float:
+    """Return the same for a parallel block, whose branches share a message each way, with one or two inputs."""
+    recomputed = plan.execution.recompute is RecomputeKind.full
+    if not plan.sequence_parallel:
+        return 2 + 2 * inputs
+    return 2 + 2 * inputs + (inputs if recomputed else 0)
+
+
+def _shared_bytes(plan: RunPlan, layer: Layer) -> float:
+    """Return the bytes of the gradients that several tensor-parallel ranks' key/value heads have in common."""
+    size = plan.tensor_parallel_size
+    if not isinstance(layer.spec, Block) or layer.spec.attention.num_key_value_heads >= size:
+        return 0.0
+    element = _FP32_BYTES if plan.dtype is Dtype.fp32 else 2
+    return 2.0 * layer.spec.attention.keys * plan.model.hidden_size * element
 
 
 def node_traffic(plan: RunPlan, nodes: Sequence[Hashable]) -> NodeTraffic:

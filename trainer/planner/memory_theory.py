@@ -80,13 +80,17 @@ def gpu_bytes(plan: RunPlan) -> int:
 
 def _activations(plan: RunPlan, width: int) -> int:
     """Return the bytes of activations that forward leaves for backward in the blocks."""
-    tokens = plan.micro_batch_size * plan.execution.seq_length
+    length = plan.execution.seq_length
+    tokens = plan.micro_batch_size * length
+    # What alibi adds to the scores is one tensor for all layers that are alike.
+    biases = sum(one.num_heads for one in {block.attention for block in plan.model.blocks} if one.alibi)
+    constant = biases * length * length * width
     kept = [block.kept.whole + block.kept.cut for block in plan.model.blocks]
     if plan.execution.recompute is RecomputeKind.full:
         # Every block's input, and the block that keeps most, which is being recomputed.
-        return tokens * width * (len(kept) * plan.model.hidden_size + max(kept))
+        return constant + tokens * width * (len(kept) * plan.model.hidden_size + max(kept))
     # Selective recomputation drops the scores, and a fused attention has none.
-    return tokens * width * sum(kept)
+    return constant + tokens * width * sum(kept)
 
 
 def _loss(plan: RunPlan, width: int) -> int:

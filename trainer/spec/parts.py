@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from trainer.spec.rope import Rope
 from trainer.spec.tensors import Cut, Init, TensorSpec
 
 
@@ -59,14 +60,18 @@ class Norm:
     """Add a trained vector. LayerNorm only."""
     offset: float = 0.0
     """Number added to the weight before it scales (Gemma: 1)."""
+    heads: int | None = None
+    """Number of attention heads that the width is made of, over which it is sharded on tensor-parallel ranks, each of
+    which still normalises with the statistics of the whole width. None: every rank holds the whole width."""
 
     def tensors(self, name: str) -> Iterator[TensorSpec]:
         """Yield the tensors of the norm with that global name."""
+        cut = None if self.heads is None else Cut(0, (self.width,), heads=(self.heads,))
         if self.weight:
             init = Init.zeros if self.offset else Init.ones
-            yield TensorSpec(f"{name}.weight", (self.width,), init, decays=False)
+            yield TensorSpec(f"{name}.weight", (self.width,), init, cut, decays=False)
         if self.bias:
-            yield TensorSpec(f"{name}.bias", (self.width,), Init.zeros, decays=False)
+            yield TensorSpec(f"{name}.bias", (self.width,), Init.zeros, cut, decays=False)
 
     @property
     def kept(self) -> Kept:
@@ -85,6 +90,8 @@ class Linear:
     cut_inputs: bool = False
     """Shard the inputs, whose partial sums are added over the ranks, instead of the outputs."""
     init: Init = Init.normal
+    heads: tuple[int, ...] = ()
+    """Number of attention heads that each of the outputs is made of; empty: they are not made of heads."""
 
     @property
     def out_features(self) -> int:
@@ -98,22 +105,12 @@ class Linear:
 
     def tensors(self, name: str) -> Iterator[TensorSpec]:
         """Yield the tensors of the layer with that global name."""
-        rows = Cut(0, self.sections)
+        rows = Cut(0, self.sections, heads=self.heads)
         cut = Cut(1, (self.in_features,)) if self.cut_inputs else rows
         yield TensorSpec(f"{name}.weight", (self.out_features, self.in_features), self.init, cut)
         if self.bias:
             cut_bias = None if self.cut_inputs else rows
             yield TensorSpec(f"{name}.bias", (self.out_features,), Init.zeros, cut_bias, decays=False)
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary embedding of queries and keys (arXiv 2104.09864), pairs half a rotation apart as in LLaMA's weights."""
-
-    theta: float
-    """Base of the frequencies."""
-    dims: int
-    """Number of elements at the start of each head that are rotated; the others stay as they are (GPT-NeoX, Phi)."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +130,14 @@ class Attention:
     output_bias: bool = False
     scale: float | None = None
     """Factor of the scores; None: 1 / sqrt(head_dim)."""
-    query_key_norm: Norm | None = None
-    """Norm of queries and keys before the rotation: of each head (width head_dim), or of all heads at once."""
+    query_norm: Norm | None = None
+    """Norm of queries before the rotation: of each head (its width is head_dim), or of all heads at once."""
+    key_norm: Norm | None = None
+    """The same for keys."""
     clip: float | None = None
     """Limit of queries, keys and values, which are kept in [-clip, clip]."""
+    alibi: bool = False
+    """Add to each score the key's position times the head's own slope (arXiv 2108.12409, as in BLOOM)."""
 
     @property
     def queries(self) -> int:
@@ -151,7 +152,9 @@ class Attention:
     @property
     def qkv(self) -> Linear:
         """The matrix that makes all queries, then all keys, then all values."""
-        return Linear(self.hidden_size, (self.queries, self.keys, self.keys), self.bias)
+        groups = self.num_key_value_heads
+        widths = (self.queries, self.keys, self.keys)
+        return Linear(self.hidden_size, widths, self.bias, heads=(self.num_heads, groups, groups))
 
     @property
     def output(self) -> Linear:
@@ -161,9 +164,9 @@ class Attention:
     def tensors(self, name: str) -> Iterator[TensorSpec]:
         """Yield the tensors of the attention with that global name."""
         yield from self.qkv.tensors(f"{name}.qkv")
-        if self.query_key_norm is not None:
-            yield from self.query_key_norm.tensors(f"{name}.query_norm")
-            yield from self.query_key_norm.tensors(f"{name}.key_norm")
+        for part, norm in (("query_norm", self.query_norm), ("key_norm", self.key_norm)):
+            if norm is not None:
+                yield from norm.tensors(f"{name}.{part}")
         yield from self.output.tensors(f"{name}.output")
 
     def forward_flops(self, length: int) -> float:
@@ -173,9 +176,20 @@ class Attention:
 
     @property
     def kept(self) -> Kept:
-        """Queries, keys, values, rotated ones too, and the input of the output projection; not its own input."""
-        turned = 0 if self.rope is None else self.queries + self.keys
-        return Kept(cut=2 * self.queries + 2 * self.keys + turned)
+        """Queries, keys, values, rotated ones too, and the input of the output projection; not its own input.
+
+        What follows from others is kept where the next step needs it: normalised values before an RMSNorm's scale, and
+        behind it, or behind a limit, what attention or the limit reads.
+        """
+        both = self.queries + self.keys
+        turned = 0 if self.rope is None else both
+        normed = limited = 0
+        if self.query_norm is not None:
+            normed = both * (self.query_norm.kind is NormKind.rmsnorm)
+            normed += both * (self.clip is not None or self.rope is None)
+        if self.clip is not None:
+            limited = self.keys + both * (self.rope is None)
+        return Kept(cut=2 * both + turned + normed + limited)
 
 
 @dataclass(frozen=True)
@@ -216,8 +230,14 @@ class FeedForward:
 
     @property
     def kept(self) -> Kept:
-        """Elements before and after the activation, with a gate also gate and product; not its own input."""
-        return Kept(cut=(4 if self.gated else 2) * self.inner_size)
+        """Elements before and after the activation, with a gate also gate and product; not its own input.
+
+        The way back through a ReLU begins at its output, and a squared one has two.
+        """
+        squared = self.activation is Activation.relu2
+        if self.gated:
+            return Kept(cut=(4 + squared) * self.inner_size)
+        return Kept(cut=(1 if self.activation is Activation.relu else 2) * self.inner_size)
 
 
 @dataclass(frozen=True)
@@ -275,6 +295,8 @@ class Head:
     bias: bool = False
     scale: float = 1.0
     """Factor of the logits (Cohere)."""
+    softcap: float | None = None
+    """Limit of the logits: cap tanh(logits / cap), after the scale (Gemma 2). None: no limit."""
 
     def tensors(self, name: str) -> Iterator[TensorSpec]:
         """Yield the head's own tensors with that global name."""

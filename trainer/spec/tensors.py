@@ -26,6 +26,14 @@ class Cut:
     """Global sizes of the fused blocks along `dim`; they add up to its size."""
     is_vocabulary: bool = False
     """The entries along `dim` are token ids: they are padded, so that every rank has as many."""
+    heads: tuple[int, ...] = ()
+    """Number of attention heads that each section is made of, which cannot be divided. Ranks of which there are more
+    than heads all hold the whole section. Empty: sections are not made of heads."""
+
+    def whole_sections(self, size: int) -> int:
+        """Return how many of the last sections each of `size` ranks holds whole."""
+        few = [heads < size for heads in self.heads]
+        return len(few) - few.index(True) if True in few else 0
 
 
 @dataclass(frozen=True)
@@ -69,4 +77,7 @@ class TensorSpec:
         if self.cut is None:
             return self.numel
         rows = self.shape[self.cut.dim]
-        return self.numel // rows * (rows + self.padding(vocab_unit)) // tensor_parallel_size
+        whole = self.cut.whole_sections(tensor_parallel_size)
+        held = sum(self.cut.sections[len(self.cut.sections) - whole :])
+        cut = rows - held + self.padding(vocab_unit)
+        return self.numel // rows * (cut // tensor_parallel_size + held)

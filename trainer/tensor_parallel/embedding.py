@@ -5,6 +5,7 @@ Source: Megatron-LM, arXiv 1909.08053, section 3.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -13,10 +14,11 @@ from torch import nn
 
 from trainer.kernels.loss_programs import LossPrograms
 from trainer.micro_batch import MicroBatch
-from trainer.spec.parts import Embedding
+from trainer.spec.parts import Embedding, Head
 from trainer.tensor_parallel.gradients import adds_in_place, row_gradient
 from trainer.tensor_parallel.head import apply_head
 from trainer.tensor_parallel.init import TensorContext
+from trainer.tensor_parallel.logits import LogitShape
 from trainer.tensor_parallel.mappings import reduce_from_tensor_parallel, reduce_scatter_to_sequence
 from trainer.tensor_parallel.token_ids import check_token_ids
 
@@ -50,22 +52,35 @@ class VocabParallelEmbedding(nn.Module):
 
     Args:
         name: global name, `<name>.weight`.
-        spec: number of ids that exist, and H. Rows that are padding start as zero and stay so.
+        spec: number of ids that exist, H, and the factor of the rows. Rows that are padding start as zero and stay so.
         context: with sequence parallelism hidden is a sequence shard.
+        norm: norm of the looked-up rows.
+        head: the head that is tied to it, whose bias it then holds, and its global name.
 
     Raises:
         ConfigError: the padded vocabulary is not divisible by the group's size.
     """
 
-    def __init__(self, name: str, spec: Embedding, context: TensorContext) -> None:
+    def __init__(
+        self,
+        name: str,
+        spec: Embedding,
+        context: TensorContext,
+        norm: nn.Module | None = None,
+        head: tuple[str, Head] | None = None,
+    ) -> None:
         super().__init__()
         self.group = context.tensor
         self.sequence_parallel = context.sequence_parallel
         self.vocab_size = spec.vocab_size
         self.fused_loss = context.execution.fused_loss
         self.programs: LossPrograms | None = None
-        self.weight = context.parameters(spec.tensors(name))["weight"]
+        self.scale = spec.scale
+        self.weight = context.parameters(replace(spec, norm=None).tensors(name))["weight"]
         self.rows = self.weight.shape[0]
+        self.norm = norm
+        self.logit_shape = LogitShape() if head is None else LogitShape.of(head[1])
+        self.head_bias = None if head is None else context.parameters(head[1].tensors(head[0])).get("bias")
 
     def forward(self, tensor: torch.Tensor, batch: MicroBatch, as_head: bool = False) -> torch.Tensor:
         """Embed ids `[B, S]`; with `as_head` take hidden to what the head makes of it."""
@@ -74,7 +89,13 @@ class VocabParallelEmbedding(nn.Module):
 
     def _embed(self, ids: torch.Tensor) -> torch.Tensor:
         check_token_ids(ids, self.vocab_size)
-        ids = ids.transpose(0, 1)
+        hidden = self._looked_up(ids.transpose(0, 1))
+        if self.scale != 1.0:
+            hidden = hidden * self.scale
+        return hidden if self.norm is None else cast(torch.Tensor, self.norm(hidden))
+
+    def _looked_up(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the rows of ids `[S, B]` from the ranks that hold them."""
         if self.group.size == 1:
             return _rows(ids, self.weight)
         local = ids - self.group.rank * self.rows

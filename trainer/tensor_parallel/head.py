@@ -11,9 +11,10 @@ from trainer.kernels.loss_programs import LossPrograms
 from trainer.micro_batch import MicroBatch
 from trainer.spec.parts import Head
 from trainer.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
-from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entropy
+from trainer.tensor_parallel.fused_loss import HeadShard, vocab_parallel_linear_cross_entropy
 from trainer.tensor_parallel.init import TensorContext
 from trainer.tensor_parallel.linear import column_parallel_linear
+from trainer.tensor_parallel.logits import LogitShape
 from trainer.topology.groups import Group
 
 
@@ -22,6 +23,7 @@ class HoldsHead(Protocol):
 
     weight: nn.Parameter
     """Rows of this rank, `[V/tp, H]`."""
+    logit_shape: LogitShape
     group: Group
     sequence_parallel: bool
     vocab_size: int
@@ -29,6 +31,10 @@ class HoldsHead(Protocol):
     fused_loss: bool
     """True if the loss is computed without ever holding all logits."""
     programs: LossPrograms | None
+
+    @property
+    def head_bias(self) -> nn.Parameter | None:
+        """`[V/tp]`, if the head has one."""
 
 
 def apply_head(module: HoldsHead, hidden: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
@@ -41,10 +47,10 @@ def apply_head(module: HoldsHead, hidden: torch.Tensor, batch: MicroBatch) -> to
     """
     group, sequence_parallel, vocab_size = module.group, module.sequence_parallel, module.vocab_size
     if batch.labels is not None and module.fused_loss:
-        return vocab_parallel_linear_cross_entropy(
-            hidden, module.weight, batch, group, vocab_size, sequence_parallel, module.programs
-        )
-    logits = column_parallel_linear(hidden, module.weight, None, group, sequence_parallel)
+        shard = HeadShard(module.weight, group, vocab_size, module.head_bias, module.logit_shape, module.programs)
+        return vocab_parallel_linear_cross_entropy(hidden, shard, batch, sequence_parallel)
+    products = column_parallel_linear(hidden, module.weight, module.head_bias, group, sequence_parallel)
+    logits = module.logit_shape.logits(products)
     return logits if batch.labels is None else vocab_parallel_cross_entropy(logits, batch, group, vocab_size)
 
 
@@ -54,8 +60,8 @@ class VocabParallelHead(nn.Module):
     See `apply_head`.
 
     Args:
-        name: global name, `<name>.weight`.
-        spec: number of ids that exist, and H.
+        name: global name, `<name>.weight` and `<name>.bias`.
+        spec: number of ids that exist, H, and what is done to the logits.
         context: with sequence parallelism hidden is a sequence shard.
 
     Raises:
@@ -69,7 +75,15 @@ class VocabParallelHead(nn.Module):
         self.vocab_size = spec.vocab_size
         self.fused_loss = context.execution.fused_loss
         self.programs: LossPrograms | None = None
-        self.weight = context.parameters(spec.tensors(name))["weight"]
+        self.logit_shape = LogitShape.of(spec)
+        made = context.parameters(spec.tensors(name))
+        self.weight = made["weight"]
+        self.bias = made.get("bias")
+
+    @property
+    def head_bias(self) -> nn.Parameter | None:
+        """The bias, by the name that a tied head has it by too."""
+        return self.bias
 
     def forward(self, hidden: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """See `apply_head`."""

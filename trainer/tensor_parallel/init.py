@@ -8,6 +8,7 @@ draw of this file, a checkpoint, or nothing at all if a checkpoint is about to b
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -17,7 +18,10 @@ from torch import nn
 from trainer.spec.execution import Execution
 from trainer.spec.tensors import Init, TensorSpec
 from trainer.tensor_parallel.shard import (
+    Part,
     ShardSpec,
+    first_element,
+    parts_of,
     set_shard_spec,
     shard,
     shard_spec,
@@ -56,23 +60,32 @@ class TensorContext:
     execution: Execution
     """The model's padding, its initial standard deviations, and the tensors that are trained."""
 
-    def parameter(self, tensor: TensorSpec) -> nn.Parameter:
-        """Return this rank's part of a tensor, empty. No collective, no memory.
+    def parameters(self, tensors: Iterable[TensorSpec]) -> dict[str, nn.Parameter]:
+        """Return this rank's parameters of one module, empty, by the last part of their names, such as "weight".
+
+        Rows that every rank holds whole are a parameter of their own, such as "shared_weight": keys and values with
+        fewer heads than ranks. No collective, no memory.
 
         Raises:
-            ConfigError: a block of the tensor cannot be sharded into equal parts.
+            ConfigError: a block of a tensor cannot be sharded into equal parts.
         """
-        spec = shard_spec_of(tensor, self.execution.vocab_unit)
-        empty = torch.empty(spec.local_shape(self.tensor.size), dtype=torch.float32, device="meta")
+        found: dict[str, nn.Parameter] = {}
+        for tensor in tensors:
+            leaf = tensor.name.rpartition(".")[2]
+            spec = shard_spec_of(tensor, self.execution.vocab_unit, self.tensor.size)
+            for part in parts_of(spec, self.tensor.size):
+                found[f"shared_{leaf}" if part.first else leaf] = self._parameter(tensor, spec, part)
+        return found
+
+    def _parameter(self, tensor: TensorSpec, spec: ShardSpec, part: Part) -> nn.Parameter:
+        shape = spec.local_shape(self.tensor.size)
+        rows = part.numel // math.prod(shape[1:])
+        empty = torch.empty((rows, *shape[1:]), dtype=torch.float32, device="meta")
         parameter = nn.Parameter(empty, requires_grad=self.execution.trains(tensor))
-        set_shard_spec(parameter, spec)
+        set_shard_spec(parameter, spec, part)
         setattr(parameter, _ATTRIBUTE, tensor)
         setattr(parameter, _INITIAL, initial_of(tensor, self.execution))
         return parameter
-
-    def parameters(self, tensors: Iterable[TensorSpec]) -> dict[str, nn.Parameter]:
-        """Return the parameters of one module by the last part of their names, such as "weight" and "bias"."""
-        return {tensor.name.rpartition(".")[2]: self.parameter(tensor) for tensor in tensors}
 
 
 def initial_of(tensor: TensorSpec, execution: Execution) -> Initial:
@@ -116,6 +129,8 @@ def fill(
         for name, empty in list(module.named_parameters(recurse=False)):
             spec = shard_spec(empty)
             values = source(spec, getattr(empty, _INITIAL))
+            if values.numel() > empty.numel():
+                values = values.view(-1).narrow(0, first_element(empty), empty.numel()).view(empty.shape).clone()
             filled = nn.Parameter(values.to(dtype).to(device), requires_grad=empty.requires_grad)
             del values
             # The marks that say how it is sharded, and tell DeepSpeed that it is.

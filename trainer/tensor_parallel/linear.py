@@ -5,6 +5,7 @@ Source: Megatron-LM, arXiv 1909.08053, section 3; with sequence parallelism arXi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -13,14 +14,10 @@ from torch import nn
 
 from trainer.kernels.gemm import has_own_products, products_of
 from trainer.spec.parts import Linear
+from trainer.spec.tensors import Cut
 from trainer.tensor_parallel.gradients import adds_in_place, weight_gradient
 from trainer.tensor_parallel.init import TensorContext
-from trainer.tensor_parallel.mappings import (
-    SEQUENCE_DIM,
-    complete_gradient,
-    reduce_from_tensor_parallel,
-    reduce_scatter_to_sequence,
-)
+from trainer.tensor_parallel.mappings import SEQUENCE_DIM, complete_gradient, leave_tensor_parallel
 from trainer.topology.groups import Group
 
 
@@ -126,6 +123,9 @@ class ColumnParallelLinear(nn.Module):
     Input `[S, B, in_features]`, or `[S/tp, B, in_features]` with sequence parallelism (gathered here). Output
     `[S, B, out/tp]`, block after block as in `sections`. Collective as `column_parallel_linear` is.
 
+    Blocks with fewer heads than ranks are held whole by every rank, in a parameter of their own, and each rank
+    multiplies with one of their heads. Backward all-reduces the gradient of that parameter, which several ranks use.
+
     Args:
         name: global name, `<name>.weight` and `<name>.bias` (sharded like the rows).
         spec: widths, and whether it has a bias.
@@ -142,10 +142,55 @@ class ColumnParallelLinear(nn.Module):
         made = context.parameters(spec.tensors(name))
         self.weight = made["weight"]
         self.bias = made.get("bias")
+        self.shared_weight = made.get("shared_weight")
+        self.shared_bias = made.get("shared_bias")
+        self.shared = shared_heads(spec, self.group)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return this rank's output features of the whole sequence."""
-        return column_parallel_linear(hidden, self.weight, self.bias, self.group, self.sequence_parallel)
+    def forward(self, hidden: torch.Tensor, local: bool = False) -> torch.Tensor:
+        """Return this rank's output features of the whole sequence.
+
+        Args:
+            hidden: input.
+            local: the input is whole, behind `enter_tensor_parallel`: there is nothing to communicate here.
+        """
+        weight = with_shared(self.weight, self.shared_weight, self.shared, self.group)
+        bias = None if self.bias is None else with_shared(self.bias, self.shared_bias, self.shared, self.group)
+        if local:
+            return linear(hidden, weight, bias)
+        return column_parallel_linear(hidden, weight, bias, self.group, self.sequence_parallel)
+
+
+@dataclass(frozen=True)
+class SharedHeads:
+    """Rows of a parameter that every rank holds whole, of which this rank uses those of one head of each section."""
+
+    sections: tuple[int, ...]
+    """Numbers of rows, section after section."""
+    starts: tuple[int, ...]
+    """First of this rank's rows in each section."""
+    widths: tuple[int, ...]
+
+
+def shared_heads(spec: Linear, group: Group) -> SharedHeads:
+    """Return what a rank uses of the sections that have fewer heads than there are ranks."""
+    count = Cut(0, spec.sections, heads=spec.heads).whole_sections(group.size)
+    first = len(spec.sections) - count
+    sections, heads = spec.sections[first:], spec.heads[first:]
+    widths = tuple(section // head for section, head in zip(sections, heads, strict=False))
+    starts = tuple(group.rank * head // group.size * width for head, width in zip(heads, widths, strict=False))
+    return SharedHeads(sections, starts, widths)
+
+
+def with_shared(own: torch.Tensor, shared: torch.Tensor | None, heads: SharedHeads, group: Group) -> torch.Tensor:
+    """Return this rank's rows of a parameter: its own, and those that it uses of the shared ones.
+
+    Backward all-reduces the gradient of the shared rows over the group.
+    """
+    if shared is None:
+        return own
+    blocks = torch.split(complete_gradient(shared, group), list(heads.sections))
+    used = zip(blocks, heads.starts, heads.widths, strict=True)
+    return torch.cat((own, *(block.narrow(0, start, width) for block, start, width in used)))
 
 
 class RowParallelLinear(nn.Module):
@@ -172,15 +217,22 @@ class RowParallelLinear(nn.Module):
         self.weight = made["weight"]
         self.bias = made.get("bias")
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the sum over ranks, plus the bias."""
+    def forward(self, hidden: torch.Tensor, local: bool = False) -> torch.Tensor:
+        """Return the sum over ranks, plus the bias.
+
+        Args:
+            hidden: this rank's input features.
+            local: return this rank's part of the sum; `leave_tensor_parallel` and `biased` must follow.
+        """
+        if local:
+            return linear(hidden, self.weight)
         if self.group.size == 1:
             return linear(hidden, self.weight, self.bias)
-        partial = linear(hidden, self.weight)
+        return self.biased(leave_tensor_parallel(linear(hidden, self.weight), self.group, self.sequence_parallel))
+
+    def biased(self, output: torch.Tensor) -> torch.Tensor:
+        """Add the bias to the sum over ranks."""
         bias: torch.Tensor | None = self.bias
-        if self.sequence_parallel:
-            output = reduce_scatter_to_sequence(partial, self.group)
-            bias = None if bias is None else complete_gradient(bias, self.group)
-        else:
-            output = reduce_from_tensor_parallel(partial, self.group)
+        if bias is not None and self.sequence_parallel:
+            bias = complete_gradient(bias, self.group)
         return output if bias is None else output + bias

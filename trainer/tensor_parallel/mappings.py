@@ -51,6 +51,28 @@ class _Reduce(torch.autograd.Function):
         return grads[0], None
 
 
+class _SumBoth(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, group: Group) -> torch.Tensor:
+        ctx.group = group
+        return _sum(tensor, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _sum(grads[0], ctx.group), None
+
+
+class _GatherSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, group: Group) -> torch.Tensor:
+        ctx.group = group
+        return group.all_gather(tensor, dim=SEQUENCE_DIM)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.group.reduce_scatter(grads[0].contiguous(), dim=SEQUENCE_DIM), None
+
+
 class _ScatterSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, group: Group) -> torch.Tensor:
@@ -84,6 +106,21 @@ def reduce_from_tensor_parallel(tensor: torch.Tensor, group: Group) -> torch.Ten
     return _apply(_Reduce, tensor, group)
 
 
+def enter_tensor_parallel(tensor: torch.Tensor, group: Group, sequence_parallel: bool) -> torch.Tensor:
+    """Megatron's f, before column-parallel matrices that multiply `local`: identity forward, all-reduce backward.
+
+    With sequence parallelism `[S/tp, ...] -> [S, ...]`: all-gather forward, reduce-scatter backward.
+    """
+    return _apply(_GatherSequence if sequence_parallel else _Copy, tensor, group)
+
+
+def leave_tensor_parallel(tensor: torch.Tensor, group: Group, sequence_parallel: bool) -> torch.Tensor:
+    """Add partial sums over the ranks, behind row-parallel matrices: g, or its twin `[S, ...] -> [S/tp, ...]`."""
+    if sequence_parallel and group.size > 1:
+        return reduce_scatter_to_sequence(tensor, group)
+    return reduce_from_tensor_parallel(tensor, group)
+
+
 def scatter_to_sequence(tensor: torch.Tensor, group: Group) -> torch.Tensor:
     """`[S, ...] -> [S/tp, ...]` of a replicated tensor: slice forward, all-gather backward.
 
@@ -110,3 +147,11 @@ def complete_gradient(parameter: torch.Tensor, group: Group) -> torch.Tensor:
     Each rank's gradient covers its own positions only; the sum is complete and equal on every rank.
     """
     return _apply(_Copy, parameter, group)
+
+
+def sum_over_ranks(tensor: torch.Tensor, group: Group) -> torch.Tensor:
+    """All-reduce forward and backward: for a sum that every rank goes on computing with, each for its own shard.
+
+    The gradient of the sum is that of all ranks' uses of it.
+    """
+    return _apply(_SumBoth, tensor, group)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from trainer.errors import ConfigError
 from trainer.spec.tensors import TensorSpec
 
 _ATTRIBUTE = "trident_shard_spec"
+_PART = "trident_part"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class ShardSpec:
     """Global sizes of the blocks along `dim`; they add up to `global_shape[dim]`. Empty for `dim=None`."""
     padding: int = 0
     """Trailing entries along `dim` that exist only to make the vocabulary divisible; always zero."""
+    whole_sections: int = 0
+    """Number of the last blocks that every rank holds whole: keys and values with fewer heads than ranks."""
 
     def __post_init__(self) -> None:
         """Check that the sections fill the dimension."""
@@ -56,16 +60,32 @@ class ShardSpec:
         return tuple(shape)
 
 
-def shard_spec_of(tensor: TensorSpec, vocab_unit: int) -> ShardSpec:
-    """Return the place of a tensor of a model in layouts whose vocabulary has a multiple of `vocab_unit` rows."""
+@dataclass(frozen=True)
+class Part:
+    """Place of a parameter in a rank's shard of a tensor: all of it, or the blocks that it shares with other ranks."""
+
+    first: int
+    """First element in the flattened shard."""
+    numel: int
+
+
+def shard_spec_of(tensor: TensorSpec, vocab_unit: int, size: int) -> ShardSpec:
+    """Return the place of a tensor of a model in a layout.
+
+    Args:
+        tensor: the model's entry.
+        vocab_unit: number of which the rows of the vocabulary are a multiple.
+        size: number of tensor-parallel ranks.
+    """
     cut = tensor.cut
-    if cut is None:
+    whole = 0 if cut is None else cut.whole_sections(size)
+    if cut is None or whole == len(cut.sections):
         return ShardSpec(tensor.name, tensor.shape)
     padding = tensor.padding(vocab_unit)
     shape = list(tensor.shape)
     shape[cut.dim] += padding
     sections = (*cut.sections[:-1], cut.sections[-1] + padding)
-    return ShardSpec(tensor.name, tuple(shape), cut.dim, sections, padding)
+    return ShardSpec(tensor.name, tuple(shape), cut.dim, sections, padding, whole)
 
 
 def local_sections(spec: ShardSpec, size: int) -> tuple[int, ...]:
@@ -74,13 +94,32 @@ def local_sections(spec: ShardSpec, size: int) -> tuple[int, ...]:
     Raises:
         ConfigError: a block cannot be sharded into `size` equal parts.
     """
-    for section in spec.sections:
+    cut = len(spec.sections) - spec.whole_sections
+    for section in spec.sections[:cut]:
         if section % size:
             raise ConfigError(
                 f"{spec.name} has a block of {section} rows or columns, which must be divisible by "
                 f"layout.tensor_parallel_size ({size})"
             )
-    return tuple(section // size for section in spec.sections)
+    return tuple(section // size for section in spec.sections[:cut]) + spec.sections[cut:]
+
+
+def block_start(spec: ShardSpec, index: int, width: int, rank: int) -> int:
+    """Return where a rank's `width` entries begin in block `index`: at its start, if every rank holds it whole."""
+    return 0 if index >= len(spec.sections) - spec.whole_sections else rank * width
+
+
+def parts_of(spec: ShardSpec, size: int) -> tuple[Part, ...]:
+    """Return the parts of a shard: with blocks that every rank holds whole, what is cut and what is not.
+
+    A parameter that is a part holds rows of a tensor that is sharded along its first dimension.
+    """
+    numel = math.prod(spec.local_shape(size))
+    if spec.whole_sections == 0:
+        return (Part(0, numel),)
+    widths = local_sections(spec, size)
+    cut = sum(widths[: len(widths) - spec.whole_sections]) * (numel // sum(widths))
+    return Part(0, cut), Part(cut, numel - cut)
 
 
 def shard(full: torch.Tensor, spec: ShardSpec, rank: int, size: int) -> torch.Tensor:
@@ -96,7 +135,10 @@ def shard(full: torch.Tensor, spec: ShardSpec, rank: int, size: int) -> torch.Te
         return full.clone()
     parts = local_sections(spec, size)
     blocks = torch.split(full, list(spec.sections), dim=spec.dim)
-    mine = [block.narrow(spec.dim, rank * part, part) for block, part in zip(blocks, parts, strict=True)]
+    mine = [
+        block.narrow(spec.dim, block_start(spec, index, part, rank), part)
+        for index, (block, part) in enumerate(zip(blocks, parts, strict=True))
+    ]
     return torch.cat(mine, dim=spec.dim)
 
 
@@ -118,7 +160,9 @@ def unshard(parts: Sequence[torch.Tensor], spec: ShardSpec) -> torch.Tensor:
         return parts[0].clone()
     widths = local_sections(spec, size)
     cut = [torch.split(part, list(widths), dim=spec.dim) for part in parts]
-    return torch.cat([blocks[index] for index in range(len(widths)) for blocks in cut], dim=spec.dim)
+    first_whole = len(widths) - spec.whole_sections
+    blocks = [own[index] for index in range(first_whole) for own in cut]
+    return torch.cat([*blocks, *cut[0][first_whole:]], dim=spec.dim)
 
 
 def without_padding(full: torch.Tensor, spec: ShardSpec) -> torch.Tensor:
@@ -137,10 +181,17 @@ def with_padding(full: torch.Tensor, spec: ShardSpec) -> torch.Tensor:
     return torch.cat([full, full.new_zeros(shape)], dim=spec.dim)
 
 
-def set_shard_spec(parameter: torch.nn.Parameter, spec: ShardSpec) -> None:
-    """Attach `spec`. Sharded parameters also get the marks by which DeepSpeed counts each norm contribution once."""
+def set_shard_spec(parameter: torch.nn.Parameter, spec: ShardSpec, part: Part | None = None) -> None:
+    """Attach `spec`. Sharded parameters also get the marks by which DeepSpeed counts each norm contribution once.
+
+    Args:
+        parameter: a whole shard, or a part of one.
+        spec: the sharding of the tensor.
+        part: the part; None: the whole shard.
+    """
     setattr(parameter, _ATTRIBUTE, spec)
-    if spec.dim is not None:
+    setattr(parameter, _PART, part)
+    if spec.dim is not None and (part is None or part.first == 0):
         parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
         parameter.model_parallel = True  # type: ignore[attr-defined]
 
@@ -155,3 +206,20 @@ def shard_spec(parameter: torch.nn.Parameter) -> ShardSpec:
     if not isinstance(spec, ShardSpec):
         raise ValueError(f"a parameter of shape {tuple(parameter.shape)} must have a shard spec, but has none")
     return spec
+
+
+def first_element(parameter: torch.nn.Parameter) -> int:
+    """Return where a parameter begins in the rank's flattened shard of its tensor: 0, unless it is a later part."""
+    part: Part | None = getattr(parameter, _PART, None)
+    return 0 if part is None else part.first
+
+
+def joined_shards(parameters: Iterable[tuple[torch.nn.Parameter, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return a rank's shard of each tensor by name, from its parameters, a later part behind the first, with values."""
+    found: dict[str, torch.Tensor] = {}
+    for parameter, values in parameters:
+        spec = shard_spec(parameter)
+        if first_element(parameter):
+            values = torch.cat((found[spec.name], values))
+        found[spec.name] = values
+    return found

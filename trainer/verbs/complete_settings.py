@@ -8,9 +8,9 @@ from dataclasses import replace
 from enum import Enum
 from typing import get_args
 
-from trainer.config import schema, schema_logging, schema_runtime, schema_train
+from trainer.config import schema, schema_logging, schema_model, schema_runtime, schema_train
 from trainer.config.arguments import read_arguments
-from trainer.config.keys import GROUPS, KEYS, is_list, number_or_word, optional
+from trainer.config.keys import GROUPS, KEYS, OWNERS, is_list, number_or_word, optional
 from trainer.config.layout_words import LAYOUT, continuations
 from trainer.config.meanings import meanings
 from trainer.config.places import PATHS
@@ -18,6 +18,7 @@ from trainer.config.schema import TridentConfig
 from trainer.config.searched import options, places
 from trainer.config.words import CONFIG, EXPERIMENT, SEARCHPATH
 from trainer.errors import ConfigError
+from trainer.spec import rope
 from trainer.verbs.complete_paths import folders, paths, runs
 from trainer.verbs.found import Found
 
@@ -113,10 +114,10 @@ def _files(words: Sequence[str]) -> Mapping[str, list[str]]:
 
 @functools.cache
 def _meanings() -> Mapping[str, str]:
-    return meanings((schema, schema_train, schema_runtime, schema_logging))
+    return meanings((schema, schema_model, schema_train, schema_runtime, schema_logging, rope))
 
 
 def _told(key: str) -> str:
     group, _, leaf = key.rpartition(".")
-    owner = GROUPS[group].__name__ if group else TridentConfig.__name__
+    owner = OWNERS[group].__name__ if group else TridentConfig.__name__
     return _meanings().get(f"{owner}.{leaf}", "").partition(". ")[0].removesuffix(".")

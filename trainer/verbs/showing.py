@@ -9,7 +9,7 @@ import yaml
 
 from trainer.config.compose import Composition, composition
 from trainer.config.ds_json import deepspeed_json
-from trainer.config.keys import GROUPS, KEYS, flatten, unknown_key
+from trainer.config.keys import GROUPS, KEYS, OWNERS, flatten, unknown_key
 from trainer.config.searched import options, shown
 from trainer.config.validate import validate
 from trainer.config.words import EXPERIMENT
@@ -94,10 +94,10 @@ def _job(found: Composition, resolve: bool, part: str | None) -> str:
         values = {key: plain(value) for key, value in flatten(found.config).items()}
     if part in KEYS:
         return yaml.safe_dump(values[part], allow_unicode=True).removesuffix("...\n").rstrip()
-    if part not in GROUPS:
+    if part not in OWNERS:
         raise ConfigError(unknown_key(part, list(GROUPS)))
-    inside = {key.rpartition(".")[2]: values[key] for key in KEYS if key.rpartition(".")[0] == part}
-    return yaml.safe_dump(inside, sort_keys=False, allow_unicode=True, width=10_000).rstrip()
+    below = f"{part}."
+    return as_yaml({key.removeprefix(below): values[key] for key in KEYS if key.startswith(below)}).rstrip()
 
 
 def _part_of(record: object, part: str) -> object:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from trainer.config.compose import compose, options
 from trainer.config.key_text import default_of, group_of, keys_of, meaning_of, rules_of, told_in_schema, type_of
-from trainer.config.keys import GROUPS, KEYS, flatten, joined, unknown_key
+from trainer.config.keys import GROUPS, KEYS, OWNERS, flatten, joined, unknown_key
 from trainer.config.layout_words import GRAMMAR, LAYOUT, described, spelled_layout
 from trainer.config.other_names import meanings_elsewhere
 from trainer.config.places import BY_CONTENT
@@ -30,6 +30,8 @@ def topic(word: str) -> str:
         return _key(name)
     if name in GROUPS or name == EXPERIMENT:
         return _file(name, value) if value else _group(name)
+    if name in OWNERS:
+        return _part(name)
     if name == CONFIG:
         return (
             "config=FILE\n\nStarts from a file that holds a whole config, such as runs/old/config.yaml (or from that "
@@ -83,6 +85,13 @@ def _group(group: str) -> str:
     keys = [(key, meaning_of(key, told)) for key in (keys_of(group) if group in GROUPS else [])]
     lines += ["", "keys", *rows(keys, wide)] if keys else []
     return "\n".join(lines)
+
+
+def _part(name: str) -> str:
+    """Return what there is below a key that has keys of its own."""
+    told = told_in_schema()
+    keys = [(key, meaning_of(key, told)) for key in KEYS if key.startswith(f"{name}.")]
+    return "\n".join([name, "", *paragraphs([told[OWNERS[name].__name__]], width()), "keys", *rows(keys, width())])
 
 
 def _spellings(wide: int) -> list[str]:

@@ -37,7 +37,7 @@ from trainer.checkpoint.placement import Placement
 from trainer.cli import main
 from trainer.config.compose import compose, differences, from_yaml, recompose, to_yaml
 from trainer.config.plan import make_plan
-from trainer.config.schema import CheckpointConfig, LayoutConfig, ModelConfig, PipelineSchedule
+from trainer.config.schema import CheckpointConfig, LayoutConfig, ModelConfig, PipelineSchedule, QueryKeyNorm
 from trainer.errors import CheckpointError
 from trainer.mesh import Mesh
 from trainer.resharding import MAY_CHANGE
@@ -45,10 +45,12 @@ from trainer.run_paths import CONFIG, TENSORS
 from trainer.tensor_parallel.shard import ShardSpec, shard, shard_spec
 from trainer.topology.groups import FakeGroup
 
+SHARED = replace(GPT2, num_key_value_heads=1, query_key_norm=QueryKeyNorm.full, head_bias=True, embedding_norm=True)
+"""Keys and values that two ranks share, and a tied head with a tensor of its own."""
 TENSOR_FILE = f"{TENSORS}/rank_00000.safetensors"
 
 
-@pytest.mark.parametrize("model", [GPT2, LLAMA], ids=["tied", "untied"])
+@pytest.mark.parametrize("model", [GPT2, LLAMA, SHARED], ids=["tied", "untied", "shared heads"])
 def test_through_all_layouts_and_back(tmp_path: Path, model: ModelConfig) -> None:
     first = make_run(tmp_path / "start", model)
     expected, original = tensors_of(first), load_file(first / TENSOR_FILE)

@@ -8,7 +8,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, ValidationError
 
-from trainer.config.keys import GROUPS, KEYS
+from trainer.config.keys import GROUPS, KEYS, OWNERS
 from trainer.config.register import SCHEMA_NAME, enum_twin, mutable_twin, register
 from trainer.config.schema import PipelineSchedule, TridentConfig
 
@@ -16,8 +16,10 @@ from trainer.config.schema import PipelineSchedule, TridentConfig
 def test_twin_is_mutable_and_has_the_same_keys_and_defaults() -> None:
     tree = OmegaConf.to_container(OmegaConf.structured(mutable_twin(TridentConfig)), enum_to_str=True)
     assert isinstance(tree, dict)
-    keys = {f"{group}.{leaf}" for group in GROUPS for leaf in tree[group]} | (set(tree) - set(GROUPS))
-    assert keys == set(KEYS)
+    groups = {f"{group}.{leaf}" for group in GROUPS for leaf in tree[group]}
+    parts = {f"{part}.{leaf}" for part in groups & set(OWNERS) for leaf in tree["model"][part.partition(".")[2]]}
+    assert (groups | parts | set(tree)) - set(OWNERS) == set(KEYS)
+    assert "model.rope_scaling.factor" in parts
     assert tree["layout"]["pipeline_schedule"] == "1f1b"
     assert tree["data"]["files"] == []
     mutable_twin(TridentConfig)().name = "changed"

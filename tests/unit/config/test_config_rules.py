@@ -36,8 +36,12 @@ MODEL: list[Case] = [
         ["model.num_attention_heads (12) must be divisible by model.num_key_value_heads (5); use 1, 2, 3, 4, 6 or 12"],
     ),
     (
+        {"model.hidden_size": 48, "model.num_attention_heads": 12, "model.num_key_value_heads": 3, "layout.tensor_parallel_size": 4},
+        ["model.num_key_value_heads (3) must be divisible by layout.tensor_parallel_size (4), or divide it; use 1, 3, 6 or 12"],
+    ),
+    (
         {"model.num_key_value_heads": 2, "layout.tensor_parallel_size": 4},
-        ["model.num_key_value_heads (2) must be divisible by layout.tensor_parallel_size (4); use 1 or 2"],
+        [],
     ),
     (
         {"model.ffn_hidden_size": 102, "layout.tensor_parallel_size": 4},
@@ -57,11 +61,11 @@ MODEL: list[Case] = [
     ),
     (
         {"model.position": "rope", "model.hidden_size": 36},
-        ["model.head_dim (3 = model.hidden_size / model.num_attention_heads) must be even for model.position=rope"],
+        ["model.head_dim (3 = model.hidden_size / model.num_attention_heads) must be even for model.position=rope, or set model.rope_dims"],
     ),
     (
         {"model.position": "rope", "model.head_dim": 5},
-        ["model.head_dim (5) must be even for model.position=rope"],
+        ["model.head_dim (5) must be even for model.position=rope, or set model.rope_dims"],
     ),
 ]  # fmt: skip
 

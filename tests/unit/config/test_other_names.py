@@ -98,8 +98,11 @@ def test_no_table_proposes_a_value_or_a_file_that_does_not_exist() -> None:
         ("--tensor-model-parallel-size=2", "it is layout.tensor_parallel_size=2 here"),
         ("model.max_position_embeddings=2048", "it is model.seq_length=2048 here"),
         ("model.hidden_act=gelu_new", "it is model.activation=gelu_tanh here"),
-        ("hidden_act=silu", "it is model.activation=swiglu here"),
-        ("attention_bias=true", "the nearest here is model.bias, for all linears and LayerNorms at once"),
+        ("hidden_act=silu", "it is model.activation=silu here"),
+        (
+            "use_bias_in_norms=true",
+            "the nearest here is model.norm_bias, for all LayerNorms",
+        ),
         ("pos_emb=rotary", "it is model.position=rope here"),
         ("per_device_train_batch_size=4", "it is batch.micro_batch_size=4 here"),
         ("train_micro_batch_size_per_gpu=4", "it is batch.micro_batch_size=4 here"),
@@ -132,7 +135,7 @@ def test_no_table_proposes_a_value_or_a_file_that_does_not_exist() -> None:
         ("training.local_batch_size=2", "it is batch.micro_batch_size=2 here"),
         ("activation_checkpoint.mode=op", "it is model.recompute=selective here"),
         ("trainer.max_steps=9", "it is train.steps=9 here"),
-        ("rotary_pct=0.25", "there is nothing of the kind: rotary embedding always turns the whole head"),
+        ("rotary_pct=0.25", "the nearest here is model.rope_dims, a number of elements of each head and not a share"),
         (
             "attn_implementation=sdpa",
             "there is nothing of the kind: PyTorch takes the fastest attention kernel that there is",
@@ -166,7 +169,7 @@ def test_a_wrong_guess_is_not_made(word: str, wrong: str) -> None:
 @pytest.mark.parametrize(
     "word",
     [
-        *("attention", "tokens_per_word", "size", "model.attention_heads_scale"),
+        *("attentions_per_word", "tokens_per_word", "size", "model.attention_heads_scale"),
         *("train.hooks", "optimizer.groups", "checkpoint.format", "max_things", "num_things", "data.weights"),
     ],
 )
@@ -200,7 +203,7 @@ def test_a_slip_of_the_fingers_is_understood(word: str, key: str) -> None:
     [
         ("precision.dtype", "bfloat16", "bf16"),
         ("precision.dtype", 16, "fp16"),
-        ("model.activation", "silu", "swiglu"),
+        ("model.activation", "swish", "silu"),
         ("model.norm", "RMSNorm", "rmsnorm"),
         ("model.recompute", True, "full"),
         ("logging.wandb", True, "online"),
@@ -209,7 +212,7 @@ def test_a_slip_of_the_fingers_is_understood(word: str, key: str) -> None:
         ("runtime.device", "cuda:0", "cuda"),
         ("schedule.kind", "cosine_with_warmup", "cosine"),
         ("layout.pipeline_schedule", "1F1B", "1f1b"),
-        ("model.position", "alibi", ""),
+        ("model.position", "sinusoidal", ""),
         ("model.activation", "geglu", ""),
         ("layout.pipeline_schedule", "gpipe", ""),
     ],

@@ -40,7 +40,7 @@ def _others(kind: Any, value: object) -> Iterator[object]:
     if is_list(inner):
         (item, *_) = get_args(inner)
         old = list(value) if isinstance(value, tuple) else []
-        yield [*old, next(iter(_others(item, old[-1] if old else item())))]
+        yield [*old, next(iter(_others(item, old[-1] if old else None)))]
         return
     number, words = number_or_word(inner)
     if words is not None:

@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 
 from tests.helpers.models import context_of
+from tests.helpers.options import OPTIONS
 from tests.helpers.reference import TINY, TINY_LLAMA
 from trainer.config.models import make_execution, make_model
 from trainer.config.schema import ActivationKind, ModelConfig, NormKind, PositionKind
 from trainer.model.gpt import GPT
 from trainer.spec.model import Model
+from trainer.tensor_parallel.shard import shard_spec
 
 
 def gpt(hidden: int, layers: int, heads: int, length: int, vocab_size: int = 50257) -> Model:
@@ -77,6 +79,7 @@ def test_gpt3_sizes_are_those_of_the_paper(spec: Model, name_billions: float) ->
         replace(TINY, tied_embeddings=False, bias=False),
         replace(TINY_LLAMA, bias=True, norm=NormKind.layernorm, num_key_value_heads=2),
         replace(TINY_LLAMA, position=PositionKind.learned, head_dim=10, bias=True),
+        *OPTIONS.values(),
     ],
 )
 def test_counts_equal_the_built_module(config: ModelConfig) -> None:
@@ -85,7 +88,8 @@ def test_counts_equal_the_built_module(config: ModelConfig) -> None:
     model = GPT(one)
     assert one.spec.parameter_count == sum(parameter.numel() for parameter in model.parameters())
     for layer in one.spec.layers:
-        own = {full: p for full, p in model.named_parameters() if full.startswith(f"{layer.name}.")}
+        named = [(shard_spec(parameter).name, parameter) for parameter in model.parameters()]
+        own = {full: p for full, p in named if full.startswith(f"{layer.name}.")}
         assert layer.parameter_count == sum(parameter.numel() for parameter in own.values()), layer.name
         assert {tensor.name for tensor in layer.tensors()} == set(own)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.helpers.families import toy, toy_oracle
 from tests.helpers.models import context_of, drawn
-from tests.helpers.reference import TINY, TINY_LLAMA, OracleConfig, reference_gradients
+from tests.helpers.reference import TINY, TINY_LLAMA, reference_gradients
 from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
 from trainer.config.schema import ModelConfig, RecomputeKind
 from trainer.errors import ConfigError
@@ -66,17 +66,13 @@ def rewired(wiring: Wiring) -> Callable[[Model], Model]:
     return lambda model: replace(model, blocks=tuple(replace(block, wiring=wiring) for block in model.blocks))
 
 
-def oracle_of(config: ModelConfig, wiring: Wiring) -> OracleConfig:
-    return OracleConfig(**{f.name: getattr(config, f.name) for f in fields(ModelConfig)}, wiring=wiring.value)
-
-
 @pytest.mark.parametrize(("size", "sequence_parallel"), [(1, False), (2, True)])
 @pytest.mark.parametrize("config", [TINY, GATED], ids=["gpt2", "gated"])
 @pytest.mark.parametrize("wiring", list(Wiring))
 def test_every_wiring_equals_the_oracle(
     wiring: Wiring, config: ModelConfig, size: int, sequence_parallel: bool
 ) -> None:
-    check(config, rewired(wiring), oracle_of(config, wiring), size, sequence_parallel)
+    check(config, rewired(wiring), replace(config, wiring=wiring), size, sequence_parallel)
 
 
 @pytest.mark.parametrize("recompute", [RecomputeKind.none, RecomputeKind.full])
@@ -136,19 +132,20 @@ def test_biases_are_had_one_by_one() -> None:
 
 
 HEAD_NORM = Norm(NormKind.rmsnorm, 4, 1e-5)
+BIASED = Norm(NormKind.layernorm, 4, 1e-5, bias=True)
+BARE = Norm(NormKind.layernorm, 16, 1e-5, weight=False, bias=True)
+
+
+def with_norms(block: Block, query: Norm | None, key: Norm | None) -> Block:
+    return replace(block, attention=replace(block.attention, query_norm=query, key_norm=key))
 
 
 @pytest.mark.parametrize(
     ("family", "option"),
     [
-        (blocks(lambda b: replace(b, residual_scale=0.5)), r"blocks\[0\]\.residual_scale must be 1\.0"),
-        (blocks(lambda b: replace(b, attention=replace(b.attention, query_key_norm=HEAD_NORM))), "query_key_norm"),
-        (blocks(lambda b: replace(b, attention=replace(b.attention, clip=8.0))), r"attention\.clip must be None"),
-        (lambda m: replace(m, embedding=replace(m.embedding, scale=2.0)), r"embedding\.scale must be 1\.0"),
-        (lambda m: replace(m, embedding=replace(m.embedding, norm=HEAD_NORM)), r"embedding\.norm must be None"),
-        (lambda m: replace(m, positions=replace(m.positions, offset=2)), r"positions\.offset must be 0"),
-        (lambda m: replace(m, head=replace(m.head, bias=True)), r"head\.bias must be False"),
-        (lambda m: replace(m, head=replace(m.head, scale=0.5)), r"head\.scale must be 1\.0"),
+        (blocks(lambda b: with_norms(b, HEAD_NORM, None)), "must normalise queries and keys alike"),
+        (blocks(lambda b: with_norms(b, HEAD_NORM, BIASED)), r"attention\.key_norm\.bias must be False"),
+        (lambda m: replace(m, embedding=replace(m.embedding, norm=BARE)), r"embedding\.norm\.bias must be False"),
         (blocks(lambda b: replace(b, norm=replace(b.norm, kind=NormKind.rmsnorm))), r"norm\.bias must be False"),
         (blocks(lambda b: replace(b, norm=replace(b.norm, weight=False))), r"norm\.bias must be False"),
         (lambda m: replace(toy(m), blocks=(replace_rope(toy(m).blocks[0], 3),)), r"rope\.dims must be even .* is 3"),

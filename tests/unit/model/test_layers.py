@@ -29,9 +29,10 @@ from trainer.model.gpt import (
 from trainer.model.limits import not_computed
 from trainer.model.mlp import MLP, activate
 from trainer.model.norm import Norm
-from trainer.model.positions import _rotary_table, rotate
-from trainer.spec.parts import Activation, FeedForward, Rope
+from trainer.model.rotary import _rotary_table, rotate
+from trainer.spec.parts import Activation, FeedForward
 from trainer.spec.parts import Norm as NormSpec
+from trainer.spec.rope import Rope
 from trainer.tensor_parallel.embedding import VocabParallelEmbedding
 from trainer.tensor_parallel.shard import shard_spec
 from trainer.topology.groups import FakeGroup, Group, SingleGroup
@@ -164,8 +165,8 @@ def test_norm_takes_statistics_in_fp32(kind: NormKind) -> None:
 def test_rope_keeps_late_positions_apart_in_bf16() -> None:
     heads = torch.randn(4, 1, 1, 8).expand(4, 1, 1, 8)
     positions = torch.arange(4000, 4004).unsqueeze(0)
-    exact = rotate(heads, Rope(10000.0, 8), positions)
-    rounded = rotate(heads.bfloat16(), Rope(10000.0, 8), positions)
+    exact = rotate(heads, Rope(10000.0, 8), positions, 0)
+    rounded = rotate(heads.bfloat16(), Rope(10000.0, 8), positions, 0)
     assert rounded.dtype is torch.bfloat16
     torch.testing.assert_close(rounded.float(), exact, rtol=2e-2, atol=2e-2)
 
@@ -174,7 +175,7 @@ def test_rope_scores_depend_on_distance_only() -> None:
     query, key = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
     rope = Rope(100.0, 8)
     at = [torch.tensor([[start]]) for start in (0, 5, 50)]
-    scores = [(rotate(query, rope, place + 3) * rotate(key, rope, place)).sum().item() for place in at]
+    scores = [(rotate(query, rope, place + 3, 0) * rotate(key, rope, place, 0)).sum().item() for place in at]
     assert scores == pytest.approx([scores[0]] * 3, abs=1e-4)
     assert scores[0] != pytest.approx((query * key).sum().item(), abs=1e-4)
 
@@ -208,8 +209,8 @@ def test_every_size_that_cannot_be_cut_is_named() -> None:
         GPT(context(config, FakeGroup(0, 4)))
     assert caught.value.problems == (
         "model.num_attention_heads (6) must be divisible by layout.tensor_parallel_size (4)",
-        "model.num_key_value_heads (3) must be divisible by layout.tensor_parallel_size (4)",
         "model.ffn_hidden_size (10) must be divisible by layout.tensor_parallel_size (4)",
+        "model.num_key_value_heads (3) must be divisible by layout.tensor_parallel_size (4), or divide it",
     )
     with pytest.raises(ConfigError, match=r"num_attention_heads \(4\) must be divisible by model.num_key_value_heads"):
         build_layer("blocks.0", context(replace(TINY, num_key_value_heads=3)))

@@ -18,6 +18,7 @@ from trainer.config.schema import (
     PrecisionConfig,
     RecomputeKind,
     TridentConfig,
+    Wiring,
 )
 from trainer.micro_batch import MicroBatch
 from trainer.pipeline.partition import stages
@@ -25,6 +26,12 @@ from trainer.pipeline.traffic import hidden_bytes, node_traffic, split_tensor_gr
 from trainer.topology.groups import Group
 
 MICRO_BATCH = 2
+MODELS = {
+    "gpt2": TINY,
+    "llama": TINY_LLAMA,
+    "parallel": replace(TINY, wiring=Wiring.parallel, num_key_value_heads=1),
+    "two_norms": replace(TINY, wiring=Wiring.parallel_two_norms),
+}
 
 
 @dataclass(frozen=True)
@@ -59,13 +66,11 @@ def plan_of(model: ModelConfig, pp: int, dp: int, tp: int, sharded: bool = False
     return make_plan(TridentConfig(model=model, layout=layout, batch=sizes), vocab_size=29)
 
 
-@pytest.mark.parametrize("model", [TINY, TINY_LLAMA], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("recompute", RecomputeKind)
 @pytest.mark.parametrize(("size", "sharded"), [(2, False), (2, True), (4, True)])
-def test_a_micro_batch_sends_what_is_said(
-    model: ModelConfig, recompute: RecomputeKind, size: int, sharded: bool
-) -> None:
-    plan = plan_of(replace(model, recompute=recompute), 1, 1, size, sharded, batch=MICRO_BATCH)
+def test_a_micro_batch_sends_what_is_said(model: str, recompute: RecomputeKind, size: int, sharded: bool) -> None:
+    plan = plan_of(replace(MODELS[model], recompute=recompute), 1, 1, size, sharded, batch=MICRO_BATCH)
 
     def body(group: Group) -> float:
         counted = Counted(group.rank, group.size, group)

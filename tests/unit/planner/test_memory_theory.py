@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -14,9 +15,9 @@ from trainer.planner.memory_theory import expected_bytes, gpu_bytes
 from trainer.tensor_parallel import fused_loss
 
 
-def kept_bytes(case: Case, recompute: str) -> int:
+def kept_bytes(case: Case, recompute: str, options: Sequence[str] = ()) -> int:
     """Bytes of distinct tensors that forward leaves for backward, parameters aside."""
-    plan = case.plan((f"model.recompute={recompute}",))
+    plan = case.plan((f"model.recompute={recompute}", *options))
     model = drawn_gpt(plan.config.model, plan.model.vocab_size, 1)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -42,6 +43,28 @@ def test_activations_are_those_that_autograd_keeps(family: str) -> None:
     # What is computed again is one block more than forward keeps.
     again = expected_bytes(case.plan(("model.recompute=full",))).activations - expected // case.num_layers
     assert kept_bytes(case, "full") == pytest.approx(again, rel=0.35)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("cpu_llama", ["query_key_norm=head"]),
+        ("cpu_llama", ["query_key_norm=full", "clip_qkv=3"]),
+        ("cpu_llama", ["clip_qkv=3", "wiring=sandwich", "norm_offset=1"]),
+        ("cpu_llama", ["wiring=output", "activation=relu2", "gated=true"]),
+        ("cpu", ["query_key_norm=head", "wiring=parallel_two_norms"]),
+        ("cpu", ["clip_qkv=3", "wiring=parallel", "activation=silu"]),
+        ("cpu", ["wiring=post", "gated=true", "residual_scale=0.5"]),
+        ("cpu", ["activation=relu", "position=alibi"]),
+        ("cpu", ["activation=relu2"]),
+    ],
+)
+def test_activations_with_options_are_those_that_autograd_keeps(family: str, options: list[str]) -> None:
+    small = {"hidden_size": 64, "ffn_hidden_size": 224, "num_heads": 2, "vocab_size": 64, "seq_length": 128}
+    case = replace(CASES[family], micro_batch_size=2, num_layers=6, **small)  # type: ignore[arg-type]
+    words = [f"model.{option}" for option in options]
+    expected = expected_bytes(case.plan((*words,))).activations
+    assert kept_bytes(case, "none", words) == pytest.approx(expected, rel=0.06)
 
 
 def states(*words: str, ranks: int = 2) -> tuple[float, float, float]:

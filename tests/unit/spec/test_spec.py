@@ -11,7 +11,8 @@ from trainer.config.models import changed_keys, make_execution, make_model, reso
 from trainer.config.schema import ActivationKind, ModelConfig, NormKind, RecomputeKind
 from trainer.spec.execution import Execution
 from trainer.spec.model import LayerKind, Wiring
-from trainer.spec.parts import Norm, Rope
+from trainer.spec.parts import Norm
+from trainer.spec.rope import Rope
 from trainer.spec.tensors import Cut, Init, TensorSpec
 
 VOCABULARY = 29
@@ -29,7 +30,7 @@ def test_a_tensor_is_named_once_with_all_that_is_known_of_it() -> None:
         "blocks.1.mlp.down.weight",
     ]
     qkv, output = (model.tensors[f"blocks.1.attention.{name}.weight"] for name in ("qkv", "output"))
-    assert qkv == TensorSpec(qkv.name, (48, 16), Init.normal, Cut(0, (16, 16, 16)))
+    assert qkv == TensorSpec(qkv.name, (48, 16), Init.normal, Cut(0, (16, 16, 16), heads=(4, 4, 4)))
     assert output == TensorSpec(output.name, (16, 16), Init.residual, Cut(1, (16,)))
     norm = model.tensors["final_norm.weight"]
     assert norm == TensorSpec("final_norm.weight", (16,), Init.ones, decays=False)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -16,7 +17,8 @@ from trainer.kernels.loss_programs import LossPrograms, logit_gradient, logit_su
 from trainer.micro_batch import IGNORED
 from trainer.spec.execution import Execution
 from trainer.tensor_parallel import fused_loss
-from trainer.tensor_parallel.fused_loss import chunk_rows, vocab_parallel_linear_cross_entropy
+from trainer.tensor_parallel.fused_loss import HeadShard, chunk_rows, vocab_parallel_linear_cross_entropy
+from trainer.tensor_parallel.logits import LogitShape
 from trainer.topology.groups import Group, SingleGroup
 
 S, B, H = 8, 3, 5
@@ -44,7 +46,8 @@ def sharded(
         mine = hidden.chunk(size)[group.rank] if sequence_parallel else hidden
         mine = mine.clone().requires_grad_()
         rows = padded.chunk(size)[group.rank].clone().requires_grad_()
-        loss = vocab_parallel_linear_cross_entropy(mine, rows, batch, group, vocab_size, sequence_parallel, programs)
+        head = HeadShard(rows, group, vocab_size, programs=programs)
+        loss = vocab_parallel_linear_cross_entropy(mine, head, batch, sequence_parallel)
         (loss * 3.0).backward()  # type: ignore[no-untyped-call]
         assert mine.grad is not None
         assert rows.grad is not None
@@ -87,6 +90,56 @@ def test_equals_linear_and_cross_entropy(
     torch.testing.assert_close(by_hidden, grad_hidden, rtol=1e-5, atol=5e-6)
     torch.testing.assert_close(by_weight[:vocab_size], grad_weight, rtol=1e-5, atol=5e-6)
     assert by_weight[vocab_size:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("programs", [None, LossPrograms(logit_sums, logit_gradient)], ids=["kernels", "programs"])
+@pytest.mark.parametrize("shape", [LogitShape(0.4), LogitShape(softcap=1.5), LogitShape(2.0, 3.0)], ids=str)
+@pytest.mark.parametrize(("rows", "width"), [(7, H), (S * B, S * B)], ids=["chunks", "one"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_bias_scale_and_cap_of_the_logits(
+    size: int,
+    rows: int,
+    width: int,
+    shape: LogitShape,
+    programs: LossPrograms | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fused_loss, "chunk_rows", lambda *_: rows)
+    # Five ids on two ranks: the padding must not get a gradient from its bias either.
+    hidden, weight, bias = torch.randn(S, B, width), torch.randn(5, width), torch.randn(5)
+    labels = torch.randint(0, 5, (B, S))
+    local = Execution(S, vocab_unit=2 * size).padded(5) // size
+    padded = [F.pad(tensor, (*[0, 0] * (tensor.ndim - 1), 0, local * size - 5)) for tensor in (weight, bias)]
+
+    def body(group: Group) -> tuple[torch.Tensor, ...]:
+        leaves = [one.chunk(size)[group.rank].clone().requires_grad_() for one in padded]
+        mine = hidden.clone().requires_grad_()
+        head = HeadShard(leaves[0], group, 5, leaves[1], shape, programs)
+        loss = vocab_parallel_linear_cross_entropy(mine, head, labelled(labels), False)
+        (loss * 3.0).backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), *(leaf.grad for leaf in (mine, *leaves) if leaf.grad is not None)
+
+    ranks = run_ranks(size, body)
+    h, w, b = (one.clone().requires_grad_() for one in (hidden, weight, bias))
+    logits = F.linear(h, w, b) * shape.scale
+    logits = logits if shape.softcap is None else shape.softcap * torch.tanh(logits / shape.softcap)
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.transpose(0, 1).flatten())
+    (loss * 3.0).backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(ranks[0][0], loss.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ranks[-1][1], h.grad, rtol=1e-5, atol=2e-6)
+    for index, grad in ((2, w.grad), (3, b.grad)):
+        found = torch.cat([rank[index] for rank in ranks])
+        torch.testing.assert_close(found[:5], grad, rtol=1e-5, atol=2e-6)
+        assert found[5:].abs().sum() == 0
+
+
+def test_a_frozen_bias_gets_no_gradient() -> None:
+    hidden, weight, bias = torch.randn(S, B, H, requires_grad=True), torch.randn(6, H), torch.randn(6)
+    labels = labelled(torch.zeros(B, S, dtype=torch.int64))
+    head = HeadShard(weight, SingleGroup(), 6, bias)
+    vocab_parallel_linear_cross_entropy(hidden, head, labels, False).backward()  # type: ignore[no-untyped-call]
+    assert bias.grad is None
+    assert hidden.grad is not None
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -210,7 +263,7 @@ def test_communicates_two_numbers_a_row_and_the_gradient_of_hidden() -> None:
         hidden = torch.randn(4 // (2 if sequence_parallel else 1), 1, H, requires_grad=True)
         weight = torch.randn(4, H, requires_grad=True)
         labels = labelled(torch.zeros(1, 4, dtype=torch.int64))
-        loss = vocab_parallel_linear_cross_entropy(hidden, weight, labels, group, 8, sequence_parallel)
+        loss = vocab_parallel_linear_cross_entropy(hidden, HeadShard(weight, group, 8), labels, sequence_parallel)
         loss.backward()  # type: ignore[no-untyped-call]
         return cast(ThreadGroup, group).calls
 
@@ -222,16 +275,15 @@ def test_without_gradients_it_keeps_none() -> None:
     hidden, weight = torch.randn(S, B, H), torch.randn(6, H, requires_grad=True)
     labels = torch.randint(0, 6, (B, S))
     with torch.no_grad():
-        loss = vocab_parallel_linear_cross_entropy(hidden, weight, labelled(labels), SingleGroup(), 6, False)
+        loss = vocab_parallel_linear_cross_entropy(hidden, HeadShard(weight, SingleGroup(), 6), labelled(labels), False)
     assert not loss.requires_grad
     assert loss.item() == pytest.approx(expected(hidden, weight.detach(), labels)[0].item(), rel=1e-6)
 
 
 def test_a_second_backward_is_an_error() -> None:
     hidden, weight = torch.randn(S, B, H, requires_grad=True), torch.randn(6, H, requires_grad=True)
-    loss = vocab_parallel_linear_cross_entropy(
-        hidden, weight, labelled(torch.zeros(B, S, dtype=torch.int64)), SingleGroup(), 6, False
-    )
+    labels = labelled(torch.zeros(B, S, dtype=torch.int64))
+    loss = vocab_parallel_linear_cross_entropy(hidden, HeadShard(weight, SingleGroup(), 6), labels, False)
     loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
     with pytest.raises(RuntimeError, match="once for each forward"):
         loss.backward()  # type: ignore[no-untyped-call]
@@ -239,11 +291,13 @@ def test_a_second_backward_is_an_error() -> None:
 
 def test_wrong_shapes_and_labels_are_errors() -> None:
     labels = torch.zeros(B, S, dtype=torch.int64)
-    weight = torch.zeros(8, H)
+    head = HeadShard(torch.zeros(8, H), SingleGroup(), 8)
     with pytest.raises(ValueError, match=r"hidden must be \[S, B, H\] .* \(3, 8, 5\) and \(3, 8\)"):
-        vocab_parallel_linear_cross_entropy(torch.zeros(B, S, H), weight, labelled(labels), SingleGroup(), 8, False)
+        vocab_parallel_linear_cross_entropy(torch.zeros(B, S, H), head, labelled(labels), False)
     with pytest.raises(DataError, match=r"token ids must be in \[0, 7\)"):
-        vocab_parallel_linear_cross_entropy(torch.zeros(S, B, H), weight, labelled(labels + 7), SingleGroup(), 7, False)
+        vocab_parallel_linear_cross_entropy(
+            torch.zeros(S, B, H), replace(head, vocab_size=7), labelled(labels + 7), False
+        )
 
 
 @pytest.mark.parametrize(("rows", "width"), [(2048, 8192), (2048, 50304), (100, 50304), (1, 10), (5000, 128256)])
@@ -259,7 +313,7 @@ import torch
 import torch.nn.functional as F
 from trainer.micro_batch import MicroBatch
 from trainer.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
-from trainer.tensor_parallel.fused_loss import vocab_parallel_linear_cross_entropy
+from trainer.tensor_parallel.fused_loss import HeadShard, vocab_parallel_linear_cross_entropy
 from trainer.topology.groups import SingleGroup
 from pathlib import Path
 
@@ -276,7 +330,7 @@ def rss(name):
 Path("/proc/self/clear_refs").write_text("5")
 before = rss("VmRSS")
 if sys.argv[1] == "fused":
-    loss = vocab_parallel_linear_cross_entropy(hidden, weight, batch, group, V, False)
+    loss = vocab_parallel_linear_cross_entropy(hidden, HeadShard(weight, group, V), batch, False)
 else:
     loss = vocab_parallel_cross_entropy(F.linear(hidden, weight), batch, group, V)
 loss.backward()

@@ -61,9 +61,9 @@ def test_padding_is_zero_and_takes_no_draws() -> None:
 class Layer(torch.nn.Module):
     def __init__(self, context: TensorContext) -> None:
         super().__init__()
-        self.matrix = context.parameter(MATRIX)
+        self.matrix = context.parameters([MATRIX])["weight"]
         self.inner = torch.nn.Module()
-        self.inner.vector = context.parameter(TensorSpec("a.bias", (8,), Init.ones, decays=False))
+        self.inner.vector = context.parameters([TensorSpec("a.bias", (8,), Init.ones, decays=False)])["bias"]
 
 
 def test_a_layer_takes_no_memory_until_it_is_filled() -> None:

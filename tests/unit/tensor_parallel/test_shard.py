@@ -6,7 +6,9 @@ import torch
 from trainer.errors import ConfigError
 from trainer.spec.tensors import Cut, Init, TensorSpec
 from trainer.tensor_parallel.shard import (
+    Part,
     ShardSpec,
+    parts_of,
     set_shard_spec,
     shard,
     shard_spec,
@@ -17,12 +19,20 @@ from trainer.tensor_parallel.shard import (
 )
 
 FUSED = ShardSpec("x.weight", (16, 3), 0, (8, 4, 4))
+SHARED = ShardSpec("x.weight", (14, 3), 0, (8, 3, 3), whole_sections=2)
+"""The last two blocks are whole on every rank."""
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize(
     "spec",
-    [FUSED, ShardSpec("x.weight", (3, 8), 1, (8,)), ShardSpec("x.weight", (5,)), ShardSpec("x.bias", (8,), 0, (4, 4))],
+    [
+        FUSED,
+        SHARED,
+        ShardSpec("x.weight", (3, 8), 1, (8,)),
+        ShardSpec("x.weight", (5,)),
+        ShardSpec("x.bias", (8,), 0, (4, 4)),
+    ],
 )
 def test_unshard_inverts_shard(spec: ShardSpec, size: int) -> None:
     full = torch.randn(spec.global_shape)
@@ -103,13 +113,28 @@ def test_a_foreign_parameter_has_no_spec() -> None:
 def test_a_vocabulary_is_padded_for_the_layout(unit: int, padding: int) -> None:
     rows = 61 + padding
     tensor = TensorSpec("embedding.weight", (61, 3), Init.normal, Cut(0, (61,), is_vocabulary=True))
-    found = shard_spec_of(tensor, unit)
+    found = shard_spec_of(tensor, unit, 1)
     assert found == ShardSpec("embedding.weight", (rows, 3), 0, (rows,), padding)
     assert without_padding(torch.zeros(rows, 3), found).shape == found.unpadded_shape == tensor.shape
     assert found.local_shape(1)[0] * 3 == tensor.local_numel(1, unit)
 
 
+def test_heads_of_which_there_are_fewer_than_ranks_are_whole_on_each() -> None:
+    tensor = TensorSpec("qkv.weight", (24, 5), Init.normal, Cut(0, (16, 4, 4), heads=(8, 2, 2)))
+    whole = {size: shard_spec_of(tensor, 1, size).whole_sections for size in (1, 2, 4, 8)}
+    assert whole == {1: 0, 2: 0, 4: 2, 8: 2}
+    spec = shard_spec_of(tensor, 1, 4)
+    assert spec.local_shape(4) == (4 + 4 + 4, 5)
+    assert tensor.local_numel(4, 1) == 12 * 5
+    assert parts_of(spec, 4) == (Part(0, 20), Part(20, 40))
+    assert parts_of(shard_spec_of(tensor, 1, 2), 2) == (Part(0, 60),)
+    norm = TensorSpec("key_norm.weight", (4,), Init.ones, Cut(0, (4,), heads=(2,)))
+    assert shard_spec_of(norm, 1, 4) == ShardSpec("key_norm.weight", (4,))
+    assert shard_spec_of(norm, 1, 2) == ShardSpec("key_norm.weight", (4,), 0, (4,))
+    assert norm.local_numel(4, 1) == 4
+
+
 def test_what_is_no_vocabulary_is_never_padded() -> None:
     fused = TensorSpec("qkv.weight", (6, 3), Init.normal, Cut(0, (4, 2)))
-    assert shard_spec_of(fused, 5) == ShardSpec("qkv.weight", (6, 3), 0, (4, 2))
-    assert shard_spec_of(TensorSpec("norm.weight", (6,), Init.ones), 5) == ShardSpec("norm.weight", (6,))
+    assert shard_spec_of(fused, 5, 2) == ShardSpec("qkv.weight", (6, 3), 0, (4, 2))
+    assert shard_spec_of(TensorSpec("norm.weight", (6,), Init.ones), 5, 2) == ShardSpec("norm.weight", (6,))
