@@ -134,6 +134,12 @@ class Family:
             raise ConfigError(f"{self.architecture} must have a tensor for {missing[0]}, but has none")
         return {name: found[name] for name in tensors}
 
+    @property
+    def head(self) -> str:
+        """Name of the head's weight, which files of models with tied embeddings may hold as well."""
+        sizes = Dims(num_heads=1, num_key_value_heads=1, head_dim=2, rope_dims=2, wiring="pre")
+        return next(link.theirs[0] for link in self.links(sizes) if link.ours == "head.weight")
+
     def is_ignored(self, tensor: str) -> bool:
         """Return whether a tensor of a file is a buffer that follows from the config."""
         return any(fnmatchcase(tensor, pattern) for pattern in self.ignores)

@@ -33,8 +33,10 @@ class Entry(Protocol):
         """
 
     def write(self, ours: Values) -> Values:
-        """Return keys of a config.json for a model whose nulls are resolved. A model that they cannot say is written
-        as far as they can: whoever exports reads them again and compares."""
+        """Return keys of a config.json for a model whose nulls are resolved.
+
+        A model that they cannot say is written as far as they can: whoever exports reads them again and compares.
+        """
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def _scaling(parameters: Mapping[str, object], theirs: Values) -> dict[str, obje
     kind = str(parameters.get("rope_type", parameters.get("type", "default")))
     if kind == "su":
         kind = "longrope"
-    if kind == "default":
+    if kind == "default" or (kind == "linear" and parameters.get("factor") == 1):
         return {}
     if kind not in _READ_BY:
         known = ", ".join(("default", *_READ_BY))
