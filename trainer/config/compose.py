@@ -180,9 +180,10 @@ def composition(overrides: Sequence[str]) -> Composition:
     for text in {str(one.message): None for one in said}:
         warn(text)
     values["run_dir"] = folder_in_sweep(str(values["run_dir"]), os.environ)
-    values, taken = filled(values, request.values, choices.get("model") == CHOICE)
+    found, taken = filled(values, request.values, choices.get("model") == CHOICE)
+    written = {**_written(tree), **{key: value for key, value in found.items() if value != values[key]}}
     of_environment = {name: before[name] for name in decided}
-    return Composition(build(values), request, choices, _written(tree), of_environment, taken)
+    return Composition(build(found), request, choices, written, of_environment, taken)
 
 
 def compose(overrides: Sequence[str]) -> TridentConfig:

@@ -2,60 +2,40 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from trainer.errors import ConfigError
-from trainer.families import (
-    bloom,
-    cohere,
-    falcon,
-    gemma1,
-    gemma3,
-    gpt1,
-    gpt2,
-    gpt_neo,
-    gpt_neox,
-    gptj,
-    granite,
-    llama,
-    mistral,
-    olmo1,
-    olmo2,
-    olmo3,
-    opt,
-    phi,
-    phi3,
-    qwen2,
-    qwen3,
-    smollm3,
-    stablelm,
-)
 from trainer.families.family import Family
 from trainer.families.fields import Values
 
-FAMILIES: tuple[Family, ...] = (
-    llama.FAMILY,
-    mistral.FAMILY,
-    qwen2.FAMILY,
-    qwen3.FAMILY,
-    gpt2.FAMILY,
-    gpt_neox.FAMILY,
-    phi3.FAMILY,
-    smollm3.FAMILY,
-    olmo2.FAMILY,
-    olmo3.FAMILY,
-    gemma1.FAMILY,
-    gemma3.FAMILY,
-    phi.FAMILY,
-    stablelm.FAMILY,
-    falcon.FAMILY,
-    olmo1.FAMILY,
-    cohere.FAMILY,
-    gptj.FAMILY,
-    gpt_neo.FAMILY,
-    opt.FAMILY,
-    gpt1.FAMILY,
-    bloom.FAMILY,
-    granite.FAMILY,
+_FILES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gpt2",
+    "gpt_neox",
+    "phi3",
+    "smollm3",
+    "olmo2",
+    "olmo3",
+    "gemma1",
+    "gemma3",
+    "phi",
+    "stablelm",
+    "falcon",
+    "olmo1",
+    "cohere",
+    "gptj",
+    "gpt_neo",
+    "opt",
+    "gpt1",
+    "bloom",
+    "granite",
 )
+"""Files of this room that declare a `FAMILY`."""
+
+FAMILIES: tuple[Family, ...] = tuple(import_module(f"trainer.families.{name}").FAMILY for name in _FILES)
 """All families; where several can say a model, an export takes the first."""
 
 MISSING: dict[str, str] = {
