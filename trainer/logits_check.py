@@ -85,11 +85,9 @@ def _theirs(folder: Path) -> torch.nn.Module:
     # The library raises whatever its parts raise.
     except Exception as error:
         raise CheckpointError(f"{folder} must be a model that transformers loads, but: {first_line(error)}") from error
-    absent = sorted(told["missing_keys"]) + sorted(told["unexpected_keys"])
+    absent = sorted(told["missing_keys"])
     if absent:
-        raise CheckpointError(
-            f"{folder} must hold exactly the tensors that transformers reads, but {absent[0]} is missing or too many"
-        )
+        raise CheckpointError(f"{folder} must hold every tensor that transformers reads, but {absent[0]} is missing")
     found: torch.nn.Module = model.eval()
     return found
 

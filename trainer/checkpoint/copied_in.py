@@ -33,7 +33,7 @@ def copy_weights(source: HFModel, plan: RunPlan, target: Path) -> dict[str, File
         OSError: the file cannot be written.
     """
     weights = LinkedWeights(WeightFiles(source.folder), source.family, source.values, plan.model.tensors)
-    specs = {name: shard_spec_of(tensor, plan.execution.vocab_unit) for name, tensor in plan.model.tensors.items()}
+    specs = {name: shard_spec_of(tensor, plan.execution.vocab_unit, 1) for name, tensor in plan.model.tensors.items()}
     keyed = {name: address("weight", spec, 0, 1, 0) for name, spec in specs.items()}
     sizes = {keyed[name][0]: math.prod(spec.global_shape) for name, spec in specs.items()}
     path = target / rank_file(0)

@@ -168,7 +168,7 @@ def _as_before(use: Use, word: str, run_dir: Path) -> Found | None:
 def _named(use: Use, word: str) -> Found:
     path = absolute_path(word, use.value)
     try:
-        if use is Use.weights and (is_hf_folder(path) or (is_hub_name(word) and not path.exists())):
+        if use is Use.weights and (is_hf_folder(path) or is_hub_name(word)):
             return _foreign(find_source(word, use.value))
         return Found(*find_checkpoint(path), use)
     except CheckpointError as error:
@@ -190,7 +190,7 @@ def _foreign(folder: Path) -> Found:
 
 def _meant(use: Use, word: str) -> list[str]:
     if use is Use.weights:
-        return ["it may also name a folder or hub name of a Hugging Face model"]
+        return []
     if word.strip().lower() in _NEWEST_WORDS:
         return ["checkpoint.resume=auto goes on from the newest checkpoint in run_dir"]
     if word.strip().lower() in _FRESH_WORDS:

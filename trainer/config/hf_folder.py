@@ -86,8 +86,8 @@ def is_hf_folder(path: Path) -> bool:
 
 
 def is_hub_name(text: str) -> bool:
-    """Return whether a text has the form of a model's name on the hub: owner/name."""
-    return _HUB_NAME.fullmatch(text) is not None
+    """Return whether a text can only be a model's name on the hub: owner/name, and nothing of that name is here."""
+    return _HUB_NAME.fullmatch(text) is not None and not os.path.lexists(text.partition("/")[0])
 
 
 def hf_identity(folder: Path) -> str:
