@@ -54,6 +54,9 @@ def filled(values: Mapping[str, object], typed: Collection[str], is_asked: bool)
         return _from_run(values, own, run, takes_tokenizer)
     taken = {f"model.{key}": plain(value) for key, value in found.values.items()}
     told = [f"model.* is {found.family.architecture} of {source}"]
+    unread = found.family.unknown(found.config)
+    if unread:
+        told.append(f"nobody reads {', '.join(unread)} of its config.json, not transformers either")
     if takes_tokenizer and found.has_tokenizer:
         taken |= {"tokenizer.kind": "pretrained", "tokenizer.path": str(source), "tokenizer.allow_unused_ids": True}
         told.append(f"tokenizer.path={source}")
