@@ -29,7 +29,7 @@ COMMON: tuple[Listed, ...] = tuple(
 
 @dataclass(frozen=True)
 class Dims:
-    """What links depend on."""
+    """Sizes and wiring that links depend on."""
 
     num_heads: int
     num_key_value_heads: int
@@ -50,7 +50,7 @@ class Dims:
 
 @dataclass(frozen=True)
 class Family:
-    """What transformers calls an architecture."""
+    """An architecture of transformers: its config keys and its tensors."""
 
     name: str
     """Name for people: "LLaMA 1 to 3"."""
