@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.helpers.hf_families import LENGTH, TINY, Tiny, hf_model
 from trainer.checkpoint.copied_out import write_weights
 from trainer.checkpoint.store import find_checkpoint
-from trainer.config.hf_export import express, exported_config
+from trainer.config.hf_export import exported_config, express
 from trainer.config.hf_folder import read_hf_model
 from trainer.config.schema import ActivationKind, ModelConfig, NormKind, PositionKind
 from trainer.data.tokenizer import train_bpe
