@@ -72,7 +72,7 @@ class _Generation:
         is_new = wiring == "parallel_two_norms" or (wiring == "parallel" and kv_heads not in (1, heads))
         return {
             "new_decoder_architecture": is_new,
-            "multi_query": kv_heads == 1,
+            "multi_query": is_new or kv_heads == 1,
             "num_kv_heads": kv_heads if is_new else heads,
             "parallel_attn": wiring in ("parallel", "parallel_two_norms"),
             "num_ln_in_parallel_attn": (2 if wiring == "parallel_two_norms" else 1) if is_new else None,

@@ -19,7 +19,7 @@ SHARED: tuple[Entry, ...] = (
     Derived("embedding_scale", _root_of_width),
     Field("head_dim", "head_dim", 256),
     Biases("attention_bias", ("qkv_bias", "attention_output_bias")),
-    Refusal("use_bidirectional_attention", None, "attention to later tokens", also=(False,)),
+    Refusal("use_bidirectional_attention", False, "attention to later tokens", also=(None,)),
     ATTENTION_DROPOUT,
 )
 """Entries that Gemma 3 has too."""
