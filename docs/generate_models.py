@@ -17,7 +17,8 @@ PAGE = Path(__file__).parent / "models.md"
 INTRODUCTION = """# Models of Hugging Face
 
 Trident has one block with options, and a *family* says which options a published architecture is made of. So a model that
-transformers loads can be trained on in any layout, and what was trained can be loaded by transformers again. This page is
+transformers loads can be trained on in any layout, and what was trained can be loaded by transformers again. The options
+are explained in [model_options.md](model_options.md). This page is
 written by `python docs/generate_models.py` from the registry of families.
 
 ## Train on from a model
