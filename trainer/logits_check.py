@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -76,10 +77,12 @@ def fixed_ids(vocab_size: int, seq_length: int) -> torch.Tensor:
 def _theirs(folder: Path) -> torch.nn.Module:
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    # The library's own types say less than it returns.
+    library: Any = transformers
+    library.logging.set_verbosity_error()
+    library.logging.disable_progress_bar()
     try:
-        model, told = transformers.AutoModelForCausalLM.from_pretrained(
+        model, told = library.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, trust_remote_code=False
         )
     # The library raises whatever its parts raise.

@@ -47,7 +47,7 @@ def tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -
     save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def in_shards(folder: Path, weight_map: dict[str, str] | None = None) -> None:
+def in_shards(folder: Path, weight_map: dict[str, str] | None = None, missing: str = "") -> None:
     found = load_file(folder / "model.safetensors")
     names = sorted(found)
     parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
@@ -56,6 +56,8 @@ def in_shards(folder: Path, weight_map: dict[str, str] | None = None) -> None:
     (folder / "model.safetensors").unlink()
     index = weight_map or {name: file for file, held in parts.items() for name in held}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    if missing:
+        (folder / missing).unlink()
 
 
 K = "model.layers.1.self_attn.k_proj.weight"
@@ -63,7 +65,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], int, str]] = {
     "no weights": ("llama", lambda f: (f / "model.safetensors").unlink(), 4, "must hold weights"),
     "missing shard": (
         "llama",
-        lambda f: (in_shards(f), (f / "b.safetensors").unlink()),
+        lambda f: in_shards(f, missing="b.safetensors"),
         4,
         "b.safetensors must exist, since model.safetensors.index.json names it, but is missing",
     ),

@@ -108,7 +108,7 @@ def expected_losses(folder: Path) -> list[float]:
         logits = model(tokens[:, :-1]).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
         adam.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.grad_clip)
         adam.step()
         losses.append(float(loss))

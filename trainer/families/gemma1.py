@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from trainer.families.family import Family
 from trainer.families.fields import Activation, Biases, Constant, Derived, Entry, Field, Listed, Refusal, Values
 from trainer.families.rope_fields import Rope
@@ -10,7 +12,7 @@ from trainer.families.usual_keys import ATTENTION_DROPOUT, rms_norm, sizes
 
 
 def _root_of_width(theirs: Values) -> float:
-    return float(str(theirs["hidden_size"])) ** 0.5
+    return math.sqrt(float(str(theirs["hidden_size"])))
 
 
 SHARED: tuple[Entry, ...] = (
