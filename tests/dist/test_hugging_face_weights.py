@@ -62,7 +62,7 @@ def plan_for(folder: Path, case: Case, world_size: int) -> RunPlan:
         config,
         model=model,
         data=DataConfig(source=DataSource.synthetic),
-        batch=replace(config.batch, global_batch_size=BATCH, micro_batch_size=2 if case.pp == 1 else 1),
+        batch=replace(config.batch, global_batch_size=BATCH, micro_batch_size=1),
         checkpoint=CheckpointConfig(init_from=str(folder)),
     )
     return make_plan(config, VOCABULARY, world_size)
