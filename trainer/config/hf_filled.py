@@ -73,7 +73,9 @@ def _from_run(
         taken |= {key: value for key, value in saved.items() if key.startswith("tokenizer.")}
         if run.tokenizer.is_dir() and not Path(str(saved["tokenizer.path"])).exists():
             taken["tokenizer.path"] = str(run.tokenizer)
-    return _merged(values, taken, own), [f"model.* is that of {run.config}, since {values[PATH]} is not there any more"]
+    name = saved["model.name"] if values["model.name"] == CHOICE else values["model.name"]
+    found = {**_merged(values, taken, own), "model.name": name}
+    return found, [f"model.* is that of {run.config}, since {values[PATH]} is not there any more"]
 
 
 def _merged(values: Mapping[str, object], taken: Mapping[str, object], own: Collection[str]) -> dict[str, object]:
