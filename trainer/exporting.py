@@ -84,6 +84,7 @@ def export_verb(arguments: Sequence[str], dtype: str | None) -> int:
             with suppress(FileNotFoundError):
                 target.rmdir()
             partial.rename(target)
+            sync_folder(target.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
