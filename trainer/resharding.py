@@ -6,28 +6,24 @@ Problems of the words, the layout or the target are reported before the first te
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
-from trainer.checkpoint.kept_tokenizer import tokenizer_folder, write_tokenizer
+from trainer.checkpoint.kept_tokenizer import tokenizer_folder
 from trainer.checkpoint.manifest import (
     MANIFEST,
-    FileFacts,
     Manifest,
     check_content,
     check_file,
     describe_layout,
-    file_facts,
     read_manifest,
 )
 from trainer.checkpoint.store import CheckpointStore, find_checkpoint
-from trainer.config.compose import compose, differences, from_yaml, recompose, to_yaml
+from trainer.config.compose import compose, differences, from_yaml, recompose
 from trainer.config.keys import GROUPS, KEYS, flatten
 from trainer.config.places import absolute_path
 from trainer.config.plan import RunPlan, make_plan
@@ -35,17 +31,15 @@ from trainer.config.schema import TridentConfig
 from trainer.config.validate import validate
 from trainer.config.wandb_variables import MODE_KEY
 from trainer.config.words import for_a_shell, quoted
-from trainer.description import plan_record
 from trainer.errors import CheckpointError, ConfigError
-from trainer.files import storage_faults, sync_folder, write_atomically
 from trainer.log import say, warn
+from trainer.new_run import check_target, making_run, publish
 from trainer.run_folder import RunFolder
-from trainer.run_paths import CONFIG, LATEST, TENSORS
+from trainer.run_paths import CONFIG, HUGGING_FACE
 
 MAY_CHANGE = ("layout", "zero", "batch.micro_batch_size")
 RESHARDED_FROM = "resharded_from"
 """Key of the manifest's layout."""
-_CHECKPOINT_NAME = re.compile(r"step_[0-9]+|checkpoints")
 _PLAIN = re.compile(r"[A-Za-z_/.][\w/.-]*")
 
 
@@ -113,7 +107,7 @@ def _new_plan(found: Path, manifest: Manifest, folder: RunFolder, overrides: Seq
         config, run_dir=str(folder.path), checkpoint=replace(config.checkpoint, resume="auto", init_from=None)
     )
     validate(config)
-    _check_target(folder, config)
+    check_target(folder, config)
     return make_plan(config, manifest.vocab_size)
 
 
@@ -128,70 +122,21 @@ def _saved_config(found: Path, manifest: Manifest) -> TridentConfig:
         raise CheckpointError(f"{found / CONFIG} must be a config that this version can read, but: {error}") from error
 
 
-def _check_target(folder: RunFolder, config: TridentConfig) -> None:
-    if _CHECKPOINT_NAME.fullmatch(folder.path.name):
-        raise ConfigError(
-            f"DST must be the folder of a run, in which checkpoints/step_<N> is made, but is {folder.path}; change DST"
-        )
-    steps = folder.checkpoints.steps()
-    held = [path for path in (folder.config, folder.metrics, *map(folder.checkpoints.path, steps)) if path.exists()]
-    if held:
-        raise ConfigError(f"DST must not hold a run yet, but {held[-1]} is there; change DST")
-    try:
-        folder.check(config)
-    except ConfigError as error:
-        raise ConfigError([f"DST becomes the run_dir, and {line}" for line in error.problems], error.hints) from error
-
-
 def _reshard(found: Path, manifest: Manifest, plan: RunPlan, folder: RunFolder) -> None:
     """Make the new run folder. The last step makes the checkpoint appear; if one before it fails, all is undone."""
     from trainer.checkpoint.rewrite import rewrite_tensors
 
-    store, step = folder.checkpoints, manifest.step
-    temporary = store.temporary_path(step)
-    tokenizer = tokenizer_folder(found, manifest)
-    config = to_yaml(plan.config)
-    with ExitStack() as undo, storage_faults(folder.path, "DST"):
-        _make_folders(store.folder, undo)
-        for path in (temporary, folder.tokenizer, store.path(step)):
-            undo.callback(shutil.rmtree, path, ignore_errors=True)
-        for file in (folder.config, folder.plan, store.folder / LATEST):
-            undo.callback(file.unlink, missing_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        (temporary / TENSORS).mkdir(parents=True)
+    tokenizer, kept = tokenizer_folder(found, manifest), found / HUGGING_FACE
+    with making_run(folder, manifest.step) as temporary:
         files = rewrite_tensors(found, manifest, plan, temporary)
-        sync_folder(temporary / TENSORS)
-        write_atomically(temporary / CONFIG, config, "DST")
-        files[CONFIG] = file_facts(temporary / CONFIG)
-        if tokenizer is not None:
-            files |= write_tokenizer(tokenizer, temporary, "DST")
-            folder.keep_tokenizer(tokenizer, "DST")
-        write_atomically(temporary / MANIFEST, _new_manifest(manifest, plan, files).to_json(), "DST")
-        write_atomically(folder.config, config, "DST")
-        write_atomically(folder.plan, json.dumps(plan_record(plan), indent=1) + "\n", "DST")
-        store.point_at(step)
-        store.publish(step)
-        undo.pop_all()
+        publish(folder, _new_manifest(manifest, plan), plan, files, tokenizer, kept if kept.is_dir() else None)
 
 
-def _make_folders(folder: Path, undo: ExitStack) -> None:
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir()
-        undo.callback(_remove_if_empty, path)
-        sync_folder(path.parent)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
-
-
-def _new_manifest(manifest: Manifest, plan: RunPlan, files: Mapping[str, FileFacts]) -> Manifest:
+def _new_manifest(manifest: Manifest, plan: RunPlan) -> Manifest:
     before = manifest.layout
     axes = (before.get(f"{axis}_parallel_size", "?") for axis in ("pipeline", "tensor", "data"))
     origin = f"{' x '.join(map(str, axes))}, ZeRO-{before.get('zero_stage', '?')}"
-    return replace(manifest, layout={**describe_layout(plan), RESHARDED_FROM: origin}, files=files)
+    return replace(manifest, layout={**describe_layout(plan), RESHARDED_FROM: origin}, files={})
 
 
 def _report(step: int, plan: RunPlan, folder: RunFolder) -> None:

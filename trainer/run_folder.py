@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -117,6 +118,7 @@ class RunFolder(RunPaths):
         origin = Origin.of(found, named[1])
         began_so = origin == read_origin(self.path)
         if not began_so:
+            self.keep_hugging_face(found.kept_files())
             write_origin(self.path, origin)
         return began_so
 
@@ -288,15 +290,16 @@ class RunFolder(RunPaths):
         Raises:
             StorageError: it cannot be written; `key` names the folder.
         """
-        wanted = {path.name: path.read_bytes() for path in source.iterdir() if path.is_file()}
-        with storage_faults(self.tokenizer, key):
-            self.tokenizer.mkdir(parents=True, exist_ok=True)
-            there = {path.name: path for path in self.tokenizer.iterdir() if path.is_file()}
-            for name in there.keys() - wanted.keys():
-                there[name].unlink()
-        for name, content in wanted.items():
-            if name not in there or there[name].read_bytes() != content:
-                write_atomically(self.tokenizer / name, content, key)
+        _keep(self.tokenizer, [path for path in source.iterdir() if path.is_file()], key)
+
+    def keep_hugging_face(self, files: Sequence[Path], key: str = "run_dir") -> None:
+        """Copy the small files of the Hugging Face model that the run begins with; without any, nothing is done.
+
+        Raises:
+            StorageError: as `keep_tokenizer`.
+        """
+        if files:
+            _keep(self.hugging_face, files, key)
 
     def write(self, config: TridentConfig, plan: dict[str, object]) -> None:
         """Write config.yaml and plan.json."""
@@ -304,3 +307,16 @@ class RunFolder(RunPaths):
             self.logs.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config, to_yaml(config))
         write_atomically(self.plan, json.dumps(plan, indent=1) + "\n")
+
+
+def _keep(folder: Path, files: Sequence[Path], key: str) -> None:
+    """Make these the files of a folder, and write those only that differ."""
+    wanted = {path.name: path.read_bytes() for path in files}
+    with storage_faults(folder, key):
+        folder.mkdir(parents=True, exist_ok=True)
+        there = {path.name: path for path in folder.iterdir() if path.is_file()}
+        for name in there.keys() - wanted.keys():
+            there[name].unlink()
+    for name, content in wanted.items():
+        if name not in there or there[name].read_bytes() != content:
+            write_atomically(folder / name, content, key)

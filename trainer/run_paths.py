@@ -18,6 +18,9 @@ SKIPPED_BATCHES = "skipped_batches.jsonl"
 """File in the folder of logs."""
 TOKENIZER = "tokenizer"
 """Folder of the tokenizer, in a run's folder and in a checkpoint."""
+HUGGING_FACE = "hugging_face"
+"""Folder, in a run's folder and in a checkpoint, of the small files of the Hugging Face model that it began with, as
+they were: config, tokenizer, chat template, generation config."""
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"
 """File in the folder of checkpoints, with the name of the newest one."""
@@ -43,6 +46,7 @@ class RunPaths:
         self.logs = path / LOGS
         self.skipped_batches = self.logs / SKIPPED_BATCHES
         self.tokenizer = path / TOKENIZER
+        self.hugging_face = path / HUGGING_FACE
         self.checkpoint_folder = path / CHECKPOINTS
 
     @property

@@ -16,7 +16,7 @@ from trainer.verbs.table import COMMAND_OPTIONS, NAMES
 def test_help(words: list[str], trident: Run) -> None:
     answer = trident(*words)
     assert (answer.code, answer.err) == (0, "")
-    for verb in ("train", "data", "generate", "checkpoint", "balance", "reshard"):
+    for verb in ("train", "data", "generate", "import", "export", "checkpoint", "balance", "reshard"):
         assert f"\n  {verb} " in answer.out
     assert len(answer.out.splitlines()) <= 24
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from trainer.config.compose import compose, conf_folder, from_yaml, options, to_yaml
+from trainer.config.hf_export import express
 from trainer.config.keys import GROUPS
-from trainer.config.models import resolved
+from trainer.config.models import make_model, resolved
 from trainer.config.plan import make_plan
 from trainer.config.schema import TridentConfig
 from trainer.config.validate import problems
 
 FILES = [(group, file.stem) for group in options() for file in sorted((conf_folder() / group).glob("*.yaml"))]
 
+_SOURCE = tempfile.TemporaryDirectory()
+Path(_SOURCE.name, "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
+
 COMPANIONS: dict[tuple[str, str], list[str]] = {
+    ("model", "hf"): [f"model.path={_SOURCE.name}"],
     ("data", "files"): ["data.files=[corpus/*.txt]"],
     ("data", "hub"): ["data.hub_path=owner/name"],
     ("data", "megatron"): ["data.files=[corpus_text_document]", "model.vocab_size=50257"],
@@ -92,7 +99,7 @@ def test_schema_defaults_and_conf_defaults_agree_outside_the_model(monkeypatch: 
         assert getattr(shipped, group) == getattr(bare, group), group
 
 
-@pytest.mark.parametrize("name", options()["model"])
+@pytest.mark.parametrize("name", [name for name in options()["model"] if name != "hf"])
 def test_model_is_named_after_its_file(name: str) -> None:
     assert compose([f"model={name}"]).model.name == name
 
@@ -149,3 +156,52 @@ def test_published_shapes(name: str, shape: tuple[int, ...]) -> None:
         model.seq_length,
         model.vocab_size,
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        # As the makers of each model, or the safetensors of its published files, count them.
+        ("gpt2_124m", 124_439_808),
+        ("llama3_8b", 8_030_261_248),
+        ("mistral_7b", 7_241_732_096),
+        ("smollm2_135m", 134_515_008),
+        ("smollm2_360m", 361_821_120),
+        ("pythia_14m", 14_067_712),
+        ("pythia_31m", 30_494_720),
+        ("pythia_70m", 70_426_624),
+        ("pythia_160m", 162_322_944),
+        ("pythia_410m", 405_334_016),
+        ("pythia_1b", 1_011_781_632),
+        ("pythia_1_4b", 1_414_647_808),
+        ("pythia_2_8b", 2_775_208_960),
+        ("pythia_6_9b", 6_857_302_016),
+        ("pythia_12b", 11_846_072_320),
+        ("qwen3_0_6b", 596_049_920),
+        ("llama3_2_1b", 1_235_814_400),
+        ("olmo2_1b", 1_484_916_736),
+        ("gemma3_1b", 999_885_952),
+    ],
+)
+def test_published_parameter_counts(name: str, parameters: int) -> None:
+    model = compose([f"model={name}"]).model
+    assert make_model(model, model.vocab_size or 0).parameter_count == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("gpt2_124m", "GPT2LMHeadModel"),
+        ("llama3_8b", "LlamaForCausalLM"),
+        ("mistral_7b", "MistralForCausalLM"),
+        ("smollm2_135m", "LlamaForCausalLM"),
+        ("pythia_160m", "GPTNeoXForCausalLM"),
+        ("qwen3_0_6b", "Qwen3ForCausalLM"),
+        ("llama3_2_1b", "LlamaForCausalLM"),
+        ("olmo2_1b", "Olmo2ForCausalLM"),
+        ("gemma3_1b", "Gemma3ForCausalLM"),
+    ],
+)
+def test_a_trained_preset_can_be_exported(name: str, architecture: str) -> None:
+    model = compose([f"model={name}"]).model
+    assert express(model, model.vocab_size or 0, {}).family.architecture == architecture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -23,6 +24,20 @@ from trainer.resharding import parse as parse_reshard
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SMOLLM2 = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "rope_theta": 100000.0,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
+"""The published config of the model of the README, as far as it says what is computed."""
 COMMANDS = ("trident train", "trident data", "deepspeed", "torchrun", "srun")
 RANKS = ("--num_gpus", "--nproc-per-node", "--ntasks")
 """Options of launchers that say how many ranks there are."""
@@ -62,8 +77,14 @@ def test_readme_shows_every_way_to_launch() -> None:
 
 
 @pytest.mark.parametrize("line", README_COMMANDS + TUTORIAL_COMMANDS)
-def test_command_composes_and_is_legal(line: str) -> None:
+def test_command_composes_and_is_legal(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = words_of(line)
+    monkeypatch.chdir(tmp_path)
+    for word in words:
+        if word.startswith("model.path="):
+            source = tmp_path / word.removeprefix("model.path=")
+            source.mkdir()
+            (source / "config.json").write_text(json.dumps(SMOLLM2))
     verb = words.index("train") if "train" in words else words.index("data")
     counts = [int(words[words.index(option) + 1]) for option in RANKS if option in words]
     settings = [word for word in words[verb + 1 :] if word != "--multirun"]
@@ -127,7 +148,7 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     assert [target for target in targets if target and not (page.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("script", ["generate_configuration.py", "draw_axes.py"])
+@pytest.mark.parametrize("script", ["generate_configuration.py", "generate_models.py", "draw_axes.py"])
 def test_what_is_generated_is_fresh(script: str) -> None:
     command = [sys.executable, f"docs/{script}", "--check"]
     done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The safetensors container for fp32 tensors that are never all in memory: written and read in pieces.
+"""The safetensors container for tensors that are never all in memory: written and read in pieces.
 
 The library's own writer wants every tensor of a file at once, and its reader maps the file, so that everything read
 stays resident. The format is simple enough to do without them: the header's length in 8 bytes, the header as JSON, the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,31 +21,41 @@ from trainer.checkpoint.manifest import FileFacts
 
 ITEM_BYTES = 4
 _DTYPE = "F32"
+DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+"""Number formats of a file's header -> size of an element in bytes."""
 _METADATA = "__metadata__"
 _LENGTH_BYTES = 8
 _ALIGNMENT = 8
 
 
 class ContainerWriter:
-    """Writes one file of flat tensors, in the order in which they are declared. Holds no file open between calls.
+    """Writes one file of tensors, in the order in which they are declared. Holds no file open between calls.
 
     Args:
         path: path of the file, which must not exist.
-        sizes: key -> number of elements.
+        shapes: key -> shape, or number of elements of a flat tensor.
         metadata: metadata of the header.
+        dtype: number format of all tensors, one of `DTYPE_BYTES`.
 
     Raises:
         OSError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, sizes: Mapping[str, int], metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        shapes: Mapping[str, int | tuple[int, ...]],
+        metadata: Mapping[str, str],
+        dtype: str = _DTYPE,
+    ) -> None:
         self._path = path
         self._digest = hashlib.blake2b(digest_size=16)
         header: dict[str, object] = {_METADATA: dict(metadata)}
         end = 0
-        for key, numel in sizes.items():
-            start, end = end, end + ITEM_BYTES * numel
-            header[key] = {"dtype": _DTYPE, "shape": [numel], "data_offsets": [start, end]}
+        for key, size in shapes.items():
+            shape = [size] if isinstance(size, int) else list(size)
+            start, end = end, end + DTYPE_BYTES[dtype] * math.prod(shape)
+            header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % _ALIGNMENT)
         self._written_bytes = 0
@@ -57,12 +68,12 @@ class ContainerWriter:
         return self._size_bytes
 
     def append(self, values: torch.Tensor) -> None:
-        """Write the next elements, fp32 on CPU; they may be a part of a tensor.
+        """Write the next elements, of the file's number format, on CPU; they may be a part of a tensor.
 
         Raises:
             OSError: the file cannot be written.
         """
-        self._write(values.contiguous().numpy().data.cast("B"))
+        self._write(values.contiguous().view(-1).view(torch.uint8).numpy().data)
 
     def _write(self, data: bytes | memoryview, flags: int = 0) -> None:
         self._digest.update(data)

@@ -62,7 +62,7 @@ def _show(path: Path) -> int:
         "data position": f"{manifest.train_state['position']:,} tokens",
         "sample ledger": manifest.train_state["sample_ledger"] or "-",
         "vocabulary": f"{manifest.vocab_size:,}",
-        "probe loss": f"{manifest.probe_loss:.6g}",
+        "probe loss": "-" if manifest.probe_loss is None else f"{manifest.probe_loss:.6g}",
         "saved in": ", ".join(f"{key} {value}" for key, value in manifest.layout.items()),
         "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
         "counters": ", ".join(f"{name} {value:g}" for name, value in manifest.scalars.items()),

@@ -27,7 +27,7 @@ def has_tokenizer(config: TridentConfig) -> bool:
 
 
 def size_bytes_of(source: Path) -> int:
-    """Return the size of a tokenizer's files in bytes."""
+    """Return the size of a folder's files in bytes; 0 if there is none."""
     return sum(path.stat().st_size for path in _files(source))
 
 
@@ -37,9 +37,14 @@ def write_tokenizer(source: Path, checkpoint: Path, key: str = "run_dir") -> dic
     Raises:
         StorageError: it cannot be written.
     """
+    return write_kept(source, checkpoint, TOKENIZER, key)
+
+
+def write_kept(source: Path, checkpoint: Path, folder: str, key: str = "run_dir") -> dict[str, FileFacts]:
+    """Copy a folder of small files into a folder of an unfinished checkpoint; otherwise as `write_tokenizer`."""
     written: dict[str, FileFacts] = {}
     for path in _files(source):
-        name = f"{TOKENIZER}/{path.relative_to(source).as_posix()}"
+        name = f"{folder}/{path.relative_to(source).as_posix()}"
         write_atomically(checkpoint / name, path.read_bytes(), key)
         written[name] = file_facts(checkpoint / name)
     return written

@@ -35,8 +35,8 @@ class Manifest:
     train_state: Mapping[str, object]
     scalars: Mapping[str, float]
     """The engine's scalars: counters and loss scale."""
-    probe_loss: float
-    """Loss on the fixed micro-batch, see `probe`."""
+    probe_loss: float | None
+    """Loss on the fixed micro-batch, see `probe`; None: nobody computed it, since the weights were only copied."""
     layout: Mapping[str, object]
     """Layout that wrote it. For people: a checkpoint can be read in any layout."""
     versions: Mapping[str, str]
@@ -121,7 +121,7 @@ def _parse(raw: object, text: str) -> Manifest:
         vocab_size=_whole(raw, "vocab_size"),
         train_state=TrainState.from_dict(_object(raw, "train_state")).to_dict(),
         scalars={name: _number(value, name) for name, value in _object(raw, "scalars").items()},
-        probe_loss=_number(raw["probe_loss"], "probe_loss"),
+        probe_loss=None if raw["probe_loss"] is None else _number(raw["probe_loss"], "probe_loss"),
         layout=_object(raw, "layout"),
         versions={name: str(text) for name, text in _object(raw, "versions").items()},
         files={_inside(name): _facts(_object(files, name)) for name in files},

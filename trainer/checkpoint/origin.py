@@ -19,13 +19,16 @@ from typing import NamedTuple
 from trainer.checkpoint.manifest import MANIFEST, Manifest, check_sizes, file_facts, read_manifest
 from trainer.checkpoint.store import CheckpointStore, find_checkpoint
 from trainer.config.compose import from_yaml
+from trainer.config.hf_folder import find_source, hf_identity, is_hf_folder, is_hub_name, kept_files, read_hf_model
 from trainer.config.key_text import shown_value
 from trainer.config.models import changed_keys
 from trainer.config.places import absolute_path
 from trainer.config.schema import CheckpointConfig, ModelConfig, TridentConfig
 from trainer.errors import CheckpointError, ConfigError
 from trainer.files import write_atomically
-from trainer.run_paths import CONFIG
+from trainer.interchange.weight_index import weight_files
+from trainer.loop.state import TrainState
+from trainer.run_paths import CONFIG, HUGGING_FACE
 
 ORIGIN_FILE = "origin.json"
 _NEWEST_WORDS = ("auto", "latest", "last", "newest", "true", "yes", "on", "resume")
@@ -48,7 +51,20 @@ class Found(NamedTuple):
 
     path: Path
     manifest: Manifest
+    """Manifest; of a Hugging Face folder, which has none, what stands in its place."""
     use: Use = Use.own
+
+    @property
+    def is_foreign(self) -> bool:
+        """True for a Hugging Face folder."""
+        return is_hf_folder(self.path)
+
+    def kept_files(self) -> list[Path]:
+        """Return the small files of the Hugging Face model that the weights came from, if they did."""
+        if self.is_foreign:
+            return kept_files(self.path)
+        folder = self.path / HUGGING_FACE
+        return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 @dataclass(frozen=True)
@@ -140,6 +156,8 @@ def _as_before(use: Use, word: str, run_dir: Path) -> Found | None:
         return None
     path = Path(origin.checkpoint)
     try:
+        if is_hf_folder(path):
+            return _foreign(path) if _identity(path) == origin.manifest else None
         manifest = read_manifest(path)
         check_sizes(path, manifest)
         return Found(path, manifest, use) if _identity(path) == origin.manifest else None
@@ -150,6 +168,8 @@ def _as_before(use: Use, word: str, run_dir: Path) -> Found | None:
 def _named(use: Use, word: str) -> Found:
     path = absolute_path(word, use.value)
     try:
+        if use is Use.weights and (is_hf_folder(path) or is_hub_name(word)):
+            return _foreign(find_source(word, use.value))
         return Found(*find_checkpoint(path), use)
     except CheckpointError as error:
         if use is Use.weights:
@@ -158,6 +178,14 @@ def _named(use: Use, word: str) -> Found:
             text = f"checkpoint.resume must be auto, never, or the path of a checkpoint, but: {error}"
             hints = (*_meant(use, word), *error.hints)
         raise CheckpointError(text, hints) from error
+
+
+def _foreign(folder: Path) -> Found:
+    """Return a Hugging Face folder as an origin."""
+    model = read_hf_model(folder, Use.weights.value).model
+    weight_files(folder)
+    state = TrainState(sample_length=model.seq_length).to_dict()
+    return Found(folder, Manifest(0, model.vocab_size or 0, state, {}, None, {}, {}, {}), Use.weights)
 
 
 def _meant(use: Use, word: str) -> list[str]:
@@ -229,7 +257,7 @@ def _began_there(use: Use, word: str, run_dir: Path) -> bool:
     if str(path) in (origin.named, origin.checkpoint):
         return True
     try:
-        return _identity(find_checkpoint(path)[0]) == origin.manifest
+        return _identity(path if is_hf_folder(path) else find_checkpoint(path)[0]) == origin.manifest
     except CheckpointError:
         return False
 
@@ -246,6 +274,8 @@ def _own_step(path: Path, store: CheckpointStore) -> int | None:
 
 
 def _identity(checkpoint: Path) -> str:
+    if is_hf_folder(checkpoint):
+        return hf_identity(checkpoint)
     try:
         return file_facts(checkpoint / MANIFEST).blake2b
     except OSError as error:
@@ -267,7 +297,10 @@ def check_model(path: Path, here: ModelConfig) -> None:
         CheckpointError: they belong to another one, or its config cannot be read.
     """
     try:
-        saved = from_yaml((path / CONFIG).read_text(encoding="utf-8")).model
+        if is_hf_folder(path):
+            saved = read_hf_model(path, Use.weights.value).model
+        else:
+            saved = from_yaml((path / CONFIG).read_text(encoding="utf-8")).model
     except (ConfigError, OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path / CONFIG} must be a config that this version can read, but: {error}") from error
     changed = changed_keys(saved, here)

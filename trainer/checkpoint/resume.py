@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -12,10 +13,13 @@ from trainer.checkpoint.origin import Found, Use, check_model, find_origin
 from trainer.checkpoint.probe import check_probe, probe_loss
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stream import other_tokens
+from trainer.config.hf_folder import read_hf_model
 from trainer.config.plan import RunPlan
 from trainer.config.schema import TridentConfig
 from trainer.engine.face import Engine
 from trainer.errors import CheckpointError
+from trainer.interchange.linked_weights import LinkedWeights
+from trainer.interchange.weight_files import WeightFiles
 from trainer.log import say, warn
 from trainer.loop.state import TrainState
 from trainer.tensor_parallel.shard import ShardSpec
@@ -109,7 +113,8 @@ def load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) ->
     together(control, lambda: _load(found, engine, plan, groups))
     _ask_probe(manifest, engine, plan, groups)
     if found.use is Use.weights:
-        say(f"began with the weights of {path} (its step {manifest.step}): step, optimizer and schedule are new")
+        step = "" if found.is_foreign else f" (its step {manifest.step})"
+        say(f"began with the weights of {path}{step}: step, optimizer and schedule are new")
         return
     here = describe_layout(plan)
     changed = [
@@ -122,6 +127,8 @@ def load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) ->
 
 def _ask_probe(manifest: Manifest, engine: Engine, plan: RunPlan, groups: ParallelGroups) -> None:
     """Compare the loss on the fixed micro-batch of the run that saved a checkpoint with the saved loss."""
+    if manifest.probe_loss is None:
+        return
     length = manifest.layout["seq_length"]
     assert isinstance(length, int)
     shards = plan.sequence_shards
@@ -133,7 +140,8 @@ def _ask_probe(manifest: Manifest, engine: Engine, plan: RunPlan, groups: Parall
         return
     loss = probe_loss(engine, plan, groups.device, None if length == plan.execution.seq_length else length)
     saved_dtype = str(manifest.layout["dtype"])
-    together(groups.control, lambda: check_probe(manifest.probe_loss, loss, saved_dtype, plan.dtype))
+    saved = manifest.probe_loss
+    together(groups.control, lambda: check_probe(saved, loss, saved_dtype, plan.dtype))
 
 
 def _load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) -> None:
@@ -144,14 +152,23 @@ def _load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) -
             f"{manifest.vocab_size}; set model.vocab_size={manifest.vocab_size}, or use the same data and tokenizer"
         )
     check_model(path, plan.config.model)
-    tensors = TensorFolder(path, manifest.files)
     rank, size = groups.tensor.rank, groups.tensor.size
+    read_weight = _weights(found, plan)
 
     def read(kind: str, spec: ShardSpec) -> torch.Tensor:
         if found.use is Use.weights and kind != "weight":
             return torch.zeros(spec.local_shape(size))
-        return tensors.read_shard(kind, spec, rank, size)
+        return read_weight(kind, spec, rank, size)
 
     # The engine's other scalar, a loss scale, stays as it is.
     fresh = {**engine.scalars(), **dict.fromkeys(_COUNTERS, 0.0)}
     engine.restore(read, fresh if found.use is Use.weights else manifest.scalars)
+
+
+def _weights(found: Found, plan: RunPlan) -> Callable[[str, ShardSpec, int, int], torch.Tensor]:
+    """Return the function that reads a shard of a tensor: its kind, its spec, rank and number of ranks."""
+    if not found.is_foreign:
+        return TensorFolder(found.path, found.manifest.files).read_shard
+    source = read_hf_model(found.path, Use.weights.value)
+    weights = LinkedWeights(WeightFiles(found.path), source.family, source.values, plan.model.tensors)
+    return lambda _, spec, rank, size: weights.read_shard(spec, rank, size)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.checkpoint.fragments import rank_file, write_fragments
-from trainer.checkpoint.kept_tokenizer import has_tokenizer, size_bytes_of, write_tokenizer
+from trainer.checkpoint.kept_tokenizer import has_tokenizer, size_bytes_of, write_kept, write_tokenizer
 from trainer.checkpoint.manifest import MANIFEST, FileFacts, Manifest, describe_layout, file_facts
 from trainer.checkpoint.probe import probe_loss
 from trainer.checkpoint.store import CheckpointStore
@@ -23,7 +23,7 @@ from trainer.errors import StorageError
 from trainer.files import storage_faults, sync_folder, write_atomically
 from trainer.log import say
 from trainer.loop.state import TrainState
-from trainer.run_paths import CONFIG, TENSORS, TOKENIZER
+from trainer.run_paths import CONFIG, HUGGING_FACE, TENSORS, TOKENIZER
 from trainer.topology.agreement import gather, together
 from trainer.topology.groups import Group, ParallelGroups
 from trainer.versions import versions
@@ -81,6 +81,7 @@ class CheckpointWriter:
         self._config = config.checkpoint
         # Only if the data are text, or were: without a tokenizer the model could not be sampled from.
         self._tokenizer = store.folder.parent / TOKENIZER if has_tokenizer(config) else None
+        self._hugging_face = store.folder.parent / HUGGING_FACE
         self._peers = peers
 
     def write(self, snapshot: Snapshot) -> None:
@@ -125,6 +126,7 @@ class CheckpointWriter:
             sync_folder(self._store.folder.parent)
         free = shutil.disk_usage(temporary).free
         rest = _ROOM_FOR_THE_REST + (size_bytes_of(self._tokenizer) if self._tokenizer else 0)
+        rest += size_bytes_of(self._hugging_face)
         if free < size_bytes + rest:
             raise StorageError(
                 f"run_dir must be on a disk with room for a checkpoint of {size_bytes / 2**30:.3g} GiB, but "
@@ -147,6 +149,7 @@ class CheckpointWriter:
             files[CONFIG] = file_facts(temporary / CONFIG)
             if self._tokenizer is not None:
                 files |= write_tokenizer(self._tokenizer, temporary)
+            files |= write_kept(self._hugging_face, temporary, HUGGING_FACE)
             sync_folder(temporary / TENSORS)
             write_atomically(temporary / MANIFEST, replace(snapshot.manifest, files=files).to_json())
             self._store.publish(step)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trainer.config.arguments import without_local_rank as without_local_rank
 from trainer.config.config_file import check_file
+from trainer.config.hf_filled import CHOICE, filled
 from trainer.config.keys import KEYS, build, flatten, joined
 from trainer.config.request import Request, read_request
 from trainer.config.schema import TridentConfig
@@ -51,6 +52,8 @@ class Composition:
     """Dotted key -> plain value, with interpolations as they were written."""
     of_environment: Mapping[str, object] = field(repr=False, default_factory=dict)
     """Dotted key -> plain value that it would have without the environment, for keys that a variable sets."""
+    taken: Sequence[str] = ()
+    """Lines about what a Hugging Face model decided."""
 
     @property
     def places(self) -> Sequence[Place]:
@@ -84,7 +87,7 @@ class Composition:
         if not self.primary.is_relative_to(conf):
             lines.append(f"the primary config is {shown(self.primary)}")
         own = [choice for choice in self.files() if not choice[2].is_relative_to(conf)]
-        return [*lines, *(f"{group}={name} is {shown(file)}" for group, name, file in own)]
+        return [*lines, *self.taken, *(f"{group}={name} is {shown(file)}" for group, name, file in own)]
 
 
 def _compose(request: Request) -> tuple[DictConfig, Mapping[str, str]]:
@@ -176,8 +179,11 @@ def composition(overrides: Sequence[str]) -> Composition:
     # Hydra warns, for example, of a key that a file calls deprecated.
     for text in {str(one.message): None for one in said}:
         warn(text)
-    config = build({**values, "run_dir": folder_in_sweep(str(values["run_dir"]), os.environ)})
-    return Composition(config, request, choices, _written(tree), {name: before[name] for name in decided})
+    values["run_dir"] = folder_in_sweep(str(values["run_dir"]), os.environ)
+    found, taken = filled(values, request.values, choices.get("model") == CHOICE)
+    written = {**_written(tree), **{key: value for key, value in found.items() if value != values[key]}}
+    of_environment = {name: before[name] for name in decided}
+    return Composition(build(found), request, choices, written, of_environment, taken)
 
 
 def compose(overrides: Sequence[str]) -> TridentConfig:

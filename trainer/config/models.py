@@ -181,7 +181,7 @@ def changed_keys(there: ModelConfig, here: ModelConfig) -> dict[str, tuple[objec
     A key counts if its value `there` would make another model of the config `here`.
     """
     saved, mine = resolved(there), resolved(here)
-    old, new = _flat(saved), _flat(mine)
+    old, new = flat_keys(saved), flat_keys(mine)
     names = [name for name in new if old[name] != new[name]]
     model = make_model(mine, 1)
     # A key that matters only together with another one is named beside it, or not at all.
@@ -191,7 +191,7 @@ def changed_keys(there: ModelConfig, here: ModelConfig) -> dict[str, tuple[objec
     return {name: (old[name], new[name]) for name in alone}
 
 
-def _flat(model: ModelConfig) -> dict[str, object]:
+def flat_keys(model: ModelConfig) -> dict[str, object]:
     """Return the keys below `model`, those of its parts with a dot."""
     found: dict[str, object] = {}
     for field in fields(model):

@@ -265,9 +265,10 @@ class CheckpointConfig:
     whatever this says. auto: step 1. never: step 1, and run_dir must not hold a run that this command did not begin. A
     path (a run's folder or a checkpoint): that checkpoint's step, with its optimizer and its place in the data."""
     init_from: str | None = None
-    """A run's folder or a checkpoint whose weights a run begins with, at step 1, with a fresh optimizer and a
-    learning-rate schedule and data of its own. It cannot be combined with a path in checkpoint.resume. Like that key,
-    it counts only until the run has a checkpoint of its own in run_dir."""
+    """A run's folder, a checkpoint, or the folder or hub name of a Hugging Face model (docs/models.md), with whose
+    weights a run begins, at step 1, with a fresh optimizer and a learning-rate schedule and data of its own. It cannot
+    be combined with a path in checkpoint.resume. Like that key, it counts only until the run has a checkpoint of its
+    own in run_dir."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ OTHER_VERBS: dict[str, str] = {
     "sample gen inference infer predict complete chat text prompt": "generate",
     "prepare prepare_data preprocess preprocess_data tokenize tokenise dataset build_data": "data",
     "checkpoints ckpt ls list show verify inspect": "checkpoint",
-    "convert convert_checkpoint repartition merge split zero_to_fp32 consolidate": "reshard",
+    "repartition merge split zero_to_fp32 consolidate": "reshard",
+    "from_hf import_hf hf_to_trident from_pretrained convert_from_hf load_hf": "import",
+    "to_hf export_hf trident_to_hf save_pretrained convert_to_hf convert convert_checkpoint": "export",
     "autotune partition stages profile_layers": "balance",
     "sweep multirun hpo tune": "train --multirun",
     "config cfg show_config print_config": "train --help",
@@ -21,7 +23,7 @@ OTHER_VERBS: dict[str, str] = {
 NO_VERB: dict[str, str] = {
     "eval evaluate validate test benchmark": "there is no verb to evaluate with; a run does it every train.eval_every "
     "steps",
-    "export import serve deploy push upload": "weights cannot be converted to or from Hugging Face's form, nor served",
+    "serve deploy push upload": "models are not served or uploaded; `trident export` writes what other programs take",
     "plan estimate doctor": "`trident train` says the plan of a run before it starts",
     "rl dpo ppo grpo rlhf reward": "only pre-training is done here",
 }

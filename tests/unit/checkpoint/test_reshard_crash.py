@@ -71,7 +71,7 @@ def _lazy_tensors() -> AbstractContextManager[object]:
 
 
 def _lazy_folders() -> AbstractContextManager[object]:
-    return mock.patch("trainer.resharding.sync_folder", return_value=None)
+    return mock.patch("trainer.new_run.sync_folder", return_value=None)
 
 
 @pytest.mark.parametrize("lazy", [_lazy_tensors, _lazy_folders])

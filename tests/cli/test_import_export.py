@@ -1,0 +1,234 @@
+"""Bad words and bad folders of `trident import` and `trident export`, and what they leave: nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.cli.conftest import Run, contents
+from tests.helpers.hf_families import TINY, Tiny, hf_model
+from trainer.interchange.linked_weights import LinkedWeights
+
+LLAMA = Tiny("LlamaForCausalLM", {**TINY["llama"].arguments, "vocab_size": 67})
+TIED = Tiny("LlamaForCausalLM", {**LLAMA.arguments, "tie_word_embeddings": True})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {}
+    for name, tiny in {"llama": LLAMA, "tied": TIED}.items():
+        folders[name] = tmp_path_factory.mktemp(name) / name
+        hf_model(tiny).save_pretrained(folders[name])
+    return folders
+
+
+def copied(folder: Path, place: Path) -> Path:
+    target = place / "src"
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def configured(folder: Path, **changed: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+
+def tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    found = load_file(folder / "model.safetensors")
+    change(found)
+    save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def in_shards(folder: Path, weight_map: dict[str, str] | None = None, missing: str = "") -> None:
+    found = load_file(folder / "model.safetensors")
+    names = sorted(found)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, held in parts.items():
+        save_file({name: found[name] for name in held}, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors").unlink()
+    index = weight_map or {name: file for file, held in parts.items() for name in held}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    if missing:
+        (folder / missing).unlink()
+
+
+K = "model.layers.1.self_attn.k_proj.weight"
+FAULTS: dict[str, tuple[str, Callable[[Path], object], int, str]] = {
+    "no weights": ("llama", lambda f: (f / "model.safetensors").unlink(), 4, "must hold weights"),
+    "missing shard": (
+        "llama",
+        lambda f: in_shards(f, missing="b.safetensors"),
+        4,
+        "b.safetensors must exist, since model.safetensors.index.json names it, but is missing",
+    ),
+    "index that lies": (
+        "llama",
+        lambda f: in_shards(f, {"model.norm.weight": "a.safetensors", K: "b.safetensors", "odd": "a.safetensors"}),
+        4,
+        "as its index says, but does not",
+    ),
+    "index outside": ("llama", lambda f: in_shards(f, {K: "../b.safetensors"}), 4, "must name files beside it"),
+    "torn file": (
+        "llama",
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-8]),
+        4,
+        "must hold tensors, but cannot be read",
+    ),
+    "missing tensor": ("llama", lambda f: tensors(f, lambda t: t.pop(K)), 4, f"must hold {K}, but does not"),
+    "unknown tensor": (
+        "llama",
+        lambda f: tensors(f, lambda t: t.update({"model.extra": torch.zeros(2)})),
+        4,
+        "but also holds model.extra",
+    ),
+    "wrong shape": (
+        "llama",
+        lambda f: tensors(f, lambda t: t.update({K: torch.zeros(3, 32)})),
+        4,
+        f"{K} must have shape (20, 32) for this model, but has (3, 32)",
+    ),
+    "quantised tensor": (
+        "llama",
+        lambda f: tensors(f, lambda t: t.update({K: torch.zeros(20, 32, dtype=torch.int8)})),
+        4,
+        "quantised weights cannot be read",
+    ),
+    "tied but two tensors": (
+        "tied",
+        lambda f: tensors(f, lambda t: t.update({"lm_head.weight": torch.zeros(67, 32)})),
+        4,
+        "alike, since tie_word_embeddings is true, but they differ",
+    ),
+    "quantised model": (
+        "llama",
+        lambda f: configured(f, quantization_config={"quant_method": "fp8"}),
+        2,
+        "must be of weights that are not quantised, but they are (fp8)",
+    ),
+    "own code": (
+        "llama",
+        lambda f: configured(f, architectures=["OddForCausalLM"], auto_map={"AutoConfig": "x.Y"}),
+        2,
+        "(trust_remote_code), which is never run",
+    ),
+    "wrong architecture": (
+        "llama",
+        lambda f: configured(f, architectures=["BertForMaskedLM"]),
+        2,
+        "the architecture must be one of LlamaForCausalLM",
+    ),
+    "odd activation": (
+        "llama",
+        lambda f: configured(f, hidden_act="mish"),
+        2,
+        "hidden_act must be one of",
+    ),
+    "broken config": ("llama", lambda f: (f / "config.json").write_text("{"), 2, "config.json"),
+    "odd heads": (
+        "llama",
+        lambda f: configured(f, num_attention_heads=3),
+        2,
+        "must be divisible by",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bad_source_is_refused_in_a_line(fault: str, made: dict[str, Path], refused: Run, place: Path) -> None:
+    name, spoil, code, words = FAULTS[fault]
+    spoil(copied(made[name], place))
+    answer = refused("import", "src", "dst", code=code)
+    assert words in answer.problems[0]
+    assert not (place / "dst").exists()
+
+
+def test_logits_that_differ_leave_nothing(made: dict[str, Path], refused: Run, place: Path) -> None:
+    copied(made["llama"], place)
+    read = LinkedWeights.read
+
+    def turned(self: LinkedWeights, name: str) -> torch.Tensor:
+        return read(self, name).flip(0) if name.endswith("mlp.gate_up.weight") else read(self, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LinkedWeights, "read", turned)
+        answer = refused("import", "src", "dst", code=4)
+    assert "must give transformers' logits within 0.0001, but the logits differ" in answer.problems[0]
+
+
+def test_a_tokenizer_that_is_larger_than_the_vocabulary(made: dict[str, Path], refused: Run, place: Path) -> None:
+    source = copied(made["llama"], place)
+    from trainer.data.tokenizer import train_bpe
+
+    train_bpe(["some text, and some more text"], 300).save(source)
+    answer = refused("import", "src", "dst")
+    assert "the tokenizer must have at most vocab_size (67) ids" in answer.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["import"], "usage must be"),
+        (["import", "nowhere", "dst"], "SRC must be a folder with config.json, or a Hugging Face name"),
+        (["import", "model.gguf", "dst"], "is GGUF; save it with transformers first"),
+        (["import", "src", "dst", "check=perhaps"], "check must be true or false"),
+        (["import", "src", "dst", "seq_length=0"], "seq_length must be an integer of at least 1"),
+        (["import", "src", "checkpoints"], "DST must be the folder of a run"),
+        (["export"], "usage must be"),
+        (["export", "src", "dst", "check=perhaps"], "check must be true or false"),
+        (["export", "src", "dst", "--dtype", "fp8"], "--dtype must be one of fp32, bf16, fp16"),
+        (["train", "model=hf"], "model=hf needs model.path"),
+        (["train", "model=hf", "model.path=nowhere"], "model.path must be a folder with config.json"),
+        (
+            ["train", "model=hf", "model.path=src", "model.norm=layernorm", "checkpoint.init_from=src"],
+            "must be of this",
+        ),
+    ],
+)
+def test_bad_words(words: list[str], problem: str, made: dict[str, Path], refused: Run, place: Path) -> None:
+    copied(made["llama"], place)
+    code = 4 if "checkpoint.init_from=src" in words else 2
+    data = ["data.source=synthetic"] if words[0] == "train" else []
+    assert problem in refused(*words, *data, code=code).problems[0]
+
+
+def test_an_old_pickle_is_read_and_one_with_code_is_not(
+    made: dict[str, Path], trident: Run, place: Path, refused: Run
+) -> None:
+    source = copied(made["llama"], place)
+    found = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    torch.save(found, source / "pytorch_model.bin")
+    assert trident("import", "src", "old", "check=false").code == 0
+    torch.save({**found, "model.norm.weight": Path("x")}, source / "pytorch_model.bin")
+    assert "must hold tensors and nothing else" in refused("import", "src", "dst", code=4).problems[0]
+
+
+def test_an_export_that_transformers_reads_differently_leaves_nothing(
+    made: dict[str, Path], trident: Run, place: Path
+) -> None:
+    copied(made["llama"], place)
+    assert trident("import", "src", "run", "check=false").code == 0
+    before = contents(place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.logits_check.TOLERANCE", -1.0)
+        answer = trident("export", "run", "out")
+    assert answer.code == 4
+    assert "must give transformers' logits within" in answer.problems[0]
+    assert contents(place) == before
+
+
+def test_a_target_that_holds_something_is_left_alone(made: dict[str, Path], trident: Run, place: Path) -> None:
+    copied(made["llama"], place)
+    assert trident("import", "src", "run", "check=false").code == 0
+    before = contents(place)
+    assert "must not hold a run yet" in trident("import", "src", "run").problems[0]
+    assert "must be a folder that does not exist yet or is empty" in trident("export", "run", "src").problems[0]
+    assert contents(place) == before

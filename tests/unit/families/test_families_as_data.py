@@ -1,0 +1,208 @@
+"""The data of the families: permutations, configs in both directions, and every key of transformers' classes."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.helpers.hf_families import TINY, Tiny, hf_config
+from trainer.config.hf_folder import model_of, plain_values
+from trainer.config.models import changed_keys, make_model
+from trainer.config.schema import ModelConfig
+from trainer.errors import ConfigError
+from trainer.families.family import Family
+from trainer.families.layouts import Grouped, Link, Rotated, Same, Stacked, Transposed
+from trainer.families.registry import FAMILIES, MISSING, family_of
+from trainer.interchange.linked_weights import sections_of
+
+FAMILY = {family.architecture: family for family in FAMILIES}
+
+
+def read(tiny: Tiny) -> tuple[Family, ModelConfig]:
+    family = FAMILY[tiny.architecture]
+    return family, model_of(family.read(tiny.arguments))
+
+
+def test_every_family_has_a_tiny_model_and_a_name_of_its_own() -> None:
+    assert {tiny.architecture for tiny in TINY.values()} == set(FAMILY)
+    assert len(FAMILY) == len(FAMILIES) == len({family.name for family in FAMILIES})
+    assert not set(MISSING) & set(FAMILY)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_links_are_permutations_of_all_elements_in_both_directions(name: str) -> None:
+    family, model = read(TINY[name])
+    spec = make_model(model, model.vocab_size or 0)
+    seen: set[str] = set()
+    for ours, link in family.links_of(plain_values(model), list(spec.tensors)).items():
+        tensor = spec.tensors[ours]
+        sections = sections_of(tensor)
+        rows, shapes = link.rows(tensor.shape, sections), link.shapes(tensor.shape, sections)
+        numbers = np.arange(math.prod(tensor.shape)).reshape(tensor.shape)
+        theirs = [np.full(shape, -1) for shape in shapes]
+        for index, span in enumerate(rows):
+            for mine, other in link.pairs(index, numbers[span], theirs[index]):
+                assert mine.shape == other.shape
+                other[...] = mine
+        assert sorted(np.concatenate([part.ravel() for part in theirs])) == list(range(numbers.size)), ours
+        back = np.full(tensor.shape, -1)
+        for index, span in enumerate(rows):
+            for mine, other in link.pairs(index, back[span], theirs[index]):
+                mine[...] = other
+        assert (back == numbers).all(), ours
+        assert not seen & set(link.theirs), ours
+        seen |= set(link.theirs)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_config_that_is_written_reads_as_the_same_model(name: str) -> None:
+    family, model = read(TINY[name])
+    written = json.loads(json.dumps(family.write(plain_values(model))))
+    back = model_of(family.read(written))
+    assert make_model(back, 1) == make_model(model, 1), changed_keys(back, model)
+    assert (back.vocab_size, back.seq_length, back.init_std) == (model.vocab_size, model.seq_length, model.init_std)
+    assert family_of(written) is family
+    assert family.unknown(written) == []
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_transformers_reads_what_is_written_as_the_same_config(name: str) -> None:
+    family, model = read(TINY[name])
+    expected = hf_config(TINY[name])
+    written = json.loads(json.dumps(family.write(plain_values(model))))
+    ids = {key: getattr(expected, key) for key in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    found = type(expected)(**{**written, **ids})
+    told = {key for entry in family.entries for key in entry.defaults}
+    free = ("dropout", "pdrop", "max_window_layers", "rope_scaling", "sliding_window_pattern", "summary_")
+    for key in told & set(vars(expected)):
+        # A null stands for a number that is written.
+        if not any(word in key for word in free) and getattr(expected, key) is not None:
+            assert same(getattr(found, key), getattr(expected, key)), key
+
+
+def same(found: Any, expected: Any) -> bool:
+    """Return whether a value is what was expected; of a mapping, whether it has everything that was."""
+    if isinstance(expected, dict):
+        return all(same(found.get(key), value) for key, value in expected.items() if value is not None)
+    return bool(found == pytest.approx(expected, rel=1e-12) if isinstance(expected, float) else found == expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.architecture)
+def test_every_key_of_transformers_class_is_known_with_its_default(family: Family) -> None:
+    import transformers
+
+    plain = getattr(transformers, family.architecture).config_class()
+    keys = dict(plain.to_dict())
+    assert family.unknown(keys) == []
+    # What the class itself makes of its defaults must read as what is read without a word.
+    told = {key: value for key, value in keys.items() if value is not None}
+    first, second = (model_of(family.read(config)) for config in (told, {}))
+    assert make_model(first, 1) == make_model(second, 1)
+    assert (first.vocab_size, first.seq_length, first.init_std) == (
+        second.vocab_size,
+        second.seq_length,
+        second.init_std,
+    )
+
+
+def test_layouts_compose() -> None:
+    heads, dims = 3, 4
+    ours = np.arange(heads * dims * 2).reshape(heads * dims, 2)
+    theirs = np.full((2, heads * dims), -1)
+    layout = Transposed(Rotated(dims, dims))
+    assert layout.shape(ours.shape) == theirs.shape
+    for mine, other in layout.pairs(ours, theirs):
+        other[...] = mine
+    # Pairs that are half a head apart here lie side by side there.
+    assert theirs[0].tolist()[:4] == [ours[0, 0], ours[2, 0], ours[1, 0], ours[3, 0]]
+
+
+def test_rows_of_each_head_are_sorted_by_kind() -> None:
+    ours = np.array([[number] for number in (0, 1, 10, 11, 20, 21)])
+    theirs = np.full((6, 1), -1)
+    for mine, other in Grouped(2, (1, 1, 1), 1).pairs(ours, theirs):
+        other[...] = mine
+    assert theirs.ravel().tolist() == [0, 10, 20, 1, 11, 21]
+
+
+def test_a_stack_has_as_many_parts_as_the_tensor() -> None:
+    link = Link("x", ("q", "k"), Stacked((Same(), Same())))
+    assert link.shapes((5, 2), (3, 2)) == ((3, 2), (2, 2))
+    with pytest.raises(ValueError, match="must have 2 fused parts, but has 3"):
+        link.rows((5, 2), (3, 1, 1))
+
+
+LLAMA: dict[str, Any] = {"architectures": ["LlamaForCausalLM"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"architectures": ["NobodyForCausalLM"]}, "but is NobodyForCausalLM"),
+        ({"model_type": "nobody"}, "but is model_type=nobody"),
+        ({"architectures": ["NobodyForCausalLM"], "auto_map": {}}, "trust_remote_code"),
+        ({"architectures": ["Gemma2ForCausalLM"]}, "a soft cap of the scores"),
+        ({"architectures": ["GptOssForCausalLM"]}, "attention sinks"),
+        ({"architectures": ["DeepseekV3ForCausalLM"]}, "latent attention (MLA)"),
+        ({**LLAMA, "hidden_act": "mish"}, "hidden_act must be one of"),
+        ({**LLAMA, "rope_scaling": {"rope_type": "odd", "factor": 2.0}}, "rope_type must be one of"),
+        ({**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 2.0, "odd": 1}}, "but has ['odd']"),
+        ({**LLAMA, "rope_parameters": 7}, "rope_parameters must be a mapping"),
+        ({**LLAMA, "num_attention_heads": "four"}, "model.num_attention_heads must be an integer"),
+        (
+            {"architectures": ["GPT2LMHeadModel"], "scale_attn_by_inverse_layer_idx": True},
+            "scale_attn_by_inverse_layer_idx must be false, since there is no option for",
+        ),
+        ({"architectures": ["PhiForCausalLM"], "qk_layernorm": True}, "qk_layernorm must be false"),
+        ({"architectures": ["CohereForCausalLM"], "use_qk_norm": True}, "use_qk_norm must be false"),
+        ({"architectures": ["FalconForCausalLM"], "alibi": True}, "alibi must be false"),
+        ({"architectures": ["GPTJForCausalLM"], "rotary_dim": None}, "rotary_dim must be a number"),
+        (
+            {"architectures": ["OPTForCausalLM"], "word_embed_proj_dim": 512},
+            "word_embed_proj_dim must be hidden_size (768), since there is no option for",
+        ),
+        ({"architectures": ["Qwen2ForCausalLM"], "layer_types": ["odd"]}, "layer_types must be a list"),
+        ({"architectures": ["GPTNeoForCausalLM"], "num_layers": 3}, "attention_types must name global or local"),
+        ({"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1]}, "no_rope_layers must have"),
+        (
+            {"architectures": ["Gemma3ForCausalLM"], "attn_logit_softcapping": 50.0},
+            "attn_logit_softcapping must be null",
+        ),
+    ],
+)
+def test_what_the_model_has_no_option_for_is_refused(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        model_of(family_of(config).read(config))
+    assert words in str(caught.value)
+    assert all("\n" not in problem for problem in caught.value.problems)
+
+
+def test_both_spellings_of_rotary_positions_read_alike() -> None:
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    old = {**LLAMA, "rope_theta": 500000.0, "rope_scaling": {"type": "llama3", **scaling}}
+    new = {**LLAMA, "rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0, **scaling}}
+    first, second = (model_of(family_of(config).read(config)) for config in (old, new))
+    assert first == second
+    assert first.rope_theta == 500000.0
+    assert first.rope_scaling.original_length == 8192
+
+
+def test_the_first_block_and_the_wiring_of_gemma_2_are_not_taken_for_others() -> None:
+    """The same name means another norm in other families."""
+    names = {}
+    for architecture in ("LlamaForCausalLM", "Olmo2ForCausalLM", "GPTNeoXForCausalLM", "Gemma3ForCausalLM"):
+        family, model = read(next(tiny for tiny in TINY.values() if tiny.architecture == architecture))
+        links = family.links_of(plain_values(model), list(make_model(model, 1).tensors))
+        names[architecture] = [
+            ours for ours, link in links.items() if link.theirs[0].endswith("0.post_attention_layernorm.weight")
+        ]
+    assert names == {
+        "LlamaForCausalLM": ["blocks.0.mlp_norm.weight"],
+        "Olmo2ForCausalLM": ["blocks.0.attention_norm.weight"],
+        "GPTNeoXForCausalLM": ["blocks.0.mlp_norm.weight"],
+        "Gemma3ForCausalLM": ["blocks.0.attention_output_norm.weight"],
+    }

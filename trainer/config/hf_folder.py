@@ -1,0 +1,186 @@
+"""A Hugging Face model as a source: where its files are, what its config.json says, and the model that it is. No torch.
+
+A source is a folder, or the name of a model on the hub, whose files are fetched once and then kept by its library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config.keys import build
+from trainer.config.models import flat_keys, resolved
+from trainer.config.places import absolute_path, local_path
+from trainer.config.schema import ModelConfig
+from trainer.config.written import plain
+from trainer.errors import ConfigError, first_line
+from trainer.families.family import Family
+from trainer.families.fields import Values
+from trainer.families.registry import family_of
+
+HF_CONFIG = "config.json"
+TOKENIZER_FILE = "tokenizer.json"
+_HUB_NAME = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?")
+_FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "pytorch_model*.bin")
+_WEIGHTS = (".safetensors", ".bin")
+_LARGEST_KEPT = 64 << 20
+"""Largest file that is kept with a checkpoint, in bytes; tokenizers are some megabytes."""
+
+
+@dataclass(frozen=True)
+class HFModel:
+    """A model as its config.json describes it."""
+
+    folder: Path
+    config: Mapping[str, object]
+    family: Family
+    model: ModelConfig
+
+    @property
+    def values(self) -> dict[str, object]:
+        """`model.*` as plain values, its nulls resolved: what the family's links and keys are made from."""
+        return plain_values(self.model)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """True if there is a tokenizer that can be loaded."""
+        return (self.folder / TOKENIZER_FILE).is_file()
+
+
+def kept_files(folder: Path) -> list[Path]:
+    """Return everything small beside the weights: config, tokenizer, chat template, generation config."""
+    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return sorted(
+        path
+        for path in files
+        if path.suffix in (".json", ".model", ".txt", ".jinja", ".tiktoken")
+        and not path.name.endswith(".index.json")
+        and path.stat().st_size <= _LARGEST_KEPT
+    )
+
+
+def plain_values(model: ModelConfig) -> dict[str, object]:
+    """Return `model.*` as plain values without the group's name, its nulls resolved."""
+    return {key: plain(value) for key, value in flat_keys(resolved(model)).items()}
+
+
+def model_of(values: Values) -> ModelConfig:
+    """Return the model of plain values; what is left out has its default.
+
+    Raises:
+        ConfigError: as `build`.
+    """
+    return build({f"model.{key}": value for key, value in values.items()}).model
+
+
+def is_hf_folder(path: Path) -> bool:
+    """Return whether a folder holds a Hugging Face model, and is not the folder of a run or of a checkpoint."""
+    return (
+        (path / HF_CONFIG).is_file() and not (path / "manifest.json").exists() and not (path / "config.yaml").exists()
+    )
+
+
+def is_hub_name(text: str) -> bool:
+    """Return whether a text can only be a model's name on the hub: owner/name, and nothing of that name is here."""
+    return _HUB_NAME.fullmatch(text) is not None and not os.path.lexists(text.partition("/")[0])
+
+
+def hf_identity(folder: Path) -> str:
+    """Return what identifies the model in a folder: its config.json, and names and sizes of its weights.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        sizes = sorted((path.name, path.stat().st_size) for path in folder.iterdir() if path.suffix in _WEIGHTS)
+        content = (folder / HF_CONFIG).read_bytes() + json.dumps(sizes).encode()
+    except OSError as error:
+        raise ConfigError(f"{folder} must be readable, but: {error}") from error
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def find_source(text: str, key: str, fetch_weights: bool = True) -> Path:
+    """Return the folder of a source.
+
+    Args:
+        text: a folder, or the name of a model on the hub.
+        key: the key or word that it was written for; errors name it.
+        fetch_weights: fetch the weights too if it is on the hub.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    local = local_path(text, key)
+    if text.endswith(".gguf"):
+        raise ConfigError(
+            f"{key} must be a folder with safetensors, but {text} is GGUF; save it with transformers "
+            "first: AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=NAME).save_pretrained(DST)"
+        )
+    if os.path.isdir(local):
+        folder = absolute_path(text, key)
+        if not (folder / HF_CONFIG).is_file():
+            held = "a run of Trident, not of Hugging Face" if (folder / "checkpoints").is_dir() else f"no {HF_CONFIG}"
+            raise ConfigError(f"{key} must be a folder with {HF_CONFIG} and weights, but {text} holds {held}")
+        return folder
+    if os.path.exists(local) or not is_hub_name(text) or text.startswith(("~", ".", "/")):
+        what = "is a file" if os.path.exists(local) else "does not exist"
+        raise ConfigError(f"{key} must be a folder with {HF_CONFIG}, or a Hugging Face name, but {text} {what}")
+    return _from_hub(text, key, fetch_weights)
+
+
+def _from_hub(name: str, key: str, fetch_weights: bool) -> Path:
+    import huggingface_hub
+
+    try:
+        if fetch_weights:
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FETCHED)))
+        files = ["*.json", "*.model", "*.txt", "*.jinja"]
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=files))
+    # The library raises whatever its transport raises.
+    except Exception as error:
+        raise ConfigError(
+            f"{key} must be a folder or the name of a Hugging Face model, but {name} cannot be fetched: "
+            f"{first_line(error)}",
+            hints=["there is no such folder here; check the name and the network, or give a local folder"],
+        ) from error
+
+
+def read_hf_config(folder: Path, key: str) -> dict[str, object]:
+    """Return the content of a folder's config.json.
+
+    Raises:
+        ConfigError: it cannot be read, or its weights are quantised.
+    """
+    path = folder / HF_CONFIG
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key} must hold a {HF_CONFIG} that can be read, but {path}: {first_line(error)}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must be a JSON object, but is a {type(raw).__name__}")
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"]
+        method = method.get("quant_method", method) if isinstance(method, dict) else method
+        raise ConfigError(
+            f"{path} must be of weights that are not quantised, but they are ({method}); use the others"
+        )
+    return raw
+
+
+def read_hf_model(folder: Path, key: str) -> HFModel:
+    """Return the model in a folder, as its config.json describes it.
+
+    Raises:
+        ConfigError: the architecture is unknown, or a key's value has no counterpart.
+    """
+    config = read_hf_config(folder, key)
+    try:
+        family = family_of(config)
+        return HFModel(folder, config, family, model_of(family.read(config)))
+    except ConfigError as error:
+        raise ConfigError([f"{folder / HF_CONFIG}: {line}" for line in error.problems], error.hints) from error

@@ -1,0 +1,144 @@
+"""The tensors of a Hugging Face folder, whatever files they are in; read one at a time, nothing is kept.
+
+safetensors are read without mapping a file: what was read would stay resident. Older pickles are read only with
+torch's unpickler for weights, which runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from trainer.errors import CheckpointError, first_line
+from trainer.interchange.weight_index import weight_files
+
+_LENGTH_BYTES = 8
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""Number formats of weights; buffers in others are listed, and fail when they are read."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a file."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
+    """Name in the file's header."""
+    first_byte: int = 0
+    """Place in the file; unused in a pickle."""
+
+
+class WeightFiles:
+    """The tensors of a folder by their names.
+
+    Args:
+        folder: the folder.
+
+    Raises:
+        CheckpointError: there are no weights, a file is missing or damaged, or the index names what is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pickles: dict[Path, Mapping[str, torch.Tensor]] = {}
+        self._tensors: dict[str, StoredTensor] = {}
+        files, indexed = weight_files(folder)
+        for path in files:
+            for name, stored in self._listed(path):
+                if name in self._tensors and indexed.get(name, path.name) != path.name:
+                    continue
+                self._tensors[name] = stored
+        for name, file in indexed.items():
+            if name not in self._tensors or self._tensors[name].path.name != file:
+                raise CheckpointError(f"{folder} must hold {name} in {file}, as its index says, but does not")
+
+    def _listed(self, path: Path) -> Iterator[tuple[str, StoredTensor]]:
+        if path.suffix == ".safetensors":
+            yield from _header(path)
+            return
+        for name, tensor in self._pickle(path).items():
+            yield name, StoredTensor(path, tuple(tensor.shape), str(tensor.dtype))
+
+    def _pickle(self, path: Path) -> Mapping[str, torch.Tensor]:
+        if path not in self._pickles:
+            try:
+                # Mapped, so that a tensor takes memory only while it is read.
+                found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except Exception as error:
+                raise CheckpointError(f"{path} must hold tensors and nothing else, but: {first_line(error)}") from error
+            if not isinstance(found, Mapping) or not all(isinstance(one, torch.Tensor) for one in found.values()):
+                raise CheckpointError(f"{path} must hold tensors by their names, but does not")
+            self._pickles[path] = found
+        return self._pickles[path]
+
+    def names(self) -> list[str]:
+        """Return the names of all tensors."""
+        return sorted(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+        return self._tensors[name].shape
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a tensor as it is stored, on CPU.
+
+        Raises:
+            CheckpointError: it cannot be read, or is no tensor of real numbers.
+        """
+        stored = self._tensors[name]
+        if stored.path.suffix != ".safetensors":
+            found = self._pickle(stored.path)[name]
+        else:
+            if stored.dtype not in _DTYPES:
+                raise CheckpointError(
+                    f"{name} must be of {', '.join(_DTYPES)}, but is {stored.dtype} in {stored.path}: quantised "
+                    "weights cannot be read"
+                )
+            found = _values(stored)
+        if not found.is_floating_point():
+            raise CheckpointError(f"{name} must be of real numbers, but is {found.dtype} in {stored.path}")
+        return found
+
+
+def _header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
+    try:
+        # The library checks the header, and that the file is as long as it says.
+        with safe_open(path, framework="pt"):
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} must hold tensors, but cannot be read: {first_line(error)}") from error
+    for name, entry in header.items():
+        if name != "__metadata__":
+            first = _LENGTH_BYTES + length + entry["data_offsets"][0]
+            yield name, StoredTensor(path, tuple(entry["shape"]), entry["dtype"], first)
+
+
+def _values(stored: StoredTensor) -> torch.Tensor:
+    values = torch.empty(math.prod(stored.shape), dtype=_DTYPES[stored.dtype])
+    rest = values.view(torch.uint8).numpy().data
+    try:
+        with stored.path.open("rb", buffering=0) as file:
+            file.seek(stored.first_byte)
+            while rest:
+                found = file.readinto(rest)
+                if not found:
+                    raise OSError("the file is shorter than its header says")
+                rest = rest[found:]
+    except OSError as error:
+        raise CheckpointError(f"{stored.path} must be readable, but: {error}") from error
+    return values.view(stored.shape)

@@ -1,0 +1,56 @@
+"""The README.md of an exported model: facts of its run. No torch."""
+
+from __future__ import annotations
+
+from trainer.checkpoint.manifest import Manifest
+from trainer.config.hf_export import Expressed
+from trainer.config.schema import DataSource, TridentConfig
+
+
+def model_card(config: TridentConfig, manifest: Manifest, said: Expressed, dtype: str, told: str) -> str:
+    """Return the card as Markdown, with the metadata that the hub reads in front."""
+    model, state = said.model, manifest.train_state
+    rows = {
+        "Architecture": f"{said.family.architecture} ({said.family.name})",
+        "Parameters": f"{model.parameter_count:,}",
+        "Vocabulary": f"{model.vocab_size:,} ids",
+        "Sequence length": f"{config.model.seq_length:,} tokens",
+        "Number format": dtype,
+        "Training steps": f"{manifest.step:,}",
+        "Training tokens": f"{int(str(state.get('tokens_seen', 0))):,}",
+        "Data": _data(config) if manifest.step else "none: the weights were imported and not trained",
+        "Began with": config.checkpoint.init_from or str(manifest.layout.get("imported_from", "random weights")),
+        "Batch": f"{config.batch.global_batch_size} sequences",
+        "Learning rate": f"{config.optimizer.lr:g}",
+        "Layout": ", ".join(f"{key} {value}" for key, value in manifest.layout.items() if key.endswith("_size")),
+        "Software": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
+        "Check": told,
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- trident
+---
+
+# {config.name}
+
+Trained with Trident, and written by `trident export`.
+
+| | |
+|---|---|
+{table}
+
+```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("PATH")
+```
+"""
+
+
+def _data(config: TridentConfig) -> str:
+    data = config.data
+    named = {DataSource.files: ", ".join(data.files), DataSource.megatron: ", ".join(data.files)}
+    return f"{data.source.value} {named.get(data.source, data.hub_path or '')}".strip()

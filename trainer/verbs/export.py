@@ -1,0 +1,43 @@
+"""`trident export`: a checkpoint as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from trainer.verbs.declare import Key, Option, Positional, Takes, Verb
+from trainer.verbs.parse import Words
+
+
+def run(words: Words) -> int:
+    """Write the folder."""
+    from trainer.exporting import export_verb
+
+    return export_verb(words.rest, words.value("--dtype"))
+
+
+VERB = Verb(
+    name="export",
+    summary="write a checkpoint as a folder that transformers loads",
+    run=run,
+    positionals=(
+        Positional("CKPT", "a checkpoint, or a run folder: its newest whole checkpoint", Takes.run),
+        Positional("DST", "a folder that does not exist yet, or is empty", Takes.folder),
+    ),
+    keys=(Key("check", "compare the logits with transformers', and write nothing if they differ", Takes.text, "true"),),
+    options=(
+        Option(
+            "--dtype",
+            "number format of the weights; without it that of the model it began with, otherwise bf16",
+            takes=Takes.choice,
+            choices=("fp32", "bf16", "fp16"),
+        ),
+    ),
+    text=(
+        "Writes config.json, safetensors in shards of at most 5 GB with their index, the tokenizer, and a model card "
+        "with the facts of the run; AutoModelForCausalLM.from_pretrained loads it without custom code. Tokenizer, chat "
+        "template and generation config of an imported model are copied as they were.",
+        "A model that no family of transformers can say is refused, with the nearest one and what it lacks.",
+    ),
+    examples=(
+        "trident export runs/mine exported",
+        "trident export runs/mine/checkpoints/step_3000 exported --dtype fp32",
+    ),
+)
