@@ -72,12 +72,22 @@ def settle(options: GenerateOptions, world: int | None = None, device_count: int
         DataError: the tokenizer's files cannot be used.
     """
     checkpoint, manifest = find_checkpoint(absolute_path(options.checkpoint, "checkpoint"))
+    _check_output(options.output)
     plan = _plan(options, checkpoint, manifest, world, device_count)
     tokenizer = find_tokenizer(checkpoint, manifest, options.tokenizer)
     template = chat_template(tokenizer.read) if options.chat else None
     prompts = read_prompts(options, template)
     beginnings = tuple(_beginnings(prompts, tokenizer, options, plan.execution.seq_length))
     return Task(options, checkpoint, manifest, plan, tokenizer, _ends(options, tokenizer, manifest), beginnings)
+
+
+def _check_output(output: str) -> None:
+    """Check before texts are written that their file can lie where it shall."""
+    folder = absolute_path(output, "output").parent
+    if output and not folder.is_dir():
+        raise ConfigError(
+            f"output must be a file in a folder that exists, but {folder} does not; make it, or change output"
+        )
 
 
 def _plan(

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from trainer.config.schema import TokenizerConfig, TokenizerKind
 from trainer.data.chat_template import ChatTemplate, chat_template
 from trainer.data.end_of_text import ends_of_generation
+from trainer.data.tokenizer import load_pretrained, load_tokenizer, train_bpe
 from trainer.errors import ConfigError, DataError, TridentError
 from trainer.generation.options import GenerateOptions
 from trainer.generation.prompts import read_prompts
@@ -134,6 +136,22 @@ def test_where_a_template_may_lie() -> None:
     assert chat_template(files()) is None  # type: ignore[arg-type]
     with pytest.raises(DataError, match="must be JSON"):
         chat_template(files(tokenizer_config__json="{"))  # type: ignore[arg-type]
+
+
+def test_a_run_keeps_the_template_of_a_pretrained_tokenizer(tmp_path: Path) -> None:
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    for folder in (theirs, ours):
+        folder.mkdir()
+    train_bpe(["a chat with a model"] * 3, 280).save(theirs)
+    assert chat_template(load_tokenizer(theirs).read) is None
+    settings = json.loads((theirs / "tokenizer_config.json").read_text())
+    (theirs / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": "<s>"}))
+    (theirs / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}\n")
+    load_pretrained(TokenizerConfig(TokenizerKind.pretrained, path=str(theirs))).save(ours)
+    kept = chat_template(load_tokenizer(ours).read)
+    assert kept is not None
+    assert kept.render([{"role": "user", "content": "hi"}]) == "<s>hi"
+    assert load_tokenizer(ours).eos_id == load_tokenizer(theirs).eos_id
 
 
 def test_rendering_is_that_of_transformers() -> None:
