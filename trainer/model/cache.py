@@ -64,8 +64,8 @@ class CachedPass:
     """Rows of the cache."""
     row: int | None = None
     """The row that begins; None: the first rows go on."""
-    _places: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    """Slots of a layer -> (slot of each row, mask of its slots), once for all layers that are alike."""
+    _places: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    """Slots of a layer -> (rows, slot of each row, mask of its slots), once for all layers that are alike."""
 
     def extend(
         self, layer: str, keys: torch.Tensor, values: torch.Tensor, window: int | None, with_steps: bool = False
