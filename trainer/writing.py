@@ -33,7 +33,7 @@ def write_alone(task: Task) -> None:
     Raises:
         TridentError: as `write_texts`.
     """
-    runtime = task.plan.config.runtime
+    runtime = task.runtime
     if runtime.threads_per_rank is not None:
         torch.set_num_threads(runtime.threads_per_rank)
     current().enter(LOADING)
@@ -51,7 +51,7 @@ def join(task: Task, world: World) -> Store | None:
     current().enter(JOINING)
     if dist.is_initialized():
         return None
-    runtime = task.plan.config.runtime
+    runtime = task.runtime
     facts = _facts(task, choose_device(runtime.device, world.local_rank))
     return meet(Place.of_environment(), runtime.timeout_s, facts)[0]
 
@@ -64,7 +64,7 @@ def write_as_rank(task: Task, world: World, store: Store | None) -> int:
         world: the world of the ranks.
         store: the store in which they met.
     """
-    runtime = task.plan.config.runtime
+    runtime = task.runtime
     device = choose_device(runtime.device, world.local_rank)
     groups = start_world(task.plan.mesh, runtime, device, store)
     logs = _logs(groups)

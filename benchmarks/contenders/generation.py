@@ -38,8 +38,8 @@ def prompts_of(case: Case, texts: int, length: int) -> list[list[int]]:
 
 
 def _our_model(case: Case, device: torch.device) -> StageModel:
-    weights = initial_weights(case)
-    model = stage_model(case.plan().config.model, case.vocab_size)
+    weights, plan = initial_weights(case), case.plan()
+    model = stage_model(plan.model, plan.execution)
     fill(model, lambda spec, _: with_padding(weights[spec.name], spec), device)
     return model
 

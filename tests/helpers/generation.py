@@ -14,6 +14,7 @@ from tests.helpers.reference import TINY
 from trainer.checkpoint.fragments import write_fragments
 from trainer.checkpoint.manifest import MANIFEST, Manifest, describe_layout, file_facts
 from trainer.config.compose import to_yaml
+from trainer.config.models import make_execution, make_model
 from trainer.config.plan import make_plan
 from trainer.config.schema import LayoutConfig, ModelConfig, TokenizerConfig, TokenizerKind, TridentConfig
 from trainer.data.tokenizer import ByteTokenizer, Tokenizer
@@ -63,7 +64,7 @@ def stage_with(
 ) -> StageModel:
     """Return some layers of a model with whole weights by name; by default all, on one rank."""
     group = group or SingleGroup()
-    model = stage_model(config, vocab_size, group, names)
+    model = stage_model(make_model(config, vocab_size), make_execution(config, group.size), group, names)
     fill(model, lambda spec, _: shard(with_padding(weights[spec.name], spec), spec, group.rank, group.size))
     return model
 

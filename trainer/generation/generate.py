@@ -39,7 +39,7 @@ def load_stage(task: Task, groups: ParallelGroups) -> StageModel:
         raise CheckpointError(f"{task.checkpoint} must hold the model of its config.yaml, but also holds {min(unread)}")
     names = [layer.name for layer in stages(plan)[groups.place.stage].layers]
     group = groups.tensor
-    model = stage_model(plan.config.model, plan.model.vocab_size, group, names)
+    model = stage_model(plan.model, plan.execution, group, names)
     # Rows beyond the vocabulary are padding of this layout; the model never chooses them.
     fill(model, lambda spec, _: tensors.read_shard("weight", spec, group.rank, group.size), groups.device)
     return model

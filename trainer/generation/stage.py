@@ -8,11 +8,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from trainer.config.models import make_execution, make_model
-from trainer.config.schema import ModelConfig, RecomputeKind
 from trainer.model.cache import CachedPass
 from trainer.model.gpt import ModelContext, build_layer, build_tied, full_logits
-from trainer.spec.model import LayerKind
+from trainer.spec.execution import Execution, RecomputeKind
+from trainer.spec.model import LayerKind, Model
 from trainer.topology.groups import Group, SingleGroup
 
 _OF_ONE_POSITION = (LayerKind.final_norm, LayerKind.head)
@@ -87,20 +86,18 @@ def _key(name: str) -> str:
 
 
 def stage_model(
-    config: ModelConfig, vocab_size: int, group: Group | None = None, names: Sequence[str] | None = None
+    model: Model, execution: Execution, group: Group | None = None, names: Sequence[str] | None = None
 ) -> StageModel:
-    """Return an empty stage of the model that a config describes, computed as it is without training.
+    """Return an empty stage of a model, computed as it is without training.
 
     Args:
-        config: the model's keys.
-        vocab_size: number of ids that exist.
+        model: the whole model.
+        execution: how it was trained; only its padding counts here.
         group: the tensor-parallel group; None: this process holds whole tensors.
         names: as for `StageModel`.
 
     Raises:
         ConfigError: as `StageModel`.
     """
-    group = group or SingleGroup()
-    execution = replace(make_execution(config, group.size), recompute=RecomputeKind.none)
-    context = ModelContext(group, sequence_parallel=False, execution=execution, spec=make_model(config, vocab_size))
-    return StageModel(context, names)
+    execution = replace(execution, recompute=RecomputeKind.none)
+    return StageModel(ModelContext(group or SingleGroup(), False, execution, spec=model), names)

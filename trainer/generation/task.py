@@ -1,4 +1,4 @@
-"""What `trident generate` is to do, settled and checked before a rank starts. No torch."""
+"""The task of `trident generate`, settled and checked before a rank starts. No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.config.places import absolute_path
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.rules_common import Case
 from trainer.config.rules_layout import blocks_for_stages, devices, stage_boundaries, world_size
-from trainer.config.schema import PipelineSchedule, TokenizerConfig, TokenizerKind, TridentConfig
+from trainer.config.schema import PipelineSchedule, RuntimeConfig, TokenizerConfig, TokenizerKind, TridentConfig
 from trainer.data.chat_template import chat_template
 from trainer.data.end_of_text import ends_of_generation
 from trainer.data.tokenizer import BYTES_MARK, Tokenizer, load_pretrained, load_tokenizer
@@ -48,14 +48,11 @@ class Task:
     manifest: Manifest
     plan: RunPlan
     """Numbers of the model and the layout that write; nothing in it is about training."""
+    runtime: RuntimeConfig
     tokenizer: Tokenizer
     ends: Ends
     beginnings: tuple[Beginning, ...]
     """The texts in the order in which they are shown: all samples of the first prompt, then of the next."""
-
-    def identity(self) -> list[object]:
-        """Return what all ranks must have alike."""
-        return [self.options, self.manifest.to_json(), [one.ids for one in self.beginnings], self.plan.mesh.name]
 
 
 def settle(options: GenerateOptions, world: int | None = None, device_count: int | None = None) -> Task:
@@ -78,7 +75,8 @@ def settle(options: GenerateOptions, world: int | None = None, device_count: int
     template = chat_template(tokenizer.read) if options.chat else None
     prompts = read_prompts(options, template)
     beginnings = tuple(_beginnings(prompts, tokenizer, options, plan.execution.seq_length))
-    return Task(options, checkpoint, manifest, plan, tokenizer, _ends(options, tokenizer, manifest), beginnings)
+    ends = _ends(options, tokenizer, manifest)
+    return Task(options, checkpoint, manifest, plan, plan.config.runtime, tokenizer, ends, beginnings)
 
 
 def _check_output(output: str) -> None:

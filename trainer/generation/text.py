@@ -25,7 +25,7 @@ class End(Enum):
 
 @dataclass(frozen=True)
 class Ends:
-    """What ends a text."""
+    """The ends of a text."""
 
     tokens: Collection[int] = ()
     """Ids of tokens; they are no part of it."""
@@ -34,7 +34,7 @@ class Ends:
 
 
 class Text:
-    """What follows one prompt.
+    """The text that follows one prompt.
 
     Args:
         tokenizer: turns tokens into text.

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.micro_batch import MicroBatch
-from trainer.model.cache import KeyValueCache
+from trainer.model.cache import CachedPass, Seen
 from trainer.model.norm import Norm
 from trainer.model.query_key_norm import CutNorm, HeadNorm, normalised_over_ranks
 from trainer.model.rotary import rotate
@@ -118,24 +118,8 @@ class Attention(nn.Module):
             cache: the pass that keeps keys and values, and knows earlier ones.
             local: leave communication at both ends to the caller: see the linear layers.
         """
-        query, key, value = self._heads(self.qkv(hidden, local), batch.positions, () if cache is None else cache.lengths)
-
-    def _of_cache(self, query: torch.Tensor, seen: Seen, batch: MicroBatch) -> torch.Tensor:
-        """Attend to what a cache holds: queries of several tokens begin a text, a single one sees every key that is."""
-        if query.shape[2] > 1:
-            return self._core(query, seen.keys, seen.values, batch)
-        bias = seen.mask
-        if self.slopes is not None and seen.steps is not None:
-            slopes = torch.tensor(self.slopes, dtype=torch.float32, device=query.device).view(1, -1, 1, 1)
-            bias = (slopes * seen.steps).to(query.dtype)
-            bias = bias if seen.mask is None else bias.masked_fill(~seen.mask, -torch.inf)
-        if bias is None:
-            grouped = self.num_key_value_heads != self.num_heads
-            return F.scaled_dot_product_attention(
-                query, seen.keys, seen.values, scale=self.scale, enable_gqa=grouped
-            )
-        keys, values = self._repeated(seen.keys), self._repeated(seen.values)
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=self.scale)
+        before = () if cache is None else cache.lengths
+        query, key, value = self._heads(self.qkv(hidden, local), batch.positions, before)
         if cache is not None:
             seen = cache.extend(self.name, key, value, self.window, with_steps=self.slopes is not None)
             context = self._of_cache(query, seen, batch)
@@ -198,22 +182,26 @@ class Attention(nn.Module):
             mask = causal_mask(num_queries, num_keys, self.window, query.device)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
 
-<<<<<<< HEAD
     def _alibi(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
         """Return what the distances add to the scores `[1, N, S, K]`, with the mask; None without alibi."""
         if self.slopes is None:
             return None
         return alibi_bias(self.slopes, query.shape[2], key.shape[2], self.window, (query.dtype, query.device))
-=======
+
     def _of_cache(self, query: torch.Tensor, seen: Seen, batch: MicroBatch) -> torch.Tensor:
         """Attend to what a cache holds: queries of several tokens begin a text, a single one sees every key that is."""
         if query.shape[2] > 1:
             return self._core(query, seen.keys, seen.values, batch)
-        grouped = self.num_key_value_heads != self.num_heads
-        return F.scaled_dot_product_attention(
-            query, seen.keys, seen.values, attn_mask=seen.mask, scale=self.scale, enable_gqa=grouped
-        )
->>>>>>> a347be6 (trident generate: several prompts at once, over ranks, with a cache of rows that have their own lengths)
+        bias = seen.mask
+        if self.slopes is not None and seen.steps is not None:
+            slopes = torch.tensor(self.slopes, dtype=torch.float32, device=query.device).view(1, -1, 1, 1)
+            bias = (slopes * seen.steps).to(query.dtype)
+            bias = bias if seen.mask is None else bias.masked_fill(~seen.mask, -torch.inf)
+        if bias is None:
+            grouped = self.num_key_value_heads != self.num_heads
+            return F.scaled_dot_product_attention(query, seen.keys, seen.values, scale=self.scale, enable_gqa=grouped)
+        keys, values = self._repeated(seen.keys), self._repeated(seen.values)
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=self.scale)
 
     def _repeated(self, heads: torch.Tensor) -> torch.Tensor:
         repeats = self.num_heads // self.num_key_value_heads

@@ -35,7 +35,7 @@ def cache_elements(model: Model, tensor_parallel_size: int, names: tuple[str, ..
 
 @dataclass(frozen=True)
 class Seen:
-    """What the queries of a forward pass attend to."""
+    """Keys and values that the queries of a forward pass attend to."""
 
     keys: torch.Tensor
     """[B, M, K, D]."""

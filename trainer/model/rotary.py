@@ -92,9 +92,7 @@ def attention_factor(scaling: RopeScaling | None) -> float:
 
 
 @lru_cache(maxsize=16)
-def _rotary_table(
-    positions: torch.Tensor, rope: Rope, lengths: tuple[int, ...]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _rotary_table(positions: torch.Tensor, rope: Rope, lengths: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return cosine and sine of each angle, `[S, 1 or B, 1, dims/2]` fp32, once for all layers and micro-batches."""
     # Not a buffer: `module.half()` would cast it and blur late positions. Not an inference tensor: autograd saves it.
     with torch.inference_mode(False), torch.no_grad():

@@ -50,8 +50,7 @@ class SamplesHook(Hook):
         groups: ParallelGroups,
         publish: Callable[[Sequence[Sample]], None],
     ) -> None:
-        config = plan.config
-        self._vocab_size, self._model, self._eval = plan.model.vocab_size, config.model, config.eval
+        self._plan, self._eval = plan, plan.config.eval
         self._tokenizer_folder = tokenizer_folder
         self._weights = WeightGatherer(engine, plan.zero_stage == 3, groups)
         self._publish = publish
@@ -69,7 +68,7 @@ class SamplesHook(Hook):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._tokenizer_folder)
         # Built anew, which takes no memory; it is filled with the gathered tensors themselves, and goes with them.
-        model = stage_model(self._model, self._vocab_size)
+        model = stage_model(self._plan.model, self._plan.execution)
         fill(model, lambda spec, _: with_padding(weights[spec.name], spec))
         tokenizer, wanted = self._tokenizer, self._eval
         beginnings = [

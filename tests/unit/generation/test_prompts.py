@@ -99,7 +99,7 @@ def test_a_chat_without_a_template_is_told_in_one_line() -> None:
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{% if %}", "Expected an expression"),
         ("{{ messages[0].__class__.__mro__ }}", "unsafe"),
-        ("{{ messages.append(1) }}", "not safely callable"),
+        ("{{ messages.append(1) }}", "unsafe"),
         ("{{ 1 / 0 }}", "division by zero"),
         ("{{ messages[7].role.x }}", "has no"),
     ],
