@@ -26,6 +26,7 @@ from trainer.generation.sampling import Sampling
 from trainer.generation.stage import StageModel, stage_model
 from trainer.generation.task import settle
 from trainer.loop.state import TrainState
+from trainer.model.cache import KeyValueCache
 from trainer.model.gpt import GPT
 from trainer.run_paths import CONFIG, TENSORS
 from trainer.tensor_parallel.init import fill
@@ -94,6 +95,27 @@ def draws(
     requests = [Request(tuple(ids), limit, seed, partial(take, index)) for index, (ids, limit, seed) in enumerate(each)]
     Decoder(model, sampling, pipeline).write(requests, batch_size)
     return found
+
+
+@torch.inference_mode()
+def cached_logits(model: StageModel, text: torch.Tensor, begun: Sequence[int]) -> torch.Tensor:
+    """Return the logits after the first `begun[row]` tokens of each text [B, S], then after each next one, [T, B, V].
+
+    Texts that begin with different lengths stay apart; the longest goes to its end.
+    """
+    cache = KeyValueCache(len(begun), text.shape[1])
+    firsts = [text[row : row + 1, :length] for row, length in enumerate(begun)]
+    found = [torch.cat([model(first, cache.begin(row, first)) for row, first in enumerate(firsts)])]
+    for step in range(text.shape[1] - max(begun)):
+        one = torch.stack([text[row, length + step] for row, length in enumerate(begun)]).unsqueeze(1)
+        found.append(model(one, cache.go_on(one)))
+    return torch.stack(found)
+
+
+def at_rows(logits: torch.Tensor, begun: Sequence[int]) -> torch.Tensor:
+    """Return from the logits of whole texts, [S, B, V], those that `cached_logits` has."""
+    steps = logits.shape[0] - max(begun) + 1
+    return torch.stack([logits[length - 1 : length - 1 + steps, row] for row, length in enumerate(begun)], dim=1)
 
 
 def texts(path: Path, prompt: str | tuple[str, ...] = "def ", **options: object) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.helpers.generation import stage_with
+from tests.helpers.generation import at_rows, cached_logits, stage_with
 from tests.helpers.models import drawn_gpt
 from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.helpers.thread_group import run_ranks
@@ -35,22 +35,13 @@ def both(config: ModelConfig, group: Group | None = None) -> tuple[GPT, StageMod
     return gpt, stage_with(config, VOCABULARY, weights, group)
 
 
-@torch.inference_mode()
-def after_each(model: StageModel, text: torch.Tensor, begun: int) -> torch.Tensor:
-    """Return the logits after the first `begun` tokens of one text, and after each further one, [T, V]."""
-    cache = KeyValueCache(1, text.shape[1])
-    found = [model(text[:, :begun], cache.begin(0, text[:, :begun]))]
-    found += [model(one, cache.go_on(one)) for one in text[:, begun:].split(1, dim=1)]  # type: ignore[no-untyped-call]
-    return torch.cat(found)
-
-
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("begun", [1, 3, 4, 9, 12])
 def test_cached_logits_equal_the_full_forward(model: ModelConfig, begun: int) -> None:
     gpt, stage = both(model)
     with torch.inference_mode():
         expected = gpt(MicroBatch.of(ids()))[begun - 1 :, 0, :VOCABULARY]
-    torch.testing.assert_close(after_each(stage, ids(), begun), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(cached_logits(stage, ids(), [begun])[:, 0], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -58,32 +49,33 @@ def test_rows_of_different_lengths_see_their_own_tokens_only(model: ModelConfig)
     gpt, stage = both(model)
     text, begun = ids(3), (2, 7, 5)
     with torch.inference_mode():
+        expected = gpt(MicroBatch.of(text))[..., :VOCABULARY]
+    found = cached_logits(stage, text, begun)
+    torch.testing.assert_close(found, at_rows(expected, begun), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_row_is_moved_and_used_again(model: ModelConfig) -> None:
+    gpt, stage = both(model)
+    text, cache = ids(3), KeyValueCache(3, 12)
+    with torch.inference_mode():
         whole = gpt(MicroBatch.of(text))[..., :VOCABULARY]
-        cache = KeyValueCache(4, 12)
-        # The row of another text before.
-        stage(text[1:2], cache.begin(2, text[1:2]))
-        for row, length in enumerate(begun):
-            first = text[row : row + 1, :length]
-            torch.testing.assert_close(
-                stage(first, cache.begin(row, first))[0], whole[length - 1, row], rtol=1e-5, atol=1e-6
-            )
-        for step in range(5):
-            places = [length + step for length in begun]
-            one = torch.stack([text[row, place] for row, place in enumerate(places)]).unsqueeze(1)
-            found = stage(one, cache.go_on(one))
-            expected = torch.stack([whole[place, row] for row, place in enumerate(places)])
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        for row, length in enumerate((12, 9, 3)):
+            stage(text[row : row + 1, :length], cache.begin(row, text[row : row + 1, :length]))
         cache.move(1, 0)
-        assert cache.lengths[:3] == [12, 12, 10]
-        cache.move(2, 0)
-        one = text[2:3, 10:11]
-        torch.testing.assert_close(stage(one, cache.go_on(one))[0], whole[10, 2], rtol=1e-5, atol=1e-6)
+        assert cache.lengths == [9, 9, 3]
+        # The place of a longer text.
+        stage(text[2:, :2], cache.begin(1, text[2:, :2]))
+        one = torch.stack([text[1, 9], text[2, 2], text[2, 3]]).unsqueeze(1)
+        found = stage(one, cache.go_on(one))
+    torch.testing.assert_close(found, torch.stack([whole[9, 1], whole[2, 2], whole[3, 2]]), rtol=1e-5, atol=1e-6)
 
 
 def test_cache_works_over_tensor_parallel_ranks() -> None:
-    expected = after_each(both(WINDOWED)[1], ids(), 3)
-    for logits in run_ranks(2, lambda group: after_each(both(WINDOWED, group)[1], ids(), 3)):
-        assert logits.shape == (10, VOCABULARY)
+    begun = (3, 8)
+    expected = cached_logits(both(WINDOWED)[1], ids(2), begun)
+    for logits in run_ranks(2, lambda group: cached_logits(both(WINDOWED, group)[1], ids(2), begun)):
+        assert logits.shape == (5, 2, VOCABULARY)
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -133,8 +133,8 @@ def test_norm_takes_statistics_in_fp32(kind: NormKind) -> None:
 def test_rope_keeps_late_positions_apart_in_bf16() -> None:
     heads = torch.randn(4, 1, 1, 8).expand(4, 1, 1, 8)
     positions = torch.arange(4000, 4004).unsqueeze(0)
-    exact = rotate(heads, Rope(10000.0, 8), positions, 0)
-    rounded = rotate(heads.bfloat16(), Rope(10000.0, 8), positions, 0)
+    exact = rotate(heads, Rope(10000.0, 8), positions, (0,))
+    rounded = rotate(heads.bfloat16(), Rope(10000.0, 8), positions, (0,))
     assert rounded.dtype is torch.bfloat16
     torch.testing.assert_close(rounded.float(), exact, rtol=2e-2, atol=2e-2)
 
@@ -143,7 +143,7 @@ def test_rope_scores_depend_on_distance_only() -> None:
     query, key = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
     rope = Rope(100.0, 8)
     at = [torch.tensor([[start]]) for start in (0, 5, 50)]
-    scores = [(rotate(query, rope, place + 3, 0) * rotate(key, rope, place, 0)).sum().item() for place in at]
+    scores = [(rotate(query, rope, place + 3, (0,)) * rotate(key, rope, place, (0,))).sum().item() for place in at]
     assert scores == pytest.approx([scores[0]] * 3, abs=1e-4)
     assert scores[0] != pytest.approx((query * key).sum().item(), abs=1e-4)
 
