@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 from trainer.data.end_of_text import SETTINGS, ReadFile
 from trainer.data.wording import reason
@@ -80,7 +80,7 @@ def _generation_tag() -> type[Any]:
     from jinja2.parser import Parser
 
     class Generation(Extension):
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 - as its base declares it
 
         def parse(self, parser: Parser) -> list[nodes.Node]:
             next(parser.stream)

@@ -60,8 +60,8 @@ def next_token(
     scaled = (logits - logits.max(dim=-1, keepdim=True).values).double() / sampling.temperature
     probabilities = _cut(scaled, sampling).softmax(dim=-1)
     # A row by itself: one generator for all rows would let a text depend on its place among the others.
-    rows = zip(probabilities.split(1), generators, strict=True)
-    return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows]).squeeze(-1)
+    rows = zip(probabilities, generators, strict=True)
+    return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
 
 
 def _cut(scaled: torch.Tensor, sampling: Sampling) -> torch.Tensor:

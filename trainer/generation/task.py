@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer.checkpoint.kept_tokenizer import fits, tokenizer_folder
+from trainer.checkpoint.kept_tokenizer import fits, saved_config, tokenizer_folder
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.store import find_checkpoint
-from trainer.config.compose import compose, from_yaml
+from trainer.config.compose import compose
 from trainer.config.places import absolute_path
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.rules_common import Case
@@ -91,7 +91,7 @@ def _check_output(output: str) -> None:
 def _plan(
     options: GenerateOptions, checkpoint: Path, manifest: Manifest, world: int | None, device_count: int | None
 ) -> RunPlan:
-    saved = from_yaml((checkpoint / CONFIG).read_text(encoding="utf-8"))
+    saved = saved_config(checkpoint / CONFIG)
     words = compose(list(options.settings)) if options.settings else TridentConfig()
     # Nothing but the model is the run's: how it was trained says nothing about how it writes.
     config = replace(TridentConfig(), model=saved.model, layout=words.layout, runtime=words.runtime)

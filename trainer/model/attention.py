@@ -132,7 +132,7 @@ class Attention(nn.Module):
         return output
 
     def _heads(
-        self, qkv: torch.Tensor, positions: torch.Tensor, before: tuple[int, ...]
+        self, qkv: torch.Tensor, positions: torch.Tensor, before: tuple[int, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Split `[S, B, (N + 2 M) D]` into queries `[B, N, S, D]`, keys and values `[B, M, S, D]`.
 

@@ -87,13 +87,18 @@ def test_a_stop_string_in_the_prompt_does_not_count_and_the_last_token_may_write
 
 
 def test_nothing_is_decoded_before_the_end_if_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    monkeypatch.setattr(ByteTokenizer, "decode", lambda self, ids: calls.append(1) or bytes(ids).decode())
+    calls: list[int] = []
+
+    def decode(self: ByteTokenizer, ids: Sequence[int]) -> str:
+        calls.append(len(ids))
+        return bytes(ids).decode()
+
+    monkeypatch.setattr(ByteTokenizer, "decode", decode)
     text = Text(BYTES, "p", [112], 50, Ends())
     for token in b"x" * 50:
         text.take(token)
     assert text.shown == "x" * 50
-    assert len(calls) == 1
+    assert calls == [51]
 
 
 # --- on a terminal
