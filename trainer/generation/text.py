@@ -42,7 +42,7 @@ class Text:
         ids: its tokens.
         max_tokens: largest number of tokens that follow.
         ends: what ends it before.
-        on_change: called when more can be shown, and at the end; None: nobody looks before the end.
+        on_change: called with it when more can be shown, and at the end; None: nobody looks before the end.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Text:
         ids: Sequence[int],
         max_tokens: int,
         ends: Ends,
-        on_change: Callable[[], None] | None = None,
+        on_change: Callable[[Text], None] | None = None,
     ) -> None:
         self._tokenizer, self._prompt, self._ids = tokenizer, prompt, ids
         self._max_tokens, self._ends, self._on_change = max_tokens, ends, on_change
@@ -75,7 +75,7 @@ class Text:
         if self.end is not None or self._ends.strings or self._on_change is not None:
             self._read()
         if self._on_change is not None:
-            self._on_change()
+            self._on_change(self)
         return self.end is None
 
     def _read(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import tokenizers
@@ -24,7 +25,7 @@ def grown(
 ) -> tuple[Text, list[str]]:
     """Return a text after all tokens, and what could be shown after each."""
     seen: list[str] = []
-    text = Text(tokenizer, prompt, tokenizer.encode(prompt), max_tokens, ends, lambda: seen.append(text.shown))
+    text = Text(tokenizer, prompt, tokenizer.encode(prompt), max_tokens, ends, lambda text: seen.append(text.shown))
     for token in tokens:
         assert text.end is None, "nothing is drawn for a text that has ended"
         assert text.take(token) == (text.end is None)
@@ -109,11 +110,7 @@ def terminal(count: int) -> tuple[InOrder, list[Text], list[str]]:
     order = InOrder([f"<{index}>" for index in range(count)], written.append)
     texts: list[Text] = []
 
-    def changing(index: int) -> Callable[[], None]:
-        return lambda: order.changed(index, texts[index])
-
-    for index in range(count):
-        texts.append(Text(BYTES, "p", [112], 4, Ends(), changing(index)))
+    texts += [Text(BYTES, "p", [112], 4, Ends(), partial(order.changed, index)) for index in range(count)]
     return order, texts, written
 
 
