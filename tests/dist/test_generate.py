@@ -77,10 +77,10 @@ def test_drawn_texts_stops_and_penalties_are_the_same_in_every_layout(tmp_path: 
     write_run(tmp_path, model=MODELS["windowed"], seq_length=LENGTH)
     words = (
         *("temperature=1.5", "top_k=50", "min_p=0.01", "repetition_penalty=1.2", "seed=3", "num_samples=2"),
-        *("max_tokens=24", "batch_size=3", "stop=a", "stop=e", *(f"prompt={one}" for one in PROMPTS)),
+        *("max_tokens=24", "batch_size=3", *(f"stop={letter}" for letter in "aeiounst"), *(f"prompt={one}" for one in PROMPTS)),
     )
     first, *others = [written(tmp_path, layout, *words) for layout in LAYOUTS]
-    assert {one["end"] for one in first} == {"stop", "length"}
+    assert {one["end"] for one in first} >= {"stop", "length"}
     assert len({str(one["text"]) for one in first}) > 4
     assert others == [first] * 3
 
