@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from dataclasses import fields
 from pathlib import Path
@@ -75,11 +76,15 @@ def write_as_rank(task: Task, world: World, store: Store | None) -> int:
     try:
         current().enter(LOADING)
         write_texts(task, groups)
+        # Nobody leaves before all are done: a rank that is gone looks like one that was lost.
+        gather(groups.control, None)
     except BaseException as error:
         return guard.fail(error)
     interruption.settle(0)
     guard.leave()
     stop_world()
+    if LOGS_VARIABLE not in os.environ:
+        shutil.rmtree(logs, ignore_errors=True)
     return 0
 
 

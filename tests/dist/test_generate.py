@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,14 @@ LENGTH = 112
 def generate(folder: Path, *ranks: Sequence[str]) -> Ended:
     """Run the command in ranks that were started apart, each with its own words."""
     here = ("runtime.device=cpu", "runtime.threads_per_rank=1")
-    return start_apart([Rank((str(folder), *here, *words), verb="generate") for words in ranks], folder / "notes")
+    logs = folder / "tmp"
+    logs.mkdir(exist_ok=True)
+
+    def keep_logs_here() -> None:
+        tempfile.tempdir = str(logs)
+
+    each = [Rank((str(folder), *here, *words), verb="generate", before=keep_logs_here) for words in ranks]
+    return start_apart(each, folder / "notes")
 
 
 def written(folder: Path, layout: str, *words: str) -> list[dict[str, object]]:
@@ -39,6 +47,7 @@ def written(folder: Path, layout: str, *words: str) -> list[dict[str, object]]:
     size = {"single": 1, "tp2": 2, "pp2": 2, "tp2_pp2": 4}[layout]
     ended = generate(folder, *[(f"layout={layout}", f"output={output}", *words)] * size)
     assert ended.codes == [0] * size, ended.said
+    assert list((folder / "tmp").iterdir()) == [], "logs of ranks that did well are left"
     return [json.loads(line) for line in output.read_text().splitlines()]
 
 
