@@ -128,7 +128,7 @@ def test_min_p_counts_after_the_temperature_like_transformers() -> None:
 
     logits = torch.randn(64, generator=torch.Generator().manual_seed(3)) * 2
     ids: Any = torch.zeros(1, 1, dtype=torch.int64)
-    warm: Any = TemperatureLogitsWarper(1.7)(ids, logits[None])  # type: ignore[arg-type]
+    warm: Any = TemperatureLogitsWarper(1.7)(ids, logits[None])
     kept = MinPLogitsWarper(0.1)(ids, warm)[0].isfinite()
     assert 1 < int(kept.sum()) < 64
     assert drawn(draw(logits.tolist(), temperature=1.7, min_p=0.1, count=4000)) == drawn(kept.double())
