@@ -26,6 +26,7 @@ suites:
   zero      memory of each ZeRO stage by owner against theory: 159M parameters on 2 ranks, 302M on 4
   gpu       GPT-3 shapes in bf16 on one GPU: tokens/s, MFU in two conventions; --dry runs its code on the CPU
   kernels   GEMMs, attention by backend, head and loss, each alone, on the device at hand; --dry as in gpu
+  generate  greedy texts: tokens/s with the cache, without it, and by transformers.generate; a step writes them all
   variants  Trident against itself: other settings, another revision
 """
 _EPILOG = """\

@@ -64,6 +64,20 @@ def say(text: str) -> None:
             _print(text, terminal())
 
 
+def write(text: str) -> None:
+    """Print a piece of a result to stdout as it is, without an end of line, on the reporting rank only."""
+    if is_reporting_process():
+        _print(text, terminal(), end="")
+
+
+def aside(text: str) -> None:
+    """Print one line to stderr, on the reporting rank only: a fact about results that go to stdout."""
+    if is_reporting_process():
+        _record(text)
+        if not _Terminal.is_quiet:
+            _print(text, _error_stream())
+
+
 def conclude(text: str) -> None:
     """Print the last line of a run to stdout, on the reporting rank only, also in a quiet one."""
     if is_reporting_process():
@@ -139,12 +153,12 @@ def _record(text: str) -> None:
             print(text, flush=True)
 
 
-def _print(text: str, stream: TextIO) -> None:
+def _print(text: str, stream: TextIO, end: str = "\n") -> None:
     try:
         if _Terminal.above_bar is not None and stream.isatty():
             _Terminal.above_bar(text)
         else:
-            print(text, file=stream, flush=True)
+            print(text, file=stream, flush=True, end=end)
     except OSError:
         # The pipe is closed, the terminal gone or its disk full; that is no reason to stop a training run.
         silence(stream)

@@ -9,14 +9,12 @@ from trainer.beginning import Beginning
 from trainer.config.arguments import SETTLED
 from trainer.config.schema import TridentConfig
 from trainer.config.words import quoted
-from trainer.errors import ConfigError, Preempted, TridentError
-from trainer.interruption import INTERRUPTED
 from trainer.launcher.attempts import last_step
-from trainer.launcher.guard import RankGuard, lost_error
+from trainer.launcher.ending import explain
+from trainer.launcher.guard import RankGuard
 from trainer.launcher.output import shared_output, tail
-from trainer.launcher.roster import Roster
 from trainer.launcher.start import LAUNCHER_LOG, Outcome, check_port, run_ranks
-from trainer.log import report_failure, say
+from trainer.log import say
 from trainer.machine import OomKills
 from trainer.metrics.jsonl import read_rows
 from trainer.progress import STARTING_RANKS, current
@@ -48,7 +46,7 @@ def start_and_watch(config: TridentConfig) -> int:
             outcome = run_ranks(
                 plan.world_size, words, folder.logs, port=config.launch.master_port, grace_s=config.launch.grace_s
             )
-            _explain(outcome, folder, tail(launcher_log, start=log_start), oom_kills)
+            explain(outcome, folder.logs, tail(launcher_log, start=log_start), oom_kills)
             if not _starts_again(outcome, folder, policy):
                 interruption.settle(outcome.exit_code)
                 return outcome.exit_code
@@ -70,29 +68,3 @@ def _starts_again(outcome: Outcome, folder: RunFolder, policy: RestartPolicy) ->
     say(f"starting again in {wait_s:g} s, from the newest checkpoint (last step logged: {step})")
     time.sleep(wait_s)
     return True
-
-
-def _explain(outcome: Outcome, folder: RunFolder, launcher_lines: list[str], oom_kills: OomKills) -> None:
-    """Print why the ranks ended, if they could not do it themselves."""
-    if outcome.lost_ranks:
-        first = outcome.lost_ranks[0]
-        error = lost_error(outcome.lost_ranks, oom_kills, folder.log(first))
-        report_failure(error, f"rank {first}", tail(folder.log(first)))
-        return
-    is_expected = outcome.exit_code in (0, Preempted.exit_code, INTERRUPTED)
-    if not is_expected and Roster(folder.logs).told_failure() is None:
-        _report_early_end(outcome.exit_code, folder, launcher_lines, oom_kills)
-
-
-def _report_early_end(exit_code: int, folder: RunFolder, lines: list[str], oom_kills: OomKills) -> None:
-    """Print the error that a rank wrote before it had the terminal, or one that points at the launcher's log."""
-    problems = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if problems:
-        hints = [line.removeprefix("hint: ") for line in lines if line.startswith("hint: ")]
-        report_failure(ConfigError(problems, hints))
-        return
-    error = TridentError(
-        f"the deepspeed launcher must start every rank, but ended with exit code {exit_code}",
-        hints=[*filter(None, [oom_kills.hint()]), f"its log is {folder.logs / LAUNCHER_LOG}"],
-    )
-    report_failure(error, "launcher", lines)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.settings import Settings
+from benchmarks.suites.generate import generate
 from benchmarks.suites.gpu import gpu
 from benchmarks.suites.kernels import kernels
 from benchmarks.suites.layouts import layouts
@@ -23,6 +24,7 @@ SUITES: dict[str, Callable[[Settings], Path]] = {
     "zero": zero,
     "gpu": gpu,
     "kernels": kernels,
+    "generate": generate,
     "variants": variants,
 }
 """Suites by name, for the command line. Each returns the record's path."""

@@ -4,7 +4,6 @@ import os
 import stat
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from tests.cli.conftest import ROOT, Run, check_style
 from trainer.config.compose import options
 from trainer.config.keys import KEYS
-from trainer.generation.options import GenerateOptions
+from trainer.generation.options import KEYS as GENERATE_KEYS
 from trainer.verbs.complete import candidates
 from trainer.verbs.shells import BEGIN, END, SHELLS, running_shell, script
 from trainer.verbs.table import NAMES
@@ -103,7 +102,7 @@ def test_options_of_verbs(place: Path) -> None:
     assert texts("train --config-dir=") == ["--config-dir=mine/"]
     assert "--config-dir" in texts("train --config-dir mine --")
     assert texts("train --config-pa") == []
-    assert texts("generate ") == [f"{field.name}=" for field in fields(GenerateOptions)]
+    assert texts("generate ") == [f"{key}=" for key in (*GENERATE_KEYS, "layout")]
     assert texts("generate temperature=1 top_k=1 t") == ["top_p=", "tokenizer="]
 
 

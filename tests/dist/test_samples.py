@@ -80,12 +80,12 @@ def _write(trainer: Trainer, rank: int, run_dir: Path) -> Found:
 
 
 def _compare(weights: Mapping[str, torch.Tensor], run_dir: Path, dtype: str) -> tuple[list[str], list[Sample]]:
+    from tests.helpers.generation import draws, stage_with
     from trainer.checkpoint.fragments import TensorFolder
     from trainer.checkpoint.store import find_checkpoint
-    from trainer.generation.generate import load_model, sample
-    from trainer.generation.options import GenerateOptions
-    from trainer.tensor_parallel.init import fill
-    from trainer.tensor_parallel.shard import with_padding
+    from trainer.config.compose import from_yaml
+    from trainer.generation.sampling import Sampling
+    from trainer.run_paths import CONFIG
 
     checkpoint, manifest = find_checkpoint(run_dir)
     tensors = TensorFolder(checkpoint, manifest.files)
@@ -94,15 +94,16 @@ def _compare(weights: Mapping[str, torch.Tensor], run_dir: Path, dtype: str) -> 
     known = {name: tensors.read("weight", name).to(kind).float() for name in tensors.names()}
     wrong = sorted(known.keys() ^ weights.keys())
     wrong += [name for name in known.keys() & weights.keys() if not torch.equal(known[name], weights[name])]
+    config = from_yaml((checkpoint / CONFIG).read_text())
     with nothing_drawn():
-        model = load_model(checkpoint, manifest).cpu()
-    fill(model, lambda spec, _: with_padding(known[spec.name], spec))
-    options = GenerateOptions(max_tokens=TEXTS.max_tokens, temperature=TEXTS.temperature)
-    expected = [
-        Sample(STEPS, prompt, bytes(sample(model, list(prompt.encode()), options, None, TEXTS.seed + i)).decode())
-        for prompt in TEXTS.prompts
-        for i in range(TEXTS.samples)
-    ]
+        model = stage_with(config.model, manifest.vocab_size, known)
+    expected = []
+    for prompt in TEXTS.prompts:
+        for seed in range(TEXTS.seed, TEXTS.seed + TEXTS.samples):
+            (ids,) = draws(
+                model, [list(prompt.encode())], TEXTS.max_tokens, Sampling(temperature=TEXTS.temperature), seeds=[seed]
+            )
+            expected.append(Sample(STEPS, prompt, bytes(ids).decode()))
     return wrong, expected
 
 

@@ -73,6 +73,16 @@ def test_memory(tmp_path: Path) -> None:
     assert "not measured on a CPU" in record["largest_model"]["skipped"]
 
 
+def test_generate(tmp_path: Path) -> None:
+    record = run(tmp_path, "generate", "--case", "tiny_llama", "--only", "trident;trident, no cache")
+    found = timed(record)
+    assert set(found) == {one["name"] for one in record["contenders"]} >= {"trident", "transformers.generate"}
+    assert found["trident"]["first_losses"] == found["trident, no cache"]["first_losses"], "the same tokens"
+    assert found["trident"]["ratio"]["to"] == "transformers.generate"
+    rate, (seconds,) = found["trident"]["tokens_per_second"]["median"], found["trident"]["turn_seconds"]
+    assert rate == pytest.approx(8 / seconds, rel=0.1)
+
+
 def test_gpu_dry(tmp_path: Path) -> None:
     record = run(tmp_path, "gpu", "--dry", "--only", "trident")
     assert (record["device"], record["dry"], record["peak_tflops"]) == ("cpu", True, None)

@@ -118,3 +118,8 @@ def test_text_from_a_sharded_checkpoint(trained: dict[str, tuple[Path, Ended]], 
     assert first.code == 0, first.err
     assert first.out.startswith("import ")
     assert first.out == second.out
+    assert first.err.startswith("cache  ")
+    ranks = run(trident("generate", *settings, "layout=tp2", "runtime.device=cpu"), tmp_path)
+    assert ranks.code == 0, ranks.err
+    assert ranks.out == first.out, "nothing but the text, and the same"
+    assert " MiB on a rank for keys and values of 1 x " in ranks.err

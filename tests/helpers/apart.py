@@ -26,6 +26,7 @@ class Rank:
     environ: Mapping[str, str] = field(default_factory=dict)
     folder: Path | None = None
     after_s: float = 0.0
+    verb: str = "train"
     before: Callable[[], object] | None = None
     """Called in the rank before its command."""
 
@@ -48,10 +49,14 @@ class Ended:
 
 
 def start_apart(ranks: Sequence[Rank], notes: Path, limit_s: float = LIMIT_S) -> Ended:
-    """Run `trident train` with each rank's words, in processes forked from this warm one; return how they ended."""
+    """Run `trident train`, or another verb, with each rank's words, in processes forked from this warm one.
+
+    Return how they ended.
+    """
     warm_up()
     import trainer.app
-    import trainer.preflight  # noqa: F401
+    import trainer.preflight
+    import trainer.writing  # noqa: F401
 
     port, started = free_port(), time.monotonic()
     notes.mkdir(parents=True, exist_ok=True)
@@ -92,7 +97,7 @@ def _fork(rank: Rank, index: int, size: int, port: int, notes: Path) -> int:
         time.sleep(rank.after_s)
         from trainer.cli import main
 
-        code = main(["train", *rank.words])
+        code = main([rank.verb, *rank.words])
     except BaseException:
         traceback.print_exc()
     finally:

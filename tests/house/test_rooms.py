@@ -52,6 +52,7 @@ ORDER = (
     "sweeps",
     "preflight",
     "app",
+    "writing",
     "verbs",
     "cli",
     "__main__",
@@ -72,7 +73,7 @@ APART = {
     "planner": {"topology", "data", "tensor_parallel", "engine"},
     "metrics": {"checkpoint"},
     "launcher": LOW | {"checkpoint", "metrics"},
-    "generation": {"pipeline", "engine", "planner", "loop", "metrics", "launcher"},
+    "generation": {"engine", "planner", "loop", "metrics", "launcher"},
     "samples": {"pipeline", "planner", "launcher", "checkpoint"},
     "profiling": LOW - {"config", "topology", "loop"} | {"checkpoint", "launcher", "generation", "samples"},
     "description": LOW - {"config", "model", "pipeline", "planner"}
@@ -85,6 +86,10 @@ APART = {
     "sweeps": LOW - {"config"}
     | {"checkpoint", "generation", "samples", "profiling", "resharding", "balance", "supervise"},
     "app": {"generation", "resharding", "balance", "supervise", "sweeps"},
+    "writing": {
+        *("data", "kernels", "tensor_parallel", "pipeline", "planner", "loop", "checkpoint", "metrics", "samples"),
+        *("profiling", "description", "run_folder", "resharding", "balance", "beginning", "supervise", "sweeps", "app"),
+    },
     "cli": LOW - {"config"} | {"launcher", "checkpoint", "metrics", "generation", "samples", "profiling", "app"},
 }
 """Rooms that the order would let in, but that a room has no business with."""
@@ -125,6 +130,10 @@ NO_TORCH = (
         "data.tokenizer",
         "generation.options",
         "generation.other_option_names",
+        "generation.prompts",
+        "generation.text",
+        "generation.task",
+        "data.chat_template",
         "samples.check",
     ),
     *("profiling.names", "profiling.intervals", "profiling.breakdown"),

@@ -64,7 +64,7 @@ def tokenizer_folder(checkpoint: Path, manifest: Manifest) -> Path | None:
     if own:
         return checkpoint / TOKENIZER
     run = run_of_checkpoint(checkpoint)
-    config = _config(checkpoint / CONFIG)
+    config = saved_config(checkpoint / CONFIG)
     if run is None or not has_tokenizer(config) or not run.tokenizer.is_dir():
         return None
     return run.tokenizer if _is_of_this_run(run, config, manifest) else None
@@ -72,7 +72,7 @@ def tokenizer_folder(checkpoint: Path, manifest: Manifest) -> Path | None:
 
 def _is_of_this_run(run: RunPaths, config: TridentConfig, manifest: Manifest) -> bool:
     try:
-        changed = differences(_config(run.config), config)
+        changed = differences(saved_config(run.config), config)
     except CheckpointError:
         return False
     if any(key.startswith(_DECIDES) and key not in _PLACES for key in changed):
@@ -87,7 +87,12 @@ def fits(tokenizer: Tokenizer, manifest: Manifest) -> bool:
     return tokenizer.vocab_size <= manifest.vocab_size
 
 
-def _config(path: Path) -> TridentConfig:
+def saved_config(path: Path) -> TridentConfig:
+    """Return the config in a run's folder or in a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     try:
         return from_yaml(path.read_text(encoding="utf-8"))
     except (ConfigError, OSError, UnicodeDecodeError) as error:

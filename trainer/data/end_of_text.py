@@ -119,6 +119,20 @@ def declared_end(read: ReadFile) -> Declared | None:
     )
 
 
+def ends_of_generation(read: ReadFile) -> tuple[int, ...]:
+    """Return the ids that the generation_config.json beside a tokenizer names as ends of a text; none without it.
+
+    Raises:
+        DataError: it cannot be understood.
+    """
+    number = _entry(_BY_ID, read, "eos_token_id")
+    numbers = number if isinstance(number, list) else [] if number is None else [number]
+    found = tuple(one for one in numbers if isinstance(one, int) and not isinstance(one, bool) and one >= 0)
+    if len(found) < len(numbers):
+        raise DataError(f"eos_token_id of {_BY_ID} must be a token's id or a list of them, but is {number!r}")
+    return found
+
+
 def special_tokens(tokenizer: tokenizers.Tokenizer) -> list[str]:
     """Return the special tokens in the order of their ids."""
     added = sorted(tokenizer.get_added_tokens_decoder().items())

@@ -6,11 +6,14 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from trainer.config.places import local_path
 from trainer.config.schema import TokenizerConfig, TokenizerKind, TridentConfig
+from trainer.data.chat_template import KEY as KEY_OF_TEMPLATE
+from trainer.data.chat_template import chat_template
 from trainer.data.end_of_text import (
     END_OF_TEXT,
     KEY,
@@ -56,6 +59,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids."""
 
+    def read(self, name: str) -> str | None:
+        """Return the text of a file that lies beside it, or None if there is none."""
+
     def save(self, folder: Path) -> None:
         """Write the files that `load_tokenizer` reads into an existing folder."""
 
@@ -77,6 +83,10 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text; bytes that are no UTF-8 become U+FFFD."""
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+
+    def read(self, name: str) -> str | None:
+        """Return None: nothing lies beside it."""
+        return None
 
     def save(self, folder: Path) -> None:
         """Write a file that names the kind of tokenizer."""
@@ -112,6 +122,7 @@ class FileTokenizer:
         # The library raises bare Exception.
         except Exception as error:
             raise DataError(f"{origin} must be a tokenizer.json, but cannot be read: {reason(error)}") from error
+        self._read = read
         if of_a_run and read(SETTINGS) is None:
             eos_token = first_known(self._tokenizer)
         self.eos_id: int = end_of_text(self._tokenizer, origin, eos_token, read)
@@ -139,9 +150,21 @@ class FileTokenizer:
         """Return the text of ids, without special tokens."""
         return str(self._tokenizer.decode(list(ids)))
 
+    def read(self, name: str) -> str | None:
+        """Return the text of a file that lies beside tokenizer.json, or None if there is none."""
+        return self._read(name)
+
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and a tokenizer_config.json that names the token which ends a document."""
+        """Write tokenizer.json, and a tokenizer_config.json with the token that ends a document and the chat template.
+
+        Of a Hugging Face model without a network the template is saved only if its file is here.
+        """
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._tokenizer.id_to_token(self.eos_id)}
+        with suppress(DataError):
+            template = chat_template(self.read)
+            settings = (
+                settings if template is None else {**template.tokens, **settings, KEY_OF_TEMPLATE: template.source}
+            )
         write_atomically(folder / SETTINGS, json.dumps(settings, ensure_ascii=False) + "\n")
         write_atomically(folder / _FILE, self._tokenizer.to_str())
 

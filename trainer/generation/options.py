@@ -16,9 +16,14 @@ class GenerateOptions:
     """The checkpoint to sample from, and how."""
 
     checkpoint: str = ""
-    """A run folder (its newest checkpoint) or a checkpoint folder."""
-    prompt: str = ""
-    """Text that the model continues."""
+    """A run folder (its newest checkpoint) or a checkpoint folder. A first word that is no key=value means it too."""
+    prompt: tuple[str, ...] = ()
+    """Text that the model continues; given several times, as many texts. Without any: the beginning of a document."""
+    prompts: str = ""
+    """File with further prompts: one a line (.txt; empty lines are left out), or JSON objects with "prompt" or
+    "messages" (.jsonl)."""
+    chat: bool = False
+    """Put each prompt into the tokenizer's chat template as the words of a user, and print the answer alone."""
     max_tokens: int = 0
     """Largest number of tokens to add. 0: as many as the model's sequence length leaves room for."""
     temperature: float = 0.8
@@ -27,12 +32,34 @@ class GenerateOptions:
     """Sample among this many likeliest tokens. 0: all."""
     top_p: float = 1.0
     """Sample among the fewest likeliest tokens that together have this probability."""
+    min_p: float = 0.0
+    """Sample among tokens that have at least this share of the likeliest one's probability. 0: all."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits of tokens that prompt or text have, and multiplies negative ones. 1: none."""
+    stop: tuple[str, ...] = ()
+    """String before which a text ends; may be given several times."""
+    eos_ids: tuple[int, ...] = ()
+    """Ids of the tokens that end a text, with commas. Without any: the tokenizer's end of text, and eos_token_id in the
+    generation_config.json beside it."""
     seed: int = 0
-    """Seed of the draws."""
+    """Seed of the draws; sample N of each prompt has seed + N, so that no text depends on the other prompts."""
     num_samples: int = 1
-    """Number of texts."""
+    """Number of texts for each prompt."""
+    batch_size: int = 8
+    """Largest number of texts that are written at once. The memory of their keys and values grows with it."""
     tokenizer: str = ""
     """Folder, tokenizer.json or Hugging Face name of another tokenizer than the checkpoint's own."""
+    output: str = ""
+    """File (.jsonl) that gets an object for each text: prompt, text, number of tokens and the reason of its end."""
+    settings: tuple[str, ...] = ()
+    """Words of the config that say layout and runtime, as they were given."""
+
+
+KEYS = tuple(field.name for field in fields(GenerateOptions) if field.name != "settings")
+"""Keys of the verb's own."""
+_OF_CONFIG = ("layout", "runtime")
+"""Groups of the config whose keys are taken too."""
+_TRUTHS = {"true": True, "false": False}
 
 
 def parse(arguments: Sequence[str]) -> GenerateOptions:
@@ -41,46 +68,79 @@ def parse(arguments: Sequence[str]) -> GenerateOptions:
     Raises:
         ConfigError: names every unknown key, wrong type and value out of range.
     """
-    names = [field.name for field in fields(GenerateOptions)]
-    values: dict[str, str] = {}
+    values: dict[str, list[str]] = {}
+    settings: list[str] = []
     problems: list[str] = []
     words = list(arguments)
+    if words and "=" not in words[0] and words[0].strip("-") == words[0] != "":
+        values["checkpoint"] = [words.pop(0)]
+    is_named = bool(values)
     while words:
         word = words.pop(0)
         key, equals, value = word.partition("=")
         if key.startswith("--") and len(key) > 2:
             # `--top-k=40` and `--top-k 40`, as other programs take them.
             key = key.removeprefix("--").replace("-", "_")
-            if not equals and words and words[0].partition("=")[0] not in names and not words[0].startswith("--"):
+            if not equals and words and _can_be_value(words[0], key):
                 equals, value = "=", words.pop(0)
-        if key in names and equals:
-            values[key] = value
+            elif not equals and key == "chat":
+                equals, value = "=", "true"
+        if equals and key.partition(".")[0] in _OF_CONFIG:
+            settings.append(f"{key}={value}")
+        elif equals and key == "checkpoint" and is_named:
+            problems.append(f"checkpoint must be given once, but is {values[key][0]!r} and {value!r}")
+        elif equals and key in KEYS:
+            values.setdefault(key, []).append(value)
         elif equals or word.startswith("--"):
-            problems.append(_unknown(key, value, names))
+            problems.append(_unknown(key, value))
         else:
             problems.append(f"an option must be key=value, but is {word!r}")
-    options = GenerateOptions()
-    for key, text in values.items():
-        kind = type(getattr(options, key))
-        try:
-            setattr(options, key, kind(text))
-        except ValueError:
-            problems.append(f"{key} must be of type {kind.__name__}, but is {text!r}")
+    options = GenerateOptions(settings=tuple(settings))
+    problems += [problem for key, texts in values.items() if (problem := _set(options, key, texts))]
     problems += _range_problems(options)
     if problems:
         raise ConfigError(problems, hints=["see `trident generate --help`"])
     return options
 
 
-def _unknown(key: str, value: str, names: Sequence[str]) -> str:
+def _can_be_value(word: str, key: str) -> bool:
+    if key == "chat":
+        return word in _TRUTHS
+    return word.partition("=")[0] not in KEYS and not word.startswith("--")
+
+
+def _set(options: GenerateOptions, key: str, texts: Sequence[str]) -> str:
+    """Set an option to its value, the last one of several; return the problem, or ''."""
+    default = getattr(GenerateOptions, key)
+    if key in ("prompt", "stop"):
+        setattr(options, key, tuple(texts))
+        return ""
+    text = texts[-1]
+    if isinstance(default, bool):
+        if text not in _TRUTHS:
+            return f"{key} must be true or false, but is {text!r}"
+        setattr(options, key, _TRUTHS[text])
+        return ""
+    try:
+        if isinstance(default, tuple):
+            setattr(options, key, tuple(int(one) for one in text.split(",")))
+        else:
+            setattr(options, key, type(default)(text))
+    except ValueError:
+        wanted = "whole numbers with commas" if isinstance(default, tuple) else f"of type {type(default).__name__}"
+        return f"{key} must be {wanted}, but is {text!r}"
+    return ""
+
+
+def _unknown(key: str, value: str) -> str:
     plain = key.lower().replace("-", "_")
-    if plain in names:
+    if plain in KEYS:
         wanted = f"did you mean {plain}={value}?" if value else f"it must be followed by its value, as in {plain}=..."
     elif plain in OTHER_NAMES:
         wanted = OTHER_NAMES[plain].told(value)
     else:
-        close = nearest(plain, names)
-        wanted = f"did you mean {close}?" if close else f"use one of {', '.join(names)}"
+        close = nearest(plain, KEYS)
+        wanted = f"did you mean {close}?" if close else f"use one of {', '.join(KEYS)}"
     return f"there is no option {key!r}; {wanted}"
 
 
@@ -89,12 +149,28 @@ def _range_problems(options: GenerateOptions) -> list[str]:
         (bool(options.checkpoint), "checkpoint must name a run folder or a checkpoint, but is empty"),
         (options.max_tokens >= 0, f"max_tokens must be at least 0, but is {options.max_tokens}"),
         (options.num_samples >= 1, f"num_samples must be at least 1, but is {options.num_samples}"),
+        (options.batch_size >= 1, f"batch_size must be at least 1, but is {options.batch_size}"),
         (
             0 <= options.temperature < math.inf,
             f"temperature must be a number of at least 0, but is {options.temperature}",
         ),
         (options.top_k >= 0, f"top_k must be at least 0, but is {options.top_k}"),
         (0 < options.top_p <= 1, f"top_p must be above 0 and at most 1, but is {options.top_p}"),
+        (0 <= options.min_p <= 1, f"min_p must be in 0 to 1, but is {options.min_p}"),
+        (
+            0 < options.repetition_penalty < math.inf,
+            f"repetition_penalty must be a number above 0, but is {options.repetition_penalty}",
+        ),
+        (all(options.stop), "stop must be a string that is not empty, but is empty"),
+        (all(one >= 0 for one in options.eos_ids), f"eos_ids must be at least 0, but are {_listed(options.eos_ids)}"),
         (0 <= options.seed < 2**63, f"seed must be in 0 to 2^63 - 1, but is {options.seed}"),
+        (
+            options.output.endswith(".jsonl") or not options.output,
+            f"output must be the name of a .jsonl file, but is {options.output!r}",
+        ),
     )
     return [text for holds, text in rules if not holds]
+
+
+def _listed(ids: Sequence[int]) -> str:
+    return ",".join(map(str, ids))

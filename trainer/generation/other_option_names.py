@@ -14,7 +14,18 @@ _SAME = {
     "top_k": "topk k",
     "top_p": "topp p nucleus",
     "seed": "random_seed rng_seed",
-    "num_samples": "n num_return_sequences samples num_completions batch_size best_of",
+    "num_samples": "n num_return_sequences samples num_completions best_of",
+    "prompts": "file prompt_file prompts_file input_file sample_input_file",
+    "chat": "apply_chat_template chat_template",
+    "repetition_penalty": "repeat_penalty rep_penalty",
+    "min_p": "minp",
+    "stop": "stop_sequences stop_strings stop_words",
+    "eos_ids": "eos_token_id eos_id eos_token_ids stop_token_ids",
+    "batch_size": "max_batch_size eval_batch_size max_num_seqs",
+    "output": "out output_file out_file genfile sample_output_file",
+    "layout.tensor_parallel_size": "tp tensor_parallel_size tensor_model_parallel_size",
+    "layout.pipeline_parallel_size": "pp pipeline_parallel_size pipeline_model_parallel_size",
+    "runtime.device": "device",
 }
 _WORDS = {
     "do_sample sample": {"false": "temperature=0", "true": "temperature=0.8"},
@@ -22,14 +33,13 @@ _WORDS = {
 }
 _ABSENT = {
     "num_beams beams beam_size beam_width length_penalty early_stopping": "beams are not searched",
-    "repetition_penalty frequency_penalty presence_penalty no_repeat_ngram_size": "tokens are not punished for "
-    "having been used",
-    "min_p typical_p eta_cutoff": "temperature, top_k and top_p say what is drawn from",
+    "frequency_penalty presence_penalty no_repeat_ngram_size": "repetition_penalty punishes tokens that were used",
+    "typical_p eta_cutoff": "temperature, top_k, top_p and min_p say what is drawn from",
     "min_length min_new_tokens": "a text ends where the model ends it, or at max_tokens",
-    "stop stop_sequences stop_strings eos_token_id": "a text ends with an end-of-text token or at max_tokens",
-    "file prompt_file input_file sample_input_file": 'the shell reads a file: prompt="$(cat FILE)"',
-    "device dtype precision tp tensor_parallel_size layout": "one process samples, on a GPU if there is one",
-    "stream interactive chat compile": "texts are printed when they are whole",
+    "dtype precision": "weights are those of the checkpoint, in fp32",
+    "stream": "a text is printed as its tokens come",
+    "interactive": "a prompt is given with the command",
+    "compile": "lengths change with every token",
 }
 OTHER_NAMES: dict[str, Meaning] = {
     **{name: Meaning((key,)) for key, names in _SAME.items() for name in names.split()},

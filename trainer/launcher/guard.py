@@ -25,6 +25,8 @@ PEER_GRACE_S = 5.0
 """Seconds between the loss of a peer and the end of a rank that still waits for it."""
 LOSS_WAIT_S = 3.0
 """Seconds within which a peer's death must show for a broken collective to be blamed on it."""
+GOES_ON = "start the same command again: it resumes from the last checkpoint"
+"""Advice after the loss of a rank that trains."""
 _BROKEN_CONNECTION = re.compile(
     "connection closed|connection reset|connection refused|broken pipe|timed out waiting|remote process exited|"
     "no route to host|network error",
@@ -39,9 +41,11 @@ class RankGuard:
     Args:
         logs: the run's `logs` folder.
         rank: global rank.
+        again: what to do when a peer is lost.
     """
 
-    def __init__(self, logs: Path, rank: int) -> None:
+    def __init__(self, logs: Path, rank: int, again: str = GOES_ON) -> None:
+        self._again = again
         self._logs = logs
         self._rank = rank
         self._roster = Roster(logs)
@@ -100,7 +104,9 @@ class RankGuard:
         if isinstance(error, PeerLostError) or not isinstance(error, TridentError):
             lost = self._wait_for_loss(LOSS_WAIT_S)
         told = (
-            lost_error(lost, self._oom_kills) if lost else self._lost_elsewhere(error) or self._as_trident_error(error)
+            lost_error(lost, self._oom_kills, again=self._again)
+            if lost
+            else self._lost_elsewhere(error) or self._as_trident_error(error)
         )
         is_told_by_parent = bool(lost) and self._is_supervised
         if not is_told_by_parent and self._claim(told.exit_code):
@@ -128,7 +134,7 @@ class RankGuard:
             f"every rank must live until the run ends, but rank {self._rank} lost the connection to one: {first_line}",
             hints=[
                 "a machine, or a rank on another machine, is gone: see the other logs in the same folder",
-                "start the same command again on every machine: it resumes from the last checkpoint",
+                self._again.replace("again", "again on every machine", 1),
             ],
         )
 
@@ -161,20 +167,23 @@ class RankGuard:
 
     def _on_loss(self, lost: list[int]) -> None:
         if not self._is_supervised and self._claim(PeerLostError.exit_code):
-            self._report(lost_error(lost, self._oom_kills), lost[0])
+            self._report(lost_error(lost, self._oom_kills, again=self._again), lost[0])
         self._roster.leave(self._rank)
         sys.stderr.flush()
         # The main thread may wait for the dead peer in a collective that never returns.
         os._exit(PeerLostError.exit_code)
 
 
-def lost_error(lost: Sequence[int], oom_kills: OomKills, log: Path | None = None) -> PeerLostError:
+def lost_error(
+    lost: Sequence[int], oom_kills: OomKills, log: Path | None = None, again: str = GOES_ON
+) -> PeerLostError:
     """Return the error that names lost ranks, and says whether the kernel killed one for its memory.
 
     Args:
         lost: the lost ranks.
         oom_kills: the kernel's kills for memory since this run started.
         log: log of the first of them, if it is to be named.
+        again: what to do then.
     """
     killed = oom_kills.hint()
     return PeerLostError(
@@ -182,7 +191,7 @@ def lost_error(lost: Sequence[int], oom_kills: OomKills, log: Path | None = None
         hints=[
             *([killed] if killed else []),
             *([f"its log is {log}"] if log else []),
-            "start the same command again: it resumes from the last checkpoint",
+            again,
         ],
     )
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.micro_batch import MicroBatch
-from trainer.model.cache import KeyValueCache
+from trainer.model.cache import CachedPass, Seen
 from trainer.model.norm import Norm
 from trainer.model.query_key_norm import CutNorm, HeadNorm, normalised_over_ranks
 from trainer.model.rotary import rotate
@@ -108,21 +108,22 @@ class Attention(nn.Module):
         self.output = RowParallelLinear(f"{name}.output", spec.output, context)
 
     def forward(
-        self, hidden: torch.Tensor, batch: MicroBatch, cache: KeyValueCache | None = None, local: bool = False
+        self, hidden: torch.Tensor, batch: MicroBatch, cache: CachedPass | None = None, local: bool = False
     ) -> torch.Tensor:
         """Attend; `cache` holds earlier tokens.
 
         Args:
             hidden: input.
             batch: the micro-batch.
-            cache: keys and values of earlier tokens.
+            cache: the pass that keeps keys and values, and knows earlier ones.
             local: leave communication at both ends to the caller: see the linear layers.
         """
-        before = 0 if cache is None else cache.length
+        before = () if cache is None else cache.lengths
         query, key, value = self._heads(self.qkv(hidden, local), batch.positions, before)
         if cache is not None:
-            key, value = cache.extend(self.name, key, value)
-        if self.recompute_core and self.training and torch.is_grad_enabled():
+            seen = cache.extend(self.name, key, value, self.window, with_steps=self.slopes is not None)
+            context = self._of_cache(query, seen, batch)
+        elif self.recompute_core and self.training and torch.is_grad_enabled():
             context = checkpoint(self._core, query, key, value, batch, use_reentrant=False, preserve_rng_state=False)
         else:
             context = self._core(query, key, value, batch)
@@ -131,14 +132,14 @@ class Attention(nn.Module):
         return output
 
     def _heads(
-        self, qkv: torch.Tensor, positions: torch.Tensor, before: int
+        self, qkv: torch.Tensor, positions: torch.Tensor, before: tuple[int, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Split `[S, B, (N + 2 M) D]` into queries `[B, N, S, D]`, keys and values `[B, M, S, D]`.
 
         Args:
             qkv: output of the projection.
             positions: position of each token.
-            before: number of tokens in the cache.
+            before: number of tokens that each text has in a cache; empty without one.
         """
         length, batch, _ = qkv.shape
         heads = qkv.view(length, batch, -1, self.head_dim)
@@ -148,7 +149,8 @@ class Attention(nn.Module):
         if self.clip is not None:
             query, key, value = (part.clamp(-self.clip, self.clip) for part in (query, key, value))
         if self.rope is not None:
-            query, key = (rotate(part, self.rope, positions, before + length) for part in (query, key))
+            lengths = tuple(known + length for known in before or (0,))
+            query, key = (rotate(part, self.rope, positions, lengths) for part in (query, key))
         return query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3)
 
     def _normalised(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,6 +187,21 @@ class Attention(nn.Module):
         if self.slopes is None:
             return None
         return alibi_bias(self.slopes, query.shape[2], key.shape[2], self.window, (query.dtype, query.device))
+
+    def _of_cache(self, query: torch.Tensor, seen: Seen, batch: MicroBatch) -> torch.Tensor:
+        """Attend to what a cache holds: queries of several tokens begin a text, a single one sees every key that is."""
+        if query.shape[2] > 1:
+            return self._core(query, seen.keys, seen.values, batch)
+        bias = seen.mask
+        if self.slopes is not None and seen.steps is not None:
+            slopes = torch.tensor(self.slopes, dtype=torch.float32, device=query.device).view(1, -1, 1, 1)
+            bias = (slopes * seen.steps).to(query.dtype)
+            bias = bias if seen.mask is None else bias.masked_fill(~seen.mask, -torch.inf)
+        if bias is None:
+            grouped = self.num_key_value_heads != self.num_heads
+            return F.scaled_dot_product_attention(query, seen.keys, seen.values, scale=self.scale, enable_gqa=grouped)
+        keys, values = self._repeated(seen.keys), self._repeated(seen.values)
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=self.scale)
 
     def _repeated(self, heads: torch.Tensor) -> torch.Tensor:
         repeats = self.num_heads // self.num_key_value_heads

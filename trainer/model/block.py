@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.micro_batch import MicroBatch
 from trainer.model.attention import Attention
-from trainer.model.cache import KeyValueCache
+from trainer.model.cache import CachedPass
 from trainer.model.context import ModelContext
 from trainer.model.mlp import MLP
 from trainer.model.norm import Norm
@@ -69,7 +69,7 @@ class Block(nn.Module):
         """Let torch.compile make the block's program at its first call; blocks of the same kind share it."""
         self._transform = torch.compile(self._forward, dynamic=False)
 
-    def forward(self, hidden: torch.Tensor, batch: MicroBatch, cache: KeyValueCache | None = None) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, batch: MicroBatch, cache: CachedPass | None = None) -> torch.Tensor:
         """Return the block's output for one micro-batch."""
         if self.recompute and self.training and torch.is_grad_enabled():
             recomputed = checkpoint(
@@ -81,7 +81,7 @@ class Block(nn.Module):
             return self._forward(hidden, batch, cache)
         return self._transform(hidden, batch, None)
 
-    def _forward(self, hidden: torch.Tensor, batch: MicroBatch, cache: KeyValueCache | None) -> torch.Tensor:
+    def _forward(self, hidden: torch.Tensor, batch: MicroBatch, cache: CachedPass | None) -> torch.Tensor:
         if self.joins_branches:
             return hidden + self._scaled(self._joined_branches(hidden, batch, cache))
         if self.wiring.is_parallel:
@@ -96,7 +96,7 @@ class Block(nn.Module):
         transformed = self._after(self.mlp_norm, self.mlp_output_norm, transformed)
         return self._joined(self.mlp_norm, hidden, self._dropped(transformed, batch, "mlp"))
 
-    def _joined_branches(self, hidden: torch.Tensor, batch: MicroBatch, cache: KeyValueCache | None) -> torch.Tensor:
+    def _joined_branches(self, hidden: torch.Tensor, batch: MicroBatch, cache: CachedPass | None) -> torch.Tensor:
         """Return attention plus MLP of a parallel block, with one message each in forward and backward, not two.
 
         Both end in partial sums over the tensor-parallel ranks, which are added before they are reduced; and both

@@ -10,7 +10,6 @@ from torch import nn
 
 from trainer.micro_batch import MicroBatch
 from trainer.model.block import Block
-from trainer.model.cache import KeyValueCache
 from trainer.model.context import ModelContext
 from trainer.model.norm import FinalNorm, Norm
 from trainer.model.positions import PositionLayer
@@ -23,7 +22,6 @@ from trainer.tensor_parallel.head import VocabParallelHead
 
 __all__ = [
     "GPT",
-    "KeyValueCache",
     "ModelContext",
     "build_layer",
     "build_tied",
@@ -109,25 +107,17 @@ class GPT(nn.Module):
         self.final_norm = None if spec.final_norm is None else FinalNorm("final_norm", spec.final_norm, context)
         self.head = None if spec.head.tied else VocabParallelHead("head", spec.head, context)
 
-    def forward(self, batch: MicroBatch, cache: KeyValueCache | None = None) -> torch.Tensor:
+    def forward(self, batch: MicroBatch) -> torch.Tensor:
         """Return the loss of a micro-batch, [] fp32, or, if it has no labels, this rank's logits `[S, B, V/tp]`.
 
-        With a cache, the batch continues the tokens in it: `cache.following` makes it. Collective over the
-        tensor-parallel group.
-
-        Raises:
-            ValueError: a cache is used with sequence parallelism.
+        Collective over the tensor-parallel group.
         """
-        if cache is not None and self.context.sequence_parallel and self.context.tensor.size > 1:
-            raise ValueError("a key/value cache must be used with layout.sequence_parallel=false, but it is true")
         hidden = self.embedding(batch.input_ids, batch)
         hidden = self.position(hidden, batch)
         for block in self.blocks:
-            hidden = block(hidden, batch, cache)
+            hidden = block(hidden, batch)
         if self.final_norm is not None:
             hidden = self.final_norm(hidden, batch)
-        if cache is not None:
-            cache.advance(batch.input_ids.shape[1])
         if self.head is None:
             return tied_head(self.embedding, hidden, batch)
         result: torch.Tensor = self.head(hidden, batch)

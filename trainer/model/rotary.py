@@ -92,17 +92,17 @@ def attention_factor(scaling: RopeScaling | None) -> float:
 
 
 @lru_cache(maxsize=16)
-def _rotary_table(positions: torch.Tensor, rope: Rope, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _rotary_table(positions: torch.Tensor, rope: Rope, lengths: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return cosine and sine of each angle, `[S, 1 or B, 1, dims/2]` fp32, once for all layers and micro-batches."""
     # Not a buffer: `module.half()` would cast it and blur late positions. Not an inference tensor: autograd saves it.
     with torch.inference_mode(False), torch.no_grad():
-        frequencies = inverse_frequencies(rope, length, positions.device)
-        angles = positions.t().to(torch.float32)[..., None, None] * frequencies
+        frequencies = torch.stack([inverse_frequencies(rope, length, positions.device) for length in lengths])
+        angles = positions.t().to(torch.float32)[..., None, None] * frequencies.unsqueeze(1)
         factor = attention_factor(rope.scaling)
         return angles.cos().mul_(factor), angles.sin().mul_(factor)
 
 
-def rotate(heads: torch.Tensor, rope: Rope, positions: torch.Tensor, length: int) -> torch.Tensor:
+def rotate(heads: torch.Tensor, rope: Rope, positions: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
     """Apply the rotary embedding to heads `[S, B, N, D]` at positions `[1 or B, S]`; computed in fp32.
 
     Only the first `rope.dims` elements of a head are rotated.
@@ -111,11 +111,12 @@ def rotate(heads: torch.Tensor, rope: Rope, positions: torch.Tensor, length: int
         heads: queries or keys.
         rope: the rotation.
         positions: position of each token.
-        length: number of tokens in the text so far, those in a cache included.
+        lengths: number of tokens in each text so far, those in a cache included; one number if all are alike.
     """
     head_dim = heads.shape[-1]
     is_by_length = rope.scaling is not None and rope.scaling.kind in _BY_LENGTH
-    cos, sin = _rotary_table(positions, rope, length if is_by_length else 0)
+    told = (0,) if not is_by_length else lengths if len(set(lengths)) > 1 else lengths[:1]
+    cos, sin = _rotary_table(positions, rope, told)
     half = rope.dims // 2
     low, high, rest = torch.split(heads, [half, half, head_dim - rope.dims], dim=-1)
     # The tables are fp32, so the products are too.

@@ -15,8 +15,14 @@ import torch
 from trainer.config.plan import RunPlan
 from trainer.data.tokenizer import Tokenizer, load_tokenizer
 from trainer.engine.face import Engine
-from trainer.generation.generate import continued, whole_model
-from trainer.generation.options import GenerateOptions
+from trainer.generation.continuation import prompt_ids
+from trainer.generation.decoder import BATCH_SIZE, Decoder
+from trainer.generation.generate import written
+from trainer.generation.prompts import Prompt
+from trainer.generation.sampling import Sampling
+from trainer.generation.stage import stage_model
+from trainer.generation.task import Beginning
+from trainer.generation.text import Ends
 from trainer.loop.events import Hook, StepReport
 from trainer.metrics.sink import Sample
 from trainer.samples.weights import WeightGatherer
@@ -44,8 +50,7 @@ class SamplesHook(Hook):
         groups: ParallelGroups,
         publish: Callable[[Sequence[Sample]], None],
     ) -> None:
-        config = plan.config
-        self._vocab_size, self._model, self._eval = plan.model.vocab_size, config.model, config.eval
+        self._plan, self._eval = plan, plan.config.eval
         self._tokenizer_folder = tokenizer_folder
         self._weights = WeightGatherer(engine, plan.zero_stage == 3, groups)
         self._publish = publish
@@ -63,12 +68,19 @@ class SamplesHook(Hook):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._tokenizer_folder)
         # Built anew, which takes no memory; it is filled with the gathered tensors themselves, and goes with them.
-        model = whole_model(self._model, self._vocab_size)
+        model = stage_model(self._plan.model, self._plan.execution)
         fill(model, lambda spec, _: with_padding(weights[spec.name], spec))
-        options = GenerateOptions(max_tokens=self._eval.max_tokens, temperature=self._eval.temperature)
-        written = []
-        for prompt in self._eval.prompts:
-            for index in range(self._eval.samples):
-                text = continued(model, self._tokenizer, prompt, options, seed=self._eval.seed + index)
-                written.append(Sample(step, prompt, text))
-        return written
+        tokenizer, wanted = self._tokenizer, self._eval
+        beginnings = [
+            Beginning(
+                Prompt(prompt, "eval.prompts", prompt),
+                tuple(prompt_ids(tokenizer, prompt)),
+                wanted.max_tokens,
+                wanted.seed + index,
+            )
+            for prompt in wanted.prompts
+            for index in range(wanted.samples)
+        ]
+        decoder = Decoder(model, Sampling(temperature=wanted.temperature))
+        texts = written(decoder, beginnings, tokenizer, Ends(frozenset([tokenizer.eos_id])), BATCH_SIZE)
+        return [Sample(step, one.prompt.text, text.shown) for one, text in zip(beginnings, texts, strict=True)]

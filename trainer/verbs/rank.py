@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from trainer import interruption
 from trainer.config.compose import Composition, composition
@@ -20,6 +20,8 @@ from trainer.progress import IMPORTING, current
 if TYPE_CHECKING:
     from trainer.preflight import MeetingPlace
 
+T = TypeVar("T")
+
 
 def train_as_rank(arguments: Sequence[str], world: World, is_dry: bool = False) -> int:
     """Train as one of the ranks that a launcher started. Nothing heavy begins before all of them agree.
@@ -29,14 +31,14 @@ def train_as_rank(arguments: Sequence[str], world: World, is_dry: bool = False) 
         world: the world of the ranks.
         is_dry: only check and show what would be trained.
     """
-    _hear_of_launcher()
+    hear_of_launcher()
     try:
         found = _checked(arguments, world)
     except TridentError as error:
         # Before torch is imported, because torch is needed to tell the others.
         report_error(error)
         if world.size > 1 and not is_dry:
-            _decline(error, world)
+            decline_for(error, world)
         return error.exit_code
     limit_standstill(found.config)
     be_quiet(found.config.logging.console is ConsoleKind.quiet)
@@ -48,26 +50,33 @@ def train_as_rank(arguments: Sequence[str], world: World, is_dry: bool = False) 
         return dry_run(found.config, world, list(arguments))
     current().enter(IMPORTING)
     from trainer.preflight import join
-    from trainer.topology.muster import LonelyError
 
-    try:
-        config, store = join(found, world)
-    except LonelyError as error:
-        report_failure(error)
-        _leave_now(error.exit_code)
-    except PeerLostError as error:
-        # The ranks have not met, so one of each machine speaks.
-        if world.local_rank == 0:
-            report_failure(error)
-        _leave_now(error.exit_code)
-    except TridentError as error:
-        report_error(error)
-        _leave_now(error.exit_code)
+    config, store = met(lambda: join(found, world), world)
     limit_standstill(config)
     return compute(config, world, store, has_begun=SUPERVISED_VARIABLE in os.environ)
 
 
-def _hear_of_launcher() -> None:
+def met(meeting: Callable[[], T], world: World) -> T:
+    """Return what the ranks of a world agree on when they meet; if they do not, say why, and leave at once."""
+    from trainer.topology.muster import LonelyError
+
+    try:
+        return meeting()
+    except LonelyError as error:
+        report_failure(error)
+        leave_now(error.exit_code)
+    except PeerLostError as error:
+        # The ranks have not met, so one of each machine speaks.
+        if world.local_rank == 0:
+            report_failure(error)
+        leave_now(error.exit_code)
+    except TridentError as error:
+        report_error(error)
+        leave_now(error.exit_code)
+
+
+def hear_of_launcher() -> None:
+    """Let this rank end when the launcher that started it does."""
     from trainer.launcher.orphan import ask_to_stop, watch_launcher
 
     watch_launcher(ask_to_stop)
@@ -95,7 +104,7 @@ def _checked(arguments: Sequence[str], world: World) -> Composition:
     return found
 
 
-def _decline(error: TridentError, world: World) -> None:
+def decline_for(error: TridentError, world: World) -> None:
     """Tell the other ranks why this one does not come."""
     from trainer.preflight import decline
     from trainer.topology.muster import LonelyError
@@ -134,11 +143,12 @@ def compute(config: TridentConfig, world: World, store: MeetingPlace | None = No
         code = error.exit_code
     if code not in (0, Preempted.exit_code):
         # Peers may hang in a collective; communication libraries must not wait for them at exit.
-        _leave_now(code)
+        leave_now(code)
     return code
 
 
-def _leave_now(code: int) -> NoReturn:
+def leave_now(code: int) -> NoReturn:
+    """End this process without waiting for others: peers may hang in a collective."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -7,14 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.models import drawn_gpt
+from tests.helpers.generation import draws, model_of, stage_with, texts, weights_of, write_run
 from tests.helpers.reference import TINY, TINY_LLAMA, reference_logits
-from trainer.checkpoint.fragments import write_fragments
-from trainer.checkpoint.manifest import MANIFEST, Manifest, describe_layout, file_facts, read_manifest
+from trainer.checkpoint.manifest import MANIFEST, file_facts, read_manifest
 from trainer.config.compose import to_yaml
-from trainer.config.plan import make_plan
 from trainer.config.schema import (
-    LayoutConfig,
     ModelConfig,
     PositionKind,
     RecomputeKind,
@@ -22,19 +19,17 @@ from trainer.config.schema import (
     TokenizerKind,
     TridentConfig,
 )
-from trainer.data.tokenizer import ByteTokenizer, Tokenizer, train_bpe
-from trainer.engine.face import Fragment
+from trainer.data.tokenizer import train_bpe
 from trainer.errors import CheckpointError, ConfigError, TridentError
-from trainer.generation.generate import generate_text, load_model, sample
+from trainer.generation.generate import load_stage
 from trainer.generation.options import GenerateOptions
-from trainer.loop.state import TrainState
-from trainer.model.gpt import GPT
+from trainer.generation.sampling import Sampling
+from trainer.generation.stage import StageModel
+from trainer.generation.task import settle, tokens_that_fit
 from trainer.run_paths import CONFIG, TENSORS
-from trainer.tensor_parallel.shard import shard, shard_spec, without_padding
-from trainer.topology.groups import FakeGroup
+from trainer.topology.groups import single_process_groups
 
 VOCABULARY = 29
-GREEDY = GenerateOptions(temperature=0.0)
 MODELS = {
     "gpt2": TINY,
     "gpt2_untied_window": replace(TINY, tied_embeddings=False, sliding_window=4),
@@ -44,32 +39,23 @@ MODELS = {
 }
 
 
-def lively(model: GPT) -> GPT:
-    """Make logits differ enough that no two ids are near a tie, norms and biases included."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.2 if name.endswith("weight") else -0.1)
-            else:
-                # Blocks outweigh the residual stream: a tied model would only repeat what it reads.
-                parameter.mul_(60.0 if name.startswith("blocks.") else 12.0)
-    return model.eval()
+def writer(config: ModelConfig, vocab_size: int = VOCABULARY) -> StageModel:
+    return stage_with(config, vocab_size, weights_of(model_of(config, vocab_size)))
 
 
-def model_of(config: ModelConfig, vocab_size: int = VOCABULARY) -> GPT:
-    return lively(drawn_gpt(config, vocab_size, 5))
-
-
-def weights_of(model: GPT) -> dict[str, torch.Tensor]:
-    return {shard_spec(p).name: without_padding(p.detach(), shard_spec(p)) for p in model.parameters()}
+def greedy(config: ModelConfig, weights: dict[str, torch.Tensor], prompt: list[int], count: int) -> list[int]:
+    """What the oracle says one token after the other, reading the whole text again each time."""
+    text = list(prompt)
+    for _ in range(count):
+        text.append(int(reference_logits(config, weights, torch.tensor([text]))[0, -1].argmax()))
+    return text[len(prompt) :]
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("prompt", [[3], [7, 1, 20, 4, 4, 11]], ids=["one", "six"])
 def test_greedy_with_the_cache_equals_the_oracle_on_the_whole_text(name: str, prompt: list[int]) -> None:
-    model = model_of(MODELS[name])
-    spec = MODELS[name]
-    drawn = sample(model, prompt, GREEDY, None, seed=0)
+    model, spec = writer(MODELS[name]), MODELS[name]
+    (drawn,) = draws(model, [prompt], spec.seq_length - len(prompt))
     assert len(drawn) == spec.seq_length - len(prompt)
     text = torch.tensor([prompt + drawn])
     logits = reference_logits(spec, weights_of(model), text)[0]
@@ -80,18 +66,42 @@ def test_greedy_with_the_cache_equals_the_oracle_on_the_whole_text(name: str, pr
     assert len(set(drawn)) > 1, "a model that says one word sees no mistake in the cache"
 
 
-def test_a_number_of_tokens_is_kept() -> None:
-    model = model_of(TINY)
-    assert len(sample(model, [1, 2], replace(GREEDY, max_tokens=4), None, seed=0)) == 4
-    assert len(sample(model, [1] * 11, GREEDY, None, seed=0)) == 1
+PROMPTS = [[3], [7, 1, 20, 4, 4, 11], [2, 2], [28, 0, 5, 9, 1], [16], [8, 8, 8]]
+LIMITS = [9, 6, 3, 7, 1, 5]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("batch_size", [2, 4, 8])
+def test_a_text_is_the_same_whichever_others_are_written_with_it(name: str, batch_size: int) -> None:
+    model, hot = writer(MODELS[name]), Sampling(temperature=1.5, top_k=20)
+    seeds = [5, 6, 5, 7, 8, 9]
+    for sampling in (Sampling(temperature=0.0, repetition_penalty=1.3), hot):
+        alone = [
+            draws(model, [ids], [limit], sampling, seeds=[seed])[0]
+            for ids, limit, seed in zip(PROMPTS, LIMITS, seeds, strict=True)
+        ]
+        assert [len(one) for one in alone] == LIMITS
+        assert draws(model, PROMPTS, LIMITS, sampling, seeds=seeds, batch_size=batch_size) == alone
+        backwards = draws(model, PROMPTS[::-1], LIMITS[::-1], sampling, seeds=seeds[::-1], batch_size=batch_size)
+        assert backwards[::-1] == alone
+
+
+def test_a_row_that_is_used_again_knows_nothing_of_the_text_before() -> None:
+    model = writer(MODELS["mistral"])
+    weights = weights_of(model)
+    found = draws(model, [[1, 2, 3, 4, 5, 6, 7], [9], [4, 4]], [5, 2, 4], batch_size=1)
+    expected = [
+        greedy(MODELS["mistral"], weights, ids, n) for ids, n in (([1, 2, 3, 4, 5, 6, 7], 5), ([9], 2), ([4, 4], 4))
+    ]
+    assert found == expected
 
 
 def test_the_end_of_text_ends_it_and_is_not_part_of_it() -> None:
-    model = model_of(TINY)
-    drawn = sample(model, [3], GREEDY, None, seed=0)
+    model = writer(TINY)
+    (drawn,) = draws(model, [[3]], 11)
     last = next(i for i, token in enumerate(drawn) if i >= 2 and token not in drawn[:i])
-    assert sample(model, [3], GREEDY, drawn[last], seed=0) == drawn[:last]
-    assert sample(model, [3], GREEDY, drawn[0], seed=0) == []
+    assert draws(model, [[3]], 11, ends=[28, drawn[last]]) == [drawn[:last]]
+    assert draws(model, [[3]], 11, ends=[drawn[0]]) == [[]]
 
 
 @pytest.mark.parametrize(
@@ -103,82 +113,39 @@ def test_the_end_of_text_ends_it_and_is_not_part_of_it() -> None:
         (1, 10**9, "the prompt has 1 tokens and max_tokens is 1000000000"),
     ],
 )
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_what_does_not_fit_is_refused(name: str, length: int, max_tokens: int, words: str) -> None:
+def test_what_does_not_fit_is_refused(length: int, max_tokens: int, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        sample(model_of(MODELS[name]), [1] * length, replace(GREEDY, max_tokens=max_tokens), None, seed=0)
+        tokens_that_fit(length, max_tokens, 12, "prompts.txt, line 3")
     assert words in str(caught.value)
-    assert "model.seq_length (12 tokens)" in str(caught.value)
+    assert str(caught.value).startswith("prompts.txt, line 3 and max_tokens must fit into model.seq_length (12 tokens)")
+
+
+def test_a_number_of_tokens_is_kept() -> None:
+    assert tokens_that_fit(2, 4, 12) == 4
+    assert tokens_that_fit(11, 0, 12) == 1
+    assert tokens_that_fit(2, 0, 12) == 10
 
 
 def test_seeds_are_reproducible_and_differ() -> None:
-    model, options = model_of(TINY), GenerateOptions(temperature=2.0)
-    first, again, *others = (sample(model, [3], options, None, seed) for seed in (1, 1, 2, 3, 4))
+    model, hot = writer(TINY), Sampling(temperature=2.0)
+    first, again, *others = draws(model, [[3]] * 5, 11, hot, seeds=[1, 1, 2, 3, 4])
     assert first == again
     assert any(other != first for other in others)
 
 
 def test_padding_and_ids_beyond_the_vocabulary_are_never_drawn() -> None:
-    model = model_of(replace(TINY, vocab_pad_multiple=64))
+    model = writer(replace(TINY, vocab_pad_multiple=64))
     with torch.no_grad():
-        model.embedding.weight[VOCABULARY:] = 50.0
-    drawn = {t for seed in range(20) for t in sample(model, [3], GenerateOptions(temperature=50.0), None, seed)}
-    assert max(drawn) < VOCABULARY
-    assert len(drawn) > VOCABULARY // 2
+        weight = model.get_parameter("layers.embedding.weight")
+        assert weight.shape[0] == 64
+        weight[VOCABULARY:] = 50.0
+    drawn = draws(model, [[3]] * 20, 11, Sampling(temperature=50.0), seeds=range(20))
+    found = {token for text in drawn for token in text}
+    assert max(found) < VOCABULARY
+    assert len(found) > VOCABULARY // 2
 
 
 # --- from a run folder
-
-
-def write_run(
-    run: Path, tp: int = 1, model: ModelConfig = TINY, tokenizer: Tokenizer | None = None, step: int = 5
-) -> Path:
-    """Write what a finished run leaves that generation reads; return the checkpoint."""
-    tokenizer = tokenizer or ByteTokenizer()
-    model = replace(model, seq_length=24)
-    kind = TokenizerKind.bytes if isinstance(tokenizer, ByteTokenizer) else TokenizerKind.bpe
-    config = TridentConfig(model=model, layout=LayoutConfig(tensor_parallel_size=tp), tokenizer=TokenizerConfig(kind))
-    plan = make_plan(config, tokenizer.vocab_size)
-    checkpoint = run / "checkpoints" / f"step_{step}"
-    (checkpoint / TENSORS).mkdir(parents=True)
-    whole = weights_of(model_of(model, tokenizer.vocab_size))
-    for rank in range(tp):
-        cut = drawn_gpt(plan.config.model, plan.model.vocab_size, 5, FakeGroup(rank, tp))
-        parts = []
-        for spec in map(shard_spec, cut.parameters()):
-            if spec.dim is None and rank != 0:
-                continue
-            full = torch.zeros(spec.global_shape)
-            without_padding(full, spec).copy_(whole[spec.name] + (step - 5))
-            values = shard(full, spec, rank, tp).reshape(-1)
-            # Moments lie beside the weights; generation must not take them.
-            parts += [
-                Fragment("weight", spec, rank, tp, 0, values),
-                Fragment("exp_avg", spec, rank, tp, 0, values + 1),
-            ]
-        write_fragments(checkpoint / TENSORS / f"rank_{rank:05d}.safetensors", parts)
-    (checkpoint / CONFIG).write_text(to_yaml(config))
-    files = [path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*.*") if path.is_file()]
-    manifest = Manifest(
-        step=step,
-        vocab_size=tokenizer.vocab_size,
-        train_state=TrainState(step, sample_length=8).to_dict(),
-        scalars={},
-        probe_loss=4.5,
-        layout=describe_layout(plan),
-        versions={},
-        files={name: file_facts(checkpoint / name) for name in files},
-    )
-    (checkpoint / MANIFEST).write_text(manifest.to_json())
-    (run / "config.yaml").write_text(to_yaml(config))
-    (run / "tokenizer").mkdir(exist_ok=True)
-    tokenizer.save(run / "tokenizer")
-    return checkpoint
-
-
-def texts(path: Path, prompt: str = "def ", **options: object) -> list[str]:
-    chosen = replace(GenerateOptions(checkpoint=str(path), prompt=prompt, temperature=0.0), **options)  # type: ignore[arg-type]
-    return list(generate_text(chosen))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -340,9 +307,10 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 
 def test_padding_of_the_loaded_model_is_zero(tmp_path: Path) -> None:
     checkpoint = write_run(tmp_path, tp=2)
-    model = load_model(checkpoint, read_manifest(checkpoint))
+    model = load_stage(settle(GenerateOptions(checkpoint=str(checkpoint))), single_process_groups())
     assert not model.training
-    assert model.embedding.weight.shape[0] == 264
-    assert model.embedding.weight[257:].abs().sum() == 0
+    weight = model.get_parameter("layers.embedding.weight")
+    assert weight.shape[0] == 264
+    assert weight[257:].abs().sum() == 0
     for name, tensor in weights_of(model).items():
         assert torch.equal(tensor, weights_of(model_of(replace(TINY, seq_length=24), 257))[name]), name

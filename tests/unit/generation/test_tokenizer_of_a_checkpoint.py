@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.generation.test_generate import seal, texts, write_run
+from tests.helpers.generation import texts, write_run
+from tests.unit.generation.test_generate import seal
 from trainer.checkpoint.inspect import checkpoint_verb
 from trainer.checkpoint.kept_tokenizer import has_tokenizer, tokenizer_folder, write_tokenizer
 from trainer.checkpoint.manifest import MANIFEST, read_manifest

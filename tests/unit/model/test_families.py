@@ -15,11 +15,14 @@ from tests.helpers.reference import TINY, TINY_LLAMA, reference_gradients
 from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
 from trainer.config.schema import ModelConfig, RecomputeKind
 from trainer.errors import ConfigError
+from trainer.generation.stage import StageModel
 from trainer.micro_batch import MicroBatch
 from trainer.model.cache import KeyValueCache
 from trainer.model.gpt import GPT
 from trainer.spec.model import Block, Model, Wiring
 from trainer.spec.parts import Activation, Norm, NormKind
+from trainer.tensor_parallel.init import fill
+from trainer.tensor_parallel.shard import shard_spec
 from trainer.topology.groups import Group, SingleGroup
 
 VOCABULARY = 29
@@ -86,12 +89,16 @@ def test_the_toy_family_writes_from_a_cache() -> None:
     config = replace(TINY, num_layers=3, head_dim=8)
     gpt = drawn(GPT(context_of(config, VOCABULARY, family=toy)), SingleGroup(), 17).eval()
     lively(gpt)
-    text = torch.randint(0, VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(1))
+    weights = {shard_spec(p).name: p.detach() for p in gpt.parameters()}
+    model = StageModel(context_of(config, VOCABULARY, family=toy))
+    fill(model, lambda spec, _: weights[spec.name].clone())
+    text = torch.randint(0, VOCABULARY, (1, 12), generator=torch.Generator().manual_seed(1))
+    cache = KeyValueCache(1, 12)
     with torch.inference_mode():
-        expected, cache = gpt(MicroBatch.of(text)), KeyValueCache(12)
-        pieces = text.split([5, 1, 1, 5], dim=1)  # type: ignore[no-untyped-call]
-        found = torch.cat([gpt(cache.following(piece), cache) for piece in pieces])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        expected = gpt(MicroBatch.of(text))[4:, 0, :VOCABULARY]
+        found = [model(text[:, :5], cache.begin(0, text[:, :5]))]
+        found += [model(one, cache.go_on(one)) for one in text[:, 5:].split(1, dim=1)]  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(torch.cat(found), expected, rtol=1e-5, atol=1e-5)
 
 
 def blocks(change: Callable[[Block], Block]) -> Callable[[Model], Model]:

@@ -18,12 +18,10 @@ from trainer.config.schema import ModelConfig, NormKind, RecomputeKind
 from trainer.errors import ConfigError
 from trainer.micro_batch import MicroBatch, Place
 from trainer.model.attention import causal_mask
-from trainer.model.cache import KeyValueCache
 from trainer.model.gpt import (
     GPT,
     ModelContext,
     build_layer,
-    full_logits,
     tied_head,
 )
 from trainer.model.limits import not_computed
@@ -89,36 +87,6 @@ def test_layers_in_a_row_are_the_whole_model(model: ModelConfig, sequence_parall
         assert ("head.weight" in found) != model.tied_embeddings
 
 
-@pytest.mark.parametrize("model", [TINY, TINY_LLAMA, WINDOWED])
-@pytest.mark.parametrize("pieces", [(1,) * 12, (5, 1, 1, 5), (12,)])
-def test_cached_logits_equal_the_full_forward(model: ModelConfig, pieces: tuple[int, ...]) -> None:
-    gpt = built(context(model)).eval()
-    text = ids()
-    with torch.inference_mode():
-        expected = gpt(MicroBatch.of(text))
-        cache = KeyValueCache(12)
-        found = torch.cat([gpt(cache.following(piece), cache) for piece in text.split(pieces, dim=1)])  # type: ignore[no-untyped-call]
-    assert cache.length == 12
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_cache_works_over_tensor_parallel_ranks() -> None:
-    text = ids()
-
-    def body(group: Group) -> torch.Tensor:
-        gpt = built(context(WINDOWED, group)).eval()
-        cache = KeyValueCache(12)
-        with torch.no_grad():
-            return torch.cat(
-                [full_logits(gpt(cache.following(piece), cache), gpt.context) for piece in text.chunk(4, dim=1)]
-            )
-
-    single, ranks = run_ranks(1, body)[0], run_ranks(2, body)
-    assert single.shape == (12, 2, VOCABULARY)
-    for logits in ranks:
-        torch.testing.assert_close(logits, single, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("model", [TINY_LLAMA, WINDOWED, replace(WINDOWED, attention_dropout=0.1)])
 def test_inference_does_not_poison_training(model: ModelConfig) -> None:
     # Tables and masks are cached: made in inference mode they could not be saved for backward.
@@ -165,8 +133,8 @@ def test_norm_takes_statistics_in_fp32(kind: NormKind) -> None:
 def test_rope_keeps_late_positions_apart_in_bf16() -> None:
     heads = torch.randn(4, 1, 1, 8).expand(4, 1, 1, 8)
     positions = torch.arange(4000, 4004).unsqueeze(0)
-    exact = rotate(heads, Rope(10000.0, 8), positions, 0)
-    rounded = rotate(heads.bfloat16(), Rope(10000.0, 8), positions, 0)
+    exact = rotate(heads, Rope(10000.0, 8), positions, (0,))
+    rounded = rotate(heads.bfloat16(), Rope(10000.0, 8), positions, (0,))
     assert rounded.dtype is torch.bfloat16
     torch.testing.assert_close(rounded.float(), exact, rtol=2e-2, atol=2e-2)
 
@@ -175,7 +143,7 @@ def test_rope_scores_depend_on_distance_only() -> None:
     query, key = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
     rope = Rope(100.0, 8)
     at = [torch.tensor([[start]]) for start in (0, 5, 50)]
-    scores = [(rotate(query, rope, place + 3, 0) * rotate(key, rope, place, 0)).sum().item() for place in at]
+    scores = [(rotate(query, rope, place + 3, (0,)) * rotate(key, rope, place, (0,))).sum().item() for place in at]
     assert scores == pytest.approx([scores[0]] * 3, abs=1e-4)
     assert scores[0] != pytest.approx((query * key).sum().item(), abs=1e-4)
 
@@ -236,14 +204,7 @@ def test_wrong_inputs_are_errors() -> None:
         gpt(MicroBatch.of(ids()[0]))
     with pytest.raises(ValueError, match=r"at most model\.seq_length \(12\) tokens .* but has 13"):
         gpt(MicroBatch.of(ids(13)))
-    cache = KeyValueCache(10)
-    with torch.no_grad():
-        gpt(cache.following(ids(8)), cache)
-        with pytest.raises(ValueError, match="must hold at most 10 tokens, but would hold 11"):
-            gpt(cache.following(ids(3)), cache)
     sharded = built(context(TINY, FakeGroup(0, 2), sequence_parallel=True))
-    with pytest.raises(ValueError, match=r"must be used with layout\.sequence_parallel=false"):
-        sharded(KeyValueCache(12).following(ids()), KeyValueCache(12))
     with pytest.raises(ConfigError, match=r"sequence length \(11\) must be divisible"):
         sharded(MicroBatch.of(ids(11)))
 

@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 import torch
 
+from tests.helpers.generation import at_rows, cached_logits, stage_with
 from tests.helpers.models import context_of, drawn
 from tests.helpers.options import LONG, OPTIONS
 from tests.helpers.reference import TINY, reference_gradients, reference_logits
@@ -17,7 +18,6 @@ from trainer.config.schema import LayerAttention, ModelConfig, PositionKind, Rec
 from trainer.config.schema import RopeScalingKind as Kind
 from trainer.micro_batch import MicroBatch
 from trainer.model.attention import alibi_slopes
-from trainer.model.cache import KeyValueCache
 from trainer.model.gpt import GPT, full_logits
 from trainer.model.rotary import attention_factor, inverse_frequencies
 from trainer.spec.rope import Rope
@@ -96,16 +96,31 @@ def test_options_are_recomputed(name: str, recompute: RecomputeKind) -> None:
     check(replace(OPTIONS[name], recompute=recompute), 2, True)
 
 
+@pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options_write_from_a_cache(name: str) -> None:
-    gpt = built(OPTIONS[name], SingleGroup()).eval()
-    text, _ = tokens()
+def test_options_write_from_a_cache(name: str, size: int) -> None:
+    gpt, (text, _) = built(OPTIONS[name], SingleGroup()).eval(), tokens()
+    weights = whole([gpt], [local_weights(gpt)])
+    # Frequencies that depend on the length are those of the text so far, in the cache too.
+    by_length = name in ("dynamic", "longrope")
+    begun = (12,) * 3 if by_length else (2, 7, 5)
     with torch.inference_mode():
-        # Frequencies that depend on the length are those of the text so far, in the cache too.
-        pieces = text.split([5, 1, 1, 5] if name not in ("dynamic", "longrope") else [12], dim=1)  # type: ignore[no-untyped-call]
-        expected, cache = gpt(MicroBatch.of(text)), KeyValueCache(12)
-        found = torch.cat([gpt(cache.following(piece), cache) for piece in pieces])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
+        expected = at_rows(gpt(MicroBatch.of(text))[..., :VOCABULARY], begun)
+    for found in run_ranks(
+        size, lambda group: cached_logits(stage_with(OPTIONS[name], VOCABULARY, weights, group), text, begun)
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["dynamic", "longrope"])
+def test_a_text_is_turned_by_its_own_length_whatever_that_of_others_is(name: str) -> None:
+    gpt, (text, _) = built(OPTIONS[name], SingleGroup()).eval(), tokens()
+    stage = stage_with(OPTIONS[name], VOCABULARY, whole([gpt], [local_weights(gpt)]))
+    begun = (1, 7, 4)
+    found = cached_logits(stage, text, begun)
+    for row, length in enumerate(begun):
+        alone = cached_logits(stage, text[row : row + 1, : length + 5], [length])
+        torch.testing.assert_close(found[:, row], alone[:, 0], rtol=1e-5, atol=2e-5)
 
 
 def calls_of(config: ModelConfig, sequence_parallel: bool) -> tuple[list[str], list[str]]:

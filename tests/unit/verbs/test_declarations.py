@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 
 from trainer.config.keys import GROUPS, KEYS
-from trainer.generation.options import GenerateOptions
+from trainer.generation.options import KEYS as GENERATE_KEYS
 from trainer.verbs.declare import Takes, Verb
 from trainer.verbs.table import NAMES, find_verb
 from trainer.verbs.usage import overview, rows, usage
@@ -52,9 +50,10 @@ def test_help_fits_the_terminal(verb: Verb, columns: str, monkeypatch: pytest.Mo
 def test_the_help_of_generate_says_what_every_key_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     verb = find_verb("generate")
-    assert [key.name for key in verb.keys] == [field.name for field in fields(GenerateOptions)]
-    assert "  top_k        Sample among this many likeliest tokens. 0: all (default 0)" in usage(verb)
-    assert "newest checkpoint) or a checkpoint folder (must be given)" in usage(verb)
+    assert [key.name for key in verb.keys] == [*GENERATE_KEYS, "layout"]
+    assert "  top_k               Sample among this many likeliest tokens. 0: all (default 0)" in usage(verb)
+    assert "A first word that is no key=value\n" in usage(verb)
+    assert "                      means it too (must be given)\n" in usage(verb)
 
 
 def test_a_long_head_gets_a_line_of_its_own() -> None:
