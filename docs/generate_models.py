@@ -16,10 +16,10 @@ PAGE = Path(__file__).parent / "models.md"
 
 INTRODUCTION = """# Models of Hugging Face
 
-Trident has one block with options, and a *family* says which options a published architecture is made of. So a model that
-transformers loads can be trained on in any layout, and what was trained can be loaded by transformers again. The options
-are explained in [model_options.md](model_options.md). This page is
-written by `python docs/generate_models.py` from the registry of families.
+Trident has one block with options, and a *family* says which options a published architecture is made of. So a model
+that transformers loads can be trained on in any layout, and what was trained can be loaded by transformers again. The
+options are explained in [model_options.md](model_options.md). This page is written by `python
+docs/generate_models.py` from the registry of families.
 
 ## Train on from a model
 
@@ -27,16 +27,16 @@ written by `python docs/generate_models.py` from the registry of families.
 trident train model=hf model.path=SRC checkpoint.init_from=SRC layout=tp2_pp2 data.source=files 'data.files=[my/*.txt]'
 ```
 
-SRC is a folder with `config.json` and safetensors (one file, or shards with their index; an old `pytorch_model.bin` is read
-too, with torch's unpickler for weights, which runs no code), or the name of a model on the hub.
+SRC is a folder with `config.json` and safetensors (one file, or shards with their index; an old `pytorch_model.bin`
+is read too, with torch's unpickler for weights, which runs no code), or the name of a model on the hub.
 
-- `model=hf model.path=SRC` makes plain keys of `config.json`. Keys that you set yourself stay as you set them, above all
-  `model.seq_length`, which is otherwise as long as the model was made for. Without a tokenizer key the tokenizer of SRC is
-  taken. `config.yaml` in the run's folder holds the plain keys: the run goes on without SRC.
+- `model=hf model.path=SRC` makes plain keys of `config.json`. Keys that you set yourself stay as you set them, above
+  all `model.seq_length`, which is otherwise as long as the model was made for. Without a tokenizer key the tokenizer
+  of SRC is taken. `config.yaml` in the run's folder holds the plain keys: the run goes on without SRC.
 - `checkpoint.init_from=SRC` reads the weights: each rank reads what it needs, one tensor at a time, straight into its
   layout. There is no conversion step; step, optimizer and schedule are new.
-- A model whose rotary frequencies depend on the length of the text (`dynamic`, `longrope`) begins with the length that its
-  frequencies were trained with; a larger `model.seq_length` chooses those of long texts.
+- A model whose rotary frequencies depend on the length of the text (`dynamic`, `longrope`) begins with the length
+  that its frequencies were trained with; a larger `model.seq_length` chooses those of long texts.
 
 ## In and out
 
@@ -46,14 +46,14 @@ trident export runs/mine OUT      # a folder for AutoModelForCausalLM.from_pretr
 ```
 
 Both go through the weights one tensor at a time, then compare logits with transformers on a fixed batch, in fp32: the
-largest difference must be below 1e-4, and the divergence is told. The comparison needs room for both models; `check=false`
-leaves it out. When it fails, or anything else does, nothing of what was written stays.
+largest difference must be below 1e-4, and the divergence is told. The comparison needs room for both models;
+`check=false` leaves it out. When it fails, or anything else does, nothing of what was written stays.
 
-`trident export` writes safetensors in shards of at most 5 GB with an index, `config.json` with both spellings of rotary
-positions and of the number format (versions of transformers before 5 read the other ones), and a model card with the facts
-of the run. `--dtype fp32|bf16|fp16` chooses the format; without it, it is that of the model that the run began with,
-otherwise bf16. Tokenizer, chat template and generation config of an imported model are copied as they were. Padding of the
-vocabulary that a layout adds is left out, padding of the published model stays.
+`trident export` writes safetensors in shards of at most 5 GB with an index, `config.json` with both spellings of
+rotary positions and of the number format (versions of transformers before 5 read the other ones), and a model card
+with the facts of the run. `--dtype fp32|bf16|fp16` chooses the format; without it, it is that of the model that the
+run began with, otherwise bf16. Tokenizer, chat template and generation config of an imported model are copied as they
+were. Padding of the vocabulary that a layout adds is left out, padding of the published model stays.
 
 A model that no family can say is refused, with the nearest family and the options that it lacks.
 
@@ -76,15 +76,17 @@ A family is one file in `trainer/families/` and one line in `trainer/families/re
 {example}
 ```
 
-- `entries` are the keys of `config.json`, both ways. A `Field` is one key for one key with the default of transformers'
-  class; a `Constant` is an option that all models of the family share; a `Refusal` is a key that may have one value only;
-  a `Listed` key does not change what the model computes. Rotary positions and windows have entries of their own.
+- `entries` are the keys of `config.json`, both ways. A `Field` is one key for one key with the default of
+  transformers' class; a `Constant` is an option that all models of the family share; a `Refusal` is a key that may
+  have one value only; a `Listed` key does not change what the model computes. Rotary positions and windows have
+  entries of their own.
 - `links` pair each tensor of ours with theirs. A layout is a permutation of elements: `Same`, `Transposed`, `Stacked`
-  (queries, keys and values one after the other), `Grouped` (by heads), `Rotated` (rotary pairs side by side). What would
-  change a value is an option of the model and no conversion.
-- A line in `tests/helpers/hf_families.py` makes a tiny model of it. The tests then ask that its links are permutations,
-  that every key of transformers' class is known with its default, that a config survives both ways, that logits are equal in
-  one process and over tensor-parallel ranks, and that what is exported is what was imported, bit for bit.
+  (queries, keys and values one after the other), `Grouped` (by heads), `Rotated` (rotary pairs side by side). What
+  would change a value is an option of the model and no conversion.
+- A line in `tests/helpers/hf_families.py` makes a tiny model of it. The tests then ask that its links are
+  permutations, that every key of transformers' class is known with its default, that a config survives both ways,
+  that logits are equal in one process and over tensor-parallel ranks, and that what is exported is what was imported,
+  bit for bit.
 
 If the architecture needs an option that the block does not have, the option comes first: see *A model option* in
 CONTRIBUTING.md.

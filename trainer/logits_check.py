@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trainer.checkpoint.fragments import TensorFolder
+from trainer.config.models import make_execution, make_model
 from trainer.config.schema import ModelConfig
 from trainer.errors import CheckpointError, first_line
-from trainer.generation.generate import whole_model
 from trainer.micro_batch import MicroBatch
+from trainer.model.context import ModelContext
 from trainer.model.gpt import GPT, full_logits
+from trainer.spec.execution import RecomputeKind
 from trainer.tensor_parallel.init import Initial, fill
 from trainer.tensor_parallel.shard import ShardSpec
+from trainer.topology.groups import SingleGroup
 
 TOLERANCE = 1e-4
 """Largest difference of two logits in fp32; sums in another order differ by less."""
@@ -38,7 +41,13 @@ class LogitsCheck:
 
 def written_model(model: ModelConfig, vocab_size: int, tensors: TensorFolder, dtype: str = "float32") -> GPT:
     """Return the whole model of a checkpoint's tensors on CPU, in fp32, after its weights were rounded to `dtype`."""
-    found = whole_model(model, vocab_size)
+    context = ModelContext(
+        tensor=SingleGroup(),
+        sequence_parallel=False,
+        execution=replace(make_execution(model, 1), recompute=RecomputeKind.none),
+        spec=make_model(model, vocab_size),
+    )
+    found = GPT(context).eval()
     rounding = getattr(torch, dtype)
 
     def read(spec: ShardSpec, _: Initial) -> torch.Tensor:

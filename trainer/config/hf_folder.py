@@ -166,9 +166,7 @@ def read_hf_config(folder: Path, key: str) -> dict[str, object]:
     if raw.get("quantization_config"):
         method = raw["quantization_config"]
         method = method.get("quant_method", method) if isinstance(method, dict) else method
-        raise ConfigError(
-            f"{path} must be of weights that are not quantised, but they are ({method}); use the others"
-        )
+        raise ConfigError(f"{path} must be of weights that are not quantised, but they are ({method}); use the others")
     return raw
 
 

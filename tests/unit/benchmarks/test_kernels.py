@@ -69,7 +69,7 @@ def test_attention_reads_what_the_model_makes() -> None:
     plan = TINY.plan()
     context = TensorContext(SingleGroup(), False, plan.execution)
     theirs = OfTheModel("attention", plan.model.blocks[0].attention, context)._heads(
-        mine.qkv, sequence_positions(TINY.seq_length, CPU), 0
+        mine.qkv, sequence_positions(TINY.seq_length, CPU)
     )
     for part, other in zip(mine.parts(), theirs, strict=True):
         assert part.stride() == other.stride()
