@@ -23,7 +23,7 @@ from trainer.data.prepare import PreparedData, prepare, stream_identity
 from trainer.engine.build import build_engine
 from trainer.engine.face import Engine
 from trainer.engine.world import check_precision, choose_device, start_world, stop_world
-from trainer.errors import DataError, OutOfMemoryError, Preempted
+from trainer.errors import DataError, OutOfMemoryError, Preempted, TridentError
 from trainer.kernels.attention_backend import attention_kernel
 from trainer.kernels.processor import multiplies_by_onednn
 from trainer.launcher.attempts import restarted_by
@@ -95,6 +95,9 @@ def train_rank(config: TridentConfig, world: World, store: Store | None = None, 
             _announce(session)
             end = _train(session, prepared, folder)
     except BaseException as error:
+        if isinstance(error, Exception):
+            # A launcher that loses a rank asks the others to end, at the very moment at which they notice the loss.
+            interruption.settle(error.exit_code if isinstance(error, TridentError) else TridentError.exit_code)
         return guard.fail(_in_our_words(error))
     code = Preempted.exit_code if end.status == "stopped" else 0
     interruption.settle(code)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from tests.helpers.parity import STEPS, TOLERANCES, Case, Errors
 from tests.helpers.parity_cases import WORLD_SIZES, layout_name, layouts, matrix_of
@@ -69,7 +70,12 @@ class Row:
 def read(report: Path) -> dict[Case, Errors]:
     """Return the errors of each reported case; of a case reported twice, the later one."""
     lines = (json.loads(line) for line in report.read_text().splitlines())
-    return {Case(**line["case"]): Errors(**line["errors"]) for line in lines}
+    return {_case(line["case"]): Errors(**line["errors"]) for line in lines}
+
+
+def _case(values: dict[str, Any]) -> Case:
+    # JSON knows no tuples.
+    return Case(**{**values, "frozen": tuple(values["frozen"])})
 
 
 def row_of(case: Case) -> Row:

@@ -76,7 +76,12 @@ class RankGuard:
         self._roster.leave(self._rank)
 
     def interrupted(self, code: int) -> None:
-        """Leave because a signal ends this rank before it has anything to save. The other ranks find the exit code."""
+        """Leave because a signal ends this rank before it has anything to save. The other ranks find the exit code.
+
+        A launcher that loses a rank sends the same signal to the others: then the lost one is reported.
+        """
+        if lost := self._roster.lost():
+            self._report_lost(lost)
         with suppress(OSError):
             self._roster.claim_failure(code)
         self.leave()
@@ -91,6 +96,10 @@ class RankGuard:
             if not isinstance(error, Interrupted):
                 self.leave()
                 return INTERRUPTED
+            if lost := self._roster.lost():
+                self._report_lost(lost)
+                self.leave()
+                return PeerLostError.exit_code
             tell_end(error.name)
             self.interrupted(error.exit_code)
             return error.exit_code
@@ -100,7 +109,7 @@ class RankGuard:
             # Errors after a peer was asked to end are no fault of this rank.
             self.leave()
             return asked
-        lost: list[int] = []
+        lost = []
         if isinstance(error, PeerLostError) or not isinstance(error, TridentError):
             lost = self._wait_for_loss(LOSS_WAIT_S)
         told = (
@@ -123,6 +132,11 @@ class RankGuard:
             return
         sys.stderr.flush()
         report_failure(error, f"rank {shown_rank}", tail(self._logs / f"rank_{shown_rank}.log"))
+
+    def _report_lost(self, lost: Sequence[int]) -> None:
+        """Report lost peers, unless a parent does, or another rank has."""
+        if not self._is_supervised and self._claim(PeerLostError.exit_code):
+            self._report(lost_error(lost, self._oom_kills, again=self._again), lost[0])
 
     def _lost_elsewhere(self, error: BaseException) -> PeerLostError | None:
         """Return the error for a peer on another machine, whose process cannot be looked at from here."""
@@ -166,8 +180,7 @@ class RankGuard:
         os._exit(code)
 
     def _on_loss(self, lost: list[int]) -> None:
-        if not self._is_supervised and self._claim(PeerLostError.exit_code):
-            self._report(lost_error(lost, self._oom_kills, again=self._again), lost[0])
+        self._report_lost(lost)
         self._roster.leave(self._rank)
         sys.stderr.flush()
         # The main thread may wait for the dead peer in a collective that never returns.

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.launcher.conftest import wait_until
 from tests.unit.launcher.test_roster import write_entry
-from trainer.errors import CheckpointError, DataError, PeerLostError, StorageError
+from trainer.errors import CheckpointError, DataError, Interrupted, PeerLostError, StorageError
 from trainer.launcher import guard as guard_module
 from trainer.launcher import roster as roster_module
 from trainer.launcher.guard import RankGuard, lost_message
@@ -106,6 +106,32 @@ def test_a_broken_collective_is_blamed_on_the_lost_peer(
         f"error: {lost_message([1])}",
         "hint: start the same command again: it resumes from the last checkpoint",
     ]
+
+
+ENDS: dict[str, Callable[[RankGuard], object]] = {
+    "while something unwinds": lambda guard: guard.fail(Interrupted("SIGTERM", 75)),
+    "while nothing returns": lambda guard: guard.interrupted(75),
+}
+
+
+@pytest.mark.parametrize("when", ENDS)
+def test_a_launcher_that_loses_a_rank_asks_the_others_to_end(
+    when: str, tmp_path: Path, lose_rank: Lose, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torchrun sends SIGTERM when a rank has died: who was lost is told, not that somebody asked."""
+    lose_rank(1)
+    assert ENDS[when](entered(tmp_path)) in (7, None)
+    captured = capsys.readouterr()
+    assert told(captured.err)[0] == f"error: {lost_message([1])}"
+    assert "nothing to save" not in captured.out
+    assert Roster(tmp_path).told_failure() == 7
+    assert list(Roster(tmp_path).present()) == []
+
+
+def test_a_signal_alone_is_no_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entered(tmp_path).fail(Interrupted("SIGTERM", 75)) == 75
+    assert told(capsys.readouterr().err) == []
+    assert Roster(tmp_path).told_failure() == 75
 
 
 def test_a_broken_connection_to_another_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
