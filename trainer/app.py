@@ -24,6 +24,7 @@ from trainer.engine.build import build_engine
 from trainer.engine.face import Engine
 from trainer.engine.world import check_precision, choose_device, start_world, stop_world
 from trainer.errors import DataError, OutOfMemoryError, Preempted, TridentError
+from trainer.evaluation.tasks_hook import TasksHook
 from trainer.kernels.attention_backend import attention_kernel
 from trainer.kernels.processor import multiplies_by_onednn
 from trainer.launcher.attempts import restarted_by
@@ -263,6 +264,8 @@ def _hooks(session: Session, engine: Engine, state: TrainState, saver: Checkpoin
     hooks: list[Hook] = [*checks, saver, metrics]
     if config.eval.samples > 0:
         hooks.append(SamplesHook(engine, plan, folder.tokenizer, groups, metrics.show))
+    if config.eval.tasks:
+        hooks.append(TasksHook(session, engine, folder.tokenizer, folder.hugging_face))
     # Last, so that a step ends before recording starts or stops.
     if isinstance(session.progress, MarkedProgress):
         hooks.append(ProfileHook(config, folder.path, session.progress, groups))

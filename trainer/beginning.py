@@ -13,6 +13,7 @@ from trainer.data.capacity import check_capacity
 from trainer.data.prepare import PreparedData, prepare, stream_identity
 from trainer.description import describe, plan_record
 from trainer.engine.adam import check_compiler
+from trainer.evaluation.task_names import check_tasks
 from trainer.launcher.attempts import note_restart, restarted_by
 from trainer.launcher.guard import RankGuard
 from trainer.log import say
@@ -85,6 +86,7 @@ class Beginning:
         """
         check_capacity(prepared, self._config)
         check_samples(prepared, self._config)
+        check_tasks(self._config, prepared.vocab_size)
         self.folder.check_data(self._config, stream_identity(prepared, self._config))
 
     def claim(self, restarted_by: str | None) -> None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.checkpoint.kept_tokenizer import tokenizer_folder
+from trainer.checkpoint.kept_tokenizer import same_tokenizer, tokenizer_folder
 from trainer.checkpoint.manifest import Manifest, check_content
 from trainer.checkpoint.store import find_checkpoint
 from trainer.config.compose import from_yaml
@@ -162,7 +162,7 @@ def _copy_small_files(source: _Source, folder: Path) -> int | None:
         return None
     try:
         end = load_tokenizer(own).eos_id
-        is_same = (folder / "tokenizer.json").is_file() and _same_tokenizer(own, folder)
+        is_same = (folder / "tokenizer.json").is_file() and same_tokenizer(own, folder)
     except DataError as error:
         warn(f"the tokenizer cannot be read, and is copied as it is: {error}")
         return None
@@ -172,14 +172,3 @@ def _copy_small_files(source: _Source, folder: Path) -> int | None:
     if not kept:
         write_atomically(folder / _GENERATION, json.dumps({"eos_token_id": end}, indent=2) + "\n", "DST")
     return end
-
-
-def _same_tokenizer(own: Path, theirs: Path) -> bool:
-    """Return whether two files are one tokenizer, however they are written."""
-    import tokenizers
-
-    first, second = (tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (own, theirs))
-    for one in (first, second):
-        one.no_truncation()
-        one.no_padding()
-    return bool(first.to_str() == second.to_str())

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer.checkpoint.manifest import FileFacts, Manifest, describe_layout
+from trainer.checkpoint.manifest import IMPORTED_FROM, FileFacts, Manifest, describe_layout
 from trainer.config.hf_folder import HFModel, find_source, kept_files, read_hf_model
 from trainer.config.places import absolute_path
 from trainer.config.plan import RunPlan, make_plan
@@ -28,8 +28,6 @@ from trainer.versions import versions
 _USAGE = "trident import SRC DST [check=false] [seq_length=N]"
 _STEP = 0
 """Steps that the run has trained."""
-FROM = "imported_from"
-"""Key of the manifest's layout."""
 _TOKENIZER_FILES = ("tokenizer", "special_tokens_map", "vocab", "merges", "added_tokens", "chat_template", "generation")
 
 
@@ -151,7 +149,7 @@ def _manifest(plan: RunPlan, source: str) -> Manifest:
         train_state=TrainState(sample_length=plan.execution.seq_length).to_dict(),
         scalars={},
         probe_loss=None,
-        layout={**describe_layout(plan), FROM: source},
+        layout={**describe_layout(plan), IMPORTED_FROM: source},
         versions=versions(),
         files={},
     )

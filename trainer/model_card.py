@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.manifest import IMPORTED_FROM, Manifest
 from trainer.config.hf_export import Expressed
 from trainer.config.schema import DataSource, TridentConfig
 
@@ -19,7 +19,7 @@ def model_card(config: TridentConfig, manifest: Manifest, said: Expressed, dtype
         "Training steps": f"{manifest.step:,}",
         "Training tokens": f"{int(str(state.get('tokens_seen', 0))):,}",
         "Data": _data(config) if manifest.step else "none: the weights were imported and not trained",
-        "Began with": config.checkpoint.init_from or str(manifest.layout.get("imported_from", "random weights")),
+        "Began with": config.checkpoint.init_from or str(manifest.layout.get(IMPORTED_FROM, "random weights")),
         "Batch": f"{config.batch.global_batch_size} sequences",
         "Learning rate": f"{config.optimizer.lr:g}",
         "Layout": ", ".join(f"{key} {value}" for key, value in manifest.layout.items() if key.endswith("_size")),

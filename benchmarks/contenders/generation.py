@@ -21,7 +21,7 @@ from benchmarks.gate import Gate
 from trainer.engine.host_memory import keep_freed_memory
 from trainer.generation.decoder import Decoder, Request
 from trainer.generation.sampling import Sampling
-from trainer.generation.stage import StageModel, stage_model
+from trainer.inference.stage import StageModel, stage_model
 from trainer.model.cache import KeyValueCache
 from trainer.tensor_parallel.init import fill
 from trainer.tensor_parallel.shard import with_padding

@@ -55,8 +55,8 @@ def start_apart(ranks: Sequence[Rank], notes: Path, limit_s: float = LIMIT_S) ->
     """
     warm_up()
     import trainer.app
-    import trainer.preflight
-    import trainer.writing  # noqa: F401
+    import trainer.errands
+    import trainer.preflight  # noqa: F401
 
     port, started = free_port(), time.monotonic()
     notes.mkdir(parents=True, exist_ok=True)

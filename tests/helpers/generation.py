@@ -20,11 +20,12 @@ from trainer.config.schema import LayoutConfig, ModelConfig, TokenizerConfig, To
 from trainer.data.tokenizer import ByteTokenizer, Tokenizer
 from trainer.engine.face import Fragment
 from trainer.generation.decoder import Decoder, Request
-from trainer.generation.generate import load_stage, written
+from trainer.generation.generate import written
 from trainer.generation.options import GenerateOptions
 from trainer.generation.sampling import Sampling
-from trainer.generation.stage import StageModel, stage_model
 from trainer.generation.task import settle
+from trainer.inference.loading import load_stage
+from trainer.inference.stage import StageModel, stage_model
 from trainer.loop.state import TrainState
 from trainer.model.cache import KeyValueCache
 from trainer.model.gpt import GPT
@@ -123,7 +124,7 @@ def texts(path: Path, prompt: str | tuple[str, ...] = "def ", **options: object)
     prompts = (prompt,) if isinstance(prompt, str) else prompt
     values: dict[str, object] = {"temperature": 0.0, **options}
     task = settle(GenerateOptions(checkpoint=str(path), prompt=prompts, **values))  # type: ignore[arg-type]
-    model = load_stage(task, single_process_groups())
+    model = load_stage(task.source, single_process_groups())
     decoder = Decoder(model, Sampling.of(task.options))
     found = written(decoder, task.beginnings, task.tokenizer, task.ends, task.options.batch_size)
     return [one.prompt.shown + text.shown for one, text in zip(task.beginnings, found, strict=True)]

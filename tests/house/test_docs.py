@@ -18,7 +18,8 @@ from trainer.config.compose import compose, recompose
 from trainer.config.multirun import points
 from trainer.config.validate import problems
 from trainer.errors import ConfigError, TridentError
-from trainer.generation.options import parse
+from trainer.evaluation import options as evaluate_options
+from trainer.generation import options as generate_options
 from trainer.resharding import MAY_CHANGE
 from trainer.resharding import parse as parse_reshard
 
@@ -59,11 +60,11 @@ def words_of(line: str) -> list[str]:
 
 README_COMMANDS = [line for line in code_lines(ROOT / "README.md") if line.startswith(COMMANDS)]
 TUTORIAL_COMMANDS = [line for line in code_lines(ROOT / "docs" / "tutorial.md") if line.startswith(COMMANDS)]
-GENERATE_COMMANDS = [
+MODEL_COMMANDS = [
     line
-    for page in ("README.md", "docs/tutorial.md")
+    for page in ("README.md", "docs/tutorial.md", "docs/generate.md", "docs/evaluate.md")
     for line in code_lines(ROOT / page)
-    if line.startswith("trident generate")
+    if line.startswith(("trident generate", "trident evaluate"))
 ]
 
 
@@ -93,9 +94,10 @@ def test_command_composes_and_is_legal(line: str, tmp_path: Path, monkeypatch: p
         assert problems(compose(run), counts[0] if counts else None) == []
 
 
-@pytest.mark.parametrize("line", GENERATE_COMMANDS)
-def test_generate_command_parses(line: str) -> None:
-    assert parse(words_of(line)[2:]).checkpoint
+@pytest.mark.parametrize("line", MODEL_COMMANDS)
+def test_command_with_a_model_parses(line: str) -> None:
+    _, verb, *words = words_of(line)
+    assert {"generate": generate_options, "evaluate": evaluate_options}[verb].parse(words).checkpoint
 
 
 RESHARD_COMMANDS = [

@@ -34,8 +34,10 @@ ORDER = (
     "checkpoint",
     "metrics",
     "launcher",
+    "inference",
     "generation",
     "samples",
+    "evaluation",
     "profiling",
     "description",
     "run_folder",
@@ -52,7 +54,7 @@ ORDER = (
     "sweeps",
     "preflight",
     "app",
-    "writing",
+    "errands",
     "verbs",
     "cli",
     "__main__",
@@ -73,7 +75,9 @@ APART = {
     "planner": {"topology", "data", "tensor_parallel", "engine"},
     "metrics": {"checkpoint"},
     "launcher": LOW | {"checkpoint", "metrics"},
+    "inference": {"engine", "planner", "loop", "metrics", "launcher"},
     "generation": {"engine", "planner", "loop", "metrics", "launcher"},
+    "evaluation": {"planner", "launcher"},
     "samples": {"pipeline", "planner", "launcher", "checkpoint"},
     "profiling": LOW - {"config", "topology", "loop"} | {"checkpoint", "launcher", "generation", "samples"},
     "description": LOW - {"config", "model", "pipeline", "planner"}
@@ -86,9 +90,10 @@ APART = {
     "sweeps": LOW - {"config"}
     | {"checkpoint", "generation", "samples", "profiling", "resharding", "balance", "supervise"},
     "app": {"generation", "resharding", "balance", "supervise", "sweeps"},
-    "writing": {
+    "errands": {
         *("data", "kernels", "tensor_parallel", "pipeline", "planner", "loop", "checkpoint", "metrics", "samples"),
         *("profiling", "description", "run_folder", "resharding", "balance", "beginning", "supervise", "sweeps", "app"),
+        *("generation", "evaluation"),
     },
     "cli": LOW - {"config"} | {"launcher", "checkpoint", "metrics", "generation", "samples", "profiling", "app"},
 }
@@ -128,6 +133,10 @@ NO_TORCH = (
         "data.sampler",
         "data.dataset",
         "data.tokenizer",
+        "inference.key_words",
+        "inference.source",
+        "evaluation.options",
+        "evaluation.task_names",
         "generation.options",
         "generation.other_option_names",
         "generation.prompts",
@@ -238,6 +247,10 @@ def test_wandb_is_imported_only_by_its_sink(modules: Sequence[Module]) -> None:
 
 def test_optuna_is_imported_only_where_points_are_searched(modules: Sequence[Module]) -> None:
     assert outside(modules, "optuna", ("sweeps.search",)) == []
+
+
+def test_the_harness_is_imported_only_where_tasks_are_run(modules: Sequence[Module]) -> None:
+    assert outside(modules, "lm_eval", ("evaluation",)) == []
 
 
 def test_a_library_outside_its_place_is_found() -> None:

@@ -9,7 +9,7 @@ from trainer.config.compose import differences, from_yaml
 from trainer.config.places import BY_CONTENT
 from trainer.config.schema import DataSource, TokenizerKind, TridentConfig
 from trainer.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
-from trainer.errors import CheckpointError, ConfigError, first_line
+from trainer.errors import CheckpointError, ConfigError, DataError, first_line
 from trainer.files import write_atomically
 from trainer.run_paths import CONFIG, TOKENIZER, RunPaths, run_of_checkpoint
 
@@ -85,6 +85,27 @@ def _is_of_this_run(run: RunPaths, config: TridentConfig, manifest: Manifest) ->
 def fits(tokenizer: Tokenizer, manifest: Manifest) -> bool:
     """Return whether the model of a checkpoint knows every id of a tokenizer."""
     return tokenizer.vocab_size <= manifest.vocab_size
+
+
+def same_tokenizer(one: Path, other: Path) -> bool:
+    """Return whether the tokenizer.json files of two folders are one tokenizer, however they are written.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    import tokenizers
+
+    texts = []
+    for folder in (one, other):
+        try:
+            found = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        # The library raises bare Exception.
+        except Exception as error:
+            raise DataError(f"{folder / 'tokenizer.json'} must be a tokenizer, but: {first_line(error)}") from error
+        found.no_truncation()
+        found.no_padding()
+        texts.append(found.to_str())
+    return bool(texts[0] == texts[1])
 
 
 def saved_config(path: Path) -> TridentConfig:

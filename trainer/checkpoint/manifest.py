@@ -13,6 +13,8 @@ from trainer.errors import CheckpointError
 from trainer.loop.state import TrainState
 
 MANIFEST = "manifest.json"
+IMPORTED_FROM = "imported_from"
+"""Key of a manifest's layout: the Hugging Face model whose weights it holds as they were."""
 FORMAT_VERSION = 3
 _CHECKSUM = "checksum"
 _BLOCK_BYTES = 1 << 22

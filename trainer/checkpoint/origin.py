@@ -90,7 +90,7 @@ class Origin:
             str(absolute_path(named, found.use.value)),
             str(found.path),
             found.manifest.step,
-            _identity(found.path),
+            identity(found.path),
         )
 
 
@@ -157,10 +157,10 @@ def _as_before(use: Use, word: str, run_dir: Path) -> Found | None:
     path = Path(origin.checkpoint)
     try:
         if is_hf_folder(path):
-            return _foreign(path) if _identity(path) == origin.manifest else None
+            return foreign(path) if identity(path) == origin.manifest else None
         manifest = read_manifest(path)
         check_sizes(path, manifest)
-        return Found(path, manifest, use) if _identity(path) == origin.manifest else None
+        return Found(path, manifest, use) if identity(path) == origin.manifest else None
     except (CheckpointError, OSError):
         return None
 
@@ -169,7 +169,7 @@ def _named(use: Use, word: str) -> Found:
     path = absolute_path(word, use.value)
     try:
         if use is Use.weights and (is_hf_folder(path) or is_hub_name(word)):
-            return _foreign(find_source(word, use.value))
+            return foreign(find_source(word, use.value))
         return Found(*find_checkpoint(path), use)
     except CheckpointError as error:
         if use is Use.weights:
@@ -180,9 +180,18 @@ def _named(use: Use, word: str) -> Found:
         raise CheckpointError(text, hints) from error
 
 
-def _foreign(folder: Path) -> Found:
-    """Return a Hugging Face folder as an origin."""
-    model = read_hf_model(folder, Use.weights.value).model
+def foreign(folder: Path, key: str = Use.weights.value) -> Found:
+    """Return a Hugging Face folder as an origin.
+
+    Args:
+        folder: the folder.
+        key: the key that it was written for; errors name it.
+
+    Raises:
+        CheckpointError: there are no weights.
+        ConfigError: the model cannot be computed.
+    """
+    model = read_hf_model(folder, key).model
     weight_files(folder)
     state = TrainState(sample_length=model.seq_length).to_dict()
     return Found(folder, Manifest(0, model.vocab_size or 0, state, {}, None, {}, {}, {}), Use.weights)
@@ -257,7 +266,7 @@ def _began_there(use: Use, word: str, run_dir: Path) -> bool:
     if str(path) in (origin.named, origin.checkpoint):
         return True
     try:
-        return _identity(path if is_hf_folder(path) else find_checkpoint(path)[0]) == origin.manifest
+        return identity(path if is_hf_folder(path) else find_checkpoint(path)[0]) == origin.manifest
     except CheckpointError:
         return False
 
@@ -273,7 +282,12 @@ def _own_step(path: Path, store: CheckpointStore) -> int | None:
     return manifest.step if found.resolve().parent == store.folder.resolve() else None
 
 
-def _identity(checkpoint: Path) -> str:
+def identity(checkpoint: Path) -> str:
+    """Return what identifies a checkpoint, or the model in a Hugging Face folder, wherever it lies.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     if is_hf_folder(checkpoint):
         return hf_identity(checkpoint)
     try:

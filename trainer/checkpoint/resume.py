@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
-from trainer.checkpoint.fragments import TensorFolder
 from trainer.checkpoint.manifest import Manifest, check_content, describe_layout, read_manifest
 from trainer.checkpoint.origin import Found, Use, check_model, find_origin
 from trainer.checkpoint.probe import check_probe, probe_loss
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stream import other_tokens
-from trainer.config.hf_folder import read_hf_model
+from trainer.checkpoint.weight_source import weight_reader
 from trainer.config.plan import RunPlan
 from trainer.config.schema import TridentConfig
 from trainer.engine.face import Engine
 from trainer.errors import CheckpointError
-from trainer.interchange.linked_weights import LinkedWeights
-from trainer.interchange.weight_files import WeightFiles
 from trainer.log import say, warn
 from trainer.loop.state import TrainState
 from trainer.tensor_parallel.shard import ShardSpec
@@ -153,7 +149,7 @@ def _load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) -
         )
     check_model(path, plan.config.model)
     rank, size = groups.tensor.rank, groups.tensor.size
-    read_weight = _weights(found, plan)
+    read_weight = weight_reader(found, plan.model)
 
     def read(kind: str, spec: ShardSpec) -> torch.Tensor:
         if found.use is Use.weights and kind != "weight":
@@ -163,12 +159,3 @@ def _load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) -
     # The engine's other scalar, a loss scale, stays as it is.
     fresh = {**engine.scalars(), **dict.fromkeys(_COUNTERS, 0.0)}
     engine.restore(read, fresh if found.use is Use.weights else manifest.scalars)
-
-
-def _weights(found: Found, plan: RunPlan) -> Callable[[str, ShardSpec, int, int], torch.Tensor]:
-    """Return the function that reads a shard of a tensor: its kind, its spec, rank and number of ranks."""
-    if not found.is_foreign:
-        return TensorFolder(found.path, found.manifest.files).read_shard
-    source = read_hf_model(found.path, Use.weights.value)
-    weights = LinkedWeights(WeightFiles(found.path), source.family, source.values, plan.model.tensors)
-    return lambda _, spec, rank, size: weights.read_shard(spec, rank, size)

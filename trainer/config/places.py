@@ -15,7 +15,15 @@ BY_CONTENT = ("data.files", "data.hub_path", "tokenizer.path", "tokenizer.eos_to
 """Keys that two configs of one run may differ in as long as the tokens are the same, which is checked on the tokens."""
 PER_NODE = ("data.files", "data.hub_path", "tokenizer.path", "data.cache_dir", "zero.nvme_path")
 """Keys in which the nodes of one run may differ: places on a disk of their own. The tokens there must be the same."""
-PATHS = (*PER_NODE, "run_dir", "model.path", "checkpoint.resume", "checkpoint.init_from", "logging.wandb_dir")
+PATHS = (
+    *PER_NODE,
+    "run_dir",
+    "model.path",
+    "checkpoint.resume",
+    "checkpoint.init_from",
+    "logging.wandb_dir",
+    "eval.tasks_include_path",
+)
 """Every key that takes a path."""
 _NAME_BYTES = 255
 _PATH_BYTES = 4096 - 512

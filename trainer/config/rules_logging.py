@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from trainer.config.keys import joined
-from trainer.config.rules_common import Case, Rule
+from trainer.config.rules_common import Case, Rule, neighbours, use
 from trainer.config.rules_ranges import MINIMA
 from trainer.config.schema import DataSource, EvalConfig, LoggingConfig, OffloadKind, TokenizerKind, WandbMode
 from trainer.config.wandb_variables import VARIABLES, who_asks_for
@@ -21,6 +21,8 @@ _NAMES = (
     ("wandb_run_id", ":;,#?/'\\"),
 )
 """Key -> signs that wandb does not accept in its value (0.31: `wandb.Settings`)."""
+_OF_TASKS = "tasks"
+"""Beginning of the keys of `eval` that are about tasks."""
 _LONGEST_PROJECT = 128
 _LONGEST_TAG = 64
 
@@ -68,12 +70,18 @@ def artifacts(case: Case) -> Iterator[str]:
         )
 
 
-def _without_texts(texts: EvalConfig) -> Iterator[str]:
+def _is_given(chosen: EvalConfig, of_tasks: bool) -> Iterator[str]:
+    """Yield the keys of texts, or of tasks, that are not at their default, unless they are out of range anyway."""
     for key, default in asdict(EvalConfig()).items():
-        value = getattr(texts, key)
+        value = getattr(chosen, key)
         in_range = not isinstance(value, int | float) or value >= MINIMA.get(f"eval.{key}", 0)
-        if value != default and in_range:
-            yield f"eval.{key} has no effect with eval.samples=0; use for example eval.samples=2, or leave it out"
+        if value != default and in_range and key.startswith(_OF_TASKS) == of_tasks:
+            yield f"eval.{key}"
+
+
+def _without_texts(texts: EvalConfig) -> Iterator[str]:
+    for key in _is_given(texts, of_tasks=False):
+        yield f"{key} has no effect with eval.samples=0; use for example eval.samples=2, or leave it out"
 
 
 def samples(case: Case) -> Iterator[str]:
@@ -101,4 +109,32 @@ def samples(case: Case) -> Iterator[str]:
         yield "eval.samples needs weights in memory, but zero.offload=nvme; use zero.offload=cpu, or eval.samples=0"
 
 
-RULES: tuple[Rule, ...] = (wandb_settings, wandb_names, artifacts, samples)
+def tasks(case: Case) -> Iterator[str]:
+    """Tasks are run when there is an evaluation, a tokenizer and weights that can be put together."""
+    config, chosen = case.config, case.config.eval
+    if not chosen.tasks:
+        for key in _is_given(chosen, of_tasks=True):
+            yield f"{key} has no effect without eval.tasks; name a task, or leave it out"
+        return
+    every, evaluates = chosen.tasks_every, config.train.eval_every
+    if not all(one.strip() for one in chosen.tasks):
+        yield "eval.tasks must hold names of tasks, but one of them is empty"
+    if evaluates == 0:
+        yield "eval.tasks needs evaluations, but train.eval_every is 0; use for example train.eval_every=100"
+    elif every > 0 and evaluates > 0 and every % evaluates:
+        yield (
+            f"eval.tasks_every ({every}) must be a multiple of train.eval_every ({evaluates}); "
+            f"{use(neighbours(every, evaluates), every)}"
+        )
+    if config.data.source is DataSource.synthetic:
+        yield "eval.tasks has no effect with data.source=synthetic, which has no text; leave it out"
+    if config.data.source is DataSource.megatron and config.tokenizer.kind is not TokenizerKind.pretrained:
+        yield (
+            "eval.tasks needs the tokenizer that made the ids of data.source=megatron; use tokenizer=pretrained with "
+            "its tokenizer.path"
+        )
+    if config.zero.offload is OffloadKind.nvme:
+        yield "eval.tasks needs weights in memory, but zero.offload=nvme; use zero.offload=cpu, or leave eval.tasks out"
+
+
+RULES: tuple[Rule, ...] = (wandb_settings, wandb_names, artifacts, samples, tasks)

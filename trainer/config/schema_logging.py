@@ -36,7 +36,7 @@ class ConsoleKind(Enum):
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Texts that the model writes at each evaluation, so that a person can read how far it has come."""
+    """Texts that the model writes at each evaluation, so that a person can read how far it has come, and tasks."""
 
     samples: int = 0
     """Number of texts for each prompt. 0: none."""
@@ -48,6 +48,19 @@ class EvalConfig:
     """Divides the logits before a token is drawn. 0: always the likeliest token (greedy)."""
     seed: int = 0
     """Seed of the draws; the same at every evaluation, so that texts differ only by what the model has learned."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of the Language Model Evaluation Harness that are run at evaluations: names, or .yaml files. Needs lm-eval.
+    Scores are in the rows as eval/<task>/<metric>."""
+    tasks_every: int = 0
+    """Number of steps between runs of the tasks, a multiple of train.eval_every. 0: at each evaluation."""
+    tasks_include_path: str | None = None
+    """Folder with further tasks of your own."""
+    tasks_num_fewshot: int | None = None
+    """Number of solved examples before each question. null: as each task says."""
+    tasks_limit: int | None = None
+    """Largest number of questions of each task. null: all."""
+    tasks_batch_size: int = 8
+    """Largest number of sequences that are computed at once."""
 
 
 @dataclass(frozen=True)

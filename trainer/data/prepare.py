@@ -199,9 +199,9 @@ def _write_tokens(config: TridentConfig, folder: Path, say: Say) -> ShardMeta:
         share(folder / "tokenizer")
         tokenizer.save(folder / "tokenizer")
     if config.data.source is DataSource.synthetic:
-        pieces = _synthetic(config)
+        pieces = synthetic_pieces(config)
     elif config.data.source is DataSource.megatron:
-        pieces = _megatron(config)
+        pieces = megatron_pieces(config)
     else:
         assert tokenizer is not None, "text has one"
         pieces = _tokenised(config, tokenizer)
@@ -242,24 +242,34 @@ def _tokenizer(config: TridentConfig, say: Say) -> Tokenizer | None:
 
 
 def _training_part(config: TridentConfig) -> Iterator[str]:
-    return (text for held_out, text in _split(config) if not held_out)
+    return (text for held_out, text in split_texts(config) if not held_out)
 
 
-def _split(config: TridentConfig) -> Iterator[tuple[bool, str]]:
+def split_texts(config: TridentConfig) -> Iterator[tuple[bool, str]]:
+    """Yield (True if held out, text) of the documents of a text source, in order, a long one in pieces.
+
+    Raises:
+        DataError: the source cannot be read.
+    """
     for text in documents(config.data):
         current().beat()
         yield from split_document(text, config.data.validation_fraction)
 
 
 def _tokenised(config: TridentConfig, tokenizer: Tokenizer) -> Pieces:
-    source = _split(config)
+    source = split_texts(config)
     while batch := list(islice(source, BATCH_DOCUMENTS)):
         encoded = tokenizer.encode_batch([text for _, text in batch])
         for (held_out, _), ids in zip(batch, encoded, strict=True):
             yield held_out, np.array([*ids, tokenizer.eos_id], dtype=np.int64)
 
 
-def _megatron(config: TridentConfig) -> Pieces:
+def megatron_pieces(config: TridentConfig) -> Pieces:
+    """Yield (True if held out, tokens) of the documents of data.source=megatron, in order.
+
+    Raises:
+        DataError: files cannot be read, or an id is not in `model.vocab_size`.
+    """
     from trainer.data.megatron import token_documents
 
     limit = config.model.vocab_size or 0
@@ -272,7 +282,8 @@ def _megatron(config: TridentConfig) -> Pieces:
         yield is_held_out(tokens.tobytes().hex(), config.data.validation_fraction), tokens
 
 
-def _synthetic(config: TridentConfig) -> Pieces:
+def synthetic_pieces(config: TridentConfig) -> Pieces:
+    """Yield (True if held out, tokens) of the two parts of data.source=synthetic."""
     from trainer.data.synthetic import synthetic_tokens
 
     assert config.model.vocab_size is not None, "validation asks for it"

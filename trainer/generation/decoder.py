@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from trainer.generation.sampling import Sampling, next_token
-from trainer.generation.stage import StageModel
+from trainer.inference.stage import StageModel
 from trainer.model.cache import CachedPass, KeyValueCache
 from trainer.topology.groups import Group, SingleGroup
 

@@ -6,43 +6,22 @@ import json
 from collections.abc import Sequence
 from functools import partial
 
-from trainer.checkpoint.fragments import TensorFolder
 from trainer.config.places import absolute_path
 from trainer.data.tokenizer import Tokenizer
-from trainer.errors import CheckpointError
 from trainer.files import write_atomically
 from trainer.generation.decoder import Decoder, Request
 from trainer.generation.printing import InOrder
 from trainer.generation.sampling import Sampling
-from trainer.generation.stage import StageModel, stage_model
 from trainer.generation.task import Beginning, Task
 from trainer.generation.text import Ends, Text
+from trainer.inference.loading import load_stage
 from trainer.log import aside, write
 from trainer.model.cache import cache_elements
 from trainer.pipeline.partition import stages
-from trainer.tensor_parallel.init import fill
 from trainer.topology.groups import ParallelGroups
 
 _FP32_BYTES = 4
 _MIB = 1 << 20
-
-
-def load_stage(task: Task, groups: ParallelGroups) -> StageModel:
-    """Return this rank's layers of a checkpoint, in evaluation mode, fp32, on this rank's device. No collective.
-
-    Raises:
-        CheckpointError: weights are missing or do not fit the run's config.
-    """
-    plan, tensors = task.plan, TensorFolder(task.checkpoint, task.manifest.files)
-    unread = set(tensors.names()) - set(plan.model.tensors)
-    if unread:
-        raise CheckpointError(f"{task.checkpoint} must hold the model of its config.yaml, but also holds {min(unread)}")
-    names = [layer.name for layer in stages(plan)[groups.place.stage].layers]
-    group = groups.tensor
-    model = stage_model(plan.model, plan.execution, group, names)
-    # Rows beyond the vocabulary are padding of this layout; the model never chooses them.
-    fill(model, lambda spec, _: tensors.read_shard("weight", spec, group.rank, group.size), groups.device)
-    return model
 
 
 def written(
@@ -81,7 +60,7 @@ def write_texts(task: Task, groups: ParallelGroups) -> list[Text]:
         StorageError: the output cannot be written.
     """
     options = task.options
-    model = load_stage(task, groups)
+    model = load_stage(task.source, groups)
     aside(_memory_told(task))
     shown = InOrder(_starts(task), write) if groups.is_reporting_rank else None
     decoder = Decoder(model, Sampling.of(options), groups.pipeline)
@@ -112,7 +91,7 @@ def _line(one: Beginning, text: Text) -> str:
 
 
 def _memory_told(task: Task) -> str:
-    plan = task.plan
+    plan = task.source.plan
     rows = min(task.options.batch_size, len(task.beginnings))
     length = max(len(one.ids) + one.max_tokens - 1 for one in task.beginnings)
     held = [tuple(layer.name for layer in stage.layers) for stage in stages(plan)]

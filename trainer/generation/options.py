@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from trainer.config.nearness import nearest
 from trainer.errors import ConfigError
 from trainer.generation.other_option_names import OTHER_NAMES
+from trainer.inference.key_words import KeyWords
 
 
 @dataclass
@@ -16,7 +16,8 @@ class GenerateOptions:
     """The checkpoint to sample from, and how."""
 
     checkpoint: str = ""
-    """A run folder (its newest checkpoint) or a checkpoint folder. A first word that is no key=value means it too."""
+    """A run folder (its newest checkpoint), a checkpoint folder, or the folder or hub name of a Hugging Face model. A
+    first word that is no key=value means it too."""
     prompt: tuple[str, ...] = ()
     """Text that the model continues; given several times, as many texts. Without any: the beginning of a document."""
     prompts: str = ""
@@ -55,11 +56,15 @@ class GenerateOptions:
     """Words of the config that say layout and runtime, as they were given."""
 
 
-KEYS = tuple(field.name for field in fields(GenerateOptions) if field.name != "settings")
+WORDS = KeyWords(
+    GenerateOptions,
+    groups=("layout", "runtime"),
+    other_names=OTHER_NAMES,
+    repeated=("prompt", "stop"),
+    numbers=("eos_ids",),
+)
+KEYS = WORDS.keys
 """Keys of the verb's own."""
-_OF_CONFIG = ("layout", "runtime")
-"""Groups of the config whose keys are taken too."""
-_TRUTHS = {"true": True, "false": False}
 
 
 def parse(arguments: Sequence[str]) -> GenerateOptions:
@@ -68,80 +73,11 @@ def parse(arguments: Sequence[str]) -> GenerateOptions:
     Raises:
         ConfigError: names every unknown key, wrong type and value out of range.
     """
-    values: dict[str, list[str]] = {}
-    settings: list[str] = []
-    problems: list[str] = []
-    words = list(arguments)
-    if words and "=" not in words[0] and words[0].strip("-") == words[0] != "":
-        values["checkpoint"] = [words.pop(0)]
-    is_named = bool(values)
-    while words:
-        word = words.pop(0)
-        key, equals, value = word.partition("=")
-        if key.startswith("--") and len(key) > 2:
-            # `--top-k=40` and `--top-k 40`, as other programs take them.
-            key = key.removeprefix("--").replace("-", "_")
-            if not equals and words and _can_be_value(words[0], key):
-                equals, value = "=", words.pop(0)
-            elif not equals and key == "chat":
-                equals, value = "=", "true"
-        if equals and key.partition(".")[0] in _OF_CONFIG:
-            settings.append(f"{key}={value}")
-        elif equals and key == "checkpoint" and is_named:
-            problems.append(f"checkpoint must be given once, but is {values[key][0]!r} and {value!r}")
-        elif equals and key in KEYS:
-            values.setdefault(key, []).append(value)
-        elif equals or word.startswith("--"):
-            problems.append(_unknown(key, value))
-        else:
-            problems.append(f"an option must be key=value, but is {word!r}")
-    options = GenerateOptions(settings=tuple(settings))
-    problems += [problem for key, texts in values.items() if (problem := _set(options, key, texts))]
+    options, problems = WORDS.parse(arguments)
     problems += _range_problems(options)
     if problems:
         raise ConfigError(problems, hints=["see `trident generate --help`"])
     return options
-
-
-def _can_be_value(word: str, key: str) -> bool:
-    if key == "chat":
-        return word in _TRUTHS
-    return word.partition("=")[0] not in KEYS and not word.startswith("--")
-
-
-def _set(options: GenerateOptions, key: str, texts: Sequence[str]) -> str:
-    """Set an option to its value, the last one of several; return the problem, or ''."""
-    default = getattr(GenerateOptions, key)
-    if key in ("prompt", "stop"):
-        setattr(options, key, tuple(texts))
-        return ""
-    text = texts[-1]
-    if isinstance(default, bool):
-        if text not in _TRUTHS:
-            return f"{key} must be true or false, but is {text!r}"
-        setattr(options, key, _TRUTHS[text])
-        return ""
-    try:
-        if isinstance(default, tuple):
-            setattr(options, key, tuple(int(one) for one in text.split(",")))
-        else:
-            setattr(options, key, type(default)(text))
-    except ValueError:
-        wanted = "whole numbers with commas" if isinstance(default, tuple) else f"of type {type(default).__name__}"
-        return f"{key} must be {wanted}, but is {text!r}"
-    return ""
-
-
-def _unknown(key: str, value: str) -> str:
-    plain = key.lower().replace("-", "_")
-    if plain in KEYS:
-        wanted = f"did you mean {plain}={value}?" if value else f"it must be followed by its value, as in {plain}=..."
-    elif plain in OTHER_NAMES:
-        wanted = OTHER_NAMES[plain].told(value)
-    else:
-        close = nearest(plain, KEYS)
-        wanted = f"did you mean {close}?" if close else f"use one of {', '.join(KEYS)}"
-    return f"there is no option {key!r}; {wanted}"
 
 
 def _range_problems(options: GenerateOptions) -> list[str]:

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, fields
 
-from trainer.checkpoint.kept_tokenizer import fits, saved_config, tokenizer_folder
-from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.store import find_checkpoint
-from trainer.config.compose import compose
+from trainer.checkpoint.origin import Found
 from trainer.config.places import absolute_path
-from trainer.config.plan import RunPlan, make_plan
-from trainer.config.rules_common import Case
-from trainer.config.rules_layout import blocks_for_stages, devices, stage_boundaries, world_size
-from trainer.config.schema import PipelineSchedule, RuntimeConfig, TokenizerConfig, TokenizerKind, TridentConfig
 from trainer.data.chat_template import chat_template
-from trainer.data.end_of_text import ends_of_generation
-from trainer.data.tokenizer import BYTES_MARK, Tokenizer, load_pretrained, load_tokenizer
+from trainer.data.tokenizer import Tokenizer
 from trainer.errors import ConfigError
 from trainer.generation.continuation import prompt_ids
 from trainer.generation.options import GenerateOptions
 from trainer.generation.prompts import Prompt, read_prompts
 from trainer.generation.text import Ends
-from trainer.model.limits import not_divisible
-from trainer.run_paths import CONFIG
+from trainer.inference.source import ModelSource, composed, end_ids, find_tokenizer, source_of
 
 
 @dataclass(frozen=True)
@@ -44,15 +34,19 @@ class Task:
     """Everything that the ranks need to know."""
 
     options: GenerateOptions
-    checkpoint: Path
-    manifest: Manifest
-    plan: RunPlan
-    """Numbers of the model and the layout that write; nothing in it is about training."""
-    runtime: RuntimeConfig
+    source: ModelSource
     tokenizer: Tokenizer
     ends: Ends
     beginnings: tuple[Beginning, ...]
     """The texts in the order in which they are shown: all samples of the first prompt, then of the next."""
+
+    def facts(self) -> dict[str, object]:
+        """Return what all ranks must have alike."""
+        asked = {field.name: getattr(self.options, field.name) for field in fields(self.options)}
+        # The same checkpoint may be under another path on another machine.
+        del asked["checkpoint"], asked["settings"], asked["output"]
+        tokens = [one.ids for one in self.beginnings]
+        return {**asked, **self.source.facts(), "the tokens of the prompts": tokens}
 
 
 def settle(options: GenerateOptions, world: int | None = None, device_count: int | None = None) -> Task:
@@ -68,15 +62,13 @@ def settle(options: GenerateOptions, world: int | None = None, device_count: int
         ConfigError: there is no tokenizer, the layout does not fit, or a prompt does not.
         DataError: the tokenizer's files cannot be used.
     """
-    checkpoint, manifest = find_checkpoint(absolute_path(options.checkpoint, "checkpoint"))
+    source = source_of(options.checkpoint, "generate", composed(options.settings), world, device_count)
     _check_output(options.output)
-    plan = _plan(options, checkpoint, manifest, world, device_count)
-    tokenizer = find_tokenizer(checkpoint, manifest, options.tokenizer)
+    tokenizer = find_tokenizer(source.found, options.tokenizer)
     template = chat_template(tokenizer.read) if options.chat else None
     prompts = read_prompts(options, template)
-    beginnings = tuple(_beginnings(prompts, tokenizer, options, plan.execution.seq_length))
-    ends = _ends(options, tokenizer, manifest)
-    return Task(options, checkpoint, manifest, plan, plan.config.runtime, tokenizer, ends, beginnings)
+    beginnings = tuple(_beginnings(prompts, tokenizer, options, source.seq_length))
+    return Task(options, source, tokenizer, _ends(options, tokenizer, source.found), beginnings)
 
 
 def _check_output(output: str) -> None:
@@ -88,88 +80,12 @@ def _check_output(output: str) -> None:
         )
 
 
-def _plan(
-    options: GenerateOptions, checkpoint: Path, manifest: Manifest, world: int | None, device_count: int | None
-) -> RunPlan:
-    saved = saved_config(checkpoint / CONFIG)
-    words = compose(list(options.settings)) if options.settings else TridentConfig()
-    # Nothing but the model is the run's: how it was trained says nothing about how it writes.
-    config = replace(TridentConfig(), model=saved.model, layout=words.layout, runtime=words.runtime)
-    case = Case(config, world, device_count)
-    problems = [*_layout_problems(case), *world_size(case), *devices(case)]
-    if not problems:
-        problems += [*blocks_for_stages(case), *stage_boundaries(case)]
-    if problems:
-        raise ConfigError(problems)
-    plan = make_plan(config, manifest.vocab_size, world)
-    problems += not_divisible(plan.model, plan.tensor_parallel_size)
-    if problems:
-        raise ConfigError(problems)
-    return plan
-
-
-def _layout_problems(case: Case) -> Iterator[str]:
-    layout = case.config.layout
-    sizes = {
-        "layout.pipeline_parallel_size": layout.pipeline_parallel_size,
-        "layout.tensor_parallel_size": layout.tensor_parallel_size,
-    }
-    yield from (f"{key} must be at least 1, but is {size}" for key, size in sizes.items() if size < 1)
-    if min(sizes.values()) < 1:
-        return
-    if layout.sequence_parallel:
-        yield "layout.sequence_parallel must be false to generate, since a single token cannot be sharded, but is true"
-    if layout.pipeline_schedule is not PipelineSchedule.f1b1:
-        yield (
-            f"layout.pipeline_schedule must be 1f1b to generate, which has no backward pass, but is "
-            f"{layout.pipeline_schedule.value}"
-        )
-    if case.dp != 1:
-        yield (
-            f"layout.data_parallel_size must be 1 to generate, but is {case.dp}; replicas would each write other "
-            "prompts: start the command once for each part of them"
-        )
-
-
-def find_tokenizer(checkpoint: Path, manifest: Manifest, other: str = "") -> Tokenizer:
-    """Return a checkpoint's tokenizer, or the other one that a user names.
-
-    Raises:
-        ConfigError: there is none, or it does not fit the model.
-        DataError: it cannot be used.
-    """
-    if other:
-        folder = absolute_path(other, "tokenizer")
-        is_saved = (folder / BYTES_MARK).is_file()
-        tokenizer = (
-            load_tokenizer(folder)
-            if is_saved
-            else load_pretrained(TokenizerConfig(TokenizerKind.pretrained, path=other), "tokenizer")
-        )
-        if not fits(tokenizer, manifest):
-            raise ConfigError(
-                f"tokenizer must have at most as many ids as the checkpoint's vocabulary ({manifest.vocab_size}), but "
-                f"{other} has {tokenizer.vocab_size}; use the one that the model was trained with"
-            )
-        return tokenizer
-    found = tokenizer_folder(checkpoint, manifest)
-    if found is None:
-        raise ConfigError(
-            f"checkpoint must hold its tokenizer, but {checkpoint} has none, and none that is known to be its run's is "
-            "two folders above (synthetic data have no text)",
-            hints=["copy the checkpoint together with its run's folder, or name the tokenizer: tokenizer=PATH"],
-        )
-    return load_tokenizer(found)
-
-
-def _ends(options: GenerateOptions, tokenizer: Tokenizer, manifest: Manifest) -> Ends:
-    unknown = [one for one in options.eos_ids if one >= manifest.vocab_size]
+def _ends(options: GenerateOptions, tokenizer: Tokenizer, found: Found) -> Ends:
+    vocab_size = found.manifest.vocab_size
+    unknown = [one for one in options.eos_ids if one >= vocab_size]
     if unknown:
-        raise ConfigError(
-            f"eos_ids must be below the model's vocabulary ({manifest.vocab_size}), but one is {unknown[0]}"
-        )
-    ids = options.eos_ids or (tokenizer.eos_id, *ends_of_generation(tokenizer.read))
-    return Ends(frozenset(ids), options.stop)
+        raise ConfigError(f"eos_ids must be below the model's vocabulary ({vocab_size}), but one is {unknown[0]}")
+    return Ends(frozenset(options.eos_ids or end_ids(found, tokenizer)), options.stop)
 
 
 def _beginnings(

@@ -90,6 +90,12 @@ class Hook:
     def on_step(self, step: int) -> None:
         """Run last of all after every optimizer step. Must not sync the host with the device."""
 
+    def on_evaluate(self, step: int) -> None:
+        """Run after the validation loss of a step is known, before the step is reported. May use collectives.
+
+        Numbers that it notes in `Session.measures` are in the row of this step.
+        """
+
     def on_report(self, report: StepReport) -> None:
         """Run after a step that logs (`train.log_every`), and after an evaluation. May use collectives."""
 

@@ -73,9 +73,9 @@ class Loop:
     """The steps of a run, from the one after `state.step` to `train.steps`, or until all ranks agree to stop.
 
     After each step, in this order: `state` moves on; a step whose update was not applied is counted; the ranks agree
-    on stopping; on a step that reports, the loss is read, evaluation, `on_report` of every hook; `on_step` of every
-    hook. A step reports when it is the first of the run, when `train.log_every` divides it, when it is evaluated, and
-    when the run ends with it.
+    on stopping; on a step that reports, the loss is read, evaluation with `on_evaluate` of every hook, `on_report` of
+    every hook; `on_step` of every hook. A step reports when it is the first of the run, when `train.log_every` divides
+    it, when it is evaluated, and when the run ends with it.
     A skipped step is a step: its number, learning rate and data are used up, so that all that follows stays in place.
     Hooks get `on_end` exactly once, also after a failure. Going back to a checkpoint is an event in between: `state` is
     changed in place, hooks hear `on_rewind`, and the next step is the one after the checkpoint's.
@@ -158,7 +158,7 @@ class Loop:
         reading = self._window.close() if reports else None
         if reading is not None:
             busy = self._busy(reading)
-            report = self._report(step, rate, reading, busy, self._evaluate() if evaluates else None)
+            report = self._report(step, rate, reading, busy, self._evaluate(step) if evaluates else None)
             for hook in self.hooks:
                 hook.on_report(report)
         # After the report: a step that was saved must have its row, whenever the run is killed.
@@ -215,13 +215,15 @@ class Loop:
         bubble = float(self.session.groups.world.all_reduce(share).item()) / self.session.groups.world.size
         return _Busy(own_ms, 1000 * seconds / reading.steps, bubble)
 
-    def _evaluate(self) -> float:
+    def _evaluate(self, step: int) -> float:
         assert self.batches.validation is not None
         loss = evaluate(self.engine, self.batches.validation, self._train.eval_batches, self.session.progress)
         self.session.progress.enter("hooks")
         if self.session.plan.uses_pipeline_engine:
             # The computation of the evaluation must not count as work of the next window.
             self.engine.take_busy_seconds()
+        for hook in self.hooks:
+            hook.on_evaluate(step)
         return loss
 
     def _measured(self) -> dict[str, float]:

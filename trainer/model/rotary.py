@@ -14,9 +14,6 @@ import torch
 
 from trainer.spec.rope import Rope, RopeScaling, RopeScalingKind
 
-_BY_LENGTH = (RopeScalingKind.dynamic, RopeScalingKind.longrope)
-"""Kinds whose frequencies depend on the length of the text."""
-
 
 def inverse_frequencies(rope: Rope, length: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """Return the angle by which a position turns each pair of elements, `[dims/2]` fp32.
@@ -114,7 +111,7 @@ def rotate(heads: torch.Tensor, rope: Rope, positions: torch.Tensor, lengths: tu
         lengths: number of tokens in each text so far, those in a cache included; one number if all are alike.
     """
     head_dim = heads.shape[-1]
-    is_by_length = rope.scaling is not None and rope.scaling.kind in _BY_LENGTH
+    is_by_length = rope.scaling is not None and rope.scaling.depends_on_length
     told = (0,) if not is_by_length else lengths if len(set(lengths)) > 1 else lengths[:1]
     cos, sin = _rotary_table(positions, rope, told)
     half = rope.dims // 2

@@ -20,9 +20,9 @@ from trainer.generation.decoder import BATCH_SIZE, Decoder
 from trainer.generation.generate import written
 from trainer.generation.prompts import Prompt
 from trainer.generation.sampling import Sampling
-from trainer.generation.stage import stage_model
 from trainer.generation.task import Beginning
 from trainer.generation.text import Ends
+from trainer.inference.stage import stage_model
 from trainer.loop.events import Hook, StepReport
 from trainer.metrics.sink import Sample
 from trainer.samples.weights import WeightGatherer

@@ -55,6 +55,11 @@ class RopeScaling:
     windowed: bool = True
     """Scale in layers with a sliding window too (Gemma 3, OLMo 3: false)."""
 
+    @property
+    def depends_on_length(self) -> bool:
+        """True if the frequencies depend on the length of the text."""
+        return self.kind in (RopeScalingKind.dynamic, RopeScalingKind.longrope)
+
 
 READ_BY: dict[RopeScalingKind, tuple[str, ...]] = {
     RopeScalingKind.none: (),

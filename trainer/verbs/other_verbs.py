@@ -6,6 +6,7 @@ OTHER_VERBS: dict[str, str] = {
     "pretrain pre_train run fit launch start learn training finetune fine_tune sft continue resume restart go "
     "pretrain_gpt main": "train",
     "sample gen inference infer predict complete chat text prompt": "generate",
+    "eval validate test benchmark score perplexity ppl lm_eval harness": "evaluate",
     "prepare prepare_data preprocess preprocess_data tokenize tokenise dataset build_data": "data",
     "checkpoints ckpt ls list show verify inspect": "checkpoint",
     "repartition merge split zero_to_fp32 consolidate": "reshard",
@@ -21,8 +22,6 @@ OTHER_VERBS: dict[str, str] = {
 """Names elsewhere -> the words that follow `trident` here."""
 
 NO_VERB: dict[str, str] = {
-    "eval evaluate validate test benchmark": "there is no verb to evaluate with; a run does it every train.eval_every "
-    "steps",
     "serve deploy push upload": "models are not served or uploaded; `trident export` writes what other programs take",
     "plan estimate doctor": "`trident train` says the plan of a run before it starts",
     "rl dpo ppo grpo rlhf reward": "only pre-training is done here",

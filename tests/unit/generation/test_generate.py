@@ -21,11 +21,11 @@ from trainer.config.schema import (
 )
 from trainer.data.tokenizer import train_bpe
 from trainer.errors import CheckpointError, ConfigError, TridentError
-from trainer.generation.generate import load_stage
 from trainer.generation.options import GenerateOptions
 from trainer.generation.sampling import Sampling
-from trainer.generation.stage import StageModel
 from trainer.generation.task import settle, tokens_that_fit
+from trainer.inference.loading import load_stage
+from trainer.inference.stage import StageModel
 from trainer.run_paths import CONFIG, TENSORS
 from trainer.topology.groups import single_process_groups
 
@@ -307,7 +307,7 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 
 def test_padding_of_the_loaded_model_is_zero(tmp_path: Path) -> None:
     checkpoint = write_run(tmp_path, tp=2)
-    model = load_stage(settle(GenerateOptions(checkpoint=str(checkpoint))), single_process_groups())
+    model = load_stage(settle(GenerateOptions(checkpoint=str(checkpoint))).source, single_process_groups())
     assert not model.training
     weight = model.get_parameter("layers.embedding.weight")
     assert weight.shape[0] == 264

@@ -13,7 +13,7 @@ from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.helpers.thread_group import run_ranks
 from trainer.config.models import make_model
 from trainer.config.schema import ModelConfig
-from trainer.generation.stage import StageModel
+from trainer.inference.stage import StageModel
 from trainer.micro_batch import MicroBatch
 from trainer.model.cache import KeyValueCache, cache_elements
 from trainer.model.gpt import GPT

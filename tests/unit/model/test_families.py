@@ -15,7 +15,7 @@ from tests.helpers.reference import TINY, TINY_LLAMA, reference_gradients
 from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
 from trainer.config.schema import ModelConfig, RecomputeKind
 from trainer.errors import ConfigError
-from trainer.generation.stage import StageModel
+from trainer.inference.stage import StageModel
 from trainer.micro_batch import MicroBatch
 from trainer.model.cache import KeyValueCache
 from trainer.model.gpt import GPT

@@ -1,11 +1,12 @@
-"""The composition root of `trident generate`: one process that writes, or one rank of a layout that does."""
+"""The composition root of verbs that use a model without training: one process that does, or one rank of a layout."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,10 +14,10 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 from trainer import interruption
+from trainer.config.schema import RuntimeConfig
 from trainer.engine.rendezvous import Place, meet
 from trainer.engine.world import choose_device, start_world, stop_world
-from trainer.generation.generate import write_texts
-from trainer.generation.task import Task
+from trainer.inference.source import ModelSource
 from trainer.launcher.environment import World
 from trainer.launcher.errand import AGAIN, LOGS_VARIABLE
 from trainer.launcher.guard import RankGuard
@@ -28,21 +29,37 @@ from trainer.topology.groups import ParallelGroups, single_process_groups
 from trainer.topology.muster import Fact, Facts
 
 
-def write_alone(task: Task) -> None:
-    """Write the texts in this process.
+@dataclass(frozen=True)
+class Errand:
+    """What a verb does with a model."""
+
+    source: ModelSource
+    facts: Mapping[str, object]
+    """What all ranks must have alike."""
+    work: Callable[[ParallelGroups], object]
+    """Does it, on each rank. Collective over the layout."""
+
+    @property
+    def runtime(self) -> RuntimeConfig:
+        """Device, threads and time-outs."""
+        return self.source.plan.config.runtime
+
+
+def do_alone(errand: Errand) -> None:
+    """Do it in this process.
 
     Raises:
-        TridentError: as `write_texts`.
+        TridentError: as its work.
     """
-    runtime = task.runtime
+    runtime = errand.runtime
     if runtime.threads_per_rank is not None:
         torch.set_num_threads(runtime.threads_per_rank)
     current().enter(LOADING)
-    write_texts(task, single_process_groups(choose_device(runtime.device, 0)))
+    errand.work(single_process_groups(choose_device(runtime.device, 0)))
 
 
-def join(task: Task, world: World) -> Store | None:
-    """Meet the other ranks and agree with them on what is written; return the store, or None if they met before.
+def join(errand: Errand, world: World) -> Store | None:
+    """Meet the other ranks and agree with them on what is done; return the store, or None if they met before.
 
     Raises:
         DisagreementError: they do not agree, or one of them cannot take part: rank 0 reports it.
@@ -52,22 +69,22 @@ def join(task: Task, world: World) -> Store | None:
     current().enter(JOINING)
     if dist.is_initialized():
         return None
-    runtime = task.runtime
-    facts = _facts(task, choose_device(runtime.device, world.local_rank))
+    runtime = errand.runtime
+    facts = _facts(errand, choose_device(runtime.device, world.local_rank))
     return meet(Place.of_environment(), runtime.timeout_s, facts)[0]
 
 
-def write_as_rank(task: Task, world: World, store: Store | None) -> int:
-    """Write the texts as one rank of a launched world, and return the exit code. Collective over all ranks.
+def do_as_rank(errand: Errand, world: World, store: Store | None) -> int:
+    """Do it as one rank of a launched world, and return the exit code. Collective over all ranks.
 
     Args:
-        task: the same on every rank.
+        errand: the same on every rank.
         world: the world of the ranks.
         store: the store in which they met.
     """
-    runtime = task.runtime
+    runtime = errand.runtime
     device = choose_device(runtime.device, world.local_rank)
-    groups = start_world(task.plan.mesh, runtime, device, store)
+    groups = start_world(errand.source.plan.mesh, runtime, device, store)
     logs = _logs(groups)
     together(groups.control, lambda: use_terminal(*send_output_to(logs / f"rank_{groups.rank}.log")))
     guard = RankGuard(logs, groups.rank, AGAIN)
@@ -75,7 +92,7 @@ def write_as_rank(task: Task, world: World, store: Store | None) -> int:
     interruption.before_end(guard.interrupted)
     try:
         current().enter(LOADING)
-        write_texts(task, groups)
+        errand.work(groups)
         # Nobody leaves before all are done: a rank that is gone looks like one that was lost.
         gather(groups.control, None)
     except BaseException as error:
@@ -88,18 +105,8 @@ def write_as_rank(task: Task, world: World, store: Store | None) -> int:
     return 0
 
 
-def _facts(task: Task, device: torch.device) -> Facts:
-    """Return what all ranks must have alike."""
-    asked = {field.name: getattr(task.options, field.name) for field in fields(task.options)}
-    # The same checkpoint may be under another path on another machine.
-    del asked["checkpoint"], asked["settings"], asked["output"]
-    facts: dict[str, object] = {
-        **asked,
-        "the checkpoint": task.manifest.to_json(),
-        "the layout": task.plan.mesh.name,
-        "the tokens of the prompts": [one.ids for one in task.beginnings],
-        "the kind of device (runtime.device)": device.type,
-    }
+def _facts(errand: Errand, device: torch.device) -> Facts:
+    facts = {**errand.facts, "the kind of device (runtime.device)": device.type}
     return {name: Fact(value) for name, value in facts.items()}
 
 

@@ -1,4 +1,4 @@
-"""The layers of one pipeline stage as a model that writes: with a cache, and with logits of the last position only."""
+"""The layers of one pipeline stage as a model that is not trained: with a cache, and logits only where asked for."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from trainer.micro_batch import MicroBatch
 from trainer.model.cache import CachedPass
 from trainer.model.gpt import ModelContext, build_layer, build_tied, full_logits
 from trainer.spec.execution import Execution, RecomputeKind
 from trainer.spec.model import LayerKind, Model
 from trainer.topology.groups import Group, SingleGroup
 
-_OF_ONE_POSITION = (LayerKind.final_norm, LayerKind.head)
-"""Layers behind the blocks: nobody asks what they make of other positions than the last."""
+_BEHIND_THE_BLOCKS = (LayerKind.final_norm, LayerKind.head)
+"""Layers that see each position by itself: they are asked only for those that somebody wants to know."""
 
 
 class StageModel(nn.Module):
@@ -67,17 +68,41 @@ class StageModel(nn.Module):
 
         Collective over the tensor-parallel group.
         """
+        hidden = self.through_blocks(hidden, cache.batch, cache)
+        if not self.is_last:
+            return hidden
+        return full_logits(self.local_logits(hidden[-1:], cache.batch)[-1], self.context).float()
+
+    def through_blocks(self, hidden: torch.Tensor, batch: MicroBatch, cache: CachedPass | None = None) -> torch.Tensor:
+        """Return the hidden `[S, B, H]` behind the last block of this stage.
+
+        Args:
+            hidden: ids `[B, S]` on the first stage, the hidden of the stage before on the others.
+            batch: the tokens and their positions, without labels.
+            cache: the pass that keeps keys and values; None: nothing is kept.
+
+        Collective over the tensor-parallel group.
+        """
+        for name in self.names:
+            kind = self.context.spec.layer(name).kind
+            if kind is LayerKind.block:
+                hidden = self.layers[_key(name)](hidden, batch, cache)
+            elif kind not in _BEHIND_THE_BLOCKS:
+                hidden = self.layers[_key(name)](hidden, batch)
+        return hidden
+
+    def local_logits(self, hidden: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        """Return this rank's logits `[n, B, V/tp]` of any positions `[n, B, H]`, on the last stage.
+
+        Collective over the tensor-parallel group.
+        """
         for name in self.names:
             layer, kind = self.layers[_key(self._owner(name))], self.context.spec.layer(name).kind
-            if kind in _OF_ONE_POSITION:
-                hidden = hidden[-1:]
-            if kind is LayerKind.block:
-                hidden = layer(hidden, cache.batch, cache)
-            elif kind is LayerKind.head and self.context.spec.head.tied:
-                hidden = layer(hidden, cache.batch, as_head=True)
-            else:
-                hidden = layer(hidden, cache.batch)
-        return full_logits(hidden[-1], self.context).float() if self.is_last else hidden
+            if kind is LayerKind.head and self.context.spec.head.tied:
+                hidden = layer(hidden, batch, as_head=True)
+            elif kind in _BEHIND_THE_BLOCKS:
+                hidden = layer(hidden, batch)
+        return hidden
 
 
 def _key(name: str) -> str:

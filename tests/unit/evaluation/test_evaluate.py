@@ -1,0 +1,246 @@
+"""Scores of documents beside the oracle, and of tasks beside the harness's own model of transformers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers.generation import model_of, weights_of, write_run
+from tests.helpers.reference import TINY_LLAMA, reference_logits
+from tests.helpers.tasks import NAMES, PROSE, QUIZ, write_tasks
+from trainer.cli import main
+from trainer.data.tokenizer import ByteTokenizer, FileTokenizer, train_bpe
+from trainer.exporting import export_verb
+
+LENGTH = 48
+TEXTS = [
+    "def read(self):\n",
+    "x",
+    "A document that is longer than the window of the model, for it has many words. " * 2,
+]
+TEXT = "The quick brown fox. import os, def read(self): a week has seven days; three and one are white snow. " * 3
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> FileTokenizer:
+    return train_bpe([TEXT, *TEXTS], 300)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tokenizer: FileTokenizer) -> Path:
+    """A folder with a run, the folder that export makes of it, and tasks."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_run(folder / "run", model=TINY_LLAMA, tokenizer=tokenizer, seq_length=LENGTH)
+    assert export_verb([str(folder / "run"), str(folder / "exported")], "fp32") == 0
+    write_tasks(folder / "tasks")
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*TEXTS, "  ", ""]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def theirs(place: Path) -> dict[str, Any]:
+    """Results of the harness's own model of transformers on the exported folder."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(place / "tasks"), include_defaults=False)
+    arguments = {"pretrained": str(place / "exported"), "dtype": "float32"}
+    found: dict[str, Any] = simple_evaluate(
+        model="hf", model_args=arguments, tasks=list(NAMES), task_manager=manager, device="cpu", batch_size=3
+    )
+    return found
+
+
+Evaluate = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def evaluate(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
+    """Return a function that runs the command in this process and returns what it wrote."""
+    monkeypatch.setenv("TRIDENT_CACHE", str(tmp_path / "cache"))
+
+    def run(source: str, *words: str) -> dict[str, Any]:
+        output = tmp_path / "scores.json"
+        assert main(["evaluate", str(place / source), f"output={output}", "runtime.device=cpu", *words]) == 0
+        found: dict[str, Any] = json.loads(output.read_text())
+        return found
+
+    return run
+
+
+def files(place: Path) -> tuple[str, ...]:
+    return ("data.source=files", f"data.files=[{place / 'texts.jsonl'}]")
+
+
+def expected_nats(tokenizer: FileTokenizer, text: str, stride: int = LENGTH) -> float:
+    """Negative log-likelihood of a text, by the oracle, token by token from the definition of the window."""
+    config = replace(TINY_LLAMA, seq_length=LENGTH)
+    weights = weights_of(model_of(config, tokenizer.vocab_size))
+    ids = [tokenizer.eos_id, *tokenizer.encode(text)]
+    nats, place = 0.0, 1
+    while place < len(ids):
+        end = min(len(ids), place + (LENGTH if place == 1 else stride))
+        start = max(0, end - 1 - LENGTH)
+        logits = reference_logits(config, weights, torch.tensor([ids[start : end - 1]]))[0].double().log_softmax(-1)
+        nats -= float(sum(logits[at - 1 - start, ids[at]] for at in range(place, end)))
+        place = end
+    return nats
+
+
+@pytest.mark.parametrize("stride", [0, 5])
+def test_the_loss_on_documents_is_the_oracles_each_document_by_itself(
+    stride: int, place: Path, tokenizer: FileTokenizer, evaluate: Evaluate
+) -> None:
+    found = evaluate("run", *files(place), f"stride={stride}", "batch_size=2")["data"]
+    tokens = sum(len(tokenizer.encode(text)) for text in TEXTS)
+    assert len(tokenizer.encode(TEXTS[2])) > LENGTH + 5, "a document must be longer than the window"
+    nats = sum(expected_nats(tokenizer, text, stride or LENGTH) for text in TEXTS)
+    assert (found["documents"], found["tokens"]) == (3, tokens), "blank documents are left out"
+    assert found["bytes"] == sum(len(text.encode()) for text in TEXTS)
+    # fp32 against fp64 sums over some hundred tokens.
+    assert found["loss"] == pytest.approx(nats / tokens, rel=1e-5)
+    assert found["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / found["bytes"], rel=1e-5)
+
+
+def test_a_folder_of_transformers_scores_as_the_run_that_it_was_exported_from(place: Path, evaluate: Evaluate) -> None:
+    ours, exported = (evaluate(source, *files(place))["data"] for source in ("run", "exported"))
+    assert exported == ours
+
+
+def test_a_runs_own_data_are_its_held_out_part(place: Path, evaluate: Evaluate) -> None:
+    words = (*files(place), "data.validation_fraction=0.5")
+    whole, parts = evaluate("run", *words)["data"], {}
+    for part in ("validation", "train"):
+        parts[part] = evaluate("run", *words, f"part={part}")["data"]
+    assert 0 < parts["train"]["documents"] < 3
+    assert sum(one["documents"] for one in parts.values()) == whole["documents"] == 3
+    assert sum(one["tokens"] for one in parts.values()) == whole["tokens"]
+    assert evaluate("run", *words, "limit=1")["data"]["documents"] == 1
+
+
+def sampled(results: dict[str, Any], task: str) -> list[dict[str, Any]]:
+    return sorted(results["samples"][task], key=lambda one: int(one["doc_id"]))
+
+
+def test_scores_of_tasks_are_those_of_the_harness_with_transformers(
+    place: Path, theirs: dict[str, Any], evaluate: Evaluate, tmp_path: Path
+) -> None:
+    words = (f"include_path={place / 'tasks'}", f"tasks={','.join(NAMES)}", f"samples={tmp_path / 'samples.jsonl'}")
+    ours = evaluate("run", *words)["tasks"]
+    for task in ("quiz", "finish"):
+        for key in ("acc,none", "acc_norm,none", "exact_match,none", "acc_stderr,none"):
+            assert ours["results"][task].get(key) == theirs["results"][task].get(key), (task, key)
+    for key in ("word_perplexity,none", "byte_perplexity,none", "bits_per_byte,none"):
+        assert ours["results"]["prose"][key] == pytest.approx(theirs["results"]["prose"][key], rel=1e-5)
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for line in (tmp_path / "samples.jsonl").read_text().splitlines():
+        one = json.loads(line)
+        samples.setdefault(one["task"], []).append(one)
+    assert {task: len(found) for task, found in samples.items()} == {
+        "quiz": len(QUIZ),
+        "finish": 3,
+        "prose": len(PROSE),
+    }
+    for mine, other in zip(samples["quiz"], sampled(theirs, "quiz"), strict=True):
+        for (first, greedy), (second, also) in zip(
+            (one[0] for one in mine["resps"]), (one[0] for one in other["resps"]), strict=True
+        ):
+            # Some tokens, each rounded to fp32 in another order.
+            assert float(first) == pytest.approx(float(second), abs=1e-4)
+            assert str(greedy) == str(also)
+    assert [one["resps"] for one in samples["finish"]] == [one["resps"] for one in sampled(theirs, "finish")]
+    assert len({one["resps"][0][0] for one in samples["finish"]}) > 1
+    for mine, other in zip(samples["prose"], sampled(theirs, "prose"), strict=True):
+        assert float(mine["resps"][0][0]) == pytest.approx(float(other["resps"][0][0]), abs=1e-4)
+
+
+def test_few_shot_limit_and_rows(place: Path, evaluate: Evaluate) -> None:
+    words = (f"include_path={place / 'tasks'}", "tasks=quiz")
+    plain, solved = evaluate("run", *words), evaluate("run", *words, "num_fewshot=1", "limit=2")
+    assert plain["scores"] == {
+        f"eval/quiz/{name}": plain["tasks"]["results"]["quiz"][f"{name},none"] for name in ("acc", "acc_norm")
+    }
+    assert solved["tasks"]["n-shot"] == {"quiz": 1}
+    assert solved["tasks"]["n-samples"]["quiz"]["effective"] == 2
+    assert "data" not in plain
+
+
+def test_scores_go_to_tensorboard_and_wandb_when_asked(place: Path, evaluate: Evaluate, tmp_path: Path) -> None:
+    evaluate("run", *files(place), "logging.tensorboard=true", "logging.wandb=offline")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "scores" / "tensorboard")).Reload()
+    assert {"eval/loss", "eval/bits_per_byte", "eval/perplexity"} == set(events.Tags()["scalars"])
+    assert events.Scalars("eval/loss")[0].step == 5
+    assert list((tmp_path / "scores" / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["tasks=no_such_quiz_at_all", "include_path={tasks}"],
+            "tasks must name tasks that exist, but there is no 'no_such_quiz_at_all'",
+        ),
+        (["tasks=far", "include_path={tasks}"], "tasks=far must be loaded with their data, but: "),
+        (
+            ["tasks=empty", "include_path={tasks}"],
+            "task empty: each answer must have text, but one of question 0 is empty",
+        ),
+        (["include_path={tasks}"], "include_path has no effect without tasks=...; leave it out"),
+        (["tasks=quiz", "include_path={tasks}/none"], "include_path must be a folder with tasks"),
+        (
+            ["data.source=files", "data.files=[{tasks}/blank.txt]"],
+            "must give at least one document with text to evaluate on, but gave none",
+        ),
+        (["stride=49", "data.source=stdlib"], "stride (49) must be at most the tokens that the model reads (48)"),
+        (["tasks=quiz", "include_path={tasks}", "part=all"], "part has no effect on tasks"),
+        (["layout=tp3"], "must be divisible by layout.tensor_parallel_size (3)"),
+        (["logging.tensorboard=true"], "logging.tensorboard needs output=FILE.json"),
+        (["tasks=quiz", "include_path={tasks}", "chat=true"], "chat=true needs a tokenizer with a chat template"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(
+    words: list[str], line: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = place / "tasks"
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    if not (tasks / "far.yaml").exists():
+        quiz = (tasks / "quiz.yaml").read_text()
+        (tasks / "far.yaml").write_text(
+            quiz.replace("quiz", "far").replace("dataset_path: json", "dataset_path: nobody/far")
+        )
+        (tasks / "empty.jsonl").write_text(json.dumps({**QUIZ[0], "choices": ["", "x"]}) + "\n")
+        (tasks / "empty.yaml").write_text(quiz.replace("quiz", "empty"))
+        (tasks / "blank.txt").write_text(" \n")
+    here = [word.format(tasks=tasks) for word in words]
+    assert main(["evaluate", str(place / "run"), "runtime.device=cpu", *here]) == 2
+    said = capsys.readouterr().err
+    assert len([one for one in said.splitlines() if one.startswith("error: ")]) == 1, said
+    assert line in said
+    assert "Traceback" not in said
+
+
+def test_without_the_harness_the_extra_is_named(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["evaluate", str(place / "run"), "tasks=quiz"]) == 2
+    said = capsys.readouterr().err
+    assert "error: tasks needs the package lm-eval, but it is not installed\n" in said
+    assert "pip install 'trident-trainer[eval]'" in said
+
+
+def test_a_model_of_bytes_runs_tasks_too(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "run", model=TINY_LLAMA, tokenizer=ByteTokenizer(), seq_length=LENGTH)
+    words = [f"include_path={place / 'tasks'}", "tasks=quiz", "runtime.device=cpu"]
+    assert main(["evaluate", str(tmp_path / "run"), *words]) == 0
+    assert "quiz  0         acc" in capsys.readouterr().out

@@ -1,0 +1,155 @@
+"""Documents of a data source, as tokens that are to be predicted, and the loss on them. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from trainer.config.schema import DataSource, TridentConfig
+from trainer.data.end_of_text import SETTINGS
+from trainer.data.prepare import megatron_pieces, split_texts, synthetic_pieces
+from trainer.data.tokenizer import Tokenizer
+from trainer.errors import DataError
+from trainer.evaluation.windows import Window, rolling_windows
+
+_BATCH_DOCUMENTS = 256
+_BATCH_WINDOWS = 512
+"""Windows that are handed out at once: enough to sort them by length, few enough to hold."""
+_LARGEST_EXPONENT = 700.0
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document."""
+
+    prefix: int
+    """Token that the model reads before the first one; it is not predicted."""
+    tokens: Sequence[int]
+    """Tokens that are predicted."""
+    num_bytes: int | None
+    """Bytes of its text in UTF-8; None if it has no text."""
+
+
+@dataclass(frozen=True)
+class DocumentScores:
+    """The loss on documents."""
+
+    documents: int
+    tokens: int
+    num_bytes: int | None
+    """Bytes of all texts in UTF-8; None if one of them has no text."""
+    nats: float
+    """Negative log-likelihood of all tokens together."""
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity a token: e to the power of the loss."""
+        return math.exp(self.loss) if self.loss < _LARGEST_EXPONENT else math.inf
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits for each byte of the text in UTF-8."""
+        return None if not self.num_bytes else self.nats / math.log(2) / self.num_bytes
+
+    def numbers(self) -> dict[str, float]:
+        """Return the scores by the names of metrics; what is not known is left out."""
+        found = {"loss": self.loss, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}
+        return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+
+
+def read_documents(config: TridentConfig, tokenizer: Tokenizer | None, is_held_out: bool | None) -> Iterator[Document]:
+    """Yield the documents of a source, in order. Those that have nothing to predict are left out.
+
+    Args:
+        config: its `data.*` says the source, `model.vocab_size` and `train.seed` are those of the model's run.
+        tokenizer: the model's; sources of text need it.
+        is_held_out: True or False for one part of the source alone, as `data.validation_fraction` splits it; None for
+            all of it, each document in one piece.
+
+    Raises:
+        DataError: the source cannot be read, or a token is not in the vocabulary.
+    """
+    if config.data.source in (DataSource.megatron, DataSource.synthetic):
+        yield from _of_ids(config, tokenizer, is_held_out)
+        return
+    assert tokenizer is not None, "sources of text are refused without a tokenizer"
+    prefix = prefix_of(tokenizer)
+    texts = (text for held_out, text in split_texts(config) if is_held_out in (None, held_out))
+    while batch := list(islice(texts, _BATCH_DOCUMENTS)):
+        for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
+            if ids:
+                yield Document(prefix, ids, len(text.encode("utf-8", errors="replace")))
+
+
+def _of_ids(config: TridentConfig, tokenizer: Tokenizer | None, is_held_out: bool | None) -> Iterator[Document]:
+    pieces = megatron_pieces if config.data.source is DataSource.megatron else synthetic_pieces
+    for held_out, array in pieces(config):
+        if is_held_out not in (None, held_out):
+            continue
+        ids = array.tolist()
+        if tokenizer is None or config.data.source is DataSource.synthetic:
+            # Nothing is known that stands before a document: its first token is read, and not predicted.
+            document = Document(ids[0], ids[1:], None) if ids else None
+        else:
+            ids = ids[:-1] if ids[-1:] == [tokenizer.eos_id] else ids
+            document = Document(prefix_of(tokenizer), ids, len(tokenizer.decode(ids).encode("utf-8")))
+        if document is not None and document.tokens:
+            yield document
+
+
+def prefix_of(tokenizer: Tokenizer) -> int:
+    """Return the token before a document: the one that begins texts, if the tokenizer has one, or that ends them."""
+    settings = tokenizer.read(SETTINGS)
+    try:
+        named = json.loads(settings).get("bos_token") if settings else None
+    except (ValueError, AttributeError):
+        named = None
+    text = named.get("content") if isinstance(named, dict) else named
+    ids = tokenizer.encode(text) if isinstance(text, str) and text else []
+    return ids[0] if len(ids) == 1 else tokenizer.eos_id
+
+
+def score_documents(
+    documents: Iterator[Document],
+    seq_length: int,
+    stride: int,
+    score: Callable[[Sequence[Window]], Sequence[float]],
+    name: str,
+) -> DocumentScores:
+    """Return the loss on documents.
+
+    Args:
+        documents: read as they are needed.
+        seq_length: largest number of tokens that the model reads.
+        stride: see `rolling_windows`.
+        score: returns the log-probability of each window's targets, in nats.
+        name: the key of the data, for errors.
+
+    Raises:
+        DataError: there is none.
+    """
+    count, tokens, num_bytes, nats = 0, 0, 0, 0.0
+    has_text = True
+    waiting: list[Window] = []
+    for document in documents:
+        count += 1
+        tokens += len(document.tokens)
+        has_text = has_text and document.num_bytes is not None
+        num_bytes += document.num_bytes or 0
+        for window in rolling_windows(document.tokens, document.prefix, seq_length, stride):
+            waiting.append(window)
+            if len(waiting) == _BATCH_WINDOWS:
+                nats -= math.fsum(score(waiting))
+                waiting = []
+    nats -= math.fsum(score(waiting)) if waiting else 0.0
+    if count == 0:
+        raise DataError(f"{name} must give at least one document with text to evaluate on, but gave none")
+    return DocumentScores(count, tokens, num_bytes if has_text else None, nats)

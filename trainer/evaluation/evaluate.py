@@ -1,0 +1,118 @@
+"""What `trident evaluate` does on each rank: documents and tasks, scored by the ranks that share the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from trainer.errors import ConfigError
+from trainer.evaluation.asked import AskedData, Evaluation
+from trainer.evaluation.documents import DocumentScores, read_documents, score_documents
+from trainer.evaluation.options import AS_THE_TASK_SAYS
+from trainer.evaluation.reports import Scores, publish
+from trainer.evaluation.task_names import find_tasks
+from trainer.evaluation.team import Decode, Team
+from trainer.inference.loading import load_stage
+from trainer.inference.source import end_ids, exported_tokenizer_folder, find_tokenizer
+from trainer.log import aside
+from trainer.progress import LOADING, PREPARING, current
+from trainer.topology.agreement import together
+from trainer.topology.groups import ParallelGroups
+
+_KEY = "tasks"
+
+
+@dataclass(frozen=True)
+class _Tasks:
+    """Tasks with their data, on rank 0."""
+
+    manager: Any
+    loaded: dict[str, Any]
+
+
+def evaluate_model(asked: Evaluation, groups: ParallelGroups) -> None:
+    """Score a model, and print, write and log the scores on rank 0. Collective over the layout.
+
+    Raises:
+        CheckpointError: weights are missing or do not fit the config.
+        ConfigError: a task cannot be loaded or run.
+        DataError: the data cannot be read, or there are none.
+        NumericsError: a score is not finite.
+        StorageError: a file cannot be written.
+    """
+    current().enter(PREPARING)
+    is_leading = groups.is_reporting_rank
+    # Before the weights are read: what a user can get wrong is told first.
+    tasks = together(groups.control, lambda: _loaded(asked) if is_leading and asked.options.tasks else None)
+    current().enter(LOADING)
+    model = load_stage(asked.source, groups)
+    team = Team(model, groups, asked.options.batch_size, lambda: _decoder(asked))
+    team.led(lambda: publish(asked, _scores(asked, team, tasks)))
+
+
+def _loaded(asked: Evaluation) -> _Tasks:
+    from trainer.evaluation.task_loading import load_tasks
+
+    options = asked.options
+    manager = find_tasks(options.tasks, options.include_path, _KEY)
+    return _Tasks(manager, load_tasks(options.tasks, manager, _KEY))
+
+
+def _scores(asked: Evaluation, team: Team, tasks: _Tasks | None) -> Scores:
+    documents = None if asked.data is None else score_data(asked.data, team, asked.options.limit)
+    return Scores(documents, None if tasks is None else _task_results(asked, team, tasks))
+
+
+def score_data(data: AskedData, team: Team, limit: int = 0) -> DocumentScores:
+    """Return the loss on documents. On the leading rank.
+
+    Args:
+        data: the documents.
+        team: the ranks that compute.
+        limit: largest number of documents; 0: all.
+
+    Raises:
+        DataError: they cannot be read, or there are none.
+    """
+    documents = read_documents(data.config, data.tokenizer, data.is_held_out)
+
+    def score(windows: Sequence[Any]) -> list[float]:
+        return [one.log_probability for one in team.score(windows)]
+
+    shown = "" if data.part == "all" else f" (part={data.part})"
+    aside(f"scoring documents of {data.name}{shown}")
+    return score_documents(islice(documents, limit or None), team.seq_length, data.stride, score, f"{data.name}{shown}")
+
+
+def _task_results(asked: Evaluation, team: Team, tasks: _Tasks) -> dict[str, Any]:
+    from trainer.evaluation.harness import TaskOptions, TridentLM, asked_penalty, harness_tokenizer, run_tasks
+
+    options, found = asked.options, asked.source.found
+    folder = _tokenizer_folder(asked)
+    ends = end_ids(found, find_tokenizer(found))
+    model = TridentLM(team, harness_tokenizer(folder), ends, asked_penalty(folder))
+    wanted = TaskOptions(
+        num_fewshot=None if options.num_fewshot == AS_THE_TASK_SAYS else options.num_fewshot,
+        limit=options.limit or None,
+        chat=options.chat,
+        keeps_samples=bool(options.samples),
+    )
+    aside(f"running {len(tasks.loaded['tasks'])} task{'s' * (len(tasks.loaded['tasks']) != 1)}")
+    return run_tasks(model, tasks.manager, tasks.loaded, wanted)
+
+
+def _decoder(asked: Evaluation) -> Decode:
+    from trainer.evaluation.harness import decoder_of
+
+    return decoder_of(_tokenizer_folder(asked))
+
+
+def _tokenizer_folder(asked: Evaluation) -> Any:
+    folder = exported_tokenizer_folder(asked.source.found)
+    if folder is None:
+        raise ConfigError(
+            f"tasks need the model's tokenizer, but {asked.source.path} has none (synthetic data have no text)"
+        )
+    return folder

@@ -1,0 +1,118 @@
+"""The scores of a model: printed, written as JSON, and handed to TensorBoard and wandb."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.config.places import absolute_path
+from trainer.config.written import plain
+from trainer.evaluation.asked import Evaluation, asks_for_wandb
+from trainer.evaluation.documents import DocumentScores
+from trainer.evaluation.results import kept_results, numbers_of, table
+from trainer.files import write_atomically
+from trainer.log import say
+from trainer.metrics.scores import log_scores
+from trainer.versions import versions
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was measured."""
+
+    documents: DocumentScores | None
+    tasks: Mapping[str, Any] | None
+    """Results of the harness."""
+
+    def numbers(self) -> dict[str, float]:
+        """Return name -> value, as metrics rows have them: `eval/loss`, `eval/<task>/<metric>`."""
+        found = {} if self.documents is None else self.documents.numbers()
+        found |= {} if self.tasks is None else numbers_of(self.tasks)
+        return {f"eval/{name}": value for name, value in found.items() if math.isfinite(value)}
+
+
+def publish(asked: Evaluation, scores: Scores) -> None:
+    """Print the scores, and write and log what was asked for.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    options = asked.options
+    for line in _lines(asked, scores):
+        say(line)
+    if options.output:
+        path = absolute_path(options.output, "output")
+        write_atomically(path, json.dumps(record(asked, scores), indent=2, ensure_ascii=False) + "\n", "output")
+    if options.samples and scores.tasks is not None:
+        lines = (json.dumps(one, ensure_ascii=False, default=str) for one in _samples(scores.tasks))
+        write_atomically(absolute_path(options.samples, "samples"), "".join(f"{one}\n" for one in lines), "samples")
+    if asked.logs:
+        folder = absolute_path(options.output, "output").with_suffix("")
+        log_scores(
+            scores.numbers(),
+            asked.source.manifest.step,
+            folder,
+            asked.words.logging,
+            {"model": str(asked.source.path), "options": _options(asked)},
+            asks_for_wandb(options.settings),
+        )
+
+
+def record(asked: Evaluation, scores: Scores) -> dict[str, Any]:
+    """Return the scores and all that decides them, as JSON holds it."""
+    source, data, found = asked.source, asked.data, scores.documents
+    told: dict[str, Any] = {
+        "model": str(source.path),
+        "step": source.manifest.step,
+        "parameters": source.plan.model.parameter_count,
+        "seq_length": source.seq_length,
+        "layout": source.plan.mesh.name,
+        "options": _options(asked),
+        "versions": versions(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "scores": scores.numbers(),
+    }
+    if data is not None and found is not None:
+        told["data"] = {
+            "source": data.name,
+            "part": data.part,
+            "stride": data.stride,
+            "documents": found.documents,
+            "tokens": found.tokens,
+            "bytes": found.num_bytes,
+            **found.numbers(),
+        }
+    if scores.tasks is not None:
+        told["tasks"] = kept_results(scores.tasks)
+    return told
+
+
+def _options(asked: Evaluation) -> dict[str, Any]:
+    return {key: plain(value) for key, value in vars(asked.options).items()}
+
+
+def _lines(asked: Evaluation, scores: Scores) -> Iterator[str]:
+    found, data = scores.documents, asked.data
+    if found is not None and data is not None:
+        size = "" if found.num_bytes is None else f", {found.num_bytes:,} bytes"
+        yield f"data    {data.name}: {found.documents:,} documents, {found.tokens:,} tokens{size}"
+        bits = "" if found.bits_per_byte is None else f", {found.bits_per_byte:.4f} bits per byte"
+        yield f"        loss {found.loss:.4f} nats a token, perplexity {found.perplexity:,.2f}{bits}"
+    if scores.tasks is not None:
+        yield from _table(table(scores.tasks))
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _samples(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for task, samples in (results.get("samples") or {}).items():
+        for one in samples:
+            yield {"task": task, **one}
