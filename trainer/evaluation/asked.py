@@ -100,7 +100,8 @@ def settle(options: EvaluateOptions, world: int | None = None, device_count: int
     if problems:
         raise ConfigError(problems)
     check_tensorboard(words.logging)
-    if options.tasks:
+    if options.tasks and world is None:
+        # Ranks that a launcher started leave it to rank 0, which alone needs the harness.
         find_tasks(options.tasks, options.include_path, "tasks")
     found = Evaluation(options, source, words, _data(options, source))
     if found.logs and not options.output:
@@ -134,10 +135,9 @@ def _unwritable(options: EvaluateOptions) -> list[str]:
 
 def _data(options: EvaluateOptions, source: ModelSource) -> AskedData | None:
     told = [word for word in options.settings if word.partition("=")[0].partition(".")[0] == "data"]
-    given = [key for key in ("part", "stride", "tokenizer") if getattr(options, key)]
-    if not told and options.tasks:
-        if given:
-            raise ConfigError(f"{given[0]} has no effect on tasks; name the data too, or leave it out")
+    if options.tasks and not (told or options.part or options.stride):
+        if options.tokenizer:
+            raise ConfigError("tokenizer has no effect on tasks, which take the model's own; leave it out")
         return None
     names_source = any(word.partition("=")[0] in ("data", "data.source") for word in told)
     is_imported = source.found.is_foreign or IMPORTED_FROM in source.manifest.layout

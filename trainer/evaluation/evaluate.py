@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +14,8 @@ from trainer.evaluation.documents import DocumentScores, read_documents, score_d
 from trainer.evaluation.options import AS_THE_TASK_SAYS
 from trainer.evaluation.reports import Scores, publish
 from trainer.evaluation.task_names import find_tasks
-from trainer.evaluation.team import Decode, Team
+from trainer.evaluation.team import TELL_S, Decode, Team
+from trainer.evaluation.windows import Window
 from trainer.inference.loading import load_stage
 from trainer.inference.source import end_ids, exported_tokenizer_folder, find_tokenizer
 from trainer.log import aside
@@ -48,7 +50,7 @@ def evaluate_model(asked: Evaluation, groups: ParallelGroups) -> None:
     tasks = together(groups.control, lambda: _loaded(asked) if is_leading and asked.options.tasks else None)
     current().enter(LOADING)
     model = load_stage(asked.source, groups)
-    team = Team(model, groups, asked.options.batch_size, lambda: _decoder(asked))
+    team = Team(model, groups, asked.options.batch_size, lambda: _decoder(asked), tell=aside)
     team.led(lambda: publish(asked, _scores(asked, team, tasks)))
 
 
@@ -78,8 +80,16 @@ def score_data(data: AskedData, team: Team, limit: int = 0) -> DocumentScores:
     """
     documents = read_documents(data.config, data.tokenizer, data.is_held_out)
 
-    def score(windows: Sequence[Any]) -> list[float]:
-        return [one.log_probability for one in team.score(windows)]
+    done, told_at = 0, time.monotonic()
+
+    def score(windows: Sequence[Window]) -> list[float]:
+        nonlocal done, told_at
+        found = [one.log_probability for one in team.score(windows)]
+        done += sum(len(one.targets) for one in windows)
+        if time.monotonic() - told_at >= TELL_S:
+            told_at = time.monotonic()
+            aside(f"scored {done:,} tokens so far")
+        return found
 
     shown = "" if data.part == "all" else f" (part={data.part})"
     aside(f"scoring documents of {data.name}{shown}")

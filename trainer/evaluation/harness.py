@@ -55,7 +55,10 @@ class TridentLM(TemplateLM):  # type: ignore[misc]
 
     def __init__(self, team: Team, tokenizer: Any, ends: Collection[int], penalty: float = 1.0) -> None:
         super().__init__()
-        self._team, self.tokenizer, self._ends, self._penalty = team, tokenizer, frozenset(ends), penalty
+        self._team, self.tokenizer, self._ends = team, tokenizer, frozenset(ends)
+        self.repetition_penalty = penalty
+        """Penalty of a task that does not say."""
+        self._prefix = str(tokenizer.decode(self.prefix_token_id))
 
     @property
     def eot_token_id(self) -> int:
@@ -81,7 +84,7 @@ class TridentLM(TemplateLM):  # type: ignore[misc]
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Return the ids of a text, with the special tokens that the tokenizer puts around one."""
         special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        if add_special_tokens is None and string.startswith(self.tokenizer.decode(self.prefix_token_id)):
+        if add_special_tokens is None and string.startswith(self._prefix):
             special = {"add_special_tokens": False}
         ids: list[int] = self.tokenizer.encode(string, **special)
         return ids
@@ -163,11 +166,6 @@ class TridentLM(TemplateLM):  # type: ignore[misc]
     def is_at_work(self) -> bool:
         """True while the ranks compute."""
         return self._team.is_at_work
-
-    @property
-    def repetition_penalty(self) -> float:
-        """Penalty of a task that does not say."""
-        return self._penalty
 
 
 @dataclass(frozen=True)

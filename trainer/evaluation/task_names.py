@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.config.keys import did_you_mean
 from trainer.config.models import make_model
 from trainer.config.places import absolute_path
 from trainer.config.schema import TridentConfig
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 _LOG = "lm_eval"
+_NEAR = 0.75
+WITH_DEFAULTS = True
+"""True if the harness's own tasks are looked at; tests have no need of thousands."""
 
 
 def check_harness(key: str) -> None:
@@ -53,7 +57,8 @@ def check_tasks(config: TridentConfig, vocab_size: int) -> None:
     find_tasks(wanted.tasks, () if folder is None else (folder,), "eval.tasks")
 
 
-def find_tasks(names: Sequence[str], include_path: Sequence[str], key: str) -> TaskManager:
+@lru_cache(maxsize=1)
+def find_tasks(names: tuple[str, ...], include_path: tuple[str, ...], key: str) -> TaskManager:
     """Return the harness's table of tasks, with the folders of the user's own first.
 
     The table of the harness's own tasks takes some seconds; it is made only if a name is not in those folders.
@@ -77,15 +82,12 @@ def find_tasks(names: Sequence[str], include_path: Sequence[str], key: str) -> T
     own = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=False)
     if not _unknown(names, own):
         return own
-    every = TaskManager(include_path=[str(folder) for folder in folders])
+    every = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=WITH_DEFAULTS)
     unknown = _unknown(names, every)
     if unknown:
         known = list(every.all_tasks)
         raise ConfigError(
-            [
-                f"{key} must name tasks that exist, but there is no {name!r}{did_you_mean(name, known)}"
-                for name in unknown
-            ],
+            [f"{key} must name tasks that exist, but there is no {name!r}{_near(name, known)}" for name in unknown],
             hints=["`lm-eval ls tasks` lists them", "tasks of your own are found with include_path=FOLDER"],
         )
     return every
@@ -93,6 +95,12 @@ def find_tasks(names: Sequence[str], include_path: Sequence[str], key: str) -> T
 
 def _unknown(names: Sequence[str], manager: TaskManager) -> list[str]:
     return [name for name in names if not matching(name, manager) and not _is_file(name)]
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    # Of thousands of names; the measure for keys takes a minute for so many.
+    close = difflib.get_close_matches(name, known, 1, _NEAR)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _is_file(name: str) -> bool:

@@ -24,6 +24,7 @@ from trainer.evaluation.task_names import find_tasks
 from trainer.evaluation.team import Team
 from trainer.inference.source import exported_tokenizer
 from trainer.inference.stage import stage_model
+from trainer.log import say
 from trainer.loop.events import Hook
 from trainer.loop.session import Session
 from trainer.samples.weights import WeightGatherer
@@ -67,7 +68,7 @@ class TasksHook(Hook):
         if every > 0 and step % every:
             return
         weights = self._weights.gather()
-        self._lead.run(lambda: self._score(weights or {}))
+        self._lead.run(lambda: self._score(step, weights or {}))
 
     def _loaded(self) -> tuple[Any, Mapping[str, Any]]:
         from trainer.evaluation.task_loading import load_tasks
@@ -76,7 +77,7 @@ class TasksHook(Hook):
         manager = find_tasks(self._wanted.tasks, () if folder is None else (folder,), KEY)
         return manager, load_tasks(self._wanted.tasks, manager, KEY)
 
-    def _score(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def _score(self, step: int, weights: Mapping[str, torch.Tensor]) -> None:
         from trainer.evaluation.harness import TaskOptions, TridentLM, asked_penalty, harness_tokenizer, run_tasks
 
         assert self._tasks is not None, "on_start loads them"
@@ -97,8 +98,10 @@ class TasksHook(Hook):
         ends = (own.eos_id, *ends_of_generation(own.read))
         asked = TaskOptions(self._wanted.tasks_num_fewshot, self._wanted.tasks_limit, bootstrap=False)
         results = run_tasks(TridentLM(team, tokenizer, ends, asked_penalty(folder)), *self._tasks, asked)
-        for name, value in numbers_of(results).items():
+        found = numbers_of(results)
+        for name, value in found.items():
             self._session.measures.note(f"eval/{name}", value)
+        say(f"tasks   step {step}: {', '.join(f'{name} {value:.4f}' for name, value in found.items())}")
 
     def _pulse(self) -> None:
         now = time.monotonic()

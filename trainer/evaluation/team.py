@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,6 +23,11 @@ Decode = Callable[[Sequence[int]], str]
 """Text of ids, special tokens included."""
 _BYTES_OF_A_CHARACTER = 4
 """A tokenizer writes a character with at most as many tokens as it has bytes."""
+
+_WINDOWS_OF_A_JOB = 2048
+TELL_S = 30.0
+"""Seconds between lines about how far an evaluation is."""
+_UNKNOWN = Score(math.nan, False)
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Team:
         batch_size: largest number of sequences at once.
         decoding: returns the function that decodes; asked for with the first text.
         beat: called now and then while the ranks compute, as a sign of life.
+        tell: takes a line about how far they are, now and then.
     """
 
     def __init__(
@@ -66,11 +73,13 @@ class Team:
         batch_size: int,
         decoding: Callable[[], Decode],
         beat: Callable[[], object] | None = None,
+        tell: Callable[[str], object] | None = None,
     ) -> None:
         self._model, self._groups, self._batch_size = model, groups, batch_size
         self._decoding = decoding
         self._decode: Decode | None = None
         self._beat = beat or current().beat
+        self._tell, self._told_at = tell, time.monotonic()
         self._scorer = Scorer(model, groups, self._beat)
         self._lead = Lead(groups.control, self._do)
         self.seq_length = model.context.execution.seq_length
@@ -91,10 +100,24 @@ class Team:
         Raises:
             NumericsError: one is not finite.
         """
-        found: list[Score] = self._lead.ask(_Scores(windows)) if windows else []
+        # Sorted as a whole: sequences of one length, and those with the same inputs, come together.
+        order = sorted(range(len(windows)), key=lambda index: (-len(windows[index].inputs), windows[index].inputs))
+        found: list[Score] = [_UNKNOWN] * len(windows)
+        for start in range(0, len(order), _WINDOWS_OF_A_JOB):
+            part = order[start : start + _WINDOWS_OF_A_JOB]
+            scores = self._lead.ask(_Scores([windows[index] for index in part]))
+            for index, score in zip(part, scores, strict=True):
+                found[index] = score
+            self._tell_now(start + len(part), len(windows))
         if not all(math.isfinite(one.log_probability) for one in found):
             raise NumericsError("the log-likelihood of a text must be finite, but is not: the weights hold NaN or Inf")
         return found
+
+    def _tell_now(self, done: int, count: int) -> None:
+        now = time.monotonic()
+        if self._tell is not None and now - self._told_at >= TELL_S and done < count:
+            self._told_at = now
+            self._tell(f"scored {done:,} of {count:,}")
 
     def write(self, wanted: Sequence[Wanted], sampling: Sampling, ends: Collection[int]) -> list[list[int]]:
         """Return the tokens of each text, without one that ends it. On the leading rank.

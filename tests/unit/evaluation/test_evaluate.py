@@ -16,8 +16,13 @@ from tests.helpers.generation import model_of, weights_of, write_run
 from tests.helpers.reference import TINY_LLAMA, reference_logits
 from tests.helpers.tasks import NAMES, PROSE, QUIZ, write_tasks
 from trainer.cli import main
+from trainer.config.schema import LoggingConfig, WandbMode
+from trainer.data.split import is_held_out
 from trainer.data.tokenizer import ByteTokenizer, FileTokenizer, train_bpe
 from trainer.exporting import export_verb
+from trainer.loop.events import StepReport
+from trainer.metrics.sink import Row, Sink
+from trainer.metrics.wandb_mode import WandbChoice
 
 LENGTH = 48
 TEXTS = [
@@ -115,14 +120,15 @@ def test_a_folder_of_transformers_scores_as_the_run_that_it_was_exported_from(pl
     assert exported == ours
 
 
-def test_a_runs_own_data_are_its_held_out_part(place: Path, evaluate: Evaluate) -> None:
-    words = (*files(place), "data.validation_fraction=0.5")
-    whole, parts = evaluate("run", *words)["data"], {}
-    for part in ("validation", "train"):
-        parts[part] = evaluate("run", *words, f"part={part}")["data"]
-    assert 0 < parts["train"]["documents"] < 3
-    assert sum(one["documents"] for one in parts.values()) == whole["documents"] == 3
-    assert sum(one["tokens"] for one in parts.values()) == whole["tokens"]
+def test_parts_are_those_of_training(place: Path, evaluate: Evaluate, tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(8)]
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = ("data.source=files", f"data.files=[{tmp_path / 'many.jsonl'}]", "data.validation_fraction=0.5")
+    held_out = sum(is_held_out(text, 0.5) for text in texts)
+    assert 0 < held_out < 8
+    found = {part: evaluate("run", *words, f"part={part}")["data"] for part in ("validation", "train", "all")}
+    assert [found[part]["documents"] for part in found] == [held_out, 8 - held_out, 8]
+    assert found["validation"]["bytes"] + found["train"]["bytes"] == found["all"]["bytes"] == sum(map(len, texts))
     assert evaluate("run", *words, "limit=1")["data"]["documents"] == 1
 
 
@@ -173,14 +179,28 @@ def test_few_shot_limit_and_rows(place: Path, evaluate: Evaluate) -> None:
     assert "data" not in plain
 
 
-def test_scores_go_to_tensorboard_and_wandb_when_asked(place: Path, evaluate: Evaluate, tmp_path: Path) -> None:
-    evaluate("run", *files(place), "logging.tensorboard=true", "logging.wandb=offline")
+def test_scores_go_to_tensorboard_and_wandb_when_asked(
+    place: Path, evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(tmp_path / "scores" / "tensorboard")).Reload()
-    assert {"eval/loss", "eval/bits_per_byte", "eval/perplexity"} == set(events.Tags()["scalars"])
-    assert events.Scalars("eval/loss")[0].step == 5
-    assert list((tmp_path / "scores" / "wandb").glob("offline-run-*"))
+    given: list[Any] = []
+
+    class Recorded(Sink):
+        def __init__(self, folder: Path, logging: LoggingConfig, choice: WandbChoice, *_: object) -> None:
+            given.extend((folder, logging.wandb_job_type, choice.mode))
+
+        def write(self, row: Row, report: StepReport) -> None:
+            given.append(row)
+
+    monkeypatch.setattr("trainer.metrics.scores.WandbSink", Recorded)
+    found = evaluate("run", *files(place), "logging.tensorboard=true", "logging.wandb=offline")["scores"]
+    folder = tmp_path / "scores"
+    assert given == [folder, "evaluate", WandbMode.offline, {"step": 5, **found}]
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert {"eval/loss", "eval/bits_per_byte", "eval/perplexity"} == set(events.Tags()["scalars"]) == set(found)
+    loss = events.Scalars("eval/loss")[0]
+    assert (loss.step, loss.value) == (5, pytest.approx(found["eval/loss"]))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +213,7 @@ def test_scores_go_to_tensorboard_and_wandb_when_asked(place: Path, evaluate: Ev
         (["tasks=far", "include_path={tasks}"], "tasks=far must be loaded with their data, but: "),
         (
             ["tasks=empty", "include_path={tasks}"],
-            "task empty: each answer must have text, but one of question 0 is empty",
+            "task empty: each answer must have text, but one of question 1 is empty",
         ),
         (["include_path={tasks}"], "include_path has no effect without tasks=...; leave it out"),
         (["tasks=quiz", "include_path={tasks}/none"], "include_path must be a folder with tasks"),
@@ -202,8 +222,8 @@ def test_scores_go_to_tensorboard_and_wandb_when_asked(place: Path, evaluate: Ev
             "must give at least one document with text to evaluate on, but gave none",
         ),
         (["stride=49", "data.source=stdlib"], "stride (49) must be at most the tokens that the model reads (48)"),
-        (["tasks=quiz", "include_path={tasks}", "part=all"], "part has no effect on tasks"),
-        (["layout=tp3"], "must be divisible by layout.tensor_parallel_size (3)"),
+        (["tasks=quiz", "include_path={tasks}", "tokenizer=x"], "tokenizer has no effect on tasks"),
+        (["layout=pp3"], "model.num_layers (2) must be at least"),
         (["logging.tensorboard=true"], "logging.tensorboard needs output=FILE.json"),
         (["tasks=quiz", "include_path={tasks}", "chat=true"], "chat=true needs a tokenizer with a chat template"),
     ],
@@ -212,13 +232,17 @@ def test_what_cannot_be_evaluated_is_one_line(
     words: list[str], line: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = place / "tasks"
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    # The harness's own table takes seconds to read.
+    monkeypatch.setattr("trainer.evaluation.task_names.WITH_DEFAULTS", False)
     if not (tasks / "far.yaml").exists():
         quiz = (tasks / "quiz.yaml").read_text()
         (tasks / "far.yaml").write_text(
             quiz.replace("quiz", "far").replace("dataset_path: json", "dataset_path: nobody/far")
         )
-        (tasks / "empty.jsonl").write_text(json.dumps({**QUIZ[0], "choices": ["", "x"]}) + "\n")
+        answers = ({**QUIZ[0], "choices": [word, "x"]} for word in ("y", ""))
+        (tasks / "empty.jsonl").write_text("".join(json.dumps(one) + "\n" for one in answers))
         (tasks / "empty.yaml").write_text(quiz.replace("quiz", "empty"))
         (tasks / "blank.txt").write_text(" \n")
     here = [word.format(tasks=tasks) for word in words]
