@@ -26,6 +26,7 @@ from trainer.generation.sampling import Sampling
 _DEFAULT_TOKENS = 256
 """Largest number of tokens of a text whose task does not say, as in the harness."""
 _TOKENS_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_IN_A_RUN = {"bootstrap_iters": 0, "random_seed": None, "numpy_random_seed": None, "torch_random_seed": None}
 _SAMPLING_KEYS = ("top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -38,8 +39,8 @@ class TaskOptions:
     limit: int | None = None
     """Largest number of questions of each task."""
     chat: bool = False
-    bootstrap: bool = True
-    """Estimate standard errors of metrics that have no formula for it."""
+    in_run: bool = False
+    """True while a run trains: no standard errors are estimated, and the process's random numbers are left alone."""
     keeps_samples: bool = False
 
 
@@ -230,7 +231,7 @@ def run_tasks(
             limit=options.limit,
             apply_chat_template=options.chat,
             log_samples=options.keeps_samples,
-            **({} if options.bootstrap else {"bootstrap_iters": 0}),
+            **(_IN_A_RUN if options.in_run else {}),
         )
     except TridentError:
         raise

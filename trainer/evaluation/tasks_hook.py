@@ -96,7 +96,7 @@ class TasksHook(Hook):
             self._pulse,
         )
         ends = (own.eos_id, *ends_of_generation(own.read))
-        asked = TaskOptions(self._wanted.tasks_num_fewshot, self._wanted.tasks_limit, bootstrap=False)
+        asked = TaskOptions(self._wanted.tasks_num_fewshot, self._wanted.tasks_limit, in_run=True)
         results = run_tasks(TridentLM(team, tokenizer, ends, asked_penalty(folder)), *self._tasks, asked)
         found = numbers_of(results)
         for name, value in found.items():

@@ -8,6 +8,7 @@ from trainer.config.validate import problems
 
 BASE: dict[str, object] = {"batch.global_batch_size": 8, "train.eval_every": 10}
 TEXTS: dict[str, object] = {"eval.samples": 2}
+TASKS: dict[str, object] = {"eval.tasks": ["quiz"]}
 
 GOOD: list[dict[str, object]] = [
     {},
@@ -16,6 +17,7 @@ GOOD: list[dict[str, object]] = [
     {"logging.wandb": "disabled", "logging.csv": True, "logging.tensorboard": True, "logging.console": "quiet"},
     {"logging.wandb_group": "g", "logging.wandb_artifacts": True, "logging.stall_alert_s": 0},
     {**TEXTS, "data.source": "megatron", "data.files": ["a"], "model.vocab_size": 300, "tokenizer.kind": "pretrained", "tokenizer.path": "t"},
+    {**TASKS, "eval.tasks_every": 20, "eval.tasks_num_fewshot": 0, "eval.tasks_limit": 5, "eval.tasks_batch_size": 1, "eval.tasks_include_path": "t"},
 ]  # fmt: skip
 
 BAD: list[tuple[dict[str, object], list[str]]] = [
@@ -63,6 +65,35 @@ BAD: list[tuple[dict[str, object], list[str]]] = [
     (
         {**TEXTS, "zero.stage": 3, "zero.offload": "nvme", "zero.nvme_path": "/d", "checkpoint.save_final": False},
         ["eval.samples needs weights in memory, but zero.offload=nvme; use zero.offload=cpu, or eval.samples=0"],
+    ),
+    (
+        {"eval.tasks_every": 10, "eval.tasks_limit": 5},
+        [
+            "eval.tasks_every has no effect without eval.tasks; name a task, or leave it out",
+            "eval.tasks_limit has no effect without eval.tasks; name a task, or leave it out",
+        ],
+    ),
+    (
+        {**TASKS, "train.eval_every": 0},
+        ["eval.tasks needs evaluations, but train.eval_every is 0; use for example train.eval_every=100"],
+    ),
+    (
+        {**TASKS, "eval.tasks_every": 15},
+        ["eval.tasks_every (15) must be a multiple of train.eval_every (10); use 10 or 20"],
+    ),
+    ({"eval.tasks": ["quiz", " "]}, ["eval.tasks must hold names of tasks, but one of them is empty"]),
+    ({**TASKS, "eval.tasks_limit": 0}, ["eval.tasks_limit must be at least 1, but is 0"]),
+    (
+        {**TASKS, "data.source": "synthetic", "model.vocab_size": 300},
+        ["eval.tasks has no effect with data.source=synthetic, which has no text; leave it out"],
+    ),
+    (
+        {**TASKS, "data.source": "megatron", "data.files": ["a"], "model.vocab_size": 300},
+        ["eval.tasks needs the tokenizer that made the ids of data.source=megatron; use tokenizer=pretrained with its tokenizer.path"],
+    ),
+    (
+        {**TASKS, "zero.stage": 3, "zero.offload": "nvme", "zero.nvme_path": "/d", "checkpoint.save_final": False},
+        ["eval.tasks needs weights in memory, but zero.offload=nvme; use zero.offload=cpu, or leave eval.tasks out"],
     ),
 ]  # fmt: skip
 

@@ -120,6 +120,17 @@ def test_a_folder_of_transformers_scores_as_the_run_that_it_was_exported_from(pl
     assert exported == ours
 
 
+def test_generate_writes_with_a_folder_of_transformers_as_with_its_run(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = []
+    for source in ("run", "exported"):
+        assert main(["generate", str(place / source), "prompt=def ", "temperature=0", "runtime.device=cpu"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert len(texts[0]) > 20
+
+
 def test_parts_are_those_of_training(place: Path, evaluate: Evaluate, tmp_path: Path) -> None:
     texts = [f"text {number}" for number in range(8)]
     (tmp_path / "many.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
