@@ -34,9 +34,8 @@ def test_every_option_is_read_with_its_type() -> None:
 
 
 def test_words_as_other_programs_take_them() -> None:
-    options = parse(
-        ["x", "--tasks", "a,b", "tasks=[c]", "--include-path", "p", "--include-path=q", "--num-fewshot", "2"]
-    )
+    words = ("--tasks", "a,b", "tasks=[c]", "--include-path", "p", "--include-path=q", "--num-fewshot", "2")
+    options = parse(["x", *words])
     assert (options.tasks, options.include_path, options.num_fewshot) == (("a", "b", "c"), ("p", "q"), 2)
     settings = ("layout=tp2", "data.source=files", "data=stdlib", "logging.wandb=offline")
     assert parse(["x", *settings]).settings == settings

@@ -16,7 +16,7 @@ def test_all_do_what_the_first_one_asks_for() -> None:
         return lead.run(lambda: [lead.ask("one"), lead.ask("two")])
 
     assert run_ranks(3, body) == [[1, 2], None, None]
-    assert done == dict.fromkeys(range(3), ["one", "two"])
+    assert done == {rank: ["one", "two"] for rank in range(3)}
 
 
 @pytest.mark.parametrize("error", [ConfigError("it must not be"), KeyError("x")])
