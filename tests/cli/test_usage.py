@@ -56,7 +56,7 @@ def test_unknown_verb(refused: Run) -> None:
         ("pretrain", "did you mean `trident train`?"),
         ("sample", "did you mean `trident generate`?"),
         ("tokenize", "did you mean `trident data`?"),
-        ("eval", "there is no verb to evaluate with; a run does it every train.eval_every steps"),
+        ("eval", "did you mean `trident evaluate`?"),
         ("sweep", "did you mean `trident train --multirun`?"),
         ("model=gpt2_124m", "a verb comes first: `trident train model=gpt2_124m`"),
         ("--dry-run", "a verb comes first: `trident train --dry-run`"),
