@@ -17,7 +17,7 @@ from trainer import interruption
 from trainer.config.schema import RuntimeConfig
 from trainer.engine.rendezvous import Place, meet
 from trainer.engine.world import choose_device, start_world, stop_world
-from trainer.inference.source import ModelSource
+from trainer.inference.model_source import ModelSource
 from trainer.launcher.environment import World
 from trainer.launcher.errand import AGAIN, LOGS_VARIABLE
 from trainer.launcher.guard import RankGuard
@@ -31,11 +31,11 @@ from trainer.topology.muster import Fact, Facts
 
 @dataclass(frozen=True)
 class Errand:
-    """What a verb does with a model."""
+    """Work of a verb on a model."""
 
     source: ModelSource
     facts: Mapping[str, object]
-    """What all ranks must have alike."""
+    """Facts that all ranks must have alike."""
     work: Callable[[ParallelGroups], object]
     """Does it, on each rank. Collective over the layout."""
 

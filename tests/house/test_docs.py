@@ -18,7 +18,7 @@ from trainer.config.compose import compose, recompose
 from trainer.config.multirun import points
 from trainer.config.validate import problems
 from trainer.errors import ConfigError, TridentError
-from trainer.evaluation import options as evaluate_options
+from trainer.evaluation import evaluate_options
 from trainer.generation import options as generate_options
 from trainer.resharding import MAY_CHANGE
 from trainer.resharding import parse as parse_reshard

@@ -13,9 +13,9 @@ from trainer.config.rules_training import data_source
 from trainer.config.schema import DataConfig, DataSource, TridentConfig, WandbMode
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import ConfigError
-from trainer.evaluation.options import EvaluateOptions
+from trainer.evaluation.evaluate_options import EvaluateOptions
 from trainer.evaluation.task_names import find_tasks
-from trainer.inference.source import ModelSource, composed, find_tokenizer, own_tokenizer_folder, source_of
+from trainer.inference.model_source import ModelSource, composed, find_tokenizer, own_tokenizer_folder, source_of
 from trainer.metrics.tensorboard_sink import check_tensorboard
 
 _WITHOUT_TEXT = (DataSource.megatron, DataSource.synthetic)

@@ -32,7 +32,7 @@ _SAMPLING_KEYS = ("top_k", "top_p", "min_p", "repetition_penalty")
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """How tasks are asked."""
+    """Settings of tasks."""
 
     num_fewshot: int | None = None
     """Solved examples before each question; None: as each task says."""
@@ -171,7 +171,7 @@ class TridentLM(TemplateLM):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a task asks for after one context."""
+    """A text that a task asks for after one context."""
 
     wanted: Wanted
     sampling: Sampling

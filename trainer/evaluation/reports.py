@@ -13,7 +13,7 @@ from trainer.config.places import absolute_path
 from trainer.config.written import plain
 from trainer.evaluation.asked import Evaluation, asks_for_wandb
 from trainer.evaluation.documents import DocumentScores
-from trainer.evaluation.results import kept_results, numbers_of, table
+from trainer.evaluation.task_results import kept_results, numbers_of, table
 from trainer.files import write_atomically
 from trainer.log import say
 from trainer.metrics.scores import log_scores
@@ -22,7 +22,7 @@ from trainer.versions import versions
 
 @dataclass(frozen=True)
 class Scores:
-    """What was measured."""
+    """Scores of a model."""
 
     documents: DocumentScores | None
     tasks: Mapping[str, Any] | None

@@ -19,10 +19,10 @@ from trainer.data.end_of_text import ends_of_generation
 from trainer.data.tokenizer import load_tokenizer
 from trainer.engine.face import Engine
 from trainer.evaluation.leading import Lead
-from trainer.evaluation.results import numbers_of
 from trainer.evaluation.task_names import find_tasks
+from trainer.evaluation.task_results import numbers_of
 from trainer.evaluation.team import Team
-from trainer.inference.source import exported_tokenizer
+from trainer.inference.model_source import exported_tokenizer
 from trainer.inference.stage import stage_model
 from trainer.log import say
 from trainer.loop.events import Hook

@@ -14,7 +14,7 @@ from trainer.generation.continuation import prompt_ids
 from trainer.generation.options import GenerateOptions
 from trainer.generation.prompts import Prompt, read_prompts
 from trainer.generation.text import Ends
-from trainer.inference.source import ModelSource, composed, end_ids, find_tokenizer, source_of
+from trainer.inference.model_source import ModelSource, composed, end_ids, find_tokenizer, source_of
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trainer.checkpoint.fragments import TensorFolder
 from trainer.checkpoint.weight_source import weight_reader
 from trainer.errors import CheckpointError
-from trainer.inference.source import ModelSource
+from trainer.inference.model_source import ModelSource
 from trainer.inference.stage import StageModel, stage_model
 from trainer.pipeline.partition import stages
 from trainer.tensor_parallel.init import fill

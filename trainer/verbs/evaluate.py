@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from trainer.evaluation import options
-from trainer.evaluation.options import KEYS, EvaluateOptions
+from trainer.evaluation import evaluate_options
+from trainer.evaluation.evaluate_options import KEYS, EvaluateOptions
 from trainer.verbs.declare import Takes, Verb
 from trainer.verbs.model_use import keys_of, use_model
 from trainer.verbs.parse import Words
@@ -23,14 +23,14 @@ def run(words: Words) -> int:
 
 
 def _settle(words: Sequence[str], world: int | None, device_count: int | None) -> Evaluation:
-    wanted = options.parse(words)
+    wanted = evaluate_options.parse(words)
     from trainer.evaluation.asked import settle
 
     return settle(wanted, world, device_count)
 
 
 def _begin(asked: Evaluation) -> Callable[[ParallelGroups], object]:
-    from trainer.evaluation.evaluate import evaluate_model
+    from trainer.evaluation.evaluating import evaluate_model
 
     return partial(evaluate_model, asked)
 
@@ -46,7 +46,7 @@ VERB = Verb(
     name="evaluate",
     summary="score a run, a checkpoint or a model: its loss on documents, and tasks of lm-eval",
     run=run,
-    keys=keys_of(options, EvaluateOptions, KEYS, _TAKES),
+    keys=keys_of(evaluate_options, EvaluateOptions, KEYS, _TAKES),
     text=(
         "Without data.* and tasks it is the loss on what the run held out of its own data. Each document is scored by "
         "itself. The layout need not be the one that trained; replicas (dp) share the work.",

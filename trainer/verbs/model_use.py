@@ -15,13 +15,13 @@ from trainer.log import report_error, report_failure
 from trainer.verbs.declare import Key, Takes
 
 if TYPE_CHECKING:
-    from trainer.inference.source import ModelSource
+    from trainer.inference.model_source import ModelSource
     from trainer.launcher.environment import World
     from trainer.topology.groups import ParallelGroups
 
 
 class Task(Protocol):
-    """What the words of a verb ask for, settled."""
+    """The task that the words of a verb ask for, settled."""
 
     @property
     def source(self) -> ModelSource:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from trainer.errors import ConfigError
-from trainer.evaluation.options import KEYS, OTHER_NAMES, EvaluateOptions, parse
+from trainer.evaluation.evaluate_options import KEYS, OTHER_NAMES, EvaluateOptions, parse
 
 
 def problems_of(*arguments: str) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def test_words_as_other_programs_take_them() -> None:
         ([], "checkpoint must name a run folder, a checkpoint or a model, but is empty"),
         (["x", "limit=-1"], "limit must be at least 0, but is -1"),
         (["x", "limit=many"], "limit must be of type int, but is 'many'"),
-        (["x", "num_fewshot=-2"], "num_fewshot must be at least 0, or -1, but is -2"),
+        (["x", "tasks=a", "num_fewshot=-2"], "num_fewshot must be at least 0, or -1, but is -2"),
         (["x", "part=test"], "part must be one of all, validation, train, but is 'test'"),
         (["x", "output=o.txt"], "output must be the name of a .json file, but is 'o.txt'"),
         (["x", "tasks=a,,b"], "tasks must be names with commas, but one is empty"),

@@ -1,4 +1,4 @@
-"""What `trident evaluate` does on each rank: documents and tasks, scored by the ranks that share the model."""
+"""`trident evaluate` on each rank: documents and tasks, scored by the ranks that share the model."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from trainer.errors import ConfigError
 from trainer.evaluation.asked import AskedData, Evaluation
 from trainer.evaluation.documents import DocumentScores, read_documents, score_documents
-from trainer.evaluation.options import AS_THE_TASK_SAYS
+from trainer.evaluation.evaluate_options import AS_THE_TASK_SAYS
 from trainer.evaluation.reports import Scores, publish
 from trainer.evaluation.task_names import find_tasks
 from trainer.evaluation.team import TELL_S, Decode, Team
 from trainer.evaluation.windows import Window
 from trainer.inference.loading import load_stage
-from trainer.inference.source import end_ids, exported_tokenizer_folder, find_tokenizer
+from trainer.inference.model_source import end_ids, exported_tokenizer_folder, find_tokenizer
 from trainer.log import aside
 from trainer.progress import LOADING, PREPARING, current
 from trainer.topology.agreement import together
