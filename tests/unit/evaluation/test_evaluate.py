@@ -19,6 +19,9 @@ from trainer.cli import main
 from trainer.config.schema import LoggingConfig, WandbMode
 from trainer.data.split import is_held_out
 from trainer.data.tokenizer import ByteTokenizer, FileTokenizer, train_bpe
+from trainer.evaluation.asked import settle
+from trainer.evaluation.documents import read_documents
+from trainer.evaluation.evaluate_options import EvaluateOptions
 from trainer.exporting import export_verb
 from trainer.loop.events import StepReport
 from trainer.metrics.sink import Row, Sink
@@ -131,16 +134,17 @@ def test_generate_writes_with_a_folder_of_transformers_as_with_its_run(
     assert len(texts[0]) > 20
 
 
-def test_parts_are_those_of_training(place: Path, evaluate: Evaluate, tmp_path: Path) -> None:
+def test_parts_are_those_of_training(place: Path, tmp_path: Path) -> None:
     texts = [f"text {number}" for number in range(8)]
     (tmp_path / "many.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    words = ("data.source=files", f"data.files=[{tmp_path / 'many.jsonl'}]", "data.validation_fraction=0.5")
-    held_out = sum(is_held_out(text, 0.5) for text in texts)
-    assert 0 < held_out < 8
-    found = {part: evaluate("run", *words, f"part={part}")["data"] for part in ("validation", "train", "all")}
-    assert [found[part]["documents"] for part in found] == [held_out, 8 - held_out, 8]
-    assert found["validation"]["bytes"] + found["train"]["bytes"] == found["all"]["bytes"] == sum(map(len, texts))
-    assert evaluate("run", *words, "limit=1")["data"]["documents"] == 1
+    held_out = [is_held_out(text, 0.5) for text in texts]
+    assert 0 < sum(held_out) < 8
+    settings = ("data.source=files", f"data.files=[{tmp_path / 'many.jsonl'}]", "data.validation_fraction=0.5")
+    for part, wanted in (("validation", held_out), ("train", [not one for one in held_out]), ("all", [True] * 8)):
+        data = settle(EvaluateOptions(str(place / "run"), part=part, settings=settings)).data
+        assert data is not None
+        found = [one.num_bytes for one in read_documents(data.config, data.tokenizer, data.is_held_out)]
+        assert found == [len(text) for text, is_wanted in zip(texts, wanted, strict=True) if is_wanted]
 
 
 def sampled(results: dict[str, Any], task: str) -> list[dict[str, Any]]:
@@ -254,7 +258,7 @@ def test_what_cannot_be_evaluated_is_one_line(
         )
         answers = ({**QUIZ[0], "choices": [word, "x"]} for word in ("y", ""))
         (tasks / "empty.jsonl").write_text("".join(json.dumps(one) + "\n" for one in answers))
-        (tasks / "empty.yaml").write_text(quiz.replace("quiz", "empty"))
+        (tasks / "empty.yaml").write_text(quiz.replace("quiz", "empty") + 'target_delimiter: ""\n')
         (tasks / "blank.txt").write_text(" \n")
     here = [word.format(tasks=tasks) for word in words]
     assert main(["evaluate", str(place / "run"), "runtime.device=cpu", *here]) == 2

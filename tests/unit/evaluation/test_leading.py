@@ -12,7 +12,11 @@ def test_all_do_what_the_first_one_asks_for() -> None:
     done: dict[int, list[object]] = {0: [], 1: [], 2: []}
 
     def body(group: Group) -> object:
-        lead = Lead(group, lambda job: done[group.rank].append(job) or len(done[group.rank]))
+        def work(job: object) -> int:
+            done[group.rank].append(job)
+            return len(done[group.rank])
+
+        lead = Lead(group, work)
         return lead.run(lambda: [lead.ask("one"), lead.ask("two")])
 
     assert run_ranks(3, body) == [[1, 2], None, None]
@@ -21,7 +25,7 @@ def test_all_do_what_the_first_one_asks_for() -> None:
 
 @pytest.mark.parametrize("error", [ConfigError("it must not be"), KeyError("x")])
 def test_a_failure_of_the_first_one_is_everyones(error: Exception) -> None:
-    def body(group: Group) -> TridentError | KeyError:
+    def body(group: Group) -> Exception:
         lead = Lead(group, lambda job: None)
 
         def fail() -> None:
