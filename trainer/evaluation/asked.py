@@ -100,6 +100,8 @@ def settle(options: EvaluateOptions, world: int | None = None, device_count: int
     if problems:
         raise ConfigError(problems)
     check_tensorboard(words.logging)
+    if options.tasks and own_tokenizer_folder(source.found) is None:
+        raise ConfigError(f"tasks need the model's tokenizer, but {source.path} has none (synthetic data have no text)")
     if options.tasks and world is None:
         # Ranks that a launcher started leave it to rank 0, which alone needs the harness.
         find_tasks(options.tasks, options.include_path, "tasks")

@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from trainer.errors import ConfigError
 from trainer.evaluation.asked import AskedData, Evaluation
 from trainer.evaluation.documents import DocumentScores, read_documents, score_documents
 from trainer.evaluation.evaluate_options import AS_THE_TASK_SAYS
@@ -119,10 +119,7 @@ def _decoder(asked: Evaluation) -> Decode:
     return decoder_of(_tokenizer_folder(asked))
 
 
-def _tokenizer_folder(asked: Evaluation) -> Any:
+def _tokenizer_folder(asked: Evaluation) -> Path:
     folder = exported_tokenizer_folder(asked.source.found)
-    if folder is None:
-        raise ConfigError(
-            f"tasks need the model's tokenizer, but {asked.source.path} has none (synthetic data have no text)"
-        )
+    assert folder is not None, "tasks are refused without a tokenizer"
     return folder

@@ -52,8 +52,11 @@ def test_the_help_of_generate_says_what_every_key_does(monkeypatch: pytest.Monke
     verb = find_verb("generate")
     assert [key.name for key in verb.keys] == [*GENERATE_KEYS, "layout"]
     assert "  top_k               Sample among this many likeliest tokens. 0: all (default 0)" in usage(verb)
-    assert "A first word that is no key=value\n" in usage(verb)
-    assert "                      means it too (must be given)\n" in usage(verb)
+    assert "or the folder or hub name of a Hugging\n" in usage(verb)
+    assert (
+        "                      Face model. A first word that is no key=value means it too (must be given)\n"
+        in usage(verb)
+    )
 
 
 def test_a_long_head_gets_a_line_of_its_own() -> None:
