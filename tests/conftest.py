@@ -27,8 +27,10 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _OF_PYTEST = "PYTEST_CURRENT_TEST"
-RANKS = ("tests/chaos/", "tests/dist/", "tests/e2e/", "tests/launch/")
+RANKS = ("tests/dist/", "tests/e2e/")
 """Folders of tests that start ranks, which keep both cores busy: one after the other, beside all other tests."""
+WAITING = ("tests/chaos/", "tests/launch/")
+"""Folders of tests that start ranks, and wait more than they compute: after all others, beside those of `RANKS`."""
 OPTIONAL = {"matrix": "--run-matrix", "slow": "--run-slow", "container": "--run-containers"}
 
 
@@ -48,12 +50,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """With `-n 2`, one process runs all tests that start ranks, and the other one takes the rest, a file at a time."""
+    """With `-n 2`, one process runs the tests of `RANKS`, the other one all files of other tests, then `WAITING`."""
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
     class TwoSides(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return "ranks" if nodeid.startswith(RANKS) else nodeid.partition("::")[0]
+            for scope, folders in (("ranks", RANKS), ("waiting", WAITING)):
+                if nodeid.startswith(folders):
+                    return scope
+            return nodeid.partition("::")[0]
+
+        def _assign_work_unit(self, node: object) -> None:
+            for scope, is_last in (("ranks", False), ("waiting", True)):
+                if scope in self.workqueue:
+                    self.workqueue.move_to_end(scope, last=is_last)
+            super()._assign_work_unit(node)
 
     return TwoSides(config, log)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.dist import run_distributed
-from tests.helpers.parity import TOLERANCES, Case, Errors, errors_of, run_cases
+from tests.helpers.parity import Case, Errors, errors_of, run_cases, tolerance_of
 from tests.helpers.parity_cases import FROZEN, HALF_PRECISION, OPTION_SAMPLE, SAMPLE, WORLD_SIZES
 from tests.helpers.parity_cases import layout_name, layouts, matrix_of
 
@@ -22,7 +22,7 @@ MATRIX = [layout for world_size in WORLD_SIZES for layout in layouts(world_size)
 
 
 def _check(case: Case, errors: Errors) -> None:
-    tolerance = TOLERANCES[case.dtype]
+    tolerance = tolerance_of(case)
     assert errors.loss < tolerance.loss, case.name
     assert errors.grad_norm < tolerance.grad_norm, case.name
     assert errors.gradient < tolerance.gradient, f"{case.name}: gradient of {errors.gradient_name}"

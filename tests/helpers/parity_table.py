@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.parity import STEPS, TOLERANCES, Case, Errors
+from tests.helpers.parity import STEPS, TOLERANCES, Case, Errors, tolerance_of
 from tests.helpers.parity_cases import WORLD_SIZES, layout_name, layouts, matrix_of
 
 HEAD = """# Parity: every layout trains the same model
@@ -43,7 +43,9 @@ FOOT = """
 `sp`: with sequence parallelism. `+ parameters`: ZeRO-3 with parameters offloaded too. Every row holds num_micro_batches
 1, 2 and 8 (DualPipeV: 2 pp), tied and untied, GPT-2-like and LLaMA-like. `uneven tokens`: labels of -100, weights of 0
 and of 0.5, and a micro-batch in which nothing counts. `frozen`: embeddings, the first layers, or vectors are not
-trained. `options`: five models with other norms, wirings, positions, heads and scales (`tests/helpers/options.py`).
+trained. `options`: five models with other norms, wirings, positions, heads and scales (`tests/helpers/options.py`);
+with norms of queries and keys the tolerance of gradients is 1e-5, since there the oracle in fp32 is as far from itself
+in fp64.
 
 Measured at commit {commit} with DeepSpeed {deepspeed}, torch {torch}, Python {python}, on CPU, by
 
@@ -86,9 +88,9 @@ def row_of(case: Case) -> Row:
     return Row(layout + f" {case.schedule}" * (case.schedule != "1f1b"), memory)
 
 
-def passes(errors: Errors) -> bool:
-    """Return whether a case is within the tolerances of fp32."""
-    tolerance = TOLERANCES["fp32"]
+def passes(case: Case, errors: Errors) -> bool:
+    """Return whether a case is within its tolerances."""
+    tolerance = tolerance_of(case)
     return (
         errors.loss < tolerance.loss
         and errors.grad_norm < tolerance.grad_norm
@@ -99,23 +101,23 @@ def passes(errors: Errors) -> bool:
 
 def table(found: dict[Case, Errors], cases: Iterable[Case]) -> list[str]:
     """Return a line for each row; a case that was not reported counts as not passed."""
-    rows: dict[Row, list[Errors | None]] = {}
+    rows: dict[Row, list[Case]] = {}
     for case in cases:
-        rows.setdefault(row_of(case), []).append(found.get(case))
-    return [_line(row, errors) for row, errors in rows.items()]
+        rows.setdefault(row_of(case), []).append(case)
+    return [_line(row, members, found) for row, members in rows.items()]
 
 
-def _line(row: Row, errors: Sequence[Errors | None]) -> str:
-    known = [e for e in errors if e is not None]
-    worst = [max((getattr(e, name) for e in known), default=float("nan")) for name in Errors.NUMBERS]
-    cells = [row.layout, row.memory, str(len(errors)), str(sum(passes(e) for e in known))]
+def _line(row: Row, cases: Sequence[Case], found: dict[Case, Errors]) -> str:
+    known = {case: found[case] for case in cases if case in found}
+    worst = [max((getattr(e, name) for e in known.values()), default=float("nan")) for name in Errors.NUMBERS]
+    cells = [row.layout, row.memory, str(len(cases)), str(sum(passes(*pair) for pair in known.items()))]
     return "| " + " | ".join([*cells, *(f"{number:.0e}" for number in worst)]) + " |"
 
 
 def page(found: dict[Case, Errors], commit: str) -> str:
     """Return docs/parity.md."""
     cases = [case for size in WORLD_SIZES for layout in layouts(size) for case in matrix_of(layout)]
-    passed = sum(case in found and passes(found[case]) for case in cases)
+    passed = sum(case in found and passes(case, found[case]) for case in cases)
     tolerance = TOLERANCES["fp32"]
     head = HEAD.format(
         steps=STEPS, loss=tolerance.loss, gradient=tolerance.gradient, passed=f"{passed:,}", total=f"{len(cases):,}"
