@@ -108,7 +108,6 @@ def test_tasks_while_a_run_trains_score_as_its_checkpoint_does(place: Path, alon
     [
         (["layout=dp2"], ("stride=3",), "stride"),
         (["layout=tp2", "tasks=far"], (), "tasks must name tasks that exist, but there is no 'far'"),
-        (["layout=tp2", "data.source=files", "data.files=[nowhere.txt]"], (), "must name files that exist"),
     ],
 )
 def test_ranks_that_disagree_or_cannot_go_on_say_so_once(
