@@ -18,13 +18,14 @@ from trainer.config.schema import EvalConfig
 from trainer.data.end_of_text import ends_of_generation
 from trainer.data.tokenizer import load_tokenizer
 from trainer.engine.face import Engine
+from trainer.errors import ConfigError, NumericsError, first_line
 from trainer.evaluation.leading import Lead
 from trainer.evaluation.task_names import find_tasks
 from trainer.evaluation.task_results import numbers_of
 from trainer.evaluation.team import Team
 from trainer.inference.model_source import exported_tokenizer
 from trainer.inference.stage import stage_model
-from trainer.log import say
+from trainer.log import say, warn
 from trainer.loop.events import Hook
 from trainer.loop.session import Session
 from trainer.samples.weights import WeightGatherer
@@ -97,7 +98,12 @@ class TasksHook(Hook):
         )
         ends = (own.eos_id, *ends_of_generation(own.read))
         asked = TaskOptions(self._wanted.tasks_num_fewshot, self._wanted.tasks_limit, in_run=True)
-        results = run_tasks(TridentLM(team, tokenizer, ends, asked_penalty(folder)), *self._tasks, asked)
+        try:
+            results = run_tasks(TridentLM(team, tokenizer, ends, asked_penalty(folder)), *self._tasks, asked)
+        except (ConfigError, NumericsError) as error:
+            # What somebody wrote into a task must not cost the steps of a run.
+            warn(f"step {step} has no scores of tasks: {first_line(error)}")
+            return
         found = numbers_of(results)
         for name, value in found.items():
             self._session.measures.note(f"eval/{name}", value)

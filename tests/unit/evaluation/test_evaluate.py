@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 
 from tests.helpers.generation import model_of, weights_of, write_run
@@ -17,6 +18,7 @@ from tests.helpers.reference import TINY_LLAMA, reference_logits
 from tests.helpers.tasks import NAMES, PROSE, QUIZ, write_tasks
 from trainer.cli import main
 from trainer.config.schema import LoggingConfig, WandbMode
+from trainer.data.end_of_text import END_OF_TEXT
 from trainer.data.split import is_held_out
 from trainer.data.tokenizer import ByteTokenizer, FileTokenizer, train_bpe
 from trainer.evaluation.asked import settle
@@ -38,7 +40,13 @@ TEXT = "The quick brown fox. import os, def read(self): a week has seven days; t
 
 @pytest.fixture(scope="module")
 def tokenizer() -> FileTokenizer:
-    return train_bpe([TEXT, *TEXTS], 300)
+    """A tokenizer that puts a token before every text, as LLaMA's does, unless it is told not to."""
+    trained = train_bpe([TEXT, *TEXTS], 300)
+    inner = tokenizers.Tokenizer.from_str(trained._tokenizer.to_str())
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, trained.eos_id)]
+    )
+    return FileTokenizer(inner.to_str(), "a test", END_OF_TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +160,10 @@ def sampled(results: dict[str, Any], task: str) -> list[dict[str, Any]]:
 
 
 def test_scores_of_tasks_are_those_of_the_harness_with_transformers(
-    place: Path, theirs: dict[str, Any], evaluate: Evaluate, tmp_path: Path
+    place: Path, tokenizer: FileTokenizer, theirs: dict[str, Any], evaluate: Evaluate, tmp_path: Path
 ) -> None:
+    from trainer.evaluation.harness import harness_tokenizer
+
     words = (f"include_path={place / 'tasks'}", f"tasks={','.join(NAMES)}", f"samples={tmp_path / 'samples.jsonl'}")
     ours = evaluate("run", *words)["tasks"]
     for task in ("quiz", "finish"):
@@ -165,6 +175,7 @@ def test_scores_of_tasks_are_those_of_the_harness_with_transformers(
     for line in (tmp_path / "samples.jsonl").read_text().splitlines():
         one = json.loads(line)
         samples.setdefault(one["task"], []).append(one)
+    assert harness_tokenizer(place / "exported").encode("x")[0] == tokenizer.eos_id, "a token must stand before a text"
     assert {task: len(found) for task, found in samples.items()} == {
         "quiz": len(QUIZ),
         "finish": 3,
