@@ -99,7 +99,8 @@ def _lines(asked: Evaluation, scores: Scores) -> Iterator[str]:
     found, data = scores.documents, asked.data
     if found is not None and data is not None:
         size = "" if found.num_bytes is None else f", {found.num_bytes:,} bytes"
-        yield f"data    {data.name}: {found.documents:,} documents, {found.tokens:,} tokens{size}"
+        count = f"{found.documents:,} document{'s' * (found.documents != 1)}"
+        yield f"data    {data.name}: {count}, {found.tokens:,} tokens{size}"
         bits = "" if found.bits_per_byte is None else f", {found.bits_per_byte:.4f} bits per byte"
         yield f"        loss {found.loss:.4f} nats a token, perplexity {found.perplexity:,.2f}{bits}"
     if scores.tasks is not None:
