@@ -64,7 +64,7 @@ def test_packed_documents_equal_each_of_them_alone(name: str) -> None:
     labels[:, :-1][documents[:, 1:] != documents[:, :-1]] = IGNORED
     alone = []
     for row, lengths in enumerate(LENGTHS):
-        for ids_of, labels_of in zip(*(torch.split(one[row], lengths) for one in (tokens, labels)), strict=True):
+        for ids_of, labels_of in zip(*(torch.split(one[row], list(lengths)) for one in (tokens, labels)), strict=True):
             alone.append(placed(MicroBatch.of(ids_of[None], labels_of[None])))
     packed = placed(MicroBatch.of(tokens, labels, documents=documents))
     expected, gradients = loss_and_gradients(model, alone)
