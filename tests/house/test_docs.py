@@ -60,9 +60,10 @@ def words_of(line: str) -> list[str]:
 
 README_COMMANDS = [line for line in code_lines(ROOT / "README.md") if line.startswith(COMMANDS)]
 TUTORIAL_COMMANDS = [line for line in code_lines(ROOT / "docs" / "tutorial.md") if line.startswith(COMMANDS)]
+FINE_TUNING_COMMANDS = [line for line in code_lines(ROOT / "docs" / "fine_tuning.md") if line.startswith(COMMANDS)]
 MODEL_COMMANDS = [
     line
-    for page in ("README.md", "docs/tutorial.md", "docs/generate.md", "docs/evaluate.md")
+    for page in ("README.md", "docs/tutorial.md", "docs/generate.md", "docs/evaluate.md", "docs/fine_tuning.md")
     for line in code_lines(ROOT / page)
     if line.startswith(("trident generate", "trident evaluate"))
 ]
@@ -77,7 +78,7 @@ def test_readme_shows_every_way_to_launch() -> None:
     }
 
 
-@pytest.mark.parametrize("line", README_COMMANDS + TUTORIAL_COMMANDS)
+@pytest.mark.parametrize("line", README_COMMANDS + TUTORIAL_COMMANDS + FINE_TUNING_COMMANDS)
 def test_command_composes_and_is_legal(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = words_of(line)
     monkeypatch.chdir(tmp_path)
@@ -86,6 +87,7 @@ def test_command_composes_and_is_legal(line: str, tmp_path: Path, monkeypatch: p
             source = tmp_path / word.removeprefix("model.path=")
             source.mkdir()
             (source / "config.json").write_text(json.dumps(SMOLLM2))
+            (source / "tokenizer.json").write_text("{}")
     verb = words.index("train") if "train" in words else words.index("data")
     counts = [int(words[words.index(option) + 1]) for option in RANKS if option in words]
     settings = [word for word in words[verb + 1 :] if word != "--multirun"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from trainer.config import (
+    rules_examples,
+    rules_frozen,
     rules_layout,
     rules_logging,
     rules_model,
@@ -21,6 +23,7 @@ from trainer.errors import ConfigError
 ARITHMETIC: tuple[Rule, ...] = (
     *rules_model.RULES,
     *rules_options.RULES,
+    *rules_frozen.RULES,
     *rules_layout.RULES,
     *rules_profile.ARITHMETIC,
 )
@@ -28,6 +31,7 @@ ARITHMETIC: tuple[Rule, ...] = (
 _ALWAYS: tuple[Rule, ...] = (
     *rules_ranges.RULES,
     *rules_training.RULES,
+    *rules_examples.RULES,
     *rules_logging.RULES,
     *rules_profile.RULES,
 )

@@ -12,11 +12,14 @@ def run(words: Words) -> int:
     """Prepare the data of a config and print their folder."""
     from trainer.config.compose import compose
     from trainer.config.validate import validate
-    from trainer.data.prepare import prepare
+    from trainer.data.prepare import prepare, told_examples
 
     config = compose(words.rest)
     validate(config, None)
     prepared = prepare(config, say)
+    told = told_examples(prepared, config)
+    if told is not None:
+        say(told)
     say(
         f"{prepared.train_tokens:,} tokens to train on and {prepared.validation_tokens:,} to validate with, "
         f"vocabulary {prepared.vocab_size:,}, in {prepared.folder}"
@@ -32,8 +35,8 @@ VERB = Verb(
     takes_settings=True,
     text=(
         "Takes the groups and keys of `trident train` and prints the folder of the shards. The keys data.*, "
-        "tokenizer.* and model.vocab_size decide their content; a run with the same values finds the shards and does "
-        "not read the text again.",
+        "tokenizer.* and model.vocab_size decide their content, and model.seq_length that of chats and prompts; a run "
+        "with the same values finds the shards and does not read the text again.",
     ),
     examples=(
         "trident data data=files 'data.files=[corpus/*.txt]'",
