@@ -20,6 +20,7 @@ def plan_record(plan: RunPlan) -> dict[str, object]:
     return {
         "model": {
             "parameters": model.parameter_count,
+            "trained_parameters": plan.trained_parameters,
             "vocab_size": model.vocab_size,
             "padded_vocab_size": plan.execution.padded(model.vocab_size),
             "head_dim": resolved.head_dim,
@@ -70,6 +71,11 @@ def describe(plan: RunPlan) -> str:
         f"= {plan.tokens_per_step:,} tokens; {plan.num_micro_batches} micro-batches of "
         f"{config.batch.micro_batch_size} a rank",
     ]
+    trained, count = plan.trained_parameters, plan.model.parameter_count
+    if trained < count:
+        parts = ", ".join(config.train.frozen)
+        told = f"frozen  {count - trained:,} parameters ({parts}); {trained:,} are trained, {trained / count:.1%}"
+        lines.insert(1, told)
     cheaper = cheaper_choice(plan)
     if cheaper is not None:
         lines.append(f"memory  {cheaper}")

@@ -15,7 +15,7 @@ OPTIONS = tuple(filter(None, OPTION_SETS))
 """Sets of the model's options."""
 EMBEDDINGS = ("embedding", "position")
 """Frozen with the head, where it is tied."""
-FIRST_LAYERS = ("embedding", "position", "blocks.0.")
+FIRST_LAYERS = ("embedding", "position", "blocks.0")
 """All that a first of two stages has."""
 VECTORS = tuple(f"blocks.0.{name}" for name in ("attention_norm", "mlp_norm", *_BIASES))
 """Of the first block: a first of two stages trains matrices only."""

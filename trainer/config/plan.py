@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trainer.config.models import make_execution, make_model
 from trainer.config.pipeline_schedules import SCHEDULES, Schedule
 from trainer.config.schema import DeviceKind, Dtype, OffloadKind, RuntimeConfig, ScheduleKind, TridentConfig
 from trainer.mesh import Mesh
 from trainer.spec.execution import Execution
+from trainer.spec.frozen import frozen_tensors
 from trainer.spec.model import Model
 
 
@@ -77,6 +78,11 @@ class RunPlan:
     def seed(self) -> int:
         """Seed of weights, dropout and the order of data."""
         return self.config.train.seed
+
+    @property
+    def trained_parameters(self) -> int:
+        """Parameters of the whole model that the run trains, without padding."""
+        return sum(tensor.numel for tensor in self.model.tensors.values() if self.execution.trains(tensor))
 
     @property
     def uses_pipeline_engine(self) -> bool:
@@ -161,10 +167,12 @@ def make_plan(config: TridentConfig, vocab_size: int, world_size: int | None = N
         world_size: ranks that a launcher started, or None when this process will start them.
     """
     batch, mesh = config.batch, make_mesh(config, world_size)
+    model = make_model(config.model, vocab_size)
+    execution = make_execution(config.model, mesh.tensor_parallel_size)
     return RunPlan(
         config=config,
-        model=make_model(config.model, vocab_size),
-        execution=make_execution(config.model, mesh.tensor_parallel_size),
+        model=model,
+        execution=replace(execution, frozen=frozen_tensors(model, config.train.frozen)),
         mesh=mesh,
         num_micro_batches=batch.global_batch_size // (batch.micro_batch_size * mesh.data_parallel_size),
         tokens_per_step=batch.global_batch_size * config.model.seq_length,

@@ -26,6 +26,11 @@ class TrainConfig:
     """Number of optimizer steps in the whole run, earlier attempts included."""
     seed: int = 1234
     """Seed of the initial weights, the data order and dropout."""
+    frozen: tuple[str, ...] = ()
+    """Parts of the model that are not trained: embedding, position, final_norm, head; layers, or some of them as
+    layers.3 or layers.0-3, or a part of them as layers.0-3.attention; norms, biases, attention, mlp; or the beginning
+    of tensors' names. They keep the weights that the run begins with (see checkpoint.init_from), and need no memory for
+    gradients and moments. []: everything is trained."""
     log_every: int = 1
     """Number of steps between rows of metrics."""
     eval_every: int = 0

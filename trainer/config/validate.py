@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from trainer.config import (
+    rules_frozen,
     rules_layout,
     rules_logging,
     rules_model,
@@ -21,6 +22,7 @@ from trainer.errors import ConfigError
 ARITHMETIC: tuple[Rule, ...] = (
     *rules_model.RULES,
     *rules_options.RULES,
+    *rules_frozen.RULES,
     *rules_layout.RULES,
     *rules_profile.ARITHMETIC,
 )

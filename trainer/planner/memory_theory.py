@@ -50,13 +50,14 @@ class Bytes:
 def expected_bytes(plan: RunPlan) -> Bytes:
     """Return the bytes that a rank of this plan should hold."""
     count, stage, replicas = plan.model.parameter_count, plan.zero_stage, plan.data_parallel_size
+    trained = plan.trained_parameters
     half = plan.dtype is not Dtype.fp32
     # Gradients are accumulated in fp32, and fp32 weights are their own master weights.
     masters = 4 if half else 0
     return Bytes(
         parameters=(2 if half else 4) * count // (replicas if stage == 3 else 1),
-        gradients=4 * count // (replicas if stage >= 2 else 1),
-        optimizer=(8 + masters) * count // (replicas if stage >= 1 else 1),
+        gradients=4 * trained // (replicas if stage >= 2 else 1),
+        optimizer=(8 + masters) * trained // (replicas if stage >= 1 else 1),
         activations=_activations(plan, 2 if half else 4),
         loss=_loss(plan, 2 if half else 4),
     )
@@ -74,7 +75,7 @@ def gpu_bytes(plan: RunPlan) -> int:
     buckets = flat = 0
     if plan.zero_stage > 0:
         buckets = 2 * 4 * reduce_bucket_size(plan)
-        flat = 0 if offloaded else 4 * plan.model.parameter_count // plan.data_parallel_size
+        flat = 0 if offloaded else 4 * plan.trained_parameters // plan.data_parallel_size
     return states + max(found.activations + found.loss + buckets, flat)
 
 

@@ -49,12 +49,15 @@ def zero_bytes(plan: RunPlan, stage: int | None = None, offload: OffloadKind | N
     replicas = plan.data_parallel_size
     width = 4 if plan.dtype is Dtype.fp32 else 2
     size, unit = plan.tensor_parallel_size, plan.execution.vocab_unit
-    held = sum(tensor.local_numel(size, unit) for tensor in plan.model.tensors.values()) // plan.pipeline_parallel_size
-    own = held // replicas if stage else held
+    sizes_here = {tensor: tensor.local_numel(size, unit) for tensor in plan.model.tensors.values()}
+    held = sum(sizes_here.values()) // plan.pipeline_parallel_size
+    trains = plan.execution.trains
+    trained = sum(here for tensor, here in sizes_here.items() if trains(tensor)) // plan.pipeline_parallel_size
+    own = trained // replicas if stage else trained
     block, largest = block_elements(plan), largest_parameter(plan)
     bucket = reduce_bucket_size(plan)
     # Those of the layer that is computed, which the bucket does not hold yet.
-    leaving = min(block, held)
+    leaving = min(block, trained)
     # DeepSpeed's bf16 optimizer, which stage 1 has on the device, keeps the sum of all gradients in fp32.
     is_bf16_optimizer = plan.dtype is Dtype.bf16 and offload is OffloadKind.none
     # Between CPU ranks fp32 gradients of stage 1 have a place of their own, from which they are summed.
@@ -64,12 +67,12 @@ def zero_bytes(plan: RunPlan, stage: int | None = None, offload: OffloadKind | N
     if replicas > 1:
         # A bucket and what is received of it; ZeRO-3 has another one, as it is cut. Without ZeRO a bucket ends with the
         # parameter that fills it; from a place of their own gradients need not be copied to one.
-        sizes = {0: min(bucket + largest, held), 1: bucket if is_flat else 2 * bucket, 2: 2 * bucket, 3: 3 * bucket}
+        sizes = {0: min(bucket + largest, trained), 1: bucket if is_flat else 2 * bucket, 2: 2 * bucket, 3: 3 * bucket}
         buffers = 4 * sizes[stage]
     result = ZeroBytes(
-        weights=width * (own if stage == 3 else held),
+        weights=width * (held // replicas if stage == 3 else held),
         gathered=width * min(max(2 * block, largest), held) if stage == 3 else 0,
-        gradients=4 * (held if whole_gradients else own + leaving),
+        gradients=4 * (trained if whole_gradients else own + leaving),
         master=4 * own if width == 2 else 0,
         moments=8 * own,
         buffers=buffers,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
+from itertools import accumulate
 
 from trainer.spec.tensors import Init, TensorSpec
 
@@ -32,8 +34,8 @@ class Execution:
     recompute: RecomputeKind = RecomputeKind.none
     fused_loss: bool = True
     """Head and loss are computed together, without the whole logits."""
-    frozen: tuple[str, ...] = ()
-    """Beginnings of the names of tensors that are not trained."""
+    frozen: Collection[str] = frozenset()
+    """Global names, or beginnings of them in whole parts, of the tensors that are not trained."""
 
     def padded(self, rows: int) -> int:
         """Return the rows of a vocabulary with its padding."""
@@ -45,9 +47,8 @@ class Execution:
 
     def trains(self, tensor: TensorSpec) -> bool:
         """Return whether the run trains a tensor."""
-        return tensor.trainable and not any(_is_below(tensor.name, name) for name in self.frozen)
+        return tensor.trainable and not any(name in self.frozen for name in accumulate(tensor.name.split("."), _below))
 
 
-def _is_below(name: str, beginning: str) -> bool:
-    """Return whether a name begins with whole parts of another: blocks.1.mlp with blocks.1, blocks.10.mlp not."""
-    return f"{name}.".startswith(f"{beginning.rstrip('.')}.")
+def _below(owner: str, part: str) -> str:
+    return f"{owner}.{part}"
