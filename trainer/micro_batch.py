@@ -37,6 +37,17 @@ def sequence_positions(length: int, device: torch.device) -> torch.Tensor:
         return torch.arange(length, device=device).unsqueeze(0)
 
 
+def document_positions(documents: torch.Tensor) -> torch.Tensor:
+    """Return the position of each token in its document, `[B, S]` int64, for the document of each `[B, S]`.
+
+    The tokens of a document stand side by side. Local; no host sync.
+    """
+    rows = sequence_positions(documents.shape[1], documents.device)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return rows - torch.where(begins, rows, 0).cummax(dim=1).values
+
+
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
     """B sequences of S tokens. Made by `MicroBatch.of`."""
@@ -49,6 +60,9 @@ class MicroBatch:
     """[B, S] int64: the token after each input, or `IGNORED`. None: there is no loss, the model returns logits."""
     weights: torch.Tensor | None = None
     """[B, S] fp32, finite and not negative: weight of each token. None: 1 where the label is not `IGNORED`."""
+    documents: torch.Tensor | None = None
+    """[B, S] int64: number of the document of each token in its row. A token attends to its own document only, in which
+    positions begin at 0. None: each row is one document."""
     place: Place | None = None
     """Its place in the run; None outside training, where there is no dropout."""
     divisor: torch.Tensor | None = None
@@ -61,21 +75,25 @@ class MicroBatch:
         labels: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
         place: Place | None = None,
+        documents: torch.Tensor | None = None,
     ) -> MicroBatch:
-        """Return a micro-batch whose rows begin at position 0.
+        """Return a micro-batch whose rows, or the documents in them, begin at position 0.
 
         Raises:
-            ValueError: ids are not `[B, S]`, or labels or weights are not shaped like them.
+            ValueError: ids are not `[B, S]`, or labels, weights or documents are not shaped like them.
         """
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids must be [B, S], but have shape {tuple(input_ids.shape)}")
-        for name, tensor in (("labels", labels), ("weights", weights)):
+        for name, tensor in (("labels", labels), ("weights", weights), ("documents", documents)):
             if tensor is not None and tensor.shape != input_ids.shape:
                 raise ValueError(
                     f"{name} must be shaped like input_ids, {tuple(input_ids.shape)}, but are {tuple(tensor.shape)}"
                 )
-        positions = sequence_positions(input_ids.shape[1], input_ids.device)
-        return cls(input_ids, positions, labels, weights, place)
+        if documents is None:
+            positions = sequence_positions(input_ids.shape[1], input_ids.device)
+        else:
+            positions = document_positions(documents)
+        return cls(input_ids, positions, labels, weights, documents, place)
 
     def targets(self) -> torch.Tensor:
         """Return the labels, [B, S].

@@ -15,7 +15,7 @@ import pytest
 
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import TOLERANCES, Case, Errors, errors_of, run_cases
-from tests.helpers.parity_cases import FROZEN, HALF_PRECISION, OPTION_SAMPLE, SAMPLE, WORLD_SIZES
+from tests.helpers.parity_cases import FROZEN, HALF_PRECISION, OPTION_SAMPLE, PACKED, SAMPLE, WORLD_SIZES
 from tests.helpers.parity_cases import layout_name, layouts, matrix_of
 
 MATRIX = [layout for world_size in WORLD_SIZES for layout in layouts(world_size)]
@@ -60,6 +60,13 @@ def test_sample_equals_the_oracle(cases: tuple[Case, ...]) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("cases", OPTION_SAMPLE, ids=_first_name)
 def test_options_of_the_model_equal_the_oracle(cases: tuple[Case, ...]) -> None:
+    _run(cases)
+
+
+@pytest.mark.dist
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("cases", PACKED, ids=_first_name)
+def test_packed_documents_equal_the_oracle_on_each_of_them(cases: tuple[Case, ...]) -> None:
     _run(cases)
 
 

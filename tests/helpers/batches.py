@@ -9,7 +9,12 @@ from trainer.micro_batch import IGNORED, MicroBatch, Place
 
 
 def micro_batches_of(
-    tokens: torch.Tensor, plan: RunPlan, dp_rank: int, step: int | None = None, weights: torch.Tensor | None = None
+    tokens: torch.Tensor,
+    plan: RunPlan,
+    dp_rank: int,
+    step: int | None = None,
+    weights: torch.Tensor | None = None,
+    documents: torch.Tensor | None = None,
 ) -> list[MicroBatch]:
     """Return the micro-batches of `dp_rank`.
 
@@ -19,13 +24,24 @@ def micro_batches_of(
         dp_rank: whose.
         step: that trains on them.
         weights: of the labels, [G, S]; where one is negative, the label is `IGNORED`, whatever its weight says.
+        documents: number of the document of each token, [G, S]; the last label of each is `IGNORED`.
     """
     found = []
     for row in range(dp_rank, len(tokens), plan.data_parallel_size):
         ids, labels, *own = of_rows(tokens[row : row + 1], None if weights is None else weights[row : row + 1])
         place = None if step is None else Place(plan.config.train.seed, step, row)
-        found.append(MicroBatch.of(ids, labels, own[0] if own else None, place))
+        here = None if documents is None else documents[row : row + 1]
+        if here is not None:
+            labels = labels.masked_fill(ends_of(here), IGNORED)
+        found.append(MicroBatch.of(ids, labels, own[0] if own else None, place, here))
     return found
+
+
+def ends_of(documents: torch.Tensor) -> torch.Tensor:
+    """Return which tokens of rows [B, S] are the last of their document."""
+    ends = torch.ones_like(documents, dtype=torch.bool)
+    ends[:, :-1] = documents[:, 1:] != documents[:, :-1]
+    return ends
 
 
 def of_rows(tokens: torch.Tensor, weights: torch.Tensor | None) -> list[torch.Tensor]:

@@ -134,6 +134,14 @@ OPTION_SETS: dict[str, dict[str, Any]] = {
         "residual_scale": 0.8,
         "position_offset": 2,
     },
+    "mistral": {
+        "norm": NormKind.rmsnorm,
+        "bias": False,
+        "num_key_value_heads": 8,
+        "position": PositionKind.rope,
+        "layer_pattern": (LayerAttention.window, LayerAttention.full),
+        "sliding_window": 3,
+    },
     "bloom": {"position": PositionKind.alibi, "embedding_norm": True, "head_bias": True},
     "neox": {
         "wiring": Wiring.parallel_two_norms,

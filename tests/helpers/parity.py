@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from tests.helpers.batches import micro_batches_of, of_rows
+from tests.helpers.batches import ends_of, micro_batches_of, of_rows
 from tests.helpers.options import OPTION_SETS
 from tests.helpers.reference import ReferenceRun, counted, loss_sum, train_reference
 from trainer.config.plan import RunPlan, make_plan
@@ -42,6 +42,7 @@ from trainer.config.schema import (
     ZeroConfig,
 )
 from trainer.engine.face import Fragment
+from trainer.micro_batch import IGNORED
 from trainer.tensor_parallel.shard import ShardSpec, unshard, without_padding
 
 STEPS = 5
@@ -93,6 +94,8 @@ class Case:
     """Beginnings of the names of tensors that are not trained."""
     uneven: bool = False
     """Whether tokens count differently: one micro-batch not at all, the others by `token_weights`."""
+    packed: bool = False
+    """Whether a sequence holds several documents, which the oracle computes one by one."""
     options: str = ""
     """Name of a set of the model's options, in `OPTION_SETS`."""
 
@@ -113,6 +116,7 @@ class Case:
         parts += [self.cpu_matmul] * (self.cpu_matmul != "auto")
         parts += [f"options_{self.options}"] * bool(self.options)
         parts += [f"frozen_{'+'.join(self.frozen)}"] * bool(self.frozen) + ["uneven"] * self.uneven
+        parts += ["packed"] * self.packed
         return "-".join(parts)
 
 
@@ -191,6 +195,27 @@ def token_weights(global_batch_size: int, seq_length: int) -> torch.Tensor:
     return found
 
 
+def packed_documents(global_batch_size: int, seq_length: int) -> torch.Tensor:
+    """Return the document of each token, [global_batch_size, seq_length]; no two sequences are divided alike."""
+    generator = torch.Generator().manual_seed(97)
+    begins = torch.rand(global_batch_size, seq_length, generator=generator) < 0.2
+    begins[0, seq_length // 2] = True
+    return begins.long().cumsum(dim=1)
+
+
+def apart(tokens: torch.Tensor, weights: torch.Tensor | None, documents: torch.Tensor) -> list[list[torch.Tensor]]:
+    """Return each document of a global batch as a batch of its own."""
+    found = []
+    for row, numbers in enumerate(documents):
+        for number in numbers.unique():
+            (places,) = torch.nonzero(numbers == number, as_tuple=True)
+            inside = slice(int(places[0]), int(places[-1]) + 1)
+            ids, labels, *own = of_rows(tokens[row : row + 1], None if weights is None else weights[row : row + 1])
+            labels = labels.masked_fill(ends_of(documents[row : row + 1]), IGNORED)
+            found.append([part[:, inside] for part in (ids, labels, *own)])
+    return found
+
+
 @dataclass(frozen=True)
 class RankOutcome:
     """What one rank saw."""
@@ -221,7 +246,8 @@ def run_case(rank: int, world_size: int, case: Case) -> RankOutcome:
     first: list[Fragment] = []
     for step, tokens in enumerate(token_batches(config.batch.global_batch_size, config.model.seq_length), start=1):
         counts = token_weights(*tokens[:, 1:].shape) if case.uneven else None
-        batches = micro_batches_of(tokens, plan, place.dp_rank, step, counts)
+        documents = packed_documents(*tokens[:, 1:].shape) if case.packed else None
+        batches = micro_batches_of(tokens, plan, place.dp_rank, step, counts, documents)
         result = engine.train_step(batches, OPTIMIZER.lr)
         losses.append(float(result.loss))
         norms.append(float(result.grad_norm))
@@ -298,12 +324,20 @@ def initial_weights(config: TridentConfig) -> dict[str, torch.Tensor]:
 
 
 @cache
-def reference_of(config: TridentConfig, frozen: tuple[str, ...] = (), uneven: bool = False) -> ReferenceRun:
+def reference_of(
+    config: TridentConfig, frozen: tuple[str, ...] = (), uneven: bool = False, packed: bool = False
+) -> ReferenceRun:
     """Train the oracle on the same tokens."""
     batches = token_batches(config.batch.global_batch_size, config.model.seq_length)
-    weights = token_weights(*batches[0][:, 1:].shape) if uneven else None
-    steps = [[of_rows(tokens, weights)] for tokens in batches]
+    steps = [_oracle_batches(tokens, uneven, packed) for tokens in batches]
     return train_reference(config.model, initial_weights(config), steps, OPTIMIZER, frozen=frozen)
+
+
+def _oracle_batches(tokens: torch.Tensor, uneven: bool, packed: bool) -> list[list[torch.Tensor]]:
+    """Return the global batch as the oracle takes it: whole, or, packed, each document by itself."""
+    shape = tokens[:, 1:].shape
+    weights = token_weights(*shape) if uneven else None
+    return apart(tokens, weights, packed_documents(*shape)) if packed else [of_rows(tokens, weights)]
 
 
 def oracle_key(case: Case) -> TridentConfig:
@@ -338,7 +372,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def errors_of(case: Case, outcomes: Sequence[RankOutcome]) -> Errors:
     """Compare with the oracle; ranks must agree exactly on losses and norms among themselves."""
-    oracle = reference_of(oracle_key(case), case.frozen, case.uneven)
+    oracle = reference_of(oracle_key(case), case.frozen, case.uneven, case.packed)
     first = outcomes[0]
     for outcome in outcomes[1:]:
         assert outcome.losses == first.losses, "ranks report different losses"
@@ -370,9 +404,9 @@ def _evaluated(case: Case, weights: Mapping[str, torch.Tensor]) -> float:
     """Return the oracle's loss of the last step's batch with the weights behind that step."""
     config = oracle_key(case)
     tokens = token_batches(config.batch.global_batch_size, config.model.seq_length)[-1]
-    batch = of_rows(tokens, token_weights(*tokens[:, 1:].shape) if case.uneven else None)
+    batches = _oracle_batches(tokens, case.uneven, case.packed)
     with torch.no_grad():
-        return float(loss_sum(config.model, weights, batch)) / counted(batch)
+        return sum(float(loss_sum(config.model, weights, batch)) for batch in batches) / sum(map(counted, batches))
 
 
 def comparable(gradients: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -68,7 +68,7 @@ def matrix_of(layout: tuple[int, int, int, bool]) -> list[Case]:
             )
             for zero, tied, llama in product((0, 1), (True, False), (False, True))
         ]
-    return [*cases, *frozen_cases(layout), *option_cases(layout)]
+    return [*cases, *frozen_cases(layout), *option_cases(layout), *packed_cases(layout)]
 
 
 SAMPLE: tuple[tuple[Case, ...], ...] = (
@@ -148,6 +148,17 @@ OPTION_SAMPLE: tuple[tuple[Case, ...], ...] = (
     ),
 )
 """Options of the model, in layouts of as many ranks."""
+PACKED: tuple[tuple[Case, ...], ...] = (
+    (
+        Case(dp=2, zero=2, packed=True, uneven=True, recompute="selective", evaluate=True),
+        Case(tp=2, llama=True, packed=True, sequence_parallel=True, recompute="full"),
+        Case(tp=2, zero=0, options="mistral", packed=True, fused_loss=False),
+        Case(pp=2, options="bloom", packed=True, evaluate=True),
+        Case(pp=2, schedule="dualpipev", num_micro_batches=4, options="mistral", packed=True, uneven=True),
+    ),
+    (Case(pp=2, tp=2, packed=True, sequence_parallel=True, recompute="selective", evaluate=True),),
+)
+"""Sequences of several documents."""
 FROZEN: tuple[tuple[Case, ...], ...] = (
     (
         Case(dp=2, zero=0, frozen=EMBEDDINGS),
@@ -199,6 +210,21 @@ def option_cases(layout: tuple[int, int, int, bool]) -> list[Case]:
         cases.append(replace(one, recompute=("selective", "full")[index % 2]))
         if 1 < pp <= 4:
             cases.append(replace(one, schedule="dualpipev", num_micro_batches=2 * pp, tied=index % 2 == 0))
+    return cases
+
+
+def packed_cases(layout: tuple[int, int, int, bool]) -> list[Case]:
+    """Return the cases of one layout in which sequences hold several documents."""
+    pp, tp, dp, sequence_parallel = layout
+    place = Case(pp, tp, dp, sequence_parallel, packed=True, evaluate=True)
+    cases = [
+        replace(place, zero=zero, uneven=zero == 0, llama=zero == 1) for zero in ((0, 1) if pp > 1 else (0, 1, 2, 3))
+    ]
+    cases += [
+        replace(place, options=name, recompute=kind) for name, kind in (("bloom", "full"), ("mistral", "selective"))
+    ]
+    if 1 < pp <= 4:
+        cases.append(replace(place, schedule="dualpipev", num_micro_batches=2 * pp, options="mistral"))
     return cases
 
 

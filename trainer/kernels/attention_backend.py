@@ -29,14 +29,17 @@ def attention_kernel(
     if execution.attention_dropout > 0:
         return "unfused attention, which keeps all S x S scores (model.attention_dropout > 0)"
     distinct = dict.fromkeys(block.attention for block in model.blocks)
-    kernels = (_kernel(one, execution.seq_length, tensor_parallel_size, dtype, device) for one in distinct)
+    kernels = (_kernel(one, execution, tensor_parallel_size, dtype, device) for one in distinct)
     return "; ".join(dict.fromkeys(kernels))
 
 
-def _kernel(attention: Attention, length: int, tensor_parallel_size: int, dtype: Dtype, device: torch.device) -> str:
+def _kernel(
+    attention: Attention, execution: Execution, tensor_parallel_size: int, dtype: Dtype, device: torch.device
+) -> str:
+    length = execution.seq_length
     windowed = attention.window is not None and attention.window < length
     heads = attention.num_heads // tensor_parallel_size
-    masked = windowed or attention.alibi
+    masked = windowed or attention.alibi or execution.documents
     # With a mask, keys and values are repeated before attention.
     pairs = heads if masked else max(1, attention.num_key_value_heads // tensor_parallel_size)
 
@@ -47,6 +50,8 @@ def _kernel(attention: Attention, length: int, tensor_parallel_size: int, dtype:
     mask = None
     if masked:
         shape, of = ((1, heads, length, length), DTYPES[dtype]) if attention.alibi else ((length, length), torch.bool)
+        if execution.documents and not attention.alibi:
+            shape = (1, 1, length, length)
         mask = torch.ones(shape, dtype=of, device=device)
     choice = torch._fused_sdp_choice(
         some(heads), some(pairs), some(pairs), mask, 0.0, not masked, enable_gqa=heads != pairs

@@ -39,6 +39,18 @@ def causal_mask(num_queries: int, num_keys: int, window: int | None, device: tor
         return allowed if window is None else allowed & (key > query - window)
 
 
+@lru_cache(maxsize=4)
+def document_mask(documents: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Return which key each query may attend to, bool `[B, 1, S, S]`: earlier ones of its document `[B, S]`.
+
+    Made once for all layers that are alike.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        same = documents.unsqueeze(2) == documents.unsqueeze(1)
+        length = documents.shape[1]
+        return (same & causal_mask(length, length, window, documents.device)).unsqueeze(1)
+
+
 def alibi_slopes(num_heads: int) -> tuple[float, ...]:
     """Return by how much a step back lowers the scores of each head: a geometric sequence, as in the paper.
 
@@ -72,6 +84,17 @@ def alibi_bias(
         bias = torch.tensor(slopes, dtype=torch.float32, device=device).view(1, -1, 1, 1) * steps
         mask = causal_mask(num_queries, num_keys, window, device)
         return bias.masked_fill(~mask, -torch.inf).to(dtype)
+
+
+@lru_cache(maxsize=4)
+def alibi_of_documents(
+    slopes: tuple[float, ...], documents: torch.Tensor, window: int | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return what is added to the scores, `[B, N, S, S]`: as `alibi_bias`, and -inf outside a token's document."""
+    length = documents.shape[1]
+    bias = alibi_bias(slopes, length, length, window, (dtype, documents.device))
+    with torch.inference_mode(False), torch.no_grad():
+        return bias.masked_fill(~document_mask(documents, window), -torch.inf)
 
 
 class Attention(nn.Module):
@@ -170,22 +193,25 @@ class Attention(nn.Module):
         grouped = self.num_key_value_heads != self.num_heads
         if self.training and self.dropout > 0:
             return self._explicit(query, key, value, batch)
-        if self.slopes is None and not windowed and num_queries in (1, num_keys):
+        plain = self.slopes is None and not windowed and batch.documents is None
+        if plain and num_queries in (1, num_keys):
             # A single query sees every key, and SDPA would align a causal mask with the first key.
             causal = num_queries > 1
             return F.scaled_dot_product_attention(
                 query, key, value, is_causal=causal, scale=self.scale, enable_gqa=grouped
             )
         key, value = self._repeated(key), self._repeated(value)
-        mask = self._alibi(query, key)
-        if mask is None:
-            mask = causal_mask(num_queries, num_keys, self.window, query.device)
+        mask = self._mask(query, key, batch)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
 
-    def _alibi(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
-        """Return what the distances add to the scores `[1, N, S, K]`, with the mask; None without alibi."""
+    def _mask(self, query: torch.Tensor, key: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        """Return which keys are seen, bool, or with alibi what is added to the scores; broadcasts to `[B, N, S, K]`."""
+        if batch.documents is not None:
+            if self.slopes is None:
+                return document_mask(batch.documents, self.window)
+            return alibi_of_documents(self.slopes, batch.documents, self.window, query.dtype)
         if self.slopes is None:
-            return None
+            return causal_mask(query.shape[2], key.shape[2], self.window, query.device)
         return alibi_bias(self.slopes, query.shape[2], key.shape[2], self.window, (query.dtype, query.device))
 
     def _of_cache(self, query: torch.Tensor, seen: Seen, batch: MicroBatch) -> torch.Tensor:
@@ -210,11 +236,10 @@ class Attention(nn.Module):
     def _explicit(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """Attention with dropout of its weights: fused kernels draw masks that depend on the layout."""
         key, value = self._repeated(key), self._repeated(value)
-        mask = causal_mask(query.shape[2], key.shape[2], self.window, query.device)
+        mask = self._mask(query, key, batch)
         scaled = query / math.sqrt(self.head_dim) if self.scale is None else query * self.scale
         scores = scaled @ key.transpose(-1, -2)
-        bias = self._alibi(query, key)
-        scores = scores.masked_fill(~mask, -torch.inf) if bias is None else scores + bias
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
         name = f"{self.name}.weights"
         weights = attention_dropout(weights, self.dropout, training_place(batch, name), name, self.first_head)

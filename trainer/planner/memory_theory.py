@@ -85,7 +85,11 @@ def _activations(plan: RunPlan, width: int) -> int:
     tokens = plan.micro_batch_size * length
     # What alibi adds to the scores is one tensor for all layers that are alike.
     biases = sum(one.num_heads for one in {block.attention for block in plan.model.blocks} if one.alibi)
-    constant = biases * length * length * width
+    constant = biases * length * length * width * (plan.micro_batch_size if plan.execution.documents else 1)
+    if plan.execution.documents:
+        # The mask of each kind of layer.
+        kinds = {(block.attention.window, block.attention.alibi) for block in plan.model.blocks}
+        constant += len(kinds) * plan.micro_batch_size * length * length
     kept = [block.kept.whole + block.kept.cut for block in plan.model.blocks]
     if plan.execution.recompute is RecomputeKind.full:
         # Every block's input, and the block that keeps most, which is being recomputed.

@@ -34,6 +34,8 @@ class Execution:
     recompute: RecomputeKind = RecomputeKind.none
     fused_loss: bool = True
     """Head and loss are computed together, without the whole logits."""
+    documents: bool = False
+    """Sequences hold several documents, and no token attends to another one than its own."""
     frozen: Collection[str] = frozenset()
     """Global names, or beginnings of them in whole parts, of the tensors that are not trained."""
 
