@@ -10,7 +10,7 @@ import os
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import TridentConfig
 from trainer.data.capacity import check_capacity
-from trainer.data.prepare import PreparedData, prepare, stream_identity
+from trainer.data.prepare import PreparedData, prepare, stream_identity, told_examples
 from trainer.description import describe, plan_record
 from trainer.engine.adam import check_compiler
 from trainer.launcher.attempts import note_restart, restarted_by
@@ -113,4 +113,7 @@ class Beginning:
         self.folder.write(self._config, {**plan_record(plan), STREAM: stream_identity(prepared, self._config)})
         if prepared.tokenizer_folder is not None:
             self.folder.keep_tokenizer(prepared.tokenizer_folder)
+        told = told_examples(prepared, self._config)
+        if told is not None:
+            say(told)
         say(describe(plan))

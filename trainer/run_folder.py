@@ -16,7 +16,7 @@ from trainer.checkpoint.stream import other_tokens
 from trainer.config.compose import differences, from_yaml, to_yaml
 from trainer.config.models import knows_its_length
 from trainer.config.places import BY_CONTENT, absolute_path
-from trainer.config.schema import TridentConfig
+from trainer.config.schema import RecordKind, TridentConfig
 from trainer.errors import CheckpointError, ConfigError, StorageError, first_line
 from trainer.files import remove_unfinished, storage_faults, write_atomically
 from trainer.launcher.claim import FolderClaim
@@ -274,7 +274,9 @@ class RunFolder(RunPaths):
             ) from error
 
     def _check_same_config(self, earlier: TridentConfig, config: TridentConfig) -> None:
-        free = None if knows_its_length(config.model) else "model.seq_length"
+        # Packed sequences of another length are other sequences.
+        is_fixed = knows_its_length(config.model) or config.data.records is not RecordKind.text
+        free = None if is_fixed else "model.seq_length"
         # The place of data does not say which they are: `check_data` compares the tokens.
         changed = [key for key in differences(earlier, config) if not may_change(key) and key != free]
         if changed:

@@ -25,6 +25,9 @@ Path(_SOURCE.name, "config.json").write_text(json.dumps({"architectures": ["Llam
 
 COMPANIONS: dict[tuple[str, str], list[str]] = {
     ("model", "hf"): [f"model.path={_SOURCE.name}"],
+    ("data", "chat"): ["data.files=[chats.jsonl]", "data.chat_template=plain"],
+    ("data", "instructions"): ["data.files=[pairs.jsonl]"],
+    ("experiment", "finetune_chat"): ["tokenizer.path=runs/pretrained/tokenizer"],
     ("data", "files"): ["data.files=[corpus/*.txt]"],
     ("data", "hub"): ["data.hub_path=owner/name"],
     ("data", "megatron"): ["data.files=[corpus_text_document]", "model.vocab_size=50257"],

@@ -40,6 +40,9 @@ def test_a_train_command_of_the_readme_trains(line: str, tmp_path: Path) -> None
         pytest.skip(f"needs {missing}; that it is legal is tested elsewhere")
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "a.jsonl").write_text('{"text": "so much text that it can be learnt"}\n' * 3000)
+    (tmp_path / "chats").mkdir()
+    chat = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello."}]}'
+    (tmp_path / "chats" / "a.jsonl").write_text(f"{chat}\n" * 300)
     small = [*words, *SMALL, "model.num_layers=4", "run_dir=R"]
     ended = run(trident("train", *small), tmp_path, 500)
     assert ended.code == 0, ended.out + ended.err

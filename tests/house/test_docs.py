@@ -59,9 +59,10 @@ def words_of(line: str) -> list[str]:
 
 README_COMMANDS = [line for line in code_lines(ROOT / "README.md") if line.startswith(COMMANDS)]
 TUTORIAL_COMMANDS = [line for line in code_lines(ROOT / "docs" / "tutorial.md") if line.startswith(COMMANDS)]
+FINE_TUNING_COMMANDS = [line for line in code_lines(ROOT / "docs" / "fine_tuning.md") if line.startswith(COMMANDS)]
 GENERATE_COMMANDS = [
     line
-    for page in ("README.md", "docs/tutorial.md")
+    for page in ("README.md", "docs/tutorial.md", "docs/fine_tuning.md")
     for line in code_lines(ROOT / page)
     if line.startswith("trident generate")
 ]
@@ -76,7 +77,7 @@ def test_readme_shows_every_way_to_launch() -> None:
     }
 
 
-@pytest.mark.parametrize("line", README_COMMANDS + TUTORIAL_COMMANDS)
+@pytest.mark.parametrize("line", README_COMMANDS + TUTORIAL_COMMANDS + FINE_TUNING_COMMANDS)
 def test_command_composes_and_is_legal(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = words_of(line)
     monkeypatch.chdir(tmp_path)

@@ -79,6 +79,11 @@ SAME_MODEL: dict[str, str] = {
     "data.hub_name": "dataset_config dataset_config_name dataset_subset",
     "data.hub_split": "dataset_split train_split",
     "data.text_key": "text_column text_column_name text_field dataset_text_field content_key json_keys json_key",
+    "data.messages_key": "messages_column messages_field field_messages",
+    "data.prompt_key": "prompt_column prompt_field",
+    "data.completion_key": "completion_column completion_field response_column response_key",
+    "data.chat_template": "chat_template_path chat_template_jinja custom_chat_template",
+    "data.too_long": "excess_length_strategy",
     "data.validation_fraction": "val_fraction valid_fraction validation_split val_split val_split_fraction "
     "validation_share test_size",
     "data.cache_dir": "data_cache_path data_cache_dir dataset_cache_dir",
@@ -198,10 +203,13 @@ ABSENT_MODEL: dict[str, str] = {
     "dataloader_prefetch_factor dataloader_drop_last dataloader_type": "there is no loader to set up: shards are "
     "mapped into memory",
     "preprocessing_num_workers num_proc streaming group_by_length": "text is read once, into shards on the disk",
-    "reset_position_ids reset_attention_mask eod_mask_loss": "documents of one sequence see each other",
+    "reset_position_ids reset_attention_mask eod_mask_loss": "documents of one sequence see each other, "
+    "chats and prompts (data.records) do not",
+    "assistant_only_loss completion_only_loss train_on_inputs train_on_prompt mask_prompt": "of chats and prompts "
+    "(data.records) only the answers count",
     "append_eod add_eos add_eos_token add_bos_token": "an end-of-text token follows every document",
-    "packing sample_packing shuffle shuffle_seed data_shuffle": "documents are always packed and sequences shuffled, "
-    "by train.seed",
+    "packing sample_packing shuffle shuffle_seed data_shuffle": "documents and examples are always packed, and "
+    "sequences shuffled by train.seed",
     "trust_remote_code hub_token use_auth_token push_to_hub hub_model_id hub_strategy": "no code is loaded from the "
     "hub, and nothing is sent to it",
 }

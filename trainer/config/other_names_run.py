@@ -43,6 +43,7 @@ SAME_RUN: dict[str, str] = {
     "train.steps": "max_steps train_iters train_steps max_iters num_steps num_train_steps max_train_steps total_steps "
     "training_steps num_training_steps total_training_steps num_iterations iterations total_iters max_update",
     "train.seed": "random_seed rng_seed manual_seed global_seed seed_everything data_seed dataset_seed",
+    "train.frozen": "freeze freeze_layers freeze_modules freeze_parameters frozen_layers frozen_parameters",
     "train.log_every": "log_interval logging_steps logging_interval log_every_n_steps log_every_steps log_freq "
     "log_frequency steps_per_print print_every print_interval report_interval",
     "train.eval_every": "eval_interval eval_steps eval_freq eval_every_n_steps evaluation_interval val_interval "

@@ -11,12 +11,22 @@ from pathlib import Path
 from trainer.config.schema import DataSource, TridentConfig
 from trainer.errors import ConfigError
 
-BY_CONTENT = ("data.files", "data.hub_path", "tokenizer.path", "tokenizer.eos_token")
+BY_CONTENT = ("data.files", "data.hub_path", "data.chat_template", "tokenizer.path", "tokenizer.eos_token")
 """Keys that two configs of one run may differ in as long as the tokens are the same, which is checked on the tokens."""
 PER_NODE = ("data.files", "data.hub_path", "tokenizer.path", "data.cache_dir", "zero.nvme_path")
 """Keys in which the nodes of one run may differ: places on a disk of their own. The tokens there must be the same."""
-PATHS = (*PER_NODE, "run_dir", "model.path", "checkpoint.resume", "checkpoint.init_from", "logging.wandb_dir")
+PATHS = (
+    *PER_NODE,
+    "run_dir",
+    "model.path",
+    "data.chat_template",
+    "checkpoint.resume",
+    "checkpoint.init_from",
+    "logging.wandb_dir",
+)
 """Every key that takes a path."""
+PLAIN = "plain"
+"""Value of `data.chat_template` that is no path but names `PLAIN_TEMPLATE` of `data/chat_template.py`."""
 _NAME_BYTES = 255
 _PATH_BYTES = 4096 - 512
 """Longest path that Linux takes, less room for the files of a run."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from trainer.config.models import make_execution, make_model
 from trainer.config.pipeline_schedules import SCHEDULES, Schedule
-from trainer.config.schema import DeviceKind, Dtype, OffloadKind, RuntimeConfig, ScheduleKind, TridentConfig
+from trainer.config.schema import DeviceKind, Dtype, OffloadKind, RecordKind, RuntimeConfig, ScheduleKind, TridentConfig
 from trainer.mesh import Mesh
 from trainer.spec.execution import Execution
 from trainer.spec.frozen import frozen_tensors
@@ -172,7 +172,11 @@ def make_plan(config: TridentConfig, vocab_size: int, world_size: int | None = N
     return RunPlan(
         config=config,
         model=model,
-        execution=replace(execution, frozen=frozen_tensors(model, config.train.frozen)),
+        execution=replace(
+            execution,
+            documents=config.data.records is not RecordKind.text,
+            frozen=frozen_tensors(model, config.train.frozen),
+        ),
         mesh=mesh,
         num_micro_batches=batch.global_batch_size // (batch.micro_batch_size * mesh.data_parallel_size),
         tokens_per_step=batch.global_batch_size * config.model.seq_length,

@@ -114,6 +114,10 @@ NOT_EMPTY: tuple[str, ...] = (
     "checkpoint.resume",
     "checkpoint.init_from",
     "data.text_key",
+    "data.messages_key",
+    "data.prompt_key",
+    "data.completion_key",
+    "data.chat_template",
     "data.hub_split",
 )
 

@@ -86,6 +86,26 @@ class DataSource(Enum):
     synthetic = "synthetic"
 
 
+class RecordKind(Enum):
+    """Form of a record of the data, and the tokens of it that count.
+
+    `text`: a document, all of it; `messages`: a chat, the answers in it; `prompt_completion`: a prompt and its
+    completion, the completion.
+    """
+
+    text = "text"
+    messages = "messages"
+    prompt_completion = "prompt_completion"
+
+
+class TooLong(Enum):
+    """Answer to an example that is longer than a sequence."""
+
+    error = "error"
+    drop = "drop"
+    truncate = "truncate"
+
+
 class TokenizerKind(Enum):
     """`bpe`: a byte-level BPE trained on the data. `bytes`: the 256 byte values. `pretrained`: one that is loaded."""
 
@@ -126,8 +146,25 @@ class DataConfig:
     """stdlib | files | hub | megatron | synthetic."""
     files: tuple[str, ...] = ()
     """files: paths and globs of .txt, .jsonl, .parquet, .txt.gz, .jsonl.gz. megatron: prefixes of .bin/.idx pairs."""
+    records: RecordKind = RecordKind.text
+    """text | messages | prompt_completion: form of the records of jsonl, parquet and hub. text: documents, one stream
+    of tokens that all count. messages: chats, of which only the answers count (role assistant, to the token that ends
+    them). prompt_completion: two texts, of which only the second counts. Chats and prompts are examples: several share
+    a sequence, but none attends to another one, and none is divided (docs/fine_tuning.md)."""
     text_key: str = "text"
     """jsonl, parquet, hub: name of the field that holds the text."""
+    messages_key: str = "messages"
+    """records=messages: name of the field that holds the list of messages, objects with role and content."""
+    prompt_key: str = "prompt"
+    """records=prompt_completion: name of the field that holds the prompt."""
+    completion_key: str = "completion"
+    """records=prompt_completion: name of the field that holds the completion."""
+    chat_template: str | None = None
+    """records=messages: the Jinja template that makes a text of a chat: a file, or plain, which is written in
+    docs/fine_tuning.md. null: that of the tokenizer, which must have one. `trident generate` takes it from the run."""
+    too_long: TooLong = TooLong.error
+    """error | drop | truncate: treatment of an example with more tokens than model.seq_length. drop leaves it out,
+    truncate its end; both are counted and told."""
     hub_path: str | None = None
     """hub: name of a Hugging Face data set, or a local `save_to_disk` folder."""
     hub_name: str | None = None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from trainer.config.compose import Composition
 from trainer.config.keys import KEYS, build, flatten
-from trainer.config.places import PATHS, PER_NODE, absolute_path
+from trainer.config.places import PATHS, PER_NODE, PLAIN, absolute_path
 from trainer.config.schema import TridentConfig
 from trainer.config.written import plain
 
@@ -20,7 +20,7 @@ OWN: Mapping[str, str] = {
 }
 """Keys that ranks may differ in -> why that does not matter. All other keys must be the same."""
 _SHARED_PATHS = tuple(key for key in PATHS if key not in PER_NODE)
-_NO_PATHS = ("auto", "never")
+_NO_PATHS = ("auto", "never", PLAIN)
 
 
 def shared_values(found: Composition) -> dict[str, tuple[object, object]]:

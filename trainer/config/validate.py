@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from trainer.config import (
+    rules_examples,
     rules_frozen,
     rules_layout,
     rules_logging,
@@ -30,6 +31,7 @@ ARITHMETIC: tuple[Rule, ...] = (
 _ALWAYS: tuple[Rule, ...] = (
     *rules_ranges.RULES,
     *rules_training.RULES,
+    *rules_examples.RULES,
     *rules_logging.RULES,
     *rules_profile.RULES,
 )

@@ -10,11 +10,12 @@ import torch
 
 from trainer.config.plan import RunPlan
 from trainer.data.capacity import check_training_capacity, check_validation_capacity
-from trainer.data.dataset import SampleStream, TokenDataset
+from trainer.data.dataset import PackedDataset, Samples, SampleStream, TokenDataset
 from trainer.data.prepare import PreparedData
 from trainer.data.sampler import SampleOrder
+from trainer.data.token_files import MARKS, TRAIN, VALIDATION
 from trainer.errors import DataError
-from trainer.micro_batch import MicroBatch, Place
+from trainer.micro_batch import IGNORED, MicroBatch, Place
 
 
 class BatchSource:
@@ -44,7 +45,7 @@ class BatchSource:
     def micro_batches(self, position: int, step: int | None = None) -> list[MicroBatch]:
         """Return this rank's micro-batches of the global batch that begins `position` tokens into the stream, in order.
 
-        Every token counts. Local; no host sync.
+        Every token counts, of packed examples only the answers. Local; no host sync.
 
         Args:
             position: place in the stream, in tokens.
@@ -60,8 +61,11 @@ class BatchSource:
             pairs = pairs.pin_memory().to(self._device, non_blocking=True)
         firsts = rows[:, self._dp_rank, 0].tolist()
         places = [None if step is None else Place(plan.seed, step, first) for first in firsts]
-        parts = zip(torch.split(pairs, size, dim=1), places, strict=True)
-        return [MicroBatch.of(ids, labels, place=place) for (ids, labels), place in parts]
+        found = []
+        for part, place in zip(torch.split(pairs, size, dim=1), places, strict=True):
+            ids, labels, *documents = part
+            found.append(MicroBatch.of(ids, labels, place=place, documents=documents[0] if documents else None))
+        return found
 
     def sample_ids(self, position: int) -> list[int]:
         """Return the indices of the data set's samples that the global batch at `position` holds, in order. Local.
@@ -74,12 +78,13 @@ class BatchSource:
         seq_length, vocab_size = self._plan.execution.seq_length, self._plan.model.vocab_size
         starts = position + rows * seq_length
         pairs = self._stream.sequences(starts, seq_length)
-        if pairs.max() >= vocab_size:
-            _, row, place = np.unravel_index(int(pairs.argmax()), pairs.shape)
+        ids = pairs[:2]
+        if ids.max() >= vocab_size:
+            _, row, place = np.unravel_index(int(ids.argmax()), ids.shape)
             sample = self._stream.samples(int(starts[row] + place), 1)[0]
             raise DataError(
                 f"every token id must be less than the vocabulary's size ({vocab_size}), but sample {sample} of the "
-                f"data holds {pairs.max()}; set model.vocab_size to that of the tokenizer that made them",
+                f"data holds {ids.max()}; set model.vocab_size to that of the tokenizer that made them",
                 hints=["if it is right already the data are damaged: prepare them anew"],
             )
         return pairs
@@ -88,7 +93,7 @@ class BatchSource:
         """Return the rolling hash after a global batch: of `previous`, the batch's position, and its token ids."""
         digest = hashlib.blake2b(f"{previous}:{position}:".encode(), digest_size=16)
         pairs = self._sequences(position, np.arange(self._plan.global_batch_size))
-        # A sequence at a time: its inputs, then its labels.
+        # A sequence at a time: its inputs, then its labels, then its documents if it is packed.
         digest.update(pairs.swapaxes(0, 1).astype("<u4").tobytes())
         return digest.hexdigest()
 
@@ -103,7 +108,7 @@ def training_batches(
     """
     config = plan.config
     check_training_capacity(prepared, config)
-    dataset = TokenDataset(prepared.folder / "train.bin", prepared.dtype, sample_length, config.data.max_samples)
+    dataset = _samples(prepared, TRAIN, sample_length, config.data.max_samples)
     if len(dataset) == 0:
         raise DataError(
             f"the training data must hold at least one sample of {sample_length} tokens, the sequence length that this "
@@ -114,6 +119,13 @@ def training_batches(
     )
 
 
+def _samples(prepared: PreparedData, part: str, length: int, most: int | None = None) -> Samples:
+    tokens = prepared.folder / f"{part}.bin"
+    if prepared.packed is None:
+        return TokenDataset(tokens, prepared.dtype, length, most)
+    return PackedDataset(tokens, tokens.with_suffix(MARKS), prepared.dtype, length, IGNORED, most)
+
+
 def validation_batches(prepared: PreparedData, plan: RunPlan, dp_rank: int, device: torch.device) -> BatchSource:
     """Return the validation data of a rank: from the start in fixed order, again from the start when they end.
 
@@ -121,7 +133,7 @@ def validation_batches(prepared: PreparedData, plan: RunPlan, dp_rank: int, devi
         DataError: there is not one sample.
     """
     check_validation_capacity(prepared, plan.config)
-    dataset = TokenDataset(prepared.folder / "validation.bin", prepared.dtype, plan.execution.seq_length)
+    dataset = _samples(prepared, VALIDATION, plan.execution.seq_length)
 
     def in_order(first: int, count: int) -> npt.NDArray[np.int64]:
         return np.arange(first, first + count, dtype=np.int64) % len(dataset)

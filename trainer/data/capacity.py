@@ -30,7 +30,7 @@ def check_training_capacity(prepared: PreparedData, config: TridentConfig) -> No
             f"data.max_samples ({limit}) must be at least batch.global_batch_size ({size}); raise it, or lower "
             "batch.global_batch_size"
         )
-    found = sequences(prepared.train_tokens, seq_length)
+    found = sequences(prepared, prepared.train_tokens, seq_length)
     if found < size:
         raise DataError(
             f"the training data must hold at least one global batch ({size} sequences of {seq_length} tokens), but "
@@ -45,7 +45,7 @@ def check_validation_capacity(prepared: PreparedData, config: TridentConfig) -> 
     Raises:
         DataError: there are fewer.
     """
-    if sequences(prepared.validation_tokens, config.model.seq_length) == 0:
+    if sequences(prepared, prepared.validation_tokens, config.model.seq_length) == 0:
         raise DataError(
             f"the validation data must hold at least one sequence of {config.model.seq_length} tokens, but hold "
             f"{prepared.validation_tokens} tokens; use more data, raise data.validation_fraction, or set "
@@ -53,6 +53,11 @@ def check_validation_capacity(prepared: PreparedData, config: TridentConfig) -> 
         )
 
 
-def sequences(tokens: int, seq_length: int) -> int:
-    """Return how many samples a stream of tokens gives: each needs one token more than its inputs, for the labels."""
+def sequences(prepared: PreparedData, tokens: int, seq_length: int) -> int:
+    """Return how many samples a part of the data gives.
+
+    In a stream of text each needs one token more than its inputs, for the labels; packed sequences are samples.
+    """
+    if prepared.packed is not None:
+        return tokens // seq_length
     return max(0, (tokens - 1) // seq_length)

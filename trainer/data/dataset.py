@@ -1,12 +1,31 @@
-"""Fixed-length samples of a memory-mapped file of tokens, and the endless stream that a run reads. No torch."""
+"""Fixed-length samples of memory-mapped files of tokens, and the endless stream that a run reads. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from trainer.data.packing import documents_of, labels_of
+
+
+class Samples(Protocol):
+    """Samples of `seq_length` tokens."""
+
+    seq_length: int
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def rows(self, index: int) -> npt.NDArray[np.int64]:
+        """Return inputs and labels of a sample, and the documents of packed ones, [2 or 3, seq_length].
+
+        Raises:
+            IndexError: there is no such sample.
+        """
 
 
 class TokenDataset:
@@ -21,9 +40,7 @@ class TokenDataset:
 
     def __init__(self, path: Path, dtype: str, seq_length: int, max_samples: int | None = None) -> None:
         self.seq_length = seq_length
-        # numpy cannot map an empty file.
-        empty = path.stat().st_size == 0
-        self._tokens = np.empty(0, dtype=dtype) if empty else np.memmap(path, dtype=dtype, mode="r")
+        self._tokens = _mapped(path, dtype)
         available = max(0, (len(self._tokens) - 1) // seq_length)
         self._length = available if max_samples is None else min(available, max_samples)
 
@@ -37,10 +54,59 @@ class TokenDataset:
         Raises:
             IndexError: there is no such sample.
         """
-        if not 0 <= index < self._length:
-            raise IndexError(f"sample must be in [0, {self._length}), but is {index}")
-        start = index * self.seq_length
+        start = _checked(index, self._length) * self.seq_length
         return np.asarray(self._tokens[start : start + self.seq_length + 1], dtype=np.int64)
+
+    def rows(self, index: int) -> npt.NDArray[np.int64]:
+        """Return inputs and labels of a sample, [2, seq_length]."""
+        tokens = self.sample(index)
+        return np.stack([tokens[:-1], tokens[1:]])
+
+
+class PackedDataset:
+    """Sample i is a sequence of whole examples, of which no one attends to another, and in which answers count.
+
+    Args:
+        tokens: file of little-endian token ids, sequence after sequence.
+        marks: file of a byte for each of them; see `packing`.
+        dtype: type of the ids in the file, uint16 or uint32.
+        seq_length: length of the sequences, in tokens.
+        ignored: label of a token after which nothing counts.
+        max_samples: use only this many samples from the start.
+    """
+
+    def __init__(
+        self, tokens: Path, marks: Path, dtype: str, seq_length: int, ignored: int, max_samples: int | None = None
+    ) -> None:
+        self.seq_length = seq_length
+        self._ignored = ignored
+        self._tokens = _mapped(tokens, dtype)
+        self._marks = _mapped(marks, "uint8")
+        available = len(self._tokens) // seq_length
+        self._length = available if max_samples is None else min(available, max_samples)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return self._length
+
+    def rows(self, index: int) -> npt.NDArray[np.int64]:
+        """Return inputs, labels and documents of a sample, [3, seq_length]."""
+        start = _checked(index, self._length) * self.seq_length
+        here = slice(start, start + self.seq_length)
+        ids, marks = np.asarray(self._tokens[here], dtype=np.int64), np.asarray(self._marks[here])
+        return np.stack([ids, labels_of(ids, marks, self._ignored), documents_of(marks)])
+
+
+def _mapped(path: Path, dtype: str) -> npt.NDArray[np.generic]:
+    # numpy cannot map an empty file.
+    empty = path.stat().st_size == 0
+    return np.empty(0, dtype=dtype) if empty else np.memmap(path, dtype=dtype, mode="r")
+
+
+def _checked(index: int, length: int) -> int:
+    if not 0 <= index < length:
+        raise IndexError(f"sample must be in [0, {length}), but is {index}")
+    return index
 
 
 Order = Callable[[int, int], npt.NDArray[np.int64]]
@@ -59,7 +125,7 @@ class SampleStream:
         order: gives the sample at each place.
     """
 
-    def __init__(self, dataset: TokenDataset, order: Order) -> None:
+    def __init__(self, dataset: Samples, order: Order) -> None:
         self._dataset = dataset
         self._order = order
 
@@ -70,16 +136,18 @@ class SampleStream:
         return self._order(first, last - first + 1)
 
     def sequences(self, starts: npt.NDArray[np.int64], seq_length: int) -> npt.NDArray[np.int64]:
-        """Return inputs and labels of the sequences of S tokens that begin at `starts` [n], `[2, n, seq_length]`."""
+        """Return inputs and labels of the sequences of S tokens that begin at `starts` [n], `[2, n, seq_length]`.
+
+        Those of packed samples have the documents besides: `[3, n, seq_length]`.
+        """
         length = self._dataset.seq_length
         first, last = starts // length, (starts + seq_length - 1) // length
         lowest = int(first.min())
         samples = self._order(lowest, int(last.max()) - lowest + 1)
-        pairs = np.empty((2, len(starts), seq_length), dtype=np.int64)
+        found = []
         for row, start in enumerate(starts):
             here = samples[first[row] - lowest : last[row] - lowest + 1]
-            tokens = np.stack([self._dataset.sample(int(index)) for index in here])
+            rows = np.concatenate([self._dataset.rows(int(index)) for index in here], axis=1)
             inside = slice(start - first[row] * length, start - first[row] * length + seq_length)
-            pairs[0, row] = tokens[:, :-1].reshape(-1)[inside]
-            pairs[1, row] = tokens[:, 1:].reshape(-1)[inside]
-        return pairs
+            found.append(rows[:, inside])
+        return np.stack(found, axis=1)

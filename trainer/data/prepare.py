@@ -21,11 +21,23 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.config.places import absolute_path
-from trainer.config.schema import DataSource, TokenizerKind, TridentConfig
+from trainer.config.schema import DataSource, RecordKind, TokenizerKind, TridentConfig
+from trainer.data.example_shards import keep_template, write_examples
+from trainer.data.examples import examples_identity, training_texts
 from trainer.data.shared_cache import check_readable, partial_folder, remove_leftovers, set_aside, share, turn
 from trainer.data.sources import documents, file_identity, identity
 from trainer.data.split import is_held_out, split_document
-from trainer.data.token_files import ShardMeta, ShardWriter, dtype_for, file_sizes, read_meta, write_meta
+from trainer.data.token_files import (
+    TRAIN,
+    VALIDATION,
+    Packed,
+    ShardMeta,
+    ShardWriter,
+    dtype_for,
+    file_sizes,
+    read_meta,
+    write_meta,
+)
 from trainer.data.tokenizer import (
     Tokenizer,
     load_pretrained,
@@ -63,12 +75,33 @@ class PreparedData:
     """Hash of everything that the tokens were made from; it names the folder."""
     content: str
     """Hash of the tokens themselves, to compare with what other nodes have."""
+    packed: Packed | None = None
+    """Facts about packed examples; None for a stream of text."""
 
 
 def stream_identity(prepared: PreparedData, config: TridentConfig) -> str:
     """Return a hash of everything that decides the order of the training stream, for samples of one length."""
     decides = f"{prepared.content}:{config.data.max_samples}:{config.train.seed}"
     return hashlib.blake2b(decides.encode(), digest_size=16).hexdigest()
+
+
+def told_examples(prepared: PreparedData, config: TridentConfig) -> str | None:
+    """Return a line about packed examples, with what was left out of them; None for a stream of text."""
+    packed = prepared.packed
+    if packed is None:
+        return None
+    total = prepared.train_tokens + prepared.validation_tokens
+    told = (
+        f"data    {packed.examples:,} examples in {total // packed.seq_length:,} sequences of {packed.seq_length} "
+        f"tokens, which they fill to {packed.tokens / max(1, total):.0%}; {packed.learned:,} tokens are learned"
+    )
+    if packed.dropped:
+        told += f"; {packed.dropped:,} longer ones are left out (data.too_long={config.data.too_long.value})"
+    if packed.truncated:
+        told += f"; {packed.truncated:,} longer ones lost their end (data.too_long={config.data.too_long.value})"
+    if packed.emptied:
+        told += f"; {packed.emptied:,} of which no answer is left are left out"
+    return told
 
 
 def cache_folder(config: TridentConfig) -> Path:
@@ -136,6 +169,8 @@ def _fingerprint(config: TridentConfig) -> str:
     else:
         facts += identity(data)
         facts += [tokenizer.kind.value, tokenizer.path]
+        if data.records is not RecordKind.text:
+            facts += examples_identity(config)
         if data.source is DataSource.megatron:
             # Ids are checked against the vocabulary when the shards are built.
             facts.append(config.model.vocab_size)
@@ -198,6 +233,9 @@ def _write_tokens(config: TridentConfig, folder: Path, say: Say) -> ShardMeta:
         (folder / "tokenizer").mkdir()
         share(folder / "tokenizer")
         tokenizer.save(folder / "tokenizer")
+    if config.data.records is not RecordKind.text:
+        assert tokenizer is not None, "examples have one"
+        return _write_examples(config, tokenizer, folder)
     if config.data.source is DataSource.synthetic:
         pieces = _synthetic(config)
     elif config.data.source is DataSource.megatron:
@@ -226,6 +264,23 @@ def _write_tokens(config: TridentConfig, folder: Path, say: Say) -> ShardMeta:
     )
 
 
+def _write_examples(config: TridentConfig, tokenizer: Tokenizer, folder: Path) -> ShardMeta:
+    dtype = dtype_for(tokenizer.vocab_size)
+    keep_template(config, tokenizer, folder / "tokenizer")
+    files, packed = write_examples(config, tokenizer, folder, dtype)
+    tokens = {path.stem: count for path, count, _ in files if path.suffix == ".bin"}
+    return ShardMeta(
+        format_version=FORMAT_VERSION,
+        dtype=dtype,
+        tokenizer_vocab_size=tokenizer.vocab_size,
+        train_tokens=tokens[TRAIN],
+        validation_tokens=tokens[VALIDATION],
+        sizes=file_sizes(folder),
+        blake2b={path.name: digest for path, _, digest in files},
+        packed=packed,
+    )
+
+
 def _tokenizer(config: TridentConfig, say: Say) -> Tokenizer | None:
     source, settings = config.data.source, config.tokenizer
     if source is DataSource.megatron and settings.kind is TokenizerKind.pretrained:
@@ -242,6 +297,8 @@ def _tokenizer(config: TridentConfig, say: Say) -> Tokenizer | None:
 
 
 def _training_part(config: TridentConfig) -> Iterator[str]:
+    if config.data.records is not RecordKind.text:
+        return training_texts(config)
     return (text for held_out, text in _split(config) if not held_out)
 
 
@@ -299,6 +356,7 @@ def _opened(config: TridentConfig, folder: Path, meta: ShardMeta) -> PreparedDat
         tokenizer_folder=folder / "tokenizer" if has_tokenizer else None,
         fingerprint=folder.name,
         content="-".join(digest for _, digest in sorted(meta.blake2b.items())),
+        packed=meta.packed,
     )
 
 

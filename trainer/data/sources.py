@@ -9,8 +9,9 @@ import json
 import os
 import sysconfig
 import zlib
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
@@ -43,9 +44,55 @@ def documents(config: DataConfig) -> Iterator[str]:
     Raises:
         DataError: a file or data set is missing, unreadable, or of the wrong form.
     """
-    readers = {DataSource.stdlib: _stdlib, DataSource.files: _files, DataSource.hub: _hub}
+    readers = {DataSource.stdlib: _stdlib, DataSource.files: _files, DataSource.hub: _hub_texts}
     texts = (text for text in readers[config.source](config) if text.strip())
     return islice(texts, config.max_documents)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One object of a source that holds objects."""
+
+    origin: str
+    """Its place, as errors name it: line 3 of x.jsonl."""
+    fields: Mapping[str, Any]
+
+
+def records(config: DataConfig, keys: Mapping[str, str]) -> Iterator[Record]:
+    """Yield the objects of a source, in a fixed order; empty lines are left out.
+
+    Args:
+        config: source and files.
+        keys: key of the config -> name of a field that every object must have; only columns are checked here.
+
+    Raises:
+        DataError: a file or data set is missing, unreadable, or of the wrong form.
+    """
+    found = _hub_records(config) if config.source is DataSource.hub else _file_records(config, keys)
+    return islice(found, config.max_documents)
+
+
+def _file_records(config: DataConfig, keys: Mapping[str, str]) -> Iterator[Record]:
+    for path in input_files(config):
+        if _kind(path) == ".txt":
+            raise DataError(
+                f"data.files must be .jsonl, .jsonl.gz or .parquet for data.records={config.records.value}, but {path} "
+                "is text"
+            )
+        if _kind(path) == ".parquet":
+            rows: Iterable[tuple[int, object]] = enumerate(_parquet(path, keys), start=1)
+        else:
+            rows = _json_lines(path)
+        what = "row" if _kind(path) == ".parquet" else "line"
+        for number, row in rows:
+            if not isinstance(row, Mapping):
+                raise DataError(f"{what} {number} of {path} must be an object, but is {type(row).__name__}")
+            yield Record(f"{what} {number} of {path}", row)
+
+
+def _hub_records(config: DataConfig) -> Iterator[Record]:
+    for number, row in enumerate(_hub(config), start=1):
+        yield Record(f"row {number} of data.hub_path={config.hub_path}", row)
 
 
 def identity(config: DataConfig) -> list[str]:
@@ -151,9 +198,12 @@ def _files(config: DataConfig) -> Iterator[str]:
         if _kind(path) == ".txt":
             yield _whole_text(path)
         elif _kind(path) == ".jsonl":
-            yield from _jsonl(path, config.text_key)
+            texts = (_text_of(content, config.text_key, path, number) for number, content in _json_lines(path))
+            yield from (text for text in texts if text is not None)
         else:
-            yield from _parquet(path, config.text_key)
+            key = config.text_key
+            rows = _parquet(path, {"data.text_key": key}, [key])
+            yield from _column((row[key] for row in rows), path, key)
 
 
 @contextmanager
@@ -179,14 +229,15 @@ def _not_utf8(path: Path, where: str) -> DataError:
     return DataError(f"data.files must be UTF-8, but {path} is not {where}; convert it, for example with iconv")
 
 
-def _jsonl(path: Path, key: str) -> Iterator[str]:
+def _json_lines(path: Path) -> Iterator[tuple[int, object]]:
+    """Yield number and content of each line that is not empty."""
     with _readable(path, "data.files") as file:
         for number, line in enumerate(file, start=1):
             content = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").strip()
             if not content:
                 continue
             try:
-                text = _text_of(json.loads(content.decode("utf-8")), key, path, number)
+                held = json.loads(content.decode("utf-8"))
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, f"in line {number}") from error
             # Numbers of thousands of digits and very deep nesting have errors of their own.
@@ -194,8 +245,7 @@ def _jsonl(path: Path, key: str) -> Iterator[str]:
                 raise DataError(
                     f"each line of data.files must be JSON, but line {number} of {path} is not: {reason(error)}"
                 ) from error
-            if text is not None:
-                yield text
+            yield number, held
 
 
 def _text_of(record: object, key: str, path: Path, number: int) -> str | None:
@@ -211,17 +261,19 @@ def _text_of(record: object, key: str, path: Path, number: int) -> str | None:
     )
 
 
-def _parquet(path: Path, key: str) -> Iterator[str]:
+def _parquet(path: Path, keys: Mapping[str, str], columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file that has the columns of these keys; of some columns alone, where they are given."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if key not in names:
-                raise DataError(f"{path} must have the column data.text_key={key}, but has {listed(names)}")
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[key]):
-                yield from _column(batch.column(0).to_pylist(), path, key)
+            for key, name in keys.items():
+                if name not in names:
+                    raise DataError(f"{path} must have the column {key}={name}, but has {listed(names)}")
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
+                yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"data.files must be readable, but {path} is no good parquet file: {reason(error)}") from error
 
@@ -234,16 +286,21 @@ def _column(values: Iterable[object], path: Path, key: str) -> Iterator[str]:
             raise DataError(f"data.text_key={key} must be a column of text in {path}, but holds {type(text).__name__}")
 
 
-def _hub(config: DataConfig) -> Iterator[str]:
+def _hub_texts(config: DataConfig) -> Iterator[str]:
     path, key = str(config.hub_path), config.text_key
+    for row in _hub(config):
+        if key in row and isinstance(row[key], str | None):
+            if row[key] is not None:
+                yield row[key]
+            continue
+        have = f"holds {type(row[key]).__name__} there" if key in row else f"has {listed(row)}"
+        raise DataError(f"data.hub_path={path} must have the text field data.text_key={key}, but {have}")
+
+
+def _hub(config: DataConfig) -> Iterator[dict[str, Any]]:
+    path = str(config.hub_path)
     try:
-        for row in _hub_rows(config):
-            if key in row and isinstance(row[key], str | None):
-                if row[key] is not None:
-                    yield row[key]
-                continue
-            have = f"holds {type(row[key]).__name__} there" if key in row else f"has {listed(row)}"
-            raise DataError(f"data.hub_path={path} must have the text field data.text_key={key}, but {have}")
+        yield from _hub_rows(config)
     except DataError:
         raise
     # The library raises whatever its transport raises.

@@ -9,13 +9,36 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+TRAIN, VALIDATION = "train", "validation"
+"""Names of the two files of ids, without their suffix."""
+MARKS = ".marks"
+"""Suffix of the file of marks that lies beside the ids of packed examples."""
 _META = "meta.json"
 _ITEM_BYTES = {"uint16": 2, "uint32": 4}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Facts about examples that are packed into sequences, of training and validation together."""
+
+    seq_length: int
+    examples: int
+    """Examples in the sequences."""
+    tokens: int
+    """Tokens of these examples, without those that fill up the sequences."""
+    learned: int
+    """Tokens of them that count for the loss."""
+    dropped: int
+    """Examples that are left out because they are longer than a sequence."""
+    truncated: int
+    """Examples whose end is left out."""
+    emptied: int
+    """Examples that are left out because none of their tokens would count, truncated ones among them."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +55,9 @@ class ShardMeta:
     sizes: dict[str, int]
     """Bytes of every file of the folder, by its path in it."""
     blake2b: dict[str, str]
-    """Hash of each .bin file, to compare folders of different machines."""
+    """Hash of each file of tokens or marks, to compare folders of different machines."""
+    packed: Packed | None = None
+    """Facts about packed examples; None for a stream of text."""
 
 
 class ShardWriter:
@@ -40,7 +65,7 @@ class ShardWriter:
 
     Args:
         path: path of the file.
-        dtype: uint16 or uint32; the caller knows that every id fits.
+        dtype: uint16 or uint32, of marks uint8; the caller knows that every number fits.
     """
 
     def __init__(self, path: Path, dtype: str) -> None:
@@ -52,8 +77,8 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def append(self, tokens: npt.NDArray[np.int64]) -> None:
-        """Write tokens at the end."""
+    def append(self, tokens: npt.NDArray[np.integer[Any]]) -> None:
+        """Write tokens, or their marks, at the end."""
         content = tokens.astype(self._dtype).tobytes()
         self._file.write(content)
         self.digest.update(content)
@@ -81,7 +106,8 @@ def file_sizes(folder: Path) -> dict[str, int]:
 
 def write_meta(folder: Path, meta: ShardMeta) -> None:
     """Write the description of a folder whose other files are complete."""
-    (folder / _META).write_text(json.dumps(asdict(meta), indent=1) + "\n")
+    held = {key: value for key, value in asdict(meta).items() if value is not None or key != "packed"}
+    (folder / _META).write_text(json.dumps(held, indent=1) + "\n")
 
 
 def read_meta(folder: Path) -> ShardMeta | None:
@@ -90,11 +116,13 @@ def read_meta(folder: Path) -> ShardMeta | None:
     Contents are not hashed: that would read every token at each start.
     """
     try:
-        meta = ShardMeta(**json.loads((folder / _META).read_text()))
+        held = json.loads((folder / _META).read_text())
+        packed = held.get("packed")
+        meta = ShardMeta(**{**held, "packed": None if packed is None else Packed(**packed)})
         tokens = {"train.bin": meta.train_tokens, "validation.bin": meta.validation_tokens}
         expected = meta.sizes | {name: count * _ITEM_BYTES[meta.dtype] for name, count in tokens.items()}
         whole = all((folder / name).stat().st_size == size for name, size in expected.items())
     # A damaged description can be any JSON or none.
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return meta if whole else None

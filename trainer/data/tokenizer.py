@@ -50,6 +50,10 @@ class Tokenizer(Protocol):
     def eos_id(self) -> int:
         """Id that ends a document."""
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that stand for no text, such as the one that ends a document or an answer."""
+
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text, without special tokens."""
 
@@ -71,6 +75,7 @@ class ByteTokenizer:
 
     vocab_size = 257
     eos_id = 256
+    special_ids = frozenset({256})
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Return the bytes of each text."""
@@ -129,6 +134,8 @@ class FileTokenizer:
         # Files saved for a classifier truncate or pad every text to one length.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special_ids = frozenset(number for number, token in added.items() if token.special)
         # The number of entries would be too small if ids have gaps.
         self._vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
@@ -136,6 +143,16 @@ class FileTokenizer:
     def vocab_size(self) -> int:
         """Return the range of ids: the largest id plus one, special tokens included."""
         return self._vocab_size
+
+    @property
+    def eos_token(self) -> str:
+        """Return the text of the token that ends a document."""
+        return str(self._tokenizer.id_to_token(self.eos_id))
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Return the ids of its special tokens."""
+        return self._special_ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text."""
@@ -159,7 +176,7 @@ class FileTokenizer:
 
         Of a Hugging Face model without a network the template is saved only if its file is here.
         """
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._tokenizer.id_to_token(self.eos_id)}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos_token}
         with suppress(DataError):
             template = chat_template(self.read)
             settings = (

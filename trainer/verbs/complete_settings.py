@@ -13,7 +13,7 @@ from trainer.config.arguments import read_arguments
 from trainer.config.keys import GROUPS, KEYS, OWNERS, is_list, number_or_word, optional
 from trainer.config.layout_words import LAYOUT, continuations
 from trainer.config.meanings import meanings
-from trainer.config.places import PATHS
+from trainer.config.places import PATHS, PLAIN
 from trainer.config.schema import TridentConfig
 from trainer.config.searched import options, places
 from trainer.config.words import CONFIG, EXPERIMENT, SEARCHPATH
@@ -27,10 +27,11 @@ _FOLDERS = ("data.cache_dir", "zero.nvme_path", "logging.wandb_dir", SEARCHPATH)
 _ENDINGS = {
     "data.files": (".txt", ".jsonl", ".parquet", ".gz", ".zst", ".json", ".bin"),
     "tokenizer.path": (".json",),
+    "data.chat_template": (".jinja",),
     CONFIG: (".yaml", ".yml"),
     EXPERIMENT: (".yaml", ".yml"),
 }
-_WORDS = {"checkpoint.resume": ("auto", "never")}
+_WORDS = {"checkpoint.resume": ("auto", "never"), "data.chat_template": (PLAIN,)}
 """Values of a path key that are no paths."""
 
 

@@ -12,11 +12,14 @@ def run(words: Words) -> int:
     """Prepare the data of a config and print their folder."""
     from trainer.config.compose import compose
     from trainer.config.validate import validate
-    from trainer.data.prepare import prepare
+    from trainer.data.prepare import prepare, told_examples
 
     config = compose(words.rest)
     validate(config, None)
     prepared = prepare(config, say)
+    told = told_examples(prepared, config)
+    if told is not None:
+        say(told)
     say(
         f"{prepared.train_tokens:,} tokens to train on and {prepared.validation_tokens:,} to validate with, "
         f"vocabulary {prepared.vocab_size:,}, in {prepared.folder}"

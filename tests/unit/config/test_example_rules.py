@@ -1,0 +1,45 @@
+# ruff: noqa: E501 - messages are compared whole
+"""Keys of chats and instructions that do not fit together are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainer.config.keys import build
+from trainer.config.plan import make_plan
+from trainer.config.validate import problems
+
+CHATS: dict[str, object] = {
+    "name": "x",
+    "run_dir": "x",
+    "data.source": "files",
+    "data.files": ["x.jsonl"],
+    "data.records": "messages",
+    "data.chat_template": "plain",
+    "model.position": "rope",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"data.records": "text"}, "data.chat_template has no effect with data.records=text; leave it out"),
+        ({"data.records": "text", "data.chat_template": None, "data.too_long": "drop"}, "data.too_long=drop has no effect with data.records=text, which is one stream of tokens; leave it out"),
+        ({"data.prompt_key": "q"}, "data.prompt_key has no effect with data.records=messages; leave it out"),
+        ({"data.text_key": "t"}, "data.text_key has no effect with data.records=messages; leave it out"),
+        ({"data.source": "stdlib", "data.files": []}, "data.records=messages needs data.source=files or hub, but that is stdlib"),
+        ({"tokenizer.kind": "bytes"}, "data.records=messages needs a tokenizer with special tokens, but tokenizer.kind=bytes has none that a chat template could write; use tokenizer=pretrained or bpe"),
+        ({"data.chat_template": None}, "data.records=messages needs a chat template, which tokenizer.kind=bpe does not have; set data.chat_template=plain, or to a file"),
+        ({"data.chat_template": " "}, "data.chat_template must not be empty"),
+        ({"model.rope_scaling.kind": "dynamic", "model.rope_scaling.factor": 2.0, "model.rope_scaling.original_length": 64}, "model.seq_length (128) must be at most model.rope_scaling.original_length (64) for data.records=messages: model.rope_scaling.kind=dynamic rotates by the length of a text, and examples share a sequence"),
+    ],
+)  # fmt: skip
+def test_keys_that_do_not_fit_together(changes: dict[str, object], problem: str) -> None:
+    assert problems(build({**CHATS, "model.seq_length": 128, **changes})) == [problem]
+
+
+def test_a_plan_knows_whether_sequences_hold_documents() -> None:
+    chats = build(CHATS)
+    assert problems(chats) == []
+    assert make_plan(chats, 300).execution.documents
+    assert not make_plan(build({"name": "x", "run_dir": "x"}), 300).execution.documents
