@@ -17,7 +17,7 @@ class Answered:
 
     ids: list[int]
     counted: list[bool]
-    """Whether each of them is learned."""
+    """True for each of them that is learned."""
 
 
 def answered(tokenizer: Tokenizer, batch: Sequence[Example]) -> list[Answered]:

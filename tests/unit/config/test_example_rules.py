@@ -8,6 +8,7 @@ import pytest
 from trainer.config.keys import build
 from trainer.config.plan import make_plan
 from trainer.config.validate import problems
+from trainer.planner.memory_theory import expected_bytes
 
 CHATS: dict[str, object] = {
     "name": "x",
@@ -39,7 +40,11 @@ def test_keys_that_do_not_fit_together(changes: dict[str, object], problem: str)
 
 
 def test_a_plan_knows_whether_sequences_hold_documents() -> None:
-    chats = build(CHATS)
+    model: dict[str, object] = {"model.seq_length": 32, "model.sliding_window": 8, "batch.micro_batch_size": 2}
+    model |= {"model.layer_pattern": ["window", "full"], "model.position": "rope"}
+    chats = build({**CHATS, **model})
     assert problems(chats) == []
-    assert make_plan(chats, 300).execution.documents
-    assert not make_plan(build({"name": "x", "run_dir": "x"}), 300).execution.documents
+    plan, plain = make_plan(chats, 300), make_plan(build({"name": "x", "run_dir": "x", **model}), 300)
+    assert (plan.execution.documents, plain.execution.documents) == (True, False)
+    # A mask of a byte for each pair of tokens, of the layers with a window and of those without.
+    assert expected_bytes(plan).activations - expected_bytes(plain).activations == 2 * 2 * 32 * 32

@@ -96,7 +96,7 @@ def of_chats(tmp_path: Path, folder: Path, *files: Path, **values: object) -> Tr
 
 
 def batches(found: TridentConfig, prepared: PreparedData, dp_rank: int = 0) -> list[MicroBatch]:
-    plan = make_plan(found, prepared.vocab_size, found.layout.data_parallel_size)
+    plan = make_plan(found, prepared.vocab_size)
     length = found.model.seq_length
     source = training_batches(prepared, plan, length, dp_rank, torch.device("cpu"))
     return source.micro_batches(0, 1)

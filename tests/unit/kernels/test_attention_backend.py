@@ -15,8 +15,9 @@ CPU = torch.device("cpu")
 MODEL = ModelConfig(hidden_size=32, num_layers=1, num_attention_heads=4, num_key_value_heads=2, seq_length=16)
 
 
-def kernel(model: ModelConfig, dtype: Dtype = Dtype.fp32) -> str:
-    return attention_kernel(make_model(model, 64), make_execution(model, 2), 2, dtype, CPU)
+def kernel(model: ModelConfig, dtype: Dtype = Dtype.fp32, documents: bool = False) -> str:
+    execution = replace(make_execution(model, 2), documents=documents)
+    return attention_kernel(make_model(model, 64), execution, 2, dtype, CPU)
 
 
 @pytest.mark.parametrize("dtype", [Dtype.fp32, Dtype.bf16])
@@ -24,6 +25,7 @@ def test_the_kernel_is_named(dtype: Dtype) -> None:
     assert kernel(MODEL, dtype) == "flash attention"
     assert kernel(replace(MODEL, sliding_window=4), dtype) == "flash attention with a mask"
     assert kernel(replace(MODEL, sliding_window=16), dtype) == "flash attention"
+    assert kernel(MODEL, dtype, documents=True) == "flash attention with a mask"
 
 
 def test_dropout_of_weights_has_no_kernel() -> None:

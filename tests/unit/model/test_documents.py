@@ -64,8 +64,8 @@ def test_packed_documents_equal_each_of_them_alone(name: str) -> None:
     labels[:, :-1][documents[:, 1:] != documents[:, :-1]] = IGNORED
     alone = []
     for row, lengths in enumerate(LENGTHS):
-        for part, label in zip(tokens[row].split(lengths), labels[row].split(lengths), strict=True):
-            alone.append(placed(MicroBatch.of(part[None], label[None])))
+        for ids_of, labels_of in zip(*(torch.split(one[row], lengths) for one in (tokens, labels)), strict=True):
+            alone.append(placed(MicroBatch.of(ids_of[None], labels_of[None])))
     packed = placed(MicroBatch.of(tokens, labels, documents=documents))
     expected, gradients = loss_and_gradients(model, alone)
     found, of_packed = loss_and_gradients(model, [packed])
@@ -74,7 +74,7 @@ def test_packed_documents_equal_each_of_them_alone(name: str) -> None:
         assert float((of_packed[key] - gradient).norm()) <= 1e-6 * float(gradient.norm()) + 1e-7, key
     # One document instead gives another loss: the mask matters.
     whole, _ = loss_and_gradients(model, [placed(MicroBatch.of(tokens, labels))])
-    assert abs(whole - expected) > 1e-3 * expected
+    assert abs(whole - expected) > 1e-4 * expected
 
 
 def test_positions_begin_anew_with_each_document() -> None:
