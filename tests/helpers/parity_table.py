@@ -43,7 +43,8 @@ FOOT = """
 `sp`: with sequence parallelism. `+ parameters`: ZeRO-3 with parameters offloaded too. Every row holds num_micro_batches
 1, 2 and 8 (DualPipeV: 2 pp), tied and untied, GPT-2-like and LLaMA-like. `uneven tokens`: labels of -100, weights of 0
 and of 0.5, and a micro-batch in which nothing counts. `frozen`: embeddings, the first layers, or vectors are not
-trained. `options`: five models with other norms, wirings, positions, heads and scales (`tests/helpers/options.py`).
+trained. `options`: models with other norms, wirings, positions, heads and scales (`tests/helpers/options.py`).
+`packed`: sequences of several documents, each of which the oracle computes alone.
 
 Measured at commit {commit} with DeepSpeed {deepspeed}, torch {torch}, Python {python}, on CPU, by
 
@@ -83,6 +84,7 @@ def row_of(case: Case) -> Row:
     layout = layout_name((case.pp, case.tp, case.dp, case.sequence_parallel))
     memory = f"{case.zero}" + f", {case.offload}" * (case.offload != "none") + " + parameters" * case.offload_parameters
     memory += ", uneven tokens" * case.uneven + ", frozen" * bool(case.frozen) + ", options" * bool(case.options)
+    memory += ", packed" * case.packed
     return Row(layout + f" {case.schedule}" * (case.schedule != "1f1b"), memory)
 
 

@@ -35,8 +35,8 @@ VERB = Verb(
     takes_settings=True,
     text=(
         "Takes the groups and keys of `trident train` and prints the folder of the shards. The keys data.*, "
-        "tokenizer.* and model.vocab_size decide their content; a run with the same values finds the shards and does "
-        "not read the text again.",
+        "tokenizer.* and model.vocab_size decide their content, and model.seq_length that of chats and prompts; a run "
+        "with the same values finds the shards and does not read the text again.",
     ),
     examples=(
         "trident data data=files 'data.files=[corpus/*.txt]'",
