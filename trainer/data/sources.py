@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from trainer.config.places import local_path
-from trainer.config.schema import DataConfig, DataSource
+from trainer.config.schema import DataConfig, DataSource, RecordKind
 from trainer.data.hub_split import sliced_parts
 from trainer.data.wording import listed, reason
 from trainer.errors import DataError
@@ -44,6 +44,8 @@ def documents(config: DataConfig) -> Iterator[str]:
     Raises:
         DataError: a file or data set is missing, unreadable, or of the wrong form.
     """
+    if config.records is not RecordKind.text:
+        raise DataError(f"data.records must be text where documents are read, but is {config.records.value}")
     readers = {DataSource.stdlib: _stdlib, DataSource.files: _files, DataSource.hub: _hub_texts}
     texts = (text for text in readers[config.source](config) if text.strip())
     return islice(texts, config.max_documents)

@@ -22,6 +22,7 @@ from trainer.data.chat_template import PLAIN_TEMPLATE, ChatTemplate, chat_templa
 from trainer.data.examples import Example
 from trainer.data.packing import Packer, documents_of, labels_of
 from trainer.data.prepare import PreparedData, look_up, prepare, stream_identity, told_examples
+from trainer.data.sources import documents
 from trainer.data.tokenizer import FileTokenizer, load_tokenizer
 from trainer.micro_batch import IGNORED, MicroBatch
 
@@ -259,6 +260,13 @@ def test_parquet_gzip_and_text_files(tmp_path: Path, folder: Path) -> None:
     )
     assert told(lambda: prepare(of_chats(tmp_path, folder, tmp_path / "x.parquet", data__messages_key="m"))) == (
         f"{tmp_path / 'x.parquet'} must have the column data.messages_key=m, but has messages"
+    )
+
+
+def test_chats_are_no_documents(tmp_path: Path, folder: Path) -> None:
+    found = of_chats(tmp_path, folder, chats(tmp_path))
+    assert told(lambda: next(documents(found.data))) == (
+        "data.records must be text where documents are read, but is messages"
     )
 
 
