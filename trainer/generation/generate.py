@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 
-from trainer.checkpoint.fragments import TensorFolder
+from trainer.checkpoint.held_weights import open_weights
 from trainer.config.places import absolute_path
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import CheckpointError
@@ -33,7 +33,7 @@ def load_stage(task: Task, groups: ParallelGroups) -> StageModel:
     Raises:
         CheckpointError: weights are missing or do not fit the run's config.
     """
-    plan, tensors = task.plan, TensorFolder(task.checkpoint, task.manifest.files)
+    plan, tensors = task.plan, open_weights(task.checkpoint, task.manifest, task.plan.model)
     unread = set(tensors.names()) - set(plan.model.tensors)
     if unread:
         raise CheckpointError(f"{task.checkpoint} must hold the model of its config.yaml, but also holds {min(unread)}")
