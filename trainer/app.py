@@ -13,8 +13,9 @@ from torch._C._distributed_c10d import Store
 from trainer import interruption
 from trainer.beginning import Beginning
 from trainer.checkpoint.checkpoint_hook import CheckpointHook
-from trainer.checkpoint.origin import Found, Use, lineage
-from trainer.checkpoint.resume import checkpoint_to_resume, load, starting_state
+from trainer.checkpoint.manifest import Base
+from trainer.checkpoint.origin import Found, Use, find_origin, lineage
+from trainer.checkpoint.resume import base_of, checkpoint_to_resume, load, starting_state
 from trainer.checkpoint.rewind import rewind
 from trainer.config.plan import RunPlan, hang_timeout_s, make_mesh, make_plan
 from trainer.config.schema import RuntimeConfig, TridentConfig
@@ -207,7 +208,8 @@ def _train(session: Session, prepared: PreparedData, folder: RunFolder) -> RunEn
     if state.step >= config.train.steps:
         say(_nothing_to_do(folder, state.step, config))
     background = host_group(timedelta(seconds=config.runtime.timeout_s))
-    saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, background, session.measures)
+    base = _base(config, found, folder, control)
+    saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, background, session.measures, base)
     hooks = _hooks(session, engine, state, saver, folder)
 
     def go_back() -> TrainState:
@@ -227,6 +229,17 @@ def _concluded_at(found: Found | None, folder: RunFolder, config: TridentConfig)
 
 def _nothing_to_do(folder: RunFolder, step: int, config: TridentConfig) -> str:
     return f"nothing to do: {folder.path} is at step {step} of train.steps={config.train.steps}"
+
+
+def _base(config: TridentConfig, found: Found | None, folder: RunFolder, control: Group) -> Base | None:
+    """Return the model whose weights checkpoints leave out, since adapters alone are trained. Collective."""
+    if config.model.lora.rank is None or config.checkpoint.with_base or found is None:
+        return None
+    if found.use is Use.own and found.manifest.base is None:
+        # Its own checkpoints, which held everything so far, are deleted some day.
+        begun = together(control, lambda: find_origin(config, folder.path) if control.rank == 0 else None)
+        found = gather(control, begun)[0] or found
+    return base_of(found, config.checkpoint.init_from, control)
 
 
 def _begin(found: Found, folder: RunFolder, config: TridentConfig, groups: ParallelGroups) -> None:

@@ -15,7 +15,7 @@ _WIDTH = 80
 
 def plan_record(plan: RunPlan) -> dict[str, object]:
     """Return every derived number, the stages, and the DeepSpeed JSON that will be used."""
-    model, length = plan.model, plan.execution.seq_length
+    model = plan.model
     resolved = sizes(plan.config.model)
     return {
         "model": {
@@ -26,7 +26,7 @@ def plan_record(plan: RunPlan) -> dict[str, object]:
             "head_dim": resolved.head_dim,
             "num_key_value_heads": resolved.num_key_value_heads,
             "ffn_hidden_size": resolved.ffn_hidden_size,
-            "flops_per_token": model.flops_per_token(length),
+            "flops_per_token": plan.flops_per_token,
         },
         "layout": {
             "world_size": plan.world_size,
@@ -73,7 +73,7 @@ def describe(plan: RunPlan) -> str:
     ]
     trained, count = plan.trained_parameters, plan.model.parameter_count
     if trained < count:
-        parts = ", ".join(config.train.frozen)
+        parts = ", ".join(["the model's own beside LoRA"] * plan.model.has_adapters + list(config.train.frozen))
         told = f"frozen  {count - trained:,} parameters ({parts}); {trained:,} are trained, {trained / count:.1%}"
         lines.insert(1, told)
     cheaper = cheaper_choice(plan)

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from trainer.checkpoint.base import check_base
 from trainer.checkpoint.kept_tokenizer import same_tokenizer, tokenizer_folder
-from trainer.checkpoint.manifest import Manifest, check_content
+from trainer.checkpoint.manifest import MANIFEST, Manifest, check_content
 from trainer.checkpoint.store import find_checkpoint
 from trainer.config.compose import from_yaml
 from trainer.config.hf_export import Expressed, exported_config, express
+from trainer.config.hf_folder import is_hub_name
+from trainer.config.lora import scale_of, without_lora
+from trainer.config.models import make_model
 from trainer.config.places import absolute_path
 from trainer.config.schema import TridentConfig
 from trainer.data.tokenizer import BYTES_MARK, load_tokenizer
@@ -25,10 +31,17 @@ from trainer.files import storage_faults, sync_folder, write_atomically
 from trainer.log import say, warn
 from trainer.model_card import model_card
 from trainer.run_paths import CONFIG, HUGGING_FACE
+from trainer.spec.model import Model
 
-_USAGE = "trident export CKPT DST [--dtype fp32|bf16|fp16] [check=false]"
+if TYPE_CHECKING:
+    from trainer.checkpoint.held_weights import Weights
+    from trainer.checkpoint.peft_folder import PeftLayer
+
+_USAGE = "trident export CKPT DST [--dtype fp32|bf16|fp16] [--merged] [check=false]"
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Our word -> theirs."""
+_LOADER = "transformers.AutoModelForCausalLM.from_pretrained("
+_UNCHECKED = "logits were not compared"
 _GENERATION = "generation_config.json"
 _HF_CONFIG = "config.json"
 
@@ -47,6 +60,18 @@ class _Source:
         folder = self.path / HUGGING_FACE
         return folder if folder.is_dir() else None
 
+    @property
+    def model(self) -> Model:
+        """The model, with its adapters."""
+        return make_model(self.config.model, self.manifest.vocab_size)
+
+    def foreign_base(self) -> str | None:
+        """Return the base of the adapters, if it is a Hugging Face folder; by its name if it has one."""
+        base, named = self.manifest.base, self.config.checkpoint.init_from
+        if base is None or MANIFEST in base.files:
+            return None
+        return named if named is not None and is_hub_name(named) else base.path
+
     def kept_config(self) -> dict[str, object]:
         """Return the config.json that the weights came with; empty if there is none."""
         if self.kept is None:
@@ -58,8 +83,13 @@ class _Source:
         return found if isinstance(found, dict) else {}
 
 
-def export_verb(arguments: Sequence[str], dtype: str | None) -> int:
+def export_verb(arguments: Sequence[str], dtype: str | None, merges: bool = False) -> int:
     """Run `trident export <arguments>` and return the exit code.
+
+    Args:
+        arguments: the words without options.
+        dtype: number format, as our words spell it; None: the one that fits.
+        merges: write a LoRA run as a whole model instead of its adapters.
 
     Raises:
         ConfigError: the usage is wrong, no family can say the model, or DST is not free.
@@ -70,16 +100,22 @@ def export_verb(arguments: Sequence[str], dtype: str | None) -> int:
     path, manifest = find_checkpoint(checkpoint)
     source = _Source(path, manifest, _saved_config(path))
     _check_target(target)
+    is_lora = source.config.model.lora.rank is not None
+    if merges and not is_lora:
+        raise ConfigError(f"--merged needs a checkpoint of a LoRA run, but {path} has no adapters; leave it out")
     kept = source.kept_config()
-    said = express(source.config.model, manifest.vocab_size, kept)
+    said = express(without_lora(source.config.model), manifest.vocab_size, kept)
     check_content(path, manifest)
-    written = _dtype(dtype, kept)
+    check_base(path, manifest, None)
+    writes_adapters = is_lora and not merges
+    written = _DTYPES[dtype or "fp32"] if writes_adapters else _dtype(dtype, kept)
+    write = _write_adapters if writes_adapters else _write
     partial = target.parent / f".{target.name}.partial"
     try:
         with storage_faults(target, "DST"):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            told = _write(source, said, written, partial, checks)
+            told = write(source, said, written, partial, checks)
             sync_folder(partial)
             with suppress(FileNotFoundError):
                 target.rmdir()
@@ -88,8 +124,10 @@ def export_verb(arguments: Sequence[str], dtype: str | None) -> int:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    say(f"wrote {target}: {said.family.architecture} in {written}, of {path} (step {manifest.step}); {told}")
-    say(f'load it with: transformers.AutoModelForCausalLM.from_pretrained("{target}")')
+    what = f"adapters of {said.family.architecture}" if writes_adapters else said.family.architecture
+    say(f"wrote {target}: {what} in {written}, of {path} (step {manifest.step}); {told}")
+    loader = "peft.PeftModel.from_pretrained(base, " if writes_adapters else _LOADER
+    say(f'load it with: {loader}"{target}")')
     return 0
 
 
@@ -131,21 +169,57 @@ def _dtype(asked: str | None, kept: dict[str, object]) -> str:
 def _write(source: _Source, said: Expressed, dtype: str, folder: Path, checks: bool) -> str:
     """Write everything into a folder, and return the result of the comparison in words."""
     from trainer.checkpoint.copied_out import write_weights
+    from trainer.checkpoint.held_weights import MergedWeights, open_weights
 
     end = _copy_small_files(source, folder)
     config = exported_config(said, dtype, source.kept_config(), end)
     write_atomically(folder / _HF_CONFIG, json.dumps(config, indent=2) + "\n", "DST")
-    write_weights(source.path, source.manifest, said, dtype, folder)
-    told = "logits were not compared"
+    tensors: Weights = open_weights(source.path, source.manifest, source.model)
+    ours = source.config.model
+    if ours.lora.rank is not None:
+        merged = MergedWeights(tensors, source.model)
+        # Rounded, a sum differs from its rounded parts.
+        ours, tensors = (ours, tensors) if dtype == _DTYPES["fp32"] else (without_lora(ours), merged)
+        write_weights(merged, said, dtype, folder)
+    else:
+        write_weights(tensors, said, dtype, folder)
+    told = _UNCHECKED
     if checks:
-        from trainer.checkpoint.fragments import TensorFolder
         from trainer.logits_check import compare, written_model
 
-        tensors = TensorFolder(source.path, source.manifest.files)
-        model = written_model(source.config.model, source.manifest.vocab_size, tensors, dtype)
-        told = str(compare(model, folder))
+        told = str(compare(written_model(ours, source.manifest.vocab_size, tensors, dtype), folder))
     write_atomically(folder / "README.md", model_card(source.config, source.manifest, said, dtype, told), "DST")
     return told
+
+
+def _write_adapters(source: _Source, said: Expressed, dtype: str, folder: Path, checks: bool) -> str:
+    """Write the adapters into a folder, and return the result of the comparison in words."""
+    from trainer.checkpoint.held_weights import open_weights
+    from trainer.checkpoint.peft_folder import peft_layers, write_adapters
+
+    tensors, lora = open_weights(source.path, source.manifest, source.model), source.config.model.lora
+    layers = list(peft_layers(tensors, said, source.model))
+    write_adapters(layers, lora, source.foreign_base(), dtype, folder)
+    told = _compared(source, said, tensors, layers) if checks and dtype == _DTYPES["fp32"] else _UNCHECKED
+    base = source.foreign_base() or "the exported base"
+    card = model_card(source.config, source.manifest, said, dtype, told, base)
+    write_atomically(folder / "README.md", card, "DST")
+    return told
+
+
+def _compared(source: _Source, said: Expressed, tensors: Weights, layers: Sequence[PeftLayer]) -> str:
+    """Compare the adapted model with transformers' reading of the base and the adapters, and tell the result."""
+    from trainer.checkpoint.copied_out import write_weights
+    from trainer.checkpoint.held_weights import MergedWeights
+    from trainer.logits_check import compare, written_model
+
+    model = written_model(source.config.model, source.manifest.vocab_size, tensors)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        config = exported_config(said, _DTYPES["fp32"], source.kept_config(), None)
+        (folder / _HF_CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        write_weights(MergedWeights(tensors, source.model, adds=False), said, _DTYPES["fp32"], folder)
+        return str(compare(model, folder, layers, scale_of(source.config.model.lora)))
 
 
 def _copy_small_files(source: _Source, folder: Path) -> int | None:

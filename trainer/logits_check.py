@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.checkpoint.fragments import TensorFolder
+from trainer.checkpoint.held_weights import Weights
+from trainer.checkpoint.peft_folder import PeftLayer
 from trainer.config.models import make_execution, make_model
 from trainer.config.schema import ModelConfig
 from trainer.errors import CheckpointError, first_line
@@ -39,7 +41,7 @@ class LogitsCheck:
         return f"logits differ from transformers' by at most {self.largest:.2g} (KL {self.divergence:.2g} nats)"
 
 
-def written_model(model: ModelConfig, vocab_size: int, tensors: TensorFolder, dtype: str = "float32") -> GPT:
+def written_model(model: ModelConfig, vocab_size: int, tensors: Weights, dtype: str = "float32") -> GPT:
     """Return the whole model of a checkpoint's tensors on CPU, in fp32, after its weights were rounded to `dtype`."""
     context = ModelContext(
         tensor=SingleGroup(),
@@ -57,8 +59,14 @@ def written_model(model: ModelConfig, vocab_size: int, tensors: TensorFolder, dt
     return found
 
 
-def compare(model: GPT, folder: Path) -> LogitsCheck:
+def compare(model: GPT, folder: Path, layers: Sequence[PeftLayer] = (), scale: float = 1.0) -> LogitsCheck:
     """Compare a whole model with transformers' reading of a folder. Both are in memory, in fp32.
+
+    Args:
+        model: our model.
+        folder: theirs.
+        layers: adapters that are added to theirs.
+        scale: factor of these.
 
     Raises:
         CheckpointError: transformers cannot load the folder, or the logits differ by more than `TOLERANCE`.
@@ -66,7 +74,7 @@ def compare(model: GPT, folder: Path) -> LogitsCheck:
     ids = fixed_ids(model.context.spec.vocab_size, model.context.execution.seq_length)
     with torch.inference_mode():
         ours = full_logits(model(MicroBatch.of(ids)), model.context).transpose(0, 1).float()
-        theirs = _theirs(folder)(ids).logits.float()
+        theirs = _adapted(_theirs(folder), layers, scale)(ids).logits.float()
     found = LogitsCheck(float((ours - theirs).abs().max()), _divergence(theirs, ours))
     # Not `>`, because a NaN must not pass.
     if not found.largest <= TOLERANCE:
@@ -102,6 +110,14 @@ def _theirs(folder: Path) -> torch.nn.Module:
         raise CheckpointError(f"{folder} must hold every tensor that transformers reads, but {absent[0]} is missing")
     found: torch.nn.Module = model.eval()
     return found
+
+
+def _adapted(model: torch.nn.Module, layers: Sequence[PeftLayer], scale: float) -> torch.nn.Module:
+    """Add adapters to a model's weights."""
+    for layer in layers:
+        added = scale * (layer.b @ layer.a)
+        model.get_parameter(f"{layer.name}.weight").add_(added.T if layer.is_transposed else added)
+    return model
 
 
 def _divergence(theirs: torch.Tensor, ours: torch.Tensor) -> float:

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from trainer.checkpoint.manifest import IMPORTED_FROM, Manifest
 from trainer.config.hf_export import Expressed
+from trainer.config.lora import scale_of
 from trainer.config.schema import DataSource, TridentConfig
 
 
-def model_card(config: TridentConfig, manifest: Manifest, said: Expressed, dtype: str, told: str) -> str:
-    """Return the card as Markdown, with the metadata that the hub reads in front."""
+def model_card(
+    config: TridentConfig, manifest: Manifest, said: Expressed, dtype: str, told: str, base: str | None = None
+) -> str:
+    """Return the card as Markdown, with the metadata that the hub reads in front.
+
+    Args:
+        config: the run's config.
+        manifest: the checkpoint's manifest.
+        said: the model in the words of a family.
+        dtype: number format of the weights.
+        told: result of the comparison with transformers, in words.
+        base: the model that the folder's adapters are added to; None: the folder is a whole model.
+    """
     model, state = said.model, manifest.train_state
     rows = {
         "Architecture": f"{said.family.architecture} ({said.family.name})",
@@ -26,9 +38,13 @@ def model_card(config: TridentConfig, manifest: Manifest, said: Expressed, dtype
         "Software": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
         "Check": told,
     }
+    lora = config.model.lora
+    if lora.rank is not None:
+        targets = ", ".join(target.value for target in lora.targets)
+        rows["LoRA"] = f"rank {lora.rank}, scale {scale_of(lora):g}, on {targets}"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"""---
-library_name: transformers
+library_name: {"transformers" if base is None else "peft"}
 pipeline_tag: text-generation
 tags:
 - trident
@@ -43,11 +59,18 @@ Trained with Trident, and written by `trident export`.
 {table}
 
 ```python
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("PATH")
+{_LOADED if base is None else _ADAPTED.format(base=base)}
 ```
 """
+
+
+_LOADED = """from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("PATH")"""
+_ADAPTED = """from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "PATH")"""
 
 
 def _data(config: TridentConfig) -> str:

@@ -102,10 +102,10 @@ def _new_plan(found: Path, manifest: Manifest, folder: RunFolder, overrides: Seq
     if saved.layout.data_parallel_size is None and isinstance(ranks, int):
         saved = replace(saved, layout=replace(saved.layout, data_parallel_size=ranks))
     config = recompose(saved, overrides, MAY_CHANGE)
-    # A run that began from another one's checkpoint goes on from its own.
-    config = replace(
-        config, run_dir=str(folder.path), checkpoint=replace(config.checkpoint, resume="auto", init_from=None)
-    )
+    config = replace(config, run_dir=str(folder.path))
+    if config.model.lora.rank is None:
+        # A run that began from another one's checkpoint goes on from its own; adapters still need what it began from.
+        config = replace(config, checkpoint=replace(config.checkpoint, resume="auto", init_from=None))
     validate(config)
     check_target(folder, config)
     return make_plan(config, manifest.vocab_size)

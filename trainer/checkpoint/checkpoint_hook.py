@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from trainer.checkpoint.manifest import Base
 from trainer.checkpoint.save import CheckpointWriter, Snapshot, take_snapshot
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.writer_thread import BackgroundWork
@@ -37,6 +38,7 @@ class CheckpointHook(Hook):
         groups: this rank's place.
         background: another group like `groups.control`, for the threads that write.
         measures: is told how long a save held the loop, and how long it took.
+        base: the model whose weights are not saved, since adapters alone are trained; None: everything is saved.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class CheckpointHook(Hook):
         groups: ParallelGroups,
         background: Group,
         measures: Measures,
+        base: Base | None = None,
     ) -> None:
         self._store = store
         self._engine = engine
@@ -56,6 +59,7 @@ class CheckpointHook(Hook):
         self._groups = groups
         self._writer = CheckpointWriter(store, plan, background)
         self._measures = measures
+        self._base = base
         self._under_way: tuple[Snapshot, BackgroundWork] | None = None
         self._saved_step: int | None = state.step
         self._is_due = False
@@ -127,7 +131,7 @@ class CheckpointHook(Hook):
         started = time.perf_counter()
         self.settle(may_fail)
         snapshot = together(
-            self._groups.control, lambda: take_snapshot(self._engine, self._plan, self._state, self._groups)
+            self._groups.control, lambda: take_snapshot(self._engine, self._plan, self._state, self._groups, self._base)
         )
         work = BackgroundWork(lambda: self._writer.write(snapshot), "checkpoint")
         self._under_way = snapshot, work

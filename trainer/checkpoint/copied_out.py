@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 from trainer.checkpoint.container import DTYPE_BYTES, ContainerWriter
-from trainer.checkpoint.fragments import TensorFolder
-from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.held_weights import Weights
 from trainer.config.hf_export import Expressed
 from trainer.errors import CheckpointError
 from trainer.files import write_atomically
@@ -24,14 +23,11 @@ _METADATA = {"format": "pt"}
 _HEADER_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
-def write_weights(
-    checkpoint: Path, manifest: Manifest, said: Expressed, dtype: str, folder: Path, shard_bytes: int = SHARD_BYTES
-) -> None:
+def write_weights(tensors: Weights, said: Expressed, dtype: str, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Write all weights of a checkpoint, durable but for the folder's list of names.
 
     Args:
-        checkpoint: the checkpoint, every byte of it checked.
-        manifest: its manifest.
+        tensors: the weights of a checkpoint, every byte of it checked.
         said: its model in the words of a family.
         dtype: number format, as torch spells it.
         folder: an existing folder.
@@ -41,11 +37,10 @@ def write_weights(
         CheckpointError: tensors are missing, or do not belong to the model.
         OSError: a file cannot be written.
     """
-    tensors = TensorFolder(checkpoint, manifest.files)
     links = said.family.links_of(said.values, list(said.model.tensors))
     unread = set(tensors.names()) - set(said.model.tensors)
     if unread:
-        raise CheckpointError(f"{checkpoint} must hold the model of its config.yaml, but also holds {min(unread)}")
+        raise CheckpointError(f"CKPT must hold the model of its config.yaml, but also holds {min(unread)}")
     shapes: dict[str, tuple[int, ...]] = {}
     for name, link in links.items():
         tensor = said.model.tensors[name]
@@ -83,7 +78,7 @@ def _files(shapes: Mapping[str, tuple[int, ...]], item_bytes: int, shard_bytes: 
     return {f"model-{number:05d}-of-{len(shards):05d}.safetensors": names for number, names in enumerate(shards, 1)}
 
 
-def _theirs(tensors: TensorFolder, said: Expressed, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+def _theirs(tensors: Weights, said: Expressed, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield name and values of each of their tensors, ours one after the other."""
     for name, link in said.family.links_of(said.values, list(said.model.tensors)).items():
         tensor = said.model.tensors[name]

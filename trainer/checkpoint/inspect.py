@@ -66,6 +66,7 @@ def _show(path: Path) -> int:
         "saved in": ", ".join(f"{key} {value}" for key, value in manifest.layout.items()),
         "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
         "counters": ", ".join(f"{name} {value:g}" for name, value in manifest.scalars.items()),
+        **({} if manifest.base is None else {"adapters of": manifest.base.path}),
         "files": f"{len(manifest.files)}, {_size(_bytes(manifest))}",
     }
     for name, value in rows.items():

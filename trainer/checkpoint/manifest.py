@@ -29,6 +29,16 @@ class FileFacts:
 
 
 @dataclass(frozen=True)
+class Base:
+    """The model whose weights a checkpoint of adapters leaves out."""
+
+    path: str
+    """Folder of a Hugging Face model, or another checkpoint."""
+    files: Mapping[str, FileFacts]
+    """Relative path -> facts of the files that say what its weights are; a checkpoint's manifest vouches for others."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of manifest.json."""
 
@@ -44,10 +54,14 @@ class Manifest:
     versions: Mapping[str, str]
     files: Mapping[str, FileFacts]
     """Relative path -> facts of every file but this one."""
+    base: Base | None = None
+    """Weights that are not here; None: all are."""
 
     def to_json(self) -> str:
         """Return the file's text, which ends with a hash of all the rest."""
         content = {"format_version": FORMAT_VERSION, **asdict(self)}
+        if self.base is None:
+            del content["base"]
         return _dump({**content, _CHECKSUM: _checksum(content)})
 
 
@@ -127,7 +141,13 @@ def _parse(raw: object, text: str) -> Manifest:
         layout=_object(raw, "layout"),
         versions={name: str(text) for name, text in _object(raw, "versions").items()},
         files={_inside(name): _facts(_object(files, name)) for name in files},
+        base=_base(_object(raw, "base")) if "base" in raw else None,
     )
+
+
+def _base(raw: Mapping[str, object]) -> Base:
+    files = _object(raw, "files")
+    return Base(str(raw["path"]), {_inside(name): _facts(_object(files, name)) for name in files})
 
 
 def _facts(raw: Mapping[str, object]) -> FileFacts:

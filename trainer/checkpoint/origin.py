@@ -21,6 +21,7 @@ from trainer.checkpoint.store import CheckpointStore, find_checkpoint
 from trainer.config.compose import from_yaml
 from trainer.config.hf_folder import find_source, hf_identity, is_hf_folder, is_hub_name, kept_files, read_hf_model
 from trainer.config.key_text import shown_value
+from trainer.config.lora import without_lora
 from trainer.config.models import changed_keys
 from trainer.config.places import absolute_path
 from trainer.config.schema import CheckpointConfig, ModelConfig, TridentConfig
@@ -135,7 +136,7 @@ def find_origin(config: TridentConfig, run_dir: Path) -> Found | None:
         return None
     use, word = named
     found = _as_before(use, word, run_dir) or _named(use, word)
-    check_model(found.path, config.model)
+    check_model(found.path, config.model, use)
     step, steps = found.manifest.step, config.train.steps
     if use is Use.resumed and step >= steps:
         raise ConfigError(
@@ -304,8 +305,10 @@ def lineage(run_dir: Path) -> Mapping[str, object]:
     return newest if origin is None else {**newest, "began_from": asdict(origin)}
 
 
-def check_model(path: Path, here: ModelConfig) -> None:
+def check_model(path: Path, here: ModelConfig, use: Use) -> None:
     """Check that a checkpoint's weights belong to this model: that both configs describe the same one.
+
+    Weights alone may be those of a model without adapters, which are added then.
 
     Raises:
         CheckpointError: they belong to another one, or its config cannot be read.
@@ -317,6 +320,8 @@ def check_model(path: Path, here: ModelConfig) -> None:
             saved = from_yaml((path / CONFIG).read_text(encoding="utf-8")).model
     except (ConfigError, OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path / CONFIG} must be a config that this version can read, but: {error}") from error
+    if use is Use.weights and saved.lora.rank is None:
+        here = without_lora(here)
     changed = changed_keys(saved, here)
     if changed:
         found = ", ".join(f"model.{key}={shown_value(there)}" for key, (there, _) in changed.items())

@@ -6,18 +6,20 @@ from dataclasses import replace
 
 import torch
 
-from trainer.checkpoint.manifest import Manifest, check_content, describe_layout, read_manifest
+from trainer.checkpoint.base import base_files, check_base, find_base
+from trainer.checkpoint.held_weights import weights_of
+from trainer.checkpoint.manifest import Base, Manifest, check_content, describe_layout, file_facts, read_manifest
 from trainer.checkpoint.origin import Found, Use, check_model, find_origin
 from trainer.checkpoint.probe import check_probe, probe_loss
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stream import other_tokens
-from trainer.checkpoint.weight_source import weight_reader
 from trainer.config.plan import RunPlan
 from trainer.config.schema import TridentConfig
 from trainer.engine.face import Engine
 from trainer.errors import CheckpointError
 from trainer.log import say, warn
 from trainer.loop.state import TrainState
+from trainer.tensor_parallel.init import Drawn, initial_of
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.topology.agreement import gather, together
 from trainer.topology.groups import Group, ParallelGroups
@@ -36,13 +38,14 @@ def checkpoint_to_resume(config: TridentConfig, store: CheckpointStore, control:
         CheckpointError: the named one is missing or damaged, or the run has checkpoints and all are damaged.
         ConfigError: the named one leaves nothing to train.
     """
-    own = newest_own(store, control)
+    init_from = config.checkpoint.init_from
+    own = newest_own(store, control, init_from)
     if own is not None:
         return own
     # Decided by one rank: a path may mean another place on another machine.
     decided = together(control, lambda: find_origin(config, store.folder.parent) if control.rank == 0 else None)
     found = gather(control, decided)[0]
-    return found and together(control, lambda: _checked(found, control))
+    return found and together(control, lambda: _with_base(_checked(found, control), control, init_from))
 
 
 def _checked(found: Found, control: Group) -> Found:
@@ -50,20 +53,32 @@ def _checked(found: Found, control: Group) -> Found:
     return found
 
 
-def newest_own(store: CheckpointStore, control: Group) -> Found | None:
+def _with_base(found: Found, control: Group, init_from: str | None) -> Found:
+    check_base(found.path, found.manifest, init_from, part=control.rank, parts=control.size)
+    return found
+
+
+def newest_own(store: CheckpointStore, control: Group, init_from: str | None = None) -> Found | None:
     """Return a run's newest checkpoint that is whole, every byte of it checked; None if it has none. Collective.
 
+    Args:
+        store: the run's checkpoints.
+        control: group of all ranks.
+        init_from: the place of the model that adapters are added to, if it is not where it was.
+
     Raises:
-        CheckpointError: it has checkpoints, and all are damaged.
+        CheckpointError: it has checkpoints, and all are damaged; or it holds adapters, whose base is gone.
     """
     # Decided by one rank: nodes may see a shared folder change at different moments, and all must try the same ones.
     steps = gather(control, together(control, store.steps))[0]
     for step in reversed(steps):
         path = store.path(step)
         try:
-            return together(control, lambda path=path: _checked(Found(path, read_manifest(path)), control))  # type: ignore[misc]
+            found = together(control, lambda path=path: _checked(Found(path, read_manifest(path)), control))  # type: ignore[misc]
         except CheckpointError as error:
             warn(f"skipping a damaged checkpoint: {error}")
+            continue
+        return together(control, lambda found=found: _with_base(found, control, init_from))  # type: ignore[misc]
     if steps:
         # Beginning anew here would overwrite checkpoints that may still be rescued.
         raise CheckpointError(
@@ -73,6 +88,25 @@ def newest_own(store: CheckpointStore, control: Group) -> Found | None:
             ],
         )
     return None
+
+
+def base_of(found: Found, init_from: str | None, control: Group) -> Base:
+    """Return the model that the adapters of a run which begins with `found` are added to.
+
+    Collective over `control`: ranks share the reading.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    base = found.manifest.base
+    if base is not None:
+        place = together(control, lambda: find_base(found.path, base, init_from))
+        return replace(base, path=str(place))
+    names = together(control, lambda: base_files(found))
+    mine = names[control.rank :: control.size]
+    own = together(control, lambda: {name: file_facts(found.path / name) for name in mine})
+    facts = {name: one for held in gather(control, own) for name, one in held.items()}
+    return Base(str(found.path), {name: facts[name] for name in names})
 
 
 def starting_state(found: Found | None, plan: RunPlan, stream: str) -> TrainState:
@@ -147,14 +181,20 @@ def _load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) -
             f"{path} must be of a model with this vocabulary ({plan.model.vocab_size}), but has "
             f"{manifest.vocab_size}; set model.vocab_size={manifest.vocab_size}, or use the same data and tokenizer"
         )
-    check_model(path, plan.config.model)
+    check_model(path, plan.config.model, found.use)
     rank, size = groups.tensor.rank, groups.tensor.size
-    read_weight = weight_reader(found, plan.model)
+    weights = weights_of(found, plan.model, plan.config.checkpoint.init_from)
+    model, drawn = plan.model, Drawn(plan.seed, groups.tensor)
+    # Adapters of a run that begins with a model which has none.
+    begins = found.use is Use.weights and model.has_adapters
+    new = model.tensors.keys() - {*model.base_tensors, *weights.names()} if begins else set[str]()
 
     def read(kind: str, spec: ShardSpec) -> torch.Tensor:
         if found.use is Use.weights and kind != "weight":
             return torch.zeros(spec.local_shape(size))
-        return read_weight(kind, spec, rank, size)
+        if spec.name in new:
+            return drawn(spec, initial_of(model.tensors[spec.name], plan.execution))
+        return weights.read_shard(kind, spec, rank, size)
 
     # The engine's other scalar, a loss scale, stays as it is.
     fresh = {**engine.scalars(), **dict.fromkeys(_COUNTERS, 0.0)}

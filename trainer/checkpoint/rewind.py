@@ -41,7 +41,7 @@ def rewind(
     Raises:
         CheckpointError: there are checkpoints, and all of them are damaged.
     """
-    found = newest_own(store, groups.control) or began_with
+    found = newest_own(store, groups.control, plan.config.checkpoint.init_from) or began_with
     if found is None:
         say(f"there is no checkpoint yet to go back to from step {state.step}: only its batch is left out")
         return state

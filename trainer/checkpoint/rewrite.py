@@ -44,7 +44,9 @@ def rewrite_tensors(source: Path, manifest: Manifest, plan: RunPlan, target: Pat
         StorageError: there is not enough room; nothing was written.
     """
     tensors = TensorFolder(source, manifest.files)
-    _check_model(tensors, source, plan)
+    model = plan.model
+    kept = model.tensors.keys() - model.base_tensors.keys() if manifest.base is not None else model.tensors.keys()
+    _check_model(tensors, source, sum(model.tensors[name].numel for name in kept))
     placement = Placement(plan)
     contents = _contents(tensors, placement)
     _check_room(contents, target)
@@ -57,7 +59,7 @@ def rewrite_tensors(source: Path, manifest: Manifest, plan: RunPlan, target: Pat
     return files
 
 
-def _check_model(tensors: TensorFolder, source: Path, plan: RunPlan) -> None:
+def _check_model(tensors: TensorFolder, source: Path, expected: int) -> None:
     # A frozen tensor has no moments, and every other one has all of them.
     names, moments = tensors.names(), [kind for kind in tensors.kinds() if kind != "weight"]
     trained = {name for kind in moments for name in tensors.names(kind)}
@@ -67,7 +69,7 @@ def _check_model(tensors: TensorFolder, source: Path, plan: RunPlan) -> None:
             raise CheckpointError(
                 f"{source} must hold weight and {kind} of the same tensors, but {differing[0]} differs"
             )
-    found, expected = sum(math.prod(tensors.shape(name)) for name in names), plan.model.parameter_count
+    found = sum(math.prod(tensors.shape(name)) for name in names)
     if found != expected:
         raise CheckpointError(
             f"{source} must hold the {expected:,} parameters of the model of its config.yaml, but holds {found:,}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trainer.checkpoint.fragments import rank_file, write_fragments
 from trainer.checkpoint.kept_tokenizer import has_tokenizer, size_bytes_of, write_kept, write_tokenizer
-from trainer.checkpoint.manifest import MANIFEST, FileFacts, Manifest, describe_layout, file_facts
+from trainer.checkpoint.manifest import MANIFEST, Base, FileFacts, Manifest, describe_layout, file_facts
 from trainer.checkpoint.probe import probe_loss
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.compose import to_yaml
@@ -50,8 +50,18 @@ class Snapshot:
         return self.manifest.step
 
 
-def take_snapshot(engine: Engine, plan: RunPlan, state: TrainState, groups: ParallelGroups) -> Snapshot:
-    """Copy the state of a run. Collective over the world, syncs the host with the device."""
+def take_snapshot(
+    engine: Engine, plan: RunPlan, state: TrainState, groups: ParallelGroups, base: Base | None = None
+) -> Snapshot:
+    """Copy the state of a run. Collective over the world, syncs the host with the device.
+
+    Args:
+        engine: the engine.
+        plan: numbers of the run.
+        state: its progress.
+        groups: this rank's place.
+        base: the model whose weights are left out, since they are not trained; None: everything is copied.
+    """
     manifest = Manifest(
         step=state.step,
         vocab_size=plan.model.vocab_size,
@@ -61,8 +71,9 @@ def take_snapshot(engine: Engine, plan: RunPlan, state: TrainState, groups: Para
         layout=describe_layout(plan),
         versions=versions(),
         files={},
+        base=base,
     )
-    return Snapshot(manifest, to_yaml(plan.config), tuple(engine.fragments()))
+    return Snapshot(manifest, to_yaml(plan.config), tuple(engine.fragments(only_trained=base is not None)))
 
 
 class CheckpointWriter:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+from trainer.config.lora import adapted
 from trainer.config.schema import (
     ActivationKind,
     LayerAttention,
@@ -74,7 +75,9 @@ def make_model(model: ModelConfig, vocab_size: int) -> Model:
     norm = _norm(model, hidden)
     feed_forward = _feed_forward(model)
     blocks = {
-        kind: Block(_attention(model, kind), feed_forward, norm, model.wiring, model.residual_scale)
+        kind: adapted(
+            Block(_attention(model, kind), feed_forward, norm, model.wiring, model.residual_scale), model.lora
+        )
         for kind in dict.fromkeys(layer_attention(model))
     }
     is_learned = model.position is PositionKind.learned

@@ -52,6 +52,10 @@ SAME_MODEL: dict[str, str] = {
     "model.residual_scale": "residual_multiplier residual_alpha",
     "model.logit_scale": "output_multiplier_scale",
     "model.final_softcap": "final_logit_softcapping logit_softcapping output_logit_softcapping final_logit_softcap",
+    "model.lora.rank": "lora_r lora_rank lora_dim",
+    "model.lora.alpha": "lora_alpha",
+    "model.lora.targets": "lora_target_modules target_modules lora_target",
+    "model.lora.rank_stabilised": "use_rslora rslora",
     "model.gated": "gated_linear_unit glu use_glu is_gated_act gated_mlp",
     "model.norm": "normalization norm_type normalization_type norm_class_name layer_norm_type norm_layer "
     "layernorm_type",
@@ -185,8 +189,8 @@ ABSENT_MODEL: dict[str, str] = {
     "moe_intermediate_size moe_ffn_hidden_size moe_aux_loss_coeff moe_layer_freq moe_grouped_gemm "
     "router_aux_loss_coef": "mixtures of experts cannot be trained",
     "mtp_num_layers num_nextn_predict_layers": "the model predicts one token",
-    "lora lora_r lora_rank lora_alpha lora_dropout lora_target_modules peft peft_config use_peft use_lora": "all "
-    "weights are trained",
+    "lora_dropout": "adapters have no dropout of their own",
+    "use_dora dora": "adapters are those of LoRA alone",
     "load_in_8bit load_in_4bit quantization quantization_config quantize": "weights are not quantised",
     "use_mup mup mup_width_scale": "maximal update parametrisation is not available",
     "bos_token_id pad_token_id bos_token pad_token": "the tokenizer says it",

@@ -85,6 +85,11 @@ class RunPlan:
         return sum(tensor.numel for tensor in self.model.tensors.values() if self.execution.trains(tensor))
 
     @property
+    def flops_per_token(self) -> float:
+        """Training FLOPs of one token."""
+        return self.model.flops_per_token(self.execution.seq_length, self.execution.frozen)
+
+    @property
     def uses_pipeline_engine(self) -> bool:
         """True with PP > 1, which runs DeepSpeed's PipelineEngine; PP = 1 runs the plain engine with ZeRO 0-3."""
         return self.pipeline_parallel_size > 1

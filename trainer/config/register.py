@@ -46,10 +46,12 @@ def _twin_default(field: dataclasses.Field[Any]) -> Any:
     if field.default is dataclasses.MISSING:
         return dataclasses.field(default_factory=mutable_twin(cast(type, field.default_factory)))
     if isinstance(field.default, tuple):
-        return dataclasses.field(default_factory=functools.partial(list, field.default))
-    if isinstance(field.default, Enum):
-        return dataclasses.field(default=enum_twin(type(field.default))(field.default.value))
-    return dataclasses.field(default=field.default)
+        return dataclasses.field(default_factory=functools.partial(list, tuple(map(_twin_value, field.default))))
+    return dataclasses.field(default=_twin_value(field.default))
+
+
+def _twin_value(value: Any) -> Any:
+    return enum_twin(type(value))(value.value) if isinstance(value, Enum) else value
 
 
 @functools.cache

@@ -19,6 +19,8 @@ from trainer.config.schema_logging import WandbMode as WandbMode
 from trainer.config.schema_logging import WandbResume as WandbResume
 from trainer.config.schema_model import ActivationKind as ActivationKind
 from trainer.config.schema_model import LayerAttention as LayerAttention
+from trainer.config.schema_model import LoraConfig as LoraConfig
+from trainer.config.schema_model import LoraTarget as LoraTarget
 from trainer.config.schema_model import ModelConfig as ModelConfig
 from trainer.config.schema_model import PositionKind as PositionKind
 from trainer.config.schema_model import QueryKeyNorm as QueryKeyNorm
@@ -297,6 +299,9 @@ class CheckpointConfig:
     """stop | go_on. For example on a full disk: stop ends the run (exit 8), go_on trains on until the next one."""
     save_final: bool = True
     """Write a checkpoint when the last step is done."""
+    with_base: bool = False
+    """LoRA: write the frozen weights into every checkpoint. false: only the adapters, and where the weights are that
+    they are added to, with their hash; these must stay there as they are."""
     resume: str = "auto"
     """The start of a run that has no checkpoint of its own in run_dir; a run that has one goes on from its newest,
     whatever this says. auto: step 1. never: step 1, and run_dir must not hold a run that this command did not begin. A

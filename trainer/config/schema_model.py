@@ -65,6 +65,41 @@ class LayerAttention(Enum):
         return self in (LayerAttention.full, LayerAttention.window)
 
 
+class LoraTarget(Enum):
+    """Outputs of the linear layers of a block that LoRA can add to.
+
+    `qkv` and `gate_up` are one adapter for all of them, which share its first matrix, as PEFT has it where they are one
+    layer (GPT-2, GPT-NeoX, Phi-3); `q`, `k`, `v`, `gate` and `up` have one each, as where they are several (LLaMA).
+    """
+
+    all = "all"
+    q = "q"
+    k = "k"
+    v = "v"
+    qkv = "qkv"
+    output = "output"
+    gate = "gate"
+    up = "up"
+    gate_up = "gate_up"
+    down = "down"
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """LoRA (arXiv 2106.09685): frozen weights W, to which a trained product of two narrow matrices is added."""
+
+    rank: int | None = None
+    """Rank of the adapters: W x + scale B A x with A `[rank, inputs]` and B `[outputs, rank]`. Only they are trained;
+    the weights come from checkpoint.init_from. null: no LoRA."""
+    alpha: float | None = None
+    """Numerator of the scale, alpha / rank. null: the rank, so that the scale is 1."""
+    targets: tuple[LoraTarget, ...] = (LoraTarget.all,)
+    """Linear layers of a block that have an adapter: q, k, v or qkv for all of them in one; output (of attention);
+    gate, up, or gate_up for both in one; down. all: q, k, v, output, gate (if there is one), up and down."""
+    rank_stabilised: bool = False
+    """Scale by alpha / sqrt(rank) instead, so that larger ranks do not learn more slowly (rsLoRA, arXiv 2312.03732)."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """One GPT. All sizes are of the whole model, never of a rank."""
@@ -175,3 +210,5 @@ class ModelConfig:
     """none | selective | full. selective: only the core of attention; full: every block, from its input."""
     fused_loss: bool = True
     """Compute head and loss a few rows at a time, never the whole logits: less memory, same numbers."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Low-rank adapters, which are trained instead of the model's weights."""

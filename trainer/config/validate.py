@@ -9,6 +9,7 @@ from trainer.config import (
     rules_frozen,
     rules_layout,
     rules_logging,
+    rules_lora,
     rules_model,
     rules_options,
     rules_profile,
@@ -24,6 +25,7 @@ ARITHMETIC: tuple[Rule, ...] = (
     *rules_model.RULES,
     *rules_options.RULES,
     *rules_frozen.RULES,
+    *rules_lora.RULES,
     *rules_layout.RULES,
     *rules_profile.ARITHMETIC,
 )

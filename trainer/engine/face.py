@@ -118,10 +118,13 @@ class Engine(Protocol):
     def shard_specs(self) -> Mapping[str, ShardSpec]:
         """Return how each of `local_parameters` is sharded. Local."""
 
-    def fragments(self) -> Iterator[Fragment]:
+    def fragments(self, only_trained: bool = False) -> Iterator[Fragment]:
         """Yield copies of the weights and moments that this rank has to write. Over all ranks: every element once.
 
         Local. Needs a step, taken or restored.
+
+        Args:
+            only_trained: leave out the tensors that are not trained.
         """
 
     def scalars(self) -> dict[str, float]:

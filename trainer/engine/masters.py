@@ -16,7 +16,7 @@ from torch import nn
 from trainer.engine.deepspeed_engines import DrivenEngine
 from trainer.engine.deepspeed_surface import BasicOptimizer
 from trainer.engine.face import Fragment, ReadShard
-from trainer.engine.sharding import MOMENTS, Piece, Sharding
+from trainer.engine.sharding import KINDS, MOMENTS, Piece, Sharding
 from trainer.tensor_parallel.shard import first_element, shard_spec
 from trainer.topology.groups import ParallelGroups
 
@@ -25,14 +25,14 @@ _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """The entries of DeepSpeed's dynamic loss scaler that change."""
 
 
-def fragments(sharding: Sharding, groups: ParallelGroups) -> Iterator[Fragment]:
+def fragments(sharding: Sharding, groups: ParallelGroups, only_trained: bool = False) -> Iterator[Fragment]:
     """Yield the fragments that this rank has to write: over all ranks, every element once. Local; copies to CPU.
 
     A copy of a tied weight on a later stage is not yielded. Elements that all data-parallel ranks hold are divided
-    among them. A frozen parameter has only its weight.
+    among them. A frozen parameter has only its weight, and with `only_trained` nothing.
     """
     for piece in sharding.pieces():
-        if getattr(piece.parameter, "ds_pipe_replicated", False):
+        if getattr(piece.parameter, "ds_pipe_replicated", False) or (only_trained and piece.kinds == KINDS[:1]):
             continue
         spec = shard_spec(piece.parameter)
         if spec.dim is None and groups.tensor.rank != 0:

@@ -97,9 +97,9 @@ class WrappedEngine:
         specs = (shard_spec(parameter) for parameter in self._engine.module.parameters())
         return {spec.name: spec for spec in specs}
 
-    def fragments(self) -> Iterator[Fragment]:
+    def fragments(self, only_trained: bool = False) -> Iterator[Fragment]:
         """Yield the fragments that this rank has to write."""
-        return masters.fragments(self._engine.sharding, self._groups)
+        return masters.fragments(self._engine.sharding, self._groups, only_trained)
 
     def scalars(self) -> dict[str, float]:
         """Return counters and loss scale."""

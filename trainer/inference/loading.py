@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.checkpoint.fragments import TensorFolder
-from trainer.checkpoint.weight_source import weight_reader
+from trainer.checkpoint.held_weights import weights_of
 from trainer.errors import CheckpointError
 from trainer.inference.model_source import ModelSource
 from trainer.inference.stage import StageModel, stage_model
@@ -19,14 +18,13 @@ def load_stage(source: ModelSource, groups: ParallelGroups) -> StageModel:
         CheckpointError: weights are missing or do not fit the config.
     """
     found, plan = source.found, source.plan
-    if not found.is_foreign:
-        unread = set(TensorFolder(found.path, found.manifest.files).names()) - set(plan.model.tensors)
-        if unread:
-            raise CheckpointError(f"{found.path} must hold the model of its config.yaml, but also holds {min(unread)}")
-    read = weight_reader(found, plan.model)
+    weights = weights_of(found, plan.model)
+    unread = set(weights.names()) - set(plan.model.tensors)
+    if unread:
+        raise CheckpointError(f"{found.path} must hold the model of its config.yaml, but also holds {min(unread)}")
     names = [layer.name for layer in stages(plan)[groups.place.stage].layers]
     group = groups.tensor
     model = stage_model(plan.model, plan.execution, group, names)
     # Rows beyond the vocabulary are padding of this layout; the model never chooses them.
-    fill(model, lambda spec, _: read("weight", spec, group.rank, group.size), groups.device)
+    fill(model, lambda spec, _: weights.read_shard("weight", spec, group.rank, group.size), groups.device)
     return model

@@ -85,7 +85,7 @@ def build_metrics(
     device_name = torch.cuda.get_device_name(groups.device) if groups.device.type == "cuda" else None
     throughput = ThroughputMeter(
         tokens_per_step=plan.tokens_per_step,
-        flops_per_token=plan.model.flops_per_token(plan.execution.seq_length),
+        flops_per_token=plan.flops_per_token,
         world_size=plan.world_size,
         peak_flops=peak_flops_per_second(device_name, plan.dtype),
     )

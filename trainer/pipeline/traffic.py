@@ -18,6 +18,7 @@ from trainer.pipeline.partition import Stage, stages
 from trainer.spec.execution import RecomputeKind
 from trainer.spec.model import Block, Layer, LayerKind
 from trainer.spec.parts import Positions
+from trainer.spec.tensors import Cut
 
 _FP32_BYTES = 4
 
@@ -45,6 +46,7 @@ def tensor_link_bytes(plan: RunPlan, stage: Stage) -> float:
     whole = hidden_bytes(plan)
     rounds = sum(_rounds(plan, layer) for layer in stage.layers)
     in_bytes = rounds * whole + 2 * sum(_shared_bytes(plan, layer) for layer in stage.layers)
+    in_bytes += sum(_adapter_bytes(plan, layer.spec) for layer in stage.layers if isinstance(layer.spec, Block))
     if any(layer.kind is LayerKind.head for layer in stage.layers):
         positions = plan.execution.seq_length * plan.micro_batch_size
         # The loss. Fused: two numbers a position of every rank, gathered; otherwise a maximum and two sums.
@@ -86,6 +88,28 @@ def _shared_bytes(plan: RunPlan, layer: Layer) -> float:
         return 0.0
     element = _FP32_BYTES if plan.dtype is Dtype.fp32 else 2
     return 2.0 * layer.spec.attention.keys * plan.model.hidden_size * element
+
+
+def _adapter_bytes(plan: RunPlan, block: Block) -> float:
+    """Return the bytes of what adapters send: `rank` elements of each position, and gradients that ranks have parts of.
+
+    Source: the module docstring of `trainer.tensor_parallel.adapters`.
+    """
+    element = _FP32_BYTES if plan.dtype is Dtype.fp32 else 2
+    positions = plan.execution.seq_length * plan.micro_batch_size
+    joined = block.wiring.is_parallel and plan.execution.dropout == 0
+    again = plan.sequence_parallel and plan.execution.recompute is RecomputeKind.full
+    elements = 0
+    for linear in (block.attention.output, block.feed_forward.down):
+        elements += sum(2 * linear.out_features * one.rank for one in linear.adapters)
+    for linear in (block.attention.qkv, block.feed_forward.up):
+        for one in linear.adapters:
+            elements += 0 if joined else (3 if again else 2) * positions * one.rank
+            elements += 2 * one.rank * linear.in_features * (joined or plan.sequence_parallel)
+            part = linear.adapted(one)
+            whole = Cut(0, part.sections, heads=part.heads).whole_sections(plan.tensor_parallel_size)
+            elements += 2 * one.rank * sum(part.sections[len(part.sections) - whole :])
+    return float(elements * element)
 
 
 def node_traffic(plan: RunPlan, nodes: Sequence[Hashable]) -> NodeTraffic:

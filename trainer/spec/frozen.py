@@ -31,8 +31,12 @@ KINDS: Mapping[str, Callable[[str], bool]] = {
 
 
 def frozen_tensors(model: Model, words: Iterable[str]) -> frozenset[str]:
-    """Return the global names of the tensors that words name: those that a run does not train."""
-    return frozenset().union(*(tensors_named(model, word) for word in words))
+    """Return the global names of the tensors that a run does not train.
+
+    These are the ones that words name, and beside adapters the model's own.
+    """
+    own = frozenset(model.base_tensors) if model.has_adapters else frozenset[str]()
+    return own.union(*(tensors_named(model, word) for word in words))
 
 
 def tensors_named(model: Model, word: str) -> frozenset[str]:

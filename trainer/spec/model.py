@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -167,15 +167,32 @@ class Model:
         """All tensors by global name, layer after layer: the only list of a model's tensors."""
         return {tensor.name: tensor for layer in self.layers for tensor in layer.tensors()}
 
+    @cached_property
+    def base_tensors(self) -> dict[str, TensorSpec]:
+        """Tensors of the model without its adapters."""
+        return {name: tensor for name, tensor in self.tensors.items() if not tensor.is_adapter}
+
+    @property
+    def has_adapters(self) -> bool:
+        """True if LoRA adapts the model."""
+        return len(self.base_tensors) < len(self.tensors)
+
     @property
     def parameter_count(self) -> int:
         """Parameters of the whole model, without padding; a tied embedding counts once."""
         return sum(tensor.numel for tensor in self.tensors.values())
 
-    def flops_per_token(self, length: int) -> float:
+    def flops_per_token(self, length: int, frozen: Collection[str] = ()) -> float:
         """Return the training FLOPs of one token in a sequence of `length`: forward, and twice that for backward.
 
         6 N + 12 L S N_heads D, with N the matrix parameters, head included and lookups not. Recomputation is not model
-        work and does not count.
+        work and does not count, and neither does the gradient of a matrix that is not trained.
+
+        Args:
+            length: tokens of the sequence.
+            frozen: global names of the tensors that are not trained.
         """
-        return 3.0 * sum(layer.forward_flops(length) for layer in self.layers)
+        head = "embedding.weight" if self.head.tied else "head.weight"
+        multiplied = {name for name, tensor in self.tensors.items() if name.startswith("blocks.") and tensor.is_matrix}
+        spared = sum(2 * self.tensors[name].numel for name in (multiplied | {head}) & set(frozen))
+        return 3.0 * sum(layer.forward_flops(length) for layer in self.layers) - spared

@@ -9,7 +9,7 @@ without the scores, which a fused attention never keeps.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from trainer.spec.rope import Rope
@@ -80,6 +80,20 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A low-rank sum to some outputs of a linear layer: y += scale x B A x (LoRA, arXiv 2106.09685)."""
+
+    name: str
+    """Name of the outputs, such as q or qkv; names of its tensors begin with it."""
+    rank: int
+    scale: float
+    first: int = 0
+    """Index of the first of the fused outputs that it adds to."""
+    count: int = 1
+    """Number of fused outputs that it adds to."""
+
+
+@dataclass(frozen=True)
 class Linear:
     """y = x W^T + b, with the rows (outputs) or the columns (inputs) of W sharded over tensor-parallel ranks."""
 
@@ -92,6 +106,7 @@ class Linear:
     init: Init = Init.normal
     heads: tuple[int, ...] = ()
     """Number of attention heads that each of the outputs is made of; empty: they are not made of heads."""
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def out_features(self) -> int:
@@ -101,10 +116,35 @@ class Linear:
     @property
     def forward_flops(self) -> int:
         """FLOPs of one token."""
-        return 2 * self.in_features * self.out_features
+        low_rank = sum(one.rank * (self.in_features + self.adapted(one).out_features) for one in self.adapters)
+        return 2 * (self.in_features * self.out_features + low_rank)
+
+    @property
+    def kept(self) -> Kept:
+        """Elements that adapters keep between their two matrices; the input of the first is the layer's own."""
+        return Kept(whole=sum(one.rank for one in self.adapters))
+
+    def adapted(self, adapter: Adapter) -> Linear:
+        """Return the layer of those outputs alone that an adapter adds to."""
+        own = slice(adapter.first, adapter.first + adapter.count)
+        return replace(self, sections=self.sections[own], heads=self.heads[own], adapters=())
 
     def tensors(self, name: str) -> Iterator[TensorSpec]:
-        """Yield the tensors of the layer with that global name."""
+        """Yield the tensors of the layer with that global name, those of its adapters last."""
+        yield from self.own_tensors(name)
+        for adapter in self.adapters:
+            yield from self.adapter_tensors(name, adapter)
+
+    def adapter_tensors(self, name: str, adapter: Adapter) -> Iterator[TensorSpec]:
+        """Yield A `[rank, inputs]` and B `[outputs, rank]` of an adapter: sharded where the layer's weight is."""
+        part, rank, prefix = self.adapted(adapter), adapter.rank, f"{name}.lora.{adapter.name}"
+        columns = Cut(1, (self.in_features,)) if self.cut_inputs else None
+        rows = None if self.cut_inputs else Cut(0, part.sections, heads=part.heads)
+        yield TensorSpec(f"{prefix}.a", (rank, self.in_features), Init.uniform, columns, is_adapter=True)
+        yield TensorSpec(f"{prefix}.b", (part.out_features, rank), Init.zeros, rows, is_adapter=True)
+
+    def own_tensors(self, name: str) -> Iterator[TensorSpec]:
+        """Yield weight and bias."""
         rows = Cut(0, self.sections, heads=self.heads)
         cut = Cut(1, (self.in_features,)) if self.cut_inputs else rows
         yield TensorSpec(f"{name}.weight", (self.out_features, self.in_features), self.init, cut)
@@ -138,6 +178,8 @@ class Attention:
     """Limit of queries, keys and values, which are kept in [-clip, clip]."""
     alibi: bool = False
     """Add to each score the key's position times the head's own slope (arXiv 2108.12409, as in BLOOM)."""
+    qkv_adapters: tuple[Adapter, ...] = ()
+    output_adapters: tuple[Adapter, ...] = ()
 
     @property
     def queries(self) -> int:
@@ -154,12 +196,20 @@ class Attention:
         """The matrix that makes all queries, then all keys, then all values."""
         groups = self.num_key_value_heads
         widths = (self.queries, self.keys, self.keys)
-        return Linear(self.hidden_size, widths, self.bias, heads=(self.num_heads, groups, groups))
+        heads = (self.num_heads, groups, groups)
+        return Linear(self.hidden_size, widths, self.bias, heads=heads, adapters=self.qkv_adapters)
 
     @property
     def output(self) -> Linear:
         """The matrix that writes into the residual stream."""
-        return Linear(self.queries, (self.hidden_size,), self.output_bias, cut_inputs=True, init=Init.residual)
+        return Linear(
+            self.queries,
+            (self.hidden_size,),
+            self.output_bias,
+            cut_inputs=True,
+            init=Init.residual,
+            adapters=self.output_adapters,
+        )
 
     def tensors(self, name: str) -> Iterator[TensorSpec]:
         """Yield the tensors of the attention with that global name."""
@@ -189,7 +239,7 @@ class Attention:
             normed += both * (self.clip is not None or self.rope is None)
         if self.clip is not None:
             limited = self.keys + both * (self.rope is None)
-        return Kept(cut=2 * both + turned + normed + limited)
+        return Kept(cut=2 * both + turned + normed + limited) + self.qkv.kept + self.output.kept
 
 
 @dataclass(frozen=True)
@@ -203,16 +253,26 @@ class FeedForward:
     bias: bool = False
     """Bias of the first matrix."""
     output_bias: bool = False
+    up_adapters: tuple[Adapter, ...] = ()
+    down_adapters: tuple[Adapter, ...] = ()
 
     @property
     def up(self) -> Linear:
         """The first matrix; with a gate it makes all gates, then all ups."""
-        return Linear(self.hidden_size, (self.inner_size,) * (2 if self.gated else 1), self.bias)
+        sections = (self.inner_size,) * (2 if self.gated else 1)
+        return Linear(self.hidden_size, sections, self.bias, adapters=self.up_adapters)
 
     @property
     def down(self) -> Linear:
         """The matrix that writes into the residual stream."""
-        return Linear(self.inner_size, (self.hidden_size,), self.output_bias, cut_inputs=True, init=Init.residual)
+        return Linear(
+            self.inner_size,
+            (self.hidden_size,),
+            self.output_bias,
+            cut_inputs=True,
+            init=Init.residual,
+            adapters=self.down_adapters,
+        )
 
     @property
     def up_name(self) -> str:
@@ -235,9 +295,8 @@ class FeedForward:
         The way back through a ReLU begins at its output, and a squared one has two.
         """
         squared = self.activation is Activation.relu2
-        if self.gated:
-            return Kept(cut=(4 + squared) * self.inner_size)
-        return Kept(cut=(1 if self.activation is Activation.relu else 2) * self.inner_size)
+        count = 4 + squared if self.gated else 1 if self.activation is Activation.relu else 2
+        return Kept(cut=count * self.inner_size) + self.up.kept + self.down.kept
 
 
 @dataclass(frozen=True)

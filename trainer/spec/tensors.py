@@ -15,6 +15,8 @@ class Init(Enum):
     """A matrix that writes into the residual stream: normal, with a smaller standard deviation."""
     ones = "ones"
     zeros = "zeros"
+    uniform = "uniform"
+    """Uniform in +-1 / sqrt(columns): the first matrix of an adapter, as PEFT draws it (Kaiming, a = sqrt(5))."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class TensorSpec:
     decays: bool = True
     """True if weight decay applies to it."""
     trainable: bool = True
+    is_adapter: bool = False
+    """True for a tensor that LoRA adds to the model."""
 
     def __post_init__(self) -> None:
         """Check that the sections fill the dimension."""

@@ -39,8 +39,11 @@ class Initial:
     """The values that a tensor begins with in a new model."""
 
     std: float = 0.0
-    """Standard deviation of the normal distribution around 0 that they are drawn from; 0: all of them are `value`."""
+    """Standard deviation of the normal distribution around 0 that they are drawn from; 0: they are not."""
     value: float = 0.0
+    """Value of all of them, if they are not drawn."""
+    bound: float = 0.0
+    """Largest absolute value of the uniform distribution around 0 that they are drawn from; 0: they are not."""
 
 
 Source = Callable[[ShardSpec, Initial], torch.Tensor]
@@ -92,6 +95,8 @@ def initial_of(tensor: TensorSpec, execution: Execution) -> Initial:
     """Return the values that a tensor begins with in a run."""
     if tensor.init in (Init.ones, Init.zeros):
         return Initial(value=1.0 if tensor.init is Init.ones else 0.0)
+    if tensor.init is Init.uniform:
+        return Initial(bound=1 / math.sqrt(tensor.shape[1]))
     return Initial(std=execution.std(tensor.init))
 
 
@@ -150,10 +155,19 @@ def stable_hash(*parts: object) -> int:
 
 def draw_normal(spec: ShardSpec, std: float, seed: int) -> torch.Tensor:
     """Draw the full tensor of `spec` from N(0, std^2), fp32 on CPU. Vocabulary padding is zero and takes no draws."""
+    drawn = torch.empty(spec.unpadded_shape, dtype=torch.float32, device="cpu")
+    return with_padding(drawn.normal_(0.0, std, generator=_generator(spec, seed)), spec)
+
+
+def draw_uniform(spec: ShardSpec, bound: float, seed: int) -> torch.Tensor:
+    """Draw the full tensor of `spec`, which has no padding, from U(-bound, bound), fp32 on CPU."""
+    drawn = torch.empty(spec.global_shape, dtype=torch.float32, device="cpu")
+    return drawn.uniform_(-bound, bound, generator=_generator(spec, seed))
+
+
+def _generator(spec: ShardSpec, seed: int) -> torch.Generator:
     # A CPU generator takes 64 bits, but manual_seed only accepts what fits a signed one.
-    generator = torch.Generator(device="cpu").manual_seed(stable_hash(seed, spec.name) >> 1)
-    drawn = torch.empty(spec.unpadded_shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
-    return with_padding(drawn, spec)
+    return torch.Generator(device="cpu").manual_seed(stable_hash(seed, spec.name) >> 1)
 
 
 @dataclass(frozen=True)
@@ -170,9 +184,12 @@ class Drawn:
     def __call__(self, spec: ShardSpec, initial: Initial) -> torch.Tensor:
         """Return this rank's part. No collective."""
         rank, size = self.tensor.rank, self.tensor.size
-        if initial.std == 0:
+        if initial.std == 0 and initial.bound == 0:
             return torch.full(spec.local_shape(size), initial.value, dtype=torch.float32, device="cpu")
-        drawn = draw_normal(spec, initial.std, self.seed)
+        if initial.bound:
+            drawn = draw_uniform(spec, initial.bound, self.seed)
+        else:
+            drawn = draw_normal(spec, initial.std, self.seed)
         return drawn if size == 1 else shard(drawn, spec, rank, size)
 
 

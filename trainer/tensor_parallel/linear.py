@@ -5,7 +5,6 @@ Source: Megatron-LM, arXiv 1909.08053, section 3; with sequence parallelism arXi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -14,10 +13,11 @@ from torch import nn
 
 from trainer.kernels.gemm import has_own_products, products_of
 from trainer.spec.parts import Linear
-from trainer.spec.tensors import Cut
+from trainer.tensor_parallel.adapters import column_adapters, row_adapters
 from trainer.tensor_parallel.gradients import adds_in_place, weight_gradient
 from trainer.tensor_parallel.init import TensorContext
 from trainer.tensor_parallel.mappings import SEQUENCE_DIM, complete_gradient, leave_tensor_parallel
+from trainer.tensor_parallel.shared_heads import shared_heads, with_shared
 from trainer.topology.groups import Group
 
 
@@ -139,12 +139,13 @@ class ColumnParallelLinear(nn.Module):
         super().__init__()
         self.group = context.tensor
         self.sequence_parallel = context.sequence_parallel
-        made = context.parameters(spec.tensors(name))
+        made = context.parameters(spec.own_tensors(name))
         self.weight = made["weight"]
         self.bias = made.get("bias")
         self.shared_weight = made.get("shared_weight")
         self.shared_bias = made.get("shared_bias")
         self.shared = shared_heads(spec, self.group)
+        self.lora = column_adapters(name, spec, context)
 
     def forward(self, hidden: torch.Tensor, local: bool = False) -> torch.Tensor:
         """Return this rank's output features of the whole sequence.
@@ -156,41 +157,10 @@ class ColumnParallelLinear(nn.Module):
         weight = with_shared(self.weight, self.shared_weight, self.shared, self.group)
         bias = None if self.bias is None else with_shared(self.bias, self.shared_bias, self.shared, self.group)
         if local:
-            return linear(hidden, weight, bias)
-        return column_parallel_linear(hidden, weight, bias, self.group, self.sequence_parallel)
-
-
-@dataclass(frozen=True)
-class SharedHeads:
-    """Rows of a parameter that every rank holds whole, of which this rank uses those of one head of each section."""
-
-    sections: tuple[int, ...]
-    """Numbers of rows, section after section."""
-    starts: tuple[int, ...]
-    """First of this rank's rows in each section."""
-    widths: tuple[int, ...]
-
-
-def shared_heads(spec: Linear, group: Group) -> SharedHeads:
-    """Return what a rank uses of the sections that have fewer heads than there are ranks."""
-    count = Cut(0, spec.sections, heads=spec.heads).whole_sections(group.size)
-    first = len(spec.sections) - count
-    sections, heads = spec.sections[first:], spec.heads[first:]
-    widths = tuple(section // head for section, head in zip(sections, heads, strict=False))
-    starts = tuple(group.rank * head // group.size * width for head, width in zip(heads, widths, strict=False))
-    return SharedHeads(sections, starts, widths)
-
-
-def with_shared(own: torch.Tensor, shared: torch.Tensor | None, heads: SharedHeads, group: Group) -> torch.Tensor:
-    """Return this rank's rows of a parameter: its own, and those that it uses of the shared ones.
-
-    Backward all-reduces the gradient of the shared rows over the group.
-    """
-    if shared is None:
-        return own
-    blocks = torch.split(complete_gradient(shared, group), list(heads.sections))
-    used = zip(blocks, heads.starts, heads.widths, strict=True)
-    return torch.cat((own, *(block.narrow(0, start, width) for block, start, width in used)))
+            output = linear(hidden, weight, bias)
+        else:
+            output = column_parallel_linear(hidden, weight, bias, self.group, self.sequence_parallel)
+        return output if self.lora is None else output + self.lora(hidden, local)
 
 
 class RowParallelLinear(nn.Module):
@@ -213,9 +183,10 @@ class RowParallelLinear(nn.Module):
         super().__init__()
         self.group = context.tensor
         self.sequence_parallel = context.sequence_parallel
-        made = context.parameters(spec.tensors(name))
+        made = context.parameters(spec.own_tensors(name))
         self.weight = made["weight"]
         self.bias = made.get("bias")
+        self.lora = row_adapters(name, spec, context)
 
     def forward(self, hidden: torch.Tensor, local: bool = False) -> torch.Tensor:
         """Return the sum over ranks, plus the bias.
@@ -224,11 +195,13 @@ class RowParallelLinear(nn.Module):
             hidden: this rank's input features.
             local: return this rank's part of the sum; `leave_tensor_parallel` and `biased` must follow.
         """
-        if local:
-            return linear(hidden, self.weight)
-        if self.group.size == 1:
-            return linear(hidden, self.weight, self.bias)
-        return self.biased(leave_tensor_parallel(linear(hidden, self.weight), self.group, self.sequence_parallel))
+        is_whole = self.group.size == 1 and not local
+        output = linear(hidden, self.weight, self.bias if is_whole else None)
+        if self.lora is not None:
+            output = output + self.lora(hidden)
+        if local or is_whole:
+            return output
+        return self.biased(leave_tensor_parallel(output, self.group, self.sequence_parallel))
 
     def biased(self, output: torch.Tensor) -> torch.Tensor:
         """Add the bias to the sum over ranks."""

@@ -10,7 +10,7 @@ def run(words: Words) -> int:
     """Write the folder."""
     from trainer.exporting import export_verb
 
-    return export_verb(words.rest, words.value("--dtype"))
+    return export_verb(words.rest, words.value("--dtype"), words.has("--merged"))
 
 
 VERB = Verb(
@@ -29,15 +29,19 @@ VERB = Verb(
             takes=Takes.choice,
             choices=("fp32", "bf16", "fp16"),
         ),
+        Option("--merged", "of a LoRA run, write the whole model with its adapters added to the weights"),
     ),
     text=(
         "Writes config.json, safetensors in shards of at most 5 GB with their index, the tokenizer, and a model card "
         "with the facts of the run; AutoModelForCausalLM.from_pretrained loads it without custom code. Tokenizer, chat "
         "template and generation config of an imported model are copied as they were.",
+        "Of a LoRA run it writes the adapters as a folder that peft.PeftModel.from_pretrained loads on the base, in "
+        "fp32 unless --dtype says otherwise; with --merged the whole model, whose weights are added to in fp32.",
         "A model that no family of transformers can say is refused, with the nearest one and what it lacks.",
     ),
     examples=(
         "trident export runs/mine exported",
         "trident export runs/mine/checkpoints/step_3000 exported --dtype fp32",
+        "trident export runs/my_lora exported --merged",
     ),
 )

@@ -61,7 +61,7 @@ class FakeEngine:
     def values(self, kind: str) -> torch.Tensor:
         return (FULL + self.saves) * (1.0, 10.0, 100.0)[KINDS.index(kind)]
 
-    def fragments(self) -> Iterator[Fragment]:
+    def fragments(self, only_trained: bool = False) -> Iterator[Fragment]:
         self.saves += 1
         for kind in KINDS:
             yield from cut(self.values(kind), SPEC, *self.place, kind=kind)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.hf_families import LENGTH, TINY, Tiny, hf_model
 from trainer.checkpoint.copied_out import write_weights
+from trainer.checkpoint.fragments import TensorFolder
 from trainer.checkpoint.store import find_checkpoint
 from trainer.config.hf_export import exported_config, express
 from trainer.config.hf_folder import read_hf_model
@@ -93,7 +94,7 @@ def test_shards_are_cut_by_size_and_listed(tmp_path: Path) -> None:
     said = express(read_hf_model(source, "SRC").model, manifest.vocab_size, {})
     folder = tmp_path / "out"
     folder.mkdir()
-    write_weights(path, manifest, said, "float32", folder, shard_bytes=12000)
+    write_weights(TensorFolder(path, manifest.files), said, "float32", folder, shard_bytes=12000)
     index = json.loads((folder / INDEX).read_text())
     files = sorted(set(index["weight_map"].values()))
     assert len(files) > 3

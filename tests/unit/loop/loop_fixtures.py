@@ -95,7 +95,7 @@ class FakeEngine:
     def shard_specs(self) -> Mapping[str, ShardSpec]:
         return {}
 
-    def fragments(self) -> Iterator[Fragment]:
+    def fragments(self, only_trained: bool = False) -> Iterator[Fragment]:
         raise AssertionError("the loop does not save")
 
     def scalars(self) -> dict[str, float]:

@@ -13,6 +13,8 @@ from trainer.config.schema import (
     BatchConfig,
     Dtype,
     LayoutConfig,
+    LoraConfig,
+    LoraTarget,
     ModelConfig,
     PipelineSchedule,
     PrecisionConfig,
@@ -31,6 +33,8 @@ MODELS = {
     "llama": TINY_LLAMA,
     "parallel": replace(TINY, wiring=Wiring.parallel, num_key_value_heads=1),
     "two_norms": replace(TINY, wiring=Wiring.parallel_two_norms),
+    "adapters": replace(TINY, num_key_value_heads=1, lora=LoraConfig(rank=3)),
+    "parallel_adapters": replace(TINY, wiring=Wiring.parallel, lora=LoraConfig(rank=2, targets=(LoraTarget.qkv,))),
 }
 
 
