@@ -30,9 +30,10 @@ trident train model=hf model.path=SRC checkpoint.init_from=SRC layout=tp2_pp2 da
 SRC is a folder with `config.json` and safetensors (one file, or shards with their index; an old `pytorch_model.bin`
 is read too, with torch's unpickler for weights, which runs no code), or the name of a model on the hub.
 
-- `model=hf model.path=SRC` makes plain keys of `config.json`. Keys that you set yourself stay as you set them, above
-  all `model.seq_length`, which is otherwise as long as the model was made for. Without a tokenizer key the tokenizer
-  of SRC is taken. `config.yaml` in the run's folder holds the plain keys: the run goes on without SRC.
+- `model=hf model.path=SRC` makes plain keys of `config.json`. Keys stay as they are that you type, or that a file of your own
+  names which is merged after the model's (a recipe, for example), above all `model.seq_length`, which is otherwise as
+  long as the model was made for. Without a tokenizer key the tokenizer of SRC is taken, which must have a
+  `tokenizer.json`. `config.yaml` in the run's folder holds the plain keys: the run goes on without SRC.
 - `checkpoint.init_from=SRC` reads the weights: each rank reads what it needs, one tensor at a time, straight into its
   layout. There is no conversion step; step, optimizer and schedule are new.
 - A model whose rotary frequencies depend on the length of the text (`dynamic`, `longrope`) begins with the length

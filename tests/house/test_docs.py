@@ -85,6 +85,7 @@ def test_command_composes_and_is_legal(line: str, tmp_path: Path, monkeypatch: p
             source = tmp_path / word.removeprefix("model.path=")
             source.mkdir()
             (source / "config.json").write_text(json.dumps(SMOLLM2))
+            (source / "tokenizer.json").write_text("{}")
     verb = words.index("train") if "train" in words else words.index("data")
     counts = [int(words[words.index(option) + 1]) for option in RANKS if option in words]
     settings = [word for word in words[verb + 1 :] if word != "--multirun"]
