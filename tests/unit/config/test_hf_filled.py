@@ -35,17 +35,19 @@ def shape(config: TridentConfig) -> tuple[int, int, int, bool]:
     return model.hidden_size, model.num_layers, model.seq_length, model.tied_embeddings
 
 
+RECIPE = "defaults:\n  - override /model: hf\nmodel:\n  path: src\n"
+TYPED = ["model=hf", "model.path=src", "model.seq_length=128", "model.num_layers=4", "model.tied_embeddings=true"]
 OWN = "  seq_length: 128\n  num_layers: 4\n  tied_embeddings: true\n"
 
 
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"conf/experiment/own.yaml": f"defaults:\n  - override /model: hf\nmodel:\n  path: src\n{OWN}"}, ["experiment=own"]),
+        ({"conf/experiment/own.yaml": RECIPE + OWN}, ["experiment=own"]),
         ({"conf/model/mine.yaml": f"defaults:\n  - hf\npath: src\n{OWN.replace('  ', '')}"}, ["model=mine"]),
-        ({}, ["model=hf", "model.path=src", "model.seq_length=128", "model.num_layers=4", "model.tied_embeddings=true"]),
+        ({}, TYPED),
     ],
-)  # fmt: skip
+)
 def test_what_a_file_or_a_word_names_stays_even_where_it_is_the_default(
     files: dict[str, str], words: list[str], source: Path
 ) -> None:
@@ -63,7 +65,7 @@ def test_the_source_goes_over_what_was_merged_before_it(source: Path) -> None:
 
 @pytest.mark.parametrize("words", [[], ["model=gpt2_124m"]])
 def test_a_path_without_model_hf_is_refused(words: list[str], source: Path) -> None:
-    with pytest.raises(ConfigError, match="model.path needs model=hf"):
+    with pytest.raises(ConfigError, match=r"model\.path needs model=hf"):
         compose([*words, "model.path=src"])
 
 
