@@ -55,8 +55,6 @@ def import_verb(arguments: Sequence[str]) -> int:
     folder = RunFolder(request.target)
     plan = _plan(source, request)
     check_target(folder, plan.config)
-    for key in source.family.unknown(source.config):
-        warn(f"{key} in {source.folder / 'config.json'} is read by nobody, not by transformers either")
     from trainer.checkpoint.copied_in import copy_weights
 
     with making_run(folder, _STEP) as temporary, tempfile.TemporaryDirectory() as kept_in:

@@ -99,9 +99,6 @@ def filled(values: Mapping[str, object], own: Collection[str], is_asked: bool) -
         return _from_run(values, own, run, takes_tokenizer)
     taken = {f"model.{key}": plain(value) for key, value in found.values.items()}
     told = [f"model.* is {found.family.architecture} of {source}"]
-    unread = found.family.unknown(found.config)
-    if unread:
-        told.append(f"nobody reads {', '.join(unread)} of its config.json, not transformers either")
     if takes_tokenizer:
         if not found.has_tokenizer:
             raise ConfigError(

@@ -10,13 +10,15 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.config.keys import build
-from trainer.config.models import flat_keys, resolved
+from trainer.config.models import flat_keys, resolved, whole_scaling
 from trainer.config.places import absolute_path, local_path
-from trainer.config.schema import ModelConfig
+from trainer.config.rules_common import Case
+from trainer.config.rules_ranges import RULES
+from trainer.config.schema import ModelConfig, TridentConfig
 from trainer.config.written import plain
 from trainer.errors import ConfigError, first_line
 from trainer.families.family import Family
@@ -66,7 +68,8 @@ def kept_files(folder: Path) -> list[Path]:
 
 def plain_values(model: ModelConfig) -> dict[str, object]:
     """Return `model.*` as plain values without the group's name, its nulls resolved."""
-    return {key: plain(value) for key, value in flat_keys(resolved(model)).items()}
+    whole = replace(resolved(model), rope_scaling=whole_scaling(model))
+    return {key: plain(value) for key, value in flat_keys(whole).items()}
 
 
 def model_of(values: Values) -> ModelConfig:
@@ -170,6 +173,14 @@ def read_hf_config(folder: Path, key: str) -> dict[str, object]:
     return raw
 
 
+def _check_ranges(model: ModelConfig) -> None:
+    """Check that the numbers can be computed with at all; whoever trains asks the other rules."""
+    case = Case(TridentConfig(model=model), None, None)
+    wrong = [line for rule in RULES for line in rule(case) if line.startswith("model.")]
+    if wrong:
+        raise ConfigError(wrong)
+
+
 def read_hf_model(folder: Path, key: str) -> HFModel:
     """Return the model in a folder, as its config.json describes it.
 
@@ -179,6 +190,8 @@ def read_hf_model(folder: Path, key: str) -> HFModel:
     config = read_hf_config(folder, key)
     try:
         family = family_of(config)
-        return HFModel(folder, config, family, model_of(family.read(config)))
+        model = model_of(family.read(config))
+        _check_ranges(model)
+        return HFModel(folder, config, family, model)
     except ConfigError as error:
         raise ConfigError([f"{folder / HF_CONFIG}: {line}" for line in error.problems], error.hints) from error
