@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.checkpoint.kept_tokenizer import tokenizer_folder
+from trainer.checkpoint.kept_tokenizer import saved_config, tokenizer_folder
 from trainer.checkpoint.manifest import Manifest, check_content
 from trainer.checkpoint.store import find_checkpoint
-from trainer.config.compose import from_yaml
 from trainer.config.hf_export import Expressed, exported_config, express
+from trainer.config.hf_folder import HF_CONFIG
 from trainer.config.places import absolute_path
 from trainer.config.schema import TridentConfig
 from trainer.data.tokenizer import BYTES_MARK, load_tokenizer
@@ -24,13 +24,13 @@ from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.files import storage_faults, sync_folder, write_atomically
 from trainer.log import say, warn
 from trainer.model_card import model_card
+from trainer.new_run import make_folders
 from trainer.run_paths import CONFIG, HUGGING_FACE
 
 _USAGE = "trident export CKPT DST [--dtype fp32|bf16|fp16] [check=false]"
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Our word -> theirs."""
 _GENERATION = "generation_config.json"
-_HF_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class _Source:
         if self.kept is None:
             return {}
         try:
-            found = json.loads((self.kept / _HF_CONFIG).read_text(encoding="utf-8"))
+            found = json.loads((self.kept / HF_CONFIG).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.kept / _HF_CONFIG} must be readable, but: {error}") from error
+            raise CheckpointError(f"{self.kept / HF_CONFIG} must be readable, but: {error}") from error
         return found if isinstance(found, dict) else {}
 
 
@@ -68,26 +68,25 @@ def export_verb(arguments: Sequence[str], dtype: str | None) -> int:
     """
     checkpoint, target, checks = parse(arguments)
     path, manifest = find_checkpoint(checkpoint)
-    source = _Source(path, manifest, _saved_config(path))
+    source = _Source(path, manifest, saved_config(path / CONFIG))
     _check_target(target)
     kept = source.kept_config()
     said = express(source.config.model, manifest.vocab_size, kept)
     check_content(path, manifest)
     written = _dtype(dtype, kept)
     partial = target.parent / f".{target.name}.partial"
-    try:
-        with storage_faults(target, "DST"):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            told = _write(source, said, written, partial, checks)
-            sync_folder(partial)
-            with suppress(FileNotFoundError):
-                target.rmdir()
-            partial.rename(target)
-            sync_folder(target.parent)
-    except BaseException:
+    with ExitStack() as undo, storage_faults(target, "DST"):
+        make_folders(target.parent, undo)
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+        undo.callback(shutil.rmtree, partial, ignore_errors=True)
+        partial.mkdir()
+        told = _write(source, said, written, partial, checks)
+        sync_folder(partial)
+        with suppress(FileNotFoundError):
+            target.rmdir()
+        partial.rename(target)
+        undo.pop_all()
+        sync_folder(target.parent)
     say(f"wrote {target}: {said.family.architecture} in {written}, of {path} (step {manifest.step}); {told}")
     say(f'load it with: transformers.AutoModelForCausalLM.from_pretrained("{target}")')
     return 0
@@ -106,13 +105,6 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Path, bool]:
     if any(check not in ("true", "false") for check in checks):
         raise ConfigError(f"check must be true or false, but is {checks[-1]!r}")
     return absolute_path(words[0], "CKPT"), absolute_path(words[1], "DST"), checks[-1:] != ["false"]
-
-
-def _saved_config(path: Path) -> TridentConfig:
-    try:
-        return from_yaml((path / CONFIG).read_text(encoding="utf-8"))
-    except (ConfigError, OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path / CONFIG} must be a config that this version can read, but: {error}") from error
 
 
 def _check_target(target: Path) -> None:
@@ -134,7 +126,7 @@ def _write(source: _Source, said: Expressed, dtype: str, folder: Path, checks: b
 
     end = _copy_small_files(source, folder)
     config = exported_config(said, dtype, source.kept_config(), end)
-    write_atomically(folder / _HF_CONFIG, json.dumps(config, indent=2) + "\n", "DST")
+    write_atomically(folder / HF_CONFIG, json.dumps(config, indent=2) + "\n", "DST")
     write_weights(source.path, source.manifest, said, dtype, folder)
     told = "logits were not compared"
     if checks:
@@ -152,7 +144,7 @@ def _copy_small_files(source: _Source, folder: Path) -> int | None:
     """Copy what the weights came with as it is, and the run's own tokenizer; return the id that ends a text."""
     kept = sorted(source.kept.iterdir()) if source.kept is not None else []
     for path in kept:
-        if path.name not in (_HF_CONFIG, "README.md"):
+        if path.name not in (HF_CONFIG, "README.md"):
             write_atomically(folder / path.name, path.read_bytes(), "DST")
     own = tokenizer_folder(source.path, source.manifest)
     if own is None:
