@@ -26,6 +26,10 @@ class FileFacts:
     blake2b: str
 
 
+IMPORTED_FROM = "imported_from"
+"""Entry of `layout` of a checkpoint that holds imported weights alone, and nothing that training goes on with."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The content of manifest.json."""
@@ -38,7 +42,7 @@ class Manifest:
     probe_loss: float | None
     """Loss on the fixed micro-batch, see `probe`; None: nobody computed it, since the weights were only copied."""
     layout: Mapping[str, object]
-    """Layout that wrote it. For people: a checkpoint can be read in any layout."""
+    """Layout that wrote it, for people: a checkpoint can be read in any layout. Also `IMPORTED_FROM`."""
     versions: Mapping[str, str]
     files: Mapping[str, FileFacts]
     """Relative path -> facts of every file but this one."""

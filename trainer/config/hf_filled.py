@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from trainer.config.config_file import package
-from trainer.config.hf_folder import TOKENIZER_FILE, find_source, read_hf_model
+from trainer.config.hf_folder import TOKENIZER_FILE, find_source, read_hf_model, source_name
 from trainer.config.keys import KEYS, flatten
 from trainer.config.places import absolute_path
 from trainer.config.request import Request
@@ -111,7 +111,7 @@ def filled(values: Mapping[str, object], own: Collection[str], is_asked: bool) -
             )
         taken |= {"tokenizer.kind": "pretrained", "tokenizer.path": str(source), "tokenizer.allow_unused_ids": True}
         told.append(f"tokenizer.path={source}")
-    name = Path(str(source)).name if values["model.name"] == CHOICE else values["model.name"]
+    name = source_name(str(source), found.folder) if values["model.name"] == CHOICE else values["model.name"]
     return {**_merged(values, taken, own), "model.name": name}, told
 
 

@@ -28,7 +28,9 @@ from trainer.families.registry import family_of
 HF_CONFIG = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 _HUB_NAME = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?")
-_FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "pytorch_model*.bin")
+_SMALL = ("*.json", "*.model", "*.txt", "*.jinja")
+_LARGE = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin")
+"""Names of files with weights; a repository may hold them twice, so the first kind that is there is fetched alone."""
 _WEIGHTS = (".safetensors", ".bin")
 _LARGEST_KEPT = 64 << 20
 """Largest file that is kept with a checkpoint, in bytes; tokenizers are some megabytes."""
@@ -93,6 +95,11 @@ def is_hub_name(text: str) -> bool:
     return _HUB_NAME.fullmatch(text) is not None and not os.path.lexists(text.partition("/")[0])
 
 
+def source_name(text: str, folder: Path) -> str:
+    """Return the name of the model that a text names and a folder holds; that of a fetched one is a hash."""
+    return text.rpartition("/")[2] if is_hub_name(text) else folder.name
+
+
 def hf_identity(folder: Path) -> str:
     """Return what identifies the model in a folder: its config.json, and names and sizes of its weights.
 
@@ -140,10 +147,12 @@ def _from_hub(name: str, key: str, fetch_weights: bool) -> Path:
     import huggingface_hub
 
     try:
-        if fetch_weights:
-            return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FETCHED)))
-        files = ["*.json", "*.model", "*.txt", "*.jinja"]
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=files))
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_SMALL)))
+        for pattern in _LARGE if fetch_weights else ():
+            huggingface_hub.snapshot_download(name, allow_patterns=[pattern])
+            if any(folder.glob(pattern)):
+                break
+        return folder
     # The library raises whatever its transport raises.
     except Exception as error:
         raise ConfigError(
