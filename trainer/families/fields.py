@@ -112,7 +112,7 @@ class ScoreScale:
     reads: Callable[[float], float] = float
     writes: Callable[[float], float] = float
     is_whole: bool = False
-    """Whether transformers' class takes integers only."""
+    """True if transformers' class takes integers only."""
 
     @property
     def defaults(self) -> Values:
@@ -315,7 +315,7 @@ class Activation:
     also: Mapping[str, str] = field(default_factory=dict)
     """Names that the family uses in a way of its own -> our word."""
     is_closed: bool = False
-    """Whether the class knows the names of `also` alone."""
+    """True if the class knows the names of `also` alone."""
 
     @property
     def defaults(self) -> Values:
