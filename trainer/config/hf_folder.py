@@ -149,7 +149,7 @@ def _from_hub(name: str, key: str, fetch_weights: bool) -> Path:
     try:
         folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_SMALL)))
         for pattern in _LARGE if fetch_weights else ():
-            huggingface_hub.snapshot_download(name, allow_patterns=[pattern])
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=[pattern]))
             if any(folder.glob(pattern)):
                 break
         return folder
