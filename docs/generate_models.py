@@ -30,9 +30,10 @@ trident train model=hf model.path=SRC checkpoint.init_from=SRC layout=tp2_pp2 da
 SRC is a folder with `config.json` and safetensors (one file, or shards with their index; an old `pytorch_model.bin`
 is read too, with torch's unpickler for weights, which runs no code), or the name of a model on the hub.
 
-- `model=hf model.path=SRC` makes plain keys of `config.json`. Keys that you set yourself stay as you set them, above
-  all `model.seq_length`, which is otherwise as long as the model was made for. Without a tokenizer key the tokenizer
-  of SRC is taken. `config.yaml` in the run's folder holds the plain keys: the run goes on without SRC.
+- `model=hf model.path=SRC` makes plain keys of `config.json`. Keys stay as they are that you type, or that a file names
+  which is merged after the model's (a recipe, for example), above all `model.seq_length`, which is otherwise as long as
+  the model was made for. Without a tokenizer key the tokenizer of SRC is taken, which must have a
+  `tokenizer.json`. `config.yaml` in the run's folder holds the plain keys: the run goes on without SRC.
 - `checkpoint.init_from=SRC` reads the weights: each rank reads what it needs, one tensor at a time, straight into its
   layout. There is no conversion step; step, optimizer and schedule are new.
 - A model whose rotary frequencies depend on the length of the text (`dynamic`, `longrope`) begins with the length
@@ -54,6 +55,9 @@ rotary positions and of the number format (versions of transformers before 5 rea
 with the facts of the run. `--dtype fp32|bf16|fp16` chooses the format; without it, it is that of the model that the
 run began with, otherwise bf16. Tokenizer, chat template and generation config of an imported model are copied as they
 were. Padding of the vocabulary that a layout adds is left out, padding of the published model stays.
+
+A key of `config.json` that no class of transformers reads is refused as well, unless it is known to change nothing
+(`trainer/families/unread_keys.py`) or null.
 
 A model that no family can say is refused, with the nearest family and the options that it lacks.
 

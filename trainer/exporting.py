@@ -9,18 +9,17 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.checkpoint.base import check_base
-from trainer.checkpoint.kept_tokenizer import same_tokenizer, tokenizer_folder
+from trainer.checkpoint.kept_tokenizer import same_tokenizer, saved_config, tokenizer_folder
 from trainer.checkpoint.manifest import MANIFEST, Manifest, check_content
 from trainer.checkpoint.store import find_checkpoint
-from trainer.config.compose import from_yaml
 from trainer.config.hf_export import Expressed, exported_config, express
-from trainer.config.hf_folder import is_hub_name
+from trainer.config.hf_folder import HF_CONFIG, is_hub_name
 from trainer.config.lora import scale_of, without_lora
 from trainer.config.models import make_model
 from trainer.config.places import absolute_path
@@ -30,6 +29,7 @@ from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.files import storage_faults, sync_folder, write_atomically
 from trainer.log import say, warn
 from trainer.model_card import model_card
+from trainer.new_run import make_folders
 from trainer.run_paths import CONFIG, HUGGING_FACE
 from trainer.spec.model import Model
 
@@ -43,7 +43,6 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _LOADER = "transformers.AutoModelForCausalLM.from_pretrained("
 _UNCHECKED = "logits were not compared"
 _GENERATION = "generation_config.json"
-_HF_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,9 @@ class _Source:
         if self.kept is None:
             return {}
         try:
-            found = json.loads((self.kept / _HF_CONFIG).read_text(encoding="utf-8"))
+            found = json.loads((self.kept / HF_CONFIG).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.kept / _HF_CONFIG} must be readable, but: {error}") from error
+            raise CheckpointError(f"{self.kept / HF_CONFIG} must be readable, but: {error}") from error
         return found if isinstance(found, dict) else {}
 
 
@@ -98,7 +97,7 @@ def export_verb(arguments: Sequence[str], dtype: str | None, merges: bool = Fals
     """
     checkpoint, target, checks = parse(arguments)
     path, manifest = find_checkpoint(checkpoint)
-    source = _Source(path, manifest, _saved_config(path))
+    source = _Source(path, manifest, saved_config(path / CONFIG))
     _check_target(target)
     is_lora = source.config.model.lora.rank is not None
     if merges and not is_lora:
@@ -111,19 +110,18 @@ def export_verb(arguments: Sequence[str], dtype: str | None, merges: bool = Fals
     written = _DTYPES[dtype or "fp32"] if writes_adapters else _dtype(dtype, kept)
     write = _write_adapters if writes_adapters else _write
     partial = target.parent / f".{target.name}.partial"
-    try:
-        with storage_faults(target, "DST"):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            told = write(source, said, written, partial, checks)
-            sync_folder(partial)
-            with suppress(FileNotFoundError):
-                target.rmdir()
-            partial.rename(target)
-            sync_folder(target.parent)
-    except BaseException:
+    with ExitStack() as undo, storage_faults(target, "DST"):
+        make_folders(target.parent, undo)
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+        undo.callback(shutil.rmtree, partial, ignore_errors=True)
+        partial.mkdir()
+        told = write(source, said, written, partial, checks)
+        sync_folder(partial)
+        with suppress(FileNotFoundError):
+            target.rmdir()
+        partial.rename(target)
+        undo.pop_all()
+        sync_folder(target.parent)
     what = f"adapters of {said.family.architecture}" if writes_adapters else said.family.architecture
     say(f"wrote {target}: {what} in {written}, of {path} (step {manifest.step}); {told}")
     loader = "peft.PeftModel.from_pretrained(base, " if writes_adapters else _LOADER
@@ -146,13 +144,6 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Path, bool]:
     return absolute_path(words[0], "CKPT"), absolute_path(words[1], "DST"), checks[-1:] != ["false"]
 
 
-def _saved_config(path: Path) -> TridentConfig:
-    try:
-        return from_yaml((path / CONFIG).read_text(encoding="utf-8"))
-    except (ConfigError, OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path / CONFIG} must be a config that this version can read, but: {error}") from error
-
-
 def _check_target(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         what = "holds something" if target.is_dir() else "is a file"
@@ -173,7 +164,7 @@ def _write(source: _Source, said: Expressed, dtype: str, folder: Path, checks: b
 
     end = _copy_small_files(source, folder)
     config = exported_config(said, dtype, source.kept_config(), end)
-    write_atomically(folder / _HF_CONFIG, json.dumps(config, indent=2) + "\n", "DST")
+    write_atomically(folder / HF_CONFIG, json.dumps(config, indent=2) + "\n", "DST")
     tensors: Weights = open_weights(source.path, source.manifest, source.model)
     ours = source.config.model
     if ours.lora.rank is not None:
@@ -217,7 +208,7 @@ def _compared(source: _Source, said: Expressed, tensors: Weights, layers: Sequen
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         config = exported_config(said, _DTYPES["fp32"], source.kept_config(), None)
-        (folder / _HF_CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        (folder / HF_CONFIG).write_text(json.dumps(config), encoding="utf-8")
         write_weights(MergedWeights(tensors, source.model, adds=False), said, _DTYPES["fp32"], folder)
         return str(compare(model, folder, layers, scale_of(source.config.model.lora)))
 
@@ -226,7 +217,7 @@ def _copy_small_files(source: _Source, folder: Path) -> int | None:
     """Copy what the weights came with as it is, and the run's own tokenizer; return the id that ends a text."""
     kept = sorted(source.kept.iterdir()) if source.kept is not None else []
     for path in kept:
-        if path.name not in (_HF_CONFIG, "README.md"):
+        if path.name not in (HF_CONFIG, "README.md"):
             write_atomically(folder / path.name, path.read_bytes(), "DST")
     own = tokenizer_folder(source.path, source.manifest)
     if own is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.checkpoint.manifest import IMPORTED_FROM, FileFacts, Manifest, describe_layout
-from trainer.config.hf_folder import HFModel, find_source, kept_files, read_hf_model
+from trainer.config.hf_folder import TOKENIZER_FILE, HFModel, find_source, kept_files, read_hf_model, source_name
 from trainer.config.places import absolute_path
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import DataConfig, DataSource, TokenizerConfig, TokenizerKind, TridentConfig
@@ -53,8 +53,6 @@ def import_verb(arguments: Sequence[str]) -> int:
     folder = RunFolder(request.target)
     plan = _plan(source, request)
     check_target(folder, plan.config)
-    for key in source.family.unknown(source.config):
-        warn(f"{key} in {source.folder / 'config.json'} is read by nobody, not by transformers either")
     from trainer.checkpoint.copied_in import copy_weights
 
     with making_run(folder, _STEP) as temporary, tempfile.TemporaryDirectory() as kept_in:
@@ -66,6 +64,11 @@ def import_verb(arguments: Sequence[str]) -> int:
         f"wrote {folder.path}: {source.family.architecture} with {plan.model.parameter_count:,} parameters of "
         f"{request.source}; {told}"
     )
+    if not source.has_tokenizer:
+        warn(
+            f"{source.folder} has no {TOKENIZER_FILE}, so the run has no tokenizer; transformers makes the file: "
+            "AutoTokenizer.from_pretrained(SRC).save_pretrained(SRC)"
+        )
     say(f"train on with: trident train model=hf model.path={request.source} checkpoint.init_from={folder.path} ...")
     return 0
 
@@ -76,21 +79,21 @@ def parse(arguments: Sequence[str]) -> _Request:
     Raises:
         ConfigError: a word is missing or cannot be used.
     """
-    words = [word for word in arguments if word.partition("=")[0] not in ("check", "seq_length")]
-    told = dict(word.split("=", 1) for word in arguments if word not in words and "=" in word)
+    words = [word for word in arguments if not word.startswith(("check=", "seq_length="))]
+    told = dict(word.split("=", 1) for word in arguments if word not in words)
     if len(words) != 2 or any(word.startswith("-") for word in words):
         raise ConfigError(f"usage must be `{_USAGE}`, but is `{' '.join(['trident', 'import', *arguments])}`")
     if told.get("check", "true") not in ("true", "false"):
         raise ConfigError(f"check must be true or false, but is {told['check']!r}")
     length = told.get("seq_length")
-    if length is not None and not (length.isdigit() and int(length) > 0):
+    if length is not None and not (length.isdecimal() and int(length) > 0):
         raise ConfigError(f"seq_length must be an integer of at least 1, but is {length!r}")
     target = absolute_path(words[1], "DST")
     return _Request(words[0], target, told.get("check") != "false", int(length) if length else None)
 
 
 def _plan(source: HFModel, request: _Request) -> RunPlan:
-    model = replace(source.model, name=source.folder.name)
+    model = replace(source.model, name=source_name(request.source, source.folder))
     if request.seq_length is not None:
         model = replace(model, seq_length=request.seq_length)
     config = TridentConfig(model=model, run_dir=str(request.target), name=request.target.name)

@@ -36,7 +36,10 @@ def check_target(folder: RunFolder, config: TridentConfig) -> None:
             f"DST must be the folder of a run, in which checkpoints/step_<N> is made, but is {folder.path}; change DST"
         )
     steps = folder.checkpoints.steps()
-    held = [path for path in (folder.config, folder.metrics, *map(folder.checkpoints.path, steps)) if path.exists()]
+    # What is written here would take the place of these, and be undone together with them.
+    own = (folder.plan, folder.tokenizer, folder.hugging_face, folder.checkpoints.folder / LATEST)
+    runs = (folder.config, folder.metrics, *map(folder.checkpoints.path, steps))
+    held = [path for path in (*own, *runs) if path.exists()]
     if held:
         raise ConfigError(f"DST must not hold a run yet, but {held[-1]} is there; change DST")
     try:
@@ -57,7 +60,7 @@ def making_run(folder: RunFolder, step: int) -> Iterator[Path]:
     store = folder.checkpoints
     temporary = store.temporary_path(step)
     with ExitStack() as undo, storage_faults(folder.path, KEY):
-        _make_folders(store.folder, undo)
+        make_folders(store.folder, undo)
         for path in (temporary, folder.tokenizer, folder.hugging_face, store.path(step)):
             undo.callback(shutil.rmtree, path, ignore_errors=True)
         for file in (folder.config, folder.plan, store.folder / LATEST):
@@ -108,7 +111,12 @@ def publish(
     store.publish(step)
 
 
-def _make_folders(folder: Path, undo: ExitStack) -> None:
+def make_folders(folder: Path, undo: ExitStack) -> None:
+    """Make a folder with those above it; `undo` removes those that are empty again.
+
+    Raises:
+        OSError: one cannot be made.
+    """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):
         path.mkdir()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from trainer.checkpoint.kept_tokenizer import tokenizer_folder
 from trainer.checkpoint.manifest import (
+    IMPORTED_FROM,
     MANIFEST,
     Manifest,
     check_content,
@@ -136,7 +137,8 @@ def _new_manifest(manifest: Manifest, plan: RunPlan) -> Manifest:
     before = manifest.layout
     axes = (before.get(f"{axis}_parallel_size", "?") for axis in ("pipeline", "tensor", "data"))
     origin = f"{' x '.join(map(str, axes))}, ZeRO-{before.get('zero_stage', '?')}"
-    return replace(manifest, layout={**describe_layout(plan), RESHARDED_FROM: origin}, files={})
+    kept = {key: before[key] for key in (IMPORTED_FROM,) if key in before}
+    return replace(manifest, layout={**describe_layout(plan), **kept, RESHARDED_FROM: origin}, files={})
 
 
 def _report(step: int, plan: RunPlan, folder: RunFolder) -> None:

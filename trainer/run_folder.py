@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.checkpoint.manifest import MANIFEST, read_manifest
+from trainer.checkpoint.manifest import IMPORTED_FROM, MANIFEST, read_manifest
 from trainer.checkpoint.origin import Found, Origin, Use, check_origin, named_origin, read_origin, write_origin
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stream import other_tokens
@@ -156,6 +156,7 @@ class RunFolder(RunPaths):
         """
         self._check_writable()
         self._check_is_no_checkpoint()
+        self._check_not_imported()
         is_used = self.holds_training()
         earlier = self._earlier_config() if is_used else None
         if is_used and config.checkpoint.resume == "never":
@@ -246,6 +247,20 @@ class RunFolder(RunPaths):
                 f"run_dir must be the folder of a run, but {inner} is a checkpoint, which nothing may change",
                 hints=[f"to begin from it set run_dir to another folder, and checkpoint.resume={inner}"],
             )
+
+    def _check_not_imported(self) -> None:
+        """Check that there is something to go on with: an imported model has weights, but nothing of a training."""
+        newest = self.newest_checkpoint()
+        if newest is None:
+            return
+        with suppress(CheckpointError):
+            source = read_manifest(newest[1]).layout.get(IMPORTED_FROM)
+            if source is not None:
+                raise ConfigError(
+                    f"run_dir must be a folder without an imported model, but {self.path} holds that of {source}; "
+                    "change run_dir",
+                    hints=[f"to train on with its weights: checkpoint.init_from={self.path}, and another run_dir"],
+                )
 
     def _check_never(self, earlier: TridentConfig | None) -> None:
         if earlier is None or earlier.checkpoint.resume != "never":

@@ -180,6 +180,9 @@ def test_a_tokenizer_that_is_larger_than_the_vocabulary(made: dict[str, Path], r
         (["import", "model.gguf", "dst"], "is GGUF; save it with transformers first"),
         (["import", "src", "dst", "check=perhaps"], "check must be true or false"),
         (["import", "src", "dst", "seq_length=0"], "seq_length must be an integer of at least 1"),
+        (["import", "src", "dst", "seq_length=²"], "seq_length must be an integer of at least 1"),
+        (["import", "src", "dst", "check"], "usage must be"),
+        (["import", "src", "dst", "seq_length"], "usage must be"),
         (["import", "src", "checkpoints"], "DST must be the folder of a run"),
         (["export"], "usage must be"),
         (["export", "src", "dst", "check=perhaps"], "check must be true or false"),
@@ -207,8 +210,15 @@ def test_an_old_pickle_is_read_and_one_with_code_is_not(
     (source / "model.safetensors").unlink()
     torch.save(found, source / "pytorch_model.bin")
     assert trident("import", "src", "old", "check=false").code == 0
-    torch.save({**found, "model.norm.weight": Path("x")}, source / "pytorch_model.bin")
-    assert "must hold tensors and nothing else" in refused("import", "src", "dst", code=4).problems[0]
+    # As torch wrote them before 1.6, when such files could not be mapped into memory yet.
+    torch.save(found, source / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    answer = trident("import", "src", "older", "check=false")
+    assert answer.code == 0
+    assert "has no tokenizer.json, so the run has no tokenizer" in answer.err
+    for is_new in (True, False):
+        code = {**found, "model.norm.weight": Path("x")}
+        torch.save(code, source / "pytorch_model.bin", _use_new_zipfile_serialization=is_new)
+        assert "must hold tensors and nothing else" in refused("import", "src", "dst", code=4).problems[0]
 
 
 def test_an_export_that_transformers_reads_differently_leaves_nothing(
@@ -219,7 +229,7 @@ def test_an_export_that_transformers_reads_differently_leaves_nothing(
     before = contents(place)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trainer.logits_check.TOLERANCE", -1.0)
-        answer = trident("export", "run", "out")
+        answer = trident("export", "run", "no/such/out")
     assert answer.code == 4
     assert "must give transformers' logits within" in answer.problems[0]
     assert contents(place) == before
@@ -232,3 +242,28 @@ def test_a_target_that_holds_something_is_left_alone(made: dict[str, Path], trid
     assert "must not hold a run yet" in trident("import", "src", "run").problems[0]
     assert "must be a folder that does not exist yet or is empty" in trident("export", "run", "src").problems[0]
     assert contents(place) == before
+
+
+@pytest.mark.parametrize("name", ["tokenizer/mine.txt", "hugging_face/mine.txt", "plan.json", "checkpoints/latest"])
+def test_what_was_in_the_target_before_is_left_alone(
+    name: str, made: dict[str, Path], refused: Run, place: Path
+) -> None:
+    (place / "dst" / name).parent.mkdir(parents=True)
+    (place / "dst" / name).write_text("mine")
+    copied(made["llama"], place)
+    held = place / "dst" / name.removesuffix("/mine.txt")
+    assert f"DST must not hold a run yet, but {held} is there" in refused("import", "src", "dst").problems[0]
+
+
+def test_training_in_the_folder_of_an_import_names_the_way(
+    made: dict[str, Path], trident: Run, refused: Run, place: Path
+) -> None:
+    copied(made["llama"], place)
+    assert trident("import", "src", "run", "check=false").code == 0
+    model = ["train", "model=hf", "model.path=src", "data=synthetic"]
+    answer = refused(*model, "run_dir=run", "--dry-run")
+    assert "run_dir must be a folder without an imported model" in answer.problems[0]
+    assert f"checkpoint.init_from={place / 'run'}" in answer.hints[0]
+    answer = refused(*model, "run_dir=other", "checkpoint.resume=run", "--dry-run")
+    assert "checkpoint.resume must name a checkpoint of a run that has trained" in answer.problems[0]
+    assert trident(*model, "run_dir=other", "checkpoint.init_from=run", "--dry-run").code == 0

@@ -22,6 +22,7 @@ FILES = [(group, file.stem) for group in options() for file in sorted((conf_fold
 
 _SOURCE = tempfile.TemporaryDirectory()
 Path(_SOURCE.name, "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
+Path(_SOURCE.name, "tokenizer.json").write_text("{}")
 
 COMPANIONS: dict[tuple[str, str], list[str]] = {
     ("model", "hf"): [f"model.path={_SOURCE.name}"],

@@ -28,6 +28,10 @@ class FileFacts:
     blake2b: str
 
 
+IMPORTED_FROM = "imported_from"
+"""Entry of `layout` of a checkpoint that holds imported weights alone, and nothing that training goes on with."""
+
+
 @dataclass(frozen=True)
 class Base:
     """The model whose weights a checkpoint of adapters leaves out."""
@@ -50,7 +54,7 @@ class Manifest:
     probe_loss: float | None
     """Loss on the fixed micro-batch, see `probe`; None: nobody computed it, since the weights were only copied."""
     layout: Mapping[str, object]
-    """Layout that wrote it. For people: a checkpoint can be read in any layout."""
+    """Layout that wrote it, for people: a checkpoint can be read in any layout. Also `IMPORTED_FROM`."""
     versions: Mapping[str, str]
     files: Mapping[str, FileFacts]
     """Relative path -> facts of every file but this one."""

@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer.checkpoint.manifest import MANIFEST, Manifest, check_sizes, file_facts, read_manifest
+from trainer.checkpoint.manifest import IMPORTED_FROM, MANIFEST, Manifest, check_sizes, file_facts, read_manifest
 from trainer.checkpoint.store import CheckpointStore, find_checkpoint
 from trainer.config.compose import from_yaml
 from trainer.config.hf_folder import find_source, hf_identity, is_hf_folder, is_hub_name, kept_files, read_hf_model
@@ -136,6 +136,12 @@ def find_origin(config: TridentConfig, run_dir: Path) -> Found | None:
         return None
     use, word = named
     found = _as_before(use, word, run_dir) or _named(use, word)
+    if use is Use.resumed and IMPORTED_FROM in found.manifest.layout:
+        raise ConfigError(
+            f"checkpoint.resume must name a checkpoint of a run that has trained, but {found.path} holds the weights "
+            "of an imported model alone",
+            hints=[f"to train on with them, give checkpoint.init_from={word} instead"],
+        )
     check_model(found.path, config.model, use)
     step, steps = found.manifest.step, config.train.steps
     if use is Use.resumed and step >= steps:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trainer.config.arguments import without_local_rank as without_local_rank
 from trainer.config.config_file import check_file
-from trainer.config.hf_filled import CHOICE, filled
+from trainer.config.hf_filled import CHOICE, FILE, PATH, filled, own_keys
 from trainer.config.keys import KEYS, build, flatten, joined
 from trainer.config.request import Request, read_request
 from trainer.config.schema import TridentConfig
@@ -114,6 +114,13 @@ def _compose(request: Request) -> tuple[DictConfig, Mapping[str, str]]:
     return tree, choices
 
 
+def _order(request: Request) -> list[str]:
+    """Return the config paths of the files that Hydra merges on top of each other, and of `config=FILE`."""
+    from trainer.config.source import ONLY_CHOICES, merge_order
+
+    return merge_order(ONLY_CHOICES if request.file else request.primary, request.choices, request.places)
+
+
 def _set(tree: DictConfig, values: Mapping[str, Any]) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -180,7 +187,8 @@ def composition(overrides: Sequence[str]) -> Composition:
     for text in {str(one.message): None for one in said}:
         warn(text)
     values["run_dir"] = folder_in_sweep(str(values["run_dir"]), os.environ)
-    found, taken = filled(values, request.values, choices.get("model") == CHOICE)
+    order = _order(request) if values[PATH] is not None or choices.get("model") == CHOICE else []
+    found, taken = filled(values, own_keys(request, order), FILE in order)
     written = {**_written(tree), **{key: value for key, value in found.items() if value != values[key]}}
     of_environment = {name: before[name] for name in decided}
     return Composition(build(found), request, choices, written, of_environment, taken)

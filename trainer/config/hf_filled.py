@@ -1,35 +1,75 @@
 """`model=hf model.path=SRC`: the keys of the model that a source's config.json stands for, as plain keys.
 
-What is typed, or set by another file, stays. The finished config no longer names the source, so a run goes on without
-it; the same command finds the keys in the run's folder if the source is gone.
+What is typed, or named by a file that is merged after the model's, stays. The finished config no longer names the
+source, so a run goes on without it; the same command finds the keys in the run's folder if the source is gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from trainer.config.hf_folder import find_source, read_hf_model
+from trainer.config.config_file import package
+from trainer.config.hf_folder import TOKENIZER_FILE, find_source, read_hf_model, source_name
 from trainer.config.keys import KEYS, flatten
 from trainer.config.places import absolute_path
+from trainer.config.request import Request
 from trainer.config.schema import TridentConfig
+from trainer.config.searched import find
 from trainer.config.written import from_yaml, plain
+from trainer.config.yaml_file import read_yaml
 from trainer.errors import ConfigError
 from trainer.run_paths import RunPaths
 
 CHOICE = "hf"
 """File of the group model that stands for a source."""
+FILE = f"model/{CHOICE}"
 PATH = "model.path"
 _TOKENIZER = ("tokenizer.kind", "tokenizer.path", "tokenizer.vocab_size", "tokenizer.eos_token")
-_LEFT = ("model.name", PATH)
+_LEFT = (
+    *("model.name", PATH, "model.vocab_pad_multiple", "model.recompute", "model.fused_loss"),
+    *("model.dropout", "model.attention_dropout"),
+)
+"""Keys that no source decides: they say how a run computes and trains the model."""
+_WITHOUT_TOKENIZER = ("synthetic", "megatron")
+"""Sources of data that are ids already."""
 
 
-def filled(values: Mapping[str, object], typed: Collection[str], is_asked: bool) -> tuple[dict[str, object], list[str]]:
+def own_keys(request: Request, order: Sequence[str]) -> set[str]:
+    """Return the keys that the words set, and those that a file names which is merged after the model's.
+
+    Args:
+        request: the words.
+        order: config paths of the files in the order in which they are merged.
+    """
+    own = set(request.values)
+    own |= set(_TOKENIZER) if "tokenizer" in request.choices else set()
+    behind = order[len(order) - order[::-1].index(FILE) :] if FILE in order else ()
+    for path in behind:
+        group = path.rpartition("/")[0].partition("/")[0]
+        hit = find(request.places, path)
+        # There is always a file of this group; whoever means it names it.
+        if hit is not None and group != "tokenizer":
+            file = read_yaml(hit[0])
+            own |= set(_named(file.tree, package(file, group)))
+    return own
+
+
+def _named(tree: Mapping[str, object], prefix: str) -> Iterator[str]:
+    for name, value in tree.items():
+        key = f"{prefix}.{name}" if prefix else name
+        if key in KEYS:
+            yield key
+        elif isinstance(value, Mapping):
+            yield from _named(value, key)
+
+
+def filled(values: Mapping[str, object], own: Collection[str], is_asked: bool) -> tuple[dict[str, object], list[str]]:
     """Return the values with the source's model in place of `model.path`, and lines that say what was taken.
 
     Args:
         values: dotted key -> plain value of every key.
-        typed: keys that the command line sets.
+        own: keys that keep their values.
         is_asked: true for model=hf, which needs a source.
 
     Raises:
@@ -43,9 +83,14 @@ def filled(values: Mapping[str, object], typed: Collection[str], is_asked: bool)
                 "model.path=HuggingFaceTB/SmolLM2-135M"
             )
         return dict(values), []
-    own = {key for key, value in _plain(TridentConfig()).items() if values[key] != value} | set(typed)
+    if not is_asked:
+        raise ConfigError(
+            f"{PATH} needs model=hf, which takes the other keys of the model from there, but the model is another; "
+            f"write model=hf {PATH}={source}"
+        )
     run = RunPaths(absolute_path(str(values["run_dir"]), "run_dir"))
-    takes_tokenizer = not own & set(_TOKENIZER) and values["data.source"] not in ("synthetic", "megatron")
+    chosen = {key for key, value in _plain(TridentConfig()).items() if key in _TOKENIZER and values[key] != value}
+    takes_tokenizer = not chosen | (set(own) & set(_TOKENIZER)) and values["data.source"] not in _WITHOUT_TOKENIZER
     try:
         found = read_hf_model(find_source(str(source), PATH, fetch_weights=False), PATH)
     except ConfigError:
@@ -54,13 +99,19 @@ def filled(values: Mapping[str, object], typed: Collection[str], is_asked: bool)
         return _from_run(values, own, run, takes_tokenizer)
     taken = {f"model.{key}": plain(value) for key, value in found.values.items()}
     told = [f"model.* is {found.family.architecture} of {source}"]
-    unread = found.family.unknown(found.config)
-    if unread:
-        told.append(f"nobody reads {', '.join(unread)} of its config.json, not transformers either")
-    if takes_tokenizer and found.has_tokenizer:
+    if takes_tokenizer:
+        if not found.has_tokenizer:
+            raise ConfigError(
+                f"{PATH} must hold {TOKENIZER_FILE}, but {source} does not, and its model knows the ids of its own "
+                "tokenizer only; set tokenizer.path",
+                hints=[
+                    "transformers makes the file: AutoTokenizer.from_pretrained(SRC).save_pretrained(SRC)",
+                    "tokenizer=bpe trains a tokenizer on the data; imported weights know nothing of its ids",
+                ],
+            )
         taken |= {"tokenizer.kind": "pretrained", "tokenizer.path": str(source), "tokenizer.allow_unused_ids": True}
         told.append(f"tokenizer.path={source}")
-    name = Path(str(source)).name if values["model.name"] == CHOICE else values["model.name"]
+    name = source_name(str(source), found.folder) if values["model.name"] == CHOICE else values["model.name"]
     return {**_merged(values, taken, own), "model.name": name}, told
 
 

@@ -10,13 +10,15 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.config.keys import build
-from trainer.config.models import flat_keys, resolved
+from trainer.config.models import flat_keys, resolved, whole_scaling
 from trainer.config.places import absolute_path, local_path
-from trainer.config.schema import ModelConfig
+from trainer.config.rules_common import Case
+from trainer.config.rules_ranges import RULES
+from trainer.config.schema import ModelConfig, TridentConfig
 from trainer.config.written import plain
 from trainer.errors import ConfigError, first_line
 from trainer.families.family import Family
@@ -26,7 +28,9 @@ from trainer.families.registry import family_of
 HF_CONFIG = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 _HUB_NAME = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?")
-_FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "pytorch_model*.bin")
+_SMALL = ("*.json", "*.model", "*.txt", "*.jinja")
+_LARGE = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin")
+"""Names of files with weights; a repository may hold them twice, so the first kind that is there is fetched alone."""
 _WEIGHTS = (".safetensors", ".bin")
 _LARGEST_KEPT = 64 << 20
 """Largest file that is kept with a checkpoint, in bytes; tokenizers are some megabytes."""
@@ -66,7 +70,8 @@ def kept_files(folder: Path) -> list[Path]:
 
 def plain_values(model: ModelConfig) -> dict[str, object]:
     """Return `model.*` as plain values without the group's name, its nulls resolved."""
-    return {key: plain(value) for key, value in flat_keys(resolved(model)).items()}
+    whole = replace(resolved(model), rope_scaling=whole_scaling(model))
+    return {key: plain(value) for key, value in flat_keys(whole).items()}
 
 
 def model_of(values: Values) -> ModelConfig:
@@ -88,6 +93,11 @@ def is_hf_folder(path: Path) -> bool:
 def is_hub_name(text: str) -> bool:
     """Return whether a text can only be a model's name on the hub: owner/name, and nothing of that name is here."""
     return _HUB_NAME.fullmatch(text) is not None and not os.path.lexists(text.partition("/")[0])
+
+
+def source_name(text: str, folder: Path) -> str:
+    """Return the name of the model that a text names and a folder holds; that of a fetched one is a hash."""
+    return text.rpartition("/")[2] if is_hub_name(text) else folder.name
 
 
 def hf_identity(folder: Path) -> str:
@@ -137,10 +147,12 @@ def _from_hub(name: str, key: str, fetch_weights: bool) -> Path:
     import huggingface_hub
 
     try:
-        if fetch_weights:
-            return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FETCHED)))
-        files = ["*.json", "*.model", "*.txt", "*.jinja"]
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=files))
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_SMALL)))
+        for pattern in _LARGE if fetch_weights else ():
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=[pattern]))
+            if any(folder.glob(pattern)):
+                break
+        return folder
     # The library raises whatever its transport raises.
     except Exception as error:
         raise ConfigError(
@@ -170,6 +182,14 @@ def read_hf_config(folder: Path, key: str) -> dict[str, object]:
     return raw
 
 
+def _check_ranges(model: ModelConfig) -> None:
+    """Check that the numbers can be computed with at all; whoever trains asks the other rules."""
+    case = Case(TridentConfig(model=model), None, None)
+    wrong = [line for rule in RULES for line in rule(case) if line.startswith("model.")]
+    if wrong:
+        raise ConfigError(wrong)
+
+
 def read_hf_model(folder: Path, key: str) -> HFModel:
     """Return the model in a folder, as its config.json describes it.
 
@@ -179,6 +199,8 @@ def read_hf_model(folder: Path, key: str) -> HFModel:
     config = read_hf_config(folder, key)
     try:
         family = family_of(config)
-        return HFModel(folder, config, family, model_of(family.read(config)))
+        model = model_of(family.read(config))
+        _check_ranges(model)
+        return HFModel(folder, config, family, model)
     except ConfigError as error:
         raise ConfigError([f"{folder / HF_CONFIG}: {line}" for line in error.problems], error.hints) from error

@@ -47,6 +47,14 @@ def resolved(model: ModelConfig) -> ModelConfig:
     return replace(model, **{field.name: getattr(found, field.name) for field in fields(found)})
 
 
+def whole_scaling(model: ModelConfig) -> RopeScaling:
+    """Return the scaling of rotary frequencies, with the length that they were made for."""
+    scaling = model.rope_scaling
+    if "original_length" in READ_BY[scaling.kind] and scaling.original_length is None:
+        return replace(scaling, original_length=model.seq_length)
+    return scaling
+
+
 def layer_attention(model: ModelConfig) -> tuple[LayerAttention, ...]:
     """Return the kind of attention of each layer."""
     plain = LayerAttention.full if model.sliding_window is None else LayerAttention.window
@@ -142,11 +150,9 @@ def _rope(model: ModelConfig, kind: LayerAttention) -> Rope | None:
 
 
 def _scaling(model: ModelConfig, kind: LayerAttention) -> RopeScaling | None:
-    scaling = model.rope_scaling
+    scaling = whole_scaling(model)
     if scaling.kind is RopeScalingKind.none or (kind.is_windowed and not scaling.windowed):
         return None
-    if "original_length" in READ_BY[scaling.kind] and scaling.original_length is None:
-        scaling = replace(scaling, original_length=model.seq_length)
     # What `windowed` decides has been decided.
     return replace(scaling, windowed=True)
 

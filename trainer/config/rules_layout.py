@@ -269,11 +269,15 @@ def liger(case: Case) -> Iterator[str]:
         yield "runtime.liger=true needs a GPU, but the ranks compute on the CPU; use runtime.liger=false"
     if config.runtime.compile:
         yield "runtime.liger=true has no effect in compiled blocks; use either it or runtime.compile=true"
-    block = make_model(model, 1).blocks[0]
-    has_norm = block.norm.weight and (block.norm.kind is NormKind.rmsnorm or block.norm.bias)
+    block, dtype = make_model(model, 1).blocks[0], config.precision.dtype
+    # In half precision, a weight with an offset is added up in fp32, behind the kernel.
+    is_offset = block.norm.offset != 0 and dtype is not Dtype.fp32
+    has_norm = block.norm.weight and (block.norm.kind is NormKind.rmsnorm or block.norm.bias) and not is_offset
     is_swiglu = block.feed_forward.gated and block.feed_forward.activation is Activation.silu
     if not has_norm and not is_swiglu:
         without = "model.bias=false" if block.norm.weight else "model.norm_weight=false"
+        if is_offset:
+            without = f"model.norm_offset={model.norm_offset:g} in {dtype.value}"
         yield (
             f"runtime.liger=true has no effect with model.norm={model.norm.value}, {without} and "
             f"model.activation={model.activation.value}: liger-kernel has kernels for RMSNorm, LayerNorm with a bias, "

@@ -9,7 +9,15 @@ from dataclasses import fields
 from trainer.config.keys import joined, shown_value
 from trainer.config.models import layer_attention
 from trainer.config.rules_common import Case, Rule
-from trainer.config.schema import ActivationKind, LayerAttention, NormKind, PositionKind, RopeScaling, RopeScalingKind
+from trainer.config.schema import (
+    ActivationKind,
+    LayerAttention,
+    ModelConfig,
+    NormKind,
+    PositionKind,
+    RopeScaling,
+    RopeScalingKind,
+)
 from trainer.spec.rope import READ_BY
 
 _MATTERS = "windowed"
@@ -47,6 +55,11 @@ def rotary_positions(case: Case) -> Iterator[str]:
     """Rotary embedding rotates pairs of elements of a head, and its keys have an effect with it only."""
     model = case.config.model
     if model.position is not PositionKind.rope:
+        if model.rope_theta != ModelConfig().rope_theta:
+            yield (
+                f"model.rope_theta needs model.position=rope, but that is {model.position.value}; model.rope_theta is "
+                f"{model.rope_theta:g}"
+            )
         set_keys = {
             "model.rope_dims": model.rope_dims,
             "model.local_rope_theta": model.local_rope_theta,
@@ -88,6 +101,11 @@ def rope_scaling_values(case: Case) -> Iterator[str]:
     dims = model.rope_dims or case.sizes.head_dim
     if kind in (RopeScalingKind.linear, RopeScalingKind.llama3, RopeScalingKind.yarn) and scaling.factor == 1:
         yield f"model.rope_scaling.factor must not be 1 for model.rope_scaling.kind={kind.value}, but is 1"
+    if kind is RopeScalingKind.dynamic and scaling.original_length is None:
+        yield (
+            "model.rope_scaling.original_length must be set for model.rope_scaling.kind=dynamic, which scales texts "
+            "that are longer: null is model.seq_length, and no text is"
+        )
     if kind is RopeScalingKind.dynamic and dims == 2:
         yield "model.rope_dims must be at least 4 for model.rope_scaling.kind=dynamic, but is 2"
     if kind is RopeScalingKind.llama3 and not scaling.low_frequency_factor < scaling.high_frequency_factor:
@@ -146,6 +164,9 @@ def layer_pattern(case: Case) -> Iterator[str]:
             f"model.sliding_window ({model.sliding_window}) has no effect: no layer of model.layer_pattern is window "
             "or window_no_rope; leave one of them out"
         )
+    plain = LayerAttention.full if model.sliding_window is None else LayerAttention.window
+    if pattern and set(kinds) == {plain}:
+        yield (f"model.layer_pattern has no effect: all layers are {plain.value}, as they are without it; leave it out")
     still = [kind for kind in kinds if not kind.rotates]
     if still and model.position is not PositionKind.rope:
         yield (

@@ -107,8 +107,9 @@ class ModelConfig:
     name: str = "custom"
     """Name of the model in logs; it has no effect on the model."""
     path: str | None = None
-    """A folder or hub name of a Hugging Face model, with model=hf: the other keys of this group that are not set
-    become those of its config.json, and this one null again. Its weights: checkpoint.init_from."""
+    """A folder or hub name of a Hugging Face model, with model=hf: the other keys of this group become
+    those of its config.json, unless a word or a later file sets them, and this one null again. Its weights:
+    checkpoint.init_from."""
     hidden_size: int = 64
     """Width of the residual stream."""
     num_layers: int = 4

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from trainer.errors import ConfigError
 from trainer.families.fields import REQUIRED, Entry, Listed, Values, head_dim_of
 from trainer.families.layouts import Link
+from trainer.families.unread_keys import is_harmless
 
 COMMON: tuple[Listed, ...] = tuple(
     map(
@@ -20,7 +21,7 @@ COMMON: tuple[Listed, ...] = tuple(
             *("is_encoder_decoder", "id2label", "label2id", "num_labels", "problem_type", "finetuning_task"),
             *("task_specific_params", "prefix", "unk_token_id", "transformers.js_config", "auto_map"),
             *("cache_implementation", "gradient_checkpointing", "attn_implementation", "_attn_implementation"),
-            *("classifier_dropout", "is_decoder", "initializer_factor", "n_ctx", "pretraining_tp", "rope_interleaved"),
+            *("classifier_dropout", "is_decoder", "initializer_factor", "n_ctx", "pretraining_tp"),
         ),
     )
 )
@@ -84,10 +85,15 @@ class Family:
         """Return the keys of `model.*` for a config.json.
 
         Raises:
-            ConfigError: each key that is missing, or whose value the model has no option for.
+            ConfigError: each key that is missing, that nobody reads, or whose value the model has no option for.
         """
         theirs = {**self.defaults, **{self.renamed.get(key, key): value for key, value in config.items()}}
         problems = [f"{key} must be there, but is missing" for key, value in theirs.items() if value == REQUIRED]
+        problems += [
+            f"{key} must not be there, since transformers' {self.architecture} does not read it and nothing is known "
+            f"of it, but is {config[key]!r}; if it changes nothing, take it out of the file"
+            for key in self.unread(config)
+        ]
         if problems:
             raise ConfigError(problems)
         found: dict[str, object] = {}
@@ -96,17 +102,21 @@ class Family:
                 found |= entry.read(theirs)
             except ConfigError as error:
                 problems += error.problems
-            except (TypeError, ValueError, AssertionError, KeyError) as error:
+            except (TypeError, ValueError, ArithmeticError, AssertionError, AttributeError, LookupError) as error:
                 keys = ", ".join(f"{key}={theirs[key]!r}" for key in entry.defaults)
                 problems.append(f"{keys} must be as transformers writes it, but cannot be read: {error!r}")
         if problems:
             raise ConfigError(problems)
         return found
 
-    def unknown(self, config: Values) -> list[str]:
-        """Return the keys of a config.json that neither the family nor transformers' class knows."""
+    def unread(self, config: Values) -> list[str]:
+        """Return the keys of a config.json that neither the family nor transformers' class reads, but harmless ones."""
         known = self.defaults
-        return [key for key in config if self.renamed.get(key, key) not in known]
+        return [
+            key
+            for key, value in config.items()
+            if self.renamed.get(key, key) not in known and not is_harmless(key, value)
+        ]
 
     def write(self, ours: Values) -> dict[str, object]:
         """Return a config.json for a model whose nulls are resolved, as far as the family can say it."""

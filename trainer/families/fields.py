@@ -94,7 +94,7 @@ class Scaled:
         assert isinstance(value, int | float)
         return {self.ours: self.reads(value)}
 
-    def write(self, ours: Values) -> Values:
+    def write(self, ours: Values) -> dict[str, float]:
         """Return their key."""
         value = ours[self.ours]
         assert isinstance(value, int | float)
@@ -111,6 +111,8 @@ class ScoreScale:
     default: float
     reads: Callable[[float], float] = float
     writes: Callable[[float], float] = float
+    is_whole: bool = False
+    """True if transformers' class takes integers only."""
 
     @property
     def defaults(self) -> Values:
@@ -128,7 +130,9 @@ class ScoreScale:
         """Return their key."""
         scale = ours.get("attention_scale") or head_dim_of(ours) ** -0.5
         entry = Scaled(self.theirs, "scale", self.default, self.reads, self.writes)
-        return entry.write({"scale": scale})
+        found = entry.write({"scale": scale})
+        # A rounded number reads as another scale, so whoever compares refuses it.
+        return {key: max(1, round(value)) for key, value in found.items()} if self.is_whole else found
 
 
 @dataclass(frozen=True)
@@ -154,10 +158,11 @@ class Constant:
 
 @dataclass(frozen=True)
 class Derived:
-    """A key of `model.*` that follows from other keys of theirs."""
+    """A key of `model.*` that follows from another key of theirs, which has an entry of its own."""
 
     ours: str
-    value: Callable[[Values], object]
+    theirs: str
+    value: Callable[[float], object]
 
     @property
     def defaults(self) -> Values:
@@ -166,7 +171,13 @@ class Derived:
 
     def read(self, theirs: Values) -> Values:
         """Return our key."""
-        return {self.ours: self.value(theirs)}
+        given = theirs[self.theirs]
+        try:
+            return {self.ours: self.value(float(str(given)))}
+        except (ValueError, ArithmeticError):
+            raise ConfigError(
+                f"{self.theirs} must be a number that model.{self.ours} can be made from, but is {given!r}"
+            ) from None
 
     def write(self, ours: Values) -> Values:
         """Return no key."""
@@ -235,6 +246,30 @@ class Equal:
 
 
 @dataclass(frozen=True)
+class Divisible:
+    """A rule of transformers' class, which refuses a size that another one does not divide."""
+
+    theirs: str = "hidden_size"
+    by: str = "num_attention_heads"
+
+    @property
+    def defaults(self) -> Values:
+        """No key: both have entries of their own."""
+        return {}
+
+    def read(self, theirs: Values) -> Values:
+        """Return no key of ours, or refuse."""
+        size, parts = theirs[self.theirs], theirs[self.by]
+        if isinstance(size, int) and isinstance(parts, int) and (parts == 0 or size % parts):
+            raise ConfigError(f"{self.theirs} ({size}) must be divisible by {self.by} ({parts})")
+        return {}
+
+    def write(self, ours: Values) -> Values:
+        """Return no key."""
+        return {}
+
+
+@dataclass(frozen=True)
 class Listed:
     """A key of theirs that does not change what the model computes: for training, generation or classification."""
 
@@ -279,18 +314,24 @@ class Activation:
     gated: bool = False
     also: Mapping[str, str] = field(default_factory=dict)
     """Names that the family uses in a way of its own -> our word."""
+    is_closed: bool = False
+    """True if the class knows the names of `also` alone."""
 
     @property
     def defaults(self) -> Values:
         """Their key."""
         return {self.theirs: self.default}
 
+    @property
+    def _names(self) -> Mapping[str, str]:
+        return self.also if self.is_closed else {**_ACTIVATIONS, **self.also}
+
     def read(self, theirs: Values) -> Values:
         """Return the activation; gated SiLU by its own name, which has a key less."""
         value = theirs[self.theirs]
-        word = self.also.get(str(value)) or _ACTIVATIONS.get(str(value))
+        word = self._names.get(str(value))
         if word is None:
-            raise ConfigError(f"{self.theirs} must be one of {', '.join(_ACTIVATIONS)}, but is {value!r}")
+            raise ConfigError(f"{self.theirs} must be one of {', '.join(self._names)}, but is {value!r}")
         if not self.gated:
             return {"activation": word}
         return {"activation": "swiglu"} if word == "silu" else {"activation": word, "gated": True}
@@ -298,7 +339,7 @@ class Activation:
     def write(self, ours: Values) -> Values:
         """Return their key."""
         word = "silu" if ours["activation"] == "swiglu" else ours["activation"]
-        names = {**_ACTIVATIONS, **self.also}
+        names = self._names
         # The family's own name goes first.
         found = [self.default, *names] if names[self.default] == word else list(names)
         return {self.theirs: next((name for name in found if names[name] == word), self.default)}

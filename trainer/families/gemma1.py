@@ -5,20 +5,15 @@ from __future__ import annotations
 import math
 
 from trainer.families.family import Family
-from trainer.families.fields import Activation, Biases, Constant, Derived, Entry, Field, Listed, Refusal, Values
+from trainer.families.fields import Activation, Biases, Constant, Derived, Entry, Field, Listed, Refusal
 from trainer.families.rope_fields import Rope
 from trainer.families.tensor_names import llama_links
 from trainer.families.usual_keys import ATTENTION_DROPOUT, rms_norm, sizes
 
-
-def _root_of_width(theirs: Values) -> float:
-    return math.sqrt(float(str(theirs["hidden_size"])))
-
-
 SHARED: tuple[Entry, ...] = (
     *rms_norm(1e-6),
     Constant("norm_offset", 1.0),
-    Derived("embedding_scale", _root_of_width),
+    Derived("embedding_scale", "hidden_size", math.sqrt),
     Field("head_dim", "head_dim", 256),
     Biases("attention_bias", ("qkv_bias", "attention_output_bias")),
     Refusal("use_bidirectional_attention", False, "attention to later tokens", also=(None,)),

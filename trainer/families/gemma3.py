@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from trainer.families.family import Family
-from trainer.families.fields import Activation, Constant, Field, Listed, Refusal, ScoreScale
+from trainer.families.fields import Activation, Constant, Divisible, Field, Listed, Refusal, ScoreScale
 from trainer.families.gemma1 import SHARED
 from trainer.families.layer_fields import EveryFull
 from trainer.families.rope_fields import RopeByLayer
@@ -34,12 +34,13 @@ FAMILY = Family(
     model_type="gemma3_text",
     entries=(
         *sizes(262208, 2304, 9216, 26, 8, tied=True),
+        Divisible(),
         *SHARED,
         Constant("wiring", "sandwich"),
         Constant("query_key_norm", "head"),
         Field("num_key_value_heads", "num_key_value_heads", 4),
         Activation("hidden_activation", "gelu_pytorch_tanh", gated=True),
-        ScoreScale("query_pre_attn_scalar", 256, _root, _square),
+        ScoreScale("query_pre_attn_scalar", 256, _root, _square, is_whole=True),
         Field("final_logit_softcapping", "final_softcap", None),
         Refusal("attn_logit_softcapping", None, "a soft cap of the scores"),
         EveryFull(6, 4096, "sliding_window_pattern"),

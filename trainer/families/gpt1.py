@@ -9,6 +9,8 @@ from trainer.families.tensor_names import block, both, flat
 from trainer.families.usual_keys import SHORT_NAMES, dropouts, layer_norm, short_sizes, summaries
 
 _LAYER = "transformer.h.{layer}"
+_ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
+"""All names that the class knows; its GELU is the approximation."""
 
 
 def _links(_dims: Dims) -> tuple[Link, ...]:
@@ -40,7 +42,7 @@ FAMILY = Family(
         Constant("position", "learned"),
         Constant("ffn_hidden_size", None),
         Field("n_positions", "seq_length", 512),
-        Activation("afn", "gelu", also={"gelu": "gelu_tanh"}),
+        Activation("afn", "gelu", also=_ACTIVATIONS, is_closed=True),
         *dropouts(0.1, "resid_pdrop", "embd_pdrop", "attn_pdrop"),
         *summaries(),
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.families.family import Dims, Family
-from trainer.families.fields import Activation, Biases, Field
+from trainer.families.fields import Activation, Biases, Divisible, Field
 from trainer.families.layouts import Grouped, Link
 from trainer.families.rope_fields import Rope
 from trainer.families.tensor_names import block, both, flat
@@ -35,6 +35,7 @@ FAMILY = Family(
     model_type="gpt_neox",
     entries=(
         *sizes(50432, 6144, 24576, 44, 64),
+        Divisible(),
         *layer_norm(),
         Field("layer_norm_eps", "norm_eps", 1e-5),
         Field("use_parallel_residual", "wiring", True, {True: "parallel_two_norms", False: "pre"}),

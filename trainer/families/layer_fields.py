@@ -180,8 +180,6 @@ class NoRope:
 class AttentionTypes:
     """Kinds of layers as a list of patterns, each with the number of its repetitions (GPT-Neo)."""
 
-    layers_key: str = "num_layers"
-
     @property
     def defaults(self) -> Values:
         """Their keys."""
@@ -189,7 +187,7 @@ class AttentionTypes:
 
     def read(self, theirs: Values) -> Values:
         """Return window and pattern."""
-        given, layers = theirs["attention_types"], theirs[self.layers_key]
+        given, layers = theirs["attention_types"], theirs["num_layers"]
         assert isinstance(given, list)
         names = [name for pattern, times in given for _ in range(times) for name in pattern]
         if len(names) != layers or not set(names) <= {"global", "local"}:

@@ -1,4 +1,4 @@
-"""The elements of one of our tensors in tensors of other names: permutations, which compose and can be inverted.
+"""The elements of one of our tensors in tensors of other names: permutations, which can be inverted.
 
 A layout moves no values itself. It pairs views of both sides that hold the same elements in the same order, so one
 description reads and writes, and works on the arrays of any library that has `reshape`, `swapaxes` and slices: torch
@@ -35,16 +35,13 @@ class Same:
 class Transposed:
     """A matrix with inputs as rows, as GPT-2's Conv1D keeps it. Vectors stay as they are."""
 
-    inner: Layout = Same()
-    """Layout of the matrix once its outputs are rows."""
-
     def shape(self, ours: Shape) -> Shape:
         """Return the shape of theirs."""
-        return self.inner.shape(ours)[::-1]
+        return ours[::-1]
 
     def pairs(self, ours: Array, theirs: Array) -> Iterator[Pair]:
         """Yield views that together hold every element of both sides once."""
-        yield from self.inner.pairs(ours, theirs.swapaxes(0, 1) if theirs.ndim == 2 else theirs)
+        yield ours, theirs.swapaxes(0, 1) if theirs.ndim == 2 else theirs
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.families.family import Family
-from trainer.families.fields import Activation, Biases, Field
+from trainer.families.fields import Activation, Biases, Divisible, Field
 from trainer.families.rope_fields import Rope
 from trainer.families.tensor_names import llama_links
 from trainer.families.usual_keys import ATTENTION_DROPOUT, rms_norm, sizes
@@ -14,6 +14,7 @@ FAMILY = Family(
     model_type="llama",
     entries=(
         *sizes(32000, 4096, 11008, 32, 32),
+        Divisible(),
         *rms_norm(1e-6),
         Field("num_key_value_heads", "num_key_value_heads", None),
         Field("head_dim", "head_dim", None),

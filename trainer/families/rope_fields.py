@@ -27,7 +27,8 @@ _NUMBERS = {
     "long_factor": "long_factor",
 }
 """Key of a scaling in a config.json -> key below `model.rope_scaling`."""
-_READ_BY = {
+_READ_BY: Mapping[str, tuple[str, ...]] = {
+    "default": (),
     "linear": ("factor",),
     "dynamic": ("factor",),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
@@ -57,14 +58,15 @@ def _scaling(parameters: Mapping[str, object], theirs: Values) -> dict[str, obje
     kind = str(parameters.get("rope_type", parameters.get("type", "default")))
     if kind == "su":
         kind = "longrope"
-    if kind == "default" or (kind == "linear" and parameters.get("factor") == 1):
-        return {}
     if kind not in _READ_BY:
-        known = ", ".join(("default", *_READ_BY))
+        known = ", ".join(_READ_BY)
         raise ConfigError(f"rope_type must be one of {known}, since there is no option for others, but is {kind}")
     unread = sorted(set(parameters) - {*_READ_BY[kind], *_BESIDE})
     if [key for key in unread if parameters[key] is not None and key != "original_max_position_embeddings"]:
-        raise ConfigError(f"rope_type={kind} must have none but the keys {', '.join(_READ_BY[kind])}, but has {unread}")
+        read = ", ".join(_READ_BY[kind]) or "rope_theta"
+        raise ConfigError(f"rope_type={kind} must have none but the keys {read}, but has {unread}")
+    if kind == "default" or (kind == "linear" and parameters.get("factor") == 1):
+        return {}
     values = {key: parameters[key] for key in _READ_BY[kind] if parameters.get(key) is not None}
     length = theirs.get("original_max_position_embeddings") or values.get("original_max_position_embeddings")
     if kind == "dynamic":
@@ -86,6 +88,14 @@ def _written(ours: Values, theta: object, is_scaled: bool = True) -> dict[str, o
     pairs = ((key, ours.get(f"rope_scaling.{_NUMBERS[key]}")) for key in _READ_BY[kind])
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in pairs if value is not None}
     return {"rope_type": kind, "rope_theta": theta, **values}
+
+
+def _check_whole(parameters: Mapping[str, object]) -> None:
+    part = parameters.get("partial_rotary_factor")
+    if part not in (None, 1):
+        raise ConfigError(
+            f"partial_rotary_factor must be 1, since models of this class rotate whole heads, but is {part!r}"
+        )
 
 
 def _rotated(factor: object, head_dim: int) -> int:
@@ -140,7 +150,9 @@ class Rope:
         if scaling.get("rope_scaling.kind") in BY_LENGTH:
             # A longer text has other frequencies; the model begins with those that it was made with.
             found["seq_length"] = scaling["rope_scaling.original_length"]
-        if self.partial is not None:
+        if self.partial is None:
+            _check_whole(parameters)
+        else:
             head_dim = head_dim_of(theirs)
             dims = _rotated(parameters.get("partial_rotary_factor", theirs[self.partial_key]), head_dim)
             found |= {"rope_dims": dims} if dims != head_dim else {}
@@ -192,8 +204,15 @@ class RopeByLayer:
         if not isinstance(parameters, Mapping):
             raise ConfigError(f"rope_parameters must be a mapping, but is {parameters!r}")
         nested = {key: parameters[key] or {} for key in ("full_attention", "sliding_attention") if key in parameters}
+        unread = sorted(key for key, value in parameters.items() if key not in nested and value is not None)
+        if unread:
+            raise ConfigError(
+                f"rope_parameters must have full_attention and sliding_attention for this class, but has {unread}"
+            )
         full = {**(nested.get("full_attention", {})), **(_mapping(theirs.get("rope_scaling")))}
         local = nested.get("sliding_attention", {})
+        _check_whole(full)
+        _check_whole(local)
         if local.get("rope_type", "default") != "default":
             raise ConfigError("sliding_attention must have rope_type default: layers with a window are not scaled")
         theta = full.get("rope_theta", theirs["rope_theta"])

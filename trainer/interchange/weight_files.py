@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,8 @@ class WeightFiles:
     def _pickle(self, path: Path) -> Mapping[str, torch.Tensor]:
         if path not in self._pickles:
             try:
-                # Mapped, so that a tensor takes memory only while it is read.
-                found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                # Mapped, so that a tensor takes memory only while it is read; files of torch before 1.6 cannot be.
+                found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
             except Exception as error:
                 raise CheckpointError(f"{path} must hold tensors and nothing else, but: {first_line(error)}") from error
             if not isinstance(found, Mapping) or not all(isinstance(one, torch.Tensor) for one in found.values()):

@@ -31,7 +31,8 @@ class RopeScaling:
     factor: float = 1.0
     """Length of the texts divided by that of the first training. longrope derives attention_factor from it."""
     original_length: int | None = None
-    """dynamic, llama3, yarn, longrope: tokens in a sequence of the first training. null: model.seq_length."""
+    """dynamic, llama3, yarn, longrope: tokens in a sequence of the first training. null: model.seq_length, but
+    dynamic needs it."""
     low_frequency_factor: float = 1.0
     """llama3: wavelengths above original_length / low_frequency_factor are scaled."""
     high_frequency_factor: float = 4.0

@@ -353,6 +353,10 @@ TRAINING: list[Case] = [
         ["runtime.liger=true has no effect in compiled blocks; use either it or runtime.compile=true"],
     ),
     (
+        {"runtime.liger": True, "model.norm": "rmsnorm", "model.norm_offset": 1.0, "precision.dtype": "bf16", "runtime.device": "cuda"},
+        ["runtime.liger=true has no effect with model.norm=rmsnorm, model.norm_offset=1 in bf16 and model.activation=gelu_tanh: liger-kernel has kernels for RMSNorm, LayerNorm with a bias, and swiglu; leave it out"],
+    ),
+    (
         {"runtime.liger": True, "model.bias": False, "runtime.device": "cuda"},
         ["runtime.liger=true has no effect with model.norm=layernorm, model.bias=false and model.activation=gelu_tanh: liger-kernel has kernels for RMSNorm, LayerNorm with a bias, and swiglu; leave it out"],
     ),
@@ -387,7 +391,7 @@ RANGES: list[Case] = [
     ({"model.dropout": 1.0}, ["model.dropout must be at least 0 and less than 1, but is 1.0"]),
     ({"model.attention_dropout": -0.1}, ["model.attention_dropout must be at least 0 and less than 1, but is -0.1"]),
     ({"data.validation_fraction": 1.0}, ["data.validation_fraction must be at least 0 and less than 1, but is 1.0"]),
-    ({"model.rope_theta": 0.0}, ["model.rope_theta must be greater than 0, but is 0.0"]),
+    ({"model.position": "rope", "model.rope_theta": 0.0}, ["model.rope_theta must be greater than 0, but is 0.0"]),
     ({"model.norm_eps": 0.0}, ["model.norm_eps must be greater than 0, but is 0.0"]),
     ({"model.init_std": 0.0}, ["model.init_std must be greater than 0, but is 0.0"]),
     ({"train.spike_sigmas": -1.0}, ["train.spike_sigmas must be greater than 0, but is -1.0"]),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,18 @@ from safetensors.torch import load_file, save_file
 from tests.helpers.hf_families import LENGTH, TINY, Tiny, hf_model
 from trainer.checkpoint.copied_out import write_weights
 from trainer.checkpoint.fragments import TensorFolder
+from trainer.checkpoint.kept_tokenizer import saved_config
 from trainer.checkpoint.store import find_checkpoint
 from trainer.config.hf_export import exported_config, express
-from trainer.config.hf_folder import read_hf_model
-from trainer.config.schema import ActivationKind, ModelConfig, NormKind, PositionKind
+from trainer.config.hf_folder import find_source, read_hf_model, source_name
+from trainer.config.schema import ActivationKind, DataConfig, DataSource, ModelConfig, NormKind, PositionKind
 from trainer.data.tokenizer import train_bpe
 from trainer.errors import ConfigError
 from trainer.exporting import export_verb
 from trainer.importing import import_verb
 from trainer.interchange.weight_files import WeightFiles
 from trainer.interchange.weight_index import INDEX, SINGLE
+from trainer.model_card import model_card
 
 SMALL = {"vocab_size": 67, "num_hidden_layers": 2}
 LLAMA = Tiny("LlamaForCausalLM", {**TINY["llama"].arguments, **SMALL})
@@ -176,3 +180,51 @@ def test_a_source_that_was_changed_keeps_its_ids_only() -> None:
     config = exported_config(express(model, 67, kept), "float32", kept, None)
     assert config["hidden_size"] == 64
     assert config["eos_token_id"] == [1, 2]
+
+
+def test_the_card_of_an_import_names_no_folder_and_no_training(tmp_path: Path) -> None:
+    source = saved(LLAMA, tmp_path / "source")
+    imported(source, tmp_path / "run")
+    path, manifest = find_checkpoint(tmp_path / "run")
+    config = saved_config(path / "config.yaml")
+    said = express(config.model, manifest.vocab_size, {})
+    card = model_card(config, manifest, said, "float32", "logits were not compared")
+    assert "| Began with | source |" in card
+    assert str(tmp_path) not in card
+    assert not [row for row in ("Batch", "Learning rate", "Layout") if f"| {row} |" in card]
+    trained = replace(
+        config,
+        data=DataConfig(DataSource.files, files=("/home/me/corpus/*.txt",)),
+        checkpoint=replace(config.checkpoint, init_from="/home/me/runs/first/checkpoints/step_7"),
+    )
+    card = model_card(trained, replace(manifest, step=3), said, "float32", "")
+    assert "| Began with | first (step_7) |" in card
+    assert "| Data | files *.txt |" in card
+    assert "| Batch |" in card
+    assert "/home/me" not in card
+
+
+@pytest.mark.parametrize(
+    ("there", "fetched"),
+    [
+        (["model-1.safetensors", "model-2.safetensors", "pytorch_model.bin"], ["model*.safetensors"]),
+        (["odd.safetensors", "pytorch_model.bin"], ["model*.safetensors", "*.safetensors"]),
+        (["pytorch_model.bin"], ["model*.safetensors", "*.safetensors", "pytorch_model*.bin"]),
+    ],
+)
+def test_weights_that_are_on_the_hub_twice_are_fetched_once(
+    there: list[str], fetched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def download(_name: str, allow_patterns: list[str]) -> str:
+        asked.extend(allow_patterns)
+        for name in [one for one in there if any(fnmatchcase(one, pattern) for pattern in allow_patterns)]:
+            (tmp_path / name).write_bytes(b"")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert find_source("owner/name", "SRC") == tmp_path
+    assert [pattern for pattern in asked if pattern.endswith((".safetensors", ".bin"))] == fetched
+    assert source_name("owner/name", tmp_path) == "name"
+    assert source_name(".", tmp_path) == tmp_path.name
