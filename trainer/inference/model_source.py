@@ -16,10 +16,12 @@ from trainer.checkpoint.origin import Found, foreign, identity
 from trainer.checkpoint.store import find_checkpoint
 from trainer.config.compose import compose
 from trainer.config.hf_folder import HF_CONFIG, TOKENIZER_FILE, find_source, is_hf_folder, is_hub_name, read_hf_model
+from trainer.config.keys import flatten
 from trainer.config.places import absolute_path
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.rules_common import Case
 from trainer.config.rules_layout import blocks_for_stages, devices, stage_boundaries, world_size
+from trainer.config.rules_ranges import RULES
 from trainer.config.schema import (
     BatchConfig,
     ModelConfig,
@@ -35,6 +37,8 @@ from trainer.model.limits import not_divisible
 from trainer.run_paths import CONFIG, HUGGING_FACE
 
 KEY = "checkpoint"
+_USED = ("runtime.device", "runtime.threads_per_rank", "runtime.timeout_s")
+"""Keys of processes that do not train."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,20 @@ def composed(settings: Sequence[str]) -> TridentConfig:
     """Return the config that the words of a verb make of the defaults.
 
     Raises:
-        ConfigError: a word cannot be used.
+        ConfigError: a word cannot be used, is out of its range, or has no effect without training.
     """
-    return compose(list(settings)) if settings else TridentConfig()
+    if not settings:
+        return TridentConfig()
+    config = compose(list(settings))
+    keys = list(dict.fromkeys(word.partition("=")[0] for word in settings))
+    values, defaults = flatten(config), flatten(TridentConfig())
+    idle = [key for key in keys if key.startswith("runtime.") and key not in _USED and values[key] != defaults[key]]
+    problems = [f"{key} has no effect on a model that is used without training; leave it out" for key in idle]
+    groups = tuple({f"{key.partition('.')[0]}." for key in keys})
+    problems += [line for rule in RULES for line in rule(Case(config, None, None)) if line.startswith(groups)]
+    if problems:
+        raise ConfigError(problems)
+    return config
 
 
 def source_of(
@@ -135,14 +150,6 @@ def _plan(model: ModelConfig, vocab_size: int, asked: Case, verb: str) -> RunPla
 
 def _layout_problems(case: Case, verb: str) -> Iterator[str]:
     layout = case.config.layout
-    sizes = {
-        "layout.pipeline_parallel_size": layout.pipeline_parallel_size,
-        "layout.tensor_parallel_size": layout.tensor_parallel_size,
-        "layout.data_parallel_size": case.dp,
-    }
-    yield from (f"{key} must be at least 1, but is {size}" for key, size in sizes.items() if size < 1)
-    if min(sizes.values()) < 1:
-        return
     if layout.sequence_parallel:
         why = "a single token" if verb == "generate" else "a text of any length"
         yield f"layout.sequence_parallel must be false to {verb}, since {why} cannot be sharded, but is true"
