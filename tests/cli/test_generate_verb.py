@@ -66,7 +66,7 @@ def test_pieces_come_while_the_text_grows(trident: Run, tmp_path: Path, monkeypa
         (["layout.tensor_parallel_size=0"], "layout.tensor_parallel_size must be at least 1, but is 0"),
         (["runtime.threads_per_rank=0"], "runtime.threads_per_rank must be at least 1, but is 0"),
         (["runtime.timeout_s=-5"], "runtime.timeout_s must be at least 1, but is -5"),
-        (["runtime.compile=true"], "runtime.compile has no effect on a model that is used without training; leave it out"),
+        (["runtime.compile=true"], "runtime.compile has no effect on a model that is used without training"),
         (["runtime.check_replicas_every=3"], "runtime.check_replicas_every has no effect on a model that is used"),
         (["layout.tensor_parallel=2"], "there is no key 'layout.tensor_parallel'"),
     ],
