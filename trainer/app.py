@@ -276,7 +276,7 @@ def _hooks(session: Session, engine: Engine, state: TrainState, saver: Checkpoin
     # Checks before the saver: weights that differ are not worth keeping.
     hooks: list[Hook] = [*checks, saver, metrics]
     if config.eval.samples > 0:
-        hooks.append(SamplesHook(engine, plan, folder.tokenizer, groups, metrics.show))
+        hooks.append(SamplesHook(engine, plan, folder.tokenizer, folder.hugging_face, groups, metrics.show))
     if config.eval.tasks:
         hooks.append(TasksHook(session, engine, folder.tokenizer, folder.hugging_face))
     # Last, so that a step ends before recording starts or stops.

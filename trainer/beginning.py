@@ -85,7 +85,10 @@ class Beginning:
             ConfigError: texts are to be written, but cannot be with these data.
         """
         check_capacity(prepared, self._config)
-        check_samples(prepared, self._config)
+        origin = self._config.checkpoint
+        begins_elsewhere = origin.init_from is not None or origin.resume not in ("auto", "never")
+        is_imported = begins_elsewhere or self.folder.hugging_face.is_dir()
+        check_samples(prepared, self._config, may_be_imported=is_imported)
         check_tasks(self._config, prepared.vocab_size)
         self.folder.check_data(self._config, stream_identity(prepared, self._config))
 

@@ -64,6 +64,10 @@ def test_pieces_come_while_the_text_grows(trident: Run, tmp_path: Path, monkeypa
         (["layout=pp4"], "model.num_layers (2) must be at least layout.pipeline_parallel_size (4)"),
         (["layout=tp3"], "model.num_attention_heads (4) must be divisible by layout.tensor_parallel_size (3)"),
         (["layout.tensor_parallel_size=0"], "layout.tensor_parallel_size must be at least 1, but is 0"),
+        (["runtime.threads_per_rank=0"], "runtime.threads_per_rank must be at least 1, but is 0"),
+        (["runtime.timeout_s=-5"], "runtime.timeout_s must be at least 1, but is -5"),
+        (["runtime.compile=true"], "runtime.compile has no effect on a model that is used without training"),
+        (["runtime.check_replicas_every=3"], "runtime.check_replicas_every has no effect on a model that is used"),
         (["layout.tensor_parallel=2"], "there is no key 'layout.tensor_parallel'"),
     ],
 )
@@ -72,7 +76,7 @@ def test_what_cannot_be_is_told_before_anything_is_loaded(
 ) -> None:
     write_run(tmp_path / "run")
     (tmp_path / "more.txt").write_text("a\n\nlonger\n")
-    monkeypatch.setitem(sys.modules, "trainer.writing", None)
+    monkeypatch.setitem(sys.modules, "trainer.errands", None)
     monkeypatch.setattr("trainer.launcher.errand.run_ranks", None)
     answer = refused("generate", "run", "output=out.jsonl", *HERE, *words)
     assert answer.problems[0].startswith(problem)

@@ -16,6 +16,7 @@ from tests.helpers.generation import draws, model_of, stage_with, weights_of, wr
 from tests.helpers.reference import TINY, TINY_LLAMA, reference_logits
 from trainer.config.schema import ModelConfig
 from trainer.data.tokenizer import ByteTokenizer
+from trainer.exporting import export_verb
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
 
@@ -86,12 +87,19 @@ def test_drawn_texts_stops_and_penalties_are_the_same_in_every_layout(tmp_path: 
     write_run(tmp_path, model=MODELS["windowed"], seq_length=LENGTH)
     words = (
         *("temperature=1.5", "top_k=50", "min_p=0.01", "repetition_penalty=1.2", "seed=3", "num_samples=2"),
-        *("max_tokens=24", "batch_size=3", *(f"stop={letter}" for letter in "aeiounst"), *(f"prompt={one}" for one in PROMPTS)),
+        *(
+            "max_tokens=24",
+            "batch_size=3",
+            *(f"stop={letter}" for letter in "aeiounst"),
+            *(f"prompt={one}" for one in PROMPTS),
+        ),
     )
     first, *others = [written(tmp_path, layout, *words) for layout in LAYOUTS]
+    assert export_verb([str(tmp_path), str(tmp_path / "exported"), "check=false"], "fp32") == 0
+    others.append(written(tmp_path / "exported", "tp2_pp2", f"tokenizer={tmp_path / 'tokenizer'}", *words))
     assert {one["end"] for one in first} >= {"stop", "length"}
     assert len({str(one["text"]) for one in first}) > 4
-    assert others == [first] * 3
+    assert others == [first] * 4, "the last is a folder of transformers"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.dist.fault_fixtures import MATRIX, NORM, check_replicas
+from tests.dist.fault_fixtures import MATRIX, NORM, ONE_HEAD, check_replicas
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import Case
 
@@ -18,6 +18,7 @@ def _cases() -> dict[tuple[Case, str], bool]:
         (Case(dp=2, zero=1, dtype="bf16"), NORM): True,
         (Case(tp=2, zero=1), NORM): True,
         (Case(tp=2, zero=1), MATRIX): False,
+        (Case(tp=2, zero=1, options="cohere"), ONE_HEAD): True,
         (Case(pp=2, zero=1), NORM): False,
     }
 

@@ -46,7 +46,9 @@ class Found:
 
 
 def write_in_layouts(rank: int, world_size: int, cases: Sequence[Case], folder: Path) -> list[Found]:
-    return [_write(Trainer(Run(case), rank, world_size, folder / case.name), rank, folder / case.name) for case in cases]
+    return [
+        _write(Trainer(Run(case), rank, world_size, folder / case.name), rank, folder / case.name) for case in cases
+    ]
 
 
 def _write(trainer: Trainer, rank: int, run_dir: Path) -> Found:
@@ -60,16 +62,16 @@ def _write(trainer: Trainer, rank: int, run_dir: Path) -> Found:
     if rank == 0:
         tokenizer.mkdir(parents=True)
         ByteTokenizer().save(tokenizer)
-    hook = SamplesHook(trainer.engine, plan, tokenizer, trainer.groups, written.extend)
+    hook = SamplesHook(
+        trainer.engine, plan, tokenizer, tokenizer.parent / "hugging_face", trainer.groups, written.extend
+    )
     hook.on_start(1)
     hook.on_step(STEPS)
     hook.on_report(replace(REPORT, eval_loss=None))
     assert written == [], "without an evaluation there are no texts"
     with nothing_drawn():
         hook.on_report(REPORT)
-    weights = WeightGatherer(
-        trainer.engine, plan.config.zero.stage == 3, trainer.groups
-    ).gather()
+    weights = WeightGatherer(trainer.engine, plan.config.zero.stage == 3, trainer.groups).gather()
     assert (weights is not None) == (rank == 0)
     trainer.save()
     losses = [loss for loss, _ in trainer.train(STEPS + 2)]

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from trainer.checkpoint.held_weights import Weights, linears_by_weight
 from trainer.config.hf_export import Expressed
 from trainer.config.schema import LoraConfig
-from trainer.families.layouts import Transposed
+from trainer.families.layouts import Same, Transposed
 from trainer.files import write_atomically
 from trainer.interchange.linked_weights import sections_of
 from trainer.spec.model import Model
@@ -77,7 +77,7 @@ def peft_layers(weights: Weights, said: Expressed, model: Model) -> Iterator[Pef
             is_transposed = isinstance(layout, Transposed)
             mine = torch.cat([_rows(start, b, rows) for start, _, b in own], dim=1)
             theirs = torch.empty_like(mine)
-            for ordered, other in (layout.inner if isinstance(layout, Transposed) else layout).pairs(mine, theirs):
+            for ordered, other in (Same() if is_transposed else layout).pairs(mine, theirs):
                 other.copy_(ordered)
             name = link.theirs[index].removesuffix(".weight")
             yield PeftLayer(name, torch.cat([a for _, a, _ in own]), theirs, len(own), is_transposed)

@@ -269,19 +269,20 @@ def liger(case: Case) -> Iterator[str]:
         yield "runtime.liger=true needs a GPU, but the ranks compute on the CPU; use runtime.liger=false"
     if config.runtime.compile:
         yield "runtime.liger=true has no effect in compiled blocks; use either it or runtime.compile=true"
-    block, dtype = make_model(model, 1).blocks[0], config.precision.dtype
-    # In half precision, a weight with an offset is added up in fp32, behind the kernel.
-    is_offset = block.norm.offset != 0 and dtype is not Dtype.fp32
-    has_norm = block.norm.weight and (block.norm.kind is NormKind.rmsnorm or block.norm.bias) and not is_offset
+    block = make_model(model, 1).blocks[0]
+    norm, dtype = block.norm, config.precision.dtype
+    # What is added to a weight in half precision is added in fp32, which Liger's kernels do not.
+    in_fp32 = norm.offset != 0 and dtype is not Dtype.fp32
+    has_norm = norm.weight and not in_fp32 and (norm.kind is NormKind.rmsnorm or norm.bias)
     is_swiglu = block.feed_forward.gated and block.feed_forward.activation is Activation.silu
     if not has_norm and not is_swiglu:
-        without = "model.bias=false" if block.norm.weight else "model.norm_weight=false"
-        if is_offset:
-            without = f"model.norm_offset={model.norm_offset:g} in {dtype.value}"
+        without = "model.bias=false" if norm.weight else "model.norm_weight=false"
+        if norm.weight and in_fp32:
+            without = f"model.norm_offset={norm.offset:g} in {dtype.value}"
         yield (
             f"runtime.liger=true has no effect with model.norm={model.norm.value}, {without} and "
             f"model.activation={model.activation.value}: liger-kernel has kernels for RMSNorm, LayerNorm with a bias, "
-            "and swiglu; leave it out"
+            "and swiglu, and none for an offset in half precision; leave it out"
         )
 
 

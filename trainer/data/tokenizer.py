@@ -60,6 +60,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without special tokens."""
 
+    def encode_whole(self, text: str) -> list[int]:
+        """Return the ids of a text with the special tokens that the tokenizer's file puts around one, as BOS."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids."""
 
@@ -84,6 +87,10 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the bytes of a text."""
         return list(text.encode("utf-8", errors="replace"))
+
+    def encode_whole(self, text: str) -> list[int]:
+        """Return the bytes of a text."""
+        return self.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text; bytes that are no UTF-8 become U+FFFD."""
@@ -162,6 +169,10 @@ class FileTokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text."""
         return list(self._tokenizer.encode(_valid(text), add_special_tokens=False).ids)
+
+    def encode_whole(self, text: str) -> list[int]:
+        """Return the ids of a text with the special tokens that its post-processor puts around one."""
+        return list(self._tokenizer.encode(_valid(text)).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, without special tokens."""

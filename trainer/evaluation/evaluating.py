@@ -17,7 +17,7 @@ from trainer.evaluation.task_names import find_tasks
 from trainer.evaluation.team import TELL_S, Decode, Team
 from trainer.evaluation.windows import Window
 from trainer.inference.loading import load_stage
-from trainer.inference.model_source import end_ids, exported_tokenizer_folder, find_tokenizer
+from trainer.inference.model_source import end_ids, exported_tokenizer_folder, find_tokenizer, hf_files
 from trainer.log import aside
 from trainer.progress import LOADING, PREPARING, current
 from trainer.topology.agreement import together
@@ -101,7 +101,7 @@ def _task_results(asked: Evaluation, team: Team, tasks: _Tasks) -> dict[str, Any
 
     options, found = asked.options, asked.source.found
     folder = _tokenizer_folder(asked)
-    ends = end_ids(found, find_tokenizer(found))
+    ends = end_ids(find_tokenizer(found), hf_files(found))
     model = TridentLM(team, harness_tokenizer(folder), ends, asked_penalty(folder))
     wanted = TaskOptions(
         num_fewshot=None if options.num_fewshot == AS_THE_TASK_SAYS else options.num_fewshot,

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from trainer.config.schema import EvalConfig
-from trainer.data.end_of_text import ends_of_generation
 from trainer.data.tokenizer import load_tokenizer
 from trainer.engine.face import Engine
 from trainer.errors import ConfigError, NumericsError, first_line
@@ -23,7 +22,7 @@ from trainer.evaluation.leading import Lead
 from trainer.evaluation.task_names import find_tasks
 from trainer.evaluation.task_results import numbers_of
 from trainer.evaluation.team import Team
-from trainer.inference.model_source import exported_tokenizer
+from trainer.inference.model_source import end_ids, exported_tokenizer
 from trainer.inference.stage import stage_model
 from trainer.log import say, warn
 from trainer.loop.events import Hook
@@ -96,7 +95,7 @@ class TasksHook(Hook):
             lambda: lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False)),
             self._pulse,
         )
-        ends = (own.eos_id, *ends_of_generation(own.read))
+        ends = end_ids(own, None if folder == self._tokenizer else folder)
         asked = TaskOptions(self._wanted.tasks_num_fewshot, self._wanted.tasks_limit, in_run=True)
         try:
             results = run_tasks(TridentLM(team, tokenizer, ends, asked_penalty(folder)), *self._tasks, asked)

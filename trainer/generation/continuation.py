@@ -10,9 +10,17 @@ _ANCHOR = "a"
 """A prompt whose text no following token changes."""
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return the ids of a prompt; a document begins after the end of another one."""
-    return tokenizer.encode(prompt) or [tokenizer.eos_id]
+def prompt_ids(tokenizer: Tokenizer, prompt: str, as_imported: bool = False) -> list[int]:
+    """Return the ids of a prompt; a document begins after the end of another one.
+
+    Args:
+        tokenizer: the model's.
+        prompt: the text.
+        as_imported: put the special tokens around it with which an imported model was trained elsewhere. Training here
+            puts none there.
+    """
+    ids = tokenizer.encode_whole(prompt) if as_imported else tokenizer.encode(prompt)
+    return ids or [tokenizer.eos_id]
 
 
 def text_after(tokenizer: Tokenizer, prompt: str, ids: Sequence[int], drawn: Sequence[int]) -> str:

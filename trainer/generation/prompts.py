@@ -26,6 +26,8 @@ class Prompt:
     """The place that it comes from, as errors name it."""
     shown: str
     """The part of it that is shown before what the model writes: all of it, or in a chat nothing."""
+    is_rendered: bool = False
+    """True if a chat template wrote the text, with the special tokens that belong to it."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def _in_chat(one: _Given, template: ChatTemplate | None) -> Prompt:
         )
     messages = [{"role": "user", "content": one.content}] if isinstance(one.content, str) else one.content
     try:
-        return Prompt(template.render(messages), one.origin, "")
+        return Prompt(template.render(messages), one.origin, "", is_rendered=True)
     except DataError as error:
         raise DataError(f"{one.origin}: {error}", error.hints) from error
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 
-from trainer.checkpoint.origin import Found
 from trainer.config.places import absolute_path
 from trainer.data.chat_template import chat_template
 from trainer.data.tokenizer import Tokenizer
@@ -14,7 +14,7 @@ from trainer.generation.continuation import prompt_ids
 from trainer.generation.options import GenerateOptions
 from trainer.generation.prompts import Prompt, read_prompts
 from trainer.generation.text import Ends
-from trainer.inference.model_source import ModelSource, composed, end_ids, find_tokenizer, source_of
+from trainer.inference.model_source import ModelSource, composed, end_ids, find_tokenizer, hf_files, source_of
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,11 @@ def settle(options: GenerateOptions, world: int | None = None, device_count: int
     tokenizer = find_tokenizer(source.found, options.tokenizer)
     template = chat_template(tokenizer.read) if options.chat else None
     prompts = read_prompts(options, template)
-    beginnings = tuple(_beginnings(prompts, tokenizer, options, source.seq_length))
-    return Task(options, source, tokenizer, _ends(options, tokenizer, source.found), beginnings)
+    # Files of a checkpoint speak of its own tokenizer.
+    files = None if options.tokenizer and not source.found.is_foreign else hf_files(source.found)
+    beginnings = tuple(_beginnings(prompts, tokenizer, options, source.seq_length, files is not None))
+    ends = _ends(options, tokenizer, files, source.manifest.vocab_size)
+    return Task(options, source, tokenizer, ends, beginnings)
 
 
 def _check_output(output: str) -> None:
@@ -80,19 +83,18 @@ def _check_output(output: str) -> None:
         )
 
 
-def _ends(options: GenerateOptions, tokenizer: Tokenizer, found: Found) -> Ends:
-    vocab_size = found.manifest.vocab_size
+def _ends(options: GenerateOptions, tokenizer: Tokenizer, files: Path | None, vocab_size: int) -> Ends:
     unknown = [one for one in options.eos_ids if one >= vocab_size]
     if unknown:
         raise ConfigError(f"eos_ids must be below the model's vocabulary ({vocab_size}), but one is {unknown[0]}")
-    return Ends(frozenset(options.eos_ids or end_ids(found, tokenizer)), options.stop)
+    return Ends(frozenset(options.eos_ids or end_ids(tokenizer, files)), options.stop)
 
 
 def _beginnings(
-    prompts: list[Prompt], tokenizer: Tokenizer, options: GenerateOptions, seq_length: int
+    prompts: list[Prompt], tokenizer: Tokenizer, options: GenerateOptions, seq_length: int, is_imported: bool
 ) -> Iterator[Beginning]:
     for prompt in prompts:
-        ids = tuple(prompt_ids(tokenizer, prompt.text))
+        ids = tuple(prompt_ids(tokenizer, prompt.text, is_imported and not prompt.is_rendered))
         wanted = tokens_that_fit(len(ids), options.max_tokens, seq_length, prompt.origin)
         for sample in range(options.num_samples):
             yield Beginning(prompt, ids, wanted, options.seed + sample)

@@ -16,10 +16,12 @@ from trainer.checkpoint.origin import Found, foreign, identity
 from trainer.checkpoint.store import find_checkpoint
 from trainer.config.compose import compose
 from trainer.config.hf_folder import HF_CONFIG, TOKENIZER_FILE, find_source, is_hf_folder, is_hub_name, read_hf_model
+from trainer.config.keys import flatten
 from trainer.config.places import absolute_path
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.rules_common import Case
 from trainer.config.rules_layout import blocks_for_stages, devices, stage_boundaries, world_size
+from trainer.config.rules_ranges import RULES
 from trainer.config.schema import (
     BatchConfig,
     ModelConfig,
@@ -28,13 +30,16 @@ from trainer.config.schema import (
     TokenizerKind,
     TridentConfig,
 )
-from trainer.data.end_of_text import ends_of_generation
+from trainer.config.validate import problems
+from trainer.data.end_of_text import beside, ends_of_generation
 from trainer.data.tokenizer import BYTES_MARK, Tokenizer, load_pretrained, load_tokenizer
 from trainer.errors import CheckpointError, ConfigError
 from trainer.model.limits import not_divisible
 from trainer.run_paths import CONFIG, HUGGING_FACE
 
 KEY = "checkpoint"
+_USED = ("runtime.device", "runtime.threads_per_rank", "runtime.timeout_s")
+"""Keys of processes that do not train."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,11 @@ def find_model(name: str) -> tuple[Found, TridentConfig]:
     path = absolute_path(name, KEY)
     if is_hf_folder(path) or is_hub_name(name):
         found = foreign(find_source(name, KEY), KEY)
-        return found, replace(TridentConfig(), model=read_hf_model(found.path, KEY).model)
+        config = replace(TridentConfig(), model=read_hf_model(found.path, KEY).model)
+        wrong = [f"{found.path / HF_CONFIG}: {line}" for line in problems(config) if line.startswith("model.")]
+        if wrong:
+            raise ConfigError(wrong)
+        return found, config
     found = Found(*find_checkpoint(path))
     return found, saved_config(found.path / CONFIG)
 
@@ -90,9 +99,20 @@ def composed(settings: Sequence[str]) -> TridentConfig:
     """Return the config that the words of a verb make of the defaults.
 
     Raises:
-        ConfigError: a word cannot be used.
+        ConfigError: a word cannot be used, is out of its range, or has no effect without training.
     """
-    return compose(list(settings)) if settings else TridentConfig()
+    if not settings:
+        return TridentConfig()
+    config = compose(list(settings))
+    keys = list(dict.fromkeys(word.partition("=")[0] for word in settings))
+    values, defaults = flatten(config), flatten(TridentConfig())
+    idle = [key for key in keys if key.startswith("runtime.") and key not in _USED and values[key] != defaults[key]]
+    wrong = [f"{key} has no effect on a model that is used without training; leave it out" for key in idle]
+    groups = tuple({f"{key.partition('.')[0]}." for key in keys})
+    wrong += [line for rule in RULES for line in rule(Case(config, None, None)) if line.startswith(groups)]
+    if wrong:
+        raise ConfigError(wrong)
+    return config
 
 
 def source_of(
@@ -120,29 +140,21 @@ def _plan(model: ModelConfig, vocab_size: int, asked: Case, verb: str) -> RunPla
     # Nothing but the model is the run's: how it was trained says nothing about how it is used.
     config = replace(TridentConfig(), model=model, layout=asked.config.layout, runtime=asked.config.runtime)
     case = replace(asked, config=config)
-    problems = [*_layout_problems(case, verb), *world_size(case), *devices(case)]
-    if not problems:
-        problems += [*blocks_for_stages(case), *stage_boundaries(case)]
-    if problems:
-        raise ConfigError(problems)
+    wrong = [*_layout_problems(case, verb), *world_size(case), *devices(case)]
+    if not wrong:
+        wrong += [*blocks_for_stages(case), *stage_boundaries(case)]
+    if wrong:
+        raise ConfigError(wrong)
     config = replace(config, batch=BatchConfig(global_batch_size=case.dp))
     plan = make_plan(config, vocab_size, asked.world_size)
-    problems += not_divisible(plan.model, plan.tensor_parallel_size)
-    if problems:
-        raise ConfigError(problems)
+    wrong += not_divisible(plan.model, plan.tensor_parallel_size)
+    if wrong:
+        raise ConfigError(wrong)
     return plan
 
 
 def _layout_problems(case: Case, verb: str) -> Iterator[str]:
     layout = case.config.layout
-    sizes = {
-        "layout.pipeline_parallel_size": layout.pipeline_parallel_size,
-        "layout.tensor_parallel_size": layout.tensor_parallel_size,
-        "layout.data_parallel_size": case.dp,
-    }
-    yield from (f"{key} must be at least 1, but is {size}" for key, size in sizes.items() if size < 1)
-    if min(sizes.values()) < 1:
-        return
     if layout.sequence_parallel:
         why = "a single token" if verb == "generate" else "a text of any length"
         yield f"layout.sequence_parallel must be false to {verb}, since {why} cannot be sharded, but is true"
@@ -224,21 +236,41 @@ def exported_tokenizer(own: Path, kept: Path) -> Path:
     return kept if both and same_tokenizer(own, kept) else own
 
 
-def end_ids(found: Found, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the tokens that end a text: the tokenizer's, and those that the files beside it name for generation.
+def hf_files(found: Found) -> Path | None:
+    """Return the folder of the Hugging Face model's small files that a model's weights and its tokenizer came with.
+
+    None if they came with none, or if the run has another tokenizer, whose ids those files do not speak of.
+
+    Raises:
+        CheckpointError: the tokenizer has changed since it was saved.
+    """
+    if found.is_foreign:
+        return found.path
+    own, kept = own_tokenizer_folder(found), found.path / HUGGING_FACE
+    return None if own is None or exported_tokenizer(own, kept) == own else kept
+
+
+def end_ids(tokenizer: Tokenizer, files: Path | None) -> tuple[int, ...]:
+    """Return the tokens that end a text: the tokenizer's, and those that files name for generation.
+
+    Args:
+        tokenizer: the files beside it are asked first.
+        files: see `hf_files`.
 
     Raises:
         DataError: a file cannot be understood.
         CheckpointError: the config.json of a Hugging Face model cannot be read.
     """
     named = ends_of_generation(tokenizer.read)
-    if not named and found.is_foreign:
-        named = _config_ends(found.path / HF_CONFIG)
+    if not named and files is not None:
+        named = ends_of_generation(beside(files / TOKENIZER_FILE)) or _config_ends(files / HF_CONFIG)
     return tuple(dict.fromkeys((tokenizer.eos_id, *named)))
 
 
 def _config_ends(path: Path) -> tuple[int, ...]:
     """Return the ends that a config.json names, which count where there is no generation_config.json."""
+    if not path.is_file():
+        return ()
     try:
         number = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
     except (OSError, ValueError) as error:

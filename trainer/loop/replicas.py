@@ -11,6 +11,7 @@ import torch
 from trainer.engine.face import Engine
 from trainer.errors import NumericsError
 from trainer.loop.events import Hook
+from trainer.tensor_parallel.shard import shared_part
 from trainer.topology.agreement import gather
 from trainer.topology.groups import ParallelGroups
 
@@ -30,7 +31,8 @@ class ReplicaCheck(Hook):
     """A hook that compares hashes every `runtime.check_replicas_every` steps.
 
     The weights that forward reads are compared: the data-parallel ranks of a shard hold copies of all of it, its
-    tensor-parallel ranks copies of the tensors that are not sharded (norms, some biases, learned positions).
+    tensor-parallel ranks copies of the tensors that are not sharded (norms, some biases, learned positions) and of the
+    rows of keys and values that they share.
 
     Args:
         engine: the run's engine.
@@ -56,7 +58,9 @@ class ReplicaCheck(Hook):
         if self._every == 0 or step % self._every:
             return
         specs, weights = self._engine.shard_specs(), self._engine.local_parameters()
-        whole = {name: tensor for name, tensor in weights.items() if specs[name].dim is None}
+        size = self._groups.tensor.size
+        parts = {name: shared_part(tensor, specs[name], size) for name, tensor in weights.items()}
+        whole = {name: part for name, part in parts.items() if part is not None}
         if self._differing(weights, whole) is None:
             return
         # All ranks come here: they saw the same hashes. Finding the tensor takes a hash of each one.

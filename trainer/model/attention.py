@@ -64,7 +64,6 @@ def alibi_slopes(num_heads: int) -> tuple[float, ...]:
     return (*slopes, *(between ** (2 * index + 1) for index in range(num_heads - lower)))
 
 
-@lru_cache(maxsize=4)
 def alibi_bias(
     slopes: tuple[float, ...],
     num_queries: int,
@@ -75,15 +74,38 @@ def alibi_bias(
     """Return what is added to the scores, `[1, N, S, K]`: minus slope x distance, and -inf where a key is not seen.
 
     BLOOM adds slope x position of the key, which differs by a constant for each query: softmax does not see it, and
-    distances are small where scores count.
+    distances are small where scores count. Layers that are alike share one; it is kept until another length comes.
     """
+    kept = _kept_biases(slopes, window, like)
+    found = kept.get((num_queries, num_keys))
+    if found is None:
+        # It has heads x S x K elements: prompts of several lengths would each leave one.
+        kept.clear()
+        found = kept[num_queries, num_keys] = _made_bias(slopes, num_queries, num_keys, window, like)
+    return found
+
+
+@lru_cache(maxsize=4)
+def _kept_biases(
+    _slopes: tuple[float, ...], _window: int | None, _like: tuple[torch.dtype, torch.device]
+) -> dict[tuple[int, int], torch.Tensor]:
+    """Return where the bias of layers that are alike is kept, by its numbers of queries and keys."""
+    return {}
+
+
+def _made_bias(
+    slopes: tuple[float, ...],
+    num_queries: int,
+    num_keys: int,
+    window: int | None,
+    like: tuple[torch.dtype, torch.device],
+) -> torch.Tensor:
     dtype, device = like
     with torch.inference_mode(False), torch.no_grad():
         query = torch.arange(num_keys - num_queries, num_keys, device=device).unsqueeze(1)
         steps = (torch.arange(num_keys, device=device).unsqueeze(0) - query).float()
         bias = torch.tensor(slopes, dtype=torch.float32, device=device).view(1, -1, 1, 1) * steps
-        mask = causal_mask(num_queries, num_keys, window, device)
-        return bias.masked_fill(~mask, -torch.inf).to(dtype)
+        return bias.masked_fill_(~causal_mask(num_queries, num_keys, window, device), -torch.inf).to(dtype)
 
 
 @lru_cache(maxsize=4)

@@ -13,8 +13,13 @@ MAX_PARAMETERS = 1_000_000_000
 """Largest model. Each parameter takes up to 12 bytes on one rank's host, and all ranks wait while its CPU computes."""
 
 
-def check_samples(prepared: PreparedData, config: TridentConfig) -> None:
+def check_samples(prepared: PreparedData, config: TridentConfig, may_be_imported: bool = False) -> None:
     """Check that the model is small enough and that prompts and texts fit into its sequence length.
+
+    Args:
+        prepared: the data.
+        config: the run's.
+        may_be_imported: the weights may come from elsewhere; then prompts get special tokens, which are counted.
 
     Raises:
         ConfigError: they do not; one line for each problem.
@@ -32,7 +37,7 @@ def check_samples(prepared: PreparedData, config: TridentConfig) -> None:
     assert prepared.tokenizer_folder is not None, "validation refuses data without a tokenizer"
     tokenizer = load_tokenizer(prepared.tokenizer_folder)
     for index, prompt in enumerate(texts.prompts):
-        length = len(prompt_ids(tokenizer, prompt))
+        length = len(prompt_ids(tokenizer, prompt, may_be_imported))
         if length + texts.max_tokens > seq_length:
             problems.append(
                 f"eval.prompts[{index}] ({length} tokens) and eval.max_tokens ({texts.max_tokens}) must fit into "

@@ -22,6 +22,7 @@ from trainer.generation.prompts import Prompt
 from trainer.generation.sampling import Sampling
 from trainer.generation.task import Beginning
 from trainer.generation.text import Ends
+from trainer.inference.model_source import end_ids, exported_tokenizer
 from trainer.inference.stage import stage_model
 from trainer.loop.events import Hook, StepReport
 from trainer.metrics.sink import Sample
@@ -38,6 +39,7 @@ class SamplesHook(Hook):
         engine: this rank's engine.
         plan: numbers of the run; `eval.samples` is above 0.
         tokenizer_folder: the run's tokenizer; read by the reporting rank.
+        kept: the folder of the small files that its weights came with, which need not exist.
         groups: this rank's place.
         publish: takes the texts of an evaluation, on the reporting rank.
     """
@@ -47,11 +49,12 @@ class SamplesHook(Hook):
         engine: Engine,
         plan: RunPlan,
         tokenizer_folder: Path,
+        kept: Path,
         groups: ParallelGroups,
         publish: Callable[[Sequence[Sample]], None],
     ) -> None:
         self._plan, self._eval = plan, plan.config.eval
-        self._tokenizer_folder = tokenizer_folder
+        self._tokenizer_folder, self._kept = tokenizer_folder, kept
         self._weights = WeightGatherer(engine, plan.zero_stage == 3, groups)
         self._publish = publish
         self._tokenizer: Tokenizer | None = None
@@ -71,16 +74,13 @@ class SamplesHook(Hook):
         model = stage_model(self._plan.model, self._plan.execution)
         fill(model, lambda spec, _: with_padding(weights[spec.name], spec))
         tokenizer, wanted = self._tokenizer, self._eval
-        beginnings = [
-            Beginning(
-                Prompt(prompt, "eval.prompts", prompt),
-                tuple(prompt_ids(tokenizer, prompt)),
-                wanted.max_tokens,
-                wanted.seed + index,
-            )
-            for prompt in wanted.prompts
-            for index in range(wanted.samples)
-        ]
+        source = exported_tokenizer(self._tokenizer_folder, self._kept)
+        files = None if source == self._tokenizer_folder else source
+        beginnings = []
+        for prompt in wanted.prompts:
+            ids = tuple(prompt_ids(tokenizer, prompt, as_imported=files is not None))
+            given = Prompt(prompt, "eval.prompts", prompt)
+            beginnings += [Beginning(given, ids, wanted.max_tokens, wanted.seed + i) for i in range(wanted.samples)]
         decoder = Decoder(model, Sampling(temperature=wanted.temperature))
-        texts = written(decoder, beginnings, tokenizer, Ends(frozenset([tokenizer.eos_id])), BATCH_SIZE)
+        texts = written(decoder, beginnings, tokenizer, Ends(frozenset(end_ids(tokenizer, files))), BATCH_SIZE)
         return [Sample(step, one.prompt.text, text.shown) for one, text in zip(beginnings, texts, strict=True)]

@@ -122,6 +122,16 @@ def parts_of(spec: ShardSpec, size: int) -> tuple[Part, ...]:
     return Part(0, cut), Part(cut, numel - cut)
 
 
+def shared_part(own: torch.Tensor, spec: ShardSpec, size: int) -> torch.Tensor | None:
+    """Return the part of a rank's shard that is the same on all `size` ranks; None if every element is a rank's own."""
+    if spec.dim is None:
+        return own
+    if spec.whole_sections == 0:
+        return None
+    shared = sum(local_sections(spec, size)[-spec.whole_sections :])
+    return own.narrow(spec.dim, own.shape[spec.dim] - shared, shared)
+
+
 def shard(full: torch.Tensor, spec: ShardSpec, rank: int, size: int) -> torch.Tensor:
     """Return rank `rank`'s part of `full` (shape `spec.global_shape`) as a tensor of its own storage.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import cast
 
@@ -17,7 +18,7 @@ from tests.helpers.thread_group import ThreadGroup, local_gradients, local_weigh
 from trainer.config.schema import LayerAttention, ModelConfig, PositionKind, RecomputeKind, RopeScaling, Wiring
 from trainer.config.schema import RopeScalingKind as Kind
 from trainer.micro_batch import MicroBatch
-from trainer.model.attention import alibi_slopes
+from trainer.model.attention import alibi_bias, alibi_slopes
 from trainer.model.gpt import GPT, full_logits
 from trainer.model.rotary import attention_factor, inverse_frequencies
 from trainer.spec.rope import Rope
@@ -284,3 +285,15 @@ def test_layers_without_rotation_do_not_know_positions() -> None:
     with torch.no_grad():
         logits = gpt(MicroBatch.of(ids))
     torch.testing.assert_close(logits[0], logits[3], rtol=1e-5, atol=1e-5)
+
+
+def test_what_alibi_adds_is_kept_once_for_layers_that_are_alike() -> None:
+    slopes, like = alibi_slopes(6), (torch.float32, torch.device("cpu"))
+    first, windowed = alibi_bias(slopes, 5, 5, None, like), alibi_bias(slopes, 5, 5, 2, like)
+    assert alibi_bias(slopes, 5, 5, None, like) is first
+    gone = weakref.ref(first)
+    del first
+    # A prompt of another length, as it comes in generation.
+    alibi_bias(slopes, 9, 9, None, like)
+    assert gone() is None
+    assert alibi_bias(slopes, 5, 5, 2, like) is windowed
