@@ -216,10 +216,25 @@ def test_a_size_that_nothing_can_be_divided_by_is_refused(family: Family, size: 
 
 
 def test_keys_of_published_files_that_change_nothing_are_left_alone() -> None:
-    phi4_mini = {"attention_bias": False, "mlp_bias": False, "lm_head_bias": False, "full_attn_mod": 1}
-    gptj = {"rotary": True, "scale_attn_weights": True, "tokenizer_class": "X", "summary_type": "cls_index"}
-    smollm2 = {"rope_interleaved": False, "is_llama_config": True, "pretraining_tp": 1, "no_such_key": None}
-    files: dict[str, Mapping[str, object]] = {"Phi3": phi4_mini, "GPTJ": gptj, "Llama": smollm2}
+    phi4_mini: dict[str, object] = {
+        "attention_bias": False,
+        "mlp_bias": False,
+        "lm_head_bias": False,
+        "full_attn_mod": 1,
+    }
+    gptj: dict[str, object] = {
+        "rotary": True,
+        "scale_attn_weights": True,
+        "tokenizer_class": "X",
+        "summary_type": "cls_index",
+    }
+    smollm2: dict[str, object] = {
+        "rope_interleaved": False,
+        "is_llama_config": True,
+        "pretraining_tp": 1,
+        "no_such_key": None,
+    }
+    files = {"Phi3": phi4_mini, "GPTJ": gptj, "Llama": smollm2}
     for name, keys in files.items():
         family = FAMILY[f"{name}ForCausalLM"]
         assert family.read(keys) == family.read({})
