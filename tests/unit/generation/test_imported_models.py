@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from tests.helpers.generation import texts, write_run
+from tests.helpers.generation import model_of, texts, weights_of, write_run
 from tests.helpers.reference import TINY_LLAMA
+from trainer.config.plan import make_plan
+from trainer.config.schema import EvalConfig, TridentConfig
+from trainer.data.prepare import PreparedData
 from trainer.data.tokenizer import FileTokenizer, train_bpe
+from trainer.engine.face import Engine
 from trainer.errors import ConfigError
 from trainer.exporting import export_verb
+from trainer.generation.generate import written
 from trainer.generation.options import GenerateOptions
 from trainer.generation.task import Task, settle
+from trainer.generation.text import Ends, Text
 from trainer.run_paths import HUGGING_FACE
+from trainer.samples.check import check_samples
+from trainer.topology.groups import single_process_groups
 
 BEGIN, END, PROMPT = "<s>", "</s>", "the cat"
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -128,3 +138,33 @@ def test_a_folder_whose_model_cannot_be_computed_is_told_in_one_line(place: Path
         asked(place / "exported")
     (line,) = caught.value.problems
     assert line.startswith(f"{path}: model.num_attention_heads (3) must be divisible by ")
+
+
+def test_texts_while_a_run_trains_are_those_of_its_checkpoint(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainer.samples import samples_hook
+
+    seen: list[tuple[list[int], set[int]]] = []
+
+    def spied(decoder: Any, beginnings: Any, tokenizer: Any, ends: Ends, batch_size: int) -> list[Text]:
+        seen.append((list(beginnings[0].ids), set(ends.tokens)))
+        return written(decoder, beginnings, tokenizer, ends, batch_size)
+
+    monkeypatch.setattr(samples_hook, "written", spied)
+    model = replace(TINY_LLAMA, seq_length=24)
+    config = TridentConfig(model=model, eval=EvalConfig(samples=1, prompts=(PROMPT,), max_tokens=3))
+    tokenizer, here = llama_like(), single_process_groups()
+    weights = weights_of(model_of(model, tokenizer.vocab_size))
+    for kept in (place / "exported", place / "nowhere"):
+        plan = make_plan(config, tokenizer.vocab_size)
+        hook = samples_hook.SamplesHook(cast(Engine, None), plan, place / "run" / "tokenizer", kept, here, print)
+        hook._write(1, weights)
+    begin, end = tokenizer.encode(BEGIN)[0], tokenizer.eos_id
+    assert seen == [
+        ([begin, *tokenizer.encode(PROMPT)], {end, 7, 9}),
+        (tokenizer.encode(PROMPT), {end}),
+    ]
+    full = replace(config, eval=replace(config.eval, max_tokens=24 - len(tokenizer.encode(PROMPT))))
+    prepared = PreparedData(place, tokenizer.vocab_size, "uint16", 10, 10, place / "run" / "tokenizer", "f", "c")
+    check_samples(prepared, full)
+    with pytest.raises(ConfigError, match=r"must fit into model.seq_length \(24\)"):
+        check_samples(prepared, full, may_be_imported=True)
