@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.checkpoint.manifest import MANIFEST, Manifest, check_sizes, file_facts, read_manifest
+from trainer.checkpoint.readable import foreign_manifest
 from trainer.checkpoint.store import CheckpointStore, find_checkpoint
 from trainer.config.compose import from_yaml
 from trainer.config.hf_folder import find_source, hf_identity, is_hf_folder, is_hub_name, kept_files, read_hf_model
@@ -26,8 +27,6 @@ from trainer.config.places import absolute_path
 from trainer.config.schema import CheckpointConfig, ModelConfig, TridentConfig
 from trainer.errors import CheckpointError, ConfigError
 from trainer.files import write_atomically
-from trainer.interchange.weight_index import weight_files
-from trainer.loop.state import TrainState
 from trainer.run_paths import CONFIG, HUGGING_FACE
 
 ORIGIN_FILE = "origin.json"
@@ -182,10 +181,7 @@ def _named(use: Use, word: str) -> Found:
 
 def _foreign(folder: Path) -> Found:
     """Return a Hugging Face folder as an origin."""
-    model = read_hf_model(folder, Use.weights.value).model
-    weight_files(folder)
-    state = TrainState(sample_length=model.seq_length).to_dict()
-    return Found(folder, Manifest(0, model.vocab_size or 0, state, {}, None, {}, {}, {}), Use.weights)
+    return Found(folder, foreign_manifest(folder, Use.weights.value), Use.weights)
 
 
 def _meant(use: Use, word: str) -> list[str]:

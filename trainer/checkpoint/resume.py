@@ -11,15 +11,13 @@ from trainer.checkpoint.fragments import TensorFolder
 from trainer.checkpoint.manifest import Manifest, check_content, describe_layout, read_manifest
 from trainer.checkpoint.origin import Found, Use, check_model, find_origin
 from trainer.checkpoint.probe import check_probe, probe_loss
+from trainer.checkpoint.read_weights import weights_in
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stream import other_tokens
-from trainer.config.hf_folder import read_hf_model
 from trainer.config.plan import RunPlan
 from trainer.config.schema import TridentConfig
 from trainer.engine.face import Engine
 from trainer.errors import CheckpointError
-from trainer.interchange.linked_weights import LinkedWeights
-from trainer.interchange.weight_files import WeightFiles
 from trainer.log import say, warn
 from trainer.loop.state import TrainState
 from trainer.tensor_parallel.shard import ShardSpec
@@ -169,6 +167,5 @@ def _weights(found: Found, plan: RunPlan) -> Callable[[str, ShardSpec, int, int]
     """Return the function that reads a shard of a tensor: its kind, its spec, rank and number of ranks."""
     if not found.is_foreign:
         return TensorFolder(found.path, found.manifest.files).read_shard
-    source = read_hf_model(found.path, Use.weights.value)
-    weights = LinkedWeights(WeightFiles(found.path), source.family, source.values, plan.model.tensors)
-    return lambda _, spec, rank, size: weights.read_shard(spec, rank, size)
+    weights = weights_in(found.path, found.manifest, plan.model, Use.weights.value)
+    return lambda _, spec, rank, size: weights(spec, rank, size)

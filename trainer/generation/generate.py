@@ -6,10 +6,9 @@ import json
 from collections.abc import Sequence
 from functools import partial
 
-from trainer.checkpoint.fragments import TensorFolder
+from trainer.checkpoint.read_weights import weights_in
 from trainer.config.places import absolute_path
 from trainer.data.tokenizer import Tokenizer
-from trainer.errors import CheckpointError
 from trainer.files import write_atomically
 from trainer.generation.decoder import Decoder, Request
 from trainer.generation.printing import InOrder
@@ -28,20 +27,18 @@ _MIB = 1 << 20
 
 
 def load_stage(task: Task, groups: ParallelGroups) -> StageModel:
-    """Return this rank's layers of a checkpoint, in evaluation mode, fp32, on this rank's device. No collective.
+    """Return this rank's layers of what writes, in evaluation mode, fp32, on this rank's device. No collective.
 
     Raises:
         CheckpointError: weights are missing or do not fit the run's config.
     """
-    plan, tensors = task.plan, TensorFolder(task.checkpoint, task.manifest.files)
-    unread = set(tensors.names()) - set(plan.model.tensors)
-    if unread:
-        raise CheckpointError(f"{task.checkpoint} must hold the model of its config.yaml, but also holds {min(unread)}")
+    plan = task.plan
+    read = weights_in(task.checkpoint, task.manifest, plan.model, "checkpoint")
     names = [layer.name for layer in stages(plan)[groups.place.stage].layers]
     group = groups.tensor
     model = stage_model(plan.model, plan.execution, group, names)
     # Rows beyond the vocabulary are padding of this layout; the model never chooses them.
-    fill(model, lambda spec, _: tensors.read_shard("weight", spec, group.rank, group.size), groups.device)
+    fill(model, lambda spec, _: read(spec, group.rank, group.size), groups.device)
     return model
 
 

@@ -16,7 +16,8 @@ class GenerateOptions:
     """The checkpoint to sample from, and how."""
 
     checkpoint: str = ""
-    """A run folder (its newest checkpoint) or a checkpoint folder. A first word that is no key=value means it too."""
+    """A run folder (its newest checkpoint), a checkpoint folder, or a Hugging Face folder. A first word that is no
+    key=value means it too."""
     prompt: tuple[str, ...] = ()
     """Text that the model continues; given several times, as many texts. Without any: the beginning of a document."""
     prompts: str = ""

@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer.checkpoint.kept_tokenizer import fits, saved_config, tokenizer_folder
+from trainer.checkpoint.kept_tokenizer import fits, tokenizer_folder
 from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.store import find_checkpoint
+from trainer.checkpoint.readable import find_readable, model_in
 from trainer.config.compose import compose
+from trainer.config.hf_folder import TOKENIZER_FILE, is_hf_folder
 from trainer.config.places import absolute_path
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.rules_common import Case
 from trainer.config.rules_layout import blocks_for_stages, devices, stage_boundaries, world_size
 from trainer.config.schema import PipelineSchedule, RuntimeConfig, TokenizerConfig, TokenizerKind, TridentConfig
+from trainer.config.validate import problems as all_problems
 from trainer.data.chat_template import chat_template
 from trainer.data.end_of_text import ends_of_generation
 from trainer.data.tokenizer import BYTES_MARK, Tokenizer, load_pretrained, load_tokenizer
@@ -24,7 +26,6 @@ from trainer.generation.options import GenerateOptions
 from trainer.generation.prompts import Prompt, read_prompts
 from trainer.generation.text import Ends
 from trainer.model.limits import not_divisible
-from trainer.run_paths import CONFIG
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ def settle(options: GenerateOptions, world: int | None = None, device_count: int
 
     Raises:
         CheckpointError: there is no usable checkpoint.
-        ConfigError: there is no tokenizer, the layout does not fit, or a prompt does not.
+        ConfigError: its model cannot be computed, there is no tokenizer, the layout does not fit, or a prompt does not.
         DataError: the tokenizer's files cannot be used.
     """
-    checkpoint, manifest = find_checkpoint(absolute_path(options.checkpoint, "checkpoint"))
+    checkpoint, manifest = find_readable(options.checkpoint, "checkpoint")
     _check_output(options.output)
     plan = _plan(options, checkpoint, manifest, world, device_count)
     tokenizer = find_tokenizer(checkpoint, manifest, options.tokenizer)
@@ -91,12 +92,12 @@ def _check_output(output: str) -> None:
 def _plan(
     options: GenerateOptions, checkpoint: Path, manifest: Manifest, world: int | None, device_count: int | None
 ) -> RunPlan:
-    saved = saved_config(checkpoint / CONFIG)
     words = compose(list(options.settings)) if options.settings else TridentConfig()
     # Nothing but the model is the run's: how it was trained says nothing about how it writes.
-    config = replace(TridentConfig(), model=saved.model, layout=words.layout, runtime=words.runtime)
+    model = model_in(checkpoint, "checkpoint")
+    config = replace(TridentConfig(), model=model, layout=words.layout, runtime=words.runtime)
     case = Case(config, world, device_count)
-    problems = [*_layout_problems(case), *world_size(case), *devices(case)]
+    problems = [*_model_problems(case), *_layout_problems(case), *world_size(case), *devices(case)]
     if not problems:
         problems += [*blocks_for_stages(case), *stage_boundaries(case)]
     if problems:
@@ -106,6 +107,12 @@ def _plan(
     if problems:
         raise ConfigError(problems)
     return plan
+
+
+def _model_problems(case: Case) -> Iterator[str]:
+    """Yield why a model cannot be computed: a Hugging Face folder's config.json may say anything."""
+    alone = replace(TridentConfig(), model=case.config.model)
+    yield from (line for line in all_problems(alone) if line.startswith("model."))
 
 
 def _layout_problems(case: Case) -> Iterator[str]:
@@ -152,6 +159,8 @@ def find_tokenizer(checkpoint: Path, manifest: Manifest, other: str = "") -> Tok
                 f"{other} has {tokenizer.vocab_size}; use the one that the model was trained with"
             )
         return tokenizer
+    if is_hf_folder(checkpoint):
+        return _tokenizer_beside(checkpoint, manifest)
     found = tokenizer_folder(checkpoint, manifest)
     if found is None:
         raise ConfigError(
@@ -160,6 +169,21 @@ def find_tokenizer(checkpoint: Path, manifest: Manifest, other: str = "") -> Tok
             hints=["copy the checkpoint together with its run's folder, or name the tokenizer: tokenizer=PATH"],
         )
     return load_tokenizer(found)
+
+
+def _tokenizer_beside(folder: Path, manifest: Manifest) -> Tokenizer:
+    """Return the tokenizer of a Hugging Face folder."""
+    if not (folder / TOKENIZER_FILE).is_file():
+        raise ConfigError(
+            f"checkpoint must hold its tokenizer ({TOKENIZER_FILE}), but {folder} has none; name one: tokenizer=PATH"
+        )
+    found = load_pretrained(TokenizerConfig(TokenizerKind.pretrained, path=str(folder)), "checkpoint")
+    if not fits(found, manifest):
+        raise ConfigError(
+            f"the tokenizer must have at most vocab_size ({manifest.vocab_size}) ids, but that of {folder} has "
+            f"{found.vocab_size}"
+        )
+    return found
 
 
 def _ends(options: GenerateOptions, tokenizer: Tokenizer, manifest: Manifest) -> Ends:
