@@ -27,6 +27,7 @@ suites:
   gpu       GPT-3 shapes in bf16 on one GPU: tokens/s, MFU in two conventions; --dry runs its code on the CPU
   kernels   GEMMs, attention by backend, head and loss, each alone, on the device at hand; --dry as in gpu
   generate  greedy texts: tokens/s with the cache, without it, and by transformers.generate; a step writes them all
+  interchange  import and export of 1.3B parameters: time beside a copy of the files, peak memory
   variants  Trident against itself: other settings, another revision
 """
 _EPILOG = """\

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.families.family import Family
-from trainer.families.fields import Equal, Refusal
+from trainer.families.fields import Equal, HeadDim, Refusal
 from trainer.families.registry import FAMILIES, MISSING
 from trainer.log import say
 
@@ -28,7 +28,9 @@ trident train model=hf model.path=SRC checkpoint.init_from=SRC layout=tp2_pp2 da
 ```
 
 SRC is a folder with `config.json` and safetensors (one file, or shards with their index; an old `pytorch_model.bin`
-is read too, with torch's unpickler for weights, which runs no code), or the name of a model on the hub.
+is read too, with torch's unpickler for weights, which runs no code), or the name of a model on the hub. A GGUF file is
+refused with the line of transformers that makes such a folder of it: transformers reads less of it than it holds
+(scaled rotary positions are left out), and what it leaves out nobody could compare.
 
 - `model=hf model.path=SRC` makes plain keys of `config.json`. Keys stay as they are that you type, or that a file names
   which is merged after the model's (a recipe, for example), above all `model.seq_length`, which is otherwise as long as
@@ -44,6 +46,7 @@ is read too, with torch's unpickler for weights, which runs no code), or the nam
 ```bash
 trident import SRC runs/mine      # a run folder: generate, export and checkpoint.init_from take it
 trident export runs/mine OUT      # a folder for AutoModelForCausalLM.from_pretrained(OUT)
+trident generate SRC prompt=...   # reads SRC as it is
 ```
 
 Both go through the weights one tensor at a time, then compare logits with transformers on a fixed batch, in fp32: the
@@ -88,9 +91,10 @@ A family is one file in `trainer/families/` and one line in `trainer/families/re
   (queries, keys and values one after the other), `Grouped` (by heads), `Rotated` (rotary pairs side by side). What
   would change a value is an option of the model and no conversion.
 - A line in `tests/helpers/hf_families.py` makes a tiny model of it. The tests then ask that its links are
-  permutations, that every key of transformers' class is known with its default, that a config survives both ways,
-  that logits are equal in one process and over tensor-parallel ranks, and that what is exported is what was imported,
-  bit for bit.
+  permutations, that every key of transformers' class, and every one that its model reads, is known with its default,
+  that a config survives both ways, that what is exported is what was imported, bit for bit, and that logits, greedy
+  texts, every gradient and three trained steps are transformers', in one process and over stages and tensor-parallel
+  ranks. `pytest tests/dist/test_hugging_face_weights.py --run-matrix` asks that of every case in every layout.
 
 If the architecture needs an option that the block does not have, the option comes first: see *A model option* in
 CONTRIBUTING.md.
@@ -101,6 +105,8 @@ def _refusals(family: Family) -> Iterator[str]:
     for entry in family.entries:
         if isinstance(entry, Refusal | Equal):
             yield f"`{entry.theirs}`"
+        elif isinstance(entry, HeadDim) and not entry.is_free:
+            yield from (f"`{key}`" for key in entry.defaults)
 
 
 def page() -> str:

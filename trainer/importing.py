@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.checkpoint.manifest import IMPORTED_FROM, FileFacts, Manifest, describe_layout
-from trainer.config.hf_folder import TOKENIZER_FILE, HFModel, find_source, kept_files, read_hf_model, source_name
+from trainer.config.hf_folder import (
+    TOKENIZER_FILE,
+    HFModel,
+    find_source,
+    is_hf_folder,
+    kept_files,
+    read_hf_model,
+    source_name,
+)
 from trainer.config.places import absolute_path
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import DataConfig, DataSource, TokenizerConfig, TokenizerKind, TridentConfig
@@ -52,6 +60,10 @@ def import_verb(arguments: Sequence[str]) -> int:
     weight_files(source.folder)
     folder = RunFolder(request.target)
     plan = _plan(source, request)
+    if is_hf_folder(request.target):
+        raise ConfigError(
+            f"DST must be the folder of a run, but {request.target} holds a Hugging Face model; change DST"
+        )
     check_target(folder, plan.config)
     from trainer.checkpoint.copied_in import copy_weights
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.settings import Settings
 from benchmarks.suites.generate import generate
 from benchmarks.suites.gpu import gpu
+from benchmarks.suites.interchange import interchange
 from benchmarks.suites.kernels import kernels
 from benchmarks.suites.layouts import layouts
 from benchmarks.suites.memory import memory
@@ -25,6 +26,7 @@ SUITES: dict[str, Callable[[Settings], Path]] = {
     "gpu": gpu,
     "kernels": kernels,
     "generate": generate,
+    "interchange": interchange,
     "variants": variants,
 }
 """Suites by name, for the command line. Each returns the record's path."""

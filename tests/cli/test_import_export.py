@@ -178,6 +178,7 @@ def test_a_tokenizer_that_is_larger_than_the_vocabulary(made: dict[str, Path], r
         (["import"], "usage must be"),
         (["import", "nowhere", "dst"], "SRC must be a folder with config.json, or a Hugging Face name"),
         (["import", "model.gguf", "dst"], "is GGUF; save it with transformers first"),
+        (["import", "llama_cpp", "dst"], "gguf_file='q4.gguf'"),
         (["import", "src", "dst", "check=perhaps"], "check must be true or false"),
         (["import", "src", "dst", "seq_length=0"], "seq_length must be an integer of at least 1"),
         (["import", "src", "dst", "seq_length=²"], "seq_length must be an integer of at least 1"),
@@ -197,28 +198,36 @@ def test_a_tokenizer_that_is_larger_than_the_vocabulary(made: dict[str, Path], r
 )
 def test_bad_words(words: list[str], problem: str, made: dict[str, Path], refused: Run, place: Path) -> None:
     copied(made["llama"], place)
+    (place / "llama_cpp").mkdir()
+    (place / "llama_cpp" / "q4.gguf").write_bytes(b"GGUF")
     code = 4 if "checkpoint.init_from=src" in words else 2
     data = ["data.source=synthetic"] if words[0] == "train" else []
     assert problem in refused(*words, *data, code=code).problems[0]
 
 
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before torch 1.6"])
 def test_an_old_pickle_is_read_and_one_with_code_is_not(
-    made: dict[str, Path], trident: Run, place: Path, refused: Run
+    is_zip: bool, made: dict[str, Path], trident: Run, place: Path, refused: Run
 ) -> None:
     source = copied(made["llama"], place)
-    found = load_file(source / "model.safetensors")
+    found, old = load_file(source / "model.safetensors"), source / "pytorch_model.bin"
     (source / "model.safetensors").unlink()
-    torch.save(found, source / "pytorch_model.bin")
+    torch.save(found, old, _use_new_zipfile_serialization=is_zip)
     assert trident("import", "src", "old", "check=false").code == 0
-    # As torch wrote them before 1.6, when such files could not be mapped into memory yet.
-    torch.save(found, source / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    answer = trident("import", "src", "older", "check=false")
-    assert answer.code == 0
-    assert "has no tokenizer.json, so the run has no tokenizer" in answer.err
-    for is_new in (True, False):
-        code = {**found, "model.norm.weight": Path("x")}
-        torch.save(code, source / "pytorch_model.bin", _use_new_zipfile_serialization=is_new)
-        assert "must hold tensors and nothing else" in refused("import", "src", "dst", code=4).problems[0]
+    torch.save({**found, "model.norm.weight": Path("x")}, old, _use_new_zipfile_serialization=is_zip)
+    (problem,) = refused("import", "src", "dst", code=4).problems
+    assert problem.endswith(
+        "must hold tensors and nothing else, but is damaged or holds other objects, whose code is never run"
+    )
+    torch.save({**found, "model.norm.weight": 3}, old, _use_new_zipfile_serialization=is_zip)
+    assert "must hold tensors by their names" in refused("import", "src", "dst", code=4).problems[0]
+    old.write_bytes(b"torn")
+    assert "must hold tensors and nothing else" in refused("import", "src", "dst", code=4).problems[0]
+
+
+def test_a_folder_of_a_model_does_not_become_that_of_a_run(made: dict[str, Path], place: Path, refused: Run) -> None:
+    copied(made["llama"], place)
+    assert "holds a Hugging Face model; change DST" in refused("import", "src", "src").problems[0]
 
 
 def test_an_export_that_transformers_reads_differently_leaves_nothing(

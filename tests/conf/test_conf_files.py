@@ -166,8 +166,15 @@ def test_published_shapes(name: str, shape: tuple[int, ...]) -> None:
     ("name", "parameters"),
     [
         # As the makers of each model, or the safetensors of its published files, count them.
+        ("gpt1_117m", 116_534_784),
         ("gpt2_124m", 124_439_808),
+        ("gpt2_355m", 354_823_168),
+        ("gpt2_774m", 774_030_080),
+        ("gpt2_1558m", 1_557_611_200),
+        ("llama_7b", 6_738_415_616),
+        ("llama2_70b", 68_976_648_192),
         ("llama3_8b", 8_030_261_248),
+        ("llama3_70b", 70_553_706_496),
         ("mistral_7b", 7_241_732_096),
         ("smollm2_135m", 134_515_008),
         ("smollm2_360m", 361_821_120),
@@ -195,6 +202,7 @@ def test_published_parameter_counts(name: str, parameters: int) -> None:
 @pytest.mark.parametrize(
     ("name", "architecture"),
     [
+        ("gpt1_117m", "OpenAIGPTLMHeadModel"),
         ("gpt2_124m", "GPT2LMHeadModel"),
         ("llama3_8b", "LlamaForCausalLM"),
         ("mistral_7b", "MistralForCausalLM"),

@@ -141,3 +141,12 @@ def test_who_trains_something_else_or_cannot_start_is_not_timed(tmp_path: Path) 
     assert different.turns == []
     assert absent.reason == "ModuleNotFoundError: No module named 'benchmarks.contenders.nobody'"
     assert any(line.startswith("dropped other weights: its losses differ") for line in said)
+
+
+@pytest.mark.slow
+def test_interchange(tmp_path: Path) -> None:
+    record = run(tmp_path, "interchange", "--case", "tiny")
+    ways = {one["name"]: one for one in record["ways"]}
+    assert {"shutil.copy", "trident import", "trident export"} < set(ways)
+    assert all(one["seconds"]["count"] == 1 for one in ways.values())
+    assert ways["trident import"]["peak_bytes"] > ways["trident import"]["floor_bytes"] / 2 > 50 << 20

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 VOCABULARY = 4099
-LENGTH = 24
+LENGTH = 80
+"""Positions: a prompt and 64 tokens behind it."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ TINY: dict[str, Tiny] = {
     ),
     "llama_dynamic": Tiny("LlamaForCausalLM", _llama_sizes(rope_parameters=_rope("dynamic", factor=4.0))),
     "mistral": Tiny("MistralForCausalLM", _llama_sizes(head_dim=10, sliding_window=5)),
-    "qwen2": Tiny("Qwen2ForCausalLM", _llama_sizes(tie_word_embeddings=True)),
+    "qwen2": Tiny("Qwen2ForCausalLM", _llama_sizes(head_dim=10, tie_word_embeddings=True)),
     "qwen2_window": Tiny(
         "Qwen2ForCausalLM",
         _llama_sizes(num_hidden_layers=3, use_sliding_window=True, sliding_window=5, max_window_layers=1),
@@ -81,7 +82,9 @@ TINY: dict[str, Tiny] = {
         "GPTNeoXForCausalLM",
         {**_without(_llama_sizes(), "num_key_value_heads"), "use_parallel_residual": False, "attention_bias": False},
     ),
-    "phi3": Tiny("Phi3ForCausalLM", _llama_sizes(original_max_position_embeddings=LENGTH, sliding_window=5)),
+    "phi3": Tiny(
+        "Phi3ForCausalLM", _llama_sizes(head_dim=10, original_max_position_embeddings=LENGTH, sliding_window=5)
+    ),
     "phi3_long": Tiny(
         "Phi3ForCausalLM",
         _llama_sizes(
@@ -90,15 +93,15 @@ TINY: dict[str, Tiny] = {
             rope_parameters=_rope("longrope", short_factor=_SHORT, long_factor=_LONG),
         ),
     ),
-    "smollm3": Tiny("SmolLM3ForCausalLM", _llama_sizes(num_hidden_layers=4)),
-    "olmo2": Tiny("Olmo2ForCausalLM", _llama_sizes()),
-    "olmo3": Tiny("Olmo3ForCausalLM", _llama_sizes(num_hidden_layers=4, sliding_window=5)),
+    "smollm3": Tiny("SmolLM3ForCausalLM", _llama_sizes(head_dim=10, num_hidden_layers=4)),
+    "olmo2": Tiny("Olmo2ForCausalLM", _llama_sizes(head_dim=10)),
+    "olmo3": Tiny("Olmo3ForCausalLM", _llama_sizes(head_dim=10, num_hidden_layers=4, sliding_window=5)),
     "gemma1": Tiny("GemmaForCausalLM", _llama_sizes(head_dim=10)),
     "gemma3": Tiny(
         "Gemma3ForCausalLM",
         _llama_sizes(num_hidden_layers=6, head_dim=10, sliding_window=5, query_pre_attn_scalar=7),
     ),
-    "phi": Tiny("PhiForCausalLM", _llama_sizes()),
+    "phi": Tiny("PhiForCausalLM", _llama_sizes(head_dim=12)),
     "stablelm": Tiny("StableLmForCausalLM", _llama_sizes(use_qkv_bias=True)),
     "stablelm_parallel": Tiny("StableLmForCausalLM", _llama_sizes(use_parallel_residual=True)),
     "falcon_7b": Tiny("FalconForCausalLM", _without(_llama_sizes(), "num_key_value_heads", "intermediate_size")),
@@ -120,8 +123,8 @@ TINY: dict[str, Tiny] = {
             "bias": True,
         },
     ),
-    "olmo1": Tiny("OlmoForCausalLM", _llama_sizes(clip_qkv=0.05)),
-    "cohere": Tiny("CohereForCausalLM", _llama_sizes(logit_scale=0.25)),
+    "olmo1": Tiny("OlmoForCausalLM", _llama_sizes(head_dim=10, clip_qkv=0.05)),
+    "cohere": Tiny("CohereForCausalLM", _llama_sizes(head_dim=10, logit_scale=0.25)),
     "gptj": Tiny("GPTJForCausalLM", _short_sizes(rotary_dim=4)),
     "gpt_neo": Tiny(
         "GPTNeoForCausalLM",
@@ -146,7 +149,13 @@ TINY: dict[str, Tiny] = {
     ),
     "granite": Tiny(
         "GraniteForCausalLM",
-        _llama_sizes(embedding_multiplier=3.0, residual_multiplier=0.5, attention_multiplier=0.25, logits_scaling=7.0),
+        _llama_sizes(
+            head_dim=10,
+            embedding_multiplier=3.0,
+            residual_multiplier=0.5,
+            attention_multiplier=0.25,
+            logits_scaling=7.0,
+        ),
     ),
 }
 """Name of a case -> its model: every family at least once, and each branch of its config."""

@@ -36,6 +36,7 @@ class ContainerWriter:
         shapes: key -> shape, or number of elements of a flat tensor.
         metadata: metadata of the header.
         dtype: number format of all tensors, one of `DTYPE_BYTES`.
+        is_hashed: compute the hash of the file, which takes as long as copying it.
 
     Raises:
         OSError: the file cannot be written.
@@ -47,9 +48,10 @@ class ContainerWriter:
         shapes: Mapping[str, int | tuple[int, ...]],
         metadata: Mapping[str, str],
         dtype: str = _DTYPE,
+        is_hashed: bool = True,
     ) -> None:
         self._path = path
-        self._digest = hashlib.blake2b(digest_size=16)
+        self._digest = hashlib.blake2b(digest_size=16) if is_hashed else None
         header: dict[str, object] = {_METADATA: dict(metadata)}
         end = 0
         for key, size in shapes.items():
@@ -76,7 +78,8 @@ class ContainerWriter:
         self._write(values.contiguous().view(-1).view(torch.uint8).numpy().data)
 
     def _write(self, data: bytes | memoryview, flags: int = 0) -> None:
-        self._digest.update(data)
+        if self._digest is not None:
+            self._digest.update(data)
         self._written_bytes += len(data)
         handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | flags, 0o666)
         try:
@@ -87,7 +90,7 @@ class ContainerWriter:
             os.close(handle)
 
     def finish(self) -> FileFacts:
-        """Make the file durable, and return its size and hash.
+        """Make the file durable, and return its size and hash; an empty hash if none was computed.
 
         Raises:
             OSError: the file cannot be written.
@@ -97,7 +100,7 @@ class ContainerWriter:
             raise ValueError(f"{self._path} must get {self._size_bytes} bytes, but got {self._written_bytes}")
         with self._path.open("rb") as file:
             os.fsync(file.fileno())
-        return FileFacts(self._size_bytes, self._digest.hexdigest())
+        return FileFacts(self._size_bytes, "" if self._digest is None else self._digest.hexdigest())
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:

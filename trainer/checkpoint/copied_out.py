@@ -49,7 +49,8 @@ def write_weights(tensors: Weights, said: Expressed, dtype: str, folder: Path, s
     files = _files(shapes, DTYPE_BYTES[header], shard_bytes)
     written = _theirs(tensors, said, getattr(torch, dtype))
     for file, names in files.items():
-        writer = ContainerWriter(folder / file, {name: shapes[name] for name in names}, _METADATA, header)
+        held = {name: shapes[name] for name in names}
+        writer = ContainerWriter(folder / file, held, _METADATA, header, is_hashed=False)
         for name in names:
             found, values = next(written)
             assert found == name, f"{name} is written before {found}"
@@ -89,5 +90,8 @@ def _theirs(tensors: Weights, said: Expressed, dtype: torch.dtype) -> Iterator[t
         ):
             values = torch.empty(shape, dtype=dtype)
             for mine, other in link.pairs(index, whole[rows], values):
+                if other.ndim == 2 and other.stride(0) < other.stride(1):
+                    # torch is quick at a transposed source, and not at a transposed target.
+                    mine, other = mine.T, other.T
                 other.copy_(mine)
             yield link.theirs[index], values

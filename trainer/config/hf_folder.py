@@ -127,13 +127,12 @@ def find_source(text: str, key: str, fetch_weights: bool = True) -> Path:
     """
     local = local_path(text, key)
     if text.endswith(".gguf"):
-        raise ConfigError(
-            f"{key} must be a folder with safetensors, but {text} is GGUF; save it with transformers "
-            "first: AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=NAME).save_pretrained(DST)"
-        )
+        raise _is_gguf(text, key, Path(text))
     if os.path.isdir(local):
         folder = absolute_path(text, key)
         if not (folder / HF_CONFIG).is_file():
+            for path in sorted(folder.glob("*.gguf")):
+                raise _is_gguf(text, key, path)
             held = "a run of Trident, not of Hugging Face" if (folder / "checkpoints").is_dir() else f"no {HF_CONFIG}"
             raise ConfigError(f"{key} must be a folder with {HF_CONFIG} and weights, but {text} holds {held}")
         return folder
@@ -141,6 +140,16 @@ def find_source(text: str, key: str, fetch_weights: bool = True) -> Path:
         what = "is a file" if os.path.exists(local) else "does not exist"
         raise ConfigError(f"{key} must be a folder with {HF_CONFIG}, or a Hugging Face name, but {text} {what}")
     return _from_hub(text, key, fetch_weights)
+
+
+def _is_gguf(text: str, key: str, path: Path) -> ConfigError:
+    """Return the refusal of a file of llama.cpp's, whose numbers only a whole model in memory can be made of."""
+    return ConfigError(
+        f"{key} must be a folder with safetensors, but {text} is GGUF; save it with transformers first: "
+        f"AutoModelForCausalLM.from_pretrained({str(path.parent)!r}, gguf_file={path.name!r}, dtype=torch.float32)"
+        ".save_pretrained(DST)",
+        hints=["transformers needs the packages gguf and accelerate for that, and leaves scaled rotary positions out"],
+    )
 
 
 def _from_hub(name: str, key: str, fetch_weights: bool) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.families.family import Dims, Family
-from trainer.families.fields import Activation, Biases, Constant, Field, Refusal
+from trainer.families.fields import Activation, Biases, Constant, Field, HeadDim, Refusal
 from trainer.families.layouts import Link, Rotated, Same, Stacked
 from trainer.families.rope_fields import Rope
 from trainer.families.tensor_names import LLAMA_LAYER, block, llama_links
@@ -28,6 +28,7 @@ FAMILY = Family(
         Constant("wiring", "parallel"),
         Field("layer_norm_eps", "norm_eps", 1e-5),
         Field("num_key_value_heads", "num_key_value_heads", None),
+        HeadDim(),
         Field("logit_scale", "logit_scale", 0.0625),
         Activation("hidden_act", "silu", gated=True),
         Biases("attention_bias", ("qkv_bias", "attention_output_bias")),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from trainer.errors import ConfigError
 from trainer.families.family import Dims, Family
-from trainer.families.fields import Activation, Constant, Field, Listed, Refusal, Values
+from trainer.families.fields import Activation, Constant, Field, HeadDim, Listed, Refusal, Values
 from trainer.families.layouts import Grouped, Link
 from trainer.families.rope_fields import Rope
 from trainer.families.tensor_names import block, both, flat
@@ -97,6 +97,7 @@ FAMILY = Family(
         Field("bias", "bias", False),
         Activation("activation", "gelu"),
         _Generation(),
+        HeadDim(is_free=False),
         Refusal("alibi", False, "rounded slopes and scaled positions (Falcon RW)"),
         Refusal("apply_residual_connection_post_layernorm", False, "a residual stream behind the norm"),
         Rope(length=2048),

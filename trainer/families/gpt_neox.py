@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.families.family import Dims, Family
-from trainer.families.fields import Activation, Biases, Divisible, Field
+from trainer.families.fields import Activation, Biases, Divisible, Field, HeadDim
 from trainer.families.layouts import Grouped, Link
 from trainer.families.rope_fields import Rope
 from trainer.families.tensor_names import block, both, flat
@@ -38,6 +38,7 @@ FAMILY = Family(
         Divisible(),
         *layer_norm(),
         Field("layer_norm_eps", "norm_eps", 1e-5),
+        HeadDim(is_free=False),
         Field("use_parallel_residual", "wiring", True, {True: "parallel_two_norms", False: "pre"}),
         Activation("hidden_act", "gelu"),
         Biases("attention_bias", ("qkv_bias", "attention_output_bias"), default=True, base=True),

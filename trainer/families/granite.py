@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.families.family import Family
-from trainer.families.fields import Activation, Biases, Field, Scaled, ScoreScale
+from trainer.families.fields import Activation, Biases, Field, HeadDim, Scaled, ScoreScale
 from trainer.families.rope_fields import Rope
 from trainer.families.tensor_names import llama_links
 from trainer.families.usual_keys import ATTENTION_DROPOUT, rms_norm, sizes
@@ -21,6 +21,7 @@ FAMILY = Family(
         *sizes(32000, 4096, 11008, 32, 32),
         *rms_norm(1e-6),
         Field("num_key_value_heads", "num_key_value_heads", None),
+        HeadDim(),
         Field("embedding_multiplier", "embedding_scale", 1.0),
         Field("residual_multiplier", "residual_scale", 1.0),
         ScoreScale("attention_multiplier", 1.0),

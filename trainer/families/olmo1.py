@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.families.family import Family
-from trainer.families.fields import Activation, Biases, Constant, Field
+from trainer.families.fields import Activation, Biases, Constant, Field, HeadDim
 from trainer.families.rope_fields import Rope
 from trainer.families.tensor_names import llama_links
 from trainer.families.usual_keys import ATTENTION_DROPOUT, sizes
@@ -19,6 +19,7 @@ FAMILY = Family(
         Constant("norm_eps", 1e-5),
         Constant("bias", False),
         Field("num_key_value_heads", "num_key_value_heads", None),
+        HeadDim(),
         Field("clip_qkv", "clip_qkv", None),
         Activation("hidden_act", "silu", gated=True),
         Biases("attention_bias", ("qkv_bias", "attention_output_bias")),

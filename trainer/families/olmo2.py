@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from trainer.families.family import Family
-from trainer.families.fields import Activation, Biases, Constant, Entry, Field
+from trainer.families.fields import Activation, Biases, Constant, Entry, Field, HeadDim
 from trainer.families.rope_fields import Rope
 from trainer.families.tensor_names import llama_links
 from trainer.families.usual_keys import ATTENTION_DROPOUT, rms_norm, sizes
@@ -16,6 +16,7 @@ ENTRIES: tuple[Entry, ...] = (
     Constant("wiring", "output"),
     Constant("query_key_norm", "full"),
     Field("num_key_value_heads", "num_key_value_heads", None),
+    HeadDim(),
     Activation("hidden_act", "silu", gated=True),
     Biases("attention_bias", ("qkv_bias", "attention_output_bias")),
     ATTENTION_DROPOUT,

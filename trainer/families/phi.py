@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.families.family import Dims, Family
-from trainer.families.fields import Activation, Constant, Field, Refusal
+from trainer.families.fields import Activation, Constant, Field, HeadDim, Refusal
 from trainer.families.layouts import Link
 from trainer.families.rope_fields import Rope
 from trainer.families.tensor_names import LLAMA_LAYER, block, both, llama_links
@@ -31,6 +31,7 @@ FAMILY = Family(
         Constant("head_bias", True),
         Field("layer_norm_eps", "norm_eps", 1e-5),
         Field("num_key_value_heads", "num_key_value_heads", None),
+        HeadDim(),
         Activation("hidden_act", "gelu_new"),
         Refusal("qk_layernorm", False, "a norm of queries and keys with biases"),
         Rope(partial=0.5, length=2048),

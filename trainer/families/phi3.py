@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.families.family import Dims, Family
-from trainer.families.fields import Activation, Field
+from trainer.families.fields import Activation, Field, HeadDim
 from trainer.families.layer_fields import Window
 from trainer.families.layouts import Link
 from trainer.families.rope_fields import Rope
@@ -27,6 +27,7 @@ FAMILY = Family(
         *sizes(32064, 3072, 8192, 32, 32),
         *rms_norm(1e-5),
         Field("num_key_value_heads", "num_key_value_heads", None),
+        HeadDim(),
         Activation("hidden_act", "silu", gated=True),
         Window(),
         Rope(partial=1.0, length=4096, original=4096),

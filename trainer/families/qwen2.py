@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.families.family import Family
-from trainer.families.fields import Activation, Constant, Field
+from trainer.families.fields import Activation, Constant, Field, HeadDim
 from trainer.families.layer_fields import SwitchedWindow
 from trainer.families.rope_fields import Rope
 from trainer.families.tensor_names import llama_links
@@ -18,6 +18,7 @@ FAMILY = Family(
         *rms_norm(1e-6),
         Constant("qkv_bias", True),
         Field("num_key_value_heads", "num_key_value_heads", 32),
+        HeadDim(),
         Activation("hidden_act", "silu", gated=True),
         SwitchedWindow(),
         Rope(length=32768),

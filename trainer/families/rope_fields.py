@@ -39,6 +39,13 @@ _READ_BY: Mapping[str, tuple[str, ...]] = {
     "longrope": (*("factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),),
 }
 """Kind of scaling -> the keys that it reads."""
+_NEEDED = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("short_factor", "long_factor"),
+}
+"""Kind of scaling -> the keys that no other number stands for."""
 _BESIDE = ("rope_theta", "rope_type", "type", "partial_rotary_factor")
 LENGTH = "max_position_embeddings"
 BY_LENGTH = ("dynamic", "longrope")
@@ -68,6 +75,9 @@ def _scaling(parameters: Mapping[str, object], theirs: Values) -> dict[str, obje
     if kind == "default" or (kind == "linear" and parameters.get("factor") == 1):
         return {}
     values = {key: parameters[key] for key in _READ_BY[kind] if parameters.get(key) is not None}
+    absent = [key for key in _NEEDED.get(kind, ()) if key not in values]
+    if absent:
+        raise ConfigError(f"rope_type={kind} must have the keys {', '.join(_NEEDED[kind])}, but lacks {absent}")
     length = theirs.get("original_max_position_embeddings") or values.get("original_max_position_embeddings")
     if kind == "dynamic":
         values["original_max_position_embeddings"] = theirs[LENGTH]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.families.family import Family
-from trainer.families.fields import Activation, Biases, Field
+from trainer.families.fields import Activation, Biases, Field, HeadDim
 from trainer.families.layer_fields import NoRope
 from trainer.families.rope_fields import Rope
 from trainer.families.tensor_names import llama_links
@@ -17,6 +17,7 @@ FAMILY = Family(
         *sizes(128256, 2048, 11008, 36, 16, tied=True),
         *rms_norm(1e-6),
         Field("num_key_value_heads", "num_key_value_heads", 4),
+        HeadDim(),
         Activation("hidden_act", "silu", gated=True),
         Biases("attention_bias", ("qkv_bias", "attention_output_bias")),
         Biases("mlp_bias", ("mlp_bias",)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.families.family import Family
-from trainer.families.fields import Activation, Biases, Constant, Field, Refusal
+from trainer.families.fields import Activation, Biases, Constant, Field, HeadDim, Refusal
 from trainer.families.rope_fields import Rope
 from trainer.families.tensor_names import llama_links
 from trainer.families.usual_keys import dropouts, sizes
@@ -19,6 +19,7 @@ FAMILY = Family(
         Constant("bias", False),
         Field("layer_norm_eps", "norm_eps", 1e-5),
         Field("num_key_value_heads", "num_key_value_heads", 32),
+        HeadDim(is_free=False),
         Field("use_parallel_residual", "wiring", False, {False: "pre", True: "parallel"}),
         Activation("hidden_act", "silu", gated=True),
         Biases("use_qkv_bias", ("qkv_bias",)),

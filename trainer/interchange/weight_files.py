@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -74,11 +75,7 @@ class WeightFiles:
 
     def _pickle(self, path: Path) -> Mapping[str, torch.Tensor]:
         if path not in self._pickles:
-            try:
-                # Mapped, so that a tensor takes memory only while it is read; files of torch before 1.6 cannot be.
-                found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-            except Exception as error:
-                raise CheckpointError(f"{path} must hold tensors and nothing else, but: {first_line(error)}") from error
+            found = _unpickled(path)
             if not isinstance(found, Mapping) or not all(isinstance(one, torch.Tensor) for one in found.values()):
                 raise CheckpointError(f"{path} must hold tensors by their names, but does not")
             self._pickles[path] = found
@@ -111,6 +108,23 @@ class WeightFiles:
         if not found.is_floating_point():
             raise CheckpointError(f"{name} must be of real numbers, but is {found.dtype} in {stored.path}")
         return found
+
+
+def _unpickled(path: Path) -> object:
+    """Return what a pickle holds, if it is tensors: their numbers stay in the file until they are read.
+
+    Files from before torch 1.6 cannot be mapped, and are read whole.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        # The library's own words tell how to run what the file says.
+        raise CheckpointError(
+            f"{path} must hold tensors and nothing else, but is damaged or holds other objects, whose code is never run"
+        ) from error
+    # The library raises whatever its parts raise.
+    except Exception as error:
+        raise CheckpointError(f"{path} must hold tensors and nothing else, but: {first_line(error)}") from error
 
 
 def _header(path: Path) -> Iterator[tuple[str, StoredTensor]]:

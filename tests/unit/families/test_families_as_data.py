@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,8 @@ LLAMA: dict[str, Any] = {"architectures": ["LlamaForCausalLM"]}
         ({**LLAMA, "hidden_act": "mish"}, "hidden_act must be one of"),
         ({**LLAMA, "rope_scaling": {"rope_type": "odd", "factor": 2.0}}, "rope_type must be one of"),
         ({**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 2.0, "odd": 1}}, "but has ['odd']"),
+        ({**LLAMA, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "but lacks ['low_freq_factor', "),
+        ({**LLAMA, "rope_scaling": {"type": "linear"}}, "rope_type=linear must have the keys factor, but lacks"),
         ({**LLAMA, "rope_parameters": 7}, "rope_parameters must be a mapping"),
         ({**LLAMA, "rope_parameters": {"rope_type": "default", "factor": 2.0}}, "but has ['factor']"),
         ({**LLAMA, "rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor must be 1"),
@@ -284,3 +287,53 @@ def test_the_first_block_and_the_wiring_of_gemma_2_are_not_taken_for_others() ->
         "GPTNeoXForCausalLM": ["blocks.0.mlp_norm.weight"],
         "Gemma3ForCausalLM": ["blocks.0.attention_output_norm.weight"],
     }
+
+
+OTHER_HEADS = {
+    "GPT2LMHeadModel": {"hidden_dropout", "summary_last_dropout"},
+    "OpenAIGPTLMHeadModel": {"summary_last_dropout"},
+    "Gemma3ForCausalLM": {"get_text_config", "image_token_id", "mm_tokens_per_image", "text_config", "vision_config"},
+}
+"""What classes of the same file read that are no language models: heads for classification, and images."""
+OF_THE_LIBRARY = {"use_return_dict", "is_causal"}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.architecture)
+def test_every_key_that_transformers_model_reads_is_known(family: Family) -> None:
+    """A model may read keys that its config class does not declare: a head_dim beside a LLaMA's."""
+    import transformers
+
+    model = getattr(transformers, family.architecture)
+    read = keys_read(Path(inspect.getfile(model)).read_text())
+    assert {"vocab_size", "hidden_size", "n_embd", "num_attention_heads"} & read
+    told = {family.renamed.get(key, key) for key in read - OTHER_HEADS.get(family.architecture, set()) - OF_THE_LIBRARY}
+    assert sorted(told - family.defaults.keys()) == []
+
+
+def keys_read(source: str) -> set[str]:
+    """Return the attributes of `config` and `self.config` that a file reads, by name or by getattr."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("config", "self.config"):
+            found.add(node.attr)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
+            first, second, *_ = node.args
+            if ast.unparse(first) in ("config", "self.config") and isinstance(second, ast.Constant):
+                found.add(str(second.value))
+    return found
+
+
+@pytest.mark.parametrize("architecture", ["GPTNeoXForCausalLM", "StableLmForCausalLM", "FalconForCausalLM"])
+def test_a_size_of_heads_that_transformers_reads_in_one_place_only_is_refused(architecture: str) -> None:
+    tiny = next(tiny for tiny in TINY.values() if tiny.architecture == architecture)
+    with pytest.raises(ConfigError, match=r"head_dim must be hidden_size / num_attention_heads \(8\)"):
+        FAMILY[architecture].read({**tiny.arguments, "head_dim": 10})
+    assert read(replace(tiny, arguments={**tiny.arguments, "head_dim": 8})) == read(tiny)
+
+
+def test_a_usual_size_of_heads_is_not_written_and_another_one_is() -> None:
+    usual, other = ({**TINY["granite"].arguments, "head_dim": size} for size in (8, 10))
+    family = FAMILY["GraniteForCausalLM"]
+    written = [family.write(plain_values(model_of(family.read(config)))) for config in (usual, other)]
+    assert [config.get("head_dim") for config in written] == [None, 10]
+    assert "head_dim" not in written[0], "a null is no number to transformers"

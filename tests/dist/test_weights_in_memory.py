@@ -1,0 +1,64 @@
+"""Weights go in and out one tensor at a time: the peak is bounded by the largest tensor, not by the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.case import TINY
+from benchmarks.meter import PeakMeter
+from benchmarks.suites.interchange import make_source
+from tests.helpers.dist import run_distributed
+from trainer.config.hf_folder import read_hf_model
+from trainer.interchange.weight_files import WeightFiles
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(120)]
+
+MIB = 1 << 20
+CASE = replace(TINY, hidden_size=512, num_heads=8, num_layers=8, ffn_hidden_size=2048, vocab_size=2048)
+"""GPT-2's architecture with 26M parameters."""
+SLACK = 12 * MIB
+"""What is read at once beside tensors, and what the heap keeps."""
+
+
+def _peaks(_rank: int, _world_size: int, source: Path, place: Path) -> dict[str, int]:
+    from trainer.exporting import export_verb
+    from trainer.importing import import_verb
+
+    def whole() -> None:
+        files = WeightFiles(source)
+        assert len([files.read(name) for name in files.names()]) > 90
+
+    ways: dict[str, Callable[[], object]] = {
+        "import": lambda: import_verb([str(source), str(place / "run"), "check=false"]),
+        "export": lambda: export_verb([str(place / "run"), str(place / "out"), "check=false"], "fp32"),
+        "whole": whole,
+    }
+    found = {}
+    for name, way in ways.items():
+        meter = PeakMeter("cpu")
+        meter.start()
+        way()
+        found[name] = meter.peak_bytes()
+    return found
+
+
+def test_a_model_in_and_out_takes_no_more_than_its_largest_tensors(tmp_path: Path) -> None:
+    facts = make_source(CASE, tmp_path / "source")
+    assert facts["file_bytes"] > 100 * MIB
+    (found,) = run_distributed(_peaks, 1, tmp_path / "source", tmp_path)
+    # A tensor of ours and one of theirs.
+    bound = 2 * facts["largest_tensor_bytes"] + SLACK
+    assert found["import"] < bound, found
+    assert found["export"] < bound, found
+    # Some of what is held was free before, and was resident already.
+    assert found["whole"] > 3 * bound, "the meter sees what is held"
+    read = {name: WeightFiles(tmp_path / "out").read(name) for name in ("transformer.wte.weight",)}
+    assert torch.equal(read["transformer.wte.weight"], WeightFiles(tmp_path / "source").read("transformer.wte.weight"))
+    assert read_hf_model(tmp_path / "out", "SRC").model.num_layers == 8
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
