@@ -181,9 +181,10 @@ def _load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) -
             f"{path} must be of a model with this vocabulary ({plan.model.vocab_size}), but has "
             f"{manifest.vocab_size}; set model.vocab_size={manifest.vocab_size}, or use the same data and tokenizer"
         )
-    check_model(path, plan.config.model, found.use)
+    config = plan.config
+    check_model(path, config.model, found.use)
     rank, size = groups.tensor.rank, groups.tensor.size
-    weights = weights_of(found, plan.model, plan.config.checkpoint.init_from)
+    weights = weights_of(found, plan.model, config.checkpoint.init_from)
     model, drawn = plan.model, Drawn(plan.seed, groups.tensor)
     # Adapters of a run that begins with a model which has none.
     begins = found.use is Use.weights and model.has_adapters

@@ -18,15 +18,14 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from trainer.config.places import absolute_path
 from trainer.config.schema import DataSource, RecordKind, TokenizerKind, TridentConfig
 from trainer.data.example_shards import keep_template, write_examples
 from trainer.data.examples import examples_identity, training_texts
+from trainer.data.pieces import Pieces, megatron_pieces, split_texts, synthetic_pieces
 from trainer.data.shared_cache import check_readable, partial_folder, remove_leftovers, set_aside, share, turn
-from trainer.data.sources import documents, file_identity, identity
-from trainer.data.split import is_held_out, split_document
+from trainer.data.sources import file_identity, identity
 from trainer.data.token_files import (
     TRAIN,
     VALIDATION,
@@ -48,14 +47,11 @@ from trainer.data.tokenizer import (
 )
 from trainer.data.wording import reason
 from trainer.errors import ConfigError, DataError, StorageError
-from trainer.progress import current
 
 FORMAT_VERSION = 2
 BATCH_DOCUMENTS = 256
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 Say = Callable[[str], None]
-Pieces = Iterator[tuple[bool, npt.NDArray[np.int64]]]
-"""(True if held out, tokens) of documents in order."""
 
 
 @dataclass(frozen=True)
@@ -302,52 +298,12 @@ def _training_part(config: TridentConfig) -> Iterator[str]:
     return (text for held_out, text in split_texts(config) if not held_out)
 
 
-def split_texts(config: TridentConfig) -> Iterator[tuple[bool, str]]:
-    """Yield (True if held out, text) of the documents of a text source, in order, a long one in pieces.
-
-    Raises:
-        DataError: the source cannot be read.
-    """
-    for text in documents(config.data):
-        current().beat()
-        yield from split_document(text, config.data.validation_fraction)
-
-
 def _tokenised(config: TridentConfig, tokenizer: Tokenizer) -> Pieces:
     source = split_texts(config)
     while batch := list(islice(source, BATCH_DOCUMENTS)):
         encoded = tokenizer.encode_batch([text for _, text in batch])
         for (held_out, _), ids in zip(batch, encoded, strict=True):
             yield held_out, np.array([*ids, tokenizer.eos_id], dtype=np.int64)
-
-
-def megatron_pieces(config: TridentConfig) -> Pieces:
-    """Yield (True if held out, tokens) of the documents of data.source=megatron, in order.
-
-    Raises:
-        DataError: files cannot be read, or an id is not in `model.vocab_size`.
-    """
-    from trainer.data.megatron import token_documents
-
-    limit = config.model.vocab_size or 0
-    for tokens in token_documents(config.data):
-        if tokens.min() < 0 or tokens.max() >= limit:
-            raise DataError(
-                f"token ids of data.files must be in [0, model.vocab_size ({limit})), but one is "
-                f"{tokens.max() if tokens.max() >= limit else tokens.min()}"
-            )
-        yield is_held_out(tokens.tobytes().hex(), config.data.validation_fraction), tokens
-
-
-def synthetic_pieces(config: TridentConfig) -> Pieces:
-    """Yield (True if held out, tokens) of the two parts of data.source=synthetic."""
-    from trainer.data.synthetic import synthetic_tokens
-
-    assert config.model.vocab_size is not None, "validation asks for it"
-    tokens = synthetic_tokens(config.data.synthetic_tokens, config.model.vocab_size, config.train.seed)
-    held_out = int(len(tokens) * config.data.validation_fraction)
-    yield False, tokens[: len(tokens) - held_out]
-    yield True, tokens[len(tokens) - held_out :]
 
 
 def _opened(config: TridentConfig, folder: Path, meta: ShardMeta) -> PreparedData:

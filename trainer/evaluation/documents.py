@@ -10,7 +10,7 @@ from itertools import islice
 
 from trainer.config.schema import DataSource, TridentConfig
 from trainer.data.end_of_text import SETTINGS
-from trainer.data.prepare import megatron_pieces, split_texts, synthetic_pieces
+from trainer.data.pieces import megatron_pieces, split_texts, synthetic_pieces
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError
 from trainer.evaluation.windows import Window, rolling_windows

@@ -188,6 +188,8 @@ def find_tokenizer(found: Found, other: str = "") -> Tokenizer:
             )
         return tokenizer
     own = own_tokenizer_folder(found)
+    if own is None and found.is_foreign:
+        raise ConfigError(f"{found.path} must hold {TOKENIZER_FILE}, but has none; name one: tokenizer=PATH")
     if own is None:
         raise ConfigError(
             f"checkpoint must hold its tokenizer, but {found.path} has none, and none that is known to be its run's is "

@@ -186,7 +186,11 @@ def compare(theirs: Facts, ours: Facts) -> tuple[dict[str, tuple[object, object]
 
 def _same(first: object, other: object) -> bool:
     """Compare as text: 1 is not true, and NaN equals itself."""
-    return json.dumps(first) == json.dumps(other)
+    return _text(first) == _text(other)
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, default=lambda choice: choice.value, sort_keys=True)
 
 
 def _objection(

@@ -353,10 +353,6 @@ TRAINING: list[Case] = [
         ["runtime.liger=true has no effect in compiled blocks; use either it or runtime.compile=true"],
     ),
     (
-        {"runtime.liger": True, "model.norm": "rmsnorm", "model.norm_offset": 1.0, "precision.dtype": "bf16", "runtime.device": "cuda"},
-        ["runtime.liger=true has no effect with model.norm=rmsnorm, model.norm_offset=1 in bf16 and model.activation=gelu_tanh: liger-kernel has kernels for RMSNorm, LayerNorm with a bias, and swiglu; leave it out"],
-    ),
-    (
         {"runtime.liger": True, "model.bias": False, "runtime.device": "cuda"},
         ["runtime.liger=true has no effect with model.norm=layernorm, model.bias=false and model.activation=gelu_tanh: liger-kernel has kernels for RMSNorm, LayerNorm with a bias, and swiglu, and none for an offset in half precision; leave it out"],
     ),

@@ -137,7 +137,7 @@ def test_a_folder_whose_model_cannot_be_computed_is_told_in_one_line(place: Path
     with pytest.raises(ConfigError) as caught:
         asked(place / "exported")
     (line,) = caught.value.problems
-    assert line.startswith(f"{path}: model.num_attention_heads (3) must be divisible by ")
+    assert line.startswith(f"{path}: hidden_size (16) must be divisible by num_attention_heads (3)")
 
 
 def test_texts_while_a_run_trains_are_those_of_its_checkpoint(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ from trainer.tensor_parallel.shard import shard_spec_of
 from trainer.topology.groups import SingleGroup
 
 LOGITS = 1e-5
-"""Largest difference in fp32: sums in another order."""
+"""Largest difference in fp32, relative to the largest logit: sums in another order."""
 CASES: dict[str, tuple[str, LoraConfig]] = {
     "a layer each": ("llama", LoraConfig(2, alpha=3.0)),
     "one adapter of several layers of theirs": (
@@ -128,7 +128,8 @@ def test_both_exports_give_the_logits_of_the_run(name: str, tmp_path: Path) -> N
         assert (plain - ours).abs().max() > 1e-2
         adapted = peft.PeftModel.from_pretrained(loaded(base), tmp_path / "adapters")
         for model in (adapted, loaded(tmp_path / "merged")):
-            torch.testing.assert_close(model(ids_of(plan)).logits, ours, rtol=0, atol=LOGITS)
+            atol = LOGITS * float(ours.abs().max())
+            torch.testing.assert_close(model(ids_of(plan)).logits, ours, rtol=0, atol=atol)
     said = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
     assert said["base_model_name_or_path"] == str(base)
     assert not any(path.name == "model.safetensors" for path in (tmp_path / "adapters").iterdir())
