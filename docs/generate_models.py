@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.families.family import Family
-from trainer.families.fields import Equal, HeadDim, Refusal
+from trainer.families.fields import Equal, Refusal
 from trainer.families.registry import FAMILIES, MISSING
+from trainer.families.size_fields import HeadDim
 from trainer.log import say
 
 PAGE = Path(__file__).parent / "models.md"

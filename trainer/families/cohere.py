@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from trainer.families.family import Dims, Family
-from trainer.families.fields import Activation, Biases, Constant, Field, HeadDim, Refusal
+from trainer.families.fields import Activation, Biases, Constant, Field, Refusal
 from trainer.families.layouts import Link, Rotated, Same, Stacked
 from trainer.families.rope_fields import Rope
+from trainer.families.size_fields import HeadDim
 from trainer.families.tensor_names import LLAMA_LAYER, block, llama_links
 from trainer.families.usual_keys import ATTENTION_DROPOUT, sizes
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from trainer.errors import ConfigError
 from trainer.families.family import Dims, Family
-from trainer.families.fields import Activation, Constant, Field, HeadDim, Listed, Refusal, Values
+from trainer.families.fields import Activation, Constant, Field, Listed, Refusal, Values
 from trainer.families.layouts import Grouped, Link
 from trainer.families.rope_fields import Rope
+from trainer.families.size_fields import HeadDim
 from trainer.families.tensor_names import block, both, flat
 from trainer.families.usual_keys import dropouts
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 from trainer.families.family import Family
-from trainer.families.fields import Activation, Constant, Divisible, Field, Listed, Refusal, ScoreScale
+from trainer.families.fields import Activation, Constant, Field, Listed, Refusal, ScoreScale
 from trainer.families.gemma1 import SHARED
 from trainer.families.layer_fields import EveryFull
 from trainer.families.rope_fields import RopeByLayer
+from trainer.families.size_fields import Divisible
 from trainer.families.tensor_names import llama_links
 from trainer.families.usual_keys import sizes
 

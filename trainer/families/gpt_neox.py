@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from trainer.families.family import Dims, Family
-from trainer.families.fields import Activation, Biases, Divisible, Field, HeadDim
+from trainer.families.fields import Activation, Biases, Field
 from trainer.families.layouts import Grouped, Link
 from trainer.families.rope_fields import Rope
+from trainer.families.size_fields import Divisible, HeadDim
 from trainer.families.tensor_names import block, both, flat
 from trainer.families.usual_keys import dropouts, layer_norm, sizes
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from trainer.families.family import Family
-from trainer.families.fields import Activation, Biases, Constant, Entry, Field, HeadDim
+from trainer.families.fields import Activation, Biases, Constant, Entry, Field
 from trainer.families.rope_fields import Rope
+from trainer.families.size_fields import HeadDim
 from trainer.families.tensor_names import llama_links
 from trainer.families.usual_keys import ATTENTION_DROPOUT, rms_norm, sizes
 

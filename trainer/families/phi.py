@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from trainer.families.family import Dims, Family
-from trainer.families.fields import Activation, Constant, Field, HeadDim, Refusal
+from trainer.families.fields import Activation, Constant, Field, Refusal
 from trainer.families.layouts import Link
 from trainer.families.rope_fields import Rope
+from trainer.families.size_fields import HeadDim
 from trainer.families.tensor_names import LLAMA_LAYER, block, both, llama_links
 from trainer.families.usual_keys import dropouts, layer_norm, sizes
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from trainer.families.family import Dims, Family
-from trainer.families.fields import Activation, Field, HeadDim
+from trainer.families.fields import Activation, Field
 from trainer.families.layer_fields import Window
 from trainer.families.layouts import Link
 from trainer.families.rope_fields import Rope
+from trainer.families.size_fields import HeadDim
 from trainer.families.tensor_names import LLAMA_LAYER, block, llama_links
 from trainer.families.usual_keys import dropouts, rms_norm, sizes
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from trainer.families.family import Family
-from trainer.families.fields import Activation, Constant, Field, HeadDim
+from trainer.families.fields import Activation, Constant, Field
 from trainer.families.layer_fields import SwitchedWindow
 from trainer.families.rope_fields import Rope
+from trainer.families.size_fields import HeadDim
 from trainer.families.tensor_names import llama_links
 from trainer.families.usual_keys import ATTENTION_DROPOUT, rms_norm, sizes
 

@@ -65,7 +65,7 @@ def saved_run(base: Path, lora: LoraConfig, run: Path, with_base: bool = False) 
         spec = shard_spec_of(tensor, 1, 1)
         if tensor.is_adapter:
             generator = torch.Generator().manual_seed(seed)
-            values = 0.3 * torch.randn(tensor.shape, generator=generator)
+            values = 0.1 * torch.randn(tensor.shape, generator=generator)
         elif with_base:
             values = source.read("weight", name)
         else:
