@@ -334,5 +334,8 @@ def check_model(path: Path, here: ModelConfig, use: Use) -> None:
         wanted = ", ".join(shown_value(mine) for _, mine in changed.values())
         raise CheckpointError(
             f"{path} must be of this model, but was trained with {found} (here {wanted}); give model.* the values of "
-            "the run that saved it"
+            "the run that saved it",
+            hints=[f"trident export {path} DST --merged adds its adapters to the weights; begin with DST"]
+            if saved.lora.rank is not None and use is Use.weights
+            else [],
         )
