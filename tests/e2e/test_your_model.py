@@ -39,11 +39,16 @@ def test_the_commands_of_the_section_do_what_they_say(tmp_path: Path) -> None:
     section = (ROOT / "README.md").read_text().partition("### Your model")[2].partition("\n### ")[0]
     lines = [line for line in code_lines(ROOT / "README.md") if line in re.sub(r"\\\n\s*", "", section)]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("trident ")]
-    assert [words[0] for words in commands] == ["import", "train", "export"]
+    assert [words[0] for words in commands] == ["import", "train", "evaluate", "export"]
     source = tmp_path / "SmolLM2-135M"
     make_source(source, 307)
     (tmp_path / "corpus").mkdir()
-    (tmp_path / "corpus" / "a.jsonl").write_text('{"text": "so much text that it can be learnt"}\n' * 300)
+    (tmp_path / "corpus" / "a.jsonl").write_text(
+        "".join(
+            json.dumps({"text": f"so much text that it can be learnt, and more of it: {number}"}) + "\n"
+            for number in range(300)
+        )
+    )
 
     words = [word for word in commands[1] if not word.startswith("model.seq_length")]
     for command in (commands[0], [*words, *SMALL, *CPU]):
@@ -60,7 +65,10 @@ def test_the_commands_of_the_section_do_what_they_say(tmp_path: Path) -> None:
     ended = run(trident(*words, *SMALL, *CPU, "train.steps=3", "--dry-run"), tmp_path, 200)
     assert ended.code == 0, ended.out + ended.err
     assert f"run     {mine}, goes on from step 2" in ended.out
-    ended = run(trident(*commands[2], "--dtype", "fp32"), tmp_path, 200)
+    ended = run(trident(*commands[2], "runtime.device=cpu"), tmp_path, 200)
+    assert ended.code == 0, ended.out + ended.err
+    assert "bits per byte" in ended.out
+    ended = run(trident(*commands[3], "--dtype", "fp32"), tmp_path, 200)
     assert ended.code == 0, ended.out + ended.err
 
     import transformers
