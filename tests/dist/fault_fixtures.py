@@ -68,7 +68,9 @@ class Seen:
 
 
 class _EngineFixture:
-    def __init__(self, case: Case, rank: int, world_size: int, hidden_size: int | None = None, num_layers: int | None = None) -> None:
+    def __init__(
+        self, case: Case, rank: int, world_size: int, hidden_size: int | None = None, num_layers: int | None = None
+    ) -> None:
         from trainer.config.plan import make_plan
         from trainer.engine.build import build_engine
         from trainer.engine.world import start_world
@@ -104,7 +106,9 @@ class _EngineFixture:
     def parameter(self, name: str) -> torch.nn.Parameter:
         from trainer.tensor_parallel.shard import shard_spec
 
-        found: list[torch.nn.Parameter] = [p for p in self.engine._engine.module.parameters() if shard_spec(p).name == name]
+        found: list[torch.nn.Parameter] = [
+            p for p in self.engine._engine.module.parameters() if shard_spec(p).name == name
+        ]
         # Rows that ranks share are a parameter of their own, after the sharded one.
         assert len(found) == (2 if name == ONE_HEAD else 1), name
         return found[-1]
@@ -124,7 +128,6 @@ def _break(fixture: _EngineFixture, fault: Fault) -> Callable[[], None]:
     parameter: Any = fixture.parameter(str(fault.parameter))
     inner = fixture.engine._engine
     if not fault.after_reduction:
-
 
         def spoil(grad: torch.Tensor | None) -> torch.Tensor | None:
             if grad is None:
@@ -216,9 +219,9 @@ def train_with_watchdog(rank: int, world_size: int, fault: str, folder: Path, ti
     """Train two stages under a watchdog; the second stands still in its data, a forward pass, or an evaluation."""
     from trainer.launcher.watchdog import Watchdog
     from trainer.log import use_terminal
+    from trainer.loop.session import Session
     from trainer.loop.state import TrainState
     from trainer.loop.stop import StopRequest
-    from trainer.loop.session import Session
     from trainer.loop.train import Batches, Loop
     from trainer.progress import Progress
 

@@ -12,9 +12,8 @@ import pytest
 from tests.dist.fault_fixtures import BAD, EMPTY, LAST, MATRIX, NORM, Fault, train_with_faults
 from tests.dist.resume_fixtures import Run, run_config, tokens_of
 from tests.helpers.dist import run_distributed
-from tests.helpers.parity import OPTIMIZER, VOCABULARY, Case, initial_weights
+from tests.helpers.parity import OPTIMIZER, Case, initial_weights
 from tests.helpers.reference import train_reference
-from trainer.config.plan import make_plan
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
 

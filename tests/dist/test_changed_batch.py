@@ -26,8 +26,8 @@ def _train(rank: int, world_size: int, place: Path, arguments: tuple[str, ...]) 
     from trainer.app import train_rank
     from trainer.config.compose import compose
     from trainer.data.batches import BatchSource
-    from trainer.micro_batch import MicroBatch
     from trainer.launcher.environment import World
+    from trainer.micro_batch import MicroBatch
 
     read: list[list[int]] = []
     original = BatchSource.micro_batches

@@ -11,7 +11,7 @@ CASE = Case(pp=2, schedule="dualpipev", num_micro_batches=8)
 
 
 def evaluate_between_steps(rank: int, world_size: int) -> tuple[list[float], list[float], list[float]]:
-    """Return the losses of evaluations of 4, the other 4, 8 and 12 micro-batches, and of steps with and without them."""
+    """Return losses of evaluations of 4, the other 4, 8 and 12 micro-batches, and of steps with and without them."""
     from trainer.config.plan import make_plan
     from trainer.engine.build import build_engine
     from trainer.engine.world import start_world

@@ -23,7 +23,13 @@ SETTINGS = (
     *("data=synthetic", "data.synthetic_tokens=16384", "model.vocab_size=256", "model.hidden_size=32"),
     *("model.seq_length=32", "batch.global_batch_size=8", "layout.data_parallel_size=auto", f"train.steps={STEPS}"),
     *(f"checkpoint.every={SAVED}", "runtime.device=cpu", "runtime.threads_per_rank=1", "logging=local"),
-    *("logging.console=quiet", "checkpoint.asynchronous=false", "optimizer.lr=1e-2", f"schedule.decay_steps={STEPS}", "checkpoint.keep=1000"),
+    *(
+        "logging.console=quiet",
+        "checkpoint.asynchronous=false",
+        "optimizer.lr=1e-2",
+        f"schedule.decay_steps={STEPS}",
+        "checkpoint.keep=1000",
+    ),
 )
 
 

@@ -37,9 +37,7 @@ def run(folder: Path, verb: str, size: int, *words: str, others: tuple[str, ...]
         # The harness's own table takes seconds to read.
         names.WITH_DEFAULTS = False  # type: ignore[attr-defined]
 
-    ranks = [
-        Rank((*words, *HERE, *(others if rank else ())), verb=verb, before=prepare) for rank in range(size)
-    ]
+    ranks = [Rank((*words, *HERE, *(others if rank else ())), verb=verb, before=prepare) for rank in range(size)]
     return start_apart(ranks, Path(tempfile.mkdtemp(dir=folder)))
 
 

@@ -14,11 +14,10 @@ import pytest
 
 from tests.dist.resume_fixtures import Run, Trainer, run_config, tokens_of
 from tests.helpers.dist import run_distributed
-from tests.helpers.parity import OPTIMIZER, TOLERANCES, VOCABULARY, Case
+from tests.helpers.parity import OPTIMIZER, TOLERANCES, Case
 from tests.helpers.reference import train_reference
 from trainer.checkpoint.fragments import TensorFolder
 from trainer.checkpoint.store import find_checkpoint
-from trainer.config.plan import make_plan
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
 

@@ -1,4 +1,4 @@
-"""A family that the package has never heard of trains, is cut, saved and resumed in every kind of layout, as data alone.
+"""A family that the package has never heard of trains, is cut, saved and resumed in every layout, as data alone.
 
 One run goes from layout to layout: each trains some steps, saves, and the next one begins where it left. Losses and
 gradient norms of all of it are those of the oracle, a single plain loop.

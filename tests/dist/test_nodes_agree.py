@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
-import socket
 import pytest
 import torch.distributed as dist
 
@@ -48,7 +48,9 @@ def test_tensor_ranks_on_several_machines_are_warned_about(hosts: Sequence[str],
     assert second == []
     assert len(first) == (hosts[0] != hosts[1])
     if first:
-        assert first[0].startswith("tensor-parallel ranks should share a machine, but 1 of 1 group does not (ranks 0, 1 ")
+        assert first[0].startswith(
+            "tensor-parallel ranks should share a machine, but 1 of 1 group does not (ranks 0, 1 "
+        )
 
 
 def test_the_same_tokens_everywhere() -> None:

@@ -15,8 +15,17 @@ import pytest
 
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import Case, Errors, errors_of, run_cases, tolerance_of
-from tests.helpers.parity_cases import FROZEN, HALF_PRECISION, OPTION_SAMPLE, PACKED, SAMPLE, WORLD_SIZES
-from tests.helpers.parity_cases import layout_name, layouts, matrix_of
+from tests.helpers.parity_cases import (
+    FROZEN,
+    HALF_PRECISION,
+    OPTION_SAMPLE,
+    PACKED,
+    SAMPLE,
+    WORLD_SIZES,
+    layout_name,
+    layouts,
+    matrix_of,
+)
 
 MATRIX = [layout for world_size in WORLD_SIZES for layout in layouts(world_size)]
 

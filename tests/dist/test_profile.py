@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 import gzip
 import json
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,10 @@ def talk(rank: int, world_size: int, folder: Path) -> dict[str, float]:
     import torch.distributed as dist
     from torch.profiler import ProfilerActivity, profile
 
+    from trainer.mesh import Mesh
     from trainer.profiling.breakdown import break_down
     from trainer.profiling.marks import CommunicationMarks
     from trainer.profiling.phases import MarkedProgress
-    from trainer.mesh import Mesh
     from trainer.topology.dist_group import make_groups
 
     grid = Mesh(world_size // 2, 1, 2)

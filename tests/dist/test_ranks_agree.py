@@ -132,7 +132,11 @@ def test_what_nodes_may_have_of_their_own_does_not_matter(tmp_path: Path, cache:
     def trained(name: str, source: str, second: Path, threads: int) -> list[dict[str, float]]:
         own = [
             (
-                *("tokenizer=pretrained", f"tokenizer.path={node / 'tokenizer.json'}", f"data.cache_dir={node / 'cache'}"),
+                *(
+                    "tokenizer=pretrained",
+                    f"tokenizer.path={node / 'tokenizer.json'}",
+                    f"data.cache_dir={node / 'cache'}",
+                ),
                 f"data.files=[{node / 'docs.txt'}]" if source == "files" else f"data.hub_path={node / 'hub'}",
                 *(f"data={source}", f"runtime.threads_per_rank={count}"),
             )

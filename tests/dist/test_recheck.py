@@ -1,4 +1,4 @@
-"""One bit that comes out wrong once is enough to end the run, and the rank that made it is named: not those it reached."""
+"""One bit that comes out wrong once ends the run, and the rank that made it is named: not those that it reached."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tests.helpers.command import Ended, rows, run, trident
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-STEPS = 20
+STEPS = 6
 SETTINGS = (
     "model=gpt_debug",
     "layout.pipeline_parallel_size=2",
@@ -103,11 +103,11 @@ def test_numbers_do_not_depend_on_the_launcher(launcher: str, trained: dict[str,
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_the_screen_is_the_runs_not_the_libraries(launcher: str, trained: dict[str, tuple[Path, Ended]]) -> None:
     _, ended = trained[launcher]
-    assert ended.out.count("finished at step 20") == 1
+    assert ended.out.count(f"finished at step {STEPS}") == 1
     assert "Traceback" not in ended.out + ended.err
     if launcher == "trident":
         assert ended.err == ""
-        assert ended.out.splitlines()[-1].startswith("finished at step 20"), "the last word is the last line"
+        assert ended.out.splitlines()[-1].startswith(f"finished at step {STEPS}"), "the last word is the last line"
         assert "[INFO]" not in ended.out
 
 
