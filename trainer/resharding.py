@@ -13,7 +13,7 @@ from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
-from trainer.checkpoint.kept_tokenizer import tokenizer_folder
+from trainer.checkpoint.kept_tokenizer import saved_config, tokenizer_folder
 from trainer.checkpoint.manifest import (
     IMPORTED_FROM,
     MANIFEST,
@@ -24,7 +24,7 @@ from trainer.checkpoint.manifest import (
     read_manifest,
 )
 from trainer.checkpoint.store import CheckpointStore, find_checkpoint
-from trainer.config.compose import compose, differences, from_yaml, recompose
+from trainer.config.compose import compose, differences, recompose
 from trainer.config.keys import GROUPS, KEYS, flatten
 from trainer.config.places import absolute_path
 from trainer.config.plan import RunPlan, make_plan
@@ -117,10 +117,7 @@ def _saved_config(found: Path, manifest: Manifest) -> TridentConfig:
         raise CheckpointError(f"{found / MANIFEST} must list {CONFIG}, but does not")
     # Checked before it is used: damage must not be taken for a config that cannot run.
     check_file(found / CONFIG, manifest.files[CONFIG])
-    try:
-        return from_yaml((found / CONFIG).read_text(encoding="utf-8"))
-    except (ConfigError, OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{found / CONFIG} must be a config that this version can read, but: {error}") from error
+    return saved_config(found / CONFIG)
 
 
 def _reshard(found: Path, manifest: Manifest, plan: RunPlan, folder: RunFolder) -> None:

@@ -114,19 +114,18 @@ def _train(plan: RunPlan, groups: ParallelGroups, run_dir: Path) -> RankOutcome:
 
 
 def _write(plan: RunPlan, groups: ParallelGroups, folder: Path, begun: Sequence[Sequence[int]], tokens: int) -> Written:
+    from trainer.checkpoint.held_weights import foreign_weights
     from trainer.generation.decoder import Decoder, Request
     from trainer.generation.sampling import Sampling
     from trainer.inference.stage import stage_model
-    from trainer.interchange.linked_weights import LinkedWeights
-    from trainer.interchange.weight_files import WeightFiles
     from trainer.pipeline.partition import stages
     from trainer.tensor_parallel.init import fill
 
-    found, group = read_hf_model(folder, "SRC"), groups.tensor
+    group = groups.tensor
     names = [layer.name for layer in stages(plan)[groups.place.stage].layers]
     model = stage_model(plan.model, plan.execution, group, names)
-    weights = LinkedWeights(WeightFiles(folder), found.family, found.values, plan.model.tensors)
-    fill(model, lambda spec, _: weights.read_shard(spec, group.rank, group.size))
+    weights = foreign_weights(folder, plan.model)
+    fill(model, lambda spec, _: weights.read_shard("weight", spec, group.rank, group.size))
     passes: list[torch.Tensor] = []
     if model.is_last:
         model.register_forward_hook(lambda _module, _inputs, logits: passes.append(logits.clone()))

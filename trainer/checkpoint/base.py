@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from trainer.checkpoint.kept_tokenizer import saved_config
 from trainer.checkpoint.manifest import MANIFEST, Base, Manifest, check_content, check_file, read_manifest
 from trainer.checkpoint.origin import Found
 from trainer.checkpoint.store import find_checkpoint
-from trainer.config.compose import from_yaml
 from trainer.config.hf_folder import HF_CONFIG, find_source, is_hf_folder, is_hub_name
 from trainer.config.places import absolute_path
 from trainer.errors import CheckpointError, ConfigError
@@ -62,10 +62,7 @@ def _places(checkpoint: Path, base: Base, init_from: str | None) -> Iterator[Pat
 
 def _saved_init_from(checkpoint: Path) -> str | None:
     """Return what the run that wrote a checkpoint began with: on the hub, another machine finds it again."""
-    try:
-        return from_yaml((checkpoint / CONFIG).read_text(encoding="utf-8")).checkpoint.init_from
-    except (ConfigError, OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{checkpoint / CONFIG} must be readable, but: {error}") from error
+    return saved_config(checkpoint / CONFIG).checkpoint.init_from
 
 
 def _check_is_same(path: Path, base: Base) -> None:

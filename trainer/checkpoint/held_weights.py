@@ -93,7 +93,19 @@ def foreign_weights(folder: Path, model: Model) -> ForeignWeights:
     return ForeignWeights(LinkedWeights(WeightFiles(folder), source.family, source.values, model.base_tensors), model)
 
 
-class ForeignWeights:
+class _ReadWhole:
+    """Weights whose shards are cut from whole tensors."""
+
+    def read(self, kind: str, name: str) -> torch.Tensor:
+        """Return a whole tensor."""
+        raise NotImplementedError
+
+    def read_shard(self, kind: str, spec: ShardSpec, rank: int, size: int) -> torch.Tensor:
+        """Return a shard of a tensor."""
+        return shard(with_padding(self.read(kind, spec.name), spec), spec, rank, size)
+
+
+class ForeignWeights(_ReadWhole):
     """The weights of a Hugging Face folder."""
 
     def __init__(self, linked: LinkedWeights, model: Model) -> None:
@@ -108,10 +120,6 @@ class ForeignWeights:
         """Return a whole tensor; there are no moments."""
         assert kind == "weight", "a folder of another library has weights alone"
         return self._linked.read(name)
-
-    def read_shard(self, kind: str, spec: ShardSpec, rank: int, size: int) -> torch.Tensor:
-        """Return a shard of a tensor."""
-        return shard(with_padding(self.read(kind, spec.name), spec), spec, rank, size)
 
 
 class AdaptedWeights:
@@ -137,7 +145,7 @@ class AdaptedWeights:
         return self._of(spec.name).read_shard(kind, spec, rank, size)
 
 
-class MergedWeights:
+class MergedWeights(_ReadWhole):
     """The weights of a model without adapters that computes the same: W + scale x B A, in fp32.
 
     Args:
@@ -166,10 +174,6 @@ class MergedWeights:
             a, b = (self._weights.read(kind, one.name) for one in linear.adapter_tensors(layer, adapter))
             whole.narrow(0, starts[adapter.first], len(b)).addmm_(b, a, alpha=adapter.scale)
         return whole
-
-    def read_shard(self, kind: str, spec: ShardSpec, rank: int, size: int) -> torch.Tensor:
-        """Return a shard of a tensor."""
-        return shard(with_padding(self.read(kind, spec.name), spec), spec, rank, size)
 
 
 def linears_by_weight(model: Model) -> Mapping[str, tuple[str, Linear]]:

@@ -16,9 +16,9 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
+from trainer.checkpoint.kept_tokenizer import saved_config
 from trainer.checkpoint.manifest import IMPORTED_FROM, MANIFEST, Manifest, check_sizes, file_facts, read_manifest
 from trainer.checkpoint.store import CheckpointStore, find_checkpoint
-from trainer.config.compose import from_yaml
 from trainer.config.hf_folder import find_source, hf_identity, is_hf_folder, is_hub_name, kept_files, read_hf_model
 from trainer.config.key_text import shown_value
 from trainer.config.lora import without_lora
@@ -318,14 +318,9 @@ def check_model(path: Path, here: ModelConfig, use: Use) -> None:
 
     Raises:
         CheckpointError: they belong to another one, or its config cannot be read.
+        ConfigError: they are of a Hugging Face folder whose config cannot be read.
     """
-    try:
-        if is_hf_folder(path):
-            saved = read_hf_model(path, Use.weights.value).model
-        else:
-            saved = from_yaml((path / CONFIG).read_text(encoding="utf-8")).model
-    except (ConfigError, OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path / CONFIG} must be a config that this version can read, but: {error}") from error
+    saved = read_hf_model(path, Use.weights.value).model if is_hf_folder(path) else saved_config(path / CONFIG).model
     if use is Use.weights and saved.lora.rank is None:
         here = without_lora(here)
     changed = changed_keys(saved, here)

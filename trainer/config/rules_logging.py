@@ -98,15 +98,7 @@ def samples(case: Case) -> Iterator[str]:
         yield f"eval.samples ({texts.samples}) must be 1 with eval.temperature=0: greedy texts are all the same"
     if config.model.seq_length <= texts.max_tokens:
         yield f"eval.max_tokens ({texts.max_tokens}) must be less than model.seq_length ({config.model.seq_length})"
-    if config.data.source is DataSource.synthetic:
-        yield "eval.samples has no effect with data.source=synthetic, which has no text; leave it out"
-    if config.data.source is DataSource.megatron and config.tokenizer.kind is not TokenizerKind.pretrained:
-        yield (
-            "eval.samples needs the tokenizer that made the ids of data.source=megatron; use tokenizer=pretrained "
-            "with its tokenizer.path"
-        )
-    if config.zero.offload is OffloadKind.nvme:
-        yield "eval.samples needs weights in memory, but zero.offload=nvme; use zero.offload=cpu, or eval.samples=0"
+    yield from _from_live_weights(case, "eval.samples", "eval.samples=0")
 
 
 def tasks(case: Case) -> Iterator[str]:
@@ -126,15 +118,21 @@ def tasks(case: Case) -> Iterator[str]:
             f"eval.tasks_every ({every}) must be a multiple of train.eval_every ({evaluates}); "
             f"{use(neighbours(every, evaluates), every)}"
         )
+    yield from _from_live_weights(case, "eval.tasks", "leave eval.tasks out")
+
+
+def _from_live_weights(case: Case, key: str, otherwise: str) -> Iterator[str]:
+    """Texts are read and written by weights that are put together in memory, with the tokenizer of the data."""
+    config = case.config
     if config.data.source is DataSource.synthetic:
-        yield "eval.tasks has no effect with data.source=synthetic, which has no text; leave it out"
+        yield f"{key} has no effect with data.source=synthetic, which has no text; leave it out"
     if config.data.source is DataSource.megatron and config.tokenizer.kind is not TokenizerKind.pretrained:
         yield (
-            "eval.tasks needs the tokenizer that made the ids of data.source=megatron; use tokenizer=pretrained with "
-            "its tokenizer.path"
+            f"{key} needs the tokenizer that made the ids of data.source=megatron; use tokenizer=pretrained with its "
+            "tokenizer.path"
         )
     if config.zero.offload is OffloadKind.nvme:
-        yield "eval.tasks needs weights in memory, but zero.offload=nvme; use zero.offload=cpu, or leave eval.tasks out"
+        yield f"{key} needs weights in memory, but zero.offload=nvme; use zero.offload=cpu, or {otherwise}"
 
 
 RULES: tuple[Rule, ...] = (wandb_settings, wandb_names, artifacts, samples, tasks)

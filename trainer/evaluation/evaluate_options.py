@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.config.other_names import Meaning
-from trainer.errors import ConfigError
 from trainer.inference.key_words import KeyWords
 
 PARTS = ("all", "validation", "train")
@@ -91,11 +90,7 @@ def parse(arguments: Sequence[str]) -> EvaluateOptions:
     Raises:
         ConfigError: names every unknown key, wrong type and value out of range.
     """
-    options, problems = WORDS.parse(arguments)
-    problems += _problems(options)
-    if problems:
-        raise ConfigError(problems, hints=["see `trident evaluate --help`"])
-    return options
+    return WORDS.parse(arguments, "evaluate", _problems)
 
 
 def _problems(options: EvaluateOptions) -> list[str]:

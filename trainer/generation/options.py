@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.errors import ConfigError
 from trainer.generation.other_option_names import OTHER_NAMES
 from trainer.inference.key_words import KeyWords
 
@@ -73,11 +72,7 @@ def parse(arguments: Sequence[str]) -> GenerateOptions:
     Raises:
         ConfigError: names every unknown key, wrong type and value out of range.
     """
-    options, problems = WORDS.parse(arguments)
-    problems += _range_problems(options)
-    if problems:
-        raise ConfigError(problems, hints=["see `trident generate --help`"])
-    return options
+    return WORDS.parse(arguments, "generate", _range_problems)
 
 
 def _range_problems(options: GenerateOptions) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
 from trainer.config.nearness import nearest
 from trainer.config.other_names import Meaning
+from trainer.errors import ConfigError
 
 T = TypeVar("T")
 CHECKPOINT, SETTINGS = "checkpoint", "settings"
@@ -39,8 +40,24 @@ class KeyWords(Generic[T]):
         """Keys of the verb's own."""
         return tuple(field.name for field in fields(self.kind) if field.name != SETTINGS)  # type: ignore[arg-type]
 
-    def parse(self, arguments: Sequence[str]) -> tuple[T, list[str]]:
-        """Return the options, and every problem with the words."""
+    def parse(self, arguments: Sequence[str], verb: str, problems_of: Callable[[T], list[str]]) -> T:
+        """Return the options.
+
+        Args:
+            arguments: the words.
+            verb: the verb, whose help lists the keys.
+            problems_of: returns what is wrong with the values.
+
+        Raises:
+            ConfigError: names every unknown key, wrong type and value out of range.
+        """
+        options, problems = self._read(arguments)
+        problems += problems_of(options)
+        if problems:
+            raise ConfigError(problems, hints=[f"see `trident {verb} --help`"])
+        return options
+
+    def _read(self, arguments: Sequence[str]) -> tuple[T, list[str]]:
         values: dict[str, list[str]] = {}
         settings: list[str] = []
         problems: list[str] = []

@@ -11,7 +11,6 @@ from trainer.families.family import Family
 from trainer.families.fields import Values
 from trainer.interchange.weight_files import WeightFiles
 from trainer.spec.tensors import TensorSpec
-from trainer.tensor_parallel.shard import ShardSpec, shard, with_padding
 
 EMBEDDING, HEAD = "embedding.weight", "head.weight"
 
@@ -101,7 +100,3 @@ class LinkedWeights:
             for mine, other in link.pairs(index, whole[rows], theirs):
                 mine.copy_(other)
         return whole
-
-    def read_shard(self, spec: ShardSpec, rank: int, size: int) -> torch.Tensor:
-        """Return rank `rank`'s shard of a tensor as `spec` shards it for `size` ranks, padding included."""
-        return shard(with_padding(self.read(spec.name), spec), spec, rank, size)

@@ -81,7 +81,13 @@ def alibi_bias(
     if found is None:
         # It has heads x S x K elements: prompts of several lengths would each leave one.
         kept.clear()
-        found = kept[num_queries, num_keys] = _made_bias(slopes, num_queries, num_keys, window, like)
+        dtype, device = like
+        with torch.inference_mode(False), torch.no_grad():
+            query = torch.arange(num_keys - num_queries, num_keys, device=device).unsqueeze(1)
+            steps = (torch.arange(num_keys, device=device).unsqueeze(0) - query).float()
+            bias = torch.tensor(slopes, dtype=torch.float32, device=device).view(1, -1, 1, 1) * steps
+            found = bias.masked_fill_(~causal_mask(num_queries, num_keys, window, device), -torch.inf).to(dtype)
+        kept[num_queries, num_keys] = found
     return found
 
 
@@ -91,21 +97,6 @@ def _kept_biases(
 ) -> dict[tuple[int, int], torch.Tensor]:
     """Return where the bias of layers that are alike is kept, by its numbers of queries and keys."""
     return {}
-
-
-def _made_bias(
-    slopes: tuple[float, ...],
-    num_queries: int,
-    num_keys: int,
-    window: int | None,
-    like: tuple[torch.dtype, torch.device],
-) -> torch.Tensor:
-    dtype, device = like
-    with torch.inference_mode(False), torch.no_grad():
-        query = torch.arange(num_keys - num_queries, num_keys, device=device).unsqueeze(1)
-        steps = (torch.arange(num_keys, device=device).unsqueeze(0) - query).float()
-        bias = torch.tensor(slopes, dtype=torch.float32, device=device).view(1, -1, 1, 1) * steps
-        return bias.masked_fill_(~causal_mask(num_queries, num_keys, window, device), -torch.inf).to(dtype)
 
 
 @lru_cache(maxsize=4)

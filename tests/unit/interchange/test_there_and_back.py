@@ -13,12 +13,11 @@ from tests.helpers.hf_families import TINY, hf_model
 from tests.helpers.models import context_of
 from tests.helpers.thread_group import run_ranks
 from trainer.checkpoint.fragments import TensorFolder
+from trainer.checkpoint.held_weights import foreign_weights
 from trainer.checkpoint.store import find_checkpoint
 from trainer.config.hf_folder import read_hf_model
 from trainer.exporting import export_verb
 from trainer.importing import import_verb
-from trainer.interchange.linked_weights import LinkedWeights
-from trainer.interchange.weight_files import WeightFiles
 from trainer.logits_check import compare, fixed_ids, written_model
 from trainer.micro_batch import MicroBatch
 from trainer.model.gpt import GPT, full_logits
@@ -46,8 +45,8 @@ def sharded(folder: Path, size: int) -> torch.Tensor:
 
     def body(group: Group) -> torch.Tensor:
         gpt = GPT(context_of(found.model, vocab_size, group, sequence_parallel=size > 1)).eval()
-        weights = LinkedWeights(WeightFiles(folder), found.family, found.values, gpt.context.spec.tensors)
-        fill(gpt, lambda spec, _: weights.read_shard(spec, group.rank, size))
+        weights = foreign_weights(folder, gpt.context.spec)
+        fill(gpt, lambda spec, _: weights.read_shard("weight", spec, group.rank, size))
         with torch.no_grad():
             return full_logits(gpt(MicroBatch.of(ids)), gpt.context)
 
