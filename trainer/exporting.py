@@ -176,9 +176,9 @@ def _write(source: _Source, said: Expressed, dtype: str, folder: Path, checks: b
         write_weights(tensors, said, dtype, folder)
     told = _UNCHECKED
     if checks:
-        from trainer.logits_check import compare, written_model
+        from trainer.logits_check import WrittenModel, compare
 
-        told = str(compare(written_model(ours, source.manifest.vocab_size, tensors, dtype), folder))
+        told = str(compare(WrittenModel(ours, source.manifest.vocab_size, tensors, dtype), folder, folder))
     write_atomically(folder / "README.md", model_card(source.config, source.manifest, said, dtype, told), "DST")
     return told
 
@@ -191,26 +191,30 @@ def _write_adapters(source: _Source, said: Expressed, dtype: str, folder: Path, 
     tensors, lora = open_weights(source.path, source.manifest, source.model), source.config.model.lora
     layers = list(peft_layers(tensors, said, source.model))
     write_adapters(layers, lora, source.foreign_base(), dtype, folder)
-    told = _compared(source, said, tensors, layers) if checks and dtype == _DTYPES["fp32"] else _UNCHECKED
+    told = _compared(source, said, tensors, layers, folder) if checks and dtype == _DTYPES["fp32"] else _UNCHECKED
     base = source.foreign_base() or "the exported base"
     card = model_card(source.config, source.manifest, said, dtype, told, base)
     write_atomically(folder / "README.md", card, "DST")
     return told
 
 
-def _compared(source: _Source, said: Expressed, tensors: Weights, layers: Sequence[PeftLayer]) -> str:
-    """Compare the adapted model with transformers' reading of the base and the adapters, and tell the result."""
+def _compared(source: _Source, said: Expressed, tensors: Weights, layers: Sequence[PeftLayer], place: Path) -> str:
+    """Compare the adapted model with transformers' reading of the base and the adapters, and tell the result.
+
+    The base is written into a folder of its own in `place` for the time of the comparison.
+    """
     from trainer.checkpoint.copied_out import write_weights
     from trainer.checkpoint.held_weights import MergedWeights
-    from trainer.logits_check import compare, written_model
+    from trainer.logits_check import WrittenModel, compare
 
-    model = written_model(source.config.model, source.manifest.vocab_size, tensors)
-    with tempfile.TemporaryDirectory() as temporary:
+    written = WrittenModel(source.config.model, source.manifest.vocab_size, tensors)
+    # The whole base is written once more, so on the disk that has room for models.
+    with tempfile.TemporaryDirectory(dir=place, prefix=".base_") as temporary:
         folder = Path(temporary)
         config = exported_config(said, _DTYPES["fp32"], source.kept_config(), None)
         (folder / HF_CONFIG).write_text(json.dumps(config), encoding="utf-8")
         write_weights(MergedWeights(tensors, source.model, adds=False), said, _DTYPES["fp32"], folder)
-        return str(compare(model, folder, layers, scale_of(source.config.model.lora)))
+        return str(compare(written, folder, folder, layers, scale_of(source.config.model.lora)))
 
 
 def _copy_small_files(source: _Source, folder: Path) -> int | None:

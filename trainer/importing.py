@@ -139,10 +139,10 @@ def _check_tokenizer(config: TridentConfig) -> None:
 def _compared(temporary: Path, files: Mapping[str, FileFacts], source: HFModel, plan: RunPlan) -> str:
     """Compare what was written with transformers, and return the result in words."""
     from trainer.checkpoint.fragments import TensorFolder
-    from trainer.logits_check import compare, written_model
+    from trainer.logits_check import WrittenModel, compare
 
-    model = written_model(plan.config.model, plan.model.vocab_size, TensorFolder(temporary, files))
-    return str(compare(model, source.folder))
+    written = WrittenModel(plan.config.model, plan.model.vocab_size, TensorFolder(temporary, files))
+    return str(compare(written, source.folder, temporary))
 
 
 def _kept(source: HFModel, folder: Path) -> tuple[Path, Path | None]:

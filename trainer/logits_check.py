@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,10 @@ from trainer.config.schema import ModelConfig
 from trainer.errors import CheckpointError, first_line
 from trainer.micro_batch import MicroBatch
 from trainer.model.context import ModelContext
-from trainer.model.gpt import GPT, full_logits
+from trainer.model.gpt import build_layer, build_tied, full_logits, tied_head
 from trainer.spec.execution import RecomputeKind
+from trainer.spec.model import Layer
+from trainer.spec.parts import Head
 from trainer.tensor_parallel.init import Initial, fill
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.topology.groups import SingleGroup
@@ -41,40 +46,66 @@ class LogitsCheck:
         return f"logits differ from transformers' by at most {self.largest:.2g} (KL {self.divergence:.2g} nats)"
 
 
-def written_model(model: ModelConfig, vocab_size: int, tensors: Weights, dtype: str = "float32") -> GPT:
-    """Return the whole model of a checkpoint's tensors on CPU, in fp32, after its weights were rounded to `dtype`."""
-    context = ModelContext(
-        tensor=SingleGroup(),
-        sequence_parallel=False,
-        execution=replace(make_execution(model, 1), recompute=RecomputeKind.none),
-        spec=make_model(model, vocab_size),
-    )
-    found = GPT(context).eval()
-    rounding = getattr(torch, dtype)
+@dataclass(frozen=True)
+class WrittenModel:
+    """A model whose tensors are in files. It is computed layer by layer, and only one layer is in memory at a time."""
 
-    def read(spec: ShardSpec, _: Initial) -> torch.Tensor:
-        return tensors.read_shard("weight", spec, rank=0, size=1).to(rounding).float()
+    config: ModelConfig
+    vocab_size: int
+    tensors: Weights
+    dtype: str = "float32"
+    """Number format that its weights are rounded to, before fp32 computes with them."""
 
-    fill(found, read)
-    return found
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the logits `[B, S, V]` of ids `[B, S]`, fp32 on CPU."""
+        context = ModelContext(
+            tensor=SingleGroup(),
+            sequence_parallel=False,
+            execution=replace(make_execution(self.config, 1), recompute=RecomputeKind.none),
+            spec=make_model(self.config, self.vocab_size),
+        )
+        batch, found = MicroBatch.of(ids), ids
+        with torch.inference_mode():
+            for layer in context.spec.layers:
+                found = self._applied(layer, context, found, batch)
+            return full_logits(found, context).transpose(0, 1).float()
+
+    def _applied(self, layer: Layer, context: ModelContext, found: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        """Return what one layer makes of a tensor; its weights are gone when this returns."""
+        if isinstance(layer.spec, Head) and layer.spec.tied:
+            embedding = build_tied(context, embeds=False)
+            fill(embedding, self._read)
+            return tied_head(embedding, found, batch)
+        module = build_layer(layer.name, context).eval()
+        fill(module, self._read)
+        applied: torch.Tensor = module(found, batch)
+        return applied
+
+    def _read(self, spec: ShardSpec, _: Initial) -> torch.Tensor:
+        rounding = getattr(torch, self.dtype)
+        return self.tensors.read_shard("weight", spec, rank=0, size=1).to(rounding).float()
 
 
-def compare(model: GPT, folder: Path, layers: Sequence[PeftLayer] = (), scale: float = 1.0) -> LogitsCheck:
-    """Compare a whole model with transformers' reading of a folder. Both are in memory, in fp32.
+def compare(
+    written: WrittenModel, folder: Path, scratch: Path, layers: Sequence[PeftLayer] = (), scale: float = 1.0
+) -> LogitsCheck:
+    """Compare a written model with transformers' reading of a folder. Of each, one layer at a time is in memory.
 
     Args:
-        model: our model.
+        written: our model.
         folder: theirs.
+        scratch: a folder on a disk with room for their weights in fp32, if they are pickles, whose tensors cannot be
+            read one at a time.
         layers: adapters that are added to theirs.
         scale: factor of these.
 
     Raises:
         CheckpointError: transformers cannot load the folder, or the logits differ by more than `TOLERANCE`.
     """
-    ids = fixed_ids(model.context.spec.vocab_size, model.context.execution.seq_length)
-    with torch.inference_mode():
-        ours = full_logits(model(MicroBatch.of(ids)), model.context).transpose(0, 1).float()
-        theirs = _adapted(_theirs(folder), layers, scale)(ids).logits.float()
+    ids = fixed_ids(written.vocab_size, make_execution(written.config, 1).seq_length)
+    ours = written.logits(ids)
+    with torch.inference_mode(), tempfile.TemporaryDirectory(dir=scratch, prefix=".transformers_") as offloaded:
+        theirs = _adapted(_theirs(folder, Path(offloaded)), layers, scale)(ids).logits.float()
     found = LogitsCheck(float((ours - theirs).abs().max()), _divergence(theirs, ours))
     # Not `>`, because a NaN must not pass.
     if not found.largest <= TOLERANCE:
@@ -91,16 +122,25 @@ def fixed_ids(vocab_size: int, seq_length: int) -> torch.Tensor:
     return torch.randint(0, vocab_size, (_SEQUENCES, min(_LENGTH, seq_length)), generator=generator)
 
 
-def _theirs(folder: Path) -> torch.nn.Module:
+def _theirs(folder: Path, offloaded: Path) -> torch.nn.Module:
+    """Return their model, whose layers read their weights from the folder when they are used, and forget them."""
     import transformers
 
     # The library's own types say less than it returns.
     library: Any = transformers
     library.logging.set_verbosity_error()
     library.logging.disable_progress_bar()
+    # It warns of every model that is read like this.
+    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
     try:
         model, told = library.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, trust_remote_code=False
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            device_map={"": "disk"},
+            offload_folder=offloaded,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     # The library raises whatever its parts raise.
     except Exception as error:
@@ -113,13 +153,22 @@ def _theirs(folder: Path) -> torch.nn.Module:
 
 
 def _adapted(model: torch.nn.Module, layers: Sequence[PeftLayer], scale: float) -> torch.nn.Module:
-    """Add adapters to a model's weights."""
+    """Add adapters to what a model's layers return: their weights come and go."""
     for layer in layers:
-        added = scale * (layer.b @ layer.a)
-        model.get_parameter(f"{layer.name}.weight").add_(added.T if layer.is_transposed else added)
+        model.get_submodule(layer.name).register_forward_hook(partial(_added, layer, scale))
     return model
 
 
+def _added(
+    layer: PeftLayer, scale: float, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+) -> torch.Tensor:
+    return output + scale * (inputs[0] @ layer.a.T) @ layer.b.T
+
+
 def _divergence(theirs: torch.Tensor, ours: torch.Tensor) -> float:
-    expected, found = theirs.double().log_softmax(-1), ours.double().log_softmax(-1)
-    return float((expected.exp() * (expected - found)).sum(-1).mean())
+    """Return the mean of their distributions' divergence, one sequence at a time: fp64 takes memory."""
+    found = []
+    for expected, mine in zip(theirs, ours, strict=True):
+        wanted, given = expected.double().log_softmax(-1), mine.double().log_softmax(-1)
+        found.append(float((wanted.exp() * (wanted - given)).sum(-1).mean()))
+    return sum(found) / len(found)

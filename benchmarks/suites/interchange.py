@@ -91,7 +91,12 @@ def make_source(case: Case, folder: Path) -> dict[str, int]:
         writer.append(values)
     size = writer.finish().size_bytes
     (folder / "config.json").write_text(json.dumps(exported_config(said, "float32", {}, None)))
-    return {"parameters": said.model.parameter_count, "file_bytes": size, "largest_tensor_bytes": largest}
+    return {
+        "parameters": said.model.parameter_count,
+        "file_bytes": size,
+        "largest_tensor_bytes": largest,
+        "largest_layer_bytes": 4 * max(layer.parameter_count for layer in said.model.layers),
+    }
 
 
 def _turns(place: Path, source: Path, rounds: int) -> dict[str, list[_Turn]]:
@@ -109,7 +114,9 @@ def _turns(place: Path, source: Path, rounds: int) -> dict[str, list[_Turn]]:
         for made in (run, out, copy):
             shutil.rmtree(made)
     found["trident import, logits compared"] = [_command("import", str(source), str(run))]
+    found["trident export, logits compared"] = [_command("export", str(run), str(out), "--dtype", "fp32")]
     shutil.rmtree(run)
+    shutil.rmtree(out)
     return found
 
 

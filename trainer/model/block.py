@@ -5,6 +5,7 @@ Source: pre-norm as in GPT-2 (Radford et al. 2019); recomputation arXiv 1604.061
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -63,23 +64,23 @@ class Block(nn.Module):
         self.mlp_norm = norm("mlp_norm")
         self.mlp = MLP(f"{name}.mlp", spec.feed_forward, context)
         self.mlp_output_norm = norm("mlp_output_norm")
-        self._transform = self._forward
+        # Not the method itself: a block that refers to itself keeps its weights until Python looks for such circles.
+        self._compiled: Callable[..., torch.Tensor] | None = None
 
     def compile_transform(self) -> None:
         """Let torch.compile make the block's program at its first call; blocks of the same kind share it."""
-        self._transform = torch.compile(self._forward, dynamic=False)
+        self._compiled = torch.compile(self._forward, dynamic=False)
 
     def forward(self, hidden: torch.Tensor, batch: MicroBatch, cache: CachedPass | None = None) -> torch.Tensor:
         """Return the block's output for one micro-batch."""
+        transform = self._compiled or self._forward
         if self.recompute and self.training and torch.is_grad_enabled():
-            recomputed = checkpoint(
-                self._transform, hidden, batch, cache, use_reentrant=False, preserve_rng_state=False
-            )
+            recomputed = checkpoint(transform, hidden, batch, cache, use_reentrant=False, preserve_rng_state=False)
             return cast(torch.Tensor, recomputed)
         if cache is not None:
             # Lengths change with every token; compiling each of them anew would take longer than it saves.
             return self._forward(hidden, batch, cache)
-        return self._transform(hidden, batch, None)
+        return transform(hidden, batch, None)
 
     def _forward(self, hidden: torch.Tensor, batch: MicroBatch, cache: CachedPass | None) -> torch.Tensor:
         if self.joins_branches:

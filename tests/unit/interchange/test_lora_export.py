@@ -26,10 +26,8 @@ from trainer.config.schema import LoraTarget as Target
 from trainer.engine.face import Fragment
 from trainer.errors import CheckpointError, ConfigError
 from trainer.exporting import export_verb
-from trainer.logits_check import fixed_ids, written_model
+from trainer.logits_check import WrittenModel, fixed_ids
 from trainer.loop.state import TrainState
-from trainer.micro_batch import MicroBatch
-from trainer.model.gpt import full_logits
 from trainer.tensor_parallel.shard import shard_spec_of
 from trainer.topology.groups import SingleGroup
 
@@ -96,9 +94,8 @@ def open_weights_of(found: Found, plan: RunPlan) -> Any:
 
 def our_logits(run: Path, plan: RunPlan) -> torch.Tensor:
     path, manifest = find_checkpoint(run)
-    gpt = written_model(plan.config.model, VOCABULARY, open_weights(path, manifest, plan.model))
-    with torch.inference_mode():
-        return full_logits(gpt(MicroBatch.of(ids_of(plan))), gpt.context).transpose(0, 1)
+    written = WrittenModel(plan.config.model, VOCABULARY, open_weights(path, manifest, plan.model))
+    return written.logits(ids_of(plan))
 
 
 def ids_of(plan: RunPlan) -> torch.Tensor:
