@@ -29,9 +29,8 @@ trident train model=hf model.path=SRC checkpoint.init_from=SRC layout=tp2_pp2 da
 ```
 
 SRC is a folder with `config.json` and safetensors (one file, or shards with their index; an old `pytorch_model.bin`
-is read too, with torch's unpickler for weights, which runs no code), or the name of a model on the hub. A GGUF file is
-refused with the line of transformers that makes such a folder of it: transformers reads less of it than it holds
-(scaled rotary positions are left out), and what it leaves out nobody could compare.
+is read too, with torch's unpickler for weights, which runs no code), or the name of a model on the hub. `trident
+import` also takes a GGUF file: see below.
 
 - `model=hf model.path=SRC` makes plain keys of `config.json`. Keys stay as they are that you type, or that a file names
   which is merged after the model's (a recipe, for example), above all `model.seq_length`, which is otherwise as long as
@@ -51,8 +50,14 @@ trident generate SRC prompt=...   # reads SRC as it is
 ```
 
 Both go through the weights one tensor at a time, then compare logits with transformers on a fixed batch, in fp32: the
-largest difference must be below 1e-4, and the divergence is told. The comparison needs room for both models;
-`check=false` leaves it out. When it fails, or anything else does, nothing of what was written stays.
+largest difference must be below 1e-4, and the divergence is told. The comparison computes both models layer by layer,
+and holds one layer at a time; `check=false` leaves it out. When it fails, or anything else does, nothing of what was
+written stays.
+
+`trident import FILE.gguf DST` reads what transformers reads of llama.cpp's format (`pip install 'trident-trainer[gguf]'`);
+quantised weights become fp32. It takes the memory of the whole model, since transformers makes all tensors at once.
+transformers leaves out what it does not know, for example scaled rotary positions: a file that says such a thing is
+refused, with the key that it has. There is no export to GGUF: no library that is kept up writes it.
 
 `trident export` writes safetensors in shards of at most 5 GB with an index, `config.json` with both spellings of
 rotary positions and of the number format (versions of transformers before 5 read the other ones), and a model card

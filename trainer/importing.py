@@ -14,6 +14,7 @@ from trainer.checkpoint.manifest import IMPORTED_FROM, FileFacts, Manifest, desc
 from trainer.config.hf_folder import (
     TOKENIZER_FILE,
     HFModel,
+    find_gguf,
     find_source,
     is_hf_folder,
     kept_files,
@@ -26,6 +27,7 @@ from trainer.config.schema import DataConfig, DataSource, TokenizerConfig, Token
 from trainer.config.validate import problems
 from trainer.data.tokenizer import load_pretrained
 from trainer.errors import ConfigError, DataError
+from trainer.files import storage_faults
 from trainer.interchange.weight_index import weight_files
 from trainer.log import say, warn
 from trainer.loop.state import TrainState
@@ -56,10 +58,24 @@ def import_verb(arguments: Sequence[str]) -> int:
         StorageError: DST cannot be written; nothing is left there.
     """
     request = parse(arguments)
-    source = read_hf_model(find_source(request.source, "SRC"), "SRC")
+    packed = find_gguf(request.source, "SRC")
+    if packed is None:
+        return _import(request, find_source(request.source, "SRC"))
+    from trainer.gguf_file import unpacked
+
+    # A full DST is found before the file is read.
+    check_target(RunFolder(request.target), TridentConfig())
+    beside = next(path for path in request.target.parents if path.is_dir())
+    with storage_faults(beside, "DST"), unpacked(packed, "SRC", beside) as unpacked_folder:
+        return _import(request, unpacked_folder, is_temporary=True)
+
+
+def _import(request: _Request, source_folder: Path, is_temporary: bool = False) -> int:
+    """Import a folder; one that is temporary is named nowhere in the run."""
+    source = read_hf_model(source_folder, "SRC")
     weight_files(source.folder)
     folder = RunFolder(request.target)
-    plan = _plan(source, request)
+    plan = _plan(source, request, folder.tokenizer if is_temporary else source.folder)
     if is_hf_folder(request.target):
         raise ConfigError(
             f"DST must be the folder of a run, but {request.target} holds a Hugging Face model; change DST"
@@ -76,12 +92,13 @@ def import_verb(arguments: Sequence[str]) -> int:
         f"wrote {folder.path}: {source.family.architecture} with {plan.model.parameter_count:,} parameters of "
         f"{request.source}; {told}"
     )
-    if not source.has_tokenizer:
+    if not source.has_tokenizer and not is_temporary:
         warn(
             f"{source.folder} has no {TOKENIZER_FILE}, so the run has no tokenizer; transformers makes the file: "
             "AutoTokenizer.from_pretrained(SRC).save_pretrained(SRC)"
         )
-    say(f"train on with: trident train model=hf model.path={request.source} checkpoint.init_from={folder.path} ...")
+    described = folder.hugging_face if is_temporary else request.source
+    say(f"train on with: trident train model=hf model.path={described} checkpoint.init_from={folder.path} ...")
     return 0
 
 
@@ -104,15 +121,15 @@ def parse(arguments: Sequence[str]) -> _Request:
     return _Request(words[0], target, told.get("check") != "false", int(length) if length else None)
 
 
-def _plan(source: HFModel, request: _Request) -> RunPlan:
+def _plan(source: HFModel, request: _Request, tokenizer_folder: Path) -> RunPlan:
     model = replace(source.model, name=source_name(request.source, source.folder))
     if request.seq_length is not None:
         model = replace(model, seq_length=request.seq_length)
     config = TridentConfig(model=model, run_dir=str(request.target), name=request.target.name)
     if source.has_tokenizer:
         tokenizer = TokenizerConfig(TokenizerKind.pretrained, path=str(source.folder), allow_unused_ids=True)
-        config = replace(config, tokenizer=tokenizer)
-        _check_tokenizer(config)
+        _check_tokenizer(replace(config, tokenizer=tokenizer))
+        config = replace(config, tokenizer=replace(tokenizer, path=str(tokenizer_folder)))
     else:
         config = replace(config, data=DataConfig(source=DataSource.synthetic))
     # The layout, the batch and the rest are chosen by whoever trains.

@@ -177,8 +177,6 @@ def test_a_tokenizer_that_is_larger_than_the_vocabulary(made: dict[str, Path], r
     [
         (["import"], "usage must be"),
         (["import", "nowhere", "dst"], "SRC must be a folder with config.json, or a Hugging Face name"),
-        (["import", "model.gguf", "dst"], "is GGUF; save it with transformers first"),
-        (["import", "llama_cpp", "dst"], "gguf_file='q4.gguf'"),
         (["import", "src", "dst", "check=perhaps"], "check must be true or false"),
         (["import", "src", "dst", "seq_length=0"], "seq_length must be an integer of at least 1"),
         (["import", "src", "dst", "seq_length=²"], "seq_length must be an integer of at least 1"),
@@ -198,8 +196,6 @@ def test_a_tokenizer_that_is_larger_than_the_vocabulary(made: dict[str, Path], r
 )
 def test_bad_words(words: list[str], problem: str, made: dict[str, Path], refused: Run, place: Path) -> None:
     copied(made["llama"], place)
-    (place / "llama_cpp").mkdir()
-    (place / "llama_cpp" / "q4.gguf").write_bytes(b"GGUF")
     code = 4 if "checkpoint.init_from=src" in words else 2
     data = ["data.source=synthetic"] if words[0] == "train" else []
     assert problem in refused(*words, *data, code=code).problems[0]

@@ -44,6 +44,7 @@ ORDER = (
     "new_run",
     "resharding",
     "logits_check",
+    "gguf_file",
     "model_card",
     "importing",
     "exporting",

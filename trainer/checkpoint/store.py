@@ -128,7 +128,8 @@ def find_checkpoint(path: Path) -> tuple[Path, Manifest]:
     if not path.exists():
         raise CheckpointError(f"{path} must be a run folder or a checkpoint, but does not exist", _beside(path))
     if not path.is_dir():
-        raise CheckpointError(f"{path} must be the folder of a run or of a checkpoint, but is a file")
+        hints = [f"first: trident import {path} DST, and then take that folder"] if path.suffix == ".gguf" else []
+        raise CheckpointError(f"{path} must be the folder of a run or of a checkpoint, but is a file", hints=hints)
     if (path / MANIFEST).is_file() or _NAME.fullmatch(path.name):
         manifest = read_manifest(path)
         check_sizes(path, manifest)

@@ -27,6 +27,7 @@ from trainer.families.registry import family_of
 
 HF_CONFIG = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
+GGUF = ".gguf"
 _HUB_NAME = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?")
 _SMALL = ("*.json", "*.model", "*.txt", "*.jinja")
 _LARGE = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin")
@@ -126,13 +127,13 @@ def find_source(text: str, key: str, fetch_weights: bool = True) -> Path:
         ConfigError: there is none.
     """
     local = local_path(text, key)
-    if text.endswith(".gguf"):
-        raise _is_gguf(text, key, Path(text))
+    if text.endswith(GGUF):
+        raise _is_gguf(text, key)
     if os.path.isdir(local):
         folder = absolute_path(text, key)
         if not (folder / HF_CONFIG).is_file():
-            for path in sorted(folder.glob("*.gguf")):
-                raise _is_gguf(text, key, path)
+            if any(folder.glob(f"*{GGUF}")):
+                raise _is_gguf(text, key)
             held = "a run of Trident, not of Hugging Face" if (folder / "checkpoints").is_dir() else f"no {HF_CONFIG}"
             raise ConfigError(f"{key} must be a folder with {HF_CONFIG} and weights, but {text} holds {held}")
         return folder
@@ -142,13 +143,30 @@ def find_source(text: str, key: str, fetch_weights: bool = True) -> Path:
     return _from_hub(text, key, fetch_weights)
 
 
-def _is_gguf(text: str, key: str, path: Path) -> ConfigError:
-    """Return the refusal of a file of llama.cpp's, whose numbers only a whole model in memory can be made of."""
+def find_gguf(text: str, key: str) -> Path | None:
+    """Return the GGUF file that a text names, by itself or as the only one of its folder; None if it names none.
+
+    Raises:
+        ConfigError: it names several, or one that is not there.
+    """
+    local = Path(local_path(text, key))
+    if text.endswith(GGUF) and not local.is_dir():
+        if not local.is_file():
+            raise ConfigError(f"{key} must be a file that exists, but {text} does not")
+        return absolute_path(text, key)
+    if not local.is_dir() or (local / HF_CONFIG).is_file():
+        return None
+    found = sorted(absolute_path(text, key).glob(f"*{GGUF}"))
+    if len(found) > 1:
+        raise ConfigError(f"{key} must name one GGUF file, but {text} holds {', '.join(path.name for path in found)}")
+    return found[0] if found else None
+
+
+def _is_gguf(text: str, key: str) -> ConfigError:
+    """Return the refusal of a file whose numbers must become others before anything can compute with them."""
     return ConfigError(
-        f"{key} must be a folder with safetensors, but {text} is GGUF; save it with transformers first: "
-        f"AutoModelForCausalLM.from_pretrained({str(path.parent)!r}, gguf_file={path.name!r}, dtype=torch.float32)"
-        ".save_pretrained(DST)",
-        hints=["transformers needs the packages gguf and accelerate for that, and leaves scaled rotary positions out"],
+        f"{key} must be a folder with safetensors, but {text} is GGUF; first: trident import {text} DST, and then take "
+        "that folder"
     )
 
 

@@ -18,7 +18,9 @@ VERB = Verb(
     summary="write a Hugging Face model as a run folder",
     run=run,
     positionals=(
-        Positional("SRC", "a folder with config.json and weights, or the name of a model on the hub", Takes.folder),
+        Positional(
+            "SRC", "folder with config.json and weights, name of a model on the hub, or GGUF file", Takes.folder
+        ),
         Positional("DST", "the folder of a run, which must not hold one yet", Takes.folder),
     ),
     keys=(
