@@ -54,10 +54,11 @@ largest difference must be below 1e-4, and the divergence is told. The compariso
 and holds one layer at a time; `check=false` leaves it out. When it fails, or anything else does, nothing of what was
 written stays.
 
-`trident import FILE.gguf DST` reads what transformers reads of llama.cpp's format (`pip install
-'trident-trainer[gguf]'`); quantised weights become fp32. It takes the memory of the whole model, since transformers makes all tensors at once.
-transformers leaves out what it does not know, for example scaled rotary positions: a file that says such a thing is
-refused, with the key that it has. There is no export to GGUF: no library that is kept up writes it.
+`trident import FILE.gguf DST` reads what transformers reads of llama.cpp's format; it needs the extra `gguf` (`pip
+install 'trident-trainer[gguf]'`). Quantised weights become fp32, and it takes the memory of the whole model, since
+transformers makes all tensors at once. transformers leaves out what it does not know, for example scaled rotary
+positions: a file that says such a thing is refused, with the key that it has.
+There is no export to GGUF: no library that is kept up writes it.
 
 `trident export` writes safetensors in shards of at most 5 GB with an index, `config.json` with both spellings of
 rotary positions and of the number format (versions of transformers before 5 read the other ones), and a model card
