@@ -132,6 +132,10 @@ DIFFERENT_MODEL: dict[str, tuple[str, str]] = {
         "model",
         "which takes the name of a file, for example model=gpt2_124m",
     ),
+    "model_name_or_path pretrained_model_name_or_path base_model hf_path": (
+        "model.path checkpoint.init_from",
+        "with model=hf: the one for its config.json and its tokenizer, the other for its weights",
+    ),
     "mlp_class_name": ("model.activation", "for example swiglu for LLaMAMLP"),
     "eos_token_id eod_token eos_id": ("tokenizer.eos_token", "the text of the token and not its id"),
     "vocab_file merge_file merges_file": ("tokenizer.path", "a tokenizer.json or a folder with one"),
@@ -198,8 +202,6 @@ ABSENT_MODEL: dict[str, str] = {
     "recompute_method recompute_num_layers checkpoint_num_layers activations_checkpoint_num_layers "
     "activations_checkpoint_method partition_activations checkpoint_in_cpu cpu_checkpointing "
     "selective_ac_option distribute_saved_activations": "model.recompute is for all blocks alike",
-    "model_name_or_path pretrained_model_name_or_path base_model hf_path": "weights of Hugging Face cannot be read; "
-    "model=gpt2_124m is a shape, trained from scratch",
     "valid_data_path valid_data_paths val_data_path val_data_paths test_data_path test_data_paths validation_file "
     "validation_files val_file val_files eval_file eval_dataset": "a share of the same text is held out, "
     "data.validation_fraction",

@@ -99,7 +99,8 @@ def _kept_biases(
     return {}
 
 
-@lru_cache(maxsize=4)
+# Of the last micro-batch alone: all layers of a pass add it, and it is large.
+@lru_cache(maxsize=1)
 def alibi_of_documents(
     slopes: tuple[float, ...], documents: torch.Tensor, window: int | None, dtype: torch.dtype
 ) -> torch.Tensor:
