@@ -83,6 +83,7 @@ class Beginning:
         Raises:
             DataError: they are not.
             ConfigError: texts are to be written, but cannot be with these data.
+            CheckpointError: the weights to begin with are not those of the model, whose vocabulary is known now.
         """
         check_capacity(prepared, self._config)
         origin = self._config.checkpoint
@@ -90,6 +91,7 @@ class Beginning:
         is_imported = begins_elsewhere or self.folder.hugging_face.is_dir()
         check_samples(prepared, self._config, may_be_imported=is_imported)
         check_tasks(self._config, prepared.vocab_size)
+        self.folder.check_weights(self._config, prepared.vocab_size)
         self.folder.check_data(self._config, stream_identity(prepared, self._config))
 
     def claim(self, restarted_by: str | None) -> None:

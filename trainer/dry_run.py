@@ -47,6 +47,9 @@ def dry_run(config: TridentConfig, world: World | None, words: list[str]) -> int
     beginning.check()
     cache, prepared = look_up(config)
     if prepared is None:
+        vocab_size = _vocabulary(config)
+        if vocab_size is not None:
+            folder.check_weights(config, vocab_size)
         say(f"data    not prepared yet; the tokens would be put into {cache}")
     else:
         beginning.check_data(prepared)

@@ -10,11 +10,21 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainer.checkpoint.manifest import IMPORTED_FROM, MANIFEST, read_manifest
-from trainer.checkpoint.origin import Found, Origin, Use, check_origin, named_origin, read_origin, write_origin
+from trainer.checkpoint.origin import (
+    Found,
+    Origin,
+    Use,
+    check_origin,
+    check_tensors,
+    find_origin,
+    named_origin,
+    read_origin,
+    write_origin,
+)
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stream import other_tokens
 from trainer.config.compose import differences, from_yaml, to_yaml
-from trainer.config.models import knows_its_length
+from trainer.config.models import knows_its_length, make_model
 from trainer.config.places import BY_CONTENT, absolute_path
 from trainer.config.schema import RecordKind, TridentConfig
 from trainer.errors import CheckpointError, ConfigError, StorageError, first_line
@@ -164,6 +174,20 @@ class RunFolder(RunPaths):
         check_origin(config, earlier, self.path)
         if earlier is not None:
             self._check_same_config(earlier, config)
+
+    def check_weights(self, config: TridentConfig, vocab_size: int) -> None:
+        """Check that a run that begins with a Hugging Face folder's weights finds them there. Reads headers of files.
+
+        Args:
+            config: the run's config.
+            vocab_size: number of token ids.
+
+        Raises:
+            CheckpointError: a tensor is missing, has another shape, or belongs to nothing.
+        """
+        found = None if self.checkpoints.steps() else find_origin(config, self.path)
+        if found is not None:
+            check_tensors(found, make_model(config.model, vocab_size))
 
     def check_data(self, config: TridentConfig, stream: str) -> None:
         """Check that the tokens are those that the run in this folder began with, wherever they lie now.

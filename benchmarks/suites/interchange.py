@@ -73,7 +73,7 @@ def make_source(case: Case, folder: Path) -> dict[str, int]:
     from trainer.checkpoint.container import ContainerWriter
     from trainer.config.compose import compose
     from trainer.config.hf_export import exported_config, express
-    from trainer.interchange.linked_weights import sections_of
+    from trainer.interchange.linked_names import sections_of
     from trainer.interchange.weight_index import SINGLE
 
     said = express(compose(case.overrides()).model, case.vocab_size, {})

@@ -221,6 +221,16 @@ def test_an_old_pickle_is_read_and_one_with_code_is_not(
     assert "must hold tensors and nothing else" in refused("import", "src", "dst", code=4).problems[0]
 
 
+@pytest.mark.parametrize("words", [["data.source=synthetic"], ["data.source=synthetic", "--dry-run"]])
+def test_training_finds_weights_of_another_shape_before_it_writes(
+    words: list[str], made: dict[str, Path], refused: Run, place: Path
+) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors(copied(made["llama"], place), lambda found: found.update({name: found[name][:-1].contiguous()}))
+    model = ["model=hf", "model.path=src", "checkpoint.init_from=src", "run_dir=run"]
+    assert f"{name} must have shape" in refused("train", *model, *words, code=4).problems[0]
+
+
 def test_a_folder_of_a_model_does_not_become_that_of_a_run(made: dict[str, Path], place: Path, refused: Run) -> None:
     copied(made["llama"], place)
     assert "holds a Hugging Face model; change DST" in refused("import", "src", "src").problems[0]

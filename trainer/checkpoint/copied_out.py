@@ -14,7 +14,7 @@ from trainer.checkpoint.held_weights import Weights
 from trainer.config.hf_export import Expressed
 from trainer.errors import CheckpointError
 from trainer.files import write_atomically
-from trainer.interchange.linked_weights import sections_of
+from trainer.interchange.linked_names import sections_of
 from trainer.interchange.weight_index import INDEX, SINGLE
 
 SHARD_BYTES = 5 * 10**9

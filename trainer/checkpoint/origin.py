@@ -27,9 +27,12 @@ from trainer.config.places import absolute_path
 from trainer.config.schema import CheckpointConfig, ModelConfig, TridentConfig
 from trainer.errors import CheckpointError, ConfigError
 from trainer.files import write_atomically
+from trainer.interchange.linked_names import LinkedNames
+from trainer.interchange.weight_headers import WeightHeaders
 from trainer.interchange.weight_index import weight_files
 from trainer.loop.state import TrainState
 from trainer.run_paths import CONFIG, HUGGING_FACE
+from trainer.spec.model import Model
 
 ORIGIN_FILE = "origin.json"
 _NEWEST_WORDS = ("auto", "latest", "last", "newest", "true", "yes", "on", "resume")
@@ -202,6 +205,20 @@ def foreign(folder: Path, key: str = Use.weights.value) -> Found:
     weight_files(folder)
     state = TrainState(sample_length=model.seq_length).to_dict()
     return Found(folder, Manifest(0, model.vocab_size or 0, state, {}, None, {}, {}, {}), Use.weights)
+
+
+def check_tensors(found: Found, model: Model) -> None:
+    """Check that a Hugging Face folder has the tensors of a model, by what its files say. Pickles are not looked into.
+
+    Raises:
+        CheckpointError: one is missing, has another shape, or belongs to nothing.
+    """
+    if not found.is_foreign:
+        return
+    headers = WeightHeaders(found.path)
+    if headers.are_known:
+        source = read_hf_model(found.path, Use.weights.value)
+        LinkedNames(headers, source.family, source.values, model.base_tensors)
 
 
 def _meant(use: Use, word: str) -> list[str]:

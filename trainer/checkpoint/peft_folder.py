@@ -22,7 +22,7 @@ from trainer.config.hf_export import Expressed
 from trainer.config.schema import LoraConfig
 from trainer.families.layouts import Same, Transposed
 from trainer.files import write_atomically
-from trainer.interchange.linked_weights import sections_of
+from trainer.interchange.linked_names import sections_of
 from trainer.spec.model import Model
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

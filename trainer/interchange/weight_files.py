@@ -6,21 +6,18 @@ torch's unpickler for weights, which runs no code.
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from trainer.errors import CheckpointError, first_line
+from trainer.interchange.weight_headers import StoredTensor, stored_tensors
 from trainer.interchange.weight_index import weight_files
 
-_LENGTH_BYTES = 8
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -28,18 +25,6 @@ _DTYPES = {
     "BF16": torch.bfloat16,
 }
 """Number formats of weights; buffers in others are listed, and fail when they are read."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a file."""
-
-    path: Path
-    shape: tuple[int, ...]
-    dtype: str
-    """Name in the file's header."""
-    first_byte: int = 0
-    """Place in the file; unused in a pickle."""
 
 
 class WeightFiles:
@@ -68,7 +53,7 @@ class WeightFiles:
 
     def _listed(self, path: Path) -> Iterator[tuple[str, StoredTensor]]:
         if path.suffix == ".safetensors":
-            yield from _header(path)
+            yield from stored_tensors(path)
             return
         for name, tensor in self._pickle(path).items():
             yield name, StoredTensor(path, tuple(tensor.shape), str(tensor.dtype))
@@ -125,22 +110,6 @@ def _unpickled(path: Path) -> object:
     # The library raises whatever its parts raise.
     except Exception as error:
         raise CheckpointError(f"{path} must hold tensors and nothing else, but: {first_line(error)}") from error
-
-
-def _header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
-    try:
-        # The library checks the header, and that the file is as long as it says.
-        with safe_open(path, framework="pt"):
-            pass
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            header = json.loads(file.read(length))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} must hold tensors, but cannot be read: {first_line(error)}") from error
-    for name, entry in header.items():
-        if name != "__metadata__":
-            first = _LENGTH_BYTES + length + entry["data_offsets"][0]
-            yield name, StoredTensor(path, tuple(entry["shape"]), entry["dtype"], first)
 
 
 def _values(stored: StoredTensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from trainer.errors import ConfigError
 from trainer.families.family import Family
 from trainer.families.layouts import Grouped, Link, Rotated, Same, Stacked
 from trainer.families.registry import FAMILIES, MISSING, family_of
-from trainer.interchange.linked_weights import sections_of
+from trainer.interchange.linked_names import sections_of
 
 FAMILY = {family.architecture: family for family in FAMILIES}
 
