@@ -14,6 +14,9 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
+    from trainer.garbage import look_seldom
+
+    look_seldom()
     from trainer.cli import main as run
 
     run()

@@ -17,6 +17,7 @@ from trainer import interruption
 from trainer.config.schema import RuntimeConfig
 from trainer.engine.rendezvous import Place, meet
 from trainer.engine.world import choose_device, start_world, stop_world
+from trainer.garbage import look_as_usual
 from trainer.inference.model_source import ModelSource
 from trainer.launcher.environment import World
 from trainer.launcher.errand import AGAIN, LOGS_VARIABLE
@@ -51,6 +52,7 @@ def do_alone(errand: Errand) -> None:
     Raises:
         TridentError: as its work.
     """
+    look_as_usual()
     runtime = errand.runtime
     if runtime.threads_per_rank is not None:
         torch.set_num_threads(runtime.threads_per_rank)
@@ -82,6 +84,7 @@ def do_as_rank(errand: Errand, world: World, store: Store | None) -> int:
         world: the world of the ranks.
         store: the store in which they met.
     """
+    look_as_usual()
     runtime = errand.runtime
     device = choose_device(runtime.device, world.local_rank)
     groups = start_world(errand.source.plan.mesh, runtime, device, store)

@@ -12,6 +12,7 @@ from trainer.config.compose import Composition, composition
 from trainer.config.schema import ConsoleKind, DeviceKind, TridentConfig
 from trainer.config.validate import validate
 from trainer.errors import ConfigError, PeerLostError, Preempted, TridentError
+from trainer.garbage import look_as_usual
 from trainer.launcher.environment import World, gpu_count, prepare_environment
 from trainer.launcher.start import SUPERVISED_VARIABLE
 from trainer.log import be_quiet, report_error, report_failure, say
@@ -131,6 +132,7 @@ def compute(config: TridentConfig, world: World, store: MeetingPlace | None = No
     current().enter(IMPORTING)
     from trainer.app import train_rank
 
+    look_as_usual()
     try:
         code = train_rank(config, world, store, has_begun)
     except PeerLostError as error:
