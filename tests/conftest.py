@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -9,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from trainer.garbage import look_seldom
+
+# Most of what a process of tests has are modules.
+look_seldom()
 # Before anything imports deepspeed: ranks compute on the CPU, one thread each, and find the venv's ninja.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
@@ -30,7 +35,8 @@ _OF_PYTEST = "PYTEST_CURRENT_TEST"
 RANKS = ("tests/dist/", "tests/e2e/")
 """Folders of tests that start ranks, which keep both cores busy: one after the other, beside all other tests."""
 WAITING = ("tests/chaos/", "tests/launch/")
-"""Folders of tests that start ranks, and wait more than they compute: after all others, beside those of `RANKS`."""
+"""Folders of tests that start ranks, and wait more than they compute: last of all, two files at once."""
+_RANKS = "ranks"
 OPTIONAL = {"matrix": "--run-matrix", "slow": "--run-slow", "container": "--run-containers"}
 
 
@@ -50,23 +56,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """With `-n 2`, one process runs the tests of `RANKS`, the other one all files of other tests, then `WAITING`."""
+    """With `-n 2`, one process runs the tests of `RANKS`, the other one all other files; both end with `WAITING`."""
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
     class TwoSides(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            for scope, folders in (("ranks", RANKS), ("waiting", WAITING)):
-                if nodeid.startswith(folders):
-                    return scope
-            return nodeid.partition("::")[0]
+            return _RANKS if nodeid.startswith(RANKS) else nodeid.partition("::")[0]
 
         def _assign_work_unit(self, node: object) -> None:
-            for scope, is_last in (("ranks", False), ("waiting", True)):
-                if scope in self.workqueue:
-                    self.workqueue.move_to_end(scope, last=is_last)
+            if _RANKS in self.workqueue:
+                self.workqueue.move_to_end(_RANKS, last=False)
+            for scope in [one for one in self.workqueue if one.startswith(WAITING)]:
+                self.workqueue.move_to_end(scope)
             super()._assign_work_unit(node)
 
     return TwoSides(config, log)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""How often Python looks for garbage among its objects. No torch.
+"""Python looks for garbage among its objects: seldom at first, then as often as ever. No torch.
 
 While a process starts, nearly all new objects are modules, which stay. Looking through them again and again takes a
 quarter of the time in which torch and DeepSpeed are imported; and as long as they are looked through later, a step in

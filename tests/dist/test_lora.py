@@ -13,11 +13,14 @@ import torch
 
 from tests.helpers.batches import micro_batches_of
 from tests.helpers.dist import run_distributed
+from tests.helpers.hf_families import TINY
 from tests.helpers.lora import (
     ADAPTED,
+    EVERYWHERE,
     LR,
     STEPS,
     Expected,
+    adapted_everywhere,
     layers_of,
     parameter,
     plan_for,
@@ -28,6 +31,7 @@ from tests.helpers.lora import (
 from tests.helpers.parity import Case
 from trainer.checkpoint.fragments import TensorFolder
 from trainer.checkpoint.store import find_checkpoint
+from trainer.config.schema import LoraConfig
 from trainer.resharding import reshard_verb
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
@@ -60,6 +64,12 @@ OTHERS: dict[int, tuple[tuple[Case, str], ...]] = {
 """What is left, some minutes on a small machine."""
 
 
+FAMILIES = tuple({tiny.architecture: name for name, tiny in reversed(TINY.items())}.values())
+LAYOUTS = (Case(zero=0), _TP2, _STAGES, _ALL)
+AT_ONCE = 8
+"""Models in one set of ranks."""
+
+
 @dataclass(frozen=True)
 class Trained:
     """What one rank saw of one run."""
@@ -68,6 +78,11 @@ class Trained:
     losses: list[float]
     changed: list[str]
     """Tensors of the base that are not bit for bit what they were."""
+
+
+def config_for(base: Path) -> LoraConfig:
+    """Return the adapters of a base: chosen ones, or all."""
+    return ADAPTED[base.name].config if base.name in ADAPTED else EVERYWHERE
 
 
 def _train(
@@ -86,7 +101,7 @@ class _Rank:
         from trainer.engine.world import start_world
         from trainer.tensor_parallel.init import Reserved
 
-        self.plan = plan_for(base, ADAPTED[base.name].config, case, world_size)
+        self.plan = plan_for(base, config_for(base), case, world_size)
         self.groups = start_world(self.plan.mesh, self.plan.config.runtime, torch.device("cpu"))
         self.engine = build_engine(self.plan, self.groups, source=Reserved(self.groups.tensor))
         self.store = CheckpointStore(run_dir)
@@ -150,6 +165,17 @@ def expected(bases: dict[str, Path]) -> dict[str, Expected]:
     return {name: trained_by_peft(base, ADAPTED[name]) for name, base in bases.items()}
 
 
+@pytest.mark.matrix
+@pytest.mark.parametrize("case", LAYOUTS, ids=lambda case: case.name)
+def test_every_family_s_steps_equal_those_of_peft(case: Case, tmp_path: Path) -> None:
+    bases = {name: save_base(name, tmp_path / name) for name in FAMILIES if name not in ADAPTED}
+    expected = {name: trained_by_peft(base, adapted_everywhere(base)) for name, base in bases.items()}
+    names = list(bases)
+    # DeepSpeed leaves the groups of every engine behind.
+    for few in (names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE)):
+        check_runs([(case, name) for name in few], case.world_size, bases, expected, tmp_path / "runs")
+
+
 def check_runs(
     runs: Sequence[tuple[Case, str]], world_size: int, bases: dict[str, Path], expected: dict[str, Expected], root: Path
 ) -> None:
@@ -179,7 +205,7 @@ def test_steps_equal_those_of_peft_in_other_layouts(
 def check_saved(run_dir: Path, base: Path, expected: Expected) -> None:
     """Compare the adapters and moments of a run's newest checkpoint, which holds nothing else, with PEFT's."""
     path, manifest = find_checkpoint(run_dir)
-    plan = plan_for(base, ADAPTED[base.name].config, Case(zero=0), 1)
+    plan = plan_for(base, config_for(base), Case(zero=0), 1)
     tensors = TensorFolder(path, manifest.files)
     adapters = {name: one for name, one in plan.model.tensors.items() if one.is_adapter}
     assert set(tensors.names()) == adapters.keys()

@@ -18,9 +18,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 START_S = 120
 """A start of two ranks takes about ten seconds; a busy machine may need longer."""
+STEPS = 60
+"""As many as it takes to be interrupted on the way: some seconds."""
 SETTINGS = (
     *("data=synthetic", "model.vocab_size=256", "layout=pp2", "batch.micro_batch_size=2", "runtime.device=cpu"),
-    *("logging.wandb=disabled", "train.steps=40"),
+    *("model.seq_length=32", "batch.global_batch_size=8", "logging.wandb=disabled", f"train.steps={STEPS}"),
 )
 TORCHRUN = [str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2", "--master-port", "29873"]
 
@@ -38,7 +40,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, flo
     folder = tmp_path_factory.mktemp("undisturbed")
     ended = run(trident("train", *SETTINGS, "--quiet", f"run_dir={folder / 'R'}"), folder)
     assert (ended.code, ended.err) == (0, "")
-    assert re.fullmatch(r"finished at step 40 after \S+; summary in \S+\n", ended.out)
+    assert re.fullmatch(rf"finished at step {STEPS} after \S+; summary in \S+\n", ended.out)
     return _losses(folder / "R")
 
 
@@ -62,7 +64,7 @@ def test_asked_to_stop_it_saves_and_goes_on_bit_for_bit(
     assert ended.code == 75, ended.out + ended.err
     assert "the same command goes on from there" in ended.out
     reached = rows(run_dir)[-1]["step"]
-    assert 3 <= reached < 40
+    assert 3 <= reached < STEPS
     assert (run_dir / "checkpoints" / f"step_{reached}" / "manifest.json").is_file()
     again = run(command, tmp_path)
     assert again.code == 0, again.err

@@ -69,6 +69,16 @@ ADAPTED = {
 }
 
 
+EVERYWHERE = LoraConfig(rank=2, alpha=4.0, targets=(LoraTarget.all,))
+
+
+def adapted_everywhere(folder: Path) -> Adapted:
+    """Return adapters of every linear layer of a tiny model, by PEFT's names of them."""
+    plan = plan_for(folder, EVERYWHERE, Case(zero=0), 1)
+    found = tuple(sorted({layer.kind for layer in layers_of(plan, drawn(plan))}))
+    return Adapted(folder.name, EVERYWHERE.targets, found, EVERYWHERE)
+
+
 def save_base(family: str, folder: Path) -> Path:
     """Write a tiny model as transformers does."""
     hf_model(TINY[family]).save_pretrained(folder)
@@ -146,7 +156,7 @@ def peft_model(folder: Path, one: Adapted, layers: Iterator[PeftLayer]) -> Any:
         target_modules=list(one.modules),
         use_rslora=lora.rank_stabilised,
         task_type="CAUSAL_LM",
-        fan_in_fan_out=one.family == "gpt2",
+        fan_in_fan_out=type(base.get_submodule(next(base_layers(base, one.modules)))).__name__ == "Conv1D",
     )
     model = peft.get_peft_model(base, wanted)
     held = dict(model.named_parameters())
@@ -156,6 +166,11 @@ def peft_model(folder: Path, one: Adapted, layers: Iterator[PeftLayer]) -> Any:
             held.pop(parameter(layer, "B")).copy_(layer.b)
     assert not [name for name in held if "lora_" in name], "every adapter of PEFT's has one of ours"
     return model
+
+
+def base_layers(base: torch.nn.Module, kinds: tuple[str, ...]) -> Iterator[str]:
+    """Yield the names of the layers of these kinds."""
+    return (name for name, _ in base.named_modules() if name.endswith(kinds))
 
 
 def parameter(layer: PeftLayer, part: str) -> str:

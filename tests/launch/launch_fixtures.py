@@ -19,7 +19,8 @@ GOLDEN = Path(__file__).parent / "golden"
 SCRIPTS = sorted(path for folder in (LAUNCH, DOCKER) for path in folder.iterdir() if path.suffix in (".sh", ".sbatch"))
 SETTINGS = (
     *("data=synthetic", "model.vocab_size=256", "layout=pp2", "batch.micro_batch_size=2", "runtime.device=cpu"),
-    *("logging.wandb=disabled", "train.steps=60", "runtime.threads_per_rank=1"),
+    *("model.seq_length=32", "batch.global_batch_size=8", "logging.wandb=disabled", "train.steps=60"),
+    "runtime.threads_per_rank=1",
 )
 """A run that trains in seconds and lasts long enough to be interrupted; its sums do not depend on a node's ranks."""
 START_S = 400

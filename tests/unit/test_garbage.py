@@ -1,4 +1,4 @@
-"""How often Python looks for garbage while a process starts, and afterwards."""
+"""Python looks for garbage seldom while a process starts, and as usual afterwards."""
 
 from __future__ import annotations
 

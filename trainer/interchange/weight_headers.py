@@ -1,4 +1,4 @@
-"""What safetensors files say they hold, without reading it. No torch."""
+"""Files of safetensors say what they hold: names and shapes, read without the numbers. No torch."""
 
 from __future__ import annotations
 

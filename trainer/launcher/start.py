@@ -5,7 +5,10 @@ The parent stays outside the ranks' session, so that Ctrl-C reaches it alone: it
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -13,6 +16,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -32,6 +36,8 @@ POLL_S = 0.2
 REPEAT_S = 1.0
 """Seconds in which terminals and process managers may deliver one request twice; a person who insists takes longer."""
 _OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LOWEST_PORT, _TRIES = 15000, 50
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -45,10 +51,26 @@ class Outcome:
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody listens on right now."""
+    """Return a TCP port that nobody listens on right now.
+
+    If there is one, it is none of those that the system gives to connections by itself: it stays free until ranks meet.
+    """
+    ports = range(_LOWEST_PORT, _lowest_port_of_connections())
+    for port in random.SystemRandom().sample(ports, min(_TRIES, len(ports))):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("", port))
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _lowest_port_of_connections() -> int:
+    """Return the lowest port that connections get by themselves; 0 if nothing tells."""
+    try:
+        return int(_PORT_RANGE.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def check_port(port: int) -> None:
@@ -72,12 +94,16 @@ def check_port(port: int) -> None:
 def launch_command(world_size: int, port: int, arguments: Sequence[str]) -> list[str]:
     """Return the deepspeed launcher's command line for `world_size` local ranks of `trident <arguments>`."""
     return [
-        *(sys.executable, "-m", "deepspeed.launcher.runner"),
-        # Without this a cluster's /job/hostfile would spread the ranks over other machines.
-        *("--hostfile", os.devnull),
-        *("--no_local_rank", "--num_gpus", str(world_size), "--master_port", str(port)),
-        *("--module", "trainer", *arguments),
+        # What `deepspeed` starts on each machine. Its own part, to find machines, has nothing to do here, and takes as
+        # long again to import torch; and a cluster's /job/hostfile would lead it to others.
+        *(sys.executable, "-m", "deepspeed.launcher.launch"),
+        *(f"--world_info={_world_info(world_size)}", "--master_addr=127.0.0.1", f"--master_port={port}"),
+        *("--no_local_rank", "--module", "trainer", *arguments),
     ]
+
+
+def _world_info(world_size: int) -> str:
+    return base64.urlsafe_b64encode(json.dumps({"localhost": list(range(world_size))}).encode()).decode()
 
 
 def run_ranks(

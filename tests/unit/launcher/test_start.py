@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -261,16 +262,49 @@ def test_what_is_ignored_stays_ignored(tmp_path: Path) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_the_command_is_the_deepspeed_launchers() -> None:
-    words = launch_command(4, 29511, ["train", "run_dir='a b'"])
-    assert words[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
-    for option, value in (("--num_gpus", "4"), ("--master_port", "29511"), ("--hostfile", os.devnull)):
-        assert words[words.index(option) + 1] == value
-    assert words[words.index("--module") :] == ["--module", "trainer", "train", "run_dir='a b'"]
-    assert "--no_local_rank" in words
+def test_the_command_is_what_the_deepspeed_launcher_starts_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.launcher import runner
+
+    theirs: list[list[str]] = []
+
+    class Started:
+        returncode = 0
+
+        def __init__(self, words: list[str], **_: object) -> None:
+            theirs.append(words)
+
+        def wait(self) -> None:
+            pass
+
+    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(Popen=Started))
+    script = ["--module", "trainer", "train", "run_dir='a b'"]
+    options = ["--hostfile", os.devnull, "--no_local_rank", "--num_gpus", "4", "--master_port", "29511"]
+    runner.main([*options, *script])
+    # Unbuffered output, and what it tells, are of no use to ranks that write their own logs; None is its default.
+    of_output = ("-u", "--log_level=", "--enable_each_rank_log=None")
+    expected = [word for word in theirs[0] if not word.startswith(of_output)]
+    ours = launch_command(4, 29511, script[2:])
+    assert sorted(ours) == sorted(expected)
+    assert ours[:3] == [sys.executable, "-m", "deepspeed.launcher.launch"]
+    assert ours[ours.index("--module") :] == script
 
 
-def test_a_free_port_is_free() -> None:
+def test_a_free_port_is_free_and_none_that_connections_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    low = tmp_path / "range"
+    monkeypatch.setattr("trainer.launcher.start._PORT_RANGE", low)
+    low.write_text("15010\t60999\n")
+    found = {free_port() for _ in range(100)}
+    assert found <= set(range(15000, 15010))
+    assert len(found) > 3
+    with socket.socket() as other:
+        other.bind(("", min(found)))
+        other.listen()
+        assert min(found) not in {free_port() for _ in range(100)}
+    # There is none.
+    for text in ("1024 65535", "none", ""):
+        low.write_text(text)
+        assert 1024 <= free_port() <= 65535
+    low.unlink()
     assert 1024 <= free_port() <= 65535
 
 
