@@ -21,6 +21,7 @@ SETTINGS = (
     "zero.stage=1",
     "zero.offload=cpu",
     "data.source=stdlib",
+    "model.seq_length=32",
     f"train.steps={STEPS}",
     "runtime.device=cpu",
 )
