@@ -16,7 +16,6 @@ from tests.helpers.dist import run_distributed
 from tests.helpers.hf_families import TINY
 from tests.helpers.lora import (
     ADAPTED,
-    EVERYWHERE,
     LR,
     STEPS,
     Expected,
@@ -82,7 +81,7 @@ class Trained:
 
 def config_for(base: Path) -> LoraConfig:
     """Return the adapters of a base: chosen ones, or all."""
-    return ADAPTED[base.name].config if base.name in ADAPTED else EVERYWHERE
+    return (ADAPTED.get(base.name) or adapted_everywhere(base)).config
 
 
 def _train(
@@ -165,8 +164,11 @@ def expected(bases: dict[str, Path]) -> dict[str, Expected]:
     return {name: trained_by_peft(base, ADAPTED[name]) for name, base in bases.items()}
 
 
-@pytest.mark.matrix
-@pytest.mark.parametrize("case", LAYOUTS, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [LAYOUTS[0], *(pytest.param(case, marks=pytest.mark.matrix) for case in LAYOUTS[1:])],
+    ids=lambda case: case.name,
+)
 def test_every_family_s_steps_equal_those_of_peft(case: Case, tmp_path: Path) -> None:
     bases = {name: save_base(name, tmp_path / name) for name in FAMILIES if name not in ADAPTED}
     expected = {name: trained_by_peft(base, adapted_everywhere(base)) for name, base in bases.items()}
@@ -211,9 +213,11 @@ def check_saved(run_dir: Path, base: Path, expected: Expected) -> None:
     assert set(tensors.names()) == adapters.keys()
     files = [path / name for name in manifest.files if name.startswith("tensors/")]
     headers = [8 + int.from_bytes(file.read_bytes()[:8], "little") for file in files]
-    # A weight and two moments in fp32.
-    numel = sum(one.numel for one in adapters.values())
-    assert sum(file.stat().st_size for file in files) - sum(headers) == 3 * 4 * numel
+    # A weight and two moments in fp32; ranks that share the only key/value head have its rows each.
+    needed = 3 * 4 * sum(one.numel for one in adapters.values())
+    saved = sum(file.stat().st_size for file in files) - sum(headers)
+    is_shared = plan.config.model.num_key_value_heads == 1 and len(files) > 1
+    assert saved == needed or (is_shared and needed < saved < 1.05 * needed)
     for kind, wanted in expected.values.items():
         layers = list(layers_of(plan, partial(tensors.read, kind)))
         found = {parameter(one, part): getattr(one, part.lower()) for one in layers for part in "AB"}

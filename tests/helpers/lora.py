@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +14,9 @@ from tests.helpers.hf_families import LENGTH, TINY, VOCABULARY, hf_model
 from tests.helpers.parity import Case, config_of
 from trainer.checkpoint.peft_folder import PeftLayer, peft_layers
 from trainer.config.hf_export import express
-from trainer.config.hf_folder import read_hf_model
+from trainer.config.hf_folder import read_hf_config, read_hf_model
 from trainer.config.lora import without_lora
-from trainer.config.models import make_execution, make_model
+from trainer.config.models import is_gated, make_execution, make_model
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import (
     CheckpointConfig,
@@ -69,14 +70,25 @@ ADAPTED = {
 }
 
 
-EVERYWHERE = LoraConfig(rank=2, alpha=4.0, targets=(LoraTarget.all,))
-
-
+@functools.cache
 def adapted_everywhere(folder: Path) -> Adapted:
-    """Return adapters of every linear layer of a tiny model, by PEFT's names of them."""
-    plan = plan_for(folder, EVERYWHERE, Case(zero=0), 1)
-    found = tuple(sorted({layer.kind for layer in layers_of(plan, drawn(plan))}))
-    return Adapted(folder.name, EVERYWHERE.targets, found, EVERYWHERE)
+    """Return adapters of every linear layer of a tiny model: one for each of theirs, however ours are divided."""
+    lora = LoraConfig(rank=2, alpha=4.0, targets=(LoraTarget.all,))
+    counts = {layer.count for layer in _layers_at_first(folder, lora)}
+    targets = [LoraTarget.qkv] if 3 in counts else [LoraTarget.q, LoraTarget.k, LoraTarget.v]
+    if 2 in counts:
+        targets.append(LoraTarget.gate_up)
+    else:
+        gated = is_gated(read_hf_model(folder, "SRC").model)
+        targets += [LoraTarget.gate, LoraTarget.up] if gated else [LoraTarget.up]
+    lora = replace(lora, targets=(*targets, LoraTarget.output, LoraTarget.down))
+    found = sorted({layer.kind for layer in _layers_at_first(folder, lora)})
+    return Adapted(folder.name, lora.targets, tuple(found), lora)
+
+
+def _layers_at_first(folder: Path, lora: LoraConfig) -> list[PeftLayer]:
+    plan = plan_for(folder, lora, Case(zero=0), 1)
+    return list(layers_of(plan, drawn(plan)))
 
 
 def save_base(family: str, folder: Path) -> Path:
@@ -125,7 +137,9 @@ class Read:
 
 def layers_of(plan: RunPlan, read: Callable[[str], torch.Tensor]) -> Iterator[PeftLayer]:
     """Yield PEFT's layers, whose values `read` has under our names."""
-    said = express(without_lora(plan.config.model), VOCABULARY, {})
+    folder = plan.config.checkpoint.init_from
+    assert folder is not None
+    said = express(without_lora(plan.config.model), VOCABULARY, read_hf_config(Path(folder), "SRC"))
     return peft_layers(Read(read), said, plan.model)
 
 
