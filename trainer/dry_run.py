@@ -74,7 +74,7 @@ def _start(config: TridentConfig, world: World | None, words: list[str]) -> str:
         return "one rank, in this process"
     command = launch_command(ranks, config.launch.master_port or 0, ["train", *words])
     text = " ".join(map(for_a_shell, command))
-    return text if config.launch.master_port else text.replace("--master_port 0", "--master_port FREE_PORT")
+    return text if config.launch.master_port else text.replace("--master_port=0", "--master_port=FREE_PORT")
 
 
 def _vocabulary(config: TridentConfig) -> int | None:

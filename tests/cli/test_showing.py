@@ -101,7 +101,7 @@ def test_a_dry_run_writes_and_starts_nothing(trident: Run, place: Path, monkeypa
     assert "not prepared yet" in answer.out
     last = answer.out.splitlines()[-1]
     assert last.startswith("start   ")
-    assert "--num_gpus 2 --master_port FREE_PORT --module trainer train layout=pp2" in last
+    assert "--master_port=FREE_PORT --no_local_rank --module trainer train layout=pp2" in last
     assert trident("train", "--dry-run", *SYNTHETIC).out.splitlines()[-1] == "start   one rank, in this process"
 
 
