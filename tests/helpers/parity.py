@@ -355,10 +355,17 @@ def oracle_key(case: Case) -> TridentConfig:
 
 
 def tolerance_of(case: Case) -> Tolerance:
-    """Return the tolerances of a case."""
+    """Return the tolerances of a case. With options, the oracle in fp32 is farther from itself in fp64.
+
+    Measured: with norms of queries and keys 3.6e-6 in gradients, and 1.6e-5 in the gradient norm of the fourth step, up
+    to which AdamW has made more of them; with the others 1.1e-6 in gradients.
+    """
     tolerance = TOLERANCES[case.dtype]
+    if not case.options:
+        return tolerance
     has_norm = "query_key_norm" in OPTION_SETS[case.options]
-    return replace(tolerance, gradient=max(tolerance.gradient, 1e-5)) if has_norm else tolerance
+    gradient, norm = (1e-5, 1e-4) if has_norm else (3e-6, tolerance.grad_norm)
+    return replace(tolerance, gradient=max(tolerance.gradient, gradient), grad_norm=max(tolerance.grad_norm, norm))
 
 
 @dataclass(frozen=True)
