@@ -51,8 +51,8 @@ trident generate SRC prompt=...   # reads SRC as it is
 
 Both go through the weights one tensor at a time, then compare logits with transformers on a fixed batch, in fp32: the
 largest difference must be below 1e-4, and the divergence is told. The comparison computes both models layer by layer,
-and holds one layer at a time; `check=false` leaves it out. When it fails, or anything else does, nothing of what was
-written stays.
+and holds one layer at a time; of pickles it writes safetensors below DST first, for as long as it takes. `check=false`
+leaves it out. When it fails, or anything else does, nothing of what was written stays.
 
 `trident import FILE.gguf DST` reads what transformers reads of llama.cpp's format; it needs the extra `gguf` (`pip
 install 'trident-trainer[gguf]'`). Quantised weights become fp32, and it takes the memory of the whole model, since

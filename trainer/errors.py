@@ -9,8 +9,12 @@ from collections.abc import Sequence
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of another library's error, or the name of its type if it has no text."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """Return the first line of another library's error, or the name of its type if it has no text.
+
+    A line that ends with a colon has the next one behind it.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 class TridentError(Exception):

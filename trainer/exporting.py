@@ -26,7 +26,7 @@ from trainer.config.places import absolute_path
 from trainer.config.schema import TridentConfig
 from trainer.data.tokenizer import BYTES_MARK, load_tokenizer
 from trainer.errors import CheckpointError, ConfigError, DataError
-from trainer.files import storage_faults, sync_folder, write_atomically
+from trainer.files import own_folder, storage_faults, sync_folder, write_atomically
 from trainer.log import say, warn
 from trainer.model_card import model_card
 from trainer.new_run import make_folders
@@ -112,15 +112,18 @@ def export_verb(arguments: Sequence[str], dtype: str | None, merges: bool = Fals
     partial = target.parent / f".{target.name}.partial"
     with ExitStack() as undo, storage_faults(target, "DST"):
         make_folders(target.parent, undo)
-        shutil.rmtree(partial, ignore_errors=True)
+        lock = undo.enter_context(ExitStack())
+        lock.enter_context(own_folder(partial, "DST"))
         undo.callback(shutil.rmtree, partial, ignore_errors=True)
-        partial.mkdir()
+        # Another process may have written it since it was checked.
+        _check_target(target)
         told = write(source, said, written, partial, checks)
         sync_folder(partial)
         with suppress(FileNotFoundError):
             target.rmdir()
         partial.rename(target)
         undo.pop_all()
+        lock.close()
         sync_folder(target.parent)
     what = f"adapters of {said.family.architecture}" if writes_adapters else said.family.architecture
     say(f"wrote {target}: {what} in {written}, of {path} (step {manifest.step}); {told}")

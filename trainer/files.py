@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from trainer.errors import StorageError
+from trainer.errors import ConfigError, StorageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -47,6 +49,51 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(handle)
     finally:
+        os.close(handle)
+
+
+@contextmanager
+def own_folder(path: Path, key: str) -> Iterator[None]:
+    """Make an empty folder that no other process writes meanwhile; what a killed one left there is removed first.
+
+    The folder stays, to be renamed or removed.
+
+    Args:
+        path: the folder, beside which everything exists.
+        key: the word that names its place; errors name it.
+
+    Raises:
+        ConfigError: another process has it.
+        OSError: it cannot be made.
+    """
+    handle = _locked(path, key)
+    try:
+        for child in path.iterdir():
+            if child.is_dir() and not child.is_symlink():
+                shutil.rmtree(child)
+            else:
+                child.unlink()
+        yield
+    finally:
+        os.close(handle)
+
+
+def _locked(path: Path, key: str) -> int:
+    while True:
+        path.mkdir(exist_ok=True)
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise ConfigError(f"{key} must not be written by another process, but {path} is; wait for it") from error
+        except OSError:
+            # A file system without locks.
+            return handle
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(handle).st_ino:
+                return handle
+        # The other one has just renamed or removed what was opened here.
         os.close(handle)
 
 

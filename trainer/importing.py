@@ -66,7 +66,8 @@ def import_verb(arguments: Sequence[str]) -> int:
     # A full DST is found before the file is read.
     check_target(RunFolder(request.target), TridentConfig())
     beside = next(path for path in request.target.parents if path.is_dir())
-    with storage_faults(beside, "DST"), unpacked(packed, "SRC", beside) as unpacked_folder:
+    scratch = beside / f".{request.target.name}.gguf"
+    with storage_faults(beside, "DST"), unpacked(packed, "SRC", scratch) as unpacked_folder:
         return _import(request, unpacked_folder, is_temporary=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +13,15 @@ from typing import Any
 
 import torch
 
+from trainer.checkpoint.container import ContainerWriter
 from trainer.checkpoint.held_weights import Weights
 from trainer.checkpoint.peft_folder import PeftLayer
+from trainer.config.hf_folder import HF_CONFIG
 from trainer.config.models import make_execution, make_model
 from trainer.config.schema import ModelConfig
 from trainer.errors import CheckpointError, first_line
+from trainer.interchange.weight_files import WeightFiles
+from trainer.interchange.weight_index import SINGLE
 from trainer.micro_batch import MicroBatch
 from trainer.model.context import ModelContext
 from trainer.model.gpt import build_layer, build_tied, full_logits, tied_head
@@ -94,8 +99,7 @@ def compare(
     Args:
         written: our model.
         folder: theirs.
-        scratch: a folder on a disk with room for their weights in fp32, if they are pickles, whose tensors cannot be
-            read one at a time.
+        scratch: a folder on a disk with room for their weights in fp32, if they are pickles.
         layers: adapters that are added to theirs.
         scale: factor of these.
 
@@ -104,8 +108,10 @@ def compare(
     """
     ids = fixed_ids(written.vocab_size, make_execution(written.config, 1).seq_length)
     ours = written.logits(ids)
-    with torch.inference_mode(), tempfile.TemporaryDirectory(dir=scratch, prefix=".transformers_") as offloaded:
-        theirs = _adapted(_theirs(folder, Path(offloaded)), layers, scale)(ids).logits.float()
+    if not ours.isfinite().all():
+        raise CheckpointError("the model's logits must be finite, but are not: the weights hold NaN or Inf")
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".transformers_") as temporary:
+        theirs = _their_logits(_in_safetensors(folder, Path(temporary)), ids, layers, scale)
     found = LogitsCheck(float((ours - theirs).abs().max()), _divergence(theirs, ours))
     # Not `>`, because a NaN must not pass.
     if not found.largest <= TOLERANCE:
@@ -122,8 +128,21 @@ def fixed_ids(vocab_size: int, seq_length: int) -> torch.Tensor:
     return torch.randint(0, vocab_size, (_SEQUENCES, min(_LENGTH, seq_length)), generator=generator)
 
 
-def _theirs(folder: Path, offloaded: Path) -> torch.nn.Module:
-    """Return their model, whose layers read their weights from the folder when they are used, and forget them."""
+def _in_safetensors(folder: Path, temporary: Path) -> Path:
+    """Return a folder with the same weights as safetensors, of which the library reads single tensors."""
+    files = WeightFiles(folder)
+    if files.are_safetensors:
+        return folder
+    writer = ContainerWriter(temporary / SINGLE, {name: files.shape(name) for name in files.names()}, {"format": "pt"})
+    for name in files.names():
+        writer.append(files.read(name).float())
+    writer.finish()
+    shutil.copy(folder / HF_CONFIG, temporary)
+    return temporary
+
+
+def _their_logits(folder: Path, ids: torch.Tensor, layers: Sequence[PeftLayer], scale: float) -> torch.Tensor:
+    """Return their logits; each layer reads its weights from the folder when it is used, and forgets them."""
     import transformers
 
     # The library's own types say less than it returns.
@@ -138,17 +157,20 @@ def _theirs(folder: Path, offloaded: Path) -> torch.nn.Module:
             dtype=torch.float32,
             attn_implementation="eager",
             device_map={"": "disk"},
-            offload_folder=offloaded,
             output_loading_info=True,
             trust_remote_code=False,
         )
+        absent = sorted(told["missing_keys"])
+        logits = None
+        if not absent:
+            with torch.inference_mode():
+                logits = _adapted(model.eval(), layers, scale)(ids).logits.float()
     # The library raises whatever its parts raise.
     except Exception as error:
         raise CheckpointError(f"{folder} must be a model that transformers loads, but: {first_line(error)}") from error
-    absent = sorted(told["missing_keys"])
-    if absent:
+    if logits is None:
         raise CheckpointError(f"{folder} must hold every tensor that transformers reads, but {absent[0]} is missing")
-    found: torch.nn.Module = model.eval()
+    found: torch.Tensor = logits
     return found
 
 

@@ -16,8 +16,8 @@ from trainer.config.compose import to_yaml
 from trainer.config.plan import RunPlan
 from trainer.config.schema import TridentConfig
 from trainer.description import plan_record
-from trainer.errors import ConfigError
-from trainer.files import storage_faults, sync_folder, write_atomically
+from trainer.errors import ConfigError, StorageError
+from trainer.files import own_folder, storage_faults, sync_folder, write_atomically
 from trainer.run_folder import RunFolder
 from trainer.run_paths import CONFIG, HUGGING_FACE, LATEST, TENSORS
 
@@ -46,6 +46,8 @@ def check_target(folder: RunFolder, config: TridentConfig) -> None:
         folder.check(config)
     except ConfigError as error:
         raise ConfigError([f"DST becomes the run_dir, and {line}" for line in error.problems], error.hints) from error
+    except StorageError as error:
+        raise StorageError(f"DST becomes the run_dir, and {error}", error.hints) from error
 
 
 @contextmanager
@@ -55,20 +57,26 @@ def making_run(folder: RunFolder, step: int) -> Iterator[Path]:
     `publish` makes it appear. If anything fails before, all is undone.
 
     Raises:
+        ConfigError: another process makes a run there, or has made one.
         StorageError: something cannot be written.
     """
     store = folder.checkpoints
     temporary = store.temporary_path(step)
-    with ExitStack() as undo, storage_faults(folder.path, KEY):
-        make_folders(store.folder, undo)
-        for path in (temporary, folder.tokenizer, folder.hugging_face, store.path(step)):
-            undo.callback(shutil.rmtree, path, ignore_errors=True)
-        for file in (folder.config, folder.plan, store.folder / LATEST):
-            undo.callback(file.unlink, missing_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        (temporary / TENSORS).mkdir(parents=True)
-        yield temporary
-        undo.pop_all()
+    with ExitStack() as made, storage_faults(folder.path, KEY):
+        make_folders(store.folder, made)
+        with own_folder(temporary, KEY), ExitStack() as undo:
+            undo.callback(shutil.rmtree, temporary, ignore_errors=True)
+            # Another process may have made the run since it was checked.
+            if store.path(step).exists() or folder.config.exists():
+                raise ConfigError(f"{KEY} must not hold a run yet, but {folder.path} does by now; change {KEY}")
+            for path in (folder.tokenizer, folder.hugging_face, store.path(step)):
+                undo.callback(shutil.rmtree, path, ignore_errors=True)
+            for file in (folder.config, folder.plan, store.folder / LATEST):
+                undo.callback(file.unlink, missing_ok=True)
+            (temporary / TENSORS).mkdir()
+            yield temporary
+            undo.pop_all()
+        made.pop_all()
 
 
 def publish(

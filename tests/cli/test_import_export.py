@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import Run, contents
 from tests.helpers.hf_families import TINY, Tiny, hf_model
+from trainer.files import own_folder
 from trainer.interchange.linked_weights import LinkedWeights
 
 LLAMA = Tiny("LlamaForCausalLM", {**TINY["llama"].arguments, "vocab_size": 67})
@@ -209,7 +210,7 @@ def test_an_old_pickle_is_read_and_one_with_code_is_not(
     found, old = load_file(source / "model.safetensors"), source / "pytorch_model.bin"
     (source / "model.safetensors").unlink()
     torch.save(found, old, _use_new_zipfile_serialization=is_zip)
-    assert trident("import", "src", "old", "check=false").code == 0
+    assert trident("import", "src", "old").code == 0
     torch.save({**found, "model.norm.weight": Path("x")}, old, _use_new_zipfile_serialization=is_zip)
     (problem,) = refused("import", "src", "dst", code=4).problems
     assert problem.endswith(
@@ -217,8 +218,76 @@ def test_an_old_pickle_is_read_and_one_with_code_is_not(
     )
     torch.save({**found, "model.norm.weight": 3}, old, _use_new_zipfile_serialization=is_zip)
     assert "must hold tensors by their names" in refused("import", "src", "dst", code=4).problems[0]
+    if is_zip:
+        # Its time did not know such numbers.
+        torch.save({**found, "model.norm.weight": found["model.norm.weight"].to(torch.float8_e4m3fn)}, old)
+        assert "quantised weights cannot be read" in refused("import", "src", "dst", code=4).problems[0]
     old.write_bytes(b"torn")
     assert "must hold tensors and nothing else" in refused("import", "src", "dst", code=4).problems[0]
+
+
+def test_a_pickle_with_tied_embeddings_is_compared(made: dict[str, Path], trident: Run, place: Path) -> None:
+    source = copied(made["tied"], place)
+    found = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    assert "lm_head.weight" not in found
+    torch.save({name: one.bfloat16() for name, one in found.items()}, source / "pytorch_model.bin")
+    answer = trident("import", "src", "run")
+    assert answer.code == 0, answer.err
+    assert "logits differ from transformers' by at most" in answer.out
+    assert not [path for path in (place / "run").rglob("*") if "transformers" in path.name]
+
+
+@pytest.mark.parametrize("words", [["import", "src", "new"], ["export", "run", "new"]])
+def test_a_target_that_another_process_writes_is_left_to_it(
+    words: list[str], made: dict[str, Path], trident: Run, place: Path, refused: Run
+) -> None:
+    copied(made["llama"], place)
+    assert trident("import", "src", "run", "check=false").code == 0
+    (place / "new" / "checkpoints").mkdir(parents=True)
+    partial = place / ("new/checkpoints/.step_0.partial" if words[0] == "import" else ".new.partial")
+    if words[0] == "export":
+        (place / "new" / "checkpoints").rmdir()
+    with own_folder(partial, "DST"):
+        (partial / "theirs").write_text("theirs")
+        assert "must not be written by another process" in refused(*words).problems[0]
+    # What a killed one left is in nobody's way.
+    assert trident(*words, "check=false").code == 0
+    assert not partial.exists()
+
+
+def test_a_target_that_another_process_has_filled_meanwhile_is_left_alone(
+    made: dict[str, Path], trident: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied(made["llama"], place)
+    assert trident("import", "src", "run", "check=false").code == 0
+    before = contents(place)
+    # As if both had looked before either had written.
+    monkeypatch.setattr("trainer.importing.check_target", lambda *_: None)
+    answer = trident("import", "src", "run", "check=false")
+    assert answer.code == 2
+    assert "must not hold a run yet" in answer.problems[0]
+    assert contents(place) == before
+
+
+def test_numbers_that_are_none(made: dict[str, Path], trident: Run, refused: Run, place: Path) -> None:
+    large = "model.layers.0.mlp.up_proj.weight"
+    tensors(copied(made["llama"], place), lambda found: found.update({large: 1e6 * found[large]}))
+    assert trident("import", "src", "run", "check=false").code == 0
+    problem = refused("export", "run", "out", "--dtype", "fp16", "check=false", code=4).problems[0]
+    assert f"{large} must hold numbers of float16" in problem
+    assert trident("export", "run", "out", "check=false").code == 0
+    tensors(place / "src", lambda found: found.update({"model.norm.weight": float("nan") * found["model.norm.weight"]}))
+    assert "the weights hold NaN or Inf" in refused("import", "src", "dst", code=4).problems[0]
+
+
+def test_a_config_that_is_too_deep(made: dict[str, Path], refused: Run, place: Path) -> None:
+    source = copied(made["llama"], place)
+    in_shards(source)
+    (source / "model.safetensors.index.json").write_text("[" * 100_000)
+    assert "must be an index with a weight_map" in refused("import", "src", "dst", code=4).problems[0]
+    (source / "config.json").write_text("[" * 100_000)
+    assert "that can be read" in refused("import", "src", "dst").problems[0]
 
 
 @pytest.mark.parametrize("words", [["data.source=synthetic"], ["data.source=synthetic", "--dry-run"]])

@@ -93,6 +93,8 @@ def test_quantised_numbers_are_those_that_transformers_makes_of_them(
         ({"extra": {"attention.sliding_window": 16}}, "has llama.attention.sliding_window = 16", 2),
         ({"extra": {"expert_count": 4}}, "has llama.expert_count = 4", 2),
         ({"added": "rope_freqs.weight"}, "has rope_freqs.weight", 2),
+        ({"added": "blk.0.attn_sinks.weight"}, "has blk.0.attn_sinks.weight", 2),
+        ({"added": "blk.0.attn_q.bias"}, "has blk.0.attn_q.bias", 2),
         ({"left_out": "blk.1.ffn_up.weight"}, "model.layers.1.mlp.up_proj.weight is missing", 4),
     ],
 )
@@ -113,6 +115,27 @@ def test_a_scaling_of_none_is_none_and_a_run_without_a_tokenizer(
     assert answer.code == 0
     assert "tiny.gguf has no tokenizer that transformers reads, so the run has none" in answer.err
     assert not (place / "run" / "tokenizer").exists()
+
+
+def test_a_way_to_split_text_that_is_not_known(made: dict[str, Path], trident: Run, place: Path) -> None:
+    for split, is_known in (("llama-bpe", True), ("gpt-2", True), ("poro-chat", False)):
+        write_gguf(made["llama"], place / "tiny.gguf", split=split)
+        answer = trident("import", "tiny.gguf", split, "check=false")
+        assert answer.code == 0
+        assert ("splits text as poro-chat, which transformers does not know" in answer.err) is not is_known
+        assert (place / split / "tokenizer").exists() is is_known
+
+
+def test_nothing_beside_the_file_is_read_and_what_a_killed_import_left_is_removed(
+    made: dict[str, Path], trident: Run, place: Path
+) -> None:
+    write_gguf(made["llama"], place / "TINY.GGUF")
+    for name in ("adapter_config.json", "tokenizer_config.json"):
+        (place / name).write_text("{")
+    (place / ".run.gguf" / "TINY").mkdir(parents=True)
+    assert trident("import", "TINY.GGUF", "run").code == 0
+    assert not (place / ".run.gguf").exists()
+    assert (place / "run" / "tokenizer" / "tokenizer.json").is_file()
 
 
 def test_sizes_that_transformers_takes_as_given(made: dict[str, Path], refused: Run, place: Path) -> None:
@@ -148,5 +171,5 @@ def test_an_architecture_that_is_not_read(
     write_gguf(made["llama"], place / "tiny.gguf")
     monkeypatch.delitem(ggml.GGUF_CONFIG_MAPPING, "llama")
     problem = refused("import", "tiny.gguf", "run").problems[0]
-    assert "must be of an architecture that transformers reads from GGUF" in problem
+    assert "must be of an architecture that can be read from GGUF" in problem
     assert "is of llama" in problem

@@ -22,6 +22,7 @@ def write_gguf(
     added: str = "",
     key_length: int | None = None,
     is_quantised: bool = False,
+    split: str | None = None,
     merges: Sequence[str] = ("a b", "c d"),
 ) -> Path:
     """Write a Llama or Qwen2 folder as one file.
@@ -34,6 +35,7 @@ def write_gguf(
         added: tensor that is added.
         key_length: number that is said of a head's size; None: the right one.
         is_quantised: matrices in blocks of 32 numbers of 8 bits.
+        split: way to split text before it is merged.
         merges: merges of the tokenizer, of tokens that may be missing.
     """
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
@@ -65,6 +67,8 @@ def write_gguf(
             writer.add_uint32(whole, int(str(value)))
     filler = [f"<t{index}>" for index in range(config["vocab_size"] - len(TOKENS))]
     writer.add_tokenizer_model("gpt2")
+    if split is not None:
+        writer.add_tokenizer_pre(split)
     writer.add_token_list([*TOKENS, *filler])
     writer.add_token_merges(list(merges))
     writer.add_bos_token_id(1)

@@ -54,6 +54,11 @@ def write_weights(tensors: Weights, said: Expressed, dtype: str, folder: Path, s
         for name in names:
             found, values = next(written)
             assert found == name, f"{name} is written before {found}"
+            if not values.isfinite().all():
+                raise CheckpointError(
+                    f"{name} must hold numbers of {dtype}, but holds an infinity or a NaN; if the checkpoint does not, "
+                    "choose another --dtype"
+                )
             writer.append(values)
         writer.finish()
     if len(files) > 1:

@@ -127,12 +127,12 @@ def find_source(text: str, key: str, fetch_weights: bool = True) -> Path:
         ConfigError: there is none.
     """
     local = local_path(text, key)
-    if text.endswith(GGUF):
+    if _is_named_gguf(Path(text)):
         raise _is_gguf(text, key)
     if os.path.isdir(local):
         folder = absolute_path(text, key)
         if not (folder / HF_CONFIG).is_file():
-            if any(folder.glob(f"*{GGUF}")):
+            if any(map(_is_named_gguf, folder.iterdir())):
                 raise _is_gguf(text, key)
             held = "a run of Trident, not of Hugging Face" if (folder / "checkpoints").is_dir() else f"no {HF_CONFIG}"
             raise ConfigError(f"{key} must be a folder with {HF_CONFIG} and weights, but {text} holds {held}")
@@ -150,16 +150,20 @@ def find_gguf(text: str, key: str) -> Path | None:
         ConfigError: it names several, or one that is not there.
     """
     local = Path(local_path(text, key))
-    if text.endswith(GGUF) and not local.is_dir():
+    if _is_named_gguf(local) and not local.is_dir():
         if not local.is_file():
             raise ConfigError(f"{key} must be a file that exists, but {text} does not")
         return absolute_path(text, key)
     if not local.is_dir() or (local / HF_CONFIG).is_file():
         return None
-    found = sorted(absolute_path(text, key).glob(f"*{GGUF}"))
+    found = sorted(path for path in absolute_path(text, key).iterdir() if _is_named_gguf(path))
     if len(found) > 1:
         raise ConfigError(f"{key} must name one GGUF file, but {text} holds {', '.join(path.name for path in found)}")
     return found[0] if found else None
+
+
+def _is_named_gguf(path: Path) -> bool:
+    return path.suffix.lower() == GGUF
 
 
 def _is_gguf(text: str, key: str) -> ConfigError:
@@ -198,7 +202,7 @@ def read_hf_config(folder: Path, key: str) -> dict[str, object]:
     path = folder / HF_CONFIG
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{key} must hold a {HF_CONFIG} that can be read, but {path}: {first_line(error)}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must be a JSON object, but is a {type(raw).__name__}")

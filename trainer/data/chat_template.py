@@ -40,6 +40,8 @@ _DEFAULT = "default"
 
 Message = Mapping[str, Any]
 """At least `role` and `content`."""
+_TOO_MUCH = (RecursionError, MemoryError)
+"""Faults of a template that asks for more than there is."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class ChatTemplate:
             template = _compiled(self.source, is_marked)
             return template.render(messages=[dict(one) for one in messages], **{**self.tokens, **variables})
         # A template may do anything that Python's operators can fail at.
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, *_TOO_MUCH) as error:
             raise DataError(
                 f"the chat template in {self.origin} must render the messages, but: {reason(error)}"
             ) from error

@@ -89,8 +89,8 @@ def _range_problems(options: GenerateOptions) -> list[str]:
         (0 < options.top_p <= 1, f"top_p must be above 0 and at most 1, but is {options.top_p}"),
         (0 <= options.min_p <= 1, f"min_p must be in 0 to 1, but is {options.min_p}"),
         (
-            0 < options.repetition_penalty < math.inf,
-            f"repetition_penalty must be a number above 0, but is {options.repetition_penalty}",
+            0.01 <= options.repetition_penalty <= 100,
+            f"repetition_penalty must be a number from 0.01 to 100, but is {options.repetition_penalty}",
         ),
         (all(options.stop), "stop must be a string that is not empty, but is empty"),
         (all(one >= 0 for one in options.eos_ids), f"eos_ids must be at least 0, but are {_listed(options.eos_ids)}"),

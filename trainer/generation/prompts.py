@@ -54,11 +54,21 @@ def read_prompts(options: GenerateOptions, template: ChatTemplate | None) -> lis
         given += _of_file(absolute_path(options.prompts, "prompts"))
     if not given:
         given.append(_Given("prompt", ""))
+    for one in given:
+        _check_text(one)
     return [_in_chat(one, template) if options.chat else _plain(one) for one in given]
 
 
 def _named(index: int, prompts: Sequence[str]) -> str:
     return "prompt" if len(prompts) == 1 else f"prompt {index + 1}"
+
+
+def _check_text(one: _Given) -> None:
+    """Refuse halves of characters, which no text can be written with."""
+    try:
+        json.dumps(one.content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{one.origin} must be text, but is not: {error}") from error
 
 
 def _plain(one: _Given) -> Prompt:
@@ -84,7 +94,7 @@ def _of_file(path: Path) -> list[_Given]:
     if path.suffix not in (_LINES, _OBJECTS):
         raise ConfigError(f"prompts must be a file of lines ({_LINES}) or of JSON objects ({_OBJECTS}), but is {path}")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"prompts must be a file that can be read, but {path}: {error}") from error
     read = _object if path.suffix == _OBJECTS else _line

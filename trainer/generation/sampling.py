@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from trainer.errors import NumericsError
 from trainer.generation.options import GenerateOptions
 
 
@@ -49,15 +50,21 @@ def next_token(
 
     Returns:
         [B] int64.
+
+    Raises:
+        NumericsError: the likeliest token's logit is NaN or infinite.
     """
     if sampling.repetition_penalty != 1:
         assert used is not None, "a repetition penalty needs to know the tokens of the text"
         punished = torch.where(logits < 0, logits * sampling.repetition_penalty, logits / sampling.repetition_penalty)
         logits = torch.where(used, punished, logits)
+    largest = logits.max(dim=-1, keepdim=True).values
+    if not largest.isfinite().all():
+        raise NumericsError("the logits of a token must be finite, but are not: the weights hold NaN or Inf")
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
     # Relative to the largest and in double precision: no temperature, however small, gives an infinity or a NaN.
-    scaled = (logits - logits.max(dim=-1, keepdim=True).values).double() / sampling.temperature
+    scaled = (logits - largest).double() / sampling.temperature
     probabilities = _cut(scaled, sampling).softmax(dim=-1)
     # A row by itself: one generator for all rows would let a text depend on its place among the others.
     rows = zip(probabilities, generators, strict=True)

@@ -51,6 +51,11 @@ class WeightFiles:
             if name not in self._tensors or self._tensors[name].path.name != file:
                 raise CheckpointError(f"{folder} must hold {name} in {file}, as its index says, but does not")
 
+    @property
+    def are_safetensors(self) -> bool:
+        """True if single tensors can be read; False for pickles."""
+        return not self._pickles
+
     def _listed(self, path: Path) -> Iterator[tuple[str, StoredTensor]]:
         if path.suffix == ".safetensors":
             yield from stored_tensors(path)
@@ -90,6 +95,11 @@ class WeightFiles:
                     "weights cannot be read"
                 )
             found = _values(stored)
+        if found.is_floating_point() and found.dtype not in _DTYPES.values():
+            raise CheckpointError(
+                f"{name} must be of {', '.join(_DTYPES)}, but is {found.dtype} in {stored.path}: quantised weights "
+                "cannot be read"
+            )
         if not found.is_floating_point():
             raise CheckpointError(f"{name} must be of real numbers, but is {found.dtype} in {stored.path}")
         return found

@@ -34,7 +34,7 @@ def _index(path: Path) -> dict[str, str]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         names = {str(name): str(file) for name, file in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} must be an index with a weight_map, but: {first_line(error)}") from error
     outside = [file for file in names.values() if Path(file).name != file]
     if outside:

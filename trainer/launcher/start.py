@@ -210,7 +210,7 @@ class _Supervisor:
         """Return when the launcher and all ranks are gone."""
         try:
             lost = self._watch() or self._roster.lost()
-            # A launcher that is killed leaves its ranks behind, and its own parent then exits 0.
+            # A launcher that is killed leaves its ranks behind.
             broken = bool(lost or self._roster.present() or self._process.returncode < 0)
         finally:
             self._kill()

@@ -51,6 +51,20 @@ def test_prompts_of_json_lines(tmp_path: Path) -> None:
     assert prompts(path) == [("more.jsonl, line 1", "a\nb"), ("more.jsonl, line 3", "")]
 
 
+def test_a_mark_of_the_byte_order_is_no_part_of_a_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\ntwo\n")
+    assert [one.text for one in read_prompts(GenerateOptions(checkpoint="", prompts=str(path)), None)] == ["one", "two"]
+
+
+def test_halves_of_characters_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "\\ud800 x"}\n')
+    for file, typed in ((path, ()), (None, ("\udcff",))):
+        with pytest.raises(ConfigError, match="must be text, but is not"):
+            prompts(file, prompt=typed)
+
+
 def test_a_chat_is_put_into_the_template(tmp_path: Path) -> None:
     path = tmp_path / "more.jsonl"
     path.write_text(json.dumps({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u "}]}))

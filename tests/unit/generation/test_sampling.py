@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from trainer.errors import NumericsError
 from trainer.generation.sampling import Sampling, next_token
 
 MINUS_INF = float("-inf")
@@ -30,6 +31,13 @@ def draw(
 
 def drawn(shares: torch.Tensor) -> list[int]:
     return shares.nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_told(wrong: float, temperature: float) -> None:
+    with pytest.raises(NumericsError, match="the weights hold NaN or Inf"):
+        next_token(torch.tensor([[0.0, 1.0], [wrong, 0.0]]), Sampling(temperature=temperature), [torch.Generator()] * 2)
 
 
 def test_greedy_takes_the_likeliest_of_each_row_whatever_the_generator() -> None:
