@@ -358,8 +358,8 @@ def tolerance_of(case: Case) -> Tolerance:
     """Return the tolerances of a case. With options, the oracle in fp32 is farther from itself in fp64.
 
     Measured: with norms of queries and keys 3.6e-6 in gradients, 3.1e-5 in later gradient norms and 1.2e-5 in weights,
-    up to which AdamW has made more of it in eight blocks; with other options 1.1e-6 in gradients. A value at the edge of
-    `clip_qkv` may fall to either side, and a row of weights with it: 5e-5 in weights, 1e-6 without the clip.
+    up to which AdamW has made more of it in eight blocks; with other options 1.1e-6 in gradients. A value at the edge
+    of `clip_qkv` may fall to either side, and a row of weights with it: 5e-5 in weights, 1e-6 without the clip.
     """
     tolerance, options = TOLERANCES[case.dtype], OPTION_SETS[case.options]
     if not case.options:

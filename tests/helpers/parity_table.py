@@ -44,9 +44,9 @@ FOOT = """
 1, 2 and 8 (DualPipeV: 2 pp), tied and untied, GPT-2-like and LLaMA-like. `uneven tokens`: labels of -100, weights of 0
 and of 0.5, and a micro-batch in which nothing counts. `frozen`: embeddings, the first layers, or vectors are not
 trained. `options`: models with other norms, wirings, positions, heads and scales (`tests/helpers/options.py`);
-the tolerance of their gradients is 3e-6, with norms of queries and keys 1e-5, then 1e-4 for the gradient norm and 3e-5 for
-weights, since there the oracle in fp32 is about as far from itself in fp64. With `clip_qkv`, at whose edge a value may
-fall to either side, it is 1e-3 for the gradient norm and 1e-4 for weights (one row differs; without the clip, none).
+the tolerance of their gradients is 3e-6, with norms of queries and keys 1e-5, then 1e-4 for the gradient norm and 3e-5
+for weights, since there the oracle in fp32 is about as far from itself in fp64. With `clip_qkv`, at whose edge a value
+may fall to either side, it is 1e-3 for the gradient norm and 1e-4 for weights (one row; without the clip, none).
 `packed`: sequences of several documents, each of which the oracle computes alone.
 
 Measured at commit {commit} with DeepSpeed {deepspeed}, torch {torch}, Python {python}, on CPU, by
