@@ -30,6 +30,7 @@ from trainer.files import own_folder, storage_faults, sync_folder, write_atomica
 from trainer.log import say, warn
 from trainer.model_card import model_card
 from trainer.new_run import make_folders
+from trainer.progress import LOADING, current
 from trainer.run_paths import CONFIG, HUGGING_FACE
 from trainer.spec.model import Model
 
@@ -110,6 +111,7 @@ def export_verb(arguments: Sequence[str], dtype: str | None, merges: bool = Fals
     written = _DTYPES[dtype or "fp32"] if writes_adapters else _dtype(dtype, kept)
     write = _write_adapters if writes_adapters else _write
     partial = target.parent / f".{target.name}.partial"
+    current().enter(LOADING)
     with ExitStack() as undo, storage_faults(target, "DST"):
         make_folders(target.parent, undo)
         lock = undo.enter_context(ExitStack())

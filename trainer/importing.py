@@ -32,6 +32,7 @@ from trainer.interchange.weight_index import weight_files
 from trainer.log import say, warn
 from trainer.loop.state import TrainState
 from trainer.new_run import check_target, making_run, publish
+from trainer.progress import LOADING, current
 from trainer.run_folder import RunFolder
 from trainer.versions import versions
 
@@ -82,6 +83,7 @@ def _import(request: _Request, source_folder: Path, is_temporary: bool = False) 
             f"DST must be the folder of a run, but {request.target} holds a Hugging Face model; change DST"
         )
     check_target(folder, plan.config)
+    current().enter(LOADING)
     from trainer.checkpoint.copied_in import copy_weights
 
     with making_run(folder, _STEP) as temporary, tempfile.TemporaryDirectory() as kept_in:

@@ -88,3 +88,13 @@ def absolute_path(text: str, key: str) -> Path:
 def source_key(config: TridentConfig) -> str:
     """Return the key that says which data a run reads."""
     return _SOURCE_KEYS.get(config.data.source, "data.source")
+
+
+def unwritable(name: str, key: str) -> str | None:
+    """Return why a file cannot be made at the place that a key names; None if it can, as far as is known before."""
+    folder = absolute_path(name, key).parent
+    if not folder.is_dir():
+        return f"{key} must be a file in a folder that exists, but {folder} does not; make it, or change {key}"
+    if not os.access(folder, os.W_OK):
+        return f"{key} must be a file in a folder that can be written, but {folder} cannot; change {key}"
+    return None

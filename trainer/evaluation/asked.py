@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 from trainer.checkpoint.manifest import IMPORTED_FROM
 from trainer.config.compose import recompose
-from trainer.config.places import absolute_path, source_key
+from trainer.config.places import source_key, unwritable
 from trainer.config.rules_common import Case
 from trainer.config.rules_training import data_source
 from trainer.config.schema import DataConfig, DataSource, TridentConfig, WandbMode
@@ -125,14 +125,9 @@ def _unplaced(options: EvaluateOptions) -> list[str]:
 
 
 def _unwritable(options: EvaluateOptions) -> list[str]:
-    problems = []
-    for key, name in (("output", options.output), ("samples", options.samples)):
-        folder = absolute_path(name, key).parent
-        if name and not folder.is_dir():
-            problems.append(
-                f"{key} must be a file in a folder that exists, but {folder} does not; make it, or change {key}"
-            )
-    return problems
+    places = (("output", options.output), ("samples", options.samples))
+    found = [unwritable(name, key) for key, name in places if name]
+    return [problem for problem in found if problem is not None]
 
 
 def _data(options: EvaluateOptions, source: ModelSource) -> AskedData | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from trainer.config.places import absolute_path
+from trainer.config.places import unwritable
 from trainer.data.chat_template import chat_template
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import ConfigError
@@ -76,11 +76,9 @@ def settle(options: GenerateOptions, world: int | None = None, device_count: int
 
 def _check_output(output: str) -> None:
     """Check before texts are written that their file can lie where it shall."""
-    folder = absolute_path(output, "output").parent
-    if output and not folder.is_dir():
-        raise ConfigError(
-            f"output must be a file in a folder that exists, but {folder} does not; make it, or change output"
-        )
+    problem = unwritable(output, "output") if output else None
+    if problem is not None:
+        raise ConfigError(problem)
 
 
 def _ends(options: GenerateOptions, tokenizer: Tokenizer, files: Path | None, vocab_size: int) -> Ends:
