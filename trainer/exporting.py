@@ -112,20 +112,19 @@ def export_verb(arguments: Sequence[str], dtype: str | None, merges: bool = Fals
     write = _write_adapters if writes_adapters else _write
     partial = target.parent / f".{target.name}.partial"
     current().enter(LOADING)
-    with ExitStack() as undo, storage_faults(target, "DST"):
-        make_folders(target.parent, undo)
-        lock = undo.enter_context(ExitStack())
-        lock.enter_context(own_folder(partial, "DST"))
-        undo.callback(shutil.rmtree, partial, ignore_errors=True)
-        # Another process may have written it since it was checked.
-        _check_target(target)
-        told = write(source, said, written, partial, checks)
-        sync_folder(partial)
-        with suppress(FileNotFoundError):
-            target.rmdir()
-        partial.rename(target)
-        undo.pop_all()
-        lock.close()
+    with ExitStack() as made, storage_faults(target, "DST"):
+        make_folders(target.parent, made)
+        with own_folder(partial, "DST"), ExitStack() as undo:
+            undo.callback(shutil.rmtree, partial, ignore_errors=True)
+            # Another process may have written it since it was checked.
+            _check_target(target)
+            told = write(source, said, written, partial, checks)
+            sync_folder(partial)
+            with suppress(FileNotFoundError):
+                target.rmdir()
+            partial.rename(target)
+            undo.pop_all()
+        made.pop_all()
         sync_folder(target.parent)
     what = f"adapters of {said.family.architecture}" if writes_adapters else said.family.architecture
     say(f"wrote {target}: {what} in {written}, of {path} (step {manifest.step}); {told}")

@@ -19,6 +19,7 @@ from trainer.families.registry import FAMILIES
 from trainer.files import own_folder
 from trainer.interchange.weight_index import SINGLE
 from trainer.log import warn
+from trainer.transformers_loading import check_whole, loading, quiet_library
 
 _EXTRA = "pip install 'trident-trainer[gguf]'"
 _KIND, _SPLIT = "tokenizer.ggml.model", "tokenizer.ggml.pre"
@@ -28,12 +29,11 @@ _NOT_OF_THE_MODEL = ("general", "tokenizer", "quantize", "split", "GGUF")
 
 
 @contextmanager
-def unpacked(path: Path, key: str, scratch: Path) -> Iterator[Path]:
+def unpacked(path: Path, scratch: Path) -> Iterator[Path]:
     """Yield a folder with the model and the tokenizer of a file; it is gone afterwards. Takes the memory of the model.
 
     Args:
         path: the file.
-        key: the word that it was written for; errors name it.
         scratch: a folder to make, on a disk with room for the weights in fp32.
 
     Raises:
@@ -43,14 +43,14 @@ def unpacked(path: Path, key: str, scratch: Path) -> Iterator[Path]:
     """
     fields, tensors = _read(path)
     architecture = str(fields.get("general.architecture"))
-    _check(path, key, architecture, fields)
+    _check(path, architecture, fields)
     with own_folder(scratch, "DST"):
         # The model takes its name from its folder.
         folder = scratch / path.stem
         try:
             alone = _alone(path, scratch)
             _write(alone, path, tensors, folder)
-            _check_sizes(folder, key, path, architecture, fields)
+            _check_sizes(folder, path, architecture, fields)
             _write_tokenizer(alone, path, folder, fields)
             yield folder
         # The folder will be gone when these are read.
@@ -91,7 +91,7 @@ def _read(path: Path) -> tuple[dict[str, object], list[str]]:
         raise CheckpointError(f"{path} must be a GGUF file, but cannot be read: {first_line(error)}") from error
 
 
-def _check(path: Path, key: str, architecture: str, fields: Mapping[str, object]) -> None:
+def _check(path: Path, architecture: str, fields: Mapping[str, object]) -> None:
     """Refuse what transformers would leave out."""
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
@@ -101,7 +101,7 @@ def _check(path: Path, key: str, architecture: str, fields: Mapping[str, object]
     if known is None:
         readable = ", ".join(sorted(name for name in mapping if name in ours))
         raise ConfigError(
-            f"{key} must be of an architecture that can be read from GGUF ({readable}), but {path} is of "
+            f"SRC must be of an architecture that can be read from GGUF ({readable}), but {path} is of "
             f"{architecture}; give its safetensors"
         )
     for name, value in fields.items():
@@ -125,27 +125,17 @@ def _is_read(name: str, value: object, known: Mapping[str, object]) -> bool:
 
 def _write(alone: Path, path: Path, tensors: Sequence[str], folder: Path) -> None:
     import torch
-    import transformers
     from safetensors.torch import save_file
 
-    # The library's own types say less than it returns.
-    library: Any = transformers
-    library.logging.set_verbosity_error()
-    library.logging.disable_progress_bar()
-    try:
+    with loading(path):
         # Its own bar cannot be switched off.
         with redirect_stderr(io.StringIO()):
-            model, told = library.AutoModelForCausalLM.from_pretrained(
+            model, told = quiet_library().AutoModelForCausalLM.from_pretrained(
                 alone.parent, gguf_file=alone.name, dtype=torch.float32, output_loading_info=True
             )
+        check_whole(path, told)
         unread = _unread(model, tensors)
         own = {name: one for name, one in model.state_dict().items() if name not in model.all_tied_weights_keys}
-    # The library raises whatever its parts raise.
-    except Exception as error:
-        raise CheckpointError(f"{path} must be a model that transformers loads, but: {first_line(error)}") from error
-    absent = sorted(told["missing_keys"])
-    if absent:
-        raise CheckpointError(f"{path} must hold every tensor that transformers reads, but {absent[0]} is missing")
     if unread:
         raise _left_out(path, unread[0])
     folder.mkdir()
@@ -169,15 +159,12 @@ def _unread(model: Any, tensors: Sequence[str]) -> list[str]:
 
 
 def _write_tokenizer(alone: Path, path: Path, folder: Path, fields: Mapping[str, object]) -> None:
-    import transformers
-
-    library: Any = transformers
     split = fields.get(_SPLIT)
     if fields.get(_KIND) == "gpt2" and split is not None and split not in _known_splits():
         warn(f"{path} splits text as {split}, which transformers does not know, so the run has no tokenizer")
         return
     try:
-        library.AutoTokenizer.from_pretrained(alone.parent, gguf_file=alone.name).save_pretrained(folder)
+        quiet_library().AutoTokenizer.from_pretrained(alone.parent, gguf_file=alone.name).save_pretrained(folder)
     # The library raises whatever its parts raise.
     except Exception as error:
         warn(f"{path} has no tokenizer that transformers reads, so the run has none: {first_line(error)}")
@@ -199,9 +186,9 @@ def _write_config(model: Any, folder: Path) -> None:
     (folder / HF_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def _check_sizes(folder: Path, key: str, path: Path, architecture: str, fields: Mapping[str, object]) -> None:
+def _check_sizes(folder: Path, path: Path, architecture: str, fields: Mapping[str, object]) -> None:
     """Compare sizes that the library takes as given with what the file says of them."""
-    values = read_hf_model(folder, key).values
+    values = read_hf_model(folder, "SRC").values
     head_dim = values["head_dim"]
     sizes = {**dict.fromkeys(_HEAD_SIZES, head_dim), "rope.dimension_count": values["rope_dims"] or head_dim}
     for name, size in sizes.items():

@@ -68,7 +68,7 @@ def import_verb(arguments: Sequence[str]) -> int:
     check_target(RunFolder(request.target), TridentConfig())
     beside = next(path for path in request.target.parents if path.is_dir())
     scratch = beside / f".{request.target.name}.gguf"
-    with storage_faults(beside, "DST"), unpacked(packed, "SRC", scratch) as unpacked_folder:
+    with storage_faults(beside, "DST"), unpacked(packed, scratch) as unpacked_folder:
         return _import(request, unpacked_folder, is_temporary=True)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,7 +18,7 @@ from trainer.checkpoint.peft_folder import PeftLayer
 from trainer.config.hf_folder import HF_CONFIG
 from trainer.config.models import make_execution, make_model
 from trainer.config.schema import ModelConfig
-from trainer.errors import CheckpointError, first_line
+from trainer.errors import CheckpointError
 from trainer.interchange.weight_files import WeightFiles
 from trainer.interchange.weight_index import SINGLE
 from trainer.micro_batch import MicroBatch
@@ -31,6 +30,7 @@ from trainer.spec.parts import Head
 from trainer.tensor_parallel.init import Initial, fill
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.topology.groups import SingleGroup
+from trainer.transformers_loading import check_whole, loading, quiet_library
 
 TOLERANCE = 1e-4
 """Largest difference of two logits in fp32; sums in another order differ by less."""
@@ -143,16 +143,10 @@ def _in_safetensors(folder: Path, temporary: Path) -> Path:
 
 def _their_logits(folder: Path, ids: torch.Tensor, layers: Sequence[PeftLayer], scale: float) -> torch.Tensor:
     """Return their logits; each layer reads its weights from the folder when it is used, and forgets them."""
-    import transformers
-
-    # The library's own types say less than it returns.
-    library: Any = transformers
-    library.logging.set_verbosity_error()
-    library.logging.disable_progress_bar()
     # It warns of every model that is read like this.
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
-    try:
-        model, told = library.AutoModelForCausalLM.from_pretrained(
+    with loading(folder), torch.inference_mode():
+        model, told = quiet_library().AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
             attn_implementation="eager",
@@ -160,18 +154,9 @@ def _their_logits(folder: Path, ids: torch.Tensor, layers: Sequence[PeftLayer], 
             output_loading_info=True,
             trust_remote_code=False,
         )
-        absent = sorted(told["missing_keys"])
-        logits = None
-        if not absent:
-            with torch.inference_mode():
-                logits = _adapted(model.eval(), layers, scale)(ids).logits.float()
-    # The library raises whatever its parts raise.
-    except Exception as error:
-        raise CheckpointError(f"{folder} must be a model that transformers loads, but: {first_line(error)}") from error
-    if logits is None:
-        raise CheckpointError(f"{folder} must hold every tensor that transformers reads, but {absent[0]} is missing")
-    found: torch.Tensor = logits
-    return found
+        check_whole(folder, told)
+        logits: torch.Tensor = _adapted(model.eval(), layers, scale)(ids).logits
+        return logits.float()
 
 
 def _adapted(model: torch.nn.Module, layers: Sequence[PeftLayer], scale: float) -> torch.nn.Module:

@@ -44,6 +44,7 @@ ORDER = (
     "run_folder",
     "new_run",
     "resharding",
+    "transformers_loading",
     "logits_check",
     "gguf_file",
     "model_card",

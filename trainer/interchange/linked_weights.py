@@ -16,7 +16,7 @@ from trainer.spec.tensors import TensorSpec
 EMBEDDING, HEAD = "embedding.weight", "head.weight"
 
 
-class LinkedWeights:
+class LinkedWeights(LinkedNames):
     """The tensors of a model, read from the files of another library.
 
     Args:
@@ -30,18 +30,16 @@ class LinkedWeights:
     """
 
     def __init__(self, files: WeightFiles, family: Family, ours: Values, tensors: Mapping[str, TensorSpec]) -> None:
+        super().__init__(files, family, ours, tensors)
         self._files = files
-        self._tensors = tensors
-        linked = LinkedNames(files, family, ours, tensors)
-        self._links, self._names = linked.links, linked.names
         self._check_tied(family)
 
     def _check_tied(self, family: Family) -> None:
         head = family.head
-        if HEAD in self._tensors or head not in self._names:
+        if HEAD in self._tensors or head not in self.names:
             return
-        embedding = self._links[EMBEDDING].theirs[0]
-        first, second = (self._files.read(self._names[name]) for name in (embedding, head))
+        embedding = self.links[EMBEDDING].theirs[0]
+        first, second = (self._files.read(self.names[name]) for name in (embedding, head))
         if first.shape != second.shape or not torch.equal(first, second):
             raise CheckpointError(
                 f"{self._files.folder} must hold {embedding} and {head} alike, since tie_word_embeddings is true, but "
@@ -53,10 +51,10 @@ class LinkedWeights:
 
         It takes the memory of that tensor and of one of theirs.
         """
-        tensor, link = self._tensors[name], self._links[name]
+        tensor, link = self._tensors[name], self.links[name]
         whole = torch.empty(tensor.shape, dtype=torch.float32)
         for index, rows in enumerate(link.rows(tensor.shape, sections_of(tensor))):
-            theirs = self._files.read(self._names[link.theirs[index]])
+            theirs = self._files.read(self.names[link.theirs[index]])
             for mine, other in link.pairs(index, whole[rows], theirs):
                 mine.copy_(other)
         return whole

@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 
 from trainer.errors import CheckpointError, first_line
-from trainer.interchange.weight_headers import StoredTensor, stored_tensors
-from trainer.interchange.weight_index import weight_files
+from trainer.interchange.weight_headers import StoredTensor, indexed_tensors, stored_tensors
 
 _DTYPES = {
     "F64": torch.float64,
@@ -40,16 +39,7 @@ class WeightFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._pickles: dict[Path, Mapping[str, torch.Tensor]] = {}
-        self._tensors: dict[str, StoredTensor] = {}
-        files, indexed = weight_files(folder)
-        for path in files:
-            for name, stored in self._listed(path):
-                if name in self._tensors and indexed.get(name, path.name) != path.name:
-                    continue
-                self._tensors[name] = stored
-        for name, file in indexed.items():
-            if name not in self._tensors or self._tensors[name].path.name != file:
-                raise CheckpointError(f"{folder} must hold {name} in {file}, as its index says, but does not")
+        self._tensors = indexed_tensors(folder, self._listed)
 
     @property
     def are_safetensors(self) -> bool:
@@ -86,23 +76,22 @@ class WeightFiles:
             CheckpointError: it cannot be read, or is no tensor of real numbers.
         """
         stored = self._tensors[name]
-        if stored.path.suffix != ".safetensors":
-            found = self._pickle(stored.path)[name]
-        else:
-            if stored.dtype not in _DTYPES:
-                raise CheckpointError(
-                    f"{name} must be of {', '.join(_DTYPES)}, but is {stored.dtype} in {stored.path}: quantised "
-                    "weights cannot be read"
-                )
-            found = _values(stored)
-        if found.is_floating_point() and found.dtype not in _DTYPES.values():
-            raise CheckpointError(
-                f"{name} must be of {', '.join(_DTYPES)}, but is {found.dtype} in {stored.path}: quantised weights "
-                "cannot be read"
-            )
+        if stored.path.suffix == ".safetensors":
+            self._check_format(name, stored.dtype in _DTYPES)
+            return _values(stored)
+        found = self._pickle(stored.path)[name]
         if not found.is_floating_point():
             raise CheckpointError(f"{name} must be of real numbers, but is {found.dtype} in {stored.path}")
+        self._check_format(name, found.dtype in _DTYPES.values())
         return found
+
+    def _check_format(self, name: str, is_known: bool) -> None:
+        stored = self._tensors[name]
+        if not is_known:
+            raise CheckpointError(
+                f"{name} must be of {', '.join(_DTYPES)}, but is {stored.dtype} in {stored.path}: quantised weights "
+                "cannot be read"
+            )
 
 
 def _unpickled(path: Path) -> object:

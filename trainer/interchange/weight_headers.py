@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +48,31 @@ def stored_tensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
             yield name, StoredTensor(path, tuple(entry["shape"]), entry["dtype"], first)
 
 
+def indexed_tensors(
+    folder: Path, listed: Callable[[Path], Iterable[tuple[str, StoredTensor]]]
+) -> dict[str, StoredTensor]:
+    """Return the tensors of a folder by their names: where its index names a file, the one in that file.
+
+    Args:
+        folder: the folder.
+        listed: returns the tensors of a file by their names.
+
+    Raises:
+        CheckpointError: there are no weights, a file is missing, or the index names what is not there.
+    """
+    files, indexed = weight_files(folder)
+    found: dict[str, StoredTensor] = {}
+    for path in files:
+        for name, stored in listed(path):
+            if name in found and indexed.get(name, path.name) != path.name:
+                continue
+            found[name] = stored
+    for name, file in indexed.items():
+        if name not in found or found[name].path.name != file:
+            raise CheckpointError(f"{folder} must hold {name} in {file}, as its index says, but does not")
+    return found
+
+
 class WeightHeaders:
     """Names and shapes of a folder's tensors.
 
@@ -55,20 +80,19 @@ class WeightHeaders:
         folder: the folder.
 
     Raises:
-        CheckpointError: there are no weights, or a file is missing or damaged.
+        CheckpointError: as `indexed_tensors`, or a file is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        files = weight_files(folder)[0]
-        self.are_known = all(path.suffix == ".safetensors" for path in files)
+        self.are_known = all(path.suffix == ".safetensors" for path in weight_files(folder)[0])
         """False for pickles, which must be read to know what they hold."""
-        self._shapes = {name: stored.shape for path in files if self.are_known for name, stored in stored_tensors(path)}
+        self._tensors = indexed_tensors(folder, stored_tensors) if self.are_known else {}
 
     def names(self) -> list[str]:
         """Return the names of all tensors."""
-        return sorted(self._shapes)
+        return sorted(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor."""
-        return self._shapes[name]
+        return self._tensors[name].shape
