@@ -32,11 +32,6 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _OF_PYTEST = "PYTEST_CURRENT_TEST"
-RANKS = ("tests/dist/", "tests/e2e/")
-"""Folders of tests that start ranks, which keep both cores busy: one after the other, beside all other tests."""
-WAITING = ("tests/chaos/", "tests/launch/")
-"""Folders of tests that start ranks, and wait more than they compute: last of all, two files at once."""
-_RANKS = "ranks"
 OPTIONAL = {"matrix": "--run-matrix", "slow": "--run-slow", "container": "--run-containers"}
 
 
@@ -56,19 +51,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """With `-n 2`, one process runs the tests of `RANKS`, the other one all other files; both end with `WAITING`."""
-    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
-
-    class TwoSides(LoadScopeScheduling):  # type: ignore[misc]
-        def _split_scope(self, nodeid: str) -> str:
-            return _RANKS if nodeid.startswith(RANKS) else nodeid.partition("::")[0]
-
-        def _assign_work_unit(self, node: object) -> None:
-            if _RANKS in self.workqueue:
-                self.workqueue.move_to_end(_RANKS, last=False)
-            for scope in [one for one in self.workqueue if one.startswith(WAITING)]:
-                self.workqueue.move_to_end(scope)
-            super()._assign_work_unit(node)
+    """Let `-n 2` share out the tests by what they need."""
+    from tests.helpers.two_sides import TwoSides
 
     return TwoSides(config, log)
 
