@@ -1,0 +1,125 @@
+"""What the planner says about a run: the memory of each pipeline rank, and the time of a step. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes of one device of a pipeline rank at the fullest moment of backward, by purpose.
+
+    All its tensor- and data-parallel ranks hold as much.
+    """
+
+    weights: int
+    gradients: int
+    master: int
+    """fp32 master weights beside half-precision ones; fp32 weights are their own master weights."""
+    moments: int
+    """The two moments of AdamW."""
+    activations: int
+    """Activations of all micro-batches in flight that wait for their backward pass."""
+    working: int
+    """Activations of what is being recomputed, and gradients of activations at the fullest moment."""
+    loss: int
+    """Head and cross-entropy: logits, or a chunk of them, and their gradients."""
+    buckets: int
+    """Buffers of collectives and of offload."""
+    gathered: int
+    """Weights of ZeRO-3 that are whole at once."""
+    overhead: int
+    """Context of the device, communicators, libraries and the allocator's fragments: what no tensor of ours holds."""
+    init_peak: int
+    """All bytes at the fullest moment of the start."""
+    step_peak: int
+    """All bytes at the fullest moment of the optimizer step."""
+    host: int
+    """Bytes of the machine's memory that offload takes for this device; 0 without offload."""
+    in_flight: int
+    """Largest number of micro-batches whose activations it holds at once."""
+
+    @property
+    def by_purpose(self) -> dict[str, int]:
+        """The parts that add up to `backward`."""
+        apart = ("init_peak", "step_peak", "host", "in_flight")
+        return {name: value for name, value in asdict(self).items() if name not in apart}
+
+    @property
+    def backward(self) -> int:
+        """Bytes at the fullest moment of backward."""
+        return sum(self.by_purpose.values())
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the fullest moment of all."""
+        return max(self.backward, self.init_peak, self.step_peak)
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step, on the path that decides how long it takes. The parts add up to `total`."""
+
+    gemm: float
+    """Matrix multiplications of forward and backward, head included."""
+    attention: float
+    """Scores, softmax and their product with the values."""
+    elementwise: float
+    """Norms, activations, residuals, loss: what memory bandwidth decides."""
+    recompute: float
+    """Forward passes computed again."""
+    launch: float
+    """Fixed costs of layers and micro-batches: kernel launches, Python."""
+    tensor_parallel: float
+    """Collectives of the tensor axis that nothing hides."""
+    pipeline: float
+    """Messages between stages that nothing hides."""
+    data_parallel: float
+    """Collectives of gradients and weights that nothing hides."""
+    bubble: float
+    """Time in which the rank of the critical path waits for other stages."""
+    optimizer: float
+    offload: float
+    """Traffic between device and host, and the optimizer on the host."""
+    data_parallel_hidden: float = 0.0
+    """Collectives of gradients and weights beside backward; not a part of the total."""
+
+    @property
+    def by_part(self) -> dict[str, float]:
+        """The parts that add up to `total`."""
+        return {name: value for name, value in asdict(self).items() if name != "data_parallel_hidden"}
+
+    @property
+    def total(self) -> float:
+        """Seconds of a step."""
+        return sum(self.by_part.values())
+
+
+@dataclass(frozen=True)
+class LossBand:
+    """Predicted loss in nats a token, under one scaling law."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How far a prediction may be off, and why."""
+
+    step_time: float
+    """Relative error that the time has to be expected to have, such as 0.08."""
+    memory: float
+    """Relative error that the memory has to be expected to have."""
+    reason: str
+    """Profile, its age, and the term that dominates the uncertainty: a phrase for the screen."""
+    outside: tuple[str, ...] = ()
+    """Facts of this run that the model was not checked on, each a sentence."""
+
+
+Provenance = Mapping[str, float | str]
+"""A constant as `--json` shows it: value and source."""
