@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from trainer.planner.constants import Constant
+
 GIB = 1 << 30
 
 
@@ -121,5 +123,48 @@ class Confidence:
     """Facts of this run that the model was not checked on, each a sentence."""
 
 
-Provenance = Mapping[str, float | str]
-"""A constant as `--json` shows it: value and source."""
+@dataclass(frozen=True)
+class Prediction:
+    """Everything that is said of one run on one cluster, before it is started."""
+
+    stages: tuple[StageMemory, ...]
+    """Memory of each pipeline rank, in order."""
+    time: StepTime
+    bubble_fraction: float
+    """Share of the pipeline ranks' time in which they wait for each other: 0 to 1."""
+    device_bytes: int
+    """Memory that a rank may use."""
+    host_bytes: int | None
+    """Memory of a machine that its ranks may use together; None: not known, and not checked."""
+    ranks_per_node: int
+    tokens_per_second: float
+    """Of all ranks."""
+    tflops_per_gpu: float
+    """Model FLOPs: those that the mathematics needs (PaLM's convention, arXiv 2204.02311, appendix B)."""
+    mfu: float | None
+    """Share of the device's peak in the run's format; None where the peak is not known."""
+    hfu: float | None
+    """The same, with what is computed again."""
+    confidence: Confidence
+    constants: Mapping[str, Constant]
+    """Numbers that it rests on, by name."""
+
+    @property
+    def fullest(self) -> int:
+        """Index of the pipeline rank that needs most memory."""
+        return max(range(len(self.stages)), key=lambda index: self.stages[index].peak)
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the fullest rank at its fullest moment."""
+        return self.stages[self.fullest].peak
+
+    @property
+    def host_needed(self) -> int:
+        """Bytes of a machine's memory that offload takes for all its ranks."""
+        return self.ranks_per_node * max(stage.host for stage in self.stages)
+
+    @property
+    def fits(self) -> bool:
+        """True if every rank has the memory that it needs, on the device and on the host."""
+        return self.peak <= self.device_bytes and (self.host_bytes is None or self.host_needed <= self.host_bytes)
