@@ -5,12 +5,14 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from trainer.garbage import look_seldom
+from trainer.launcher.orphan import WATCH
 
 # Most of what a process of tests has are modules.
 look_seldom()
@@ -86,6 +88,16 @@ def _environment_as_before() -> Iterator[None]:
     for name in os.environ.keys() - before.keys() - {_OF_PYTEST}:
         del os.environ[name]
     os.environ.update({name: value for name, value in before.items() if name != _OF_PYTEST})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_watches() -> Iterator[None]:
+    """Let no test leave a thread behind that would end this process when it takes a launcher for gone."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == WATCH:
+            thread.join(5.0)
+            assert not thread.is_alive(), "a test has left a thread behind that watches this process's launcher"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from trainer.cli import main
+from trainer.launcher import orphan
+from trainer.launcher.orphan import watch_launcher
 from trainer.launcher.start import Outcome
 from trainer.log import be_quiet
 
@@ -42,11 +45,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to stand in; environment and voice are put back."""
+    """An empty folder to stand in; environment and voice are put back, and nothing watches this process any more."""
     monkeypatch.chdir(tmp_path)
+    watches: list[threading.Event] = []
+
+    def watch(on_gone: Callable[[], None]) -> None:
+        watches.append(watch_launcher(on_gone))
+
+    monkeypatch.setattr(orphan, "watch_launcher", watch)
     before = dict(os.environ)
     os.environ["TRIDENT_CACHE"] = str(cache)
     yield tmp_path
+    for one in watches:
+        one.set()
     be_quiet(False)
     os.environ.clear()
     os.environ.update(before)

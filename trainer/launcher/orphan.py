@@ -11,6 +11,8 @@ import psutil
 
 from trainer.launcher.start import CONSOLE_VARIABLE
 
+WATCH = "launcher-watch"
+"""Name of the thread that watches."""
 NODE_SCRIPT_VARIABLE = "TRIDENT_NODE_SCRIPT"
 """Environment variable that launch/node.sh sets for its ranks."""
 _SET_BY_LAUNCHERS = (
@@ -27,7 +29,7 @@ def ask_to_stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def watch_launcher(on_gone: Callable[[], None], poll_s: float = 1.0) -> threading.Event:
+def watch_launcher(on_gone: Callable[[], None], poll_s: float = 1.0, launcher: int | None = None) -> threading.Event:
     """Start a daemon thread that calls `on_gone` once when a process that this rank belongs to is gone.
 
     Such processes are the one that started it, and the command above the launcher if the command starts its own ranks.
@@ -35,9 +37,15 @@ def watch_launcher(on_gone: Callable[[], None], poll_s: float = 1.0) -> threadin
     SIGKILL; and the launcher does not notice when the command is killed. Their ranks would train on without anybody to
     read their output. A rank that a person or a script started in the background has nobody who waits for it, and is
     not watched. Set the returned event to stop watching.
+
+    Args:
+        on_gone: called in the thread.
+        poll_s: seconds between two looks.
+        launcher: process that started this one; None: this process's parent.
     """
     stop = threading.Event()
-    launcher, command = os.getppid(), _command()
+    launcher = os.getppid() if launcher is None else launcher
+    command = _command()
 
     def watch() -> None:
         while True:
@@ -49,7 +57,7 @@ def watch_launcher(on_gone: Callable[[], None], poll_s: float = 1.0) -> threadin
 
     has_launcher = launcher != _INIT and any(os.environ.get(name) for name in _SET_BY_LAUNCHERS)
     if has_launcher or command is not None:
-        threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+        threading.Thread(target=watch, name=WATCH, daemon=True).start()
     return stop
 
 

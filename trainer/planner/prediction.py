@@ -1,4 +1,4 @@
-"""What the planner says about a run: the memory of each pipeline rank, and the time of a step. No torch."""
+"""Predictions of a run: the memory of each pipeline rank, and the time of a step. No torch."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class LossBand:
 
 @dataclass(frozen=True)
 class Confidence:
-    """How far a prediction may be off, and why."""
+    """Expected errors of a prediction, and their reason."""
 
     step_time: float
     """Relative error that the time has to be expected to have, such as 0.08."""
@@ -125,7 +125,7 @@ class Confidence:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Everything that is said of one run on one cluster, before it is started."""
+    """The prediction of one run on one cluster, before it is started."""
 
     stages: tuple[StageMemory, ...]
     """Memory of each pipeline rank, in order."""
@@ -138,7 +138,7 @@ class Prediction:
     """Memory of a machine that its ranks may use together; None: not known, and not checked."""
     ranks_per_node: int
     tokens_per_second: float
-    """Of all ranks."""
+    """Tokens of all ranks."""
     tflops_per_gpu: float
     """Model FLOPs: those that the mathematics needs (PaLM's convention, arXiv 2204.02311, appendix B)."""
     mfu: float | None

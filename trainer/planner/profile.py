@@ -1,4 +1,4 @@
-"""How much of a device's data sheet software reaches: one profile for each kind of device and era of software.
+"""Profiles: the share of a device's data sheet that software reaches, for each kind of device and era of software.
 
 A profile is fitted on published runs, or measured on this machine by `trident plan --calibrate`; never on the run that
 is predicted. No torch.

@@ -55,7 +55,7 @@ def test_a_living_launcher_and_process_one_are_left_alone(monkeypatch: pytest.Mo
     watched = watch_launcher(told.set, poll_s=0.01)
     assert not told.wait(0.2)
     watched.set()
-    monkeypatch.setattr(os, "getppid", lambda: 1)
     before = threading.active_count()
-    watch_launcher(told.set, poll_s=0.01)
+    watch_launcher(told.set, poll_s=0.01, launcher=1)
     assert threading.active_count() <= before
+    assert not told.is_set()
