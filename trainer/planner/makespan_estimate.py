@@ -15,10 +15,10 @@ _UNTIL_SETTLED = 1.25
 
 
 class Messages(Enum):
-    """How the messages of 1F1B travel, as in the orders of `planner.orders`."""
+    """Ways in which the messages of 1F1B travel: the values name orders of `planner.orders`."""
 
     free = "one_forward_one_backward"
-    """At once, and nobody waits but the pass that needs the result."""
+    """A message leaves at once, and nobody waits but the pass that needs the result."""
     one_by_one = "deepspeed_1f1b"
     """Both ends wait for every message."""
     together = "megatron_1f1b"
@@ -37,7 +37,7 @@ def estimate_1f1b(costs: Costs, m: int, messages: Messages = Messages.one_by_one
     ahead, behind = [0.0, *_messages(costs, pp)], [*_messages(costs, pp), 0.0]
     whole = [f + b for f, b in zip(costs.forward, backward, strict=True)]
     there_and_back = [0.0] * (pp + 1)
-    """From each stage to the last one and back, one micro-batch alone."""
+    """Seconds of one micro-batch alone from each stage to the last one and back."""
     for stage in reversed(range(pp)):
         there_and_back[stage] = whole[stage] + 2 * behind[stage] + there_and_back[stage + 1]
     free = messages is Messages.free

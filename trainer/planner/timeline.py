@@ -181,7 +181,7 @@ class _Player:
         self._has_posted = [False] * self._ranks
         self._first, self._second, self._kinds = [0], [0], [0]
         self._places = (1, 1 + order.stages, 1 + 2 * order.stages, 1 + 3 * order.stages)
-        """Where forward, backward, weights and messages begin in `Costs.table`."""
+        """Places at which forward, backward, weights and messages begin in `Costs.table`."""
 
     def graph(self) -> _Graph:
         """Return the graph.
