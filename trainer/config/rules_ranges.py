@@ -97,6 +97,7 @@ NOT_NEGATIVE: tuple[str, ...] = (
     "launch.restart_backoff_s",
     "eval.temperature",
     "runtime.straggler_factor",
+    "logging.plan_alarm_factor",
 )
 BELOW_ONE: tuple[str, ...] = (
     "model.dropout",

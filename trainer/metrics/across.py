@@ -62,13 +62,14 @@ class AcrossMeter:
         """
         peaks = self._memory.peaks()
         node = self._node.read() if self._node is not None else {}
-        mine = [peaks.allocated_gib, peaks.reserved_gib, report.busy_ms, report.own_ms, report.data_wait_ms]
+        mine = [peaks.allocated_gib, peaks.reserved_gib, peaks.used_gib]
+        mine += [report.busy_ms, report.own_ms, report.data_wait_ms]
         mine += [float(self._node is not None), *(node.get(name, math.nan) for name in NODE_NAMES)]
         table = self._control.all_gather(torch.tensor([mine], dtype=torch.float64)).tolist()
-        allocated, reserved, busy, own, waits, has_node = list(zip(*table, strict=True))[:6]
-        nodes = (dict(zip(NODE_NAMES, row[6:], strict=True)) for row, has in zip(table, has_node, strict=True) if has)
+        allocated, reserved, used, busy, own, waits, has_node = list(zip(*table, strict=True))[:7]
+        nodes = (dict(zip(NODE_NAMES, row[7:], strict=True)) for row, has in zip(table, has_node, strict=True) if has)
         return Across(
-            fullest=MemoryPeaks(max(allocated), max(reserved)),
+            fullest=MemoryPeaks(max(allocated), max(reserved), max(used)),
             stages=self._fullest_by_stage(allocated),
             nodes=tuple({name: value for name, value in found.items() if not math.isnan(value)} for found in nodes),
             busy_ms=self._fullest_by_stage(busy),

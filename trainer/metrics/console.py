@@ -55,6 +55,7 @@ class ConsoleSink(Sink):
         self._name, self._train = config.name, config.train
         self._pace = Pace(self._train.steps)
         self._losses: list[tuple[int, float]] = []
+        self._row: Row = {}
         self._lines = 0
         self._skipped: list[tuple[int, int]] = [(0, 0)]
         """Step of a report, and how many steps were skipped until then; the latest last."""
@@ -83,6 +84,7 @@ class ConsoleSink(Sink):
         """Print the line of a logged step."""
         if math.isfinite(report.loss):
             self._losses.append((report.step, report.loss))
+        self._row = row
         self._step_line(row, report)
         if report.skipped_steps > self._skipped[-1][1]:
             self._skipped.append((report.step, report.skipped_steps))
@@ -109,6 +111,8 @@ class ConsoleSink(Sink):
         if self._losses:
             (first, before), (last, after) = self._losses[0], self._losses[-1]
             self.say(f"loss {before:.4f} at step {first}, {after:.4f} at step {last}")
+        if told := beside_the_plan(self._row):
+            self.say(told)
         _tell(self._notes, end, self._run_dir)
 
     def _step_line(self, row: Row, report: StepReport) -> None:
@@ -150,6 +154,16 @@ class ConsoleSink(Sink):
         for name, text in rows.items():
             table.add_row(name, escape(text))
         return table
+
+
+def beside_the_plan(row: Row) -> str:
+    """Return the line that holds a row against the prediction; empty if nothing was predicted."""
+    if "plan/step_ms" not in row:
+        return ""
+    return (
+        f"a step took {number(row['plan/step_ms_ratio'], 2)} x the predicted {number(row['plan/step_ms'], 0)} ms, "
+        f"memory {number(row['plan/peak_memory_ratio'], 2)} x {number(row['plan/peak_memory_gib'], 2)} GiB"
+    )
 
 
 class QuietSink(Sink):

@@ -29,7 +29,6 @@ class LiveSink(ConsoleSink):
     def start(self, first_step: int) -> None:
         """Print what runs where, and begin to draw."""
         super().start(first_step)
-        self._row: Row = {}
         self._live = Live(
             get_renderable=self._view,
             console=self._console,
@@ -50,7 +49,6 @@ class LiveSink(ConsoleSink):
         super().end(end)
 
     def _step_line(self, row: Row, report: StepReport) -> None:
-        self._row = row
         if report.eval_loss is not None:
             self.say(f"step {report.step}: eval loss {number(report.eval_loss, 4)}")
 
@@ -99,7 +97,13 @@ class LiveSink(ConsoleSink):
             f"{number(row['perf/tflops_per_gpu'], 2)} TFLOP/s a {'rank' if self._device_name == 'CPU' else 'GPU'}"
         )
         speed.append(f"{number(row['time/step_ms'], 0)} ms a step")
-        return {"loss": loss, "speed": speed, "memory": self._memory(row)}
+        facts = {"loss": loss, "speed": speed, "memory": self._memory(row)}
+        if "plan/step_ms" in row:
+            facts["plan"] = [
+                f"step {number(row['plan/step_ms_ratio'], 2)} x the predicted {number(row['plan/step_ms'], 0)} ms",
+                f"memory {number(row['plan/peak_memory_ratio'], 2)} x {number(row['plan/peak_memory_gib'], 2)} GiB",
+            ]
+        return facts
 
     def _memory(self, row: Row) -> list[str]:
         stages = self._plan.pipeline_parallel_size

@@ -18,6 +18,9 @@ class MemoryPeaks:
     """CUDA: held by tensors. CPU: resident memory of the process."""
     reserved_gib: float
     """CUDA: held by torch's allocator. CPU: resident memory of the process."""
+    used_gib: float
+    """CUDA: held by torch's allocator, and what of the device is in use besides at the moment of the reading: contexts,
+    communicators, other processes. CPU: resident memory of the process. This is what a prediction is held against."""
 
 
 class MemoryMeter:
@@ -43,6 +46,8 @@ class MemoryMeter:
         if self._device.type == "cuda":
             allocated = torch.cuda.max_memory_allocated(self._device)
             reserved = torch.cuda.max_memory_reserved(self._device)
+            free, total = torch.cuda.mem_get_info(self._device)
+            used = reserved + max(0, total - free - torch.cuda.memory_reserved(self._device))
         else:
-            allocated = reserved = self._peak_rss_bytes
-        return MemoryPeaks(allocated_gib=allocated / GIB, reserved_gib=reserved / GIB)
+            allocated = reserved = used = self._peak_rss_bytes
+        return MemoryPeaks(allocated_gib=allocated / GIB, reserved_gib=reserved / GIB, used_gib=used / GIB)

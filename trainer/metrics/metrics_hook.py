@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from trainer.log import warn
 from trainer.loop.events import Hook, RunEnd, SkippedBatch, StepReport
 from trainer.metrics.across import AcrossMeter
+from trainer.metrics.comparison import Comparison
 from trainer.metrics.row import make_row
 from trainer.metrics.sink import Sample, Sink
 from trainer.metrics.straggler import StragglerWatch
@@ -21,15 +22,22 @@ class MetricsHook(Hook):
         across: measures memory and nodes; its collective is why this hook must exist on every rank.
         stragglers: names slow ranks.
         sinks: the sinks that take the rows, in order; empty on all ranks but the reporting one.
+        comparison: holds the run against its prediction; None if there is none.
     """
 
     def __init__(
-        self, throughput: ThroughputMeter, across: AcrossMeter, stragglers: StragglerWatch, sinks: Sequence[Sink]
+        self,
+        throughput: ThroughputMeter,
+        across: AcrossMeter,
+        stragglers: StragglerWatch,
+        sinks: Sequence[Sink],
+        comparison: Comparison | None = None,
     ) -> None:
         self._throughput = throughput
         self._across = across
         self._stragglers = stragglers
         self._sinks = tuple(sinks)
+        self._comparison = comparison
 
     def on_start(self, first_step: int) -> None:
         """Start the sinks. Local."""
@@ -51,7 +59,12 @@ class MetricsHook(Hook):
         slowest, stragglers = self._stragglers.look(across.times, report.step_ms)
         for straggler in stragglers:
             warn(f"the others wait for rank {straggler} (step {report.step})")
-        row = make_row(report, self._throughput.measure(report.step_ms), across, slowest)
+        planned = None
+        if self._comparison is not None:
+            planned = self._comparison.row(report, across)
+            for alarm in self._comparison.alarms(report, across, slowest):
+                warn(alarm)
+        row = make_row(report, self._throughput.measure(report.step_ms), across, slowest, planned)
         for sink in self._sinks:
             sink.write(row, report)
 
@@ -67,6 +80,8 @@ class MetricsHook(Hook):
 
     def on_rewind(self, step: int) -> None:
         """Let the sinks go back. Local."""
+        if self._comparison is not None:
+            self._comparison.rewind()
         for sink in self._sinks:
             sink.rewind(step)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from trainer.loop.events import StepReport
 from trainer.metrics.across import Across
@@ -36,12 +37,18 @@ ROW_NAMES = (
 _PERCENTILES = ("time/step_p50_ms", "time/step_p95_ms", "time/step_p99_ms")
 
 
-def make_row(report: StepReport, throughput: Throughput, across: Across, slowest: Slowest | None = None) -> Row:
+def make_row(
+    report: StepReport,
+    throughput: Throughput,
+    across: Across,
+    slowest: Slowest | None = None,
+    planned: Mapping[str, float] | None = None,
+) -> Row:
     """Return the row of a report: `ROW_NAMES`, then names that depend on the run.
 
     These are `memory/stage<k>/peak_allocated_gib` and `time/stage<k>/busy_ms` with more than one stage,
-    `time/slowest_rank` with more than one rank, `system/node<k>/...` when nodes were read, and the measurements of
-    hooks (`StepReport.measures`).
+    `time/slowest_rank` with more than one rank, `system/node<k>/...` when nodes were read, the measurements of
+    hooks (`StepReport.measures`), and `planned`: `plan/...` of a run whose needs were predicted.
     Names without a value are left out: unknown (mfu, evaluation, bubble), or not finite (the gradient norm of a
     step that was skipped), which JSON cannot hold.
     """
@@ -71,6 +78,6 @@ def make_row(report: StepReport, throughput: Throughput, across: Across, slowest
         values |= {"time/slowest_rank": slowest.rank, "time/slowest_rank_ratio": slowest.ratio}
     for k, node in enumerate(across.nodes):
         values |= {f"system/node{k}/{name}": value for name, value in node.items()}
-    values = {**report.measures, **values}
+    values = {**report.measures, **(planned or {}), **values}
     ordered = [*ROW_NAMES, *(name for name in values if name not in ROW_NAMES)]
     return {name: value for name in ordered if (value := values[name]) is not None and math.isfinite(value)}

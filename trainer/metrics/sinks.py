@@ -18,6 +18,7 @@ from trainer.files import storage_faults
 from trainer.log import say, terminal, warn
 from trainer.loop.state import TrainState
 from trainer.metrics.across import AcrossMeter
+from trainer.metrics.comparison import Comparison
 from trainer.metrics.console import ConsoleSink, QuietSink
 from trainer.metrics.csv_sink import CsvSink
 from trainer.metrics.jsonl import JsonlSink
@@ -36,6 +37,7 @@ from trainer.metrics.texts import TextSink
 from trainer.metrics.throughput import ThroughputMeter
 from trainer.metrics.wandb_mode import WandbChoice, choose_mode
 from trainer.metrics.wandb_sink import Checkpoints, Tell, WandbSink
+from trainer.planner.record import Expected, read_expected
 from trainer.run_paths import CSV, METRICS, SAMPLES, RunPaths
 from trainer.topology.groups import ParallelGroups
 from trainer.versions import source_commit, versions
@@ -104,8 +106,11 @@ def build_metrics(
     stragglers = StragglerWatch(stages, hosts, factor)
     if not groups.is_reporting_rank:
         return MetricsHook(throughput, across, stragglers, [])
-    sinks = _sinks(plan, config.logging, run_dir, state, device_name or "CPU", facts)
-    return MetricsHook(throughput, across, stragglers, sinks)
+    # Not predicted anew: a run is held against what was said when it began.
+    expected = read_expected(RunPaths(run_dir).plan)
+    comparison = Comparison(expected, config.logging.plan_alarm_factor) if expected is not None else None
+    sinks = _sinks(plan, config.logging, run_dir, state, device_name or "CPU", facts, comparison)
+    return MetricsHook(throughput, across, stragglers, sinks, comparison)
 
 
 def _sinks(
@@ -115,6 +120,7 @@ def _sinks(
     state: TrainState,
     device_name: str,
     facts: RunFacts | None,
+    comparison: Comparison | None,
 ) -> list[Sink]:
     """Return the sinks in the order in which they are written: the record first."""
     parameters = plan.model.parameter_count
@@ -122,7 +128,15 @@ def _sinks(
     choice, paths = choose_mode(logging.wandb), RunPaths(run_dir)
     # The summary comes before jsonl: at the start it reads the rows that jsonl is about to drop.
     sinks: list[Sink] = [
-        SummarySink(run_dir, plan, parameters, state, source, facts.lineage if facts else dict),
+        SummarySink(
+            run_dir,
+            plan,
+            parameters,
+            state,
+            source,
+            facts.lineage if facts else dict,
+            comparison.summary if comparison is not None else None,
+        ),
         JsonlSink(paths.metrics),
         TextSink(paths.samples),
         SkippedBatchesSink(paths.skipped_batches),
@@ -133,7 +147,16 @@ def _sinks(
         sinks.append(TensorBoardSink(run_dir / TENSORBOARD_FOLDER, warn))
     notes: list[str] = []
     sinks.append(
-        _wandb_sink(plan, run_dir, parameters, source, choice, facts.newest_checkpoint if facts else None, notes)
+        _wandb_sink(
+            plan,
+            run_dir,
+            parameters,
+            source,
+            choice,
+            facts.newest_checkpoint if facts else None,
+            notes,
+            comparison.expected if comparison is not None else None,
+        )
     )
     # Last, so that its last line is the last one printed.
     sinks.append(_console_sink(plan, logging, run_dir, device_name, choice, notes))
@@ -178,9 +201,10 @@ def _wandb_sink(
     choice: WandbChoice,
     checkpoints: Checkpoints | None,
     notes: list[str],
+    expected: Expected | None,
 ) -> WandbSink:
     config = plan.config
-    plan_numbers = {
+    plan_numbers: dict[str, object] = {
         "parameters": parameters,
         "layout": plan.mesh.name,
         "pipeline_parallel_size": plan.pipeline_parallel_size,
@@ -190,6 +214,8 @@ def _wandb_sink(
         "num_micro_batches": plan.num_micro_batches,
         "tokens_per_step": plan.tokens_per_step,
     }
+    if expected is not None:
+        plan_numbers["predicted"] = asdict(expected)
     return WandbSink(
         run_dir=run_dir,
         logging=config.logging,

@@ -18,6 +18,8 @@ from trainer.versions import versions
 
 Lineage = Callable[[], Mapping[str, object]]
 """Returns the step of the newest checkpoint, and the run that this one began from, if any."""
+Compared = Callable[[], Mapping[str, object]]
+"""Returns what was predicted of the run, and what was measured."""
 
 
 class SummarySink(Sink):
@@ -30,6 +32,7 @@ class SummarySink(Sink):
         state: the loop's own; read at the end.
         source: commit of the source tree, if there is one.
         lineage: returns what the folder holds about the run's checkpoints; called at the end.
+        compared: returns the prediction beside what was measured; called at the end. None: nothing was predicted.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class SummarySink(Sink):
         state: TrainState,
         source: Mapping[str, object] | None = None,
         lineage: Lineage = dict,
+        compared: Compared | None = None,
     ) -> None:
         self._run_dir = run_dir
         self._plan = plan
@@ -47,6 +51,7 @@ class SummarySink(Sink):
         self._state = state
         self._source = source
         self._lineage = lineage
+        self._compared = compared
         self._final: Row = {}
 
     def start(self, first_step: int) -> None:
@@ -87,6 +92,8 @@ class SummarySink(Sink):
             "sample_ledger": self._state.sample_ledger,
             **self._lineage(),
         }
+        if self._compared is not None:
+            summary["plan"] = self._compared()
         if self._source:
             summary["source"] = dict(self._source)
         restarts = read_restarts(self._run_dir)

@@ -23,14 +23,14 @@ REPORT = StepReport(5, 1.0, 1.0, 1e-3, 100, 1, 30.0, 3.0, None, 0, None)
 
 
 class Memory:
-    def __init__(self, allocated: float, reserved: float = 0.0) -> None:
-        self.allocated, self.reserved = allocated, reserved
+    def __init__(self, allocated: float, reserved: float = 0.0, used: float = 0.0) -> None:
+        self.found = MemoryPeaks(allocated, reserved, used)
 
     def sample(self) -> None:
         raise AssertionError("reading the peaks looks by itself")
 
     def peaks(self) -> MemoryPeaks:
-        return MemoryPeaks(self.allocated, self.reserved)
+        return self.found
 
 
 class Node:
@@ -49,7 +49,7 @@ def test_two_nodes_of_two_ranks_in_one_collective() -> None:
     nodes = {0: Node({"cpu_percent": 10.0, "memory_used_gib": 1.0}), 2: Node({"cpu_percent": 90.0})}
 
     def rank(group: Group) -> tuple[Across, list[str]]:
-        memory = Memory([1.0, 4.0, 3.0, 2.0][group.rank], [9.0, 5.0, 6.0, 7.0][group.rank])
+        memory = Memory(*[(1.0, 9.0, 9.5), (4.0, 5.0, 9.9), (3.0, 6.0, 7.0), (2.0, 7.0, 7.0)][group.rank])
         times = replace(REPORT, busy_ms=[10.0, 12.0, 20.0, 18.0][group.rank], own_ms=1.0 + group.rank)
         found = meter(memory, nodes.get(group.rank), [0, 0, 1, 1], group).measure(times)
         assert isinstance(group, ThreadGroup)
@@ -59,7 +59,7 @@ def test_two_nodes_of_two_ranks_in_one_collective() -> None:
     assert all(result == results[0] for result in results), "every rank must see and call the same"
     across, calls = results[0]
     assert calls == ["all_gather_0"]
-    assert across.fullest == MemoryPeaks(4.0, 9.0)
+    assert across.fullest == MemoryPeaks(4.0, 9.0, 9.9)
     assert across.stages == (4.0, 3.0)
     assert across.nodes == ({"cpu_percent": 10.0, "memory_used_gib": 1.0}, {"cpu_percent": 90.0})
     assert across.busy_ms == (12.0, 20.0)
@@ -69,7 +69,7 @@ def test_two_nodes_of_two_ranks_in_one_collective() -> None:
 def test_without_nodes_there_are_none() -> None:
     report = replace(REPORT, busy_ms=5.0, own_ms=2.0)
     across = meter(Memory(1.0), None, [0], SingleGroup()).measure(report)
-    assert across == Across(MemoryPeaks(1.0, 0.0), (1.0,), (), (5.0,), (RankTimes(2.0, 3.0),))
+    assert across == Across(MemoryPeaks(1.0, 0.0, 0.0), (1.0,), (), (5.0,), (RankTimes(2.0, 3.0),))
 
 
 class Clock:

@@ -53,6 +53,19 @@ def test_the_view_in_eighty_columns(plan: RunPlan, full_row: Row, report: StepRe
     ]
 
 
+def test_what_was_predicted_has_a_line_of_its_own(plan: RunPlan, full_row: Row, report: StepReport) -> None:
+    planned: Row = {
+        "plan/step_ms": 498.0,
+        "plan/step_ms_ratio": 1.0265,
+        "plan/peak_memory_gib": 58.25,
+        "plan/peak_memory_ratio": 1.052,
+    }
+    lines = view(plan, {**full_row, **planned}, report)
+    assert lines[-1] == "plan    step 1.03 x the predicted 498 ms   memory 1.05 x 58.25 GiB"
+    extreme = dict.fromkeys(planned, 123456789.0)
+    assert max(map(len, view(plan, {**full_row, **extreme}, report))) <= 80
+
+
 def test_the_view_in_ascii(plan: RunPlan, full_row: Row, report: StepReport) -> None:
     _, progress, *facts = view(plan, full_row, report, environ=ASCII)
     assert progress.startswith("step 5 of 10  -----")

@@ -41,7 +41,7 @@ PROMISED = [
 ]
 
 METER = ThroughputMeter(tokens_per_step=2048, flops_per_token=3e9, world_size=8, peak_flops=None)
-ALONE = Across(MemoryPeaks(allocated_gib=1.5, reserved_gib=2.0), stages=(1.5,), nodes=({},))
+ALONE = Across(MemoryPeaks(allocated_gib=1.5, reserved_gib=2.0, used_gib=2.5), stages=(1.5,), nodes=({},))
 
 
 def test_row_has_exactly_the_promised_names(report: StepReport) -> None:
