@@ -1,4 +1,4 @@
-"""What is measured, beside what was predicted before the run began; and the alarm when the two part. No collective."""
+"""The measurements of a run beside its prediction, and the alarm when the two part. No collective."""
 
 from __future__ import annotations
 
