@@ -182,8 +182,12 @@ def test_memory_of_this_process_is_plausible() -> None:
 def test_memory_on_cuda_comes_from_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 2**31)
+    # Of 8 GiB 5 are in use, of which the allocator holds 1.5 by now.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 2**30, 8 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * 2**29)
     peaks = MemoryMeter(torch.device("cuda:0")).peaks()
     assert (peaks.allocated_gib, peaks.reserved_gib) == (1.0, 2.0)
+    assert peaks.used_gib == 2.0 + 3.5
 
 
 def test_stages_and_the_slowest_rank_have_names_of_their_own(report: StepReport) -> None:
