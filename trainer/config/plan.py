@@ -105,6 +105,16 @@ class RunPlan:
         return self.config.zero.offload
 
     @property
+    def offloads_parameters(self) -> bool:
+        """True if ZeRO-3 keeps its shards of the weights where it offloads the optimizer's state to."""
+        return self.config.zero.offload_parameters
+
+    @property
+    def is_compiled(self) -> bool:
+        """True if torch.compile makes the blocks' programs."""
+        return self.config.runtime.compile
+
+    @property
     def sequence_shards(self) -> int:
         """Number of sequence shards of the hidden states between layers: the tensor axis, or 1 if they are whole."""
         return self.tensor_parallel_size if self.sequence_parallel else 1

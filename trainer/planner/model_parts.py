@@ -1,0 +1,163 @@
+"""The part of a model that each pipeline rank holds: parameters and blocks, found once for many plans. No torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from trainer.config.plan import RunPlan
+from trainer.config.schema_cluster import Software
+from trainer.pipeline.partition import stage_bounds
+from trainer.spec.model import Block, Layer, LayerKind
+from trainer.spec.tensors import TensorSpec
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter as a tensor-parallel rank holds it."""
+
+    numel: int
+    """Elements, with the rows that pad a vocabulary."""
+    decays: bool
+    is_trained: bool
+
+
+@dataclass(frozen=True)
+class RankParts:
+    """Everything that a pipeline rank holds."""
+
+    parameters: Mapping[Parameter, int]
+    """Kinds of parameters, each with the number that there are of it."""
+    chunks: tuple[tuple[Block, ...], ...]
+    """Blocks of each of its stages, in the order of the model."""
+    block_elements: int
+    """Elements of its largest block."""
+    embedding_elements: int
+    """Elements of the embedding's matrix, and of the head's: held here or not."""
+    embeds: bool
+    """It holds the embedding's lookup."""
+    heads: bool
+    """It holds the head and the loss."""
+
+    @property
+    def held(self) -> int:
+        """Elements of all parameters."""
+        return sum(one.numel * count for one, count in self.parameters.items())
+
+    def trained(self, decays: bool) -> int:
+        """Return the elements of trained parameters with or without weight decay."""
+        found = self.parameters.items()
+        return sum(one.numel * count for one, count in found if one.is_trained and one.decays is decays)
+
+    @property
+    def largest(self) -> int:
+        """Elements of the largest parameter."""
+        return max(one.numel for one in self.parameters)
+
+
+class ModelParts:
+    """Finds the parts of models, and keeps them: a search asks for the same ones thousands of times."""
+
+    def __init__(self, software: Software) -> None:
+        self._software = software
+        self._ranks: dict[tuple[object, ...], tuple[object, tuple[RankParts, ...]]] = {}
+        self._layers: dict[tuple[object, ...], tuple[object, list[Counter[Parameter]]]] = {}
+
+    def key(self, plan: RunPlan) -> tuple[object, ...]:
+        """Return what the parts depend on. The model is known by its identity, and kept alive."""
+        schedule, mesh = plan.schedule, plan.mesh
+        place = (mesh.pipeline_parallel_size, mesh.tensor_parallel_size, schedule.kind.value, plan.stage_boundaries)
+        return (id(plan.model), plan.execution, *place)
+
+    def ranks(self, plan: RunPlan) -> tuple[RankParts, ...]:
+        """Return the parts of each pipeline rank."""
+        key = self.key(plan)
+        found = self._ranks.get(key)
+        if found is None:
+            found = self._ranks[key] = (plan.model, self._found(plan))
+        return found[1]
+
+    def _found(self, plan: RunPlan) -> tuple[RankParts, ...]:
+        pp = plan.pipeline_parallel_size
+        layers, counted = plan.model.layers, self._counted(plan)
+        owned: list[list[range]] = [[] for _ in range(pp)]
+        for index, (start, stop) in enumerate(pairwise(self._bounds(plan))):
+            owned[plan.schedule.owner(index, pp) if pp > 1 else 0].append(range(start, stop))
+        return tuple(_rank(plan, layers, counted, chunks) for chunks in owned)
+
+    def _bounds(self, plan: RunPlan) -> Sequence[int]:
+        if plan.pipeline_parallel_size == 1:
+            return (0, len(plan.model.layers))
+        if self._software is Software.trident or plan.stage_boundaries:
+            return stage_bounds(plan)
+        return _even_bounds(plan)
+
+    def _counted(self, plan: RunPlan) -> list[Counter[Parameter]]:
+        """Return the parameters of each layer; layers that are alike share theirs."""
+        size, execution = plan.tensor_parallel_size, plan.execution
+        key = (id(plan.model), size, execution.vocab_unit, execution.frozen)
+        found = self._layers.get(key)
+        if found is None:
+            alike: list[tuple[Block, Counter[Parameter]]] = []
+            made = []
+            for layer in plan.model.layers:
+                made.append(_layer_parameters(plan, layer, alike))
+            found = self._layers[key] = (plan.model, made)
+        return found[1]
+
+
+def _layer_parameters(plan: RunPlan, layer: Layer, alike: list[tuple[Block, Counter[Parameter]]]) -> Counter[Parameter]:
+    if isinstance(layer.spec, Block) and not plan.execution.frozen:
+        for block, known in alike:
+            if block is layer.spec or block == layer.spec:
+                return known
+    found = Counter(_parameter(plan, tensor) for tensor in layer.tensors())
+    if isinstance(layer.spec, Block):
+        alike.append((layer.spec, found))
+    return found
+
+
+def _parameter(plan: RunPlan, tensor: TensorSpec) -> Parameter:
+    numel = tensor.local_numel(plan.tensor_parallel_size, plan.execution.vocab_unit)
+    return Parameter(numel, tensor.decays, plan.execution.trains(tensor))
+
+
+def _rank(
+    plan: RunPlan, layers: Sequence[Layer], counted: Sequence[Counter[Parameter]], chunks: Sequence[range]
+) -> RankParts:
+    total: Counter[Parameter] = Counter()
+    kinds, largest_block = set(), 0
+    for index in (index for chunk in chunks for index in chunk):
+        total.update(counted[index])
+        kinds.add(layers[index].kind)
+        if layers[index].kind is LayerKind.block:
+            largest_block = max(largest_block, sum(one.numel * count for one, count in counted[index].items()))
+    embedding = next(plan.model.embedding.tensors("embedding"))
+    embeds, heads = LayerKind.embedding in kinds, LayerKind.head in kinds
+    if heads and not embeds and plan.model.head.tied:
+        # A copy of the embedding's matrix, without the norm of what is looked up.
+        total[_parameter(plan, embedding)] += 1
+    return RankParts(
+        parameters=dict(total),
+        chunks=tuple(tuple(_blocks(layers[index] for index in chunk)) for chunk in chunks),
+        block_elements=largest_block,
+        embedding_elements=_parameter(plan, embedding).numel,
+        embeds=embeds,
+        heads=heads,
+    )
+
+
+def _blocks(layers: Iterator[Layer]) -> Iterator[Block]:
+    return (layer.spec for layer in layers if isinstance(layer.spec, Block))
+
+
+def _even_bounds(plan: RunPlan) -> list[int]:
+    """Return bounds of Megatron's partition: as many blocks in each stage, fewer in the last if they do not divide."""
+    kinds = [layer.kind for layer in plan.model.layers]
+    first, count, pp = kinds.index(LayerKind.block), len(plan.model.blocks), plan.pipeline_parallel_size
+    each = -(-count // pp)
+    # Every stage has a block.
+    inner = (first + min(stage * each, count - pp + stage) for stage in range(1, pp))
+    return [0, *inner, len(kinds)]

@@ -1,0 +1,206 @@
+"""Activations that this product's layers keep for backward, tensor by tensor, in bytes. No torch.
+
+Elements as the components count them (`trainer/spec/parts.py`: arXiv 2205.05198, section 4), and what they leave out:
+statistics of norms, sums of softmax, masks of dropout, token ids, tables of rotary embedding, masks of documents.
+A test holds all of it against what autograd keeps on live runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from trainer.config.plan import RunPlan
+from trainer.config.schema import DeviceKind, Dtype
+from trainer.planner.model_parts import RankParts
+from trainer.spec.execution import RecomputeKind
+from trainer.spec.model import Block
+from trainer.spec.parts import Attention, Norm, NormKind
+
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
+"""Logits in a chunk of the fused loss, as in `trainer.tensor_parallel.fused_loss`, which would import torch."""
+_ROW_MULTIPLE = 64
+_FP32, _INT64 = 4, 8
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one pipeline rank."""
+
+    chunks: tuple[int, ...]
+    """Bytes that one micro-batch leaves in each of the rank's stages."""
+    shared: int
+    """Tables and masks, which all micro-batches share."""
+    working: int
+    """The block that is computed again, and gradients at the widest place of backward."""
+    loss: int
+    """Logits, or a chunk of them, and the gradients that the loss keeps."""
+    kept_by_loss: int
+    """The part of it that autograd is handed: 0 if the loss is fused."""
+
+
+class Shape:
+    """Sizes of a plan that activations depend on."""
+
+    def __init__(self, plan: RunPlan) -> None:
+        self.plan = plan
+        self.execution = plan.execution
+        self.length = plan.execution.seq_length
+        self.tokens = plan.micro_batch_size * self.length
+        self.ranks = plan.tensor_parallel_size
+        self.shards = plan.sequence_shards
+        self.width = _FP32 if plan.dtype is Dtype.fp32 else 2
+        self.on_cpu = plan.device is not DeviceKind.cuda
+
+    @property
+    def statistic(self) -> int:
+        """Bytes of a number that LayerNorm keeps of a token: of the input's dtype on a CPU, fp32 on a GPU."""
+        return self.width if self.on_cpu else _FP32
+
+
+def activations_of(plan: RunPlan, rank: RankParts) -> Activations:
+    """Return the activations of a pipeline rank."""
+    shape = Shape(plan)
+    chunks = [sum(_kept(shape, block) for block in blocks) for blocks in rank.chunks]
+    if rank.embeds:
+        chunks[0] += _embedding(shape)
+    norm = plan.model.final_norm
+    if rank.heads and norm is not None:
+        chunks[-1] += _norm(shape, norm)
+    blocks = [block for chunk in rank.chunks for block in chunk]
+    recomputed = 0
+    if plan.execution.recompute is RecomputeKind.full:
+        recomputed = max(_whole_block(shape, block) for block in blocks)
+    elif plan.execution.recompute is RecomputeKind.selective:
+        recomputed = max(_core(shape, block.attention) for block in blocks)
+    loss, kept = _loss(shape) if rank.heads else (0, 0)
+    return Activations(
+        chunks=tuple(chunks),
+        shared=_shared(shape, rank, blocks),
+        working=recomputed + max(_gradients(shape, block) for block in blocks),
+        loss=loss,
+        kept_by_loss=kept,
+    )
+
+
+def _kept(shape: Shape, block: Block) -> int:
+    """Return what a block leaves of one micro-batch."""
+    if shape.execution.recompute is RecomputeKind.full:
+        return shape.tokens * block.norm.width * shape.width // shape.shards
+    kept = _whole_block(shape, block)
+    return kept - _core(shape, block.attention) if shape.execution.recompute is RecomputeKind.selective else kept
+
+
+def _whole_block(shape: Shape, block: Block) -> int:
+    """Return what a block leaves without recomputation."""
+    attention = _local(shape, block.attention)
+    whole = block.kept.whole
+    cut = attention.kept.cut + block.feed_forward.kept.cut // shape.ranks + _repeated(shape, attention)
+    elements = whole // shape.shards + cut
+    statistics = len(block.norm_names) * _statistics(shape, block.norm) // shape.shards
+    heads = [norm for norm in (block.attention.query_norm, block.attention.key_norm) if norm is not None]
+    counts = (attention.num_heads, attention.num_key_value_heads)
+    for norm, count in zip(heads, counts, strict=False):
+        statistics += _statistics(shape, norm) * (count if norm.heads is None else 1)
+    masks = 2 * block.norm.width // shape.shards if shape.execution.dropout > 0 else 0
+    return shape.tokens * (elements * shape.width + statistics + masks) + _core(shape, block.attention)
+
+
+def _local(shape: Shape, attention: Attention) -> Attention:
+    """Return the attention of one tensor-parallel rank; ranks of which there are more than key/value heads have one."""
+    heads, groups = attention.num_heads // shape.ranks, max(1, attention.num_key_value_heads // shape.ranks)
+    return replace(attention, num_heads=heads, num_key_value_heads=groups)
+
+
+def _is_masked(shape: Shape, attention: Attention) -> bool:
+    windowed = attention.window is not None and attention.window < shape.length
+    return attention.alibi or windowed or shape.execution.documents or shape.execution.attention_dropout > 0
+
+
+def _repeated(shape: Shape, local: Attention) -> int:
+    """Return the further elements of a token with grouped queries under a mask: keys and values are repeated."""
+    if not _is_masked(shape, local) or local.num_heads == local.num_key_value_heads:
+        return 0
+    # With rotary embedding the keys before them, and the output of the projection, are not kept.
+    return 2 * local.queries if local.rope is None else local.queries - 3 * local.keys
+
+
+def _core(shape: Shape, attention: Attention) -> int:
+    """Return what softmax leaves: a sum for each head and token; or, with dropout, weights three times and a mask."""
+    heads = attention.num_heads // shape.ranks
+    if shape.execution.attention_dropout == 0:
+        return _FP32 * shape.tokens * heads
+    scores = shape.tokens * heads * shape.length
+    # Softmax in fp32, its dropout's mask, the dropped weights; and which keys are not seen.
+    seen = 0 if attention.alibi and not shape.execution.documents else shape.length**2
+    return scores * (_FP32 + 1 + shape.width) + seen
+
+
+def _statistics(shape: Shape, norm: Norm) -> int:
+    """Return the bytes of a token's statistics: mean and deviation, or with RMSNorm one of them."""
+    return 2 * shape.statistic if norm.kind is NormKind.layernorm else _FP32
+
+
+def _norm(shape: Shape, norm: Norm) -> int:
+    """Return what a norm between layers leaves."""
+    kept = norm.kept.whole * shape.width + _statistics(shape, norm)
+    return shape.tokens * kept // shape.shards
+
+
+def _embedding(shape: Shape) -> int:
+    """Return what embedding and positions leave: ids, which of them other ranks hold, the dropout's mask."""
+    model, execution = shape.plan.model, shape.execution
+    kept = shape.tokens * (_INT64 + (1 if shape.ranks > 1 else 0))
+    if model.embedding.norm is not None:
+        kept += _norm(shape, model.embedding.norm)
+    if model.positions.length is not None and model.positions.offset:
+        kept += _INT64 * shape.length
+    return kept + (shape.tokens * model.hidden_size // shape.shards if execution.dropout > 0 else 0)
+
+
+def _shared(shape: Shape, rank: RankParts, blocks: Iterable[Block]) -> int:
+    """Return the bytes of tables and masks, one for all layers that are alike."""
+    length, documents = shape.length, shape.execution.documents
+    rows = shape.plan.micro_batch_size if documents else 1
+    total = 0
+    if rank.embeds and shape.plan.model.positions.length is not None:
+        total += _INT64 * length * rows
+    distinct = {block.attention for block in blocks}
+    for rope in {attention.rope for attention in distinct if attention.rope is not None}:
+        total += rows * length * rope.dims * _FP32
+    for attention in {replace(one, rope=None) for one in distinct if _is_masked(shape, one)}:
+        if attention.alibi:
+            heads = attention.num_heads // shape.ranks
+            total += heads * length**2 * shape.width * (1 + rows if documents else 1)
+        total += length**2 * (1 + rows if documents else 1)
+    return total
+
+
+def _gradients(shape: Shape, block: Block) -> int:
+    """Return the gradients of activations at the widest place of a block's backward: around the MLP's activation."""
+    mlp = block.feed_forward
+    inner = (mlp.up.out_features + mlp.inner_size) // shape.ranks
+    return shape.tokens * shape.width * (inner + 2 * block.norm.width // shape.shards)
+
+
+def _loss(shape: Shape) -> tuple[int, int]:
+    """Return the bytes of head and loss, and how many of them autograd is handed."""
+    model, execution, width = shape.plan.model, shape.execution, shape.width
+    hidden, columns = model.hidden_size, execution.padded(model.vocab_size) // shape.ranks
+    gathered = shape.tokens * hidden * width
+    if not execution.fused_loss:
+        # Logits, and labels, weights and normalisers of the tokens.
+        kept = shape.tokens * (columns * width + _INT64 + 2 * _FP32) + gathered // shape.shards
+        return kept + shape.tokens * columns * width, kept
+    rows = chunk_rows(shape.tokens, columns, "cpu" if shape.on_cpu else "cuda")
+    if shape.tokens <= min(rows, hidden) and width == _FP32:
+        return gathered + 2 * shape.tokens * columns * width, 0
+    chunk = rows * columns * (2 * _FP32 if width == _FP32 else _FP32 + 2 * width)
+    return 2 * gathered + _FP32 * columns * hidden + chunk, 0
+
+
+def chunk_rows(rows: int, width: int, device: str) -> int:
+    """Return how many rows of logits the fused loss computes at a time: `tensor_parallel.fused_loss.chunk_rows`."""
+    wanted = max(_ROW_MULTIPLE, CHUNK_ELEMENTS[device] // max(1, width) // _ROW_MULTIPLE * _ROW_MULTIPLE)
+    equal = -(-rows // -(-rows // wanted))
+    return min(rows, -(-equal // _ROW_MULTIPLE) * _ROW_MULTIPLE)

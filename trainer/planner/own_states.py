@@ -1,0 +1,164 @@
+"""Weights, gradients, optimizer state and buffers that a rank of this product holds on DeepSpeed 0.19.8. No torch.
+
+Counted as DeepSpeed's optimizers and their repairs in `trainer/engine` hold them: flat tensors are padded, the bf16
+optimizer keeps fp32 sums beside the gradients of the weights, ZeRO-3 keeps small parameters whole. Sources: ZeRO, arXiv
+1910.02054, section 3; DeepSpeed 0.19.8, runtime/bf16_optimizer.py, runtime/zero/stage_1_and_2.py and stage3.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from trainer.config.ds_json import reduce_bucket_size
+from trainer.config.plan import RunPlan
+from trainer.config.schema import DeviceKind, Dtype, OffloadKind
+from trainer.planner.model_parts import RankParts
+
+_FP32 = 4
+
+
+class Keeping(Enum):
+    """The class of DeepSpeed's that keeps the optimizer's state: see `trainer/engine/sharding_*.py`."""
+
+    plain = "plain"
+    """No ZeRO."""
+    bf16 = "bf16"
+    """`BF16_Optimizer`: ZeRO-1 of bf16 weights on the device."""
+    flat = "flat"
+    """ZeRO-1 whose gradients lie in one flat tensor: fp32 between CPU ranks."""
+    partitioned = "partitioned"
+    """`DeepSpeedZeroOptimizer`: ZeRO-1 and 2 otherwise."""
+    sub_groups = "sub_groups"
+    """ZeRO-3."""
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes of the memory that the device computes in, and of the host's."""
+
+    weights: int
+    gradients: int
+    """Gradients that are held when the last backward pass of a step is over."""
+    master: int
+    moments: int
+    buckets: int
+    gathered: int
+    step: int
+    """Bytes that the optimizer step takes besides."""
+    start: int
+    """Bytes that the start takes besides weights, master weights and moments."""
+    host: int
+
+
+def keeping_of(plan: RunPlan, stage: int, offload: OffloadKind) -> Keeping:
+    """Return the optimizer that DeepSpeed wraps AdamW in."""
+    if stage == 0:
+        return Keeping.plain
+    if stage == 3:
+        return Keeping.sub_groups
+    here = offload is OffloadKind.none
+    if stage == 1 and here and plan.dtype is Dtype.bf16:
+        return Keeping.bf16
+    if stage == 1 and here and plan.dtype is Dtype.fp32 and plan.device is DeviceKind.cpu:
+        return Keeping.flat
+    return Keeping.partitioned
+
+
+def states_of(plan: RunPlan, rank: RankParts, stage: int, offload: OffloadKind) -> States:
+    """Return the states of a pipeline rank.
+
+    Args:
+        plan: numbers of the run.
+        rank: what the pipeline rank holds.
+        stage: ZeRO stage.
+        offload: place of the optimizer's state.
+    """
+    if stage == 3:
+        return _sharded(plan, rank, offload)
+    keeping, replicas = keeping_of(plan, stage, offload), plan.data_parallel_size
+    width = _FP32 if plan.dtype is Dtype.fp32 else 2
+    groups = [numel for numel in (rank.trained(decays=True), rank.trained(decays=False)) if numel]
+    trained = sum(groups)
+    frozen = rank.held - trained
+    if stage == 0:
+        bucket = min(reduce_bucket_size(plan) + rank.largest, trained) if replicas > 1 else 0
+        moments = 2 * _FP32 * trained
+        return States(width * rank.held, _FP32 * trained, 0, moments, _FP32 * bucket, 0, 0, 0, 0)
+    # Flat tensors are padded to 4 bytes a partition of half-precision elements.
+    unit = 2 * replicas
+    padded = sum(-(-numel // unit) * unit for numel in groups)
+    own = padded // replicas
+    return _flat(plan, rank, keeping, _Sizes(width, trained, frozen, padded, own), stage, offload)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    width: int
+    trained: int
+    frozen: int
+    padded: int
+    own: int
+
+
+def _flat(plan: RunPlan, rank: RankParts, keeping: Keeping, sizes: _Sizes, stage: int, offload: OffloadKind) -> States:
+    """ZeRO-1 and 2."""
+    width, own = sizes.width, sizes.own
+    several = plan.data_parallel_size > 1
+    bucket = reduce_bucket_size(plan) if several else 0
+    weights = width * (sizes.padded + sizes.frozen)
+    master = _FP32 * own if width == 2 else 0
+    moments = 2 * _FP32 * own
+    start = width * sizes.padded
+    if keeping is Keeping.bf16:
+        gradients = _FP32 * sizes.padded + width * sizes.trained
+        return States(weights, gradients, master, moments, _FP32 * bucket, 0, 0, start, 0)
+    if keeping is Keeping.flat:
+        return States(weights, _FP32 * sizes.padded, master, moments, _FP32 * bucket, 0, 0, start, 0)
+    # Gradients of the layers that are computed, before a bucket takes them; with stage 1 those of all layers wait for
+    # the last micro-batch.
+    waiting = sizes.trained if stage == 1 and plan.num_micro_batches > 1 else min(rank.block_elements, sizes.trained)
+    buckets = _FP32 * (waiting + 2 * bucket)
+    if offload is OffloadKind.none:
+        return States(weights, _FP32 * own, master, moments, buckets, 0, 0, start, 0)
+    if plan.device is DeviceKind.cpu:
+        buckets += 2 * _FP32 * rank.largest
+        return States(weights, _FP32 * own, master, moments, buckets, 0, 0, start, 0)
+    # fp32 weights, their half-precision copy on the way, gradients and moments are on the host: 18 bytes of each.
+    host = (_FP32 + width + _FP32 + 2 * _FP32) * own
+    return States(weights, 0, 0, 0, buckets + _FP32 * rank.largest, 0, 0, start, host)
+
+
+def _sharded(plan: RunPlan, rank: RankParts, offload: OffloadKind) -> States:
+    """ZeRO-3."""
+    replicas = plan.data_parallel_size
+    width = _FP32 if plan.dtype is Dtype.fp32 else 2
+    own_all = own = whole = 0
+    for one, count in rank.parameters.items():
+        part = -(-one.numel // replicas) * count
+        own_all += part
+        own += part if one.is_trained else 0
+        whole += one.numel * count if one.numel <= persistence_threshold(plan) else 0
+    weights = width * (own_all + whole)
+    gathered = width * min(max(2 * rank.block_elements, rank.largest), rank.held)
+    bucket = reduce_bucket_size(plan) if replicas > 1 else 0
+    waiting = min(rank.block_elements, rank.held)
+    buckets = _FP32 * (waiting + 3 * bucket)
+    master = _FP32 * own if width == 2 else 0
+    moments = 2 * _FP32 * own
+    if offload is OffloadKind.none:
+        return States(weights, _FP32 * own, master, moments, buckets, gathered, 0, 0, 0)
+    if plan.device is DeviceKind.cpu and offload is OffloadKind.cpu:
+        buckets += 2 * _FP32 * rank.largest
+        return States(weights, 2 * _FP32 * own, master, moments, buckets, gathered, 0, 0, 0)
+    host = (4 * _FP32) * own if offload is OffloadKind.cpu else 0
+    if plan.offloads_parameters:
+        if offload is OffloadKind.cpu:
+            host += width * own_all
+        weights = width * whole
+    return States(weights, 0, 0, 0, buckets + _FP32 * rank.largest, gathered, 0, 0, host)
+
+
+def persistence_threshold(plan: RunPlan) -> int:
+    """Return up to how many elements ZeRO-3 keeps a parameter whole: see `ds_json`."""
+    return 10 * plan.model.hidden_size
