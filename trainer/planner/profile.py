@@ -94,6 +94,11 @@ class Profile:
     """Share of the scores that are computed: 0.5 for a kernel that leaves out those of later tokens."""
     odd_head_factor: Constant = field(default=Constant(1.0, "heads of every width are as fast"))
     """Factor of the time of attention where `head_dim` is not a multiple of 8, which tensor cores ask for."""
+    floor_s: Constant = ZERO
+    """Least seconds of a block in one forward pass of a micro-batch, in which the host starts its kernels; backward
+    takes at least twice that."""
+    tensor_overlap: Constant = ZERO
+    """Share of the collectives of the tensor axis that GEMMs hide."""
     micro_batch_s: Constant = ZERO
     """Fixed seconds of a micro-batch on each pipeline rank, forward and backward: Python of the engine, the loss."""
     gather_s: Constant = ZERO

@@ -1,0 +1,123 @@
+"""Published step times: tables of them, and the plans and clusters that they belong to."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.helpers.published import gpt_plan
+from trainer.config.plan import RunPlan
+from trainer.config.schema import Dtype
+from trainer.config.schema_cluster import Software
+from trainer.planner.cluster import Cluster
+from trainer.planner.constants import Constant
+
+ROWS = Path(__file__).parents[1] / "unit/planner/rows"
+VTRAIN = Path(__file__).parents[2] / "../shared/data/vtrain_multi_node.csv"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run that somebody measured."""
+
+    name: str
+    plan: RunPlan
+    cluster: Cluster
+    seconds: float
+    group: str = ""
+    """Rows of equal models, devices and batches, whose layouts can be ranked."""
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a table, whose first lines tell its source."""
+    with path.open() as file:
+        return list(csv.DictReader(line for line in file if not line.startswith("#")))
+
+
+def a100s(nodes: int, inter_node_gbps: float, software: Software, virtual: int = 1) -> Cluster:
+    """Return machines of 8 A100-80GB."""
+
+    def sheet(value: float) -> Constant:
+        return Constant(value, "data sheet of the A100 80GB SXM")
+
+    return Cluster(
+        device="A100-80GB",
+        nodes=nodes,
+        devices_per_node=8,
+        peak_flops={Dtype.fp16: sheet(312e12), Dtype.bf16: sheet(312e12), Dtype.fp32: sheet(19.5e12)},
+        memory_bandwidth=sheet(2.039e12),
+        memory_bytes=sheet(79 * 2**30),
+        intra_node=sheet(300e9),
+        inter_node=Constant(1e9 * inter_node_gbps, "as the row's source says"),
+        host_link=sheet(31e9),
+        watts=sheet(400.0),
+        usd_per_device_hour=None,
+        pue=1.1,
+        host_memory_bytes=None,
+        software=software,
+        virtual_stages=virtual,
+    )
+
+
+def _gpt(row: Mapping[str, str], vocab: int, dp: int, **more: object) -> RunPlan:
+    sizes = {"hidden": "hidden", "heads": "heads", "layers": "layers", "pp": "pp", "tp": "tp"}
+    numbers = {key: int(row[name]) for key, name in sizes.items()}
+    batch = {"micro_batch": int(row["micro_batch"]), "global_batch": int(row["global_batch"])}
+    return gpt_plan(vocab=vocab, length=2048, dp=dp, **numbers, **batch, **more)  # type: ignore[arg-type]
+
+
+def sc21() -> list[Row]:
+    """Return the rows of Megatron-LM's table 1."""
+    found = []
+    for row in table(ROWS / "sc21.csv"):
+        gpus, size = int(row["gpus"]), int(row["tp"]) * int(row["pp"])
+        plan = _gpt(row, 51200, gpus // size, zero_stage=0)
+        hidden, layers, batch = (int(row[name]) for name in ("hidden", "layers", "global_batch"))
+        bracket = 1 + 2048 / (6 * hidden) + 51200 / (16 * layers * hidden)
+        flops = 96.0 * batch * 2048 * layers * hidden**2 * bracket
+        cluster = a100s(-(-gpus // 8), 25.0, Software.megatron, int(row["virtual"]))
+        found.append(Row(f"{hidden}x{layers} on {gpus}", plan, cluster, flops / (gpus * 1e12 * float(row["tflops"]))))
+    return found
+
+
+def korthikanti() -> list[Row]:
+    """Return the rows of arXiv 2205.05198, each with full and with selective recomputation."""
+    found = []
+    for row in table(ROWS / "korthikanti.csv"):
+        cluster = a100s(-(-int(row["gpus"]) // 8), 25.0, Software.megatron, int(row["virtual"]))
+        for kind, sharded in (("full", False), ("selective", True)):
+            plan = _gpt(row, 51200, 1, zero_stage=0, recompute=kind, sequence_parallel=sharded)
+            name = f"{row['hidden']}x{row['layers']} on {row['gpus']}, {kind}"
+            found.append(Row(name, plan, cluster, float(row[f"{kind}_s"])))
+    return found
+
+
+def bigscience(*periods: int) -> list[Row]:
+    """Return the rows of these periods (see the table)."""
+    found = []
+    for row in table(ROWS / "bigscience.csv"):
+        if int(row["period"]) in periods:
+            dp, tp, pp = (int(row[name]) for name in ("dp", "tp", "pp"))
+            cluster = a100s(-(-dp * tp * pp // 8), 6.25, Software.deepspeed)
+            name = f"{row['hidden']}x{row['layers']}, {row['heads']} heads, dp{dp} tp{tp} pp{pp} b{row['micro_batch']}"
+            plan = _gpt(row, 250880, dp, zero_stage=1)
+            found.append(Row(f"{name} B{row['global_batch']}", plan, cluster, float(row["seconds"])))
+    return found
+
+
+def vtrain() -> list[Row]:
+    """Return vTrain's rows of several machines; none where the table is missing."""
+    found = []
+    for row in table(VTRAIN) if VTRAIN.exists() else []:
+        names = {"hidden": "hidden size", "heads": "attention heads", "layers": "# layers"}
+        named = {key: row[name] for key, name in names.items()}
+        named |= {"tp": row["tensor parallelism"], "pp": row["pipeline parallelism"]}
+        named |= {"micro_batch": row["micro batch"], "global_batch": row["global batch"]}
+        dp, gpus = int(row["data parallelism"]), int(row["# GPUs"])
+        plan = _gpt(named, 51200, dp, zero_stage=0)
+        cluster = a100s(gpus // 8, 25.0, Software.megatron)
+        name = f"{row['Parameters (billion)']}B dp{dp} tp{named['tp']} pp{named['pp']} b{named['micro_batch']}"
+        found.append(Row(name, plan, cluster, float(row["iteration time (ms)"]) / 1e3, row["Parameters (billion)"]))
+    return found
