@@ -9,7 +9,16 @@ from dataclasses import dataclass, replace
 
 from trainer.config.models import make_execution, make_model
 from trainer.config.pipeline_schedules import SCHEDULES, Schedule
-from trainer.config.schema import DeviceKind, Dtype, OffloadKind, RecordKind, RuntimeConfig, ScheduleKind, TridentConfig
+from trainer.config.schema import (
+    DeviceKind,
+    Dtype,
+    OffloadKind,
+    RecordKind,
+    RuntimeConfig,
+    ScheduleKind,
+    TridentConfig,
+    ZeroConfig,
+)
 from trainer.mesh import Mesh
 from trainer.spec.execution import Execution
 from trainer.spec.frozen import frozen_tensors
@@ -133,6 +142,16 @@ class RunPlan:
     def bubble_in_theory(self) -> float:
         """Share of a step in which a pipeline rank computes nothing if all stages are equal: 0 to 1."""
         return self.schedule.bubble(self.pipeline_parallel_size, self.num_micro_batches)
+
+    @property
+    def zero(self) -> ZeroConfig:
+        """Choices of ZeRO as the user makes them; `zero_stage` is the stage that runs."""
+        return self.config.zero
+
+    @property
+    def threads_per_rank(self) -> int | None:
+        """CPU threads of a rank, if the user says how many."""
+        return self.config.runtime.threads_per_rank
 
     @property
     def zero_stage(self) -> int:

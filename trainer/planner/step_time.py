@@ -1,4 +1,4 @@
-"""How long a step takes, part by part: `TimeModel`. No torch.
+"""The seconds of a step, part by part: `TimeModel`. No torch.
 
 Compute is `kernels`, links are `links`; here they are put together as the software does: layers of a pipeline rank, the
 schedule of micro-batches, gradients and weights over the data axis, the optimizer.
@@ -136,8 +136,8 @@ class TimeModel:
 
     def _rank_costs(self, plan: RunPlan) -> tuple[Costs, ...]:
         """Return the costs of each pipeline rank for one micro-batch."""
-        pp, layout = plan.pipeline_parallel_size, plan.config.layout
-        stages_key = (id(plan.model), plan.execution, pp, layout.pipeline_schedule, layout.stage_boundaries)
+        pp = plan.pipeline_parallel_size
+        stages_key = (id(plan.model), plan.execution, pp, plan.schedule.kind, plan.stage_boundaries)
         share = self._share(plan)
         group = self._where(plan).tensor
         kind = (plan.dtype, plan.micro_batch_size, plan.sequence_parallel, plan.zero_stage == 3, share)
@@ -176,7 +176,7 @@ class TimeModel:
 
     def _threads(self, plan: RunPlan, cores: int) -> int:
         """Return the threads of a rank, as `trainer.engine.world.rank_threads` chooses them."""
-        return plan.config.runtime.threads_per_rank or max(1, cores // self._ranks_here(plan))
+        return plan.threads_per_rank or max(1, cores // self._ranks_here(plan))
 
     def _share(self, plan: RunPlan) -> float:
         """Return the share of a device, or of a machine with CPU ranks, that a rank has while it computes."""
@@ -224,7 +224,7 @@ class TimeModel:
     def _pipeline(self, plan: RunPlan, costs: tuple[Costs, ...], message: float) -> _Pipeline:
         """Return the closed form of the schedule."""
         pp, count, chunks = plan.pipeline_parallel_size, plan.num_micro_batches, self._cluster.virtual_stages
-        folded = plan.config.layout.pipeline_schedule is PipelineSchedule.dualpipev and pp > 1
+        folded = plan.schedule.kind is PipelineSchedule.dualpipev and pp > 1
         if pp == 1:
             chunks = 1
         waits = 2.0 * message * (2 if folded else chunks)
@@ -287,7 +287,7 @@ class TimeModel:
         if self._cluster.software is Software.megatron:
             # All gradients lie in one tensor.
             return 1 << 62
-        key = (id(plan.model), plan.execution, plan.tensor_parallel_size, plan.config.zero.reduce_bucket_size)
+        key = (id(plan.model), plan.execution, plan.tensor_parallel_size, plan.zero.reduce_bucket_size)
         if key not in self._buckets:
             self._buckets[key] = reduce_bucket_size(plan)
         return self._buckets[key]
@@ -317,7 +317,7 @@ class TimeModel:
         """Return whether collectives of gradients run beside backward."""
         if self._cluster.software is Software.megatron:
             return True
-        return plan.config.zero.overlap_comm and not plan.uses_pipeline_engine and plan.zero_stage > 0
+        return plan.zero.overlap_comm and not plan.uses_pipeline_engine and plan.zero_stage > 0
 
     def _tied(self, plan: RunPlan, wires: Wires, where: Places) -> float:
         """Return the seconds in which the first and the last stage add their gradients of a tied embedding."""
@@ -351,7 +351,7 @@ class TimeModel:
         stepping = own * (ADAM_BYTES + master) * self._ranks_here(plan) / host.value
         down = wires.host_seconds(own * FP32_BYTES)
         up = wires.host_seconds(own * element_bytes(plan))
-        if plan.zero_stage == 3 and plan.config.zero.offload_parameters:
+        if plan.zero_stage == 3 and plan.zero.offload_parameters:
             up *= 2 * plan.num_micro_batches
         return passes / rate, stepping + down + up
 

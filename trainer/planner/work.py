@@ -1,4 +1,4 @@
-"""What one rank computes, moves and exchanges of one layer for one micro-batch, from the layer's components. No torch.
+"""Work, traffic and messages of one rank for a layer and one micro-batch, from the layer's components. No torch.
 
 GEMM shapes follow from the matrices and their sharding (Megatron-LM, arXiv 1909.08053, section 3); attention counts all
 scores, as `Attention.forward_flops` does. Element-wise work is counted as bytes that a kernel for each step would read
@@ -70,7 +70,7 @@ class Work:
     parameters: int = 0
     """Elements of the layer's tensors on this rank, before ZeRO shards them."""
     trained: int = 0
-    """Those of them that the run trains."""
+    """Elements of them that the run trains."""
 
     @property
     def trained_share(self) -> float:
