@@ -51,13 +51,14 @@ _MAY_CHANGE = (
     "checkpoint.",
     "logging.",
     "launch.",
+    "cluster.",
     "runtime.",
     "data.cache_dir",
     "optimizer.implementation",
     "run_dir",
     "name",
 )
-"""Keys that do not decide which run this is: they say how it is computed, watched and saved."""
+"""Keys that do not decide which run this is: they say how it is computed, planned, watched and saved."""
 
 
 def may_change(key: str) -> bool:

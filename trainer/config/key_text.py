@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any, get_args
 
-from trainer.config import schema, schema_logging, schema_model, schema_runtime, schema_train
+from trainer.config import schema, schema_cluster, schema_logging, schema_model, schema_runtime, schema_train
 from trainer.config.keys import KEYS, OWNERS, is_list, number_or_word, optional
 from trainer.config.keys import shown_value as shown_value
 from trainer.config.meanings import meanings
-from trainer.config.rules_ranges import BELOW_ONE, CLOSED, MINIMA, NOT_NEGATIVE, POSITIVE
+from trainer.config.rules_ranges import BELOW_ONE, CLOSED, MAXIMA, MINIMA, NOT_NEGATIVE, POSITIVE
 from trainer.config.schema import TridentConfig
 from trainer.config.validate import ALL_RULES
 from trainer.spec import execution, model, parts, rope
@@ -20,7 +20,8 @@ from trainer.spec import execution, model, parts, rope
 
 def told_in_schema() -> dict[str, str]:
     """Return `Class.field` -> the schema's text about the field, and `Class` -> its text about the class."""
-    return meanings((schema, schema_model, schema_train, schema_runtime, schema_logging, parts, rope, model, execution))
+    schemas = (schema, schema_model, schema_train, schema_runtime, schema_logging, schema_cluster)
+    return meanings((*schemas, parts, rope, model, execution))
 
 
 def group_of(key: str) -> str:
@@ -60,7 +61,8 @@ def _range(key: str) -> str:
         return f" {low} to {high}"
     if key in MINIMA:
         return f" >= {MINIMA[key]}"
-    return " > 0" * (key in POSITIVE) + " >= 0" * (key in NOT_NEGATIVE) + " >= 0, < 1" * (key in BELOW_ONE)
+    most = f", <= {MAXIMA[key]:g}" if key in MAXIMA else ""
+    return " > 0" * (key in POSITIVE) + most + " >= 0" * (key in NOT_NEGATIVE) + " >= 0, < 1" * (key in BELOW_ONE)
 
 
 def default_of(key: str, defaults: Mapping[str, object]) -> str:

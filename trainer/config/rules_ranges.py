@@ -63,6 +63,9 @@ MINIMA: dict[str, int] = {
     "runtime.profile_steps": 1,
     "launch.grace_s": 0,
     "launch.max_restarts": 0,
+    "cluster.nodes": 1,
+    "cluster.devices_per_node": 1,
+    "cluster.virtual_stages": 1,
 }
 """Smallest legal value of the integer keys; null is always legal."""
 
@@ -89,6 +92,15 @@ POSITIVE: tuple[str, ...] = (
     "optimizer.lr",
     "optimizer.eps",
     "train.spike_sigmas",
+    "cluster.intra_node_gbps",
+    "cluster.inter_node_gbps",
+    "cluster.host_gbps",
+    "cluster.peak_tflops",
+    "cluster.memory_gbps",
+    "cluster.memory_gib",
+    "cluster.host_memory_gib",
+    "cluster.usd_per_device_hour",
+    "cluster.watts",
 )
 NOT_NEGATIVE: tuple[str, ...] = (
     "model.norm_offset",
@@ -114,7 +126,22 @@ CLOSED: dict[str, tuple[float, float]] = {
     "runtime.profile_steps": (1, 20),
     "train.seed": (0, 2**63 - 1),
     "eval.seed": (0, 2**63 - 1),
+    "cluster.nodes": (1, 100_000),
+    "cluster.devices_per_node": (1, 1024),
+    "cluster.pue": (1, 5),
 }
+MAXIMA: dict[str, float] = {
+    "cluster.intra_node_gbps": 20_000,
+    "cluster.inter_node_gbps": 20_000,
+    "cluster.host_gbps": 20_000,
+    "cluster.peak_tflops": 100_000,
+    "cluster.memory_gbps": 100_000,
+    "cluster.memory_gib": 4096,
+    "cluster.host_memory_gib": 1 << 17,
+    "cluster.usd_per_device_hour": 1000,
+    "cluster.watts": 5000,
+}
+"""Largest legal value of numbers that are greater than 0; more is a mistake about the unit."""
 NOT_EMPTY: tuple[str, ...] = (
     "name",
     "run_dir",
@@ -155,8 +182,9 @@ def real_ranges(case: Case) -> Iterator[str]:
         return value
 
     for key in POSITIVE:
-        if values[key] is not None and not (number(key) > 0 and math.isfinite(number(key))):
-            yield f"{key} must be greater than 0, but is {values[key]}"
+        most = MAXIMA.get(key, math.inf)
+        if values[key] is not None and not (0 < number(key) <= most and math.isfinite(number(key))):
+            yield f"{key} must be greater than 0{_at_most(most)}, but is {values[key]}"
     for key in NOT_NEGATIVE:
         if values[key] is not None and not (number(key) >= 0 and math.isfinite(number(key))):
             yield f"{key} must be at least 0, but is {values[key]}"
@@ -169,6 +197,10 @@ def real_ranges(case: Case) -> Iterator[str]:
             if key in MINIMA and number(key) < least:
                 continue  # reported by `minima`
             yield f"{key} must be {least} to {most}, but is {value}"
+
+
+def _at_most(most: float) -> str:
+    return f" and at most {most:g}" if math.isfinite(most) else ""
 
 
 def texts(case: Case) -> Iterator[str]:

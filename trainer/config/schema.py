@@ -2,7 +2,8 @@
 
 `register.py` makes mutable twins of these classes for Hydra, which cannot compose frozen ones; the code below the entry
 point is handed these frozen objects. No torch, and no project imports but its own parts, `schema_model.py`,
-`schema_train.py`, `schema_runtime.py` and `schema_logging.py`, and the choices of the components of a model.
+`schema_train.py`, `schema_runtime.py`, `schema_logging.py` and `schema_cluster.py`, and the choices of the components
+of a model.
 A string literal under a field is its documentation: meaning, unit, range, what it interacts with.
 """
 
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from trainer.config.elastic import Elastic
+from trainer.config.schema_cluster import ClusterConfig as ClusterConfig
+from trainer.config.schema_cluster import Software as Software
 from trainer.config.schema_logging import ConsoleKind as ConsoleKind
 from trainer.config.schema_logging import EvalConfig as EvalConfig
 from trainer.config.schema_logging import LoggingConfig as LoggingConfig
@@ -332,6 +335,7 @@ class TridentConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     name: str = "default"
     """Name of the run."""
     run_dir: str = "runs/${name}"

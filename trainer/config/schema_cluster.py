@@ -19,28 +19,37 @@ class ClusterConfig:
     """The machines that a run is planned for. They change no number of the run itself."""
 
     device: str | None = None
-    """Name of the devices, as A100-80GB or H100 (docs/planner.md has the table). null: those of this machine."""
+    """Name of the devices, such as A100-80GB, H100 or CPU; trainer/devices.py has the table. null: those of this
+    machine."""
     nodes: int | None = None
-    """Number of machines. null: as many as the layout needs."""
+    """Number of machines. null: as many as the layout needs. With a number, and layout.data_parallel_size=null, a plan
+    has as many replicas as fill them."""
     devices_per_node: int | None = None
-    """Devices of a machine. null: 8, or those of this machine if cluster.device is null."""
+    """Devices of a machine. null: the usual number of such a device (8 for most), or those of this machine if
+    cluster.device is null. CPU: ranks of a machine, which share its cores."""
     intra_node_gbps: float | None = None
     """Gigabytes a second and direction that a device exchanges with others of its machine. null: the device's link."""
     inter_node_gbps: float | None = None
     """Gigabytes a second and direction that a device exchanges with other machines. null: 25 (one 200 Gbit/s port a
-    device)."""
+    device); CPU: 1.25 (one 10 Gbit/s port) shared by the ranks of a machine."""
     host_gbps: float | None = None
     """Gigabytes a second and direction between a device and the memory of its machine. null: the device's bus."""
+    peak_tflops: float | None = None
+    """Dense TFLOP/s of a device in precision.dtype, for a variant that the table lacks. null: the table's."""
+    memory_gbps: float | None = None
+    """Gigabytes a second of a device's own memory, for a variant that the table lacks. null: the table's."""
     memory_gib: float | None = None
     """Memory of a device that a run may use, in GiB. null: the device's."""
     host_memory_gib: float | None = None
-    """Memory of a machine, in GiB, which offload uses. null: not checked."""
+    """Memory of a machine, in GiB, which offload uses. null: that of this machine if cluster.device is null; otherwise
+    it is not checked."""
     usd_per_device_hour: float | None = None
     """Price of a device for an hour, in US dollars. null: no costs are shown."""
     watts: float | None = None
-    """Power of a device in training, in watts. null: the device's."""
+    """Power of a device in training, in watts. null: the largest that it is made for."""
     pue: float = 1.1
-    """Power of the data centre for each watt of the devices (power usage effectiveness)."""
+    """Power of the data centre for each watt of the devices (power usage effectiveness). 1.1 is what the energy of
+    LLaMA's training was computed with (arXiv 2302.13971, section 6)."""
     engine: Software = Software.trident
     """trident | megatron | deepspeed: which software's buffers and overheads are counted."""
     virtual_stages: int = 1

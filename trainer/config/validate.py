@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from trainer.config import (
+    rules_cluster,
     rules_examples,
     rules_frozen,
     rules_layout,
@@ -28,6 +29,7 @@ ARITHMETIC: tuple[Rule, ...] = (
     *rules_lora.RULES,
     *rules_layout.RULES,
     *rules_profile.ARITHMETIC,
+    *rules_cluster.ARITHMETIC,
 )
 """Rules that divide by sizes; asked only when every size is positive."""
 _ALWAYS: tuple[Rule, ...] = (
@@ -36,6 +38,7 @@ _ALWAYS: tuple[Rule, ...] = (
     *rules_examples.RULES,
     *rules_logging.RULES,
     *rules_profile.RULES,
+    *rules_cluster.RULES,
 )
 ALL_RULES: tuple[Rule, ...] = (*ARITHMETIC, *_ALWAYS)
 """Every rule that a config must keep."""

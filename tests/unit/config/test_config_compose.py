@@ -128,7 +128,7 @@ BAD: list[tuple[str, str]] = [
     ("vocab_size=2", "there is no key 'vocab_size'; did you mean 'model.vocab_size' or 'tokenizer.vocab_size'?"),
     ("zero.foo=1", "there is no key 'zero.foo'; zero has stage, offload, offload_parameters, nvme_path, reduce_bucket_size and overlap_comm"),
     ("data.files.0=x", "there is no key 'data.files.0'; did you mean 'data.files'?"),
-    ("+zzz=1", "there is no key 'zzz'; keys start with model, tokenizer, data, layout, zero, precision, batch, optimizer, schedule, train, eval, checkpoint, logging, runtime, launch or experiment"),
+    ("+zzz=1", "there is no key 'zzz'; keys start with model, tokenizer, data, layout, zero, precision, batch, optimizer, schedule, train, eval, checkpoint, logging, runtime, launch, cluster or experiment"),
     ("+model.hiden_size=1", "there is no key 'model.hiden_size'; did you mean 'model.hidden_size'?"),
     ("+train.steps=1", "'+train.steps=1' would add a key, but 'train.steps' exists; write train.steps=1"),
     ("++train.steps=1", "'++train.steps=1' would add a key, but 'train.steps' exists; write train.steps=1"),

@@ -1,0 +1,110 @@
+"""Rules about the machines that a run is planned for. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trainer.config.cluster_size import cluster_size, devices_per_node
+from trainer.config.keys import joined
+from trainer.config.rules_common import Case, Rule, divisors, use
+from trainer.config.schema import DeviceKind, Dtype, Software
+from trainer.devices import NAMES, find_device, is_processor, nearest_devices
+
+
+def known_device(case: Case) -> Iterator[str]:
+    """The device is in the table."""
+    name = case.config.cluster.device
+    if name is None or is_processor(name) or find_device(name) is not None:
+        return
+    near = nearest_devices(name)
+    meant = f"did you mean {joined(map(repr, near))}?" if near else f"use {joined(NAMES)}"
+    yield f"cluster.device must be in the table of devices, but is '{name}'; {meant}"
+
+
+def number_format(case: Case) -> Iterator[str]:
+    """The device has a unit for the format that is computed in."""
+    name, dtype = case.config.cluster.device, case.config.precision.dtype
+    device = None if name is None else find_device(name)
+    if device is None or {Dtype.bf16: device.peak.bf16, Dtype.fp16: device.peak.fp16}.get(dtype, 1) is not None:
+        return
+    yield (
+        f"precision.dtype={dtype.value} needs a device that computes in it, but cluster.device={device.name} has no "
+        "unit for it; use precision=fp16, or another device"
+    )
+
+
+def memory_of_device(case: Case) -> Iterator[str]:
+    """A run is not planned into memory that no such device has."""
+    cluster = case.config.cluster
+    device = None if cluster.device is None else find_device(cluster.device)
+    # Boards with twice the usual memory are sold; more is a mistake.
+    if device is not None and cluster.memory_gib is not None and 2 * device.memory.gb < cluster.memory_gib <= 4096:
+        yield (
+            f"cluster.memory_gib ({cluster.memory_gib:g}) must be at most what cluster.device={device.name} has, about "
+            f"{device.memory.usable_gib:g}; leave it out for all that it has"
+        )
+
+
+def same_kind_as_run(case: Case) -> Iterator[str]:
+    """A run that is told to compute on one kind of device is not planned for the other."""
+    name, kind = case.config.cluster.device, case.config.runtime.device
+    if name is None or not (is_processor(name) or find_device(name)):
+        return
+    if kind is DeviceKind.cpu and not is_processor(name):
+        yield (
+            f"runtime.device=cpu computes on CPU cores, but cluster.device is {name}; "
+            "use cluster.device=CPU, or runtime.device=auto"
+        )
+    if kind is DeviceKind.cuda and is_processor(name):
+        yield (
+            "runtime.device=cuda computes on GPUs, but cluster.device is CPU; "
+            "set cluster.device to a GPU, or use runtime.device=auto"
+        )
+
+
+def layout_fits(case: Case) -> Iterator[str]:
+    """The cluster has a device for each rank of the layout."""
+    layout, cluster = case.config.layout, case.config.cluster
+    size = cluster_size(cluster)
+    pp, tp, dp = layout.pipeline_parallel_size, layout.tensor_parallel_size, case.dp
+    # Sizes below 1 are reported by `minima`.
+    if size is None or size < 1 or pp * tp * dp <= size:
+        return
+    each = devices_per_node(cluster)
+    replicas = size // (pp * tp)
+    way = f"use layout.data_parallel_size={replicas}" if replicas else "use a smaller layout"
+    yield (
+        f"layout.pipeline_parallel_size ({pp}) x layout.tensor_parallel_size ({tp}) x layout.data_parallel_size "
+        f"({dp}) = {pp * tp * dp} ranks must have a device each, but cluster.nodes ({cluster.nodes}) x "
+        f"cluster.devices_per_node ({each}) = {size}; {way}, or more nodes"
+    )
+
+
+def virtual_stages(case: Case) -> Iterator[str]:
+    """Interleaved stages are Megatron's, and hold as many blocks each."""
+    layout, cluster, layers = case.config.layout, case.config.cluster, case.config.model.num_layers
+    chunks, pp = cluster.virtual_stages, layout.pipeline_parallel_size
+    if chunks <= 1:
+        return
+    if cluster.engine is not Software.megatron:
+        yield (
+            f"cluster.virtual_stages={chunks} has no effect with cluster.engine={cluster.engine.value}; "
+            "use cluster.engine=megatron, or cluster.virtual_stages=1"
+        )
+        return
+    if pp == 1:
+        yield (
+            f"cluster.virtual_stages={chunks} has no effect with layout.pipeline_parallel_size=1; "
+            "use layout.pipeline_parallel_size >= 2, or cluster.virtual_stages=1"
+        )
+    elif layers % (pp * chunks):
+        legal = divisors(layers // pp) if layers % pp == 0 else [1]
+        yield (
+            f"model.num_layers ({layers}) must be divisible by layout.pipeline_parallel_size ({pp}) x "
+            f"cluster.virtual_stages ({chunks}); {use(legal, chunks)} for cluster.virtual_stages"
+        )
+
+
+RULES: tuple[Rule, ...] = (known_device, number_format, memory_of_device, same_kind_as_run)
+ARITHMETIC: tuple[Rule, ...] = (layout_fits, virtual_stages)
+"""Rules that are asked only when every size is positive."""
