@@ -10,7 +10,7 @@ budgets. Training compute is 6 N D FLOPs throughout, as in all three papers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from operator import mul
 from types import MappingProxyType
@@ -249,20 +249,58 @@ LLAMA3_PRINTED = TokenLine("Llama 3 (arXiv 2407.21783), digits as printed: 10.5T
 LLAMA3 = TokenLine("Llama 3 (arXiv 2407.21783), digits that give the paper's 16.55T tokens to 2 %", 0.299, 0.537)
 
 
+def parameter_count(model: Model, without: Collection[LayerKind] = ()) -> int:
+    """Return a model's parameters without adapters, and without layers of some kinds.
+
+    Layers that are one object are counted once and multiplied, so that a large model takes no longer than a small one.
+    """
+    counts: dict[int, int] = {}
+    total = 0
+    for layer in model.layers:
+        if layer.kind in without:
+            continue
+        if id(layer.spec) not in counts:
+            counts[id(layer.spec)] = sum(tensor.numel for tensor in layer.tensors() if not tensor.is_adapter)
+        total += counts[id(layer.spec)]
+    return total
+
+
 def counted_parameters(model: Model, law: Law) -> int:
     """Return a model's parameters as a law counts them.
 
     Without embeddings: neither the token table, nor learned positions, nor a head of its own, which is another token
     table. Adapters count in no law.
     """
-    without = () if law.counts_embeddings else (LayerKind.embedding, LayerKind.position, LayerKind.head)
-    tensors = (tensor for layer in model.layers if layer.kind not in without for tensor in layer.tensors())
-    return sum(tensor.numel for tensor in tensors if not tensor.is_adapter)
+    kinds = (LayerKind.embedding, LayerKind.position, LayerKind.head)
+    return parameter_count(model, () if law.counts_embeddings else kinds)
 
 
 def loss_bands(model: Model, tokens: float) -> dict[str, LossBand]:
     """Return the predicted loss of a model by the law's name, all tokens read once."""
     return {name: law.band(counted_parameters(model, law), tokens) for name, law in LAWS.items()}
+
+
+FITTED_PARAMETERS = (57e6, 16.2e9)
+FITTED_TOKENS = (0.82e9, 318e9)
+"""Smallest and largest of the runs that the corrected law was fitted on."""
+
+
+def outside(model: Model, tokens: float) -> tuple[str, ...]:
+    """Return sentences on what takes a run out of the range that the default law was fitted on."""
+    found = []
+    for name, value, (low, high) in (
+        ("parameters", parameter_count(model), FITTED_PARAMETERS),
+        ("tokens", tokens, FITTED_TOKENS),
+    ):
+        if not low <= value <= high:
+            limits = f"{_billions(low)} to {_billions(high)}"
+            found.append(f"The loss is extrapolated: its law was fitted on {limits} {name}, not {_billions(value)}.")
+    return tuple(found)
+
+
+def _billions(value: float) -> str:
+    billions = value / 1e9
+    return f"{billions:,.0f}B" if billions >= 1000 else f"{billions:.3g}B"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from trainer.planner.scaling_laws import (
     balance,
     counted_parameters,
     loss_bands,
+    outside,
 )
 
 
@@ -184,6 +185,27 @@ def test_an_untied_head_is_an_embedding_too() -> None:
     bands = loss_bands(plan.model, 15e12)
     assert list(bands) == list(LAWS)
     assert bands["besiroglu"].value == pytest.approx(2.0218, abs=5e-5)
+
+
+def test_a_run_outside_the_fitted_range_says_so() -> None:
+    plan = llama_plan(
+        hidden=4096,
+        heads=32,
+        kv_heads=8,
+        ffn=14336,
+        layers=32,
+        vocab=128256,
+        length=8192,
+        pp=1,
+        tp=1,
+        dp=1,
+        micro_batch=1,
+        global_batch=1,
+    )
+    assert outside(plan.model, 100e9) == ()
+    assert outside(plan.model, 15e12) == (
+        "The loss is extrapolated: its law was fitted on 0.82B to 318B tokens, not 15,000B.",
+    )
 
 
 def test_a_run_is_held_against_the_best_one_of_its_budget() -> None:
