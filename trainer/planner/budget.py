@@ -41,7 +41,7 @@ class BudgetUnit(Enum):
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be spent on a run."""
+    """The most that may be spent on a run."""
 
     amount: float
     unit: BudgetUnit
@@ -74,7 +74,7 @@ class Speed:
     """The fastest way in which the cluster trains a model."""
 
     tokens_per_second: float
-    """Of all ranks."""
+    """Speed of all ranks together."""
     tokens_per_step: int
     devices: int
     """Devices that the layout takes."""
@@ -90,7 +90,7 @@ Predictor = Callable[[Candidate], Speed | None]
 
 @dataclass(frozen=True)
 class Purchase:
-    """What a budget buys with one model."""
+    """Tokens and loss that a budget buys with one model."""
 
     candidate: Candidate
     speed: Speed
