@@ -14,7 +14,7 @@ from trainer.errors import ConfigError
 from trainer.planner.cluster import Cluster
 from trainer.planner.links import Group, Wires
 from trainer.planner.profile import Collective, Profile
-from trainer.planner.work import Gemm, Work, element_bytes, is_recomputed, layer_work, tokens
+from trainer.planner.work import Gemm, Work, element_bytes, gradient_bytes, is_recomputed, layer_work, tokens
 from trainer.spec.execution import RecomputeKind
 from trainer.spec.model import Layer
 
@@ -97,7 +97,10 @@ class Kernels:
         sums = [self._rounds(plan, count, wires, group) for count in (work.rounds_forward, rounds)]
         backward_gemm = (1.0 + work.trained_share) * gemm
         forward = gemm + attention + moved + sums[0]
-        backward = backward_gemm + backward_attention + 2.0 * moved + recompute + sums[1]
+        # A new gradient is added to those of earlier micro-batches, which are read and written.
+        added = 2.0 * work.trained * gradient_bytes(plan, software)
+        added /= profile.gemm_bandwidth_efficiency.value * self.bandwidth * share
+        backward = backward_gemm + backward_attention + 2.0 * moved + added + recompute + sums[1]
         launches = [0.0, 0.0]
         if work.is_block:
             passes = 3.0 if again else 2.0
@@ -112,7 +115,7 @@ class Kernels:
             backward,
             gemm=gemm + backward_gemm,
             attention=attention + backward_attention,
-            elementwise=3.0 * moved,
+            elementwise=3.0 * moved + added,
             recompute=recompute,
             launch=sum(launches),
             tensor_parallel=sum(sums),

@@ -77,7 +77,7 @@ class Profile:
     gradient_traffic: Constant
     """Bytes that gradients really take, divided by those of the volume formula."""
     overlap: Constant
-    """Share of backward that hides collectives of gradients where they are overlapped."""
+    """Share of computing that hides collectives of gradients and weights where they are overlapped."""
     optimizer_efficiency: Constant
     """Share of the memory's bandwidth that the optimizer reaches."""
     step_s: Constant
@@ -94,6 +94,8 @@ class Profile:
     """Share of the scores that are computed: 0.5 for a kernel that leaves out those of later tokens."""
     odd_head_factor: Constant = field(default=Constant(1.0, "heads of every width are as fast"))
     """Factor of the time of attention where `head_dim` is not a multiple of 8, which tensor cores ask for."""
+    weight_traffic: Constant = field(default=Constant(1.0, "weights are gathered at the rate of other collectives"))
+    """Bytes that gathering the weights of ZeRO-3 really takes, divided by those of the volume formula."""
     floor_s: Constant = ZERO
     """Least seconds of a block in one forward pass of a micro-batch, in which the host starts its kernels; backward
     takes at least twice that."""

@@ -15,26 +15,29 @@ from trainer.planner.cluster import Cluster
 from trainer.planner.constants import Constant
 from trainer.planner.profile import Link, Profile
 
-_MAMF = "largest GEMM rate found by stas00/ml-engineering, compute/accelerator (MAMF)"
 _NCCL = "all-reduce times of stas00/ml-engineering, network/README, 8 A100 and 8 H200"
 _HOST = "DeepSpeed CPU Adam moves memory at about this rate (ZeRO-Offload, arXiv 2101.06840); not re-measured"
 
 _REACHED: Mapping[str, float] = {
-    "A100-PCIe": 0.81,
-    "A100": 0.87,
-    "A800": 0.87,
-    "H100": 0.80,
-    "H200": 0.80,
-    "H800": 0.80,
-    "GH200": 0.80,
-    "GB200": 0.73,
-    "B200": 0.78,
-    "B300": 0.79,
-    "MI300X": 0.51,
-    "MI325X": 0.60,
+    "A100": 0.80,
+    "A800": 0.80,
+    "B200": 0.60,
+    "B300": 0.60,
+    "GB200": 0.60,
+    "GB300": 0.60,
+    "H100": 0.70,
+    "H200": 0.70,
+    "H800": 0.70,
+    "GH200": 0.70,
+    "MI300X": 0.45,
+    "MI325X": 0.50,
 }
-"""Share of the peak that the largest GEMM reached."""
-_OTHERWISE = Constant(0.75, "assumed: between the shares of the devices that were measured (MAMF)")
+"""Share of the peak that GEMMs of a model sustain; a single one may reach more."""
+_GEMMS = (
+    "A100 and B200: fit to the GEMMs that SimuMax measured (MooreThreads/SimuMax); others: assumed, between these and "
+    "the largest GEMM rate of stas00/ml-engineering, compute/accelerator (MAMF)"
+)
+_OTHERWISE = Constant(0.7, "assumed: between the shares of the devices that were measured")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ _SC21 = _Source(
 )
 _CHRONICLES = _Source("fitted on 17 layouts of BigScience's 181B model, 25-26 February 2022 (chronicles-prequel)")
 _HEADS = _Source("fitted on one row of BigScience's chronicles: heads of 108 instead of 144")
+_ZERO3 = _Source(
+    "fitted on ZeRO-3's rows of the 175B model in arXiv 2104.04473 (table 2); Megatron-DeepSpeed overlaps there only"
+)
 _ASSUMED = _Source("assumed, not fitted: data sheets and microbenchmarks only")
 
 MEGATRON_A100 = Profile(
@@ -60,15 +66,15 @@ MEGATRON_A100 = Profile(
     gemm_efficiency=_SC21(0.84),
     gemm_bandwidth_efficiency=_SC21(0.9),
     gemm_latency_s=_SC21(5e-6),
-    gemm_half_width=_SC21(8.0),
-    attention_efficiency=_SC21(0.43),
-    score_passes=_SC21(6.5),
+    gemm_half_width=_SC21(4.0),
+    attention_efficiency=_SC21(0.55),
+    score_passes=_SC21(7.2),
     bandwidth_efficiency=_SC21(1.0),
     launch_s=_SC21(1e-5),
-    floor_s=_SC21(1.7e-3),
-    tensor_overlap=_SC21(0.02),
-    intra_node=Link(_SC21(2e-5), _SC21(0.83), _SC21(17e6)),
-    inter_node=Link(_SC21(5e-5), _SC21(0.55), _SC21(3.5e6)),
+    floor_s=_SC21(2e-3),
+    tensor_overlap=_SC21(0.04),
+    intra_node=Link(_SC21(2e-5), _SC21(0.77), _SC21(12e6)),
+    inter_node=Link(_SC21(5e-5), _SC21(0.53), _SC21(8.5e6)),
     host=Link(_ASSUMED(2e-5), _ASSUMED(0.8), _ASSUMED(1e6)),
     gradient_traffic=_SC21(1.0),
     overlap=Constant(0.0, "Megatron-LM of that time reduced gradients after backward"),
@@ -76,19 +82,23 @@ MEGATRON_A100 = Profile(
     step_s=_SC21(0.02),
     odd_head_factor=_HEADS(8.0),
     host_bandwidth=Constant(1e11, _HOST),
-    error=_ASSUMED(0.12),
+    error=Constant(
+        0.08, "eight runs that it was not fitted on, of Megatron-LM in MegaScale's table 2 (arXiv 2402.15627): 4 %"
+    ),
     memory_error=_ASSUMED(0.1),
 )
 DEEPSPEED_A100 = replace(
     MEGATRON_A100,
     name="Megatron-DeepSpeed on A100, 2022",
-    launch_s=_CHRONICLES(6.4e-4),
+    launch_s=_CHRONICLES(8.7e-4),
     floor_s=_CHRONICLES(1.5e-3),
     tensor_overlap=Constant(0.0, "Megatron-DeepSpeed hides no collective of the tensor axis"),
-    inter_node=Link(_CHRONICLES(5e-5), _CHRONICLES(0.69), _CHRONICLES(5e6)),
-    gradient_traffic=_CHRONICLES(3.3),
-    step_s=_CHRONICLES(0.022),
-    error=Constant(0.065, "24 rows of the chronicles that it was not fitted on"),
+    inter_node=Link(_CHRONICLES(5e-5), _CHRONICLES(0.81), _CHRONICLES(5e6)),
+    gradient_traffic=_CHRONICLES(4.1),
+    step_s=_CHRONICLES(0.1),
+    weight_traffic=_ZERO3(10.0),
+    overlap=_ZERO3(0.3),
+    error=Constant(0.1, "runs that it was not fitted on: chronicles 4 %, ZeRO-3 6 %, MT-NLG 12 %, GPT-NeoX-20B 18 %"),
 )
 
 
@@ -107,12 +117,13 @@ def profile_for(cluster: Cluster) -> Profile:
 def _reached(device: str) -> Constant:
     """Return the share of the peak that large GEMMs reach, by the longest name that the device's begins with."""
     found = [name for name in _REACHED if device.startswith(name)]
-    return Constant(_REACHED[max(found, key=len)], _MAMF) if found else _OTHERWISE
+    return Constant(_REACHED[max(found, key=len)], _GEMMS) if found else _OTHERWISE
 
 
 def _sheet(cluster: Cluster) -> Profile:
     """Return a profile of today's software, with a fused attention, on a device that no runs were fitted on."""
-    fused = _Source("assumed: about half of the peak, as fused attention reaches on A100 and H100 (arXiv 2307.08691)")
+    fused = _Source("FlashAttention-2 reaches about this share on A100 (arXiv 2307.08691) and on H100 (2407.08608)")
+    attention = 0.5 if cluster.device.startswith(("A100", "A800")) else 0.4
     nccl = _Source(_NCCL)
     return Profile(
         name=f"{cluster.software.value} on {cluster.device}, from data sheets",
@@ -120,7 +131,7 @@ def _sheet(cluster: Cluster) -> Profile:
         gemm_bandwidth_efficiency=_ASSUMED(0.8),
         gemm_latency_s=_ASSUMED(5e-6),
         gemm_half_width=_ASSUMED(100.0),
-        attention_efficiency=fused(0.5),
+        attention_efficiency=fused(attention),
         causal_share=Constant(0.5, "fused attention leaves out the scores of later tokens"),
         bandwidth_efficiency=_ASSUMED(0.8),
         launch_s=_ASSUMED(1e-4),

@@ -1,12 +1,7 @@
 """The seconds of a step, part by part: `TimeModel`. No torch.
 
-Compute is `kernels`, links are `links`; here they are put together as the software does: layers of a pipeline rank, the
-schedule of micro-batches, gradients and weights over the data axis, the optimizer.
-
-Pipeline ranks wait for their messages, since both DeepSpeed's engine and Megatron's non-overlapped schedules block in
-them: a message counts in forward and in backward of a micro-batch on every rank. With stages that take t_i for forward
-and backward together a step of 1F1B takes sum(t_i) + (m - 1) max(t_i), which is (m + p - 1) t for equal stages (arXiv
-2104.04473, section 2.2); with v interleaved chunks the time to fill and drain is divided by v.
+Compute is `kernels`, links are `links`, the schedule is `schedule_time`; here they are put together as the software
+does: layers of a stage, micro-batches, gradients and weights over the data axis, the optimizer.
 """
 
 from __future__ import annotations
@@ -16,7 +11,7 @@ from dataclasses import dataclass
 
 from trainer.config.ds_json import reduce_bucket_size
 from trainer.config.plan import RunPlan
-from trainer.config.schema import Dtype, OffloadKind, PipelineSchedule
+from trainer.config.schema import Dtype, OffloadKind
 from trainer.config.schema_cluster import Software
 from trainer.errors import ConfigError
 from trainer.planner.cluster import Cluster
@@ -24,9 +19,9 @@ from trainer.planner.kernels import Costs, Kernels, all_costs
 from trainer.planner.links import Places, Wires, places
 from trainer.planner.prediction import StepTime
 from trainer.planner.profile import Collective, Profile
-from trainer.planner.shares import rank_layers
-from trainer.planner.work import FP32_BYTES, element_bytes, tokens
-from trainer.spec.model import Layer
+from trainer.planner.schedule_time import Passes, pipeline_seconds
+from trainer.planner.shares import Shares, shares
+from trainer.planner.work import FP32_BYTES, element_bytes, gradient_bytes, tokens
 
 ADAM_BYTES = 28
 """Bytes that AdamW moves for each fp32 element: gradient, weight and two moments are read, the last three written."""
@@ -37,34 +32,27 @@ DEEPSPEED_BUCKET = 500_000_000
 
 
 @dataclass(frozen=True)
-class RankTime:
-    """Seconds of a pipeline rank for one micro-batch, messages left out."""
-
-    forward_s: float
-    backward_s: float
-    """Recomputation included."""
-
-
-@dataclass(frozen=True)
 class TimedStep:
     """A predicted step."""
 
     time: StepTime
     bubble_fraction: float
-    """Share of the pipeline's time in which the critical rank waits for others: 0 to 1."""
-    ranks: tuple[RankTime, ...]
-    """Each pipeline rank, in order."""
+    """Share of the pipeline's time in which its busiest rank waits for other ranks: 0 to 1."""
+    passes: Passes
+    """Seconds of one micro-batch in each stage."""
     message_s: float
-    """Seconds of one message between neighbouring stages."""
+    """Seconds of a message between neighbouring stages."""
 
 
 @dataclass(frozen=True)
-class _Pipeline:
-    """Seconds of the part of a step that micro-batches go through."""
+class _Share:
+    """Costs of a pipeline for one micro-batch."""
 
-    total: float
-    messages: float
-    critical: int
+    passes: Passes
+    ranks: tuple[Costs, ...]
+    """Costs of all stages of each pipeline rank."""
+    busiest: int
+    """Rank that computes longest."""
 
 
 class TimeModel:
@@ -77,8 +65,8 @@ class TimeModel:
         self._kernels = Kernels(cluster, profile)
         # Models are compared by identity, which is quick; they are kept so that no other one gets the same identity.
         self._models: dict[int, object] = {}
-        self._layers: dict[tuple[object, ...], tuple[tuple[Layer, ...], ...]] = {}
-        self._costs: dict[tuple[object, ...], tuple[Costs, ...]] = {}
+        self._layers: dict[tuple[object, ...], Shares] = {}
+        self._costs: dict[tuple[object, ...], _Share] = {}
         self._buckets: dict[tuple[object, ...], int] = {}
         self._places: dict[tuple[int, int, int], Places] = {}
 
@@ -95,32 +83,32 @@ class TimeModel:
             exact: simulate the schedule's events; otherwise the closed form, which is quick.
         """
         self._models[id(plan.model)] = plan.model
-        costs = self._rank_costs(plan)
-        where = self._where(plan)
-        wires = self._wires(plan)
-        count = plan.num_micro_batches
+        share, where, wires = self._share_of(plan), self._where(plan), self._wires(plan)
+        rank, count = share.ranks[share.busiest], plan.num_micro_batches
         message = self._message(plan, wires, where)
-        pipeline = self._pipeline(plan, costs, message)
-        exposed, hidden = self._data_parallel(plan, costs, wires, where)
-        rank = costs[pipeline.critical]
+        without = pipeline_seconds(plan, self._cluster, share.passes, 0.0, exact)
+        waits = 0.0
+        if message:
+            waits = pipeline_seconds(plan, self._cluster, share.passes, message, exact) - without
         extra = self._profile.micro_batch_s.value
+        busy = count * (rank.forward + rank.backward + extra)
         parts = {
             "gemm": count * rank.gemm,
             "attention": count * rank.attention,
             "elementwise": count * rank.elementwise,
             "recompute": count * rank.recompute,
-            "launch": count * (rank.launch + extra) + self._profile.step_s.value,
+            "launch": count * (rank.launch + extra),
             "tensor_parallel": count * rank.tensor_parallel,
-            "pipeline": pipeline.messages,
+            "pipeline": waits,
         }
-        busy = count * (rank.forward + rank.backward + extra) + pipeline.messages
-        crowded = self._crowded(plan, costs, pipeline.total)
+        crowded = self._crowded(plan, share.ranks, without + waits)
+        bubble = max(0.0, without - busy)
         if crowded > 1.0:
             parts = {name: crowded * value for name, value in parts.items()}
-            busy *= crowded
-        total = max(pipeline.total * crowded, busy)
-        bubble = total - busy
-        optimizer, offload = self._optimizer(plan, costs, wires)
+            bubble = max(0.0, without - crowded * busy)
+        parts["launch"] += self._profile.step_s.value
+        exposed, hidden = self._data_parallel(plan, share.ranks, wires, where)
+        optimizer, offload = self._optimizer(plan, share.ranks, wires)
         time = StepTime(
             **parts,
             data_parallel=exposed,
@@ -129,39 +117,49 @@ class TimeModel:
             offload=offload,
             data_parallel_hidden=hidden,
         )
-        ranks = tuple(RankTime(one.forward, one.backward) for one in costs)
-        return TimedStep(time, bubble / total, ranks, message)
+        return TimedStep(time, bubble / max(without + waits, crowded * busy), share.passes, message)
 
     # What candidates share.
 
-    def _rank_costs(self, plan: RunPlan) -> tuple[Costs, ...]:
-        """Return the costs of each pipeline rank for one micro-batch."""
+    def _share_of(self, plan: RunPlan) -> _Share:
+        """Return the costs of each stage and rank for one micro-batch."""
         pp = plan.pipeline_parallel_size
         stages_key = (id(plan.model), plan.execution, pp, plan.schedule.kind, plan.stage_boundaries)
-        share = self._share(plan)
-        group = self._where(plan).tensor
-        kind = (plan.dtype, plan.micro_batch_size, plan.sequence_parallel, plan.zero_stage == 3, share)
-        key = (*stages_key, group, kind)
+        part = self._part(plan)
+        kind = (plan.dtype, plan.micro_batch_size, plan.sequence_parallel, plan.zero_stage == 3, part)
+        key = (*stages_key, self._where(plan).tensor, kind)
         if key not in self._costs:
             owned = self._layers.get(stages_key)
             if owned is None:
-                owned = self._layers[stages_key] = rank_layers(plan, self._cluster.software)
-            self._costs[key] = self._sums(plan, owned, share)
+                owned = self._layers[stages_key] = shares(plan, self._cluster)
+            self._costs[key] = self._sums(plan, owned, part)
         return self._costs[key]
 
-    def _sums(self, plan: RunPlan, owned: tuple[tuple[Layer, ...], ...], share: float) -> tuple[Costs, ...]:
+    def _sums(self, plan: RunPlan, owned: Shares, part: float) -> _Share:
         wires, group = self._wires(plan), self._where(plan).tensor
         by_name = bool(plan.execution.frozen)
         found: dict[object, Costs] = {}
-        results = []
-        for layers in owned:
+        stages = []
+        for layers in owned.stages:
             kinds = Counter(layer.name if by_name else (layer.kind, id(layer.spec)) for layer in layers)
             one_of = {layer.name if by_name else (layer.kind, id(layer.spec)): layer for layer in layers}
             for key, layer in one_of.items():
                 if key not in found:
-                    found[key] = self._kernels.layer(plan, layer, share, wires, group)
-            results.append(all_costs((found[key], count) for key, count in kinds.items()))
-        return tuple(results)
+                    found[key] = self._kernels.layer(plan, layer, part, wires, group)
+            stages.append(all_costs((found[key], count) for key, count in kinds.items()))
+        pp = plan.pipeline_parallel_size
+        ranks = tuple(
+            all_costs((stage, 1) for stage, owner in zip(stages, owned.owners, strict=True) if owner == rank)
+            for rank in range(pp)
+        )
+        # Backward takes about twice the time of forward in the engine as well.
+        extra = self._profile.micro_batch_s.value / 3 * pp / len(stages)
+        passes = Passes(
+            tuple(stage.forward + extra for stage in stages),
+            tuple(stage.backward + 2 * extra for stage in stages),
+            owned.owners,
+        )
+        return _Share(passes, ranks, max(range(pp), key=lambda rank: ranks[rank].forward + ranks[rank].backward))
 
     def _where(self, plan: RunPlan) -> Places:
         key = (plan.pipeline_parallel_size, plan.data_parallel_size, plan.tensor_parallel_size)
@@ -178,7 +176,7 @@ class TimeModel:
         """Return the threads of a rank, as `trainer.engine.world.rank_threads` chooses them."""
         return plan.threads_per_rank or max(1, cores // self._ranks_here(plan))
 
-    def _share(self, plan: RunPlan) -> float:
+    def _part(self, plan: RunPlan) -> float:
         """Return the share of a device, or of a machine with CPU ranks, that a rank has while it computes."""
         cores = self._cluster.cores_per_node
         if cores is None:
@@ -203,7 +201,7 @@ class TimeModel:
         a_rank = sum(one.forward + one.backward for one in costs) / len(costs) * plan.num_micro_batches
         return max(1.0, ranks * a_rank * min(self._threads(plan, cores), cores) / cores / total)
 
-    # The schedule.
+    # Messages between stages.
 
     def _message(self, plan: RunPlan, wires: Wires, where: Places) -> float:
         """Return the seconds of one message between stages.
@@ -221,22 +219,6 @@ class TimeModel:
         cut = wires.seconds(Collective.send, whole / plan.tensor_parallel_size, where.pipe)
         return cut + wires.seconds(Collective.all_gather, whole, where.tensor)
 
-    def _pipeline(self, plan: RunPlan, costs: tuple[Costs, ...], message: float) -> _Pipeline:
-        """Return the closed form of the schedule."""
-        pp, count, chunks = plan.pipeline_parallel_size, plan.num_micro_batches, self._cluster.virtual_stages
-        folded = plan.schedule.kind is PipelineSchedule.dualpipev and pp > 1
-        if pp == 1:
-            chunks = 1
-        waits = 2.0 * message * (2 if folded else chunks)
-        times = [one.forward + one.backward + self._profile.micro_batch_s.value + waits for one in costs]
-        critical = max(range(pp), key=times.__getitem__)
-        longest = times[critical]
-        if folded:
-            total = count * longest / (1.0 - plan.bubble_in_theory)
-        else:
-            total = count * longest + (sum(times) - longest) / chunks
-        return _Pipeline(total, count * waits, critical)
-
     # Gradients and weights over the data axis.
 
     def _data_parallel(
@@ -250,7 +232,7 @@ class TimeModel:
             return tied, 0.0
         stage, profile, count = plan.zero_stage, self._profile, plan.num_micro_batches
         width = element_bytes(plan)
-        gradients = rank.trained * self._gradient_bytes(plan) * profile.gradient_traffic.value
+        gradients = rank.trained * gradient_bytes(plan, self._cluster.software) * profile.gradient_traffic.value
         kind = Collective.reduce_scatter if self._scatters(plan) else Collective.all_reduce
         reducing = self._in_buckets(plan, wires, kind, gradients, rank, where)
         times = count if stage >= 2 else 1
@@ -260,7 +242,8 @@ class TimeModel:
         if stage == 3:
             # Weights are gathered block by block, for forward and again for backward.
             blocks = max(1, rank.blocks)
-            gathering = blocks * wires.seconds(Collective.all_gather, rank.parameters * width / blocks, group)
+            size = rank.parameters * width * profile.weight_traffic.value
+            gathering = blocks * wires.seconds(Collective.all_gather, size / blocks, group)
             for beside in (rank.forward, rank.backward):
                 covered = min(gathering, overlapped * beside)
                 hidden += covered * count
@@ -292,15 +275,6 @@ class TimeModel:
             self._buckets[key] = reduce_bucket_size(plan)
         return self._buckets[key]
 
-    def _gradient_bytes(self, plan: RunPlan) -> int:
-        """Return the bytes of an element of gradients as it travels.
-
-        Trident accumulates and reduces in fp32, and so do Megatron and DeepSpeed's BF16_Optimizer in bf16; with fp16
-        both reduce fp16.
-        """
-        ours = self._cluster.software is Software.trident
-        return FP32_BYTES if ours or plan.dtype is not Dtype.fp16 else 2
-
     def _scatters(self, plan: RunPlan) -> bool:
         """Return whether each rank receives only the sums that it steps.
 
@@ -324,7 +298,7 @@ class TimeModel:
         if plan.pipeline_parallel_size == 1 or not plan.model.head.tied:
             return 0.0
         rows = plan.execution.padded(plan.model.vocab_size) / plan.tensor_parallel_size
-        size = rows * plan.model.hidden_size * self._gradient_bytes(plan)
+        size = rows * plan.model.hidden_size * gradient_bytes(plan, self._cluster.software)
         return wires.seconds(Collective.all_reduce, size, where.ends)
 
     # The update.
@@ -357,4 +331,4 @@ class TimeModel:
 
     def _step_share(self, plan: RunPlan) -> float:
         """Return the share of a device or of a CPU machine that a rank has in the update, when all ranks work."""
-        return self._share(plan) if self._cluster.cores_per_node is None else 1.0 / self._ranks_here(plan)
+        return self._part(plan) if self._cluster.cores_per_node is None else 1.0 / self._ranks_here(plan)

@@ -110,6 +110,15 @@ def element_bytes(plan: RunPlan) -> int:
     return FP32_BYTES if plan.dtype is Dtype.fp32 else 2
 
 
+def gradient_bytes(plan: RunPlan, software: Software) -> int:
+    """Return the bytes of an element of gradients as they add up and travel.
+
+    Trident accumulates and reduces in fp32, and so do Megatron and DeepSpeed's BF16_Optimizer in bf16; with fp16 both
+    keep fp16.
+    """
+    return FP32_BYTES if software is Software.trident or plan.dtype is not Dtype.fp16 else 2
+
+
 def _block(plan: RunPlan, block: Block, software: Software, held: int, trained: int) -> Work:
     size, positions, length = plan.tensor_parallel_size, tokens(plan), plan.execution.seq_length
     attention, mlp = block.attention, block.feed_forward
