@@ -74,11 +74,28 @@ def sc21() -> list[Row]:
     for row in table(ROWS / "sc21.csv"):
         gpus, size = int(row["gpus"]), int(row["tp"]) * int(row["pp"])
         plan = _gpt(row, 51200, gpus // size, zero_stage=0)
-        hidden, layers, batch = (int(row[name]) for name in ("hidden", "layers", "global_batch"))
-        bracket = 1 + 2048 / (6 * hidden) + 51200 / (16 * layers * hidden)
-        flops = 96.0 * batch * 2048 * layers * hidden**2 * bracket
         cluster = a100s(-(-gpus // 8), 25.0, Software.megatron, int(row["virtual"]))
-        found.append(Row(f"{hidden}x{layers} on {gpus}", plan, cluster, flops / (gpus * 1e12 * float(row["tflops"]))))
+        seconds = _sc21_flops(row) / (gpus * 1e12 * float(row["tflops"]))
+        found.append(Row(f"{row['hidden']}x{row['layers']} on {gpus}", plan, cluster, seconds))
+    return found
+
+
+def _sc21_flops(row: Mapping[str, str]) -> float:
+    """Return the FLOPs of a step as the paper counts them: 96 B s l h^2 (1 + s/6h + V/16lh)."""
+    hidden, layers, batch = (int(row[name]) for name in ("hidden", "layers", "global_batch"))
+    bracket = 1 + 2048 / (6 * hidden) + 51200 / (16 * layers * hidden)
+    return 96.0 * batch * 2048 * layers * hidden**2 * bracket
+
+
+def zero3() -> list[Row]:
+    """Return the rows of ZeRO-3 in SC21's table 2."""
+    found = []
+    for row in table(ROWS / "sc21_zero3.csv"):
+        gpus = int(row["gpus"])
+        plan = _gpt({**row, "tp": "1", "pp": "1"}, 51200, gpus, zero_stage=3)
+        cluster = a100s(gpus // 8, 25.0, Software.deepspeed)
+        name = f"ZeRO-3 {row['hidden']}x{row['layers']} on {gpus}"
+        found.append(Row(name, plan, cluster, _sc21_flops(row) / (gpus * 1e12 * float(row["tflops"]))))
     return found
 
 

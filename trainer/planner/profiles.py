@@ -80,7 +80,7 @@ MEGATRON_A100 = Profile(
     overlap=Constant(0.0, "Megatron-LM of that time reduced gradients after backward"),
     optimizer_efficiency=_SC21(0.6),
     step_s=_SC21(0.02),
-    odd_head_factor=_HEADS(8.0),
+    odd_head_factor=_HEADS(18.0),
     host_bandwidth=Constant(1e11, _HOST),
     error=Constant(
         0.08, "eight runs that it was not fitted on, of Megatron-LM in MegaScale's table 2 (arXiv 2402.15627): 4 %"

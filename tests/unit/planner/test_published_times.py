@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.helpers.published_times import Row, bigscience, korthikanti, sc21, vtrain
+from tests.helpers.published_times import Row, bigscience, korthikanti, sc21, vtrain, zero3
 from trainer.planner.profiles import profile_for
 from trainer.planner.step_time import TimeModel
 
@@ -90,12 +90,19 @@ def test_layouts_of_bigscience() -> None:
     assert regret(said[:-1], measured[:-1]) <= 0.03
 
 
+def test_zero3_of_deepspeed_between_machines() -> None:
+    """Six rows without model parallelism, of which the profile is fitted on the three of 175B; 530B are not."""
+    rows = zero3()
+    assert mean(errors(rows[:3])) <= 0.08
+    assert mean(errors(rows[3:])) <= 0.10
+
+
 def test_rows_of_bigscience_that_the_profile_is_not_fitted_on() -> None:
     """Other models, batches and days."""
     assert len(CORRECT_HEADS) == 17
     assert mean(errors(CORRECT_HEADS)) <= 0.08
-    # Heads of 225: only one row, of another width, says what a width costs that tensor cores do not take.
-    assert max(errors(ODD_HEADS)) <= 0.18
+    # Heads of 225: one row with heads of 108 says what a width costs that tensor cores do not take.
+    assert mean(errors(ODD_HEADS)) <= 0.08
 
 
 def test_layouts_of_vtrain() -> None:
