@@ -18,6 +18,7 @@ from trainer.config.key_text import keys_of, meaning_of, shown_value, told_in_sc
 from trainer.config.keys import GROUPS, flatten
 from trainer.config.layout_words import GRAMMAR, LAYOUT
 from trainer.config.schema import TridentConfig
+from trainer.devices import NAMES
 from trainer.log import say
 
 PAGE = Path(__file__).resolve().parent / "configuration.md"
@@ -50,6 +51,8 @@ def _wrapped(text: str, indent: str = "") -> str:
     )
 
 
+CLUSTER = "cluster"
+DEVICES = "Devices, whose figures and sources are in `trainer/devices.py`: " + ", ".join(f"`{name}`" for name in NAMES)
 LAYOUTS = "`layout=PARTS` spells a layout, such as `layout=tp4_pp2_dp8_sp`: each part at most once, in any order."
 
 
@@ -88,6 +91,8 @@ def page() -> str:
             parts += [*(_line(f"- `{part}`: {meaning}") for part, meaning in GRAMMAR), ""]
         elif group != RUN:
             parts += [f"Files in `conf/{group}`:\n", *_files(group, options()[group]), ""]
+        if group == CLUSTER:
+            parts += [_wrapped(f"{DEVICES}."), ""]
     parts += ["## experiment\n", "Recipes in `conf/experiment`:\n", *_files("experiment", options()["experiment"]), ""]
     return "\n".join(parts)
 

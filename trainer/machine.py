@@ -81,6 +81,15 @@ def memory_limit(root: Path = _ROOT) -> MemoryLimit | None:
     return MemoryLimit(limit, None if used is None else max(0, used - droppable))
 
 
+def memory_size(root: Path = _ROOT) -> int | None:
+    """Return the bytes of memory that this process may use: the limit's, or the machine's; None if nothing tells."""
+    limit = memory_limit(root)
+    if limit is not None:
+        return limit.limit_bytes
+    total = _fields(root / "proc/meminfo").get("MemTotal:")
+    return None if total is None else total << 10
+
+
 class OomKills:
     """The kernel's kills for want of memory since this object was made.
 

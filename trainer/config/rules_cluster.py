@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from trainer.config.cluster_size import cluster_size, devices_per_node
 from trainer.config.keys import joined
 from trainer.config.rules_common import Case, Rule, divisors, use
-from trainer.config.schema import DeviceKind, Dtype, Software
+from trainer.config.schema import Dtype, Software
 from trainer.devices import NAMES, find_device, is_processor, nearest_devices
 
 
@@ -42,23 +42,6 @@ def memory_of_device(case: Case) -> Iterator[str]:
         yield (
             f"cluster.memory_gib ({cluster.memory_gib:g}) must be at most what cluster.device={device.name} has, about "
             f"{device.memory.usable_gib:g}; leave it out for all that it has"
-        )
-
-
-def same_kind_as_run(case: Case) -> Iterator[str]:
-    """A run that is told to compute on one kind of device is not planned for the other."""
-    name, kind = case.config.cluster.device, case.config.runtime.device
-    if name is None or not (is_processor(name) or find_device(name)):
-        return
-    if kind is DeviceKind.cpu and not is_processor(name):
-        yield (
-            f"runtime.device=cpu computes on CPU cores, but cluster.device is {name}; "
-            "use cluster.device=CPU, or runtime.device=auto"
-        )
-    if kind is DeviceKind.cuda and is_processor(name):
-        yield (
-            "runtime.device=cuda computes on GPUs, but cluster.device is CPU; "
-            "set cluster.device to a GPU, or use runtime.device=auto"
         )
 
 
@@ -105,6 +88,6 @@ def virtual_stages(case: Case) -> Iterator[str]:
         )
 
 
-RULES: tuple[Rule, ...] = (known_device, number_format, memory_of_device, same_kind_as_run)
+RULES: tuple[Rule, ...] = (known_device, number_format, memory_of_device)
 ARITHMETIC: tuple[Rule, ...] = (layout_fits, virtual_stages)
 """Rules that are asked only when every size is positive."""

@@ -35,14 +35,17 @@ class ClusterConfig:
     host_gbps: float | None = None
     """Gigabytes a second and direction between a device and the memory of its machine. null: the device's bus."""
     peak_tflops: float | None = None
-    """Dense TFLOP/s of a device in precision.dtype, for a variant that the table lacks. null: the table's."""
+    """Dense TFLOP/s of a device in precision.dtype, for a variant that the table lacks. null: the table's. CPU: that of
+    all cores of a machine; null: guessed from its instruction sets."""
     memory_gbps: float | None = None
-    """Gigabytes a second of a device's own memory, for a variant that the table lacks. null: the table's."""
+    """Gigabytes a second of a device's own memory, for a variant that the table lacks. null: the table's. CPU: that of
+    a machine; null: a guess by its cores."""
     memory_gib: float | None = None
-    """Memory of a device that a run may use, in GiB. null: the device's."""
+    """Memory of a device that a run may use, in GiB. null: the device's. CPU: that of a rank; null: an equal share of
+    the machine's."""
     host_memory_gib: float | None = None
-    """Memory of a machine, in GiB, which offload uses. null: that of this machine if cluster.device is null; otherwise
-    it is not checked."""
+    """Memory of a machine, in GiB, which offload and CPU ranks use. null: that of this machine if cluster.device is
+    null or CPU; otherwise it is not checked."""
     usd_per_device_hour: float | None = None
     """Price of a device for an hour, in US dollars. null: no costs are shown."""
     watts: float | None = None
