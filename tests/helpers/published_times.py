@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.helpers.published import gpt_plan
+from tests.helpers.published import gpt_plan, llama_plan
 from trainer.config.plan import RunPlan
 from trainer.config.schema import Dtype
 from trainer.config.schema_cluster import Software
+from trainer.devices import find_device
 from trainer.planner.cluster import Cluster
 from trainer.planner.constants import Constant
 
@@ -36,29 +37,37 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
-def a100s(nodes: int, inter_node_gbps: float, software: Software, virtual: int = 1) -> Cluster:
-    """Return machines of 8 A100-80GB."""
+def machines(device: str, nodes: int, inter_node_gbps: float, software: Software, virtual: int = 1) -> Cluster:
+    """Return machines of the table's devices."""
+    row = find_device(device)
+    assert row is not None, device
 
     def sheet(value: float) -> Constant:
-        return Constant(value, "data sheet of the A100 80GB SXM")
+        return Constant(value, "device table")
 
+    peaks = {Dtype.fp16: row.peak.fp16, Dtype.bf16: row.peak.bf16, Dtype.fp32: row.peak.fp32}
     return Cluster(
-        device="A100-80GB",
+        device=row.name,
         nodes=nodes,
-        devices_per_node=8,
-        peak_flops={Dtype.fp16: sheet(312e12), Dtype.bf16: sheet(312e12), Dtype.fp32: sheet(19.5e12)},
-        memory_bandwidth=sheet(2.039e12),
-        memory_bytes=sheet(79 * 2**30),
-        intra_node=sheet(300e9),
+        devices_per_node=row.per_node,
+        peak_flops={dtype: sheet(1e12 * peak) for dtype, peak in peaks.items() if peak is not None},
+        memory_bandwidth=sheet(1e9 * row.memory.gb_s),
+        memory_bytes=sheet(2**30 * row.memory.usable_gib),
+        intra_node=sheet(1e9 * row.link.gb_s),
         inter_node=Constant(1e9 * inter_node_gbps, "as the row's source says"),
-        host_link=sheet(31e9),
-        watts=sheet(400.0),
+        host_link=sheet(1e9 * row.bus.gb_s),
+        watts=sheet(row.watts),
         usd_per_device_hour=None,
         pue=1.1,
         host_memory_bytes=None,
         software=software,
         virtual_stages=virtual,
     )
+
+
+def a100s(nodes: int, inter_node_gbps: float, software: Software, virtual: int = 1) -> Cluster:
+    """Return machines of 8 A100-80GB."""
+    return machines("A100-80GB", nodes, inter_node_gbps, software, virtual)
 
 
 def _gpt(row: Mapping[str, str], vocab: int, dp: int, **more: object) -> RunPlan:
@@ -137,4 +146,31 @@ def vtrain() -> list[Row]:
         cluster = a100s(gpus // 8, 25.0, Software.megatron)
         name = f"{row['Parameters (billion)']}B dp{dp} tp{named['tp']} pp{named['pp']} b{named['micro_batch']}"
         found.append(Row(name, plan, cluster, float(row["iteration time (ms)"]) / 1e3, row["Parameters (billion)"]))
+    return found
+
+
+def elsewhere() -> list[Row]:
+    """Return the rows that no profile is fitted on; `group` is their source."""
+    found = []
+    for row in table(ROWS / "elsewhere.csv"):
+        names = ("hidden", "heads", "layers", "vocab", "length", "pp", "tp", "dp", "micro_batch", "global_batch")
+        sizes: dict[str, int | str | bool] = {name: int(row[name]) for name in names}
+        sizes |= {"recompute": row["recompute"], "sequence_parallel": row["sequence_parallel"] == "1"}
+        sizes |= {"zero_stage": int(row["zero"]), "dtype": "bf16"}
+        if row["family"] == "gpt":
+            dropout = 0.1 if row["source"] in ("MT-NLG", "MegaScale") else 0.0
+            plan = gpt_plan(**sizes, dropout=dropout)  # type: ignore[arg-type]
+        else:
+            plan = llama_plan(**sizes, kv_heads=int(row["kv_heads"]), ffn=int(row["ffn"]))  # type: ignore[arg-type]
+        nodes = -(-plan.world_size // 8)
+        cluster = machines(row["device"], nodes, float(row["inter"]), Software(row["engine"]), int(row["virtual"]))
+        rate, unit = float(row["rate"]), row["unit"]
+        work = {
+            "s": rate,
+            "tok": plan.tokens_per_step / plan.world_size / rate,
+            "tflops": plan.tokens_per_step * plan.flops_per_token / plan.world_size / 1e12 / rate,
+        }
+        layers = f"{row['hidden']}x{row['layers']} s{row['length']}"
+        layout = f"dp{row['dp']} tp{row['tp']} pp{row['pp']} b{row['micro_batch']} B{row['global_batch']}"
+        found.append(Row(f"{row['device']} {layers} {layout}", plan, cluster, work[unit], row["source"]))
     return found

@@ -6,7 +6,7 @@ does: layers of a stage, micro-batches, gradients and weights over the data axis
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.config.ds_json import reduce_bucket_size
@@ -22,6 +22,7 @@ from trainer.planner.profile import Collective, Profile
 from trainer.planner.schedule_time import Passes, pipeline_seconds
 from trainer.planner.shares import Shares, shares
 from trainer.planner.work import FP32_BYTES, element_bytes, gradient_bytes, tokens
+from trainer.spec.model import Layer
 
 ADAM_BYTES = 28
 """Bytes that AdamW moves for each fp32 element: gradient, weight and two moments are read, the last three written."""
@@ -55,6 +56,15 @@ class _Share:
     """Rank that computes longest."""
 
 
+def _kinds(layers: Sequence[Layer], by_name: bool) -> list[tuple[Layer, int]]:
+    """Return one layer of each kind, and how many there are like it."""
+    found: dict[object, tuple[Layer, int]] = {}
+    for layer in layers:
+        key = layer.name if by_name else (layer.kind, id(layer.spec))
+        found[key] = (layer, found[key][1] + 1 if key in found else 1)
+    return list(found.values())
+
+
 class TimeModel:
     """Predicts the time of a step. An instance keeps what candidates of a search have in common."""
 
@@ -65,7 +75,8 @@ class TimeModel:
         self._kernels = Kernels(cluster, profile)
         # Models are compared by identity, which is quick; they are kept so that no other one gets the same identity.
         self._models: dict[int, object] = {}
-        self._layers: dict[tuple[object, ...], Shares] = {}
+        self._shares: dict[tuple[object, ...], Shares] = {}
+        self._layers: dict[tuple[object, ...], Costs] = {}
         self._costs: dict[tuple[object, ...], _Share] = {}
         self._buckets: dict[tuple[object, ...], int] = {}
         self._places: dict[tuple[int, int, int], Places] = {}
@@ -73,7 +84,8 @@ class TimeModel:
     @property
     def kept(self) -> int:
         """Number of distinct results that it keeps: candidates that share them cost little."""
-        return len(self._layers) + len(self._costs) + len(self._buckets) + len(self._places)
+        caches = (self._shares, self._layers, self._costs, self._buckets, self._places)
+        return sum(len(cache) for cache in caches)
 
     def step(self, plan: RunPlan, exact: bool = True) -> TimedStep:
         """Return the time of one optimizer step.
@@ -123,35 +135,33 @@ class TimeModel:
 
     def _share_of(self, plan: RunPlan) -> _Share:
         """Return the costs of each stage and rank for one micro-batch."""
-        pp = plan.pipeline_parallel_size
-        stages_key = (id(plan.model), plan.execution, pp, plan.schedule.kind, plan.stage_boundaries)
+        execution, pp = plan.execution, plan.pipeline_parallel_size
+        # The partition follows from the work of the layers, whatever their sharding.
+        cut = (id(plan.model), execution.seq_length, execution.recompute, pp, plan.schedule.kind, plan.stage_boundaries)
         part = self._part(plan)
         kind = (plan.dtype, plan.micro_batch_size, plan.sequence_parallel, plan.zero_stage == 3, part)
-        key = (*stages_key, self._where(plan).tensor, kind)
+        layer_key = (id(plan.model), execution, self._where(plan).tensor, kind)
+        key = (cut, layer_key)
         if key not in self._costs:
-            owned = self._layers.get(stages_key)
+            owned = self._shares.get(cut)
             if owned is None:
-                owned = self._layers[stages_key] = shares(plan, self._cluster)
-            self._costs[key] = self._sums(plan, owned, part)
+                owned = self._shares[cut] = shares(plan, self._cluster)
+            self._costs[key] = self._sums(plan, owned, part, layer_key)
         return self._costs[key]
 
-    def _sums(self, plan: RunPlan, owned: Shares, part: float) -> _Share:
-        wires, group = self._wires(plan), self._where(plan).tensor
+    def _sums(self, plan: RunPlan, owned: Shares, part: float, key: tuple[object, ...]) -> _Share:
         by_name = bool(plan.execution.frozen)
-        found: dict[object, Costs] = {}
-        stages = []
-        for layers in owned.stages:
-            kinds = Counter(layer.name if by_name else (layer.kind, id(layer.spec)) for layer in layers)
-            one_of = {layer.name if by_name else (layer.kind, id(layer.spec)): layer for layer in layers}
-            for key, layer in one_of.items():
-                if key not in found:
-                    found[key] = self._kernels.layer(plan, layer, part, wires, group)
-            stages.append(all_costs((found[key], count) for key, count in kinds.items()))
+        stages = [
+            all_costs((self._layer(plan, layer, part, key), count) for layer, count in _kinds(layers, by_name))
+            for layers in owned.stages
+        ]
         pp = plan.pipeline_parallel_size
-        ranks = tuple(
-            all_costs((stage, 1) for stage, owner in zip(stages, owned.owners, strict=True) if owner == rank)
-            for rank in range(pp)
-        )
+        ranks = tuple(stages)
+        if len(stages) > pp:
+            ranks = tuple(
+                all_costs((stage, 1) for stage, owner in zip(stages, owned.owners, strict=True) if owner == rank)
+                for rank in range(pp)
+            )
         # Backward takes about twice the time of forward in the engine as well.
         extra = self._profile.micro_batch_s.value / 3 * pp / len(stages)
         passes = Passes(
@@ -160,6 +170,14 @@ class TimeModel:
             owned.owners,
         )
         return _Share(passes, ranks, max(range(pp), key=lambda rank: ranks[rank].forward + ranks[rank].backward))
+
+    def _layer(self, plan: RunPlan, layer: Layer, part: float, key: tuple[object, ...]) -> Costs:
+        """Return the costs of a layer; those that are alike cost the same."""
+        own = (key, layer.name) if plan.execution.frozen else (key, layer.kind, id(layer.spec))
+        if own not in self._layers:
+            wires, group = self._wires(plan), self._where(plan).tensor
+            self._layers[own] = self._kernels.layer(plan, layer, part, wires, group)
+        return self._layers[own]
 
     def _where(self, plan: RunPlan) -> Places:
         key = (plan.pipeline_parallel_size, plan.data_parallel_size, plan.tensor_parallel_size)
