@@ -23,8 +23,8 @@ INTRODUCTION = """# Predicted and published step times
 
 The planner's time model against runs that others measured. Constants come from one profile for each kind of device and
 era of software (`trainer/planner/profiles.py`), never from the run that is predicted. *Fitted* tables are those whose
-rows a profile was fitted on. No constant was chosen by a row of the other tables, but they were seen while the model was
-written, and a term that all runs share (gradients that add up) came in because of them. The tables are in
+rows a profile was fitted on. No constant was chosen by a row of the other tables, but they were seen while the model
+was written, and a term that all runs share (gradients that add up) came in because of them. The tables are in
 [tests/unit/planner/rows/](../tests/unit/planner/rows/), each with its source; this page is written by `python
 docs/generate_planner.py`. A row that is off by more than 10 % is marked.
 
