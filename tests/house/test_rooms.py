@@ -53,6 +53,7 @@ ORDER = (
     "importing",
     "exporting",
     "balance",
+    "calibration",
     "beginning",
     "supervise",
     "dry_run",
@@ -90,8 +91,12 @@ APART = {
     "run_folder": LOW - {"config"} | {"metrics", "generation", "samples", "profiling", "description"},
     "resharding": LOW - {"config"} | {"metrics", "launcher", "generation", "samples", "profiling"},
     "balance": {"planner", "loop", "checkpoint", "metrics", "generation", "samples", "profiling", "resharding"},
-    "beginning": {"balance", "loop", "checkpoint", "generation", "profiling", "resharding"},
-    "supervise": {"balance", "loop", "checkpoint", "generation", "samples", "profiling", "resharding"},
+    "calibration": {
+        *("data", "tensor_parallel", "model", "pipeline", "loop", "interchange", "checkpoint", "metrics", "inference"),
+        *("generation", "samples", "evaluation", "profiling", "description", "run_folder", "resharding", "balance"),
+    },
+    "beginning": {"balance", "calibration", "loop", "checkpoint", "generation", "profiling", "resharding"},
+    "supervise": {"balance", "calibration", "loop", "checkpoint", "generation", "samples", "profiling", "resharding"},
     "sweeps": LOW - {"config"}
     | {"checkpoint", "generation", "samples", "profiling", "resharding", "balance", "supervise"},
     "app": {"generation", "resharding", "balance", "supervise", "sweeps"},
@@ -156,6 +161,8 @@ NO_TORCH = (
     ),
     *("profiling.names", "profiling.intervals", "profiling.breakdown"),
     *(
+        *("calibration.calibrate", "calibration.device_profile", "calibration.fit", "calibration.measurements"),
+        *("calibration.measuring", "calibration.trials"),
         "checkpoint.store",
         "checkpoint.manifest",
         "checkpoint.origin",

@@ -1,0 +1,49 @@
+"""What a calibration measures on real ranks: that it is there and can be true, never how long it took."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.helpers.dist import run_distributed
+from trainer.calibration.measurements import Measurements
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(240)]
+
+TINY = (
+    *("model.hidden_size=64", "model.num_layers=2", "model.num_attention_heads=2", "model.seq_length=16"),
+    *("batch.global_batch_size=4", "batch.micro_batch_size=1", "precision=fp32"),
+)
+
+
+def measured(rank: int, world_size: int) -> tuple[Measurements, list[str]]:
+    """Measure with the smallest budget: three trials, the last of which cannot be built."""
+    import torch
+
+    from trainer.calibration.measuring_rank import measure
+    from trainer.calibration.trials import Trial
+    from trainer.config.schema import DeviceKind
+
+    layouts = {"dp2": ("layout=dp2", "zero=stage1"), "pp2": ("layout=pp2", "zero=stage0")}
+    plans = {
+        name: Trial(name, world_size, (*words, *TINY)).plan(DeviceKind.cpu, vocab_size=64)
+        for name, words in layouts.items()
+    }
+    plans["broken"] = replace(plans["dp2"], model=None)  # type: ignore[arg-type]
+    parts: list[str] = []
+    return measure(plans, torch.device("cpu"), rounds=2, budget_s=1e-3, told=parts.append), parts
+
+
+def test_ranks_measure_kernels_messages_and_steps() -> None:
+    (found, parts), _ = run_distributed(measured, 2)
+    assert found.ranks == 2
+    assert {one.kind for one in found.messages} == {"all_reduce", "all_gather", "reduce_scatter", "send"}
+    assert all(0 < one.seconds < 60 for one in (*found.messages, *found.gemms, *found.attention, *found.streams))
+    assert {one.dtype for one in found.gemms} == {"fp32"}
+    assert [(one.trial, len(one.seconds)) for one in found.steps] == [("dp2", 2), ("pp2", 2)]
+    assert all(0 < seconds < 60 for one in found.steps for seconds in one.seconds)
+    assert found.failed is not None
+    assert list(found.failed) == ["broken"]
+    assert Measurements.from_dict(found.to_dict()) == found
+    assert any("dp2" in part for part in parts)
