@@ -12,6 +12,7 @@ from benchmarks.suites.interchange import interchange
 from benchmarks.suites.kernels import kernels
 from benchmarks.suites.layouts import layouts
 from benchmarks.suites.memory import memory
+from benchmarks.suites.plan_time import plan_time
 from benchmarks.suites.single import single
 from benchmarks.suites.stock import stock
 from benchmarks.suites.variants import variants
@@ -28,5 +29,6 @@ SUITES: dict[str, Callable[[Settings], Path]] = {
     "generate": generate,
     "interchange": interchange,
     "variants": variants,
+    "plan_time": plan_time,
 }
 """Suites by name, for the command line. Each returns the record's path."""
