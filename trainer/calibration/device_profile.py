@@ -7,7 +7,7 @@ engine, by the time model itself, so that its terms mean the same when they are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from trainer.calibration.fit import Free, adjusted, nonnegative_fit
@@ -27,7 +27,7 @@ class NothingMeasured(TridentError):
 
 @dataclass(frozen=True)
 class Facts:
-    """What stands beside every number of a profile."""
+    """Facts that stand beside every number of a profile."""
 
     device: str
     date: str
@@ -173,7 +173,6 @@ def fitted_on_steps(
     seconds: Sequence[float],
     cluster: Cluster,
     facts: Facts,
-    said: Callable[[str], None] = lambda text: None,
 ) -> Profile:
     """Return the profile under which the time model predicts measured steps best.
 
@@ -183,7 +182,6 @@ def fitted_on_steps(
         seconds: of a step of each.
         cluster: this machine.
         facts: day and software.
-        said: told the error of each step.
     """
 
     def under(values: Mapping[str, float]) -> Profile:
@@ -199,6 +197,4 @@ def fitted_on_steps(
     if not any(plan.zero_stage == 3 for plan in plans):
         del free["gather_s"]
     values = adjusted(free, predict, seconds)
-    for plan, predicted, measured in zip(plans, predict(values), seconds, strict=True):
-        said(f"{plan.config.layout}: {predicted / measured - 1:+.1%}")
     return under(values)

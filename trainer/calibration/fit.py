@@ -1,4 +1,4 @@
-"""From times to constants: least squares of relative errors. No torch.
+"""Constants from times: least squares of relative errors. No torch.
 
 Times vary by factors of thousands, so errors are relative: a constant that is right for large messages alone would be
 useless for small ones.

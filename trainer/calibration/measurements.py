@@ -1,4 +1,4 @@
-"""What a calibration measures, as plain values that ranks can hand to the process that fits them. No torch."""
+"""The values that a calibration measures, as ranks hand them to the process that fits them. No torch."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from trainer.calibration.kernel_times import Clock, attention_times, copy_times,
 from trainer.calibration.measurements import Measurements, StepSeconds
 from trainer.calibration.trials import Trial
 from trainer.config.plan import RunPlan
-from trainer.config.schema import DeviceKind
+from trainer.config.schema import DeviceKind, RuntimeConfig
 from trainer.engine.build import build_engine
 from trainer.engine.face import Engine
 from trainer.engine.world import choose_device, start_world, stop_world
@@ -69,7 +69,7 @@ def measure(
         told: told what is measured next.
     """
     plans = list(trials.values())
-    groups = start_world(plans[0].mesh, plans[0].config.runtime, device)
+    groups = start_world(plans[0].mesh, RuntimeConfig(), device)
     world, clock = groups.world, Clock(device, budget_s)
     by_dtype = {plan.dtype: plan for plan in plans}
     told("matrix multiplication, attention, memory")
@@ -100,7 +100,7 @@ def _build(
     failed: dict[str, str] = {}
     for name, plan in trials.items():
         told(f"building {name}")
-        groups = start_world(plan.mesh, plan.config.runtime, device)
+        groups = start_world(plan.mesh, RuntimeConfig(), device)
         problem = None
         try:
             engine = MeasuredEngine(plan, groups)

@@ -47,31 +47,40 @@ def cpu_trials() -> tuple[Trial, ...]:
     """Return the trials of a machine whose ranks compute on CPU cores."""
     short, tall = _model(256, 6, 64, batch=4, micro=1), _model(256, 6, 64, batch=4, micro=2)
     wide = _model(512, 3, 192, batch=4, micro=2)
-    half, halves = (
-        _model(256, 6, 64, batch=4, micro=1, dtype="bf16"),
-        _model(512, 3, 192, batch=4, micro=2, dtype="bf16"),
-    )
+    half = _model(256, 6, 64, batch=4, micro=1, dtype="bf16")
+    halves = _model(512, 3, 192, batch=4, micro=2, dtype="bf16")
     heavy = _model(640, 4, 32, batch=2, micro=1)
-    one = [("short", short), ("tall", tall), ("wide", wide), ("heavy", heavy), ("half", half), ("halves", halves)]
-    two = [
-        ("dp2", ("layout=dp2", "zero=stage0", *wide)),
-        ("dp2_heavy", ("layout=dp2", "zero=stage0", *heavy)),
-        ("dp2_zero1", ("layout=dp2", "zero=stage1", *heavy)),
-        ("dp2_zero2", ("layout=dp2", "zero=stage2", *heavy)),
-        ("dp2_zero3", ("layout=dp2", "zero=stage3", *heavy)),
-        ("dp2_half", ("layout=dp2", "zero=stage1", *halves)),
-        ("tp2", ("layout=tp2", "zero=stage0", *wide)),
-        ("tp2_short", ("layout=tp2", "zero=stage0", *short)),
-        ("tp2_sp", ("layout=tp2_sp", "zero=stage0", *wide)),
-        ("pp2", ("layout=pp2", "zero=stage0", *short)),
-        ("pp2_wide", ("layout=pp2", "zero=stage0", *wide)),
-    ]
+    one = {
+        "short": ("zero=stage0", *short),
+        "tall": ("zero=stage0", *tall),
+        "wide": ("zero=stage0", *wide),
+        "wide_full": ("zero=stage0", "model.recompute=full", *wide),
+        "heavy": ("zero=stage0", *heavy),
+        "half": ("zero=stage1", *half),
+        "halves": ("zero=stage1", *halves),
+    }
+    two = {
+        "dp2": ("layout=dp2", "zero=stage0", *wide),
+        "dp2_heavy": ("layout=dp2", "zero=stage0", *heavy),
+        "dp2_zero1": ("layout=dp2", "zero=stage1", *heavy),
+        "dp2_zero1_wide": ("layout=dp2", "zero=stage1", *wide),
+        "dp2_zero2": ("layout=dp2", "zero=stage2", *heavy),
+        "dp2_zero3": ("layout=dp2", "zero=stage3", *heavy),
+        "dp2_zero3_wide": ("layout=dp2", "zero=stage3", *wide),
+        "dp2_zero3_short": ("layout=dp2", "zero=stage3", *short),
+        "dp2_offload": ("layout=dp2", "zero=stage1_offload", *heavy),
+        "dp2_half": ("layout=dp2", "zero=stage1", *halves),
+        "tp2": ("layout=tp2", "zero=stage0", *wide),
+        "tp2_short": ("layout=tp2", "zero=stage0", *short),
+        "tp2_half": ("layout=tp2", "zero=stage1", *halves),
+        "tp2_sp": ("layout=tp2_sp", "zero=stage0", *wide),
+        "pp2": ("layout=pp2", "zero=stage0", *short),
+        "pp2_wide": ("layout=pp2", "zero=stage0", *wide),
+        "pp2_dualpipev": ("layout=pp2_dualpipev", "zero=stage0", *short),
+    }
     return (
-        *(
-            Trial(name, 1, ("zero=stage1" if "bf16" in " ".join(words) else "zero=stage0", *words))
-            for name, words in one
-        ),
-        *(Trial(name, 2, words) for name, words in two),
+        *(Trial(name, 1, words) for name, words in one.items()),
+        *(Trial(name, 2, words) for name, words in two.items()),
     )
 
 
