@@ -21,6 +21,7 @@ slows both. What is compared are neighbouring turns. Whose losses differ from th
 suites:
   single    Trident against its peers, one process each
   layouts   data, tensor and pipeline parallel on two ranks against one process with both threads; bubble, weak scaling
+  bubble    waiting in pipelines of 2 and 4 ranks, 1 to 16 micro-batches, against the planner's simulator
   stock     Trident against the same model in an untuned stock DeepSpeed engine, layout by layout
   memory    peak memory by feature against theory; head and loss alone; the largest model (CUDA only)
   zero      memory of each ZeRO stage by owner against theory: 159M parameters on 2 ranks, 302M on 4

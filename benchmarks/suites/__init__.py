@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.settings import Settings
+from benchmarks.suites.bubble import bubble
 from benchmarks.suites.generate import generate
 from benchmarks.suites.gpu import gpu
 from benchmarks.suites.interchange import interchange
@@ -21,6 +22,7 @@ from benchmarks.suites.zero import zero
 SUITES: dict[str, Callable[[Settings], Path]] = {
     "single": single,
     "layouts": layouts,
+    "bubble": bubble,
     "stock": stock,
     "memory": memory,
     "zero": zero,
