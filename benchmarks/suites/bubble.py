@@ -18,7 +18,7 @@ from benchmarks.settings import Settings, chosen
 from trainer.config.schema import PipelineSchedule
 from trainer.log import say
 
-FORWARD_S, BACKWARD_S = 0.03, 0.06
+FORWARD_S, BACKWARD_S = 0.05, 0.1
 """Passes of a sleeping stage: long beside messages and tiny layers, and backward twice forward, as with GEMMs."""
 SLOW = 1.5
 """One stage of the unequal pipeline takes so many times as long."""

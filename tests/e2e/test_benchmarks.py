@@ -55,6 +55,16 @@ def test_layouts(tmp_path: Path) -> None:
     assert len(bubble["measured"]) == 1
 
 
+def test_bubble(tmp_path: Path) -> None:
+    record = run(tmp_path, "bubble", "--case", "tiny", "--only", "1F1B, PP 2, sleeping")
+    (pipeline,) = record["pipelines"]
+    assert [one["micro_batches"] for one in pipeline["bubbles"]] == [1, 2, 3, 4, 6, 8, 12, 16]
+    for one in pipeline["bubbles"]:
+        assert all(length > 49 for length in one["forward_ms"])
+        assert 0 < one["idle"] < 1
+        assert 0 < one["simulated_idle"] < 1
+
+
 def test_variants(tmp_path: Path) -> None:
     record = run(tmp_path, "variants", "--case", "tiny", "--variant", "", "--variant", "model.hiden_size=8")
     found = {one["name"]: one for one in record["contenders"]}

@@ -1,0 +1,80 @@
+"""The planner's orders against the engine that they are orders of: the passes that it runs, and when it waits."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.helpers.batches import micro_batches_of
+from tests.helpers.dist import run_distributed
+from tests.helpers.parity import OPTIMIZER, VOCABULARY, Case, config_of
+from trainer.config.schema import PipelineSchedule
+from trainer.planner.orders import Work, trained_order
+from trainer.planner.timeline import Costs, simulate
+
+FORWARD_S, BACKWARD_S = 0.06, 0.12
+pytestmark = pytest.mark.dist
+
+
+def passes_of_a_step(rank: int, world_size: int, kind: str, m: int) -> list[tuple[str, int, float, float]]:
+    """Return work, stage, begin and end of every pass of a step whose passes last as long as they are told to."""
+    from benchmarks.contenders.paced import Passes
+    from trainer.config.plan import make_plan
+    from trainer.engine.build import build_engine
+    from trainer.engine.world import start_world
+    from trainer.pipeline.partition import stages
+
+    plan = make_plan(config_of(Case(pp=world_size, schedule=kind, num_micro_batches=m)), VOCABULARY, world_size)
+    groups = start_world(plan.mesh, plan.config.runtime, torch.device("cpu"))
+    tokens = torch.randint(0, VOCABULARY, (m, 9), generator=torch.Generator().manual_seed(3))
+    batches = micro_batches_of(tokens, plan, 0)
+    engine: Any = build_engine(plan, groups)
+    found = stages(plan)
+    passes = Passes(engine, [stage.index for stage in found if stage.rank_index == rank])
+    passes.let_last([FORWARD_S] * len(found), [BACKWARD_S] * len(found))
+    # In the first step stages tell each other the shapes.
+    engine.train_step(batches, OPTIMIZER.lr)
+    passes.take()
+    dist.barrier()
+    engine.train_step(batches, OPTIMIZER.lr)
+    return passes.take()
+
+
+@pytest.mark.parametrize(("kind", "pp", "m"), [("1f1b", 2, 3), ("1f1b", 4, 5), ("dualpipev", 2, 5)])
+def test_the_engine_runs_the_planners_order_and_waits_as_it_says(kind: str, pp: int, m: int) -> None:
+    ranks = run_distributed(passes_of_a_step, pp, kind, m, timeout_s=120)
+    order = trained_order(PipelineSchedule(kind), pp, m)
+    counts: dict[tuple[str, int], int] = {}
+    for noted, passes in zip(ranks, order.passes, strict=True):
+        numbered = []
+        for work, stage, _, _ in noted:
+            number = counts[work, stage] = counts.get((work, stage), -1) + 1
+            numbered.append((Work[work], stage, number))
+        assert numbered == [tuple(each) for each in passes]
+    played = simulate(order, Costs.equal(order.stages, FORWARD_S, BACKWARD_S))
+    took = max(noted[-1][3] for noted in ranks) - min(noted[0][2] for noted in ranks)
+    # Sleeping ranks cannot be faster than the simulation. They are slower by what a busy machine adds to each pass.
+    assert played.makespan * 0.999 < took < played.makespan * 1.5
+
+
+def seconds_of_a_send(rank: int, world_size: int) -> float:
+    """Return the seconds until rank 0 has sent a tensor that rank 1 takes half a second later."""
+
+    tensor = torch.zeros(16)
+    dist.barrier()
+    begun = time.perf_counter()
+    if rank == 0:
+        dist.send(tensor, 1)
+    else:
+        time.sleep(0.5)
+        dist.recv(tensor, 0)
+    return time.perf_counter() - begun
+
+
+def test_a_send_ends_when_the_other_end_takes_it() -> None:
+    sender, _ = run_distributed(seconds_of_a_send, 2, timeout_s=60)
+    assert sender > 0.4
