@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from trainer.planner.orders import Exchange, Order, Pass, Work
 
+_FORWARD, _BACKWARD = Work.forward, Work.backward
+
 
 class Deadlock(ValueError):
     """Ranks of an order wait for each other, or for what nobody sends."""
@@ -166,6 +168,7 @@ class _Player:
 
     def __init__(self, order: Order) -> None:
         self._order = order
+        self._stages, self._width = order.stages, order.micro_batches
         self._ranks = len(order.ranks)
         size = len(Work) * order.stages * order.micro_batches
         self._done = [0] * size
@@ -202,52 +205,53 @@ class _Player:
         return _Graph(self._first, self._second, self._kinds, nodes, has_weights)
 
     def _index(self, each: Pass) -> int:
-        return (each.work * self._order.stages + each.stage) * self._order.micro_batches + each.micro_batch
+        work, stage, number = each
+        return (work * self._stages + stage) * self._width + number
 
     def _add(self, first: int, second: int, kind: int) -> int:
+        kinds = self._kinds
         self._first.append(first)
         self._second.append(second)
-        self._kinds.append(kind)
-        return len(self._kinds) - 1
+        kinds.append(kind)
+        return len(kinds) - 1
 
     def _run(self, rank: int) -> None:
         """Let a rank go on until it waits."""
-        instructions = self._order.ranks[rank]
+        order, done, over, waiting = self._order, self._done, self._over, self._waiting
+        stages, width, owners, is_blocking = order.stages, order.micro_batches, order.owners, order.is_blocking
+        add, places, instructions = self._add, self._places, order.ranks[rank]
+        node = self._node[rank]
         for position in range(self._at[rank], len(instructions)):
-            self._at[rank] = position
             each = instructions[position]
-            goes_on = self._compute(rank, each) if isinstance(each, Pass) else self._exchange(rank, each)
-            if not goes_on:
-                return
-        self._at[rank] = len(instructions)
-
-    def _compute(self, rank: int, each: Pass) -> bool:
-        """Note a pass; return False if what it needs is not there."""
-        work, stage, _ = each
-        index, stages, width = self._index(each), self._order.stages, self._order.micro_batches
-        before = index - stages * width
-        if work is not Work.forward and not self._done[before]:
-            # Its own forward pass, or the backward pass of its weights' gradient, which this rank has to do itself.
-            return False
-        arrived = self._node[rank]
-        is_fed = stage > 0 if work is Work.forward else work is Work.backward and stage + 1 < stages
-        if is_fed:
-            source = index - width if work is Work.forward else index + width
-            feeding = stage - 1 if work is Work.forward else stage + 1
-            if self._order.owners[feeding] == rank or self._order.is_blocking:
-                there = self._done if self._order.owners[feeding] == rank else self._over
-                if not there[source]:
-                    return False
-            elif not self._done[source]:
-                self._waiting[source] = rank
-                return False
-            else:
-                sent = self._done[source]
-                arrived = self._add(sent, sent, self._places[3] + min(stage, feeding))
-        node = self._done[index] = self._node[rank] = self._add(self._node[rank], arrived, self._places[work] + stage)
-        assert node
-        self._wake(index)
-        return True
+            if isinstance(each, Exchange):
+                self._at[rank], self._node[rank] = position, node
+                if not self._exchange(rank, each):
+                    return
+                node = self._node[rank]
+                continue
+            work, stage, number = each
+            index = (work * stages + stage) * width + number
+            fed_from = stage - 1 if work is _FORWARD else stage + 1 if work is _BACKWARD else stages
+            arrived = node
+            if work is not _FORWARD and not done[index - stages * width]:
+                # Its own forward pass, or the backward pass of its weights' gradient, which this rank has to do itself.
+                break
+            if 0 <= fed_from < stages:
+                source = index + (fed_from - stage) * width
+                if owners[fed_from] == rank or is_blocking:
+                    if not (done if owners[fed_from] == rank else over)[source]:
+                        break
+                elif not done[source]:
+                    waiting[source] = rank
+                    break
+                else:
+                    arrived = add(done[source], done[source], places[3] + min(stage, fed_from))
+            node = done[index] = add(node, arrived, places[work] + stage)
+            if waiting[index] >= 0:
+                self._wake(index)
+        else:
+            position = len(instructions)
+        self._at[rank], self._node[rank] = position, node
 
     def _wake(self, index: int) -> None:
         if self._waiting[index] >= 0:
@@ -256,28 +260,33 @@ class _Player:
 
     def _exchange(self, rank: int, each: Exchange) -> bool:
         """Note messages of which both ends are there; return False if one has only this end."""
-        indices = [self._index(one) for one in (*each.sends, *each.receives)]
+        sends, receives = each
+        over = self._over
         if not self._has_posted[rank]:
-            if any(not self._done[index] for index in indices[: len(each.sends)]):
+            if any(not self._done[self._index(one)] for one in sends):
                 return False
             self._has_posted[rank] = True
-            for index, one in zip(indices, (*each.sends, *each.receives), strict=True):
-                self._post(rank, index, one)
-        for index in indices:
-            if not self._over[index]:
+            for one in sends:
+                self._post(rank, one)
+            for one in receives:
+                self._post(rank, one)
+        node = 0
+        for one in (*sends, *receives):
+            index = self._index(one)
+            ended = over[index]
+            if not ended:
                 self._waiting[index] = rank
                 return False
-        node = self._over[indices[0]]
-        for index in indices[1:]:
-            node = self._add(node, self._over[index], 0)
+            node = self._add(node, ended, 0) if node else ended
         self._node[rank], self._has_posted[rank] = node, False
         return True
 
-    def _post(self, rank: int, index: int, what: Pass) -> None:
+    def _post(self, rank: int, what: Pass) -> None:
+        index = self._index(what)
         other = self._posted[index]
         if other is None:
             self._posted[index] = (rank, self._node[rank])
         elif other[0] != rank:
-            boundary = what.stage if what.work is Work.forward else what.stage - 1
+            boundary = what.stage if what.work is _FORWARD else what.stage - 1
             self._over[index] = self._add(other[1], self._node[rank], self._places[3] + boundary)
             self._wake(index)
