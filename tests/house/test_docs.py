@@ -152,7 +152,9 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     assert [target for target in targets if target and not (page.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("script", ["generate_configuration.py", "generate_models.py", "draw_axes.py"])
+@pytest.mark.parametrize(
+    "script", ["generate_configuration.py", "generate_models.py", "draw_axes.py", "draw_bubble.py"]
+)
 def test_what_is_generated_is_fresh(script: str) -> None:
     command = [sys.executable, f"docs/{script}", "--check"]
     done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)

@@ -177,6 +177,8 @@ def test_our_1f1b_is_deepspeeds_instruction_by_instruction(pp: int, m: int) -> N
     order = trained_order(PipelineSchedule.f1b1, pp, m)
     for rank in range(pp):
         assert list(order.ranks[rank]) == their_instructions(PipelineSchedule.f1b1, pp, m, rank)
+        # DeepSpeed keeps a buffer for each micro-batch in flight, and at least two.
+        assert theirs.TrainSchedule(m, pp, rank).num_pipe_buffers() == max(2, order.in_flight[rank])
 
 
 @pytest.mark.parametrize(("pp", "m"), FOLDED)
