@@ -88,8 +88,8 @@ def drawing(source: str) -> str:
         _text(LEFT, 28, "Share of a step's passes in which a rank waits, mean over ranks", anchor="start"),
         _line(LEFT, 48, LEFT + 24, 48, "simulated"),
         _text(LEFT + 32, 52, "simulated with the measured times of passes and messages", "small", "start"),
-        f'<circle cx="{LEFT + 360}" cy="48" r="3.5" class="measured"/>',
-        _text(LEFT + 370, 52, f"measured: median and range of {record['steps']} steps", "small", "start"),
+        f'<circle cx="{LEFT + 440}" cy="48" r="3.5" class="measured"/>',
+        _text(LEFT + 452, 52, f"measured: median and range of {record['steps']} steps", "small", "start"),
         _text(LEFT, bottom - 22, "micro-batches in a step", "small", "start"),
     ]
     body = "\n".join([*legend, *parts])
