@@ -95,6 +95,8 @@ class Kernels:
         backward_attention = attention * (2.0 if profile.score_passes.value else FUSED_BACKWARD)
         rounds = work.rounds_backward + (work.rounds_again if again else 0.0)
         sums = [self._rounds(plan, count, wires, group) for count in (work.rounds_forward, rounds)]
+        if work.sums:
+            sums[0] += wires.seconds(Collective.all_gather, work.sums, group)
         backward_gemm = (1.0 + work.trained_share) * gemm
         forward = gemm + attention + moved + sums[0]
         # A new gradient is added to those of earlier micro-batches, which are read and written.

@@ -109,6 +109,8 @@ class Profile:
     """Bytes a second that an optimizer on the host moves through the machine's memory, all ranks of it together.
 
     None: optimizers on the host are not modelled, and neither is offload."""
+    nvme_bandwidth: Constant | None = None
+    """Bytes a second of the drives of a machine, all ranks of it together. None: offload to them is not modelled."""
     collectives: Mapping[Collective, Link] = field(default_factory=dict)
     """Links as single collectives of ranks of a machine were measured; those that are missing take `intra_node`."""
     measured_on: str | None = None

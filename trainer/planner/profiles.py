@@ -155,6 +155,7 @@ def _sheet(cluster: Cluster) -> Profile:
         optimizer_efficiency=_ASSUMED(0.6),
         step_s=_ASSUMED(0.02),
         host_bandwidth=Constant(1e11, _HOST),
+        nvme_bandwidth=_ASSUMED(6e9),
         error=_error(cluster.device),
         memory_error=_ASSUMED(0.15),
     )

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 from trainer.config.ds_json import reduce_bucket_size
 from trainer.config.plan import RunPlan
-from trainer.config.schema import Dtype, OffloadKind
 from trainer.config.schema_cluster import Software
-from trainer.errors import ConfigError
 from trainer.planner.cluster import Cluster
 from trainer.planner.kernels import Costs, Kernels, all_costs
 from trainer.planner.links import Places, Wires, places
@@ -21,13 +19,10 @@ from trainer.planner.prediction import StepTime
 from trainer.planner.profile import Collective, Profile
 from trainer.planner.schedule_time import Passes, pipeline_seconds
 from trainer.planner.shares import Shares, shares
-from trainer.planner.work import FP32_BYTES, element_bytes, reduced_bytes, tokens
+from trainer.planner.update_time import Update, ranks_here
+from trainer.planner.work import element_bytes, reduced_bytes, tokens
 from trainer.spec.model import Layer
 
-ADAM_BYTES = 28
-"""Bytes that AdamW moves for each fp32 element: gradient, weight and two moments are read, the last three written."""
-GRADIENT_PASSES = 2
-"""Times that all gradients of a rank are read or written besides: for their norm, and as they are set to zero."""
 DEEPSPEED_BUCKET = 500_000_000
 """Elements that DeepSpeed reduces at once by default."""
 
@@ -120,7 +115,10 @@ class TimeModel:
             bubble = max(0.0, without - crowded * busy)
         parts["launch"] += self._profile.step_s.value
         exposed, hidden = self._data_parallel(plan, share.ranks, wires, where)
-        optimizer, offload = self._optimizer(plan, share.ranks, wires)
+        hiding = self._profile.overlap.value if self._overlaps(plan) else 0.0
+        update = Update(plan, self._cluster, self._profile, self._kernels.bandwidth)
+        fullest = max(share.ranks, key=lambda one: one.trained)
+        optimizer, offload = update.seconds(fullest, wires, hiding)
         time = StepTime(
             **parts,
             data_parallel=exposed,
@@ -187,12 +185,9 @@ class TimeModel:
 
     # CPU ranks share the cores of their machine.
 
-    def _ranks_here(self, plan: RunPlan) -> int:
-        return min(plan.world_size, self._cluster.devices_per_node)
-
     def _threads(self, plan: RunPlan, cores: int) -> int:
         """Return the threads of a rank, as `trainer.engine.world.rank_threads` chooses them."""
-        return plan.threads_per_rank or max(1, cores // self._ranks_here(plan))
+        return plan.threads_per_rank or max(1, cores // ranks_here(plan, self._cluster))
 
     def _part(self, plan: RunPlan) -> float:
         """Return the share of a device, or of a machine with CPU ranks, that a rank has while it computes."""
@@ -201,11 +196,11 @@ class TimeModel:
             return 1.0
         alone = min(1.0, self._threads(plan, cores) / cores)
         # Ranks that all compute at the same time; those of a pipeline wait in turns (`_crowded`).
-        return alone if plan.pipeline_parallel_size > 1 else min(alone, 1.0 / self._ranks_here(plan))
+        return alone if plan.pipeline_parallel_size > 1 else min(alone, 1.0 / ranks_here(plan, self._cluster))
 
     def _wires(self, plan: RunPlan) -> Wires:
         cores = self._cluster.cores_per_node
-        crowding = 1.0 if cores is None else max(1.0, self._ranks_here(plan) / cores)
+        crowding = 1.0 if cores is None else max(1.0, ranks_here(plan, self._cluster) / cores)
         return Wires(self._cluster, self._profile, crowding)
 
     def _crowded(self, plan: RunPlan, costs: tuple[Costs, ...], total: float) -> float:
@@ -213,7 +208,7 @@ class TimeModel:
 
         Cores do not idle while any rank has work: together the ranks need at least their work over the cores.
         """
-        cores, ranks = self._cluster.cores_per_node, self._ranks_here(plan)
+        cores, ranks = self._cluster.cores_per_node, ranks_here(plan, self._cluster)
         if cores is None or plan.pipeline_parallel_size == 1:
             return 1.0
         a_rank = sum(one.forward + one.backward for one in costs) / len(costs) * plan.num_micro_batches
@@ -318,35 +313,3 @@ class TimeModel:
         rows = plan.execution.padded(plan.model.vocab_size) / plan.tensor_parallel_size
         size = rows * plan.model.hidden_size * reduced_bytes(plan, self._cluster.software)
         return wires.seconds(Collective.all_reduce, size, where.ends)
-
-    # The update.
-
-    def _optimizer(self, plan: RunPlan, costs: tuple[Costs, ...], wires: Wires) -> tuple[float, float]:
-        """Return the seconds of the optimizer, and of offload.
-
-        Raises:
-            ConfigError: the profile does not know how fast the machine's memory is.
-        """
-        rank = max(costs, key=lambda one: one.trained)
-        own = rank.trained / (plan.data_parallel_size if plan.zero_stage else 1)
-        rate = self._profile.optimizer_efficiency.value * self._kernels.bandwidth * self._step_share(plan)
-        passes = GRADIENT_PASSES * FP32_BYTES * rank.trained
-        master = element_bytes(plan) if plan.dtype is not Dtype.fp32 else 0
-        if plan.offload is OffloadKind.none or plan.zero_stage == 0:
-            return (own * (ADAM_BYTES + master) + passes) / rate, 0.0
-        host = self._profile.host_bandwidth
-        if host is None:
-            raise ConfigError(
-                f"zero.offload must be none under the profile {self._profile.name}, which does not know the host's "
-                f"memory, but is {plan.offload.value}: run `trident plan --calibrate`"
-            )
-        stepping = own * (ADAM_BYTES + master) * self._ranks_here(plan) / host.value
-        down = wires.host_seconds(own * FP32_BYTES)
-        up = wires.host_seconds(own * element_bytes(plan))
-        if plan.zero_stage == 3 and plan.zero.offload_parameters:
-            up *= 2 * plan.num_micro_batches
-        return passes / rate, stepping + down + up
-
-    def _step_share(self, plan: RunPlan) -> float:
-        """Return the share of a device or of a CPU machine that a rank has in the update, when all ranks work."""
-        return self._part(plan) if self._cluster.cores_per_node is None else 1.0 / self._ranks_here(plan)

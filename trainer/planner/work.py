@@ -67,6 +67,8 @@ class Work:
     rounds_backward: float = 0.0
     rounds_again: float = 0.0
     """The same in what full recomputation computes again."""
+    sums: float = 0.0
+    """Bytes that the ranks of the tensor axis gather for the loss: a few numbers of each token."""
     parameters: int = 0
     """Elements of the layer's tensors on this rank, before ZeRO shards them."""
     trained: int = 0
@@ -201,6 +203,8 @@ def _head(plan: RunPlan, head: Head, held: int, trained: int) -> Work:
         gemms=(Gemm(positions, rows, head.hidden_size),),
         moved_bytes=LOSS_PASSES * FP32_BYTES * rows * positions,
         rounds_backward=rounds,
+        # Fused: two numbers of every rank; otherwise a maximum and two sums. As messages they are about as long.
+        sums=0.0 if size == 1 else 2.0 * size * positions * FP32_BYTES,
         parameters=held + copy,
         trained=trained + copy,
     )

@@ -149,12 +149,17 @@ def test_the_precision_must_be_one_of_the_device() -> None:
         TimeModel(cluster, profile_for(cluster)).step(plan_of())
 
 
-def test_offload_needs_to_know_the_hosts_memory() -> None:
+@pytest.mark.parametrize(("kind", "key"), [(OffloadKind.cpu, "host_bandwidth"), (OffloadKind.nvme, "nvme_bandwidth")])
+def test_offload_needs_to_know_the_memory_that_it_moves_to(kind: OffloadKind, key: str) -> None:
     """Nothing is made up."""
     plan = plan_of(pp=1, dp=8, zero_stage=2)
-    plan = replace(plan, config=replace(plan.config, zero=replace(plan.config.zero, offload=OffloadKind.cpu)))
+    plan = replace(plan, config=replace(plan.config, zero=replace(plan.config.zero, offload=kind)))
+    cluster = a100s(2, 25.0, Software.trident)
+    profile = profile_for(cluster)
+    assert TimeModel(cluster, profile).step(plan).time.offload > 0
+    unknown = replace(profile, **{key: None})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"zero.offload must be none under the profile"):
-        TimeModel(a100s(2, 25.0, Software.trident), replace(MEGATRON_A100, host_bandwidth=None)).step(plan)
+        TimeModel(cluster, unknown).step(plan)
 
 
 def test_places_of_groups() -> None:
