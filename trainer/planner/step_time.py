@@ -18,7 +18,7 @@ from trainer.planner.links import Places, Wires, places
 from trainer.planner.prediction import StepTime
 from trainer.planner.profile import Collective, Profile
 from trainer.planner.schedule_time import Passes, pipeline_seconds
-from trainer.planner.shares import Shares, shares
+from trainer.planner.shares import Shares, chunks_of, shares
 from trainer.planner.update_time import Update, ranks_here
 from trainer.planner.work import element_bytes, reduced_bytes, tokens
 from trainer.spec.model import Layer
@@ -250,6 +250,9 @@ class TimeModel:
         reducing = self._in_buckets(plan, wires, kind, gradients, rank, where)
         times = count if stage >= 2 else 1
         overlapped = profile.overlap.value if self._overlaps(plan) else 0.0
+        # Interleaved chunks are through one after the other, while backward of the next ones goes on.
+        chunks = chunks_of(plan, self._cluster)
+        overlapped *= 1.0 + (plan.pipeline_parallel_size - 1) * (1.0 - 1.0 / chunks)
         hidden = min(reducing, overlapped * rank.backward) * times
         exposed = reducing * times - hidden
         if stage == 3:

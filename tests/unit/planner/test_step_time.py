@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tests.helpers.published import gpt_plan
-from tests.helpers.published_times import a100s
+from tests.helpers.published_times import a100s, machines
 from trainer.config.plan import RunPlan
 from trainer.config.schema import Dtype, OffloadKind, PipelineSchedule
 from trainer.config.schema_cluster import Software
@@ -109,6 +109,18 @@ def test_interleaving_divides_the_bubble() -> None:
     )
     assert cut.bubble_fraction < 0.6 * whole.bubble_fraction
     assert len(cut.passes.owners) == 2 * len(whole.passes.owners)
+
+
+def test_interleaving_hides_gradients_behind_the_backward_of_later_chunks() -> None:
+    """A chunk's gradients are whole while the next chunks still compute."""
+    plan = plan_of(pp=4, tp=1, dp=4)
+    exposed = []
+    for chunks in (1, 2):
+        cluster = replace(machines("H100", 2, 5.0, Software.megatron), virtual_stages=chunks)
+        time = TimeModel(cluster, profile_for(cluster)).step(plan).time
+        exposed.append(time.data_parallel)
+        assert time.data_parallel_hidden > 0
+    assert exposed[1] < exposed[0]
 
 
 @pytest.mark.parametrize("exact", [True, False])
