@@ -113,10 +113,10 @@ def test_interleaving_divides_the_bubble() -> None:
 
 def test_interleaving_hides_gradients_behind_the_backward_of_later_chunks() -> None:
     """A chunk's gradients are whole while the next chunks still compute."""
-    plan = plan_of(pp=4, tp=1, dp=4)
+    plan = plan_of(pp=2, tp=4, dp=4)
     exposed = []
     for chunks in (1, 2):
-        cluster = replace(machines("H100", 2, 5.0, Software.megatron), virtual_stages=chunks)
+        cluster = replace(machines("H100", 4, 5.0, Software.megatron), virtual_stages=chunks)
         time = TimeModel(cluster, profile_for(cluster)).step(plan).time
         exposed.append(time.data_parallel)
         assert time.data_parallel_hidden > 0
