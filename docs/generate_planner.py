@@ -59,6 +59,31 @@ def table_of(title: str, found: Sequence[tuple[Row, float, float]]) -> str:
     return "\n".join(lines)
 
 
+def order_of(title: str, found: Sequence[tuple[Row, float, float]]) -> str:
+    """Return a line on how well the order of layouts is predicted, by the time of a sequence."""
+    said = [seconds / row.plan.global_batch_size for row, seconds, _ in found]
+    measured = [row.seconds / row.plan.global_batch_size for row, _, _ in found]
+    lost = published.regret(said, measured)
+    return f"| {title} | {len(found)} | {published.spearman(said, measured):.2f} | {lost:.1%} |"
+
+
+def orders(chosen: Sequence[Row], others: Sequence[Row]) -> list[str]:
+    """Return the table of orders; vTrain's groups stay as they were where its data are missing."""
+    lines = ["| layouts of one model | count | Spearman | regret |", "|---|---|---|---|"]
+    # The last row is another model.
+    lines.append(order_of("BigScience, 181B", errors_of(chosen[:-1])))
+    lines.append(order_of("BigScience, with a 176B one", errors_of(chosen)))
+    if not others:
+        return lines + [one for one in _old() if one.startswith("| vTrain")]
+    for group in dict.fromkeys(row.group for row in others):
+        lines.append(order_of(f"vTrain, {group}B", errors_of([row for row in others if row.group == group])))
+    return lines
+
+
+def _old() -> list[str]:
+    return PAGE.read_text(encoding="utf-8").splitlines() if PAGE.is_file() else []
+
+
 def page() -> str:
     """Return the text of docs/planner_times.md. Without vTrain's data its part stays as it was."""
     chronicles = published.bigscience(1, 3, 4)
@@ -80,9 +105,7 @@ def page() -> str:
     for row in published.elsewhere():
         used = "used for one choice" if row.group == "BLOOM" else "not fitted"
         parts.setdefault(f"{used}: {row.group}, {row.cluster.device}", []).append(row)
-    kept = (
-        "\n".join(one for one in PAGE.read_text().splitlines() if "| fitted: vTrain" in one) if PAGE.is_file() else ""
-    )
+    kept = "\n".join(one for one in _old() if one.startswith("| fitted: vTrain"))
     summary = ["| rows | count | mean error | largest | bias | above 10 % |", "|---|---|---|---|---|---|"]
     tables = []
     for title, rows in parts.items():
@@ -91,7 +114,10 @@ def page() -> str:
         # vTrain's rows are not a part of this project.
         if found and "vTrain" not in title:
             tables.append(table_of(title, found))
-    return INTRODUCTION + "\n".join(["## Summary", "", *summary, "", "## Rows", ""]) + "\n" + "\n\n".join(tables) + "\n"
+    ranked = orders(published.bigscience(2), published.vtrain())
+    regret = "Regret: how much slower the layout is that the model would choose than the fastest one that was measured."
+    head = "\n".join(["## Summary", "", *summary, "", "## Order", "", regret, "", *ranked, "", "## Rows", ""])
+    return INTRODUCTION + head + "\n" + "\n\n".join(tables) + "\n"
 
 
 def main() -> int:

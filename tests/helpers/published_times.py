@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,3 +174,22 @@ def elsewhere() -> list[Row]:
         layout = f"dp{row['dp']} tp{row['tp']} pp{row['pp']} b{row['micro_batch']} B{row['global_batch']}"
         found.append(Row(f"{row['device']} {layers} {layout}", plan, cluster, work[unit], row["source"]))
     return found
+
+
+def places(values: Sequence[float]) -> list[int]:
+    """Return the place of each value in ascending order."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    return [order.index(index) for index in range(len(values))]
+
+
+def spearman(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return Spearman's correlation of two rankings without ties."""
+    count = len(one)
+    squares = sum((a - b) ** 2 for a, b in zip(places(one), places(other), strict=True))
+    return 1 - 6 * squares / (count * (count**2 - 1))
+
+
+def regret(said: Sequence[float], measured: Sequence[float]) -> float:
+    """Return how much slower the layout is that is said to be the fastest than the one that is."""
+    chosen = min(range(len(said)), key=said.__getitem__)
+    return measured[chosen] / min(measured) - 1

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.helpers.published_times import Row, bigscience, elsewhere, korthikanti, sc21, vtrain, zero3
+from tests.helpers.published_times import Row, bigscience, elsewhere, korthikanti, regret, sc21, spearman, vtrain, zero3
 from trainer.planner.profiles import profile_for
 from trainer.planner.step_time import TimeModel
 
@@ -39,25 +39,6 @@ def errors(rows: Sequence[Row], exact: bool = True) -> list[float]:
 def mean(values: Sequence[float]) -> float:
     """Return the mean."""
     return sum(values) / len(values)
-
-
-def places(values: Sequence[float]) -> list[int]:
-    """Return the place of each value in ascending order."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    return [order.index(index) for index in range(len(values))]
-
-
-def spearman(one: Sequence[float], other: Sequence[float]) -> float:
-    """Return Spearman's correlation of two rankings without ties."""
-    count = len(one)
-    squares = sum((a - b) ** 2 for a, b in zip(places(one), places(other), strict=True))
-    return 1 - 6 * squares / (count * (count**2 - 1))
-
-
-def regret(said: Sequence[float], measured: Sequence[float]) -> float:
-    """Return how much slower the layout is that is said to be the fastest than the one that is."""
-    chosen = min(range(len(said)), key=said.__getitem__)
-    return measured[chosen] / min(measured) - 1
 
 
 @pytest.mark.parametrize("exact", [True, False])
