@@ -30,6 +30,8 @@ class RankParts:
 
     parameters: Mapping[Parameter, int]
     """Kinds of parameters, each with the number that there are of it."""
+    in_order: tuple[Parameter, ...]
+    """All of them, in the order of the layers' modules."""
     chunks: tuple[tuple[Block, ...], ...]
     """Blocks of each of its stages, in the order of the model."""
     block_elements: int
@@ -63,7 +65,7 @@ class ModelParts:
     def __init__(self, software: Software) -> None:
         self._software = software
         self._ranks: dict[tuple[object, ...], tuple[object, tuple[RankParts, ...]]] = {}
-        self._layers: dict[tuple[object, ...], tuple[object, list[Counter[Parameter]]]] = {}
+        self._layers: dict[tuple[object, ...], tuple[object, list[_Counted]]] = {}
 
     def key(self, plan: RunPlan) -> tuple[object, ...]:
         """Return what the parts depend on. The model is known by its identity, and kept alive."""
@@ -94,13 +96,13 @@ class ModelParts:
             return stage_bounds(plan)
         return _even_bounds(plan)
 
-    def _counted(self, plan: RunPlan) -> list[Counter[Parameter]]:
+    def _counted(self, plan: RunPlan) -> list[_Counted]:
         """Return the parameters of each layer; layers that are alike share theirs."""
         size, execution = plan.tensor_parallel_size, plan.execution
         key = (id(plan.model), size, execution.vocab_unit, execution.frozen)
         found = self._layers.get(key)
         if found is None:
-            alike: list[tuple[Block, Counter[Parameter]]] = []
+            alike: list[tuple[Block, _Counted]] = []
             made = []
             for layer in plan.model.layers:
                 made.append(_layer_parameters(plan, layer, alike))
@@ -108,12 +110,32 @@ class ModelParts:
         return found[1]
 
 
-def _layer_parameters(plan: RunPlan, layer: Layer, alike: list[tuple[Block, Counter[Parameter]]]) -> Counter[Parameter]:
+@dataclass(frozen=True)
+class _Counted:
+    """Parameters of a layer."""
+
+    in_order: tuple[Parameter, ...]
+    counts: Counter[Parameter]
+    numel: int
+
+
+_ORDER = ("attention_norm", "attention", "attention_output_norm", "mlp_norm", "mlp", "mlp_output_norm")
+"""Parts of a block in the order of its modules."""
+
+
+def _place(tensor: TensorSpec) -> int:
+    """Return the place of a tensor's part among those of its block; 0 outside of blocks."""
+    parts = tensor.name.split(".")
+    return _ORDER.index(parts[2]) if len(parts) > 2 and parts[2] in _ORDER else 0
+
+
+def _layer_parameters(plan: RunPlan, layer: Layer, alike: list[tuple[Block, _Counted]]) -> _Counted:
     if isinstance(layer.spec, Block) and not plan.execution.frozen:
         for block, known in alike:
             if block is layer.spec or block == layer.spec:
                 return known
-    found = Counter(_parameter(plan, tensor) for tensor in layer.tensors())
+    in_order = tuple(_parameter(plan, tensor) for tensor in sorted(layer.tensors(), key=_place))
+    found = _Counted(in_order, Counter(in_order), sum(one.numel for one in in_order))
     if isinstance(layer.spec, Block):
         alike.append((layer.spec, found))
     return found
@@ -124,23 +146,26 @@ def _parameter(plan: RunPlan, tensor: TensorSpec) -> Parameter:
     return Parameter(numel, tensor.decays, plan.execution.trains(tensor))
 
 
-def _rank(
-    plan: RunPlan, layers: Sequence[Layer], counted: Sequence[Counter[Parameter]], chunks: Sequence[range]
-) -> RankParts:
+def _rank(plan: RunPlan, layers: Sequence[Layer], counted: Sequence[_Counted], chunks: Sequence[range]) -> RankParts:
     total: Counter[Parameter] = Counter()
+    in_order: list[Parameter] = []
     kinds, largest_block = set(), 0
     for index in (index for chunk in chunks for index in chunk):
-        total.update(counted[index])
+        total.update(counted[index].counts)
+        in_order += counted[index].in_order
         kinds.add(layers[index].kind)
         if layers[index].kind is LayerKind.block:
-            largest_block = max(largest_block, sum(one.numel * count for one, count in counted[index].items()))
+            largest_block = max(largest_block, counted[index].numel)
     embedding = next(plan.model.embedding.tensors("embedding"))
     embeds, heads = LayerKind.embedding in kinds, LayerKind.head in kinds
     if heads and not embeds and plan.model.head.tied:
         # A copy of the embedding's matrix, without the norm of what is looked up.
-        total[_parameter(plan, embedding)] += 1
+        copy = _parameter(plan, embedding)
+        total[copy] += 1
+        in_order.append(copy)
     return RankParts(
         parameters=dict(total),
+        in_order=tuple(in_order),
         chunks=tuple(tuple(_blocks(layers[index] for index in chunk)) for chunk in chunks),
         block_elements=largest_block,
         embedding_elements=_parameter(plan, embedding).numel,

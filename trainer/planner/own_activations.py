@@ -53,6 +53,11 @@ class Shape:
         self.on_cpu = plan.device is not DeviceKind.cuda
 
     @property
+    def rows(self) -> int:
+        """Rows of positions and masks: one for all sequences, unless they hold several documents each."""
+        return self.plan.micro_batch_size if self.execution.documents else 1
+
+    @property
     def statistic(self) -> int:
         """Bytes of a number that LayerNorm keeps of a token: of the input's dtype on a CPU, fp32 on a GPU."""
         return self.width if self.on_cpu else _FP32
@@ -74,10 +79,14 @@ def activations_of(plan: RunPlan, rank: RankParts) -> Activations:
     elif plan.execution.recompute is RecomputeKind.selective:
         recomputed = max(_core(shape, block.attention) for block in blocks)
     loss, kept = _loss(shape) if rank.heads else (0, 0)
+    tables = _tables(shape, blocks)
+    positions = _INT64 * shape.length * shape.rows if rank.embeds and plan.model.positions.length is not None else 0
+    # Blocks that are computed again make use of the tables without keeping them.
+    is_kept = plan.execution.recompute is not RecomputeKind.full
     return Activations(
         chunks=tuple(chunks),
-        shared=_shared(shape, rank, blocks),
-        working=recomputed + max(_gradients(shape, block) for block in blocks),
+        shared=positions + (tables if is_kept else 0),
+        working=recomputed + (0 if is_kept else tables) + max(_gradients(shape, block) for block in blocks),
         loss=loss,
         kept_by_loss=kept,
     )
@@ -97,13 +106,14 @@ def _whole_block(shape: Shape, block: Block) -> int:
     whole = block.kept.whole
     cut = attention.kept.cut + block.feed_forward.kept.cut // shape.ranks + _repeated(shape, attention)
     elements = whole // shape.shards + cut
-    statistics = len(block.norm_names) * _statistics(shape, block.norm) // shape.shards
+    statistics = len(block.norm_names) * _beside(shape, block.norm) // shape.shards
     heads = [norm for norm in (block.attention.query_norm, block.attention.key_norm) if norm is not None]
     counts = (attention.num_heads, attention.num_key_value_heads)
     for norm, count in zip(heads, counts, strict=False):
-        statistics += _statistics(shape, norm) * (count if norm.heads is None else 1)
+        statistics += _beside(shape, norm) * count if norm.heads is None else _beside(shape, norm) // shape.ranks
     masks = 2 * block.norm.width // shape.shards if shape.execution.dropout > 0 else 0
-    return shape.tokens * (elements * shape.width + statistics + masks) + _core(shape, block.attention)
+    kept = shape.tokens * (elements * shape.width + statistics + masks)
+    return kept + _core(shape, block.attention) + _joined_weight(shape, block.attention)
 
 
 def _local(shape: Shape, attention: Attention) -> Attention:
@@ -121,6 +131,8 @@ def _repeated(shape: Shape, local: Attention) -> int:
     """Return the further elements of a token with grouped queries under a mask: keys and values are repeated."""
     if not _is_masked(shape, local) or local.num_heads == local.num_key_value_heads:
         return 0
+    if shape.execution.recompute is RecomputeKind.selective:
+        return 0
     # With rotary embedding the keys before them, and the output of the projection, are not kept.
     return 2 * local.queries if local.rope is None else local.queries - 3 * local.keys
 
@@ -136,14 +148,27 @@ def _core(shape: Shape, attention: Attention) -> int:
     return scores * (_FP32 + 1 + shape.width) + seen
 
 
-def _statistics(shape: Shape, norm: Norm) -> int:
-    """Return the bytes of a token's statistics: mean and deviation, or with RMSNorm one of them."""
-    return 2 * shape.statistic if norm.kind is NormKind.layernorm else _FP32
+def _beside(shape: Shape, norm: Norm) -> int:
+    """Return the bytes that a norm keeps of a token beside the elements that it counts.
+
+    Mean and deviation, or with RMSNorm one of them. In half precision RMSNorm's two tensors are in fp32 on a CPU.
+    """
+    if norm.kind is NormKind.layernorm:
+        return 2 * shape.statistic
+    return _FP32 + (2 * norm.width * (_FP32 - shape.width) if shape.on_cpu else 0)
+
+
+def _joined_weight(shape: Shape, attention: Attention) -> int:
+    """Return the matrix that is put together of own and shared rows where ranks outnumber key/value heads."""
+    if attention.num_key_value_heads >= shape.ranks:
+        return 0
+    local = _local(shape, attention)
+    return local.qkv.out_features * local.hidden_size * shape.width
 
 
 def _norm(shape: Shape, norm: Norm) -> int:
     """Return what a norm between layers leaves."""
-    kept = norm.kept.whole * shape.width + _statistics(shape, norm)
+    kept = norm.kept.whole * shape.width + _beside(shape, norm)
     return shape.tokens * kept // shape.shards
 
 
@@ -158,21 +183,19 @@ def _embedding(shape: Shape) -> int:
     return kept + (shape.tokens * model.hidden_size // shape.shards if execution.dropout > 0 else 0)
 
 
-def _shared(shape: Shape, rank: RankParts, blocks: Iterable[Block]) -> int:
+def _tables(shape: Shape, blocks: Iterable[Block]) -> int:
     """Return the bytes of tables and masks, one for all layers that are alike."""
-    length, documents = shape.length, shape.execution.documents
-    rows = shape.plan.micro_batch_size if documents else 1
-    total = 0
-    if rank.embeds and shape.plan.model.positions.length is not None:
-        total += _INT64 * length * rows
+    length, documents, rows = shape.length, shape.execution.documents, shape.rows
     distinct = {block.attention for block in blocks}
+    total = 0
     for rope in {attention.rope for attention in distinct if attention.rope is not None}:
         total += rows * length * rope.dims * _FP32
     for attention in {replace(one, rope=None) for one in distinct if _is_masked(shape, one)}:
         if attention.alibi:
             heads = attention.num_heads // shape.ranks
             total += heads * length**2 * shape.width * (1 + rows if documents else 1)
-        total += length**2 * (1 + rows if documents else 1)
+        if documents or (attention.window is not None and attention.window < length):
+            total += length**2 * (1 + rows if documents else 1)
     return total
 
 

@@ -83,13 +83,26 @@ def states_of(plan: RunPlan, rank: RankParts, stage: int, offload: OffloadKind) 
     frozen = rank.held - trained
     if stage == 0:
         bucket = min(reduce_bucket_size(plan) + rank.largest, trained) if replicas > 1 else 0
-        moments = 2 * _FP32 * trained
-        return States(width * rank.held, _FP32 * trained, 0, moments, _FP32 * bucket, 0, 0, 0, 0)
+        gradients = trained + _joined_rows(plan, rank)
+        return States(width * rank.held, _FP32 * gradients, 0, 2 * _FP32 * trained, _FP32 * bucket, 0, 0, 0, 0)
     # Flat tensors are padded to 4 bytes a partition of half-precision elements.
     unit = 2 * replicas
     padded = sum(-(-numel // unit) * unit for numel in groups)
     own = padded // replicas
     return _flat(plan, rank, keeping, _Sizes(width, trained, frozen, padded, own), stage, offload)
+
+
+def _joined_rows(plan: RunPlan, rank: RankParts) -> int:
+    """Return the elements by which gradients of queries, keys and values are larger than what a rank owns of them.
+
+    Ranks that outnumber key/value heads multiply with own and shared rows joined, and autograd keeps the gradient of
+    the own ones as a part of that of all.
+    """
+    ranks, found = plan.tensor_parallel_size, 0
+    for attention in (block.attention for chunk in rank.chunks for block in chunk):
+        if attention.num_key_value_heads < ranks and not plan.execution.frozen:
+            found += 2 * attention.head_dim * (attention.hidden_size + (1 if attention.bias else 0))
+    return found
 
 
 @dataclass(frozen=True)
@@ -121,12 +134,34 @@ def _flat(plan: RunPlan, rank: RankParts, keeping: Keeping, sizes: _Sizes, stage
     buckets = _FP32 * (waiting + 2 * bucket)
     if offload is OffloadKind.none:
         return States(weights, _FP32 * own, master, moments, buckets, 0, 0, start, 0)
+    # DeepSpeed keeps a place on the host for the gradients that a rank steps. In half precision it reduces them into
+    # a partition on the device; in fp32 with several micro-batches ZeRO-2 adds up whole parameters on the host.
+    reduced = _FP32 * own if width == 2 else 0
+    added = 0
+    if width == _FP32 and stage == 2 and plan.num_micro_batches > 1:
+        added = _FP32 * _reached(rank, plan.data_parallel_size)
+    buckets += _FP32 * rank.largest
+    # Master weights go through a buffer of the weights' dtype; fp32 ones are the weights where both are in one memory.
+    on_host = _FP32 * own + added + moments + _FP32 * rank.largest
     if plan.device is DeviceKind.cpu:
-        buckets += 2 * _FP32 * rank.largest
-        return States(weights, _FP32 * own, master, moments, buckets, 0, 0, start, 0)
-    # fp32 weights, their half-precision copy on the way, gradients and moments are on the host: 18 bytes of each.
-    host = (_FP32 + width + _FP32 + 2 * _FP32) * own
-    return States(weights, 0, 0, 0, buckets + _FP32 * rank.largest, 0, 0, start, host)
+        rounded = width * own if width == 2 else 0
+        gradients = _FP32 * own + reduced + added
+        return States(weights, gradients, master, moments, buckets + _FP32 * rank.largest + rounded, 0, 0, start, 0)
+    return States(weights, reduced, 0, 0, buckets, 0, 0, start, on_host + (_FP32 + width) * own)
+
+
+def _reached(rank: RankParts, replicas: int) -> int:
+    """Return the elements of the parameters that a replica steps a part of: of the one that steps most."""
+    found = [0] * replicas
+    for decays in (True, False):
+        group = [one.numel for one in rank.in_order if one.is_trained and one.decays is decays]
+        size = -(-sum(group) // (2 * replicas)) * 2
+        end = 0
+        for numel in group:
+            for replica in range(end // size, (end + numel - 1) // size + 1):
+                found[replica] += numel
+            end += numel
+    return max(found)
 
 
 def _sharded(plan: RunPlan, rank: RankParts, offload: OffloadKind) -> States:
@@ -138,7 +173,9 @@ def _sharded(plan: RunPlan, rank: RankParts, offload: OffloadKind) -> States:
         part = -(-one.numel // replicas) * count
         own_all += part
         own += part if one.is_trained else 0
-        whole += one.numel * count if one.numel <= persistence_threshold(plan) else 0
+        # Small parameters are kept whole, beside the shards that are stepped.
+        if replicas > 1 and one.numel <= persistence_threshold(plan):
+            whole += part * replicas
     weights = width * (own_all + whole)
     gathered = width * min(max(2 * rank.block_elements, rank.largest), rank.held)
     bucket = reduce_bucket_size(plan) if replicas > 1 else 0
