@@ -25,6 +25,7 @@ suites:
   stock     Trident against the same model in an untuned stock DeepSpeed engine, layout by layout
   memory    peak memory by feature against theory; head and loss alone; the largest model (CUDA only)
   zero      memory of each ZeRO stage by owner against theory: 159M parameters on 2 ranks, 302M on 4
+  plan_memory  resident memory of 25 layouts against what the planner says of them
   gpu       GPT-3 shapes in bf16 on one GPU: tokens/s, MFU in two conventions; --dry runs its code on the CPU
   kernels   GEMMs, attention by backend, head and loss, each alone, on the device at hand; --dry as in gpu
   generate  greedy texts: tokens/s with the cache, without it, and by transformers.generate; a step writes them all

@@ -13,11 +13,13 @@ from benchmarks.arena import ContenderFailed, Turn
 from benchmarks.case import Case
 from benchmarks.figures import spread
 from trainer.log import say
-from trainer.planner.memory_theory import CONTEXT_BYTES, gpu_bytes
+from trainer.planner.own_memory import OwnMemory
 
 GIB = 1 << 30
 _ENOUGH = 4
 """Sequences in a micro-batch from which recomputation cannot pay: the matrices are large enough."""
+CONTEXT_BYTES = 2 << 30
+"""Bytes that a process needs on a GPU besides tensors: CUDA's context, and workspaces of the libraries."""
 _USABLE = 0.95
 """Share of a GPU's memory that theory may fill: an allocator leaves gaps."""
 _DOUBTFUL = 1.3
@@ -96,7 +98,8 @@ class Search:
 
     def expected(self, case: Case, setup: Setup) -> int:
         """Return the most bytes that tensors should take."""
-        return gpu_bytes(case.plan((*self._theory, *setup.words)))
+        stage = OwnMemory(on_cpu=False).stages(case.plan((*self._theory, *setup.words)))[0]
+        return stage.peak - stage.overhead
 
     def _largest_micro_batch(self, case: Case, setup: Setup) -> Fitted | None:
         """Halve the micro-batch until it fits; None if one sequence does not, or it fails for another reason."""

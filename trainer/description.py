@@ -8,7 +8,7 @@ from trainer.config.ds_json import deepspeed_json
 from trainer.config.models import sizes
 from trainer.config.plan import RunPlan
 from trainer.pipeline.partition import stages
-from trainer.planner.zero_theory import cheaper_choice
+from trainer.planner.zero_choice import cheaper_choice
 
 _WIDTH = 80
 

@@ -13,6 +13,7 @@ from benchmarks.suites.interchange import interchange
 from benchmarks.suites.kernels import kernels
 from benchmarks.suites.layouts import layouts
 from benchmarks.suites.memory import memory
+from benchmarks.suites.plan_memory import plan_memory
 from benchmarks.suites.plan_time import plan_time
 from benchmarks.suites.single import single
 from benchmarks.suites.stock import stock
@@ -26,6 +27,7 @@ SUITES: dict[str, Callable[[Settings], Path]] = {
     "stock": stock,
     "memory": memory,
     "zero": zero,
+    "plan_memory": plan_memory,
     "gpu": gpu,
     "kernels": kernels,
     "generate": generate,

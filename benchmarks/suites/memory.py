@@ -15,8 +15,9 @@ from benchmarks.contest import load_average, written
 from benchmarks.figures import largest
 from benchmarks.record import table
 from benchmarks.settings import Settings, chosen
+from trainer.config.plan import RunPlan
 from trainer.log import say
-from trainer.planner.memory_theory import expected_bytes
+from trainer.planner.own_memory import OwnMemory
 
 MIB = 1 << 20
 BASE = "defaults"
@@ -91,7 +92,7 @@ def _feature(record: Record, floor: Record | None) -> dict[str, Any]:
         "ranks": contender.ranks,
         "overrides": contender.options["overrides"],
         "case": contender.case.to_dict(),
-        "theory_bytes": expected_bytes(plan).to_dict(),
+        "theory_bytes": _theory(plan, on_cpu=contender.case.device != "cuda"),
     }
     reason = record.reason or (floor.reason if floor is not None else None)
     if reason is not None:
@@ -101,13 +102,20 @@ def _feature(record: Record, floor: Record | None) -> dict[str, Any]:
     return {**values, "peak_bytes": peak, "floor_bytes": below, "loss_error": record.loss_error}
 
 
+def _theory(plan: RunPlan, on_cpu: bool) -> dict[str, int]:
+    """Return the bytes that a rank should hold, by purpose, and in total without what no tensor holds."""
+    found = dict(OwnMemory(on_cpu).stages(plan)[0].by_purpose)
+    del found["overhead"]
+    return {**found, "total": sum(found.values())}
+
+
 def _feature_table(values: Sequence[Mapping[str, Any]]) -> str:
     sizes = {one["name"]: one["peak_bytes"] - one["floor_bytes"] for one in values if "skipped" not in one}
     base = sizes.get(BASE, 0)
     rows = []
     for one in values:
         theory = one["theory_bytes"]
-        states = theory["parameters"] + theory["gradients"] + theory["optimizer"]
+        states = theory["weights"] + theory["gradients"] + theory["master"] + theory["moments"]
         parts = f"{states / MIB:,.0f} + {theory['activations'] / MIB:,.0f} + {theory['loss'] / MIB:,.0f}"
         if "skipped" in one:
             rows.append([one["name"], "-", "-", "-", parts, f"skipped: {one['skipped']}"])

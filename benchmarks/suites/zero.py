@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from benchmarks.contest import load_average, written
 from benchmarks.record import table
 from benchmarks.settings import Settings, chosen
 from trainer.log import say
-from trainer.planner.zero_theory import zero_bytes
+from trainer.planner.own_memory import OwnMemory
 
 GIB = 1 << 30
 _WIDE = replace(CASES["cpu_159m"], name="zero_159m", seq_length=32, global_batch_size=2, micro_batch_size=1)
@@ -63,13 +63,21 @@ def _contender(case: Case, ranks: int, name: str, words: Sequence[str]) -> Conte
 
 def _measured(contender: Contender, logs: Path) -> dict[str, Any]:
     plan = contender.case.plan(tuple(contender.options["overrides"]), contender.ranks)
-    theory = zero_bytes(plan)
+    states = OwnMemory(on_cpu=True).states(plan, plan.zero_stage, plan.offload)[0]
+    theory = {
+        "weights": states.weights,
+        "gathered": states.gathered,
+        "gradients": states.gradients,
+        "master": states.master,
+        "moments": states.moments,
+        "buffers": states.buckets,
+    }
     values: dict[str, Any] = {
         "name": contender.name,
         "ranks": contender.ranks,
         "case": contender.case.to_dict(),
         "overrides": contender.options["overrides"],
-        "theory_bytes": {**asdict(theory), "total": theory.total},
+        "theory_bytes": {**theory, "total": sum(theory.values())},
     }
     try:
         _, step, counted = train_alone(contender, logs, _WARMUP, 1, 1)

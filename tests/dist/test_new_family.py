@@ -26,7 +26,7 @@ from trainer.description import plan_record
 from trainer.model.gpt import GPT
 from trainer.pipeline.partition import stages
 from trainer.pipeline.traffic import node_traffic
-from trainer.planner.memory_theory import expected_bytes
+from trainer.planner.own_memory import OwnMemory
 from trainer.tensor_parallel.shard import shard_spec, without_padding
 from trainer.topology.groups import SingleGroup
 
@@ -87,7 +87,8 @@ def test_it_is_counted_cut_and_told_before_it_runs() -> None:
     assert [layer for stage in stages(plan) for layer in stage.layers] == list(model.layers)
     assert node_traffic(plan, ["a", "b"]).pipeline_bytes == node_traffic(plain, ["a", "b"]).pipeline_bytes
     # Input and output of one norm less, but queries and keys before and after they are turned; fp32.
-    kept = expected_bytes(plan).activations - expected_bytes(plain).activations
+    memory = OwnMemory(on_cpu=True)
+    kept = memory.stages(plan)[0].activations - memory.stages(plain)[0].activations
     assert kept == 6 * 8 * 4 * (-2 * 64 + 2 * 64)
     record = plan_record(plan)
     assert record["model"]["parameters"] == model.parameter_count  # type: ignore[index]

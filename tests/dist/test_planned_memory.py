@@ -8,10 +8,10 @@ import pytest
 
 from tests.helpers.dist import run_distributed
 from tests.helpers.live_memory import Counted, LiveCase, count, plan_of
-from tests.helpers.planner import cpu_cluster
-from trainer.planner.memory_model import MemoryModel
+from trainer.config.schema_cluster import Software
 from trainer.planner.model_parts import ModelParts
 from trainer.planner.own_activations import activations_of
+from trainer.planner.own_memory import OwnMemory
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(400)]
 
@@ -63,8 +63,8 @@ MORE = (
 def wrong(case: LiveCase, ranks: list[Counted]) -> list[str]:
     """Return what the plan of a case says otherwise than its ranks."""
     plan = plan_of(case)
-    stages = MemoryModel(cpu_cluster(2)).stages(plan)
-    parts = ModelParts(cpu_cluster(2).software).ranks(plan)
+    stages = OwnMemory(on_cpu=True).stages(plan)
+    parts = ModelParts(Software.trident).ranks(plan)
     found = []
     for index, (stage, part) in enumerate(zip(stages, parts, strict=True)):
         mine = [one for rank, one in enumerate(ranks) if plan.mesh.coordinate(rank).stage == index]
@@ -74,7 +74,7 @@ def wrong(case: LiveCase, ranks: list[Counted]) -> list[str]:
                 found.append(f"{case.name}, stage {index}: {name} {live}, said {said}")
         live = max(one.activations for one in mine)
         # Whole logits are handed to autograd, but count as the loss.
-        said = stage.activations + activations_of(plan, part).kept_by_loss
+        said = stage.activations + activations_of(plan, part, on_cpu=True).kept_by_loss
         if live != pytest.approx(said, rel=0.005):
             found.append(f"{case.name}, stage {index}: activations {live}, said {said}")
     return found
@@ -91,7 +91,7 @@ def test_planned_tensors_are_those_of_live_runs(world_size: int, cases: tuple[Li
 
 def test_a_plan_that_differs_is_told() -> None:
     case = LiveCase()
-    stage = MemoryModel(cpu_cluster(2)).stages(plan_of(case))[0]
+    stage = OwnMemory(on_cpu=True).stages(plan_of(case))[0]
     live = Counted(stage.weights, stage.gradients, 0, stage.moments, 0, stage.activations, 0)
     assert wrong(case, [live]) == []
     assert len(wrong(case, [replace(live, gradients=live.gradients + 1)])) == 1

@@ -95,7 +95,7 @@ def _zero(plan: RunPlan) -> dict[str, object]:
             "stage3_max_live_parameters": max(2 * block, largest_parameter(plan)),
             "stage3_max_reuse_distance": 0,
             # The optimizer steps one part after the other, and needs a copy of the gradients of one part.
-            "sub_group_size": max(_matrix_elements(plan) // STEPPED_PARTS, largest_parameter(plan)),
+            "sub_group_size": max(matrix_elements(plan) // STEPPED_PARTS, largest_parameter(plan)),
             # Vectors (norms, biases) stay whole: gathering each of them costs more than it saves.
             "stage3_param_persistence_threshold": 10 * hidden_size,
         }
@@ -121,11 +121,19 @@ def reduce_bucket_size(plan: RunPlan) -> int:
     A bucket is a buffer, and there may be two: a large one beside a small model costs more than sharding saves. Even,
     because DeepSpeed asks for that.
     """
-    chosen = plan.config.zero.reduce_bucket_size
-    if chosen is not None:
-        return chosen
+    chosen = chosen_bucket(plan)
+    return bucket_of(matrix_elements(plan)) if chosen is None else chosen
+
+
+def bucket_of(elements: int) -> int:
+    """Return the size of a bucket for a model with so many elements of matrices on a tensor-parallel rank."""
     least, most = BUCKETS
-    return max(least, min(most, _matrix_elements(plan) // BUCKETS_OF_A_MODEL)) // 2 * 2
+    return max(least, min(most, elements // BUCKETS_OF_A_MODEL)) // 2 * 2
+
+
+def chosen_bucket(plan: RunPlan) -> int | None:
+    """Return the size of a bucket that the config says; None: it follows from the model's."""
+    return plan.config.zero.reduce_bucket_size
 
 
 def _matrices(tensors: Iterable[TensorSpec], plan: RunPlan) -> int:
@@ -139,7 +147,7 @@ def block_elements(plan: RunPlan) -> int:
     return max(_matrices(layer.tensors(), plan) for layer in plan.model.layers if layer.kind is LayerKind.block)
 
 
-def _matrix_elements(plan: RunPlan) -> int:
+def matrix_elements(plan: RunPlan) -> int:
     """Return the matrix elements of the whole model on one tensor-parallel rank; the head counts even where tied."""
     blocks = (layer for layer in plan.model.layers if layer.kind is LayerKind.block)
     rows = plan.execution.padded(plan.model.vocab_size)

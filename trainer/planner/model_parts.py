@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from trainer.config.ds_json import bucket_of, chosen_bucket, matrix_elements
 from trainer.config.plan import RunPlan
 from trainer.config.schema_cluster import Software
 from trainer.pipeline.partition import stage_bounds
@@ -32,8 +33,8 @@ class RankParts:
     """Kinds of parameters, each with the number that there are of it."""
     in_order: tuple[Parameter, ...]
     """All of them, in the order of the layers' modules."""
-    chunks: tuple[tuple[Block, ...], ...]
-    """Blocks of each of its stages, in the order of the model."""
+    chunks: tuple[tuple[tuple[Block, int], ...], ...]
+    """Blocks of each of its stages: those that are alike once, with their number."""
     block_elements: int
     """Elements of its largest block."""
     embedding_elements: int
@@ -66,6 +67,8 @@ class ModelParts:
         self._software = software
         self._ranks: dict[tuple[object, ...], tuple[object, tuple[RankParts, ...]]] = {}
         self._layers: dict[tuple[object, ...], tuple[object, list[_Counted]]] = {}
+        self._cuts: dict[tuple[object, ...], tuple[object, Sequence[int]]] = {}
+        self._matrices: dict[tuple[object, ...], tuple[object, int]] = {}
 
     def key(self, plan: RunPlan) -> tuple[object, ...]:
         """Return what the parts depend on. The model is known by its identity, and kept alive."""
@@ -81,6 +84,17 @@ class ModelParts:
             found = self._ranks[key] = (plan.model, self._found(plan))
         return found[1]
 
+    def bucket(self, plan: RunPlan) -> int:
+        """Return how many elements are reduced in one collective: `ds_json.reduce_bucket_size`."""
+        chosen = chosen_bucket(plan)
+        if chosen is not None:
+            return chosen
+        key = (id(plan.model), plan.tensor_parallel_size, plan.execution.vocab_unit)
+        found = self._matrices.get(key)
+        if found is None:
+            found = self._matrices[key] = (plan.model, matrix_elements(plan))
+        return bucket_of(found[1])
+
     def _found(self, plan: RunPlan) -> tuple[RankParts, ...]:
         pp = plan.pipeline_parallel_size
         layers, counted = plan.model.layers, self._counted(plan)
@@ -92,9 +106,14 @@ class ModelParts:
     def _bounds(self, plan: RunPlan) -> Sequence[int]:
         if plan.pipeline_parallel_size == 1:
             return (0, len(plan.model.layers))
-        if self._software is Software.trident or plan.stage_boundaries:
-            return stage_bounds(plan)
-        return _even_bounds(plan)
+        execution = plan.execution
+        how = (plan.schedule.kind.value, plan.stage_boundaries, execution.recompute.value, execution.seq_length)
+        key = (id(plan.model), plan.pipeline_parallel_size, *how)
+        found = self._cuts.get(key)
+        if found is None:
+            own = self._software is Software.trident or plan.stage_boundaries
+            found = self._cuts[key] = (plan.model, stage_bounds(plan) if own else _even_bounds(plan))
+        return found[1]
 
     def _counted(self, plan: RunPlan) -> list[_Counted]:
         """Return the parameters of each layer; layers that are alike share theirs."""
@@ -117,6 +136,8 @@ class _Counted:
     in_order: tuple[Parameter, ...]
     counts: Counter[Parameter]
     numel: int
+    block: Block | None
+    """The first of the blocks that are alike; None for another layer."""
 
 
 _ORDER = ("attention_norm", "attention", "attention_output_norm", "mlp_norm", "mlp", "mlp_output_norm")
@@ -130,14 +151,17 @@ def _place(tensor: TensorSpec) -> int:
 
 
 def _layer_parameters(plan: RunPlan, layer: Layer, alike: list[tuple[Block, _Counted]]) -> _Counted:
-    if isinstance(layer.spec, Block) and not plan.execution.frozen:
-        for block, known in alike:
-            if block is layer.spec or block == layer.spec:
+    first = layer.spec if isinstance(layer.spec, Block) else None
+    for block, known in alike:
+        if first is not None and (block is first or block == first):
+            if not plan.execution.frozen:
                 return known
+            first = block
+            break
     in_order = tuple(_parameter(plan, tensor) for tensor in sorted(layer.tensors(), key=_place))
-    found = _Counted(in_order, Counter(in_order), sum(one.numel for one in in_order))
-    if isinstance(layer.spec, Block):
-        alike.append((layer.spec, found))
+    found = _Counted(in_order, Counter(in_order), sum(one.numel for one in in_order), first)
+    if first is not None and first is layer.spec:
+        alike.append((first, found))
     return found
 
 
@@ -166,7 +190,7 @@ def _rank(plan: RunPlan, layers: Sequence[Layer], counted: Sequence[_Counted], c
     return RankParts(
         parameters=dict(total),
         in_order=tuple(in_order),
-        chunks=tuple(tuple(_blocks(layers[index] for index in chunk)) for chunk in chunks),
+        chunks=tuple(_alike(counted[index].block for index in chunk) for chunk in chunks),
         block_elements=largest_block,
         embedding_elements=_parameter(plan, embedding).numel,
         embeds=embeds,
@@ -174,8 +198,13 @@ def _rank(plan: RunPlan, layers: Sequence[Layer], counted: Sequence[_Counted], c
     )
 
 
-def _blocks(layers: Iterator[Layer]) -> Iterator[Block]:
-    return (layer.spec for layer in layers if isinstance(layer.spec, Block))
+def _alike(blocks: Iterable[Block | None]) -> tuple[tuple[Block, int], ...]:
+    """Return every block once, with its number. Blocks that are alike are the same object."""
+    found: dict[int, tuple[Block, int]] = {}
+    for block in blocks:
+        if block is not None:
+            found[id(block)] = (block, found.get(id(block), (block, 0))[1] + 1)
+    return tuple(found.values())
 
 
 def _even_bounds(plan: RunPlan) -> list[int]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from trainer.config.plan import RunPlan
-from trainer.config.schema import DeviceKind, Dtype
+from trainer.config.schema import Dtype
 from trainer.planner.model_parts import RankParts
 from trainer.spec.execution import RecomputeKind
 from trainer.spec.model import Block
@@ -42,7 +42,7 @@ class Activations:
 class Shape:
     """Sizes of a plan that activations depend on."""
 
-    def __init__(self, plan: RunPlan) -> None:
+    def __init__(self, plan: RunPlan, on_cpu: bool) -> None:
         self.plan = plan
         self.execution = plan.execution
         self.length = plan.execution.seq_length
@@ -50,7 +50,7 @@ class Shape:
         self.ranks = plan.tensor_parallel_size
         self.shards = plan.sequence_shards
         self.width = _FP32 if plan.dtype is Dtype.fp32 else 2
-        self.on_cpu = plan.device is not DeviceKind.cuda
+        self.on_cpu = on_cpu
 
     @property
     def rows(self) -> int:
@@ -63,16 +63,16 @@ class Shape:
         return self.width if self.on_cpu else _FP32
 
 
-def activations_of(plan: RunPlan, rank: RankParts) -> Activations:
-    """Return the activations of a pipeline rank."""
-    shape = Shape(plan)
-    chunks = [sum(_kept(shape, block) for block in blocks) for blocks in rank.chunks]
+def activations_of(plan: RunPlan, rank: RankParts, on_cpu: bool) -> Activations:
+    """Return the activations of a pipeline rank, whose layers are computed on the CPU or on a GPU."""
+    shape = Shape(plan, on_cpu)
+    chunks = [sum(count * _kept(shape, block) for block, count in blocks) for blocks in rank.chunks]
     if rank.embeds:
         chunks[0] += _embedding(shape)
     norm = plan.model.final_norm
     if rank.heads and norm is not None:
         chunks[-1] += _norm(shape, norm)
-    blocks = [block for chunk in rank.chunks for block in chunk]
+    blocks = [block for chunk in rank.chunks for block, _ in chunk]
     recomputed = 0
     if plan.execution.recompute is RecomputeKind.full:
         recomputed = max(_whole_block(shape, block) for block in blocks)
@@ -122,6 +122,11 @@ def _local(shape: Shape, attention: Attention) -> Attention:
     return replace(attention, num_heads=heads, num_key_value_heads=groups)
 
 
+def _has_bools(shape: Shape, attention: Attention) -> bool:
+    windowed = attention.window is not None and attention.window < shape.length
+    return not attention.alibi and (windowed or shape.execution.documents)
+
+
 def _is_masked(shape: Shape, attention: Attention) -> bool:
     windowed = attention.window is not None and attention.window < shape.length
     return attention.alibi or windowed or shape.execution.documents or shape.execution.attention_dropout > 0
@@ -138,10 +143,14 @@ def _repeated(shape: Shape, local: Attention) -> int:
 
 
 def _core(shape: Shape, attention: Attention) -> int:
-    """Return what softmax leaves: a sum for each head and token; or, with dropout, weights three times and a mask."""
+    """Return what softmax leaves: a sum for each head and token; or, with dropout, weights three times and a mask.
+
+    A fused attention turns a mask of bools into numbers, which it keeps, in each layer anew.
+    """
     heads = attention.num_heads // shape.ranks
     if shape.execution.attention_dropout == 0:
-        return _FP32 * shape.tokens * heads
+        mask = shape.rows * shape.length**2 * shape.width if _has_bools(shape, attention) else 0
+        return _FP32 * shape.tokens * heads + mask
     scores = shape.tokens * heads * shape.length
     # Softmax in fp32, its dropout's mask, the dropped weights; and which keys are not seen.
     seen = 0 if attention.alibi and not shape.execution.documents else shape.length**2

@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from trainer.config.ds_json import reduce_bucket_size
 from trainer.config.plan import RunPlan
-from trainer.config.schema import DeviceKind, Dtype, OffloadKind
+from trainer.config.schema import Dtype, OffloadKind
 from trainer.planner.model_parts import RankParts
 
 _FP32 = 4
@@ -50,46 +49,65 @@ class States:
     """Bytes that the start takes besides weights, master weights and moments."""
     host: int
 
+    @property
+    def held(self) -> int:
+        """Bytes that are held from step to step, gradients included."""
+        return self.weights + self.gradients + self.master + self.moments
 
-def keeping_of(plan: RunPlan, stage: int, offload: OffloadKind) -> Keeping:
+
+@dataclass(frozen=True)
+class Choice:
+    """A choice of ZeRO, and where it is made."""
+
+    stage: int
+    offload: OffloadKind
+    on_cpu: bool
+    """Ranks compute on the CPU, so that offload moves to the same memory."""
+    bucket: int
+    """Elements that are reduced in one collective."""
+
+
+def keeping_of(dtype: Dtype, choice: Choice) -> Keeping:
     """Return the optimizer that DeepSpeed wraps AdamW in."""
+    stage = choice.stage
     if stage == 0:
         return Keeping.plain
     if stage == 3:
         return Keeping.sub_groups
-    here = offload is OffloadKind.none
-    if stage == 1 and here and plan.dtype is Dtype.bf16:
+    here = choice.offload is OffloadKind.none
+    if stage == 1 and here and dtype is Dtype.bf16:
         return Keeping.bf16
-    if stage == 1 and here and plan.dtype is Dtype.fp32 and plan.device is DeviceKind.cpu:
+    if stage == 1 and here and dtype is Dtype.fp32 and choice.on_cpu:
         return Keeping.flat
     return Keeping.partitioned
 
 
-def states_of(plan: RunPlan, rank: RankParts, stage: int, offload: OffloadKind) -> States:
+def states_of(plan: RunPlan, rank: RankParts, choice: Choice) -> States:
     """Return the states of a pipeline rank.
 
     Args:
         plan: numbers of the run.
         rank: what the pipeline rank holds.
-        stage: ZeRO stage.
-        offload: place of the optimizer's state.
+        choice: ZeRO stage and offload, which need not be the plan's.
     """
-    if stage == 3:
-        return _sharded(plan, rank, offload)
-    keeping, replicas = keeping_of(plan, stage, offload), plan.data_parallel_size
+    if choice.stage == 3:
+        return _sharded(plan, rank, choice)
+    replicas = plan.data_parallel_size
     width = _FP32 if plan.dtype is Dtype.fp32 else 2
     groups = [numel for numel in (rank.trained(decays=True), rank.trained(decays=False)) if numel]
     trained = sum(groups)
     frozen = rank.held - trained
-    if stage == 0:
-        bucket = min(reduce_bucket_size(plan) + rank.largest, trained) if replicas > 1 else 0
+    if choice.stage == 0:
+        bucket = min(choice.bucket + rank.largest, trained) if replicas > 1 else 0
         gradients = trained + _joined_rows(plan, rank)
-        return States(width * rank.held, _FP32 * gradients, 0, 2 * _FP32 * trained, _FP32 * bucket, 0, 0, 0, 0)
+        # Half precision without ZeRO is refused; peers that have it keep fp32 weights besides.
+        master = _FP32 * trained if width == 2 else 0
+        return States(width * rank.held, _FP32 * gradients, master, 2 * _FP32 * trained, _FP32 * bucket, 0, 0, 0, 0)
     # Flat tensors are padded to 4 bytes a partition of half-precision elements.
     unit = 2 * replicas
     padded = sum(-(-numel // unit) * unit for numel in groups)
     own = padded // replicas
-    return _flat(plan, rank, keeping, _Sizes(width, trained, frozen, padded, own), stage, offload)
+    return _flat(plan, rank, choice, _Sizes(width, trained, frozen, padded, own))
 
 
 def _joined_rows(plan: RunPlan, rank: RankParts) -> int:
@@ -99,9 +117,9 @@ def _joined_rows(plan: RunPlan, rank: RankParts) -> int:
     the own ones as a part of that of all.
     """
     ranks, found = plan.tensor_parallel_size, 0
-    for attention in (block.attention for chunk in rank.chunks for block in chunk):
+    for attention, count in ((block.attention, count) for chunk in rank.chunks for block, count in chunk):
         if attention.num_key_value_heads < ranks and not plan.execution.frozen:
-            found += 2 * attention.head_dim * (attention.hidden_size + (1 if attention.bias else 0))
+            found += count * 2 * attention.head_dim * (attention.hidden_size + (1 if attention.bias else 0))
     return found
 
 
@@ -114,11 +132,12 @@ class _Sizes:
     own: int
 
 
-def _flat(plan: RunPlan, rank: RankParts, keeping: Keeping, sizes: _Sizes, stage: int, offload: OffloadKind) -> States:
+def _flat(plan: RunPlan, rank: RankParts, choice: Choice, sizes: _Sizes) -> States:
     """ZeRO-1 and 2."""
+    stage, keeping = choice.stage, keeping_of(plan.dtype, choice)
     width, own = sizes.width, sizes.own
     several = plan.data_parallel_size > 1
-    bucket = reduce_bucket_size(plan) if several else 0
+    bucket = choice.bucket if several else 0
     weights = width * (sizes.padded + sizes.frozen)
     master = _FP32 * own if width == 2 else 0
     moments = 2 * _FP32 * own
@@ -132,7 +151,7 @@ def _flat(plan: RunPlan, rank: RankParts, keeping: Keeping, sizes: _Sizes, stage
     # the last micro-batch.
     waiting = sizes.trained if stage == 1 and plan.num_micro_batches > 1 else min(rank.block_elements, sizes.trained)
     buckets = _FP32 * (waiting + 2 * bucket)
-    if offload is OffloadKind.none:
+    if choice.offload is OffloadKind.none:
         return States(weights, _FP32 * own, master, moments, buckets, 0, 0, start, 0)
     # DeepSpeed keeps a place on the host for the gradients that a rank steps. In half precision it reduces them into
     # a partition on the device; in fp32 with several micro-batches ZeRO-2 adds up whole parameters on the host.
@@ -143,7 +162,7 @@ def _flat(plan: RunPlan, rank: RankParts, keeping: Keeping, sizes: _Sizes, stage
     buckets += _FP32 * rank.largest
     # Master weights go through a buffer of the weights' dtype; fp32 ones are the weights where both are in one memory.
     on_host = _FP32 * own + added + moments + _FP32 * rank.largest
-    if plan.device is DeviceKind.cpu:
+    if choice.on_cpu:
         rounded = width * own if width == 2 else 0
         gradients = _FP32 * own + reduced + added
         return States(weights, gradients, master, moments, buckets + _FP32 * rank.largest + rounded, 0, 0, start, 0)
@@ -164,7 +183,7 @@ def _reached(rank: RankParts, replicas: int) -> int:
     return max(found)
 
 
-def _sharded(plan: RunPlan, rank: RankParts, offload: OffloadKind) -> States:
+def _sharded(plan: RunPlan, rank: RankParts, choice: Choice) -> States:
     """ZeRO-3."""
     replicas = plan.data_parallel_size
     width = _FP32 if plan.dtype is Dtype.fp32 else 2
@@ -178,19 +197,19 @@ def _sharded(plan: RunPlan, rank: RankParts, offload: OffloadKind) -> States:
             whole += part * replicas
     weights = width * (own_all + whole)
     gathered = width * min(max(2 * rank.block_elements, rank.largest), rank.held)
-    bucket = reduce_bucket_size(plan) if replicas > 1 else 0
+    bucket = choice.bucket if replicas > 1 else 0
     waiting = min(rank.block_elements, rank.held)
     buckets = _FP32 * (waiting + 3 * bucket)
     master = _FP32 * own if width == 2 else 0
     moments = 2 * _FP32 * own
-    if offload is OffloadKind.none:
+    if choice.offload is OffloadKind.none:
         return States(weights, _FP32 * own, master, moments, buckets, gathered, 0, 0, 0)
-    if plan.device is DeviceKind.cpu and offload is OffloadKind.cpu:
+    if choice.on_cpu and choice.offload is OffloadKind.cpu:
         buckets += 2 * _FP32 * rank.largest
         return States(weights, 2 * _FP32 * own, master, moments, buckets, gathered, 0, 0, 0)
-    host = (4 * _FP32) * own if offload is OffloadKind.cpu else 0
+    host = (4 * _FP32) * own if choice.offload is OffloadKind.cpu else 0
     if plan.offloads_parameters:
-        if offload is OffloadKind.cpu:
+        if choice.offload is OffloadKind.cpu:
             host += width * own_all
         weights = width * whole
     return States(weights, 0, 0, 0, buckets + _FP32 * rank.largest, gathered, 0, 0, host)

@@ -93,11 +93,17 @@ class PeerMemory:
         found = self._kept.get(key)
         if found is None:
             how = (plan.execution, plan.micro_batch_size, plan.tensor_parallel_size, plan.sequence_parallel)
-            blocks = [block for chunk in rank.chunks for block in chunk]
+            blocks = [of for chunk in rank.chunks for of in chunk]
             if plan.execution.recompute is RecomputeKind.full:
-                found = (sum(input_bytes(one, *how) for one in blocks), max(block_bytes(one, *how) for one in blocks))
+                found = (
+                    sum(n * input_bytes(one, *how) for one, n in blocks),
+                    max(block_bytes(one, *how) for one, _ in blocks),
+                )
             else:
-                found = (sum(block_bytes(one, *how) for one in blocks), max(_gradients(plan, one) for one in blocks))
+                found = (
+                    sum(n * block_bytes(one, *how) for one, n in blocks),
+                    max(_gradients(plan, one) for one, _ in blocks),
+                )
             self._kept[key] = found
         return found
 

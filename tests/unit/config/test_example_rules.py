@@ -8,7 +8,7 @@ import pytest
 from trainer.config.keys import build
 from trainer.config.plan import make_plan
 from trainer.config.validate import problems
-from trainer.planner.memory_theory import expected_bytes
+from trainer.planner.own_memory import OwnMemory
 
 CHATS: dict[str, object] = {
     "name": "x",
@@ -46,5 +46,10 @@ def test_a_plan_knows_whether_sequences_hold_documents() -> None:
     assert problems(chats) == []
     plan, plain = make_plan(chats, 300), make_plan(build({"name": "x", "run_dir": "x", **model}), 300)
     assert (plan.execution.documents, plain.execution.documents) == (True, False)
-    # A mask of a byte for each pair of tokens, of the layers with a window and of those without.
-    assert expected_bytes(plan).activations - expected_bytes(plain).activations == 2 * 2 * 32 * 32
+    memory = OwnMemory(on_cpu=True)
+    masks = memory.stages(plan)[0].activations - memory.stages(plain)[0].activations
+    # Each layer keeps a mask of a number for each pair of tokens, of both sequences; without documents those with a
+    # window keep one. Besides there are masks of bools and tables of rotary embedding, which layers share.
+    layers, rotary = len(plan.model.blocks), 32 * plan.model.blocks[0].attention.head_dim * 4
+    numbers = (2 * layers - layers // 2) * 4 * 32 * 32
+    assert masks == numbers + (2 * 3 - 1) * 32 * 32 + rotary

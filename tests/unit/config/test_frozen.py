@@ -10,8 +10,7 @@ from trainer.config.keys import build
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.validate import problems
 from trainer.description import describe, plan_record
-from trainer.planner.memory_theory import expected_bytes
-from trainer.planner.zero_theory import zero_bytes
+from trainer.planner.own_memory import OwnMemory
 from trainer.spec.frozen import tensors_named
 
 NORMS = {f"blocks.{index}.{name}.weight" for index in range(4) for name in ("attention_norm", "mlp_norm")}
@@ -87,7 +86,6 @@ def test_the_plan_tells_what_is_frozen_and_needs_no_gradients_and_moments_for_it
     told = " ".join(describe(half).split())
     assert f"frozen {count - trained:,} parameters (embedding, layers.0-3, norms); {trained:,} are trained" in told
     assert plan_record(half)["model"]["trained_parameters"] == trained == half.trained_parameters  # type: ignore[index]
-    assert (expected_bytes(half).parameters, expected_bytes(half).gradients) == (4 * count, 4 * trained)
-    assert expected_bytes(half).optimizer == zero_bytes(half).moments == 8 * trained
-    assert zero_bytes(half).weights == 4 * count
+    found = OwnMemory(on_cpu=True).stages(half)[0]
+    assert (found.weights, found.gradients, found.moments) == (4 * count, 4 * trained, 8 * trained)
     assert whole.trained_parameters == whole.model.parameter_count

@@ -1,0 +1,110 @@
+"""The memory of each pipeline rank of this product on DeepSpeed 0.19.8, by purpose. No torch."""
+
+from __future__ import annotations
+
+from trainer.config.ds_json import chosen_bucket
+from trainer.config.plan import RunPlan
+from trainer.config.schema import Dtype, OffloadKind, PipelineSchedule
+from trainer.config.schema_cluster import Software
+from trainer.planner.constants import Constant
+from trainer.planner.model_parts import ModelParts
+from trainer.planner.own_activations import Activations, activations_of
+from trainer.planner.own_states import Choice, States, states_of
+from trainer.planner.prediction import StageMemory
+from trainer.planner.published_formulas import chunks_in_flight
+
+CONTEXT = Constant(
+    1573 * 2.0**20, "CUDA's context on an A100, nvidia-smi: bigscience, tr11-176B-ml/chronicles-prequel.md"
+)
+FRAGMENTS = Constant(0.07, "share of tensors that a GPU's allocator holds besides: ROCm/Megatron-LM, issue 162")
+
+
+class OwnMemory:
+    """Memory of plans. It keeps what plans have in common, so that a search is quick.
+
+    Args:
+        on_cpu: ranks compute on CPU cores.
+    """
+
+    def __init__(self, on_cpu: bool) -> None:
+        self._on_cpu = on_cpu
+        self._parts = ModelParts(Software.trident)
+        self._activations: dict[tuple[object, ...], tuple[Activations, ...]] = {}
+        self._states: dict[tuple[object, ...], tuple[States, ...]] = {}
+
+    def stages(self, plan: RunPlan) -> tuple[StageMemory, ...]:
+        """Return the memory of each pipeline rank, in order."""
+        key = self._parts.key(plan)
+        found = zip(self._held(plan, key), self._kept(plan, key), strict=True)
+        return tuple(self._stage(plan, index, *of) for index, of in enumerate(found))
+
+    def states(self, plan: RunPlan, stage: int, offload: OffloadKind) -> tuple[States, ...]:
+        """Return the states of each pipeline rank as they would be with another choice of ZeRO."""
+        choice = Choice(stage, offload, self._on_cpu, self._parts.bucket(plan))
+        return tuple(states_of(plan, rank, choice) for rank in self._parts.ranks(plan))
+
+    def _held(self, plan: RunPlan, key: tuple[object, ...]) -> tuple[States, ...]:
+        many = plan.num_micro_batches > 1
+        choice = (plan.data_parallel_size, plan.zero_stage, plan.offload.value, plan.dtype.value, many)
+        key = (*key, *choice, plan.offloads_parameters, chosen_bucket(plan))
+        found = self._states.get(key)
+        if found is None:
+            found = self._states[key] = self.states(plan, plan.zero_stage, plan.offload)
+        return found
+
+    def _kept(self, plan: RunPlan, key: tuple[object, ...]) -> tuple[Activations, ...]:
+        key = (*key, plan.micro_batch_size, plan.sequence_parallel, plan.dtype.value)
+        found = self._activations.get(key)
+        if found is None:
+            ranks = self._parts.ranks(plan)
+            found = self._activations[key] = tuple(activations_of(plan, rank, self._on_cpu) for rank in ranks)
+        return found
+
+    def _stage(self, plan: RunPlan, index: int, states: States, kept: Activations) -> StageMemory:
+        flights = in_flight(plan, index)
+        activations = kept.shared + sum(count * size for count, size in zip(flights, kept.chunks, strict=True))
+        buckets = states.buckets + _messages(plan, flights)
+        overhead = 0
+        if not self._on_cpu:
+            tensors = states.held + states.gathered + buckets + activations + kept.working + kept.loss
+            overhead = round(CONTEXT.value + FRAGMENTS.value * tensors)
+        return StageMemory(
+            weights=states.weights,
+            gradients=states.gradients,
+            master=states.master,
+            moments=states.moments,
+            activations=activations,
+            working=kept.working,
+            loss=kept.loss,
+            buckets=buckets,
+            gathered=states.gathered,
+            overhead=overhead,
+            init_peak=states.weights + states.master + states.start + overhead,
+            step_peak=states.held + states.step + overhead,
+            host=states.host,
+            in_flight=sum(flights),
+        )
+
+
+def in_flight(plan: RunPlan, index: int) -> tuple[int, ...]:
+    """Return how many micro-batches' activations each stage of a pipeline rank holds at once.
+
+    1F1B: min(p - i, m) (arXiv 2104.04473, section 2.2). DualPipeV: rank i has two stages, with 2 p - i and i + 1 of
+    them, in the order of DeepSpeed's `DualPipeVSchedule`; a test runs that order.
+    """
+    pp = plan.pipeline_parallel_size
+    if plan.schedule.kind is PipelineSchedule.dualpipev and pp > 1:
+        return (2 * pp - index, index + 1)
+    return (chunks_in_flight(index, pp, plan.num_micro_batches),)
+
+
+def _messages(plan: RunPlan, flights: tuple[int, ...]) -> int:
+    """Return hidden states and their gradients on the way between stages: one for each micro-batch in flight, and two.
+
+    A stage keeps its output until it has its gradient.
+    """
+    if plan.pipeline_parallel_size == 1:
+        return 0
+    width = 4 if plan.dtype is Dtype.fp32 else 2
+    hidden = plan.execution.seq_length * plan.micro_batch_size * plan.model.hidden_size * width // plan.sequence_shards
+    return (sum(flights) + 2) * hidden
