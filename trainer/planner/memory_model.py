@@ -7,7 +7,7 @@ from trainer.config.schema import OffloadKind, PipelineSchedule
 from trainer.config.schema_cluster import Software
 from trainer.planner.cluster import Cluster
 from trainer.planner.constants import Constant
-from trainer.planner.own_memory import CONTEXT, FRAGMENTS, OwnMemory
+from trainer.planner.own_memory import CONTEXT, FRAGMENTS, HEAP, PROCESS, WRAPPED, OwnMemory
 from trainer.planner.peer_memory import OVERHEADS, PeerMemory
 from trainer.planner.prediction import StageMemory
 
@@ -32,7 +32,9 @@ class MemoryModel:
 def memory_constants(cluster: Cluster) -> dict[str, Constant]:
     """Return the numbers that the memory rests on, by name."""
     if cluster.software is Software.trident:
-        return {} if cluster.is_cpu else {"memory.context": CONTEXT, "memory.fragments": FRAGMENTS}
+        if cluster.is_cpu:
+            return {"memory.process": PROCESS, "memory.wrapped": WRAPPED, "memory.heap": HEAP}
+        return {"memory.context": CONTEXT, "memory.fragments": FRAGMENTS}
     found = OVERHEADS[cluster.software]
     return {"memory.fixed": found.fixed, "memory.of_activations": found.of_activations}
 
@@ -48,6 +50,8 @@ def unchecked(plan: RunPlan, cluster: Cluster) -> tuple[str, ...]:
         return tuple(found)
     if not cluster.is_cpu:
         found.append("Memory was checked tensor by tensor on CPUs; what a GPU's allocator adds was not measured.")
+    elif plan.execution.attention_dropout > 0:
+        found.append("With attention dropout the heap of a CPU rank kept a third more than planned.")
     if plan.execution.frozen:
         found.append("Activations of frozen layers are counted as if they were trained: they need less.")
     if plan.offload is OffloadKind.nvme:

@@ -17,6 +17,20 @@ CONTEXT = Constant(
     1573 * 2.0**20, "CUDA's context on an A100, nvidia-smi: bigscience, tr11-176B-ml/chronicles-prequel.md"
 )
 FRAGMENTS = Constant(0.07, "share of tensors that a GPU's allocator holds besides: ROCm/Megatron-LM, issue 162")
+_RESIDENT = (
+    "fitted on 5 of the layouts of `python -m benchmarks plan_memory` on an AMD EPYC, 2026-11-29; the others are held "
+    "out"
+)
+PROCESS = Constant(55 * 2.0**20, f"libraries' own memory once they compute, ranks of a CPU: {_RESIDENT}")
+WRAPPED = Constant(
+    44 * 2.0**20, "modules that DeepSpeed imports with ZeRO: resident memory of a model of no size, 2026-11-29"
+)
+HEAP = Constant(
+    0.27, f"share of activations and buffers that the C library's heap keeps free between them: {_RESIDENT}"
+)
+_GIVES_BACK = 2
+"""ZeRO stage with which freed blocks above 8 MiB go back to the kernel (`engine.host_memory`): its heap has no holes of
+that size, and none were measured."""
 
 
 class OwnMemory:
@@ -64,10 +78,12 @@ class OwnMemory:
         flights = in_flight(plan, index)
         activations = kept.shared + sum(count * size for count, size in zip(flights, kept.chunks, strict=True))
         buckets = states.buckets + _messages(plan, flights)
-        overhead = 0
-        if not self._on_cpu:
-            tensors = states.held + states.gathered + buckets + activations + kept.working + kept.loss
-            overhead = round(CONTEXT.value + FRAGMENTS.value * tensors)
+        temporary = states.gathered + buckets + activations + kept.working + kept.loss
+        if self._on_cpu:
+            holes = 0.0 if plan.zero_stage == _GIVES_BACK else HEAP.value * temporary
+            overhead = round(PROCESS.value + (WRAPPED.value if plan.zero_stage > 0 else 0.0) + holes)
+        else:
+            overhead = round(CONTEXT.value + FRAGMENTS.value * (states.held + temporary))
         return StageMemory(
             weights=states.weights,
             gradients=states.gradients,
