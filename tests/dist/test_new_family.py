@@ -23,6 +23,7 @@ from trainer.balance import report
 from trainer.config.ds_json import deepspeed_json
 from trainer.config.plan import RunPlan, make_plan
 from trainer.description import plan_record
+from trainer.mesh import Mesh
 from trainer.model.gpt import GPT
 from trainer.pipeline.partition import stages
 from trainer.pipeline.traffic import node_traffic
@@ -87,9 +88,15 @@ def test_it_is_counted_cut_and_told_before_it_runs() -> None:
     assert [layer for stage in stages(plan) for layer in stage.layers] == list(model.layers)
     assert node_traffic(plan, ["a", "b"]).pipeline_bytes == node_traffic(plain, ["a", "b"]).pipeline_bytes
     # Input and output of one norm less, but queries and keys before and after they are turned; fp32.
-    memory = OwnMemory(on_cpu=True)
-    kept = memory.stages(plan)[0].activations - memory.stages(plain)[0].activations
-    assert kept == 6 * 8 * 4 * (-2 * 64 + 2 * 64)
+    elements = 6 * 8 * (-2 * 64 + 2 * 64)
+    # Mean and deviation of that norm; a mask of each block with a window, and one of bools; cosines and sines, and the
+    # numbers of the positions.
+    rope = model.blocks[0].attention.rope
+    assert rope is not None
+    beside = -6 * 8 * 2 * 4 + 3 * 8 * 8 * 4 + 8 * 8 + 8 * rope.dims * 4 - 8 * 8
+    memory, alone = OwnMemory(on_cpu=True), Mesh(1, 1, 1)
+    here, there = (memory.stages(replace(one, mesh=alone))[0].activations for one in (plan, plain))
+    assert here - there == 4 * elements + beside
     record = plan_record(plan)
     assert record["model"]["parameters"] == model.parameter_count  # type: ignore[index]
     assert record["deepspeed"] == deepspeed_json(plan)
