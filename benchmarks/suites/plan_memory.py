@@ -49,7 +49,7 @@ _LAYOUTS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("PP2 DP2 ZeRO-1", 4, ("layout.pipeline_parallel_size=2", "layout.data_parallel_size=2", "zero=stage1")),
 )
 """Name, ranks, and words after `trident train`."""
-_FITTED = ("one rank", "full recomputation", "bf16", "DP2 ZeRO-2", "DP2 ZeRO-2 bf16")
+_FITTED = ("one rank", "full recomputation", "bf16", "DP2 ZeRO-2", "DP2 ZeRO-2 bf16", "TP2")
 """Layouts on which the planner's overhead of a CPU rank was fitted; the others are held out."""
 
 

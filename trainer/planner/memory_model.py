@@ -7,7 +7,7 @@ from trainer.config.schema import OffloadKind, PipelineSchedule
 from trainer.config.schema_cluster import Software
 from trainer.planner.cluster import Cluster
 from trainer.planner.constants import Constant
-from trainer.planner.own_memory import CONTEXT, FRAGMENTS, HEAP, PROCESS, WRAPPED, OwnMemory
+from trainer.planner.own_memory import CONTEXT, FRAGMENTS, HEAP, HEAP_BESIDE_MESSAGES, PROCESS, WRAPPED, OwnMemory
 from trainer.planner.peer_memory import OVERHEADS, PeerMemory
 from trainer.planner.prediction import StageMemory
 
@@ -33,7 +33,12 @@ def memory_constants(cluster: Cluster) -> dict[str, Constant]:
     """Return the numbers that the memory rests on, by name."""
     if cluster.software is Software.trident:
         if cluster.is_cpu:
-            return {"memory.process": PROCESS, "memory.wrapped": WRAPPED, "memory.heap": HEAP}
+            return {
+                "memory.process": PROCESS,
+                "memory.wrapped": WRAPPED,
+                "memory.heap": HEAP,
+                "memory.heap_tensor_parallel": HEAP_BESIDE_MESSAGES,
+            }
         return {"memory.context": CONTEXT, "memory.fragments": FRAGMENTS}
     found = OVERHEADS[cluster.software]
     return {"memory.fixed": found.fixed, "memory.of_activations": found.of_activations}

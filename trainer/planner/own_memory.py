@@ -18,7 +18,7 @@ CONTEXT = Constant(
 )
 FRAGMENTS = Constant(0.07, "share of tensors that a GPU's allocator holds besides: ROCm/Megatron-LM, issue 162")
 _RESIDENT = (
-    "fitted on 5 of the layouts of `python -m benchmarks plan_memory` on an AMD EPYC, 2026-11-29; the others are held "
+    "fitted on 6 of the layouts of `python -m benchmarks plan_memory` on an AMD EPYC, 2026-11-29; the others are held "
     "out"
 )
 PROCESS = Constant(55 * 2.0**20, f"libraries' own memory once they compute, ranks of a CPU: {_RESIDENT}")
@@ -27,6 +27,9 @@ WRAPPED = Constant(
 )
 HEAP = Constant(
     0.27, f"share of activations and buffers that the C library's heap keeps free between them: {_RESIDENT}"
+)
+HEAP_BESIDE_MESSAGES = Constant(
+    0.6, f"the same share where tensor-parallel ranks' messages come and go between them: {_RESIDENT}"
 )
 _GIVES_BACK = 2
 """ZeRO stage with which freed blocks above 8 MiB go back to the kernel (`engine.host_memory`): its heap has no holes of
@@ -80,10 +83,13 @@ class OwnMemory:
         buckets = states.buckets + _messages(plan, flights)
         temporary = states.gathered + buckets + activations + kept.working + kept.loss
         if self._on_cpu:
-            holes = 0.0 if plan.zero_stage == _GIVES_BACK else HEAP.value * temporary
-            overhead = round(PROCESS.value + (WRAPPED.value if plan.zero_stage > 0 else 0.0) + holes)
+            share = HEAP if plan.tensor_parallel_size == 1 else HEAP_BESIDE_MESSAGES
+            holes = 0.0 if plan.zero_stage == _GIVES_BACK else share.value * temporary
+            from_start = WRAPPED.value if plan.zero_stage > 0 else 0.0
+            overhead = round(PROCESS.value + from_start + holes)
         else:
-            overhead = round(CONTEXT.value + FRAGMENTS.value * (states.held + temporary))
+            from_start = CONTEXT.value
+            overhead = round(from_start + FRAGMENTS.value * (states.held + temporary))
         return StageMemory(
             weights=states.weights,
             gradients=states.gradients,
@@ -95,7 +101,7 @@ class OwnMemory:
             buckets=buckets,
             gathered=states.gathered,
             overhead=overhead,
-            init_peak=states.weights + states.master + states.start + overhead,
+            init_peak=states.weights + states.master + states.start + round(from_start),
             step_peak=states.held + states.step + overhead,
             host=states.host,
             in_flight=sum(flights),

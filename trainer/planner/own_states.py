@@ -143,8 +143,8 @@ def _flat(plan: RunPlan, rank: RankParts, choice: Choice, sizes: _Sizes) -> Stat
     moments = 2 * _FP32 * own
     start = width * sizes.padded
     if keeping is Keeping.bf16:
-        gradients = _FP32 * sizes.padded + width * sizes.trained
-        return States(weights, gradients, master, moments, _FP32 * bucket, 0, 0, start, 0)
+        sums = _FP32 * sizes.padded
+        return States(weights, sums + width * sizes.trained, master, moments, _FP32 * bucket, 0, 0, sums, 0)
     if keeping is Keeping.flat:
         return States(weights, _FP32 * sizes.padded, master, moments, _FP32 * bucket, 0, 0, start, 0)
     # Gradients of the layers that are computed, before a bucket takes them; with stage 1 those of all layers wait for
@@ -165,6 +165,8 @@ def _flat(plan: RunPlan, rank: RankParts, choice: Choice, sizes: _Sizes) -> Stat
     if choice.on_cpu:
         rounded = width * own if width == 2 else 0
         gradients = _FP32 * own + reduced + added
+        # fp32 weights are copied before the copy becomes the weights; a place for gradients, two for the largest one.
+        start = max(start, (_FP32 if width == _FP32 else 0) * own + (width + _FP32) * own + 2 * _FP32 * rank.largest)
         return States(weights, gradients, master, moments, buckets + _FP32 * rank.largest + rounded, 0, 0, start, 0)
     return States(weights, reduced, 0, 0, buckets, 0, 0, start, on_host + (_FP32 + width) * own)
 
@@ -202,11 +204,13 @@ def _sharded(plan: RunPlan, rank: RankParts, choice: Choice) -> States:
     buckets = _FP32 * (waiting + 3 * bucket)
     master = _FP32 * own if width == 2 else 0
     moments = 2 * _FP32 * own
+    # Shards are put into flat tensors; fp32 ones are copied once more before the copy becomes the shards.
+    start = width * own_all + (_FP32 * own if width == _FP32 else 0)
     if choice.offload is OffloadKind.none:
-        return States(weights, _FP32 * own, master, moments, buckets, gathered, 0, 0, 0)
+        return States(weights, _FP32 * own, master, moments, buckets, gathered, 0, start, 0)
     if choice.on_cpu and choice.offload is OffloadKind.cpu:
         buckets += 2 * _FP32 * rank.largest
-        return States(weights, 2 * _FP32 * own, master, moments, buckets, gathered, 0, 0, 0)
+        return States(weights, 2 * _FP32 * own, master, moments, buckets, gathered, 0, start + _FP32 * own, 0)
     host = (4 * _FP32) * own if choice.offload is OffloadKind.cpu else 0
     if plan.offloads_parameters:
         if choice.offload is OffloadKind.cpu:
