@@ -151,5 +151,5 @@ def test_the_newest_checkpoint_is_found_whatever_lies_beside_it(place: Path) -> 
 
 @LAYOUTS
 def test_what_a_run_shows_may_change(layout: str, used: Path) -> None:
-    words = [*SYNTHETIC, f"layout={layout}", "logging.csv=true", "logging.console=quiet"]
+    words = [*SYNTHETIC, f"layout={layout}", "logging.csv=true", "logging.console=quiet", "cluster=h100"]
     RunFolder.of(compose(words)).check(compose(words))
