@@ -79,6 +79,8 @@ def test_settings(place: Path) -> None:
     assert texts("train model.bias=") == ["model.bias=true", "model.bias=false"]
     assert [word.partition("=")[2] for word in texts("train layout.data_parallel_size=")] == ["auto", "null"]
     assert texts("train model=gpt2_124m,mistr") == ["model=gpt2_124m,mistral_7b"]
+    assert {"cluster=h100", "cluster=cpu"} <= set(texts("train cluster="))
+    assert texts("train cluster.device=H20") == ["cluster.device=H200-NVL", "cluster.device=H200", "cluster.device=H20"]
     assert texts("train --optimizer.weight") == ["--optimizer.weight_decay="]
     assert texts("train grad_cl") == ["optimizer.grad_clip="]
     assert texts("train nothing") == []

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any, get_args
 
-from trainer.config import schema, schema_cluster, schema_logging, schema_model, schema_runtime, schema_train
 from trainer.config.keys import KEYS, OWNERS, is_list, number_or_word, optional
 from trainer.config.keys import shown_value as shown_value
-from trainer.config.meanings import meanings
+from trainer.config.meanings import SCHEMAS, meanings
 from trainer.config.rules_ranges import BELOW_ONE, CLOSED, MAXIMA, MINIMA, NOT_NEGATIVE, POSITIVE
 from trainer.config.schema import TridentConfig
 from trainer.config.validate import ALL_RULES
@@ -20,8 +19,7 @@ from trainer.spec import execution, model, parts, rope
 
 def told_in_schema() -> dict[str, str]:
     """Return `Class.field` -> the schema's text about the field, and `Class` -> its text about the class."""
-    schemas = (schema, schema_model, schema_train, schema_runtime, schema_logging, schema_cluster)
-    return meanings((*schemas, parts, rope, model, execution))
+    return meanings((*SCHEMAS, parts, rope, model, execution))
 
 
 def group_of(key: str) -> str:

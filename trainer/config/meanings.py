@@ -7,6 +7,11 @@ import inspect
 from collections.abc import Iterable
 from types import ModuleType
 
+from trainer.config import schema, schema_cluster, schema_logging, schema_model, schema_runtime, schema_train
+
+SCHEMAS: tuple[ModuleType, ...] = (schema, schema_model, schema_train, schema_runtime, schema_logging, schema_cluster)
+"""Modules that declare the keys; those of a part of the model are in `trainer.spec`."""
+
 
 def meanings(modules: Iterable[ModuleType]) -> dict[str, str]:
     """Return `Class.field` -> the string literal under the field, and `Class` -> its docstring, as single lines."""

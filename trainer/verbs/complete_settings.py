@@ -8,15 +8,15 @@ from dataclasses import replace
 from enum import Enum
 from typing import get_args
 
-from trainer.config import schema, schema_logging, schema_model, schema_runtime, schema_train
 from trainer.config.arguments import read_arguments
 from trainer.config.keys import GROUPS, KEYS, OWNERS, is_list, number_or_word, optional
 from trainer.config.layout_words import LAYOUT, continuations
-from trainer.config.meanings import meanings
+from trainer.config.meanings import SCHEMAS, meanings
 from trainer.config.places import PATHS, PLAIN
 from trainer.config.schema import TridentConfig
 from trainer.config.searched import options, places
 from trainer.config.words import CONFIG, EXPERIMENT, SEARCHPATH
+from trainer.devices import NAMES
 from trainer.errors import ConfigError
 from trainer.spec import rope
 from trainer.verbs.complete_paths import folders, paths, runs
@@ -31,8 +31,8 @@ _ENDINGS = {
     CONFIG: (".yaml", ".yml"),
     EXPERIMENT: (".yaml", ".yml"),
 }
-_WORDS = {"checkpoint.resume": ("auto", "never"), "data.chat_template": (PLAIN,)}
-"""Values of a path key that are no paths."""
+_WORDS = {"checkpoint.resume": ("auto", "never"), "data.chat_template": (PLAIN,), "cluster.device": NAMES}
+"""Values that the type of a key does not tell."""
 
 
 def settings(current: str, words: Sequence[str]) -> Iterator[Found]:
@@ -115,7 +115,7 @@ def _files(words: Sequence[str]) -> Mapping[str, list[str]]:
 
 @functools.cache
 def _meanings() -> Mapping[str, str]:
-    return meanings((schema, schema_model, schema_train, schema_runtime, schema_logging, rope))
+    return meanings((*SCHEMAS, rope))
 
 
 def _told(key: str) -> str:
