@@ -16,6 +16,7 @@ from trainer.config.schema import DeviceKind
 from trainer.planner.cluster import Cluster
 from trainer.planner.profile import Profile
 from trainer.planner.profile_file import Calibration, circumstances, profile_path, write_calibration
+from trainer.planner.step_time import TimeModel
 
 Say = Callable[[str], None]
 ROUNDS = 9
@@ -61,7 +62,7 @@ def calibrate(cluster: Cluster, say: Say, rounds: int = ROUNDS, budget_s: float 
 def profile_of(
     measured: Sequence[Measurements], trials: Sequence[Trial], cluster: Cluster, facts: Facts, say: Say
 ) -> Profile:
-    """Return the profile that measurements make, and say how well it fits them."""
+    """Return the profile that measurements make, and say how well it fits each of them."""
     kind = DeviceKind.cpu if cluster.is_cpu else DeviceKind.cuda
     start = kernel_profile(measured, facts, cluster.is_cpu)
     by_name: Mapping[str, Trial] = {trial.name: trial for trial in trials}
@@ -71,4 +72,10 @@ def profile_of(
             say(f"left out {name}: {reason}")
     plans = [by_name[step.trial].plan(kind) for step in steps]
     here = replace(cluster, peak_flops=start.peak_flops)
-    return fitted_on_steps(start, plans, [step.typical for step in steps], here, facts)
+    profile = fitted_on_steps(start, plans, [step.typical for step in steps], here, facts)
+    model = TimeModel(here, profile)
+    for step, plan in zip(steps, plans, strict=True):
+        predicted = model.step(plan).time.total
+        error = predicted / step.typical - 1
+        say(f"{step.trial:<16} {1e3 * step.typical:8.1f} ms a step, fitted {1e3 * predicted:8.1f} ms ({error:+.0%})")
+    return profile

@@ -7,18 +7,20 @@ engine, by the time model itself, so that its terms mean the same when they are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean, geometric_mean
 
 from trainer.calibration.fit import Free, adjusted, nonnegative_fit
 from trainer.calibration.measurements import AttentionTime, GemmTime, Measurements, MessageTime
 from trainer.config.plan import RunPlan
-from trainer.config.schema import Dtype
+from trainer.config.schema import Dtype, OffloadKind
 from trainer.errors import TridentError
 from trainer.planner.cluster import Cluster
 from trainer.planner.constants import Constant
 from trainer.planner.profile import Collective, Link, Profile
 from trainer.planner.step_time import TimeModel
+from trainer.spec.execution import RecomputeKind
 
 
 class NothingMeasured(TridentError):
@@ -66,35 +68,36 @@ def kernel_profile(measured: Sequence[Measurements], facts: Facts, is_cpu: bool)
             moved * together / bandwidth, source(f"{len(busy.gemms)} GEMMs of layers, {busy.ranks} ranks at once")
         ),
         gemm_latency_s=Constant(latency, source(f"{len(busy.gemms)} GEMMs of layers")),
-        attention_efficiency=Constant(
-            attention_efficiency(busy.attention, peaks), source(f"{len(busy.attention)} shapes of causal attention")
-        ),
+        attention_efficiency=Constant(0.3, "of formats whose attention was not measured: a usual share"),
         bandwidth_efficiency=Constant(max(streams) / bandwidth, source("sums of arrays that fit into caches")),
-        launch_s=Constant(1e-3 if is_cpu else 6e-4, "start of the fit"),
+        launch_s=Constant(1e-3 if is_cpu else 6e-4, _USUAL),
         intra_node=link_of(_messages(measured, *_COLLECTIVES), facts, "all collectives") or _no_link(),
         inter_node=link_of(_messages(measured, *_COLLECTIVES), facts, "collectives inside the machine") or _no_link(),
         host=link_of(_messages(measured, "to_device", "to_host"), facts, "copies of pinned memory") or _no_link(),
         gradient_traffic=Constant(1.0, "volume formula"),
-        overlap=Constant(0.0 if is_cpu else 0.5, "usual value, not measured"),
-        optimizer_efficiency=Constant(1.0, "start of the fit"),
-        step_s=Constant(1e-3, "start of the fit"),
-        error=Constant(0.15, "aim of a calibration"),
+        overlap=Constant(0.0 if is_cpu else 0.5, _USUAL),
+        optimizer_efficiency=Constant(1.0, _USUAL),
+        step_s=Constant(1e-3, _USUAL),
+        error=Constant(0.3, _USUAL),
         memory_error=Constant(0.1, "memory is not calibrated"),
-        micro_batch_s=Constant(1e-3, "start of the fit"),
-        gather_s=Constant(1e-3, "start of the fit"),
-        host_bandwidth=Constant(bandwidth, source("the optimizer on the host moves as sums of arrays do"))
-        if is_cpu
-        else None,
+        micro_batch_s=Constant(1e-3, _USUAL),
+        gather_s=Constant(1e-3, _USUAL),
+        host_bandwidth=Constant(bandwidth, source("sums of large arrays")) if is_cpu else None,
         collectives=_collectives(measured, facts),
         measured_on=facts.date,
         peak_flops={
             Dtype(dtype): Constant(together * peak, source(f"{dtype} GEMMs of layers, {busy.ranks} ranks at once"))
             for dtype, peak in peaks.items()
         },
+        attention_flops={
+            Dtype(dtype): Constant(together * rate, source(f"causal attention in {dtype}, {busy.ranks} ranks at once"))
+            for dtype, rate in attention_rates(busy.attention).items()
+        },
         memory_bandwidth=Constant(bandwidth, source(f"sums of large arrays, {busy.ranks} ranks at once")),
     )
 
 
+_USUAL = "a usual value, not measured"
 _COLLECTIVES = tuple(one.value for one in Collective)
 
 
@@ -131,10 +134,12 @@ def gemm_rates(gemms: Sequence[GemmTime]) -> tuple[dict[str, float], float, floa
     return peaks, 1 / max(per_byte, slowest_bytes * 1e-2), latency
 
 
-def attention_efficiency(times: Sequence[AttentionTime], peaks: Mapping[str, float]) -> float:
-    """Return the share of the peak that attention reaches: forward and backward are 3.5 times forward's FLOPs."""
-    shares = [3.5 * one.forward_flops / one.seconds / peaks[one.dtype] for one in times if one.dtype in peaks]
-    return sum(shares) / len(shares) if shares else 0.5
+def attention_rates(times: Sequence[AttentionTime]) -> dict[str, float]:
+    """Return the FLOP/s of attention by number format: forward and backward are 3.5 times forward's FLOPs."""
+    rates: dict[str, list[float]] = {}
+    for one in times:
+        rates.setdefault(one.dtype, []).append(3.5 * one.forward_flops / one.seconds)
+    return {dtype: geometric_mean(found) for dtype, found in rates.items()}
 
 
 def link_of(messages: Sequence[MessageTime], facts: Facts, what: str) -> Link | None:
@@ -156,23 +161,25 @@ def link_of(messages: Sequence[MessageTime], facts: Facts, what: str) -> Link | 
 
 
 STEPS = {
-    "bandwidth_efficiency": 0.7,
-    "gemm_efficiency": 0.15,
-    "launch_s": 1.5,
-    "micro_batch_s": 1.5,
-    "step_s": 1.5,
-    "gather_s": 1.5,
-    "optimizer_efficiency": 0.7,
+    "gemm_efficiency": Free(1.0, 0.1),
+    "bandwidth_efficiency": Free(1.0, 1.0),
+    "loss_efficiency": Free(1.0, 1.0),
+    "half_factor": Free(1.0, 0.5),
+    "recompute_factor": Free(1.0, 0.5),
+    "launch_s": Free(1e-3, 1.5),
+    "micro_batch_s": Free(1e-3, 1.5),
+    "step_s": Free(1e-3, 1.5),
+    "gather_s": Free(1e-3, 1.5),
+    "weight_traffic": Free(1.5, 1.0),
+    "optimizer_efficiency": Free(1.0, 0.7),
+    "shard_bytes": Free(30.0, 1.0),
+    "host_bandwidth": Free(1e10, 1.5),
 }
-"""Constants that are fitted on steps, with the spread around their start (`Free.spread`)."""
+"""Constants that are fitted on steps, with their usual values on a CPU and how far those may be off."""
 
 
 def fitted_on_steps(
-    start: Profile,
-    plans: Sequence[RunPlan],
-    seconds: Sequence[float],
-    cluster: Cluster,
-    facts: Facts,
+    start: Profile, plans: Sequence[RunPlan], seconds: Sequence[float], cluster: Cluster, facts: Facts
 ) -> Profile:
     """Return the profile under which the time model predicts measured steps best.
 
@@ -193,8 +200,22 @@ def fitted_on_steps(
         model = TimeModel(cluster, under(values))
         return [model.step(plan).time.total for plan in plans]
 
-    free = {name: Free(getattr(start, name).value, spread) for name, spread in STEPS.items()}
+    undetermined = set(_undetermined(plans))
+    found = adjusted({name: one for name, one in STEPS.items() if name not in undetermined}, predict, seconds)
+    errors = [abs(guess / time - 1) for guess, time in zip(predict(found), seconds, strict=True)]
+    told = f"twice the mean error over the {len(plans)} small models that it was fitted on, measured on {facts.date}"
+    return replace(under(found), error=Constant(2 * fmean(errors), told))
+
+
+def _undetermined(plans: Sequence[RunPlan]) -> Iterator[str]:
+    """Yield the constants that none of these runs depends on."""
     if not any(plan.zero_stage == 3 for plan in plans):
-        del free["gather_s"]
-    values = adjusted(free, predict, seconds)
-    return under(values)
+        yield from ("gather_s", "weight_traffic")
+    if not any(plan.zero_stage for plan in plans):
+        yield "shard_bytes"
+    if not any(plan.dtype is not Dtype.fp32 for plan in plans):
+        yield "half_factor"
+    if not any(plan.execution.recompute is RecomputeKind.full for plan in plans):
+        yield "recompute_factor"
+    if all(plan.offload is OffloadKind.none for plan in plans):
+        yield "host_bandwidth"

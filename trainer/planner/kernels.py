@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from trainer.config.plan import RunPlan
+from trainer.config.schema import Dtype
 from trainer.errors import ConfigError
 from trainer.planner.cluster import Cluster
 from trainer.planner.links import Group, Wires
 from trainer.planner.profile import Collective, Profile
 from trainer.planner.work import Gemm, Work, element_bytes, gradient_bytes, is_recomputed, layer_work, tokens
 from trainer.spec.execution import RecomputeKind
-from trainer.spec.model import Layer
+from trainer.spec.model import Layer, LayerKind
 
 FUSED_BACKWARD = 2.5
 """FLOPs of a fused attention's backward, which makes the scores anew, over its forward (arXiv 2307.08691)."""
@@ -86,10 +87,10 @@ class Kernels:
         work = layer_work(plan, layer, software)
         gemm = sum(self._gemm(one, plan, share) for one in work.gemms)
         attention = self._attention(work, plan, share)
-        moved = work.moved_bytes / (profile.bandwidth_efficiency.value * self.bandwidth * share)
+        moved = self._moved(work, layer, plan, share)
         again = is_recomputed(plan, layer)
         gathering = profile.gather_s.value if work.is_block and plan.zero_stage == 3 else 0.0
-        recompute = gemm + attention + moved if again else 0.0
+        recompute = profile.recompute_factor.value * (gemm + attention + moved) if again else 0.0
         if work.is_block and plan.execution.recompute is RecomputeKind.selective:
             recompute = attention
         backward_attention = attention * (2.0 if profile.score_passes.value else FUSED_BACKWARD)
@@ -135,10 +136,21 @@ class Kernels:
         seconds += moved / (profile.gemm_bandwidth_efficiency.value * self.bandwidth * share)
         return seconds + profile.gemm_latency_s.value
 
+    def _moved(self, work: Work, layer: Layer, plan: RunPlan, share: float) -> float:
+        profile = self._profile
+        efficiency, factor = profile.bandwidth_efficiency, 1.0
+        if layer.kind is LayerKind.head and profile.loss_efficiency is not None:
+            efficiency = profile.loss_efficiency
+        elif plan.dtype is not Dtype.fp32:
+            factor = profile.half_factor.value
+        return factor * work.moved_bytes / (efficiency.value * self.bandwidth * share)
+
     def _attention(self, work: Work, plan: RunPlan, share: float) -> float:
         profile = self._profile
+        rate = profile.attention_flops.get(plan.dtype)
+        peak = profile.attention_efficiency.value * self.peak(plan) if rate is None else rate.value
         flops = work.attention_flops * (profile.causal_share.value if work.is_causal else 1.0)
-        seconds = flops / (profile.attention_efficiency.value * self.peak(plan) * share)
+        seconds = flops / (peak * share)
         if work.has_odd_heads:
             seconds *= profile.odd_head_factor.value
         moved = profile.score_passes.value * work.scores * element_bytes(plan)

@@ -103,6 +103,18 @@ class Profile:
     """Share of the collectives of the tensor axis that GEMMs hide."""
     micro_batch_s: Constant = ZERO
     """Fixed seconds of a micro-batch on each pipeline rank, forward and backward: Python of the engine, the loss."""
+    loss_efficiency: Constant | None = None
+    """Share of the memory's bandwidth that the loss reaches, whose chunks of logits may stay in caches.
+
+    None: that of other element-wise work."""
+    half_factor: Constant = field(default=Constant(1.0, "half as many bytes take half the time"))
+    """Factor of the time of element-wise work in bf16 and fp16, beyond what its bytes take."""
+    recompute_factor: Constant = field(default=Constant(1.0, "a second forward pass takes as long as the first"))
+    """Factor of the time of what full recomputation computes again."""
+    shard_bytes: Constant = ZERO
+    """Bytes that ZeRO moves through memory in a step for each element that a rank trains, such as flat copies."""
+    attention_flops: Mapping[Dtype, Constant] = field(default_factory=dict)
+    """Measured FLOP/s of attention by number format, which replace `attention_efficiency` x peak."""
     gather_s: Constant = ZERO
     """Fixed seconds of a block in one pass under ZeRO-3, which gathers its weights: hooks, and calls of collectives."""
     host_bandwidth: Constant | None = None

@@ -37,7 +37,11 @@ _SHARE = (1e-3, 1e3)
 _LATENCY = (0.0, 10.0)
 _RANGES: Mapping[str, tuple[float, float]] = {
     "peak_flops": (1e6, _FASTEST),
+    "attention_flops": (1e5, _FASTEST),
     "memory_bandwidth": (1e6, _FASTEST),
+    "host_bandwidth": (1e6, _FASTEST),
+    "rate": (1e3, _FASTEST),
+    "shard_bytes": (0.0, 1e6),
     "half_bytes": (0.0, 1e12),
     "overlap": (0.0, 1.0),
     "tensor_overlap": (0.0, 1.0),

@@ -56,7 +56,9 @@ class Update:
         plan, profile = self._plan, self._profile
         own = rank.trained / (plan.data_parallel_size if plan.zero_stage else 1)
         rate = profile.optimizer_efficiency.value * self._bandwidth
-        passes = GRADIENT_PASSES * FP32_BYTES * rank.trained
+        passes: float = GRADIENT_PASSES * FP32_BYTES * rank.trained
+        if plan.zero_stage:
+            passes += self._profile.shard_bytes.value * rank.trained
         # Half-precision weights are written from the fp32 ones.
         moved = own * (ADAM_BYTES + (element_bytes(plan) if plan.dtype is not Dtype.fp32 else 0))
         if plan.offload is OffloadKind.none or plan.zero_stage == 0:

@@ -9,7 +9,7 @@ import pytest
 from trainer.calibration.device_profile import (
     Facts,
     NothingMeasured,
-    attention_efficiency,
+    attention_rates,
     fitted_on_steps,
     gemm_rates,
     kernel_profile,
@@ -117,10 +117,10 @@ def test_a_link_has_latency_hop_and_rate() -> None:
     assert link_of([], FACTS, "messages") is None
 
 
-def test_attention_of_formats_without_a_peak_does_not_count() -> None:
+def test_rates_of_attention_are_those_of_each_format() -> None:
     times = [AttentionTime("fp32", 1, 1, 10, 10, 3.5), AttentionTime("bf16", 1, 1, 10, 10, 1.0)]
-    assert attention_efficiency(times, {"fp32": 8000.0}) == pytest.approx(0.5)
-    assert attention_efficiency([], {}) == 0.5
+    assert attention_rates(times) == pytest.approx({"fp32": 4000.0, "bf16": 14000.0})
+    assert attention_rates([]) == {}
 
 
 def test_rates_of_a_processor_are_those_of_all_its_cores() -> None:
@@ -130,7 +130,7 @@ def test_rates_of_a_processor_are_those_of_all_its_cores() -> None:
     assert found.memory_bandwidth.value == pytest.approx(2e10)
     assert found.bandwidth_efficiency.value == pytest.approx(5.0)
     assert found.gemm_bandwidth_efficiency.value == pytest.approx(3.0, rel=1e-3)
-    assert found.attention_efficiency.value == pytest.approx(0.5, rel=1e-3)
+    assert found.attention_flops[Dtype.fp32].value == pytest.approx(2e11, rel=1e-3)
     assert set(found.collectives) == set(Collective)
     assert found.measured_on == "2026-11-29"
     assert "measured on 2026-11-29 with torch 2.9" in found.peak_flops[Dtype.bf16].source
@@ -159,11 +159,16 @@ def test_what_steps_take_is_found_by_the_time_model_itself() -> None:
     start = kernel_profile(measured(), FACTS, is_cpu=True)
     true = replace(
         start,
-        bandwidth_efficiency=number(start.bandwidth_efficiency.value * 0.5),
+        bandwidth_efficiency=number(0.4),
+        loss_efficiency=number(2.0),
+        half_factor=number(1.5),
+        recompute_factor=number(2.0),
         launch_s=number(2e-3),
         micro_batch_s=number(3e-3),
         step_s=number(5e-3),
         gather_s=number(4e-3),
+        shard_bytes=number(60.0),
+        host_bandwidth=number(8e9),
     )
     model = TimeModel(CLUSTER, true)
     seconds = [model.step(plan).time.total for plan in plans]
@@ -173,13 +178,20 @@ def test_what_steps_take_is_found_by_the_time_model_itself() -> None:
         assert again.step(plan).time.total == pytest.approx(expected, rel=0.03)
     assert found.launch_s.value == pytest.approx(2e-3, rel=0.25)
     assert found.launch_s.source == f"measured on 2026-11-29 with torch 2.9: steps of {len(plans)} small models"
+    assert found.recompute_factor.value == pytest.approx(2.0, rel=0.25)
+    assert found.host_bandwidth is not None
+    assert found.host_bandwidth.value == pytest.approx(8e9, rel=0.5)
     assert found.collectives == start.collectives
+    assert 0 < found.error.value < 0.06
 
 
-def test_without_zero3_its_constant_stays() -> None:
+def test_constants_of_what_was_not_tried_stay() -> None:
     plans = [trial.plan(DeviceKind.cpu) for trial in cpu_trials()[:2]]
     start = kernel_profile(measured(), FACTS, is_cpu=True)
-    assert fitted_on_steps(start, plans, [0.1, 0.1], CLUSTER, FACTS).gather_s == start.gather_s
+    found = fitted_on_steps(start, plans, [0.1, 0.1], CLUSTER, FACTS)
+    for name in ("gather_s", "weight_traffic", "shard_bytes", "half_factor", "recompute_factor", "host_bandwidth"):
+        assert getattr(found, name) == getattr(start, name)
+    assert found.launch_s != start.launch_s
 
 
 def test_trials_fit_the_machine() -> None:
