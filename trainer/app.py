@@ -7,7 +7,6 @@ import socket
 from collections.abc import Sequence
 from datetime import timedelta
 
-import torch
 from torch._C._distributed_c10d import Store
 
 from trainer import interruption
@@ -24,7 +23,7 @@ from trainer.data.prepare import PreparedData, prepare, stream_identity
 from trainer.engine.build import build_engine
 from trainer.engine.face import Engine
 from trainer.engine.world import check_precision, choose_device, start_world, stop_world
-from trainer.errors import DataError, OutOfMemoryError, Preempted, TridentError
+from trainer.errors import DataError, Preempted, TridentError
 from trainer.evaluation.tasks_hook import TasksHook
 from trainer.kernels.attention_backend import attention_kernel
 from trainer.kernels.processor import multiplies_by_onednn
@@ -41,8 +40,9 @@ from trainer.loop.session import Session
 from trainer.loop.state import TrainState
 from trainer.loop.stop import StopRequest
 from trainer.loop.train import Batches, Loop
-from trainer.machine import memory_limit
+from trainer.metrics.memory import MemoryMeter
 from trainer.metrics.sinks import RunFacts, build_metrics, forget_rows
+from trainer.out_of_memory import MemoryWatch, measured
 from trainer.pipeline.machines import placement_warning
 from trainer.profiling.phases import MarkedProgress
 from trainer.profiling.profile_hook import ProfileHook
@@ -83,6 +83,7 @@ def train_rank(config: TridentConfig, world: World, store: Store | None = None, 
     if config.checkpoint.every > 0 or config.checkpoint.save_final:
         together(control, folder.check_shared, is_of_machine=True)
     together(control, lambda: use_terminal(*send_output_to(folder.log(groups.rank))))
+    memory = MemoryWatch(groups, measured)
     guard = RankGuard(folder.logs, groups.rank)
     together(control, guard.enter)
     interruption.before_end(guard.interrupted)
@@ -95,12 +96,13 @@ def train_rank(config: TridentConfig, world: World, store: Store | None = None, 
             together(control, lambda: _write(beginning, plan, prepared) if begins else None)
             session = Session(plan=plan, groups=groups, hosts=hosts, progress=current())
             _announce(session)
-            end = _train(session, prepared, folder)
+            memory.begin(plan)
+            end = _train(session, prepared, folder, memory)
     except BaseException as error:
         if isinstance(error, Exception):
             # A launcher that loses a rank asks the others to end, at the very moment at which they notice the loss.
             interruption.settle(error.exit_code if isinstance(error, TridentError) else TridentError.exit_code)
-        return guard.fail(_in_our_words(error))
+        return guard.fail(memory.in_our_words(error))
     code = Preempted.exit_code if end.status == "stopped" else 0
     interruption.settle(code)
     if end.status == "stopped":
@@ -148,31 +150,6 @@ def _check_same_data(prepared: PreparedData, control: Group, hosts: Sequence[str
     )
 
 
-def _in_our_words(error: BaseException) -> BaseException:
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator: " in str(error):
-        limited = memory_limit()
-        size = "" if limited is None else f", of which this container or job may have {limited.limit_gib:.3g} GiB"
-        reason = str(error).partition("DefaultCPUAllocator: ")[2].splitlines()
-        return OutOfMemoryError(
-            f"the model must fit into host memory{size}, but: {reason[0] if reason else 'an allocation failed'}",
-            hints=[
-                "start fewer ranks on this machine, or lower batch.micro_batch_size",
-                "set model.recompute=full, or raise layout.tensor_parallel_size or layout.pipeline_parallel_size",
-                "raise the limit of the container, the job or the shell (ulimit -v)",
-            ],
-        )
-    if isinstance(error, torch.OutOfMemoryError):
-        return OutOfMemoryError(
-            f"the model must fit into device memory, but: {str(error).splitlines()[0]}",
-            hints=[
-                "set model.recompute=full, or lower batch.micro_batch_size",
-                "raise layout.tensor_parallel_size or layout.pipeline_parallel_size",
-                "set zero.offload=cpu",
-            ],
-        )
-    return error
-
-
 def _announce(session: Session) -> None:
     """Print the facts of the run that only a rank knows."""
     plan, groups = session.plan, session.groups
@@ -186,7 +163,7 @@ def _announce(session: Session) -> None:
         warn(warning)
 
 
-def _train(session: Session, prepared: PreparedData, folder: RunFolder) -> RunEnd:
+def _train(session: Session, prepared: PreparedData, folder: RunFolder, memory: MemoryWatch) -> RunEnd:
     plan, groups, config = session.plan, session.groups, session.plan.config
     control, progress = groups.control, session.progress
     stream = stream_identity(prepared, config)
@@ -201,6 +178,7 @@ def _train(session: Session, prepared: PreparedData, folder: RunFolder) -> RunEn
     progress.enter(BUILDING)
     # Weights that a checkpoint overwrites are not drawn.
     engine = build_engine(plan, groups, progress, Reserved(groups.tensor) if found is not None else None)
+    memory.engine = engine
     if found is not None:
         progress.enter(LOADING)
         load(found, engine, plan, groups)
@@ -210,7 +188,7 @@ def _train(session: Session, prepared: PreparedData, folder: RunFolder) -> RunEn
     background = host_group(timedelta(seconds=config.runtime.timeout_s))
     base = _base(config, found, folder, control)
     saver = CheckpointHook(folder.checkpoints, engine, plan, state, groups, background, session.measures, base)
-    hooks = _hooks(session, engine, state, saver, folder)
+    hooks = _hooks(session, engine, state, saver, folder, memory.meter)
 
     def go_back() -> TrainState:
         # The checkpoint under way may be the one that the run goes back to.
@@ -264,11 +242,18 @@ def _batches(session: Session, prepared: PreparedData, sample_length: int, evalu
     return Batches(training, validation_batches(prepared, plan, place, device))
 
 
-def _hooks(session: Session, engine: Engine, state: TrainState, saver: CheckpointHook, folder: RunFolder) -> list[Hook]:
+def _hooks(
+    session: Session,
+    engine: Engine,
+    state: TrainState,
+    saver: CheckpointHook,
+    folder: RunFolder,
+    memory: MemoryMeter | None,
+) -> list[Hook]:
     plan, groups, config = session.plan, session.groups, session.plan.config
     runtime = config.runtime
     about = RunFacts(folder.newest_checkpoint, lambda: lineage(folder.path))
-    metrics = build_metrics(plan, folder.path, state, groups, session.hosts, about)
+    metrics = build_metrics(plan, folder.path, state, groups, session.hosts, about, memory)
     checks = [
         ReplicaCheck(engine, groups, runtime.check_replicas_every),
         Recheck(engine, plan, groups, runtime.recheck_every),

@@ -63,9 +63,19 @@ class NumericsError(TridentError):
 
 
 class OutOfMemoryError(TridentError):
-    """A device ran out of memory."""
+    """A device or a machine ran out of memory.
+
+    Args:
+        message: as of every error.
+        hints: as of every error.
+        details: what held the memory, a table for a person that is shown before the message.
+    """
 
     exit_code = 6
+
+    def __init__(self, message: str, hints: Sequence[str] = (), details: Sequence[str] = ()) -> None:
+        super().__init__(message, hints)
+        self.details: tuple[str, ...] = tuple(details)
 
 
 class PeerLostError(TridentError):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TextIO
 
-from trainer.errors import TridentError
+from trainer.errors import OutOfMemoryError, TridentError
 
 _MAX_HINTS = 3
 
@@ -119,12 +119,15 @@ def report_error(error: TridentError) -> None:
 def report_failure(error: TridentError, log_of: str = "", log_lines: Sequence[str] = ()) -> None:
     """Print the same as `report_error` on whichever rank calls: for a fault that only this rank knows.
 
+    What held the memory of a rank that ran out of it comes before.
+
     Args:
         error: the fault.
         log_of: the rank whose log the lines are from, e.g. `rank 1`.
         log_lines: the end of that log, shown before the error.
     """
-    lines = [f"error: {_one_line(problem)}" for problem in error.problems]
+    lines = list(error.details) if isinstance(error, OutOfMemoryError) else []
+    lines += [f"error: {_one_line(problem)}" for problem in error.problems]
     lines += [f"hint: {_one_line(hint)}" for hint in error.hints[:_MAX_HINTS]]
     _record("\n".join(lines))
     _print("\n".join([*(f"{log_of} | {line}" for line in log_lines), *lines]), _error_stream())

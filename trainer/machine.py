@@ -101,6 +101,10 @@ class OomKills:
         self._root = root
         self._before = self._counts()
 
+    def is_ours(self) -> bool:
+        """Return whether such a kill was counted in this process's own control group."""
+        return self._counts()[0] > self._before[0]
+
     def hint(self) -> str | None:
         """Return a line that reports such a kill and names the limit, or None."""
         own, machine = (now - before for now, before in zip(self._counts(), self._before, strict=True))

@@ -55,6 +55,7 @@ ORDER = (
     "balance",
     "calibration",
     "beginning",
+    "out_of_memory",
     "supervise",
     "dry_run",
     "sweeps",

@@ -99,8 +99,8 @@ class LoggingConfig:
     """Seconds without a finished step after which an alert is sent to wandb. 0: never."""
     plan_alarm_factor: float | None = None
     """Multiple of the predicted time of a step, and of the predicted memory, from which on a warning is given. 0: none.
-    null: 1.3 for the time and 1.1 for the memory, or more where the prediction is less sure of itself, and none where
-    it may be off by more than half."""
+    null: 1.3 for the time and 1.1 (and a GiB) for the memory, or more where the prediction is less sure of itself, and
+    none where it may be off by half or more."""
     system_metrics: bool = True
     """Add processor, memory, network and GPU use of every node to the rows, every few seconds."""
     csv: bool = False

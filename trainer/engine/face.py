@@ -109,6 +109,9 @@ class Engine(Protocol):
         NaN if the waits cannot be separated: with ZeRO-3, which gathers weights in between. Local; may sync.
         """
 
+    def held_bytes(self) -> Mapping[str, int]:
+        """Return the bytes of tensors on this rank's device: weights, gradients, master and moments. Local; no sync."""
+
     def local_parameters(self) -> Mapping[str, torch.Tensor]:
         """Return this rank's tensor-parallel shard of every parameter it holds, by global name. fp32, on CPU.
 

@@ -12,6 +12,7 @@ from trainer.engine import masters
 from trainer.engine.deepspeed_engines import DrivenEngine
 from trainer.engine.face import Evaluation, Fragment, ReadShard, Recorded, StepResult
 from trainer.engine.global_batch import loss_of, parts_of_a_batch
+from trainer.engine.held import held_bytes
 from trainer.engine.own_time import OwnTime
 from trainer.engine.recording import Recorder
 from trainer.micro_batch import MicroBatch
@@ -83,6 +84,10 @@ class WrappedEngine:
     def take_own_seconds(self) -> float:
         """Return the mean seconds of a step's first forward pass; NaN with ZeRO-3, which measures none."""
         return self._own_time.take()
+
+    def held_bytes(self) -> Mapping[str, int]:
+        """Return the bytes of tensors on this rank's device, by purpose."""
+        return held_bytes(self._engine, self._groups.device)
 
     def local_parameters(self) -> Mapping[str, torch.Tensor]:
         """Return this rank's shards by global name; parameters that ZeRO-3 has sharded are gathered first."""

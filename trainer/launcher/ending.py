@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.errors import ConfigError, Preempted, TridentError
+from trainer.errors import ConfigError, OutOfMemoryError, Preempted, TridentError
 from trainer.interruption import INTERRUPTED
-from trainer.launcher.guard import GOES_ON, lost_error
+from trainer.launcher.guard import GOES_ON, Account, lost_error
 from trainer.launcher.output import tail
 from trainer.launcher.roster import Roster
 from trainer.launcher.start import LAUNCHER_LOG, Outcome
@@ -14,8 +14,15 @@ from trainer.log import report_failure
 from trainer.machine import OomKills
 
 
-def explain(outcome: Outcome, logs: Path, launcher_lines: list[str], oom_kills: OomKills, again: str = GOES_ON) -> None:
-    """Print why the ranks ended, if they could not do it themselves.
+def explain(
+    outcome: Outcome,
+    logs: Path,
+    launcher_lines: list[str],
+    oom_kills: OomKills,
+    again: str = GOES_ON,
+    account: Account | None = None,
+) -> int:
+    """Print why the ranks ended, if they could not do it themselves, and return the exit code of the command.
 
     Args:
         outcome: their end.
@@ -23,15 +30,18 @@ def explain(outcome: Outcome, logs: Path, launcher_lines: list[str], oom_kills: 
         launcher_lines: what the launcher printed.
         oom_kills: the kernel's kills for memory since they were started.
         again: what to do when a rank was lost.
+        account: tells of a rank that was killed for its memory; None if nobody can.
     """
     if outcome.lost_ranks:
         first = outcome.lost_ranks[0]
         log = logs / f"rank_{first}.log"
-        report_failure(lost_error(outcome.lost_ranks, oom_kills, log, again), f"rank {first}", tail(log))
-        return
+        error = lost_error(outcome.lost_ranks, oom_kills, log, again, account)
+        report_failure(error, f"rank {first}", tail(log))
+        return OutOfMemoryError.exit_code if isinstance(error, OutOfMemoryError) else outcome.exit_code
     is_expected = outcome.exit_code in (0, Preempted.exit_code, INTERRUPTED)
     if not is_expected and Roster(logs).told_failure() is None:
         _report_early_end(outcome.exit_code, logs, launcher_lines, oom_kills)
+    return outcome.exit_code
 
 
 def _report_early_end(exit_code: int, logs: Path, lines: list[str], oom_kills: OomKills) -> None:

@@ -33,10 +33,10 @@ def run_errand(world_size: int, arguments: Sequence[str]) -> int:
             oom_kills = OomKills()
             current().enter(STARTING_RANKS)
             outcome = run_ranks(world_size, arguments, logs)
-            explain(outcome, logs, tail(logs / LAUNCHER_LOG), oom_kills, AGAIN)
-        interruption.settle(outcome.exit_code)
-        if outcome.exit_code in (0, *interruption.ASKED):
+            code = explain(outcome, logs, tail(logs / LAUNCHER_LOG), oom_kills, AGAIN)
+        interruption.settle(code)
+        if code in (0, *interruption.ASKED):
             shutil.rmtree(logs, ignore_errors=True)
-        return outcome.exit_code
+        return code
     finally:
         del os.environ[LOGS_VARIABLE]

@@ -7,11 +7,11 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.errors import Interrupted, PeerLostError, TridentError
+from trainer.errors import Interrupted, OutOfMemoryError, PeerLostError, TridentError
 from trainer.files import storage_faults
 from trainer.interruption import ASKED, INTERRUPTED, tell_end
 from trainer.launcher.output import tail
@@ -27,6 +27,8 @@ LOSS_WAIT_S = 3.0
 """Seconds within which a peer's death must show for a broken collective to be blamed on it."""
 GOES_ON = "start the same command again: it resumes from the last checkpoint"
 """Advice after the loss of a rank that trains."""
+Account = Callable[[int], tuple[Sequence[str], Sequence[str]]]
+"""Returns what a rank that was killed for its memory was predicted to need, as lines, and hints what would fit."""
 _BROKEN_CONNECTION = re.compile(
     "connection closed|connection reset|connection refused|broken pipe|timed out waiting|remote process exited|"
     "no route to host|network error",
@@ -42,10 +44,12 @@ class RankGuard:
         logs: the run's `logs` folder.
         rank: global rank.
         again: what to do when a peer is lost.
+        account: tells of a peer that was killed for its memory; None if nobody can.
     """
 
-    def __init__(self, logs: Path, rank: int, again: str = GOES_ON) -> None:
+    def __init__(self, logs: Path, rank: int, again: str = GOES_ON, account: Account | None = None) -> None:
         self._again = again
+        self._account = account
         self._logs = logs
         self._rank = rank
         self._roster = Roster(logs)
@@ -97,9 +101,9 @@ class RankGuard:
                 self.leave()
                 return INTERRUPTED
             if lost := self._roster.lost():
-                self._report_lost(lost)
+                code = self._report_lost(lost)
                 self.leave()
-                return PeerLostError.exit_code
+                return code
             tell_end(error.name)
             self.interrupted(error.exit_code)
             return error.exit_code
@@ -112,11 +116,7 @@ class RankGuard:
         lost = []
         if isinstance(error, PeerLostError) or not isinstance(error, TridentError):
             lost = self._wait_for_loss(LOSS_WAIT_S)
-        told = (
-            lost_error(lost, self._oom_kills, again=self._again)
-            if lost
-            else self._lost_elsewhere(error) or self._as_trident_error(error)
-        )
+        told = self._lost(lost) if lost else self._lost_elsewhere(error) or self._as_trident_error(error)
         is_told_by_parent = bool(lost) and self._is_supervised
         if not is_told_by_parent and self._claim(told.exit_code):
             # A known fault says what to do; about one that nobody foresaw the log says most.
@@ -133,10 +133,15 @@ class RankGuard:
         sys.stderr.flush()
         report_failure(error, f"rank {shown_rank}", tail(self._logs / f"rank_{shown_rank}.log"))
 
-    def _report_lost(self, lost: Sequence[int]) -> None:
-        """Report lost peers, unless a parent does, or another rank has."""
-        if not self._is_supervised and self._claim(PeerLostError.exit_code):
-            self._report(lost_error(lost, self._oom_kills, again=self._again), lost[0])
+    def _lost(self, lost: Sequence[int]) -> TridentError:
+        return lost_error(lost, self._oom_kills, again=self._again, account=self._account)
+
+    def _report_lost(self, lost: Sequence[int]) -> int:
+        """Report lost peers, unless a parent does, or another rank has; return the exit code of their loss."""
+        error = self._lost(lost)
+        if not self._is_supervised and self._claim(error.exit_code):
+            self._report(error, lost[0])
+        return error.exit_code
 
     def _lost_elsewhere(self, error: BaseException) -> PeerLostError | None:
         """Return the error for a peer on another machine, whose process cannot be looked at from here."""
@@ -180,33 +185,38 @@ class RankGuard:
         os._exit(code)
 
     def _on_loss(self, lost: list[int]) -> None:
-        self._report_lost(lost)
+        code = self._report_lost(lost)
         self._roster.leave(self._rank)
         sys.stderr.flush()
         # The main thread may wait for the dead peer in a collective that never returns.
-        os._exit(PeerLostError.exit_code)
+        os._exit(code)
 
 
 def lost_error(
-    lost: Sequence[int], oom_kills: OomKills, log: Path | None = None, again: str = GOES_ON
-) -> PeerLostError:
+    lost: Sequence[int],
+    oom_kills: OomKills,
+    log: Path | None = None,
+    again: str = GOES_ON,
+    account: Account | None = None,
+) -> TridentError:
     """Return the error that names lost ranks, and says whether the kernel killed one for its memory.
+
+    It is one of memory where the kernel counted a kill in this process's own control group: the same config would come
+    to the same end. Elsewhere another process of the machine may have been killed.
 
     Args:
         lost: the lost ranks.
         oom_kills: the kernel's kills for memory since this run started.
         log: log of the first of them, if it is to be named.
         again: what to do then.
+        account: tells of a rank that was killed for its memory; None if nobody can.
     """
     killed = oom_kills.hint()
-    return PeerLostError(
-        lost_message(lost),
-        hints=[
-            *([killed] if killed else []),
-            *([f"its log is {log}"] if log else []),
-            again,
-        ],
-    )
+    of_log = [f"its log is {log}"] if log else []
+    if killed and oom_kills.is_ours():
+        lines, changes = account(lost[0]) if account is not None else ((), ())
+        return OutOfMemoryError(lost_message(lost), [killed, *changes, *of_log, again], lines)
+    return PeerLostError(lost_message(lost), [*([killed] if killed else []), *of_log, again])
 
 
 def lost_message(lost: Sequence[int]) -> str:

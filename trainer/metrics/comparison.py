@@ -23,6 +23,8 @@ LEAST_FULLER = 0.1
 """The same for memory."""
 WIDEST = 0.5
 """Relative error from which on a prediction is too unsure to warn of anything."""
+LEAST_BEYOND_GIB = 1.0
+"""Memory beyond what was predicted that is worth a warning: libraries take some at their first use."""
 _SLOW_RANK = 1.2
 _MORE_BUBBLE = 0.1
 _UNEVEN = 1.5
@@ -34,15 +36,17 @@ class Comparison:
     Args:
         expected: the prediction.
         factor: multiple of what was predicted from which on a warning is given; 0: never. None: 1 + the larger of the
-            prediction's own error and 30 % (memory: 10 %), and never where that error is above 50 %, as it is where
-            the device was not measured.
+            prediction's own error and 30 % (memory: 10 %, and a GiB at the least), and never where that error is 50 %
+            or more, as it is where the device was not measured.
     """
 
     def __init__(self, expected: Expected, factor: float | None = None) -> None:
         self.expected = expected
         """The prediction."""
         self._slow = _limit(expected.step_error, LEAST_SLOWER, factor)
-        self._full = _limit(expected.memory_error, LEAST_FULLER, factor)
+        self._full_gib = expected.peak_memory_gib * _limit(expected.memory_error, LEAST_FULLER, factor)
+        if factor is None:
+            self._full_gib = max(self._full_gib, expected.peak_memory_gib + LEAST_BEYOND_GIB)
         self._reports = 0
         self._slow_in_a_row = 0
         self._step_ms: list[float] = []
@@ -67,8 +71,8 @@ class Comparison:
         if self._slow_in_a_row == IN_A_ROW:
             self._slow = math.inf
             found.append(self._slower(report, across, slowest))
-        if across.fullest.used_gib > self._full * self.expected.peak_memory_gib:
-            self._full = math.inf
+        if across.fullest.used_gib > self._full_gib:
+            self._full_gib = math.inf
             found.append(self._fuller(report, across))
         return found
 
@@ -123,7 +127,7 @@ def _limit(error: float, least: float, factor: float | None) -> float:
     """Return the multiple of a prediction from which on a warning is given; infinity for never."""
     if factor is not None:
         return factor or math.inf
-    return math.inf if error > WIDEST else 1 + max(error, least)
+    return math.inf if error >= WIDEST else 1 + max(error, least)
 
 
 def _suspect(report: StepReport, across: Across, slowest: Slowest | None, expected: Expected) -> str:

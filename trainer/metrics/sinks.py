@@ -71,6 +71,7 @@ def build_metrics(
     groups: ParallelGroups,
     hosts: Sequence[str],
     facts: RunFacts | None = None,
+    memory: MemoryMeter | None = None,
 ) -> MetricsHook:
     """Build the hook with the sinks that the config asks for.
 
@@ -83,6 +84,7 @@ def build_metrics(
         groups: this rank's place.
         hosts: machine of every rank, in order of ranks.
         facts: about the run's checkpoints.
+        memory: this rank's meter, made before its engine; None for one that begins to look now.
     """
     device_name = torch.cuda.get_device_name(groups.device) if groups.device.type == "cuda" else None
     throughput = ThroughputMeter(
@@ -95,7 +97,7 @@ def build_metrics(
     reads_node = config.logging.system_metrics and os.environ.get("LOCAL_RANK", "0") == "0"
     stages = groups.mesh.stages
     across = AcrossMeter(
-        memory=MemoryMeter(groups.device),
+        memory=memory or MemoryMeter(groups.device),
         node=NodeMeter(with_gpus=groups.device.type == "cuda") if reads_node else None,
         stages=stages,
         control=groups.control,

@@ -11,7 +11,7 @@ from tests.unit.launcher.test_roster import write_entry
 from trainer.errors import CheckpointError, DataError, Interrupted, PeerLostError, StorageError
 from trainer.launcher import guard as guard_module
 from trainer.launcher import roster as roster_module
-from trainer.launcher.guard import RankGuard, lost_message
+from trainer.launcher.guard import RankGuard, lost_error, lost_message
 from trainer.launcher.roster import Roster
 
 Lose = Callable[[int], None]
@@ -106,6 +106,63 @@ def test_a_broken_collective_is_blamed_on_the_lost_peer(
         f"error: {lost_message([1])}",
         "hint: start the same command again: it resumes from the last checkpoint",
     ]
+
+
+class Kills:
+    """The kernel has killed a process for its memory."""
+
+    def __init__(self, is_ours: bool = True) -> None:
+        self._is_ours = is_ours
+
+    def hint(self) -> str:
+        return "the kernel has killed a process"
+
+    def is_ours(self) -> bool:
+        return self._is_ours
+
+
+def account(rank: int) -> tuple[list[str], list[str]]:
+    return [f"a table of rank {rank}"], ["this change would fit"]
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_module, "OomKills", Kills)
+
+
+@pytest.mark.usefixtures("killed")
+def test_a_peer_that_the_kernel_killed_for_its_memory_is_out_of_memory(
+    tmp_path: Path, lose_rank: Lose, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lose_rank(1)
+    guard = RankGuard(tmp_path, 0, account=account)
+    guard.enter()
+    assert guard.fail(RuntimeError("Connection closed by peer")) == 6
+    text = capsys.readouterr().err
+    assert "a table of rank 1\nerror: every rank must live" in text
+    assert told(text)[1:] == [
+        "hint: the kernel has killed a process",
+        "hint: this change would fit",
+        "hint: start the same command again: it resumes from the last checkpoint",
+    ]
+    assert Roster(tmp_path).told_failure() == 6
+
+
+@pytest.mark.usefixtures("killed")
+def test_the_watch_ends_a_rank_with_the_same_code(
+    tmp_path: Path, lose_rank: Lose, exits: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lose_rank(1)
+    guard = entered(tmp_path)
+    wait_until(lambda: bool(exits))
+    guard.leave()
+    assert exits[0] == 6
+    assert "the kernel has killed a process" in capsys.readouterr().err
+
+
+def test_a_kill_that_may_be_another_runs_is_a_loss() -> None:
+    error = lost_error([1], Kills(is_ours=False), account=account)  # type: ignore[arg-type]
+    assert (type(error), error.hints[0]) == (PeerLostError, "the kernel has killed a process")
 
 
 ENDS: dict[str, Callable[[RankGuard], object]] = {

@@ -85,6 +85,9 @@ class FakeEngine:
     def take_own_seconds(self) -> float:
         return 0.002
 
+    def held_bytes(self) -> Mapping[str, int]:
+        raise AssertionError
+
     def take_busy_seconds(self) -> float:
         taken, self.busy_s = self.busy_s, 0.0
         return taken

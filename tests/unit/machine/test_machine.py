@@ -138,10 +138,11 @@ def test_a_kill_for_the_groups_memory_is_told_with_its_limit(tmp_path: Path) -> 
     files = {"memory.max": f"{3 * GIB // 2}", "memory.events": "oom 3\noom_kill 3\n"}
     root = version_2(tmp_path, files)
     kills = OomKills(root)
-    assert kills.hint() is None
+    assert (kills.hint(), kills.is_ours()) == (None, False)
     version_2(tmp_path, {**files, "memory.events": "oom 4\noom_kill 4\n"}, kill_count=9)
     told = kills.hint()
     assert told is not None
+    assert kills.is_ours()
     assert told.startswith(
         "the kernel has killed a process for the memory of this container or job, whose limit is 1.5 GiB;"
     )
@@ -161,6 +162,7 @@ def test_a_kill_for_the_machines_memory_is_told_as_what_it_may_be(tmp_path: Path
     kills = OomKills(version_2(tmp_path, {"memory.max": "max", "memory.events": "oom_kill 0\n"}, kill_count=1))
     version_2(tmp_path, {}, kill_count=2)
     told = kills.hint()
+    assert not kills.is_ours(), "it may have been another run's"
     assert told is not None
     assert told.startswith(
         "the kernel has killed a process for the memory of this machine, perhaps one of another run;"
