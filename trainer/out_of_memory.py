@@ -80,15 +80,16 @@ class MemoryWatch:
         if isinstance(error, OutOfMemoryError):
             return error
         if is_on_device(error):
-            return self._told(error, f"device memory, but: {_first_line(error)}", _FOR_DEVICE)
+            message = f"the model must fit into device memory, but: {_first_line(error)}"
+            return self._told(error, message, _FOR_DEVICE)
         if is_on_host(error):
             limited = memory_limit()
             size = "" if limited is None else f", of which this container or job may have {limited.limit_gib:.3g} GiB"
-            return self._told(error, f"host memory{size}, but: {_first_line(error)}", _FOR_HOST)
+            message = f"the model must fit into host memory{size}, but: {_first_line(error)}"
+            return self._told(error, message, _FOR_HOST)
         return error
 
-    def _told(self, error: BaseException, problem: str, hints: Sequence[str]) -> OutOfMemoryError:
-        message = f"the model must fit into {problem}"
+    def _told(self, error: BaseException, message: str, hints: Sequence[str]) -> OutOfMemoryError:
         if self._plan is None or self.meter is None:
             return OutOfMemoryError(message, hints)
         # Whatever goes wrong here must not hide that memory ran out.
