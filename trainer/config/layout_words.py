@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from trainer.config.schema import LayoutConfig, PipelineSchedule
 from trainer.errors import ConfigError
 
 LAYOUT = "layout"
@@ -62,6 +63,18 @@ def spelled_layout(name: str) -> dict[str, object] | None:
         key, value = _FLAGS[flag] if flag else (_SIZES[axis], int(size))
         keys[key] = value
     return keys
+
+
+def spelled(layout: LayoutConfig) -> str:
+    """Return the spelling of a layout, all but its stage boundaries: `tp4_pp2_dp8_sp`."""
+    sizes = {
+        "tp": layout.tensor_parallel_size,
+        "pp": layout.pipeline_parallel_size,
+        "dp": layout.data_parallel_size if isinstance(layout.data_parallel_size, int) else 1,
+    }
+    parts = [f"{axis}{size}" for axis, size in sizes.items() if size > 1]
+    flags = {"sp": layout.sequence_parallel, "dualpipev": layout.pipeline_schedule is PipelineSchedule.dualpipev}
+    return "_".join([*parts, *(name for name, is_set in flags.items() if is_set)]) or ALONE
 
 
 def continuations(typed: str) -> Iterator[str]:
