@@ -22,7 +22,7 @@ def plan_without_data(config: TridentConfig, world_size: int | None = None) -> R
         ConfigError: the number of token ids is only known once the tokenizer is fetched.
         DataError: the named data or tokenizer cannot be used.
     """
-    vocab_size = _vocabulary(config)
+    vocab_size = vocabulary(config)
     if vocab_size is None:
         raise ConfigError(
             f"the plan needs the number of token ids, but tokenizer.path={config.tokenizer.path} is fetched when the "
@@ -47,7 +47,7 @@ def dry_run(config: TridentConfig, world: World | None, words: list[str]) -> int
     beginning.check()
     cache, prepared = look_up(config)
     if prepared is None:
-        vocab_size = _vocabulary(config)
+        vocab_size = vocabulary(config)
         if vocab_size is not None:
             folder.check_weights(config, vocab_size)
         say(f"data    not prepared yet; the tokens would be put into {cache}")
@@ -77,7 +77,7 @@ def _start(config: TridentConfig, world: World | None, words: list[str]) -> str:
     return text if config.launch.master_port else text.replace("--master_port=0", "--master_port=FREE_PORT")
 
 
-def _vocabulary(config: TridentConfig) -> int | None:
+def vocabulary(config: TridentConfig) -> int | None:
     """Return the number of token ids; for a tokenizer that is yet to be trained, the number that is asked for."""
     if config.model.vocab_size is not None:
         return config.model.vocab_size

@@ -10,7 +10,8 @@ from trainer.errors import ConfigError
 
 LAYOUT = "layout"
 ALONE = "single"
-EXAMPLES = ("single", "dp2", "tp2", "tp2_sp", "pp2", "pp2_dualpipev", "tp2_pp2_dp2", "tp4_pp2_dp8_sp")
+AUTO = "auto"
+EXAMPLES = ("auto", "single", "dp2", "tp2", "tp2_sp", "pp2", "pp2_dualpipev", "tp2_pp2_dp2", "tp4_pp2_dp8_sp")
 """A few of the spellings, for completion and help."""
 GRAMMAR = (
     ("tpN", "N tensor-parallel ranks split every layer."),
@@ -19,6 +20,7 @@ GRAMMAR = (
     ("sp", "Sequence parallelism: the tensor-parallel ranks split norms and residuals over the sequence."),
     ("dualpipev", "The DualPipeV schedule, for at least 2 x pp micro-batches."),
     (ALONE, "One rank holds the whole model."),
+    (AUTO, "The fastest layout that fits, as `trident plan --search` finds it on these machines."),
 )
 """Parts of a spelling, each with its meaning."""
 _SIZES = {"tp": "tensor_parallel_size", "pp": "pipeline_parallel_size", "dp": "data_parallel_size"}
@@ -27,7 +29,7 @@ _FLAGS: dict[str, tuple[str, object]] = {
     "dualpipev": ("pipeline_schedule", "dualpipev"),
 }
 _PART = re.compile(rf"({'|'.join(_SIZES)})(0|[1-9][0-9]*)|({'|'.join(_FLAGS)})")
-RULE = "write tpN, ppN, dpN, sp and dualpipev, each at most once, in any order, joined by _, or single"
+RULE = "write tpN, ppN, dpN, sp and dualpipev, each at most once, in any order, joined by _, or single, or auto"
 """The rule of how a layout is written, as a phrase."""
 
 
@@ -46,8 +48,9 @@ def spelled_layout(name: str) -> dict[str, object] | None:
         "data_parallel_size": None,
         "sequence_parallel": False,
         "pipeline_schedule": "1f1b",
+        "auto": name == AUTO,
     }
-    if name == ALONE:
+    if name in (ALONE, AUTO):
         return keys
     matches = [_PART.fullmatch(part) for part in name.split("_")]
     named: list[str] = []
@@ -82,7 +85,7 @@ def continuations(typed: str) -> Iterator[str]:
     if _is_spelled(typed):
         yield typed
     begun, _, last = typed.rpartition("_")
-    if begun in ("", ALONE) or not _is_spelled(begun):
+    if begun in ("", ALONE, AUTO) or not _is_spelled(begun):
         return
     for part in ("tp2", "pp2", "dp2", *_FLAGS):
         if part.startswith(last) and part != last and _is_spelled(f"{begun}_{part}"):

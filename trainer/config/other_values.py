@@ -141,7 +141,6 @@ OTHER_WORDS: dict[str, str] = {
     "logging=tensorboard": "logging.tensorboard=true",
     "logging=csv": "logging.csv=true",
     "logging=quiet": "logging.console=quiet",
-    "layout=auto": "layout.data_parallel_size=auto",
     "layout=ddp": "layout.data_parallel_size=auto",
     "layout=dp": "layout.data_parallel_size=auto",
     "eval=samples_only": "eval=samples",

@@ -33,6 +33,15 @@ def _ranks_times(number: int, pp: int) -> str:
     return f"{times}layout.pipeline_parallel_size"
 
 
+def unresolved(case: Case) -> Iterator[str]:
+    """A layout that is to be found was found."""
+    if case.config.layout.auto:
+        yield (
+            "layout=auto is found by `trident train` and `trident plan` only; name a layout here, such as layout=tp2, "
+            "or layout.auto=false"
+        )
+
+
 def world_size(case: Case) -> Iterator[str]:
     """The mesh fills the world that a launcher started."""
     layout, world = case.config.layout, case.world_size
@@ -300,6 +309,7 @@ def cpu_matmul(case: Case) -> Iterator[str]:
 
 
 RULES: tuple[Rule, ...] = (
+    unresolved,
     world_size,
     devices,
     blocks_for_stages,

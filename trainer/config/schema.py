@@ -206,6 +206,9 @@ class LayoutConfig:
     """1f1b | dualpipev (needs num_micro_batches >= 2 * pp)."""
     stage_boundaries: tuple[int, ...] = ()
     """First block of each stage after the first, to override the partition by cost. Empty: partition by cost."""
+    auto: bool = False
+    """Choose the fastest layout that fits on these machines: the keys above, and of zero, batch.micro_batch_size and
+    model.recompute those that no word and no file sets (layout=auto). The run's config.yaml has what was chosen."""
 
 
 @dataclass(frozen=True)

@@ -46,11 +46,18 @@ ALL_RULES: tuple[Rule, ...] = (*ARITHMETIC, *_ALWAYS)
 
 def problems(config: TridentConfig, world_size: int | None = None, device_count: int | None = None) -> list[str]:
     """Return one line for each thing that is wrong with the config; an empty list if it can run."""
+    return [line for _, line in broken_rules(config, world_size, device_count)]
+
+
+def broken_rules(
+    config: TridentConfig, world_size: int | None = None, device_count: int | None = None
+) -> list[tuple[Rule, str]]:
+    """Return each rule that the config breaks, with the line that says so."""
     case = Case(config, world_size, device_count)
     rules = list(_ALWAYS)
     if rules_ranges.sizes_are_positive(case):
         rules[1:1] = ARITHMETIC
-    return [line for rule in rules for line in rule(case)]
+    return [(rule, line) for rule in rules for line in rule(case)]
 
 
 def fill_machine(config: TridentConfig, device_count: int, cores: int) -> TridentConfig:

@@ -1,0 +1,121 @@
+"""The object that `trident plan --json` prints: stable keys, described in docs/planner.md. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+
+from trainer.planner.prediction import GIB, Prediction, StageMemory
+from trainer.planner.report import PlanReport
+from trainer.planner.search import Found, Search
+
+
+def report_json(report: PlanReport) -> dict[str, object]:
+    """Return the whole report as plain values."""
+    plan = report.plan
+    return {
+        "fits": report.prediction.fits,
+        "model": {
+            "name": plan.config.model.name,
+            "parameters": plan.model.parameter_count,
+            "tokens_per_parameter": report.tokens / plan.model.parameter_count,
+        },
+        "layout": layout_json(Found(plan, report.prediction)),
+        "cluster": {
+            "device": report.cluster.device,
+            "nodes": report.cluster.nodes,
+            "devices_per_node": report.cluster.devices_per_node,
+            "engine": report.cluster.software.value,
+        },
+        "tokens": report.tokens,
+        **prediction_json(report.prediction),
+        **report.price.to_dict(),
+        "loss": {name: asdict(band) for name, band in report.losses.items()},
+        "compute_optimal": {
+            "tokens_per_parameter": report.balance.tokens_per_parameter,
+            "optimal_tokens_per_parameter": report.balance.optimum.tokens_per_parameter,
+            "optimal_parameters": report.balance.optimum.parameters,
+            "optimal_tokens": report.balance.optimum.tokens,
+            "verdict": report.balance.words,
+        },
+        "cheapest_change_that_fits": _found(report.fitting),
+        "faster": _found(report.faster),
+        "constants": {
+            name: {"value": one.value, "source": one.source} for name, one in report.prediction.constants.items()
+        },
+    }
+
+
+def prediction_json(prediction: Prediction) -> dict[str, object]:
+    """Return memory, time and speed of a prediction, without the numbers that it rests on."""
+    return {
+        "peak_memory_gib": prediction.peak / GIB,
+        "device_memory_gib": prediction.device_bytes / GIB,
+        "fullest_stage": prediction.fullest,
+        "stages": [_stage(stage) for stage in prediction.stages],
+        "step_time_s": prediction.time.total,
+        "step_time_parts_s": prediction.time.by_part,
+        "data_parallel_hidden_s": prediction.time.data_parallel_hidden,
+        "tokens_per_second": prediction.tokens_per_second,
+        "tflops_per_gpu": prediction.tflops_per_gpu,
+        "mfu": prediction.mfu,
+        "hfu": prediction.hfu,
+        "bubble_fraction": prediction.bubble_fraction,
+        "confidence": {
+            "step_time": prediction.confidence.step_time,
+            "memory": prediction.confidence.memory,
+            "reason": prediction.confidence.reason,
+            "outside": list(prediction.confidence.outside),
+        },
+    }
+
+
+def layout_json(found: Found) -> dict[str, object]:
+    """Return a layout with the overrides that give it."""
+    plan = found.plan
+    return {
+        "overrides": list(found.words),
+        "pipeline_parallel_size": plan.pipeline_parallel_size,
+        "tensor_parallel_size": plan.tensor_parallel_size,
+        "data_parallel_size": plan.data_parallel_size,
+        "sequence_parallel": plan.sequence_parallel,
+        "pipeline_schedule": plan.config.layout.pipeline_schedule.value,
+        "zero_stage": plan.config.zero.stage,
+        "offload": plan.config.zero.offload.value,
+        "offload_parameters": plan.config.zero.offload_parameters,
+        "micro_batch_size": plan.micro_batch_size,
+        "num_micro_batches": plan.num_micro_batches,
+        "recompute": plan.config.model.recompute.value,
+        "world_size": plan.world_size,
+    }
+
+
+def search_json(found: Search) -> dict[str, object]:
+    """Return the result of a search as plain values."""
+    return {
+        "considered": found.considered,
+        "fitting": found.fitting,
+        "ranked": [_found(one) for one in found.ranked],
+        "pareto": found_json(found.pareto),
+        "least_memory": _found(found.least),
+    }
+
+
+def found_json(found: Iterable[Found]) -> list[dict[str, object] | None]:
+    """Return layouts with their prediction."""
+    return [_found(one) for one in found]
+
+
+def _found(found: Found | None) -> dict[str, object] | None:
+    return None if found is None else {**layout_json(found), **prediction_json(found.prediction)}
+
+
+def _stage(stage: StageMemory) -> dict[str, object]:
+    return {
+        "memory_gib": {name: value / GIB for name, value in stage.by_purpose.items()},
+        "peak_gib": stage.peak / GIB,
+        "init_peak_gib": stage.init_peak / GIB,
+        "step_peak_gib": stage.step_peak / GIB,
+        "host_gib": stage.host / GIB,
+        "in_flight": stage.in_flight,
+    }

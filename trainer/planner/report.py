@@ -1,0 +1,64 @@
+"""All that `trident plan` says of one run, as one value that the screen and `--json` are made of. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainer.config.plan import RunPlan
+from trainer.planner.cluster import Cluster
+from trainer.planner.predict import Planner
+from trainer.planner.prediction import LossBand, Prediction
+from trainer.planner.price import Price, price_of, seconds_of
+from trainer.planner.scaling_laws import DEFAULT_LAW, LAWS, Balance, balance, counted_parameters, loss_bands
+from trainer.planner.search import Found, faster, nearest
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """A run, the machines, what is predicted, and what could be changed."""
+
+    plan: RunPlan
+    cluster: Cluster
+    prediction: Prediction
+    tokens: int
+    """Tokens of the whole run."""
+    price: Price
+    losses: dict[str, LossBand]
+    """Predicted loss by the law's name, all tokens read once."""
+    balance: Balance
+    """Tokens a parameter beside the optimum of the default law."""
+    fitting: Found | None
+    """The cheapest change that fits; None if the run fits as it is, or nothing does."""
+    faster: Found | None
+    """A layout of few changes that is faster; None if there is none, or the run does not fit."""
+
+
+def make_report(planner: Planner, plan: RunPlan) -> PlanReport:
+    """Return the report of a run on the planner's cluster."""
+    prediction = planner.predict(plan)
+    tokens = plan.tokens_per_step * plan.config.train.steps
+    law = LAWS[DEFAULT_LAW]
+    near = () if prediction.fits else nearest(planner, plan, worlds(planner, plan), count=1)
+    return PlanReport(
+        plan=plan,
+        cluster=planner.cluster,
+        prediction=prediction,
+        tokens=tokens,
+        price=price_of(
+            planner.cluster,
+            devices=plan.world_size,
+            seconds=seconds_of(tokens, prediction.tokens_per_second),
+            flops=plan.flops_per_token * tokens,
+        ),
+        losses=loss_bands(plan.model, tokens),
+        balance=balance(law, counted_parameters(plan.model, law), tokens),
+        fitting=near[0] if near else None,
+        faster=faster(planner, plan, prediction) if prediction.fits else None,
+    )
+
+
+def worlds(planner: Planner, plan: RunPlan) -> tuple[int, ...]:
+    """Return the numbers of devices on which a run may be tried: its own, the whole cluster, and doublings of it."""
+    own, whole = plan.world_size, planner.cluster.size
+    larger = [own << power for power in range(1, 11)]
+    return tuple(dict.fromkeys([own, *(world for world in larger if world <= whole), whole]))

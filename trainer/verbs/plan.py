@@ -1,0 +1,64 @@
+"""`trident plan`: memory, time, cost and loss of a run before it is started; layouts that fit; what a budget buys."""
+
+from __future__ import annotations
+
+from trainer.verbs.composing import COMPOSING
+from trainer.verbs.declare import Key, Option, Takes, Verb
+from trainer.verbs.parse import Words
+
+
+def run(words: Words) -> int:
+    """Print the plan, or what was asked for instead."""
+    from trainer.planning import Asked, calibrate_here, here, plan_verb
+
+    if words.has("--calibrate"):
+        return calibrate_here(words.rest)
+    budgets = [word.partition("=")[2] for word in words.rest if word.startswith(f"{BUDGET}=")]
+    rest = [word for word in words.rest if not word.startswith(f"{BUDGET}=")]
+    asked = Asked(
+        as_json=words.has("--json"),
+        searches=words.has("--search"),
+        picture=words.value("--picture"),
+        budget=budgets[-1] if budgets else None,
+    )
+    return plan_verb(rest, asked, here())
+
+
+BUDGET = "budget"
+VERB = Verb(
+    name="plan",
+    summary="say what a run will need before it is started: memory, time, money, loss, and which layouts fit",
+    run=run,
+    keys=(
+        Key(
+            BUDGET,
+            "what may be spent, as 200usd, 3000gpuh, 14days or 1e21flops: say which model, tokens and layout to buy",
+            default="none",
+        ),
+    ),
+    options=(
+        Option("--search", "rank all legal layouts that fit by speed; keys that are set by a word or a file stay"),
+        Option("--json", "print one JSON object with every number, and where each constant is from"),
+        Option(
+            "--picture",
+            "draw the memory of each stage and the timeline of the pipeline into a file, .svg or .png",
+            takes=Takes.file,
+            metavar="FILE",
+        ),
+        Option(
+            "--calibrate",
+            "measure this machine (GEMM, memory, collectives, launches) into a profile that later plans use",
+        ),
+        *COMPOSING,
+    ),
+    takes_settings=True,
+    text=(
+        "Takes the groups and keys of `trident train`. cluster=FILE and cluster.* say which machines (see `trident "
+        "plan --help cluster`); without them it is this one. Nothing is started, and neither torch nor a GPU is needed.",
+    ),
+    examples=(
+        "trident plan experiment=gpt3_1_3b_8gpu cluster=a100_80gb",
+        "trident plan model=llama3_8b precision=bf16 batch.global_batch_size=512 cluster=h100 cluster.nodes=8 --search",
+        "trident plan budget=200usd cluster=h100 cluster.usd_per_device_hour=2.5",
+    ),
+)
