@@ -38,7 +38,7 @@ def report_json(report: PlanReport) -> dict[str, object]:
             "optimal_tokens": report.balance.optimum.tokens,
             "verdict": report.balance.words,
         },
-        "cheapest_change_that_fits": _found(report.fitting),
+        "nearest_that_fit": found_json(report.fitting),
         "faster": _found(report.faster),
         "constants": {
             name: {"value": one.value, "source": one.source} for name, one in report.prediction.constants.items()

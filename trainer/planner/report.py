@@ -27,8 +27,8 @@ class PlanReport:
     """Predicted loss by the law's name, all tokens read once."""
     balance: Balance
     """Tokens a parameter beside the optimum of the default law."""
-    fitting: Found | None
-    """The cheapest change that fits; None if the run fits as it is, or nothing does."""
+    fitting: tuple[Found, ...]
+    """The layouts that fit and change least; none if the run fits as it is, or nothing does."""
     faster: Found | None
     """A layout of few changes that is faster; None if there is none, or the run does not fit."""
 
@@ -38,7 +38,7 @@ def make_report(planner: Planner, plan: RunPlan) -> PlanReport:
     prediction = planner.predict(plan)
     tokens = plan.tokens_per_step * plan.config.train.steps
     law = LAWS[DEFAULT_LAW]
-    near = () if prediction.fits else nearest(planner, plan, worlds(planner, plan), count=1)
+    near = () if prediction.fits else nearest(planner, plan, worlds(planner, plan))
     return PlanReport(
         plan=plan,
         cluster=planner.cluster,
@@ -52,7 +52,7 @@ def make_report(planner: Planner, plan: RunPlan) -> PlanReport:
         ),
         losses=loss_bands(plan.model, tokens),
         balance=balance(law, counted_parameters(plan.model, law), tokens),
-        fitting=near[0] if near else None,
+        fitting=near,
         faster=faster(planner, plan, prediction) if prediction.fits else None,
     )
 

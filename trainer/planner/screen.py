@@ -175,9 +175,11 @@ def _loss(report: PlanReport) -> Iterator[str]:
 
 def _changes(report: PlanReport) -> Iterator[str]:
     config = report.plan.config
-    if report.fitting is not None:
-        yield f"fits     {change(report.fitting, config)}"
-    elif not report.prediction.fits:
+    for index, found in enumerate(report.fitting):
+        yield f"{'fits' if index == 0 else '':<9}{change(found, config)}"
+    if report.fitting:
+        return
+    if not report.prediction.fits:
         yield "fits     no layout of this model and batch fits on these devices"
     elif report.faster is not None:
         gain = report.faster.prediction.tokens_per_second / report.prediction.tokens_per_second

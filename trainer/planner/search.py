@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby, islice
 
 from trainer.config.plan import RunPlan
 from trainer.config.schema import TridentConfig
@@ -70,7 +71,7 @@ def search(planner: Planner, base: RunPlan, world: int, held: Collection[str] = 
         held: keys that stay as they are in `base`.
         shown: number of layouts that are returned.
     """
-    candidates = list(_candidates(planner, base, world, held))
+    candidates = list(_candidates(planner, variants(base, world, held)))
     fitting = sorted(
         (one for one in candidates if one.fits),
         key=lambda one: (-one.tokens_per_second, one.peak, layout_words(one.plan.config)),
@@ -101,17 +102,19 @@ def nearest(
         count: number of layouts that are returned.
     """
     for world in worlds:
-        fitting = [one for one in _candidates(planner, base, world, held) if one.fits]
-        fitting.sort(key=lambda one: (distance(one.plan.config, base.config), -one.tokens_per_second))
-        found = []
-        for one in fitting:
-            if len(found) == count:
-                break
-            if is_legal(one.plan):
-                found.append(_exact(planner, one.plan))
+        found = list(islice(_by_distance(planner, base, world, held), count))
         if found:
             return tuple(found)
     return ()
+
+
+def _by_distance(planner: Planner, base: RunPlan, world: int, held: Collection[str]) -> Iterator[Found]:
+    """Yield legal layouts that fit, those that change least first. Only as many as are asked for are predicted."""
+    plans = sorted(variants(base, world, held), key=lambda plan: distance(plan.config, base.config))
+    for _, group in groupby(plans, key=lambda plan: distance(plan.config, base.config)):
+        fitting = [one for one in _candidates(planner, group) if one.fits and is_legal(one.plan)]
+        for one in sorted(fitting, key=lambda one: (-one.tokens_per_second, one.peak)):
+            yield _exact(planner, one.plan)
 
 
 def faster(planner: Planner, base: RunPlan, than: Prediction, most: float = 2.0) -> Found | None:
@@ -123,11 +126,8 @@ def faster(planner: Planner, base: RunPlan, than: Prediction, most: float = 2.0)
         than: its prediction.
         most: largest distance of the changes; see `distance`.
     """
-    near = [
-        one
-        for one in _candidates(planner, base, base.world_size, ())
-        if one.fits and 0 < distance(one.plan.config, base.config) <= most
-    ]
+    plans = (plan for plan in variants(base, base.world_size) if 0 < distance(plan.config, base.config) <= most)
+    near = [one for one in _candidates(planner, plans) if one.fits]
     near.sort(key=lambda one: (-one.tokens_per_second, distance(one.plan.config, base.config)))
     for one in near[:SHOWN]:
         if one.tokens_per_second < NEAR_ENOUGH * than.tokens_per_second:
@@ -148,9 +148,9 @@ def _with_replicas(plan: RunPlan) -> TridentConfig:
     return replace(plan.config, layout=layout)
 
 
-def _candidates(planner: Planner, base: RunPlan, world: int, held: Collection[str]) -> Iterator[_Candidate]:
+def _candidates(planner: Planner, plans: Iterable[RunPlan]) -> Iterator[_Candidate]:
     margin = planner.profile.memory_error.value
-    for plan in variants(base, world, held):
+    for plan in plans:
         stages = planner.stages(plan)
         fits = planner.fits(plan, stages, margin)
         # The time of what does not fit is asked by nobody.

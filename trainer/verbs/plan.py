@@ -54,7 +54,7 @@ VERB = Verb(
     takes_settings=True,
     text=(
         "Takes the groups and keys of `trident train`. cluster=FILE and cluster.* say which machines (see `trident "
-        "plan --help cluster`); without them it is this one. Nothing is started, and neither torch nor a GPU is needed.",
+        "plan --help cluster`); without them it is this one. Nothing is started; neither torch nor a GPU is needed.",
     ),
     examples=(
         "trident plan experiment=gpt3_1_3b_8gpu cluster=a100_80gb",
