@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from trainer.planner.prediction import GIB, Prediction, StageMemory
+from trainer.planner.prediction import Prediction
+from trainer.planner.record import prediction_record
 from trainer.planner.report import PlanReport
 from trainer.planner.search import Found, Search
 
@@ -14,7 +15,6 @@ def report_json(report: PlanReport) -> dict[str, object]:
     """Return the whole report as plain values."""
     plan = report.plan
     return {
-        "fits": report.prediction.fits,
         "model": {
             "name": plan.config.model.name,
             "parameters": plan.model.parameter_count,
@@ -40,34 +40,13 @@ def report_json(report: PlanReport) -> dict[str, object]:
         },
         "nearest_that_fit": found_json(report.fitting),
         "faster": _found(report.faster),
-        "constants": {
-            name: {"value": one.value, "source": one.source} for name, one in report.prediction.constants.items()
-        },
+        "constants": prediction_record(report.prediction)["constants"],
     }
 
 
 def prediction_json(prediction: Prediction) -> dict[str, object]:
-    """Return memory, time and speed of a prediction, without the numbers that it rests on."""
-    return {
-        "peak_memory_gib": prediction.peak / GIB,
-        "device_memory_gib": prediction.device_bytes / GIB,
-        "fullest_stage": prediction.fullest,
-        "stages": [_stage(stage) for stage in prediction.stages],
-        "step_time_s": prediction.time.total,
-        "step_time_parts_s": prediction.time.by_part,
-        "data_parallel_hidden_s": prediction.time.data_parallel_hidden,
-        "tokens_per_second": prediction.tokens_per_second,
-        "tflops_per_gpu": prediction.tflops_per_gpu,
-        "mfu": prediction.mfu,
-        "hfu": prediction.hfu,
-        "bubble_fraction": prediction.bubble_fraction,
-        "confidence": {
-            "step_time": prediction.confidence.step_time,
-            "memory": prediction.confidence.memory,
-            "reason": prediction.confidence.reason,
-            "outside": list(prediction.confidence.outside),
-        },
-    }
+    """Return memory, time and speed of a prediction as plan.json has them, without the numbers that it rests on."""
+    return {name: value for name, value in prediction_record(prediction).items() if name != "constants"}
 
 
 def layout_json(found: Found) -> dict[str, object]:
@@ -109,13 +88,3 @@ def found_json(found: Iterable[Found]) -> list[dict[str, object] | None]:
 def _found(found: Found | None) -> dict[str, object] | None:
     return None if found is None else {**layout_json(found), **prediction_json(found.prediction)}
 
-
-def _stage(stage: StageMemory) -> dict[str, object]:
-    return {
-        "memory_gib": {name: value / GIB for name, value in stage.by_purpose.items()},
-        "peak_gib": stage.peak / GIB,
-        "init_peak_gib": stage.init_peak / GIB,
-        "step_peak_gib": stage.step_peak / GIB,
-        "host_gib": stage.host / GIB,
-        "in_flight": stage.in_flight,
-    }

@@ -6,7 +6,7 @@ from trainer.config.plan import RunPlan
 from trainer.config.schema import RecomputeKind
 from trainer.planner.cluster import Cluster
 from trainer.planner.constants import Constant
-from trainer.planner.memory import MemoryModel, unchecked
+from trainer.planner.memory_model import MemoryModel, memory_constants, unchecked
 from trainer.planner.prediction import Confidence, Prediction, StageMemory
 from trainer.planner.profile import Profile
 from trainer.planner.profiles import profile_for
@@ -81,7 +81,7 @@ class Planner:
             mfu=None if peak is None else flops / peak.value,
             hfu=None if peak is None else flops * (1.0 + extra) / peak.value,
             confidence=self.confidence(plan),
-            constants=constants(cluster, profile),
+            constants={**constants(cluster, profile), **memory_constants(cluster)},
         )
 
     def confidence(self, plan: RunPlan) -> Confidence:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.planner.prediction import GIB, Prediction, StageMemory
+from trainer.planner.prediction import GIB, Prediction
 
 PREDICTION = "prediction"
 """Entry of plan.json: what `prediction_record` returns, or null where nothing could be predicted."""
@@ -21,12 +21,21 @@ def prediction_record(prediction: Prediction) -> dict[str, object]:
         "fits": prediction.fits,
         "peak_memory_gib": prediction.peak / GIB,
         "device_memory_gib": prediction.device_bytes / GIB,
+        "fullest_stage": prediction.fullest,
         "stages": [
-            {"memory_gib": _memory_gib(stage), "peak_gib": stage.peak / GIB, "in_flight": stage.in_flight}
+            {
+                "memory_gib": {name: value / GIB for name, value in stage.by_purpose.items()},
+                "peak_gib": stage.peak / GIB,
+                "init_peak_gib": stage.init_peak / GIB,
+                "step_peak_gib": stage.step_peak / GIB,
+                "host_gib": stage.host / GIB,
+                "in_flight": stage.in_flight,
+            }
             for stage in prediction.stages
         ],
         "step_time_s": time.total,
-        "step_time_parts_s": {**time.by_part, "data_parallel_hidden": time.data_parallel_hidden},
+        "step_time_parts_s": time.by_part,
+        "data_parallel_hidden_s": time.data_parallel_hidden,
         "tokens_per_second": prediction.tokens_per_second,
         "tflops_per_gpu": prediction.tflops_per_gpu,
         "mfu": prediction.mfu,
@@ -43,11 +52,6 @@ def prediction_record(prediction: Prediction) -> dict[str, object]:
             for name, constant in prediction.constants.items()
         },
     }
-
-
-def _memory_gib(stage: StageMemory) -> dict[str, float]:
-    apart = {"init_peak": stage.init_peak, "step_peak": stage.step_peak, "host": stage.host}
-    return {name: value / GIB for name, value in {**stage.by_purpose, **apart}.items()}
 
 
 @dataclass(frozen=True)
