@@ -144,18 +144,22 @@ def _matrices(tensors: Iterable[TensorSpec], plan: RunPlan) -> int:
 
 def block_elements(plan: RunPlan) -> int:
     """Return the matrix elements of the largest block on one tensor-parallel rank."""
-    return max(_matrices(layer.tensors(), plan) for layer in plan.model.layers if layer.kind is LayerKind.block)
+    return max(_matrices(layer.tensors(), plan) for layer, _ in plan.model.kinds if layer.kind is LayerKind.block)
 
 
 def matrix_elements(plan: RunPlan) -> int:
     """Return the matrix elements of the whole model on one tensor-parallel rank; the head counts even where tied."""
-    blocks = (layer for layer in plan.model.layers if layer.kind is LayerKind.block)
+    blocks = (
+        count * _matrices(layer.tensors(), plan)
+        for layer, count in plan.model.kinds
+        if layer.kind is LayerKind.block
+    )
     rows = plan.execution.padded(plan.model.vocab_size)
     vocabulary = 2 * rows * plan.model.hidden_size // plan.tensor_parallel_size
-    return sum(_matrices(layer.tensors(), plan) for layer in blocks) + vocabulary
+    return sum(blocks) + vocabulary
 
 
 def largest_parameter(plan: RunPlan) -> int:
     """Return the number of elements of the largest parameter on one tensor-parallel rank."""
     size, unit = plan.tensor_parallel_size, plan.execution.vocab_unit
-    return max(tensor.local_numel(size, unit) for tensor in plan.model.tensors.values())
+    return max(tensor.local_numel(size, unit) for layer, _ in plan.model.kinds for tensor in layer.tensors())

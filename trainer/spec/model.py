@@ -151,6 +151,15 @@ class Model:
             Layer("head", LayerKind.head, self.head),
         )
 
+    @cached_property
+    def kinds(self) -> tuple[tuple[Layer, int], ...]:
+        """The first layer of each kind of equal ones, and how many there are: sums over a deep model need not walk it."""
+        found: dict[LayerSpec, tuple[Layer, int]] = {}
+        for layer in self.layers:
+            first, count = found.get(layer.spec, (layer, 0))
+            found[layer.spec] = (first, count + 1)
+        return tuple(found.values())
+
     def layer(self, name: str) -> Layer:
         """Return the layer of a name.
 
