@@ -8,7 +8,7 @@ Every key was checked against DeepSpeed 0.19.8.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from trainer.config.places import local_path
 from trainer.config.plan import RunPlan
@@ -144,22 +144,34 @@ def _matrices(tensors: Iterable[TensorSpec], plan: RunPlan) -> int:
 
 def block_elements(plan: RunPlan) -> int:
     """Return the matrix elements of the largest block on one tensor-parallel rank."""
-    return max(_matrices(layer.tensors(), plan) for layer, _ in plan.model.kinds if layer.kind is LayerKind.block)
+    return _kept(plan, "block", lambda: max(size for _, size in _blocks(plan)))
 
 
 def matrix_elements(plan: RunPlan) -> int:
     """Return the matrix elements of the whole model on one tensor-parallel rank; the head counts even where tied."""
-    blocks = (
-        count * _matrices(layer.tensors(), plan)
-        for layer, count in plan.model.kinds
-        if layer.kind is LayerKind.block
-    )
     rows = plan.execution.padded(plan.model.vocab_size)
     vocabulary = 2 * rows * plan.model.hidden_size // plan.tensor_parallel_size
-    return sum(blocks) + vocabulary
+    return _kept(plan, "all", lambda: sum(count * size for count, size in _blocks(plan))) + vocabulary
 
 
 def largest_parameter(plan: RunPlan) -> int:
     """Return the number of elements of the largest parameter on one tensor-parallel rank."""
     size, unit = plan.tensor_parallel_size, plan.execution.vocab_unit
-    return max(tensor.local_numel(size, unit) for layer, _ in plan.model.kinds for tensor in layer.tensors())
+    tensors = (tensor for layer, _ in plan.model.kinds for tensor in layer.tensors())
+    return _kept(plan, "largest", lambda: max(tensor.local_numel(size, unit) for tensor in tensors))
+
+
+def _blocks(plan: RunPlan) -> Iterable[tuple[int, int]]:
+    """Yield how many blocks there are of each kind, and the matrix elements of one on one tensor-parallel rank."""
+    for layer, count in plan.model.kinds:
+        if layer.kind is LayerKind.block:
+            yield count, _matrices(layer.tensors(), plan)
+
+
+def _kept(plan: RunPlan, name: str, compute: Callable[[], int]) -> int:
+    """Return a sum over the model's tensors, computed once: a search asks for it thousands of times."""
+    key = (name, plan.tensor_parallel_size, plan.execution.vocab_unit)
+    sums = plan.model.sums
+    if key not in sums:
+        sums[key] = compute()
+    return sums[key]

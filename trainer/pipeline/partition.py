@@ -6,6 +6,7 @@ nothing. Every stage holds at least one block, since a stage without parameters 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,7 +95,13 @@ def stage_bounds(plan: RunPlan) -> tuple[int, ...]:
 def balanced_bounds(plan: RunPlan, costs: Sequence[float]) -> tuple[int, ...]:
     """Return layer bounds of stages that are balanced by `costs`, one for each layer."""
     num_stages = plan.schedule.stages(plan.pipeline_parallel_size)
-    return partition_by_cost(costs, _is_block(plan), num_stages)
+    return _partition(tuple(costs), tuple(_is_block(plan)), num_stages)
+
+
+@functools.lru_cache(maxsize=1024)
+def _partition(costs: tuple[float, ...], is_block: tuple[bool, ...], num_stages: int) -> tuple[int, ...]:
+    # A search of layouts asks for the same partitions over and over.
+    return partition_by_cost(costs, is_block, num_stages)
 
 
 def boundaries(plan: RunPlan, bounds: Sequence[int]) -> list[int]:

@@ -87,4 +87,3 @@ def found_json(found: Iterable[Found]) -> list[dict[str, object] | None]:
 
 def _found(found: Found | None) -> dict[str, object] | None:
     return None if found is None else {**layout_json(found), **prediction_json(found.prediction)}
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from trainer.planner.constants import Constant
 
@@ -47,18 +47,22 @@ class StageMemory:
     @property
     def by_purpose(self) -> dict[str, int]:
         """The parts that add up to `backward`."""
-        apart = ("init_peak", "step_peak", "host", "in_flight")
-        return {name: value for name, value in asdict(self).items() if name not in apart}
+        return {name: getattr(self, name) for name in _PURPOSES}
 
     @property
     def backward(self) -> int:
         """Bytes at the fullest moment of backward."""
-        return sum(self.by_purpose.values())
+        return sum([getattr(self, name) for name in _PURPOSES])
 
     @property
     def peak(self) -> int:
         """Bytes at the fullest moment of all."""
         return max(self.backward, self.init_peak, self.step_peak)
+
+
+_PURPOSES = tuple(
+    name for name in StageMemory.__dataclass_fields__ if name not in ("init_peak", "step_peak", "host", "in_flight")
+)
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,15 @@ class StepTime:
     @property
     def by_part(self) -> dict[str, float]:
         """The parts that add up to `total`."""
-        return {name: value for name, value in asdict(self).items() if name != "data_parallel_hidden"}
+        return {name: getattr(self, name) for name in _PARTS}
 
     @property
     def total(self) -> float:
         """Seconds of a step."""
         return sum(self.by_part.values())
+
+
+_PARTS = tuple(name for name in StepTime.__dataclass_fields__ if name != "data_parallel_hidden")
 
 
 @dataclass(frozen=True)

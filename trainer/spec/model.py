@@ -153,12 +153,17 @@ class Model:
 
     @cached_property
     def kinds(self) -> tuple[tuple[Layer, int], ...]:
-        """The first layer of each kind of equal ones, and how many there are: sums over a deep model need not walk it."""
+        """The first layer of each kind of equal ones, and how many there are: sums need not walk a deep model."""
         found: dict[LayerSpec, tuple[Layer, int]] = {}
         for layer in self.layers:
             first, count = found.get(layer.spec, (layer, 0))
             found[layer.spec] = (first, count + 1)
         return tuple(found.values())
+
+    @cached_property
+    def sums(self) -> dict[tuple[object, ...], int]:
+        """Sums over its tensors by name and arguments, which those who computed them keep here."""
+        return {}
 
     def layer(self, name: str) -> Layer:
         """Return the layer of a name.
