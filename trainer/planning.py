@@ -16,7 +16,8 @@ from trainer.dry_run import plan_without_data, vocabulary
 from trainer.errors import ConfigError
 from trainer.log import say, write
 from trainer.planner.as_json import report_json, search_json
-from trainer.planner.cluster import Here, cluster_of, planned_world
+from trainer.hardware import Here
+from trainer.planner.cluster import cluster_of, planned_ranks
 from trainer.planner.predict import Planner
 from trainer.planner.refusal import explained
 from trainer.planner.report import make_report
@@ -43,8 +44,8 @@ def plan_verb(arguments: Sequence[str], asked: Asked, here: Here) -> int:
     """
     composed = composition(list(arguments))
     config, lines = settled(composed, None, None, here)
-    plan = plan_without_data(config, planned_world(config, here))
-    planner = Planner(cluster_of(config, plan, here))
+    plan = plan_without_data(config, planned_ranks(config, here))
+    planner = Planner(cluster_of(config, plan.world_size, here))
     if asked.searches:
         return _search(composed, planner, plan, asked)
     report = make_report(planner, plan)
@@ -107,9 +108,9 @@ def choose_layout(composed: Composition, world_size: int | None, here: Here) -> 
     """
     plain = _alone(composed.config)
     validate(plain)
-    world = world_size or planned_world(plain, here) or here.devices
+    world = world_size or planned_ranks(plain, here) or len(here.gpus) or here.cores
     base = plan_without_data(plain)
-    found = search(Planner(cluster_of(plain, base, here)), base, world, held(composed), shown=1)
+    found = search(Planner(cluster_of(plain, world, here)), base, world, held(composed), shown=1)
     if not found.ranked:
         least = "" if found.least is None else f"; least memory: {change(found.least)}"
         raise ConfigError(
@@ -143,7 +144,7 @@ def _near(config: TridentConfig, world_size: int | None, here: Here) -> tuple[Fo
     asked = world_size or layout.pipeline_parallel_size * layout.tensor_parallel_size * replicas
     # What was asked for counts when distances are taken, legal or not.
     wanted = replace(base, config=replace(config, layout=replace(layout, auto=False)))
-    planner = Planner(cluster_of(plain, base, here))
+    planner = Planner(cluster_of(plain, asked, here))
     return nearest(planner, wanted, [world for world in range(asked, 0, -1) if _is_usual(world, asked)])
 
 

@@ -13,8 +13,10 @@ from trainer.planner.predict import Planner
 from trainer.planner.prediction import Prediction
 from trainer.planner.space import distance, layout_words, variants
 
-EXACT = 64
+EXACT = 16
 """Fastest layouts whose schedules are simulated event by event; the others are ranked by the closed form."""
+MOST_EVENTS = 1 << 15
+"""Passes of micro-batches through stages up to which a schedule is simulated: beyond, start and end count little."""
 SHOWN = 10
 NEAR_ENOUGH = 1.02
 """Gain in speed from which on a change is called faster: predictions of two layouts differ by less than they err."""
@@ -76,13 +78,15 @@ def search(planner: Planner, base: RunPlan, world: int, held: Collection[str] = 
         (one for one in candidates if one.fits),
         key=lambda one: (-one.tokens_per_second, one.peak, layout_words(one.plan.config)),
     )
-    best = [_exact(planner, one.plan) for one in fitting[:EXACT]]
-    ranked = sorted(best, key=lambda one: (-one.prediction.tokens_per_second, one.prediction.peak, one.words))
-    legal = [one for one in ranked if is_legal(one.plan)][:shown]
+    best = islice((one.plan for one in fitting if is_legal(one.plan)), max(EXACT, shown))
+    ranked = sorted(
+        (_exact(planner, plan) for plan in best),
+        key=lambda one: (-one.prediction.tokens_per_second, one.prediction.peak, one.words),
+    )
     least = min(candidates, key=lambda one: (one.peak, -one.tokens_per_second), default=None)
     return Search(
-        ranked=tuple(legal),
-        pareto=tuple(_exact(planner, one.plan) for one in _pareto(fitting) if is_legal(one.plan)),
+        ranked=tuple(ranked[:shown]),
+        pareto=tuple(Found(one.plan, planner.predict(one.plan, exact=False)) for one in _pareto(fitting) if is_legal(one.plan)),
         considered=len(candidates),
         fitting=len(fitting),
         least=None if least is None else _exact(planner, least.plan),
@@ -159,7 +163,8 @@ def _candidates(planner: Planner, plans: Iterable[RunPlan]) -> Iterator[_Candida
 
 
 def _exact(planner: Planner, plan: RunPlan) -> Found:
-    return Found(plan, planner.predict(plan))
+    events = plan.num_micro_batches * plan.pipeline_parallel_size
+    return Found(plan, planner.predict(plan, exact=events <= MOST_EVENTS))
 
 
 def _pareto(fitting: Sequence[_Candidate]) -> list[_Candidate]:
