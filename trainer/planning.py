@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from trainer.config.compose import Composition, composition
 from trainer.config.keys import flatten
@@ -14,16 +15,19 @@ from trainer.config.schema import LayoutConfig, TridentConfig
 from trainer.config.validate import problems, validate
 from trainer.dry_run import plan_without_data, vocabulary
 from trainer.errors import ConfigError
-from trainer.log import say, write
-from trainer.planner.as_json import report_json, search_json
 from trainer.hardware import Here
-from trainer.planner.cluster import cluster_of, planned_ranks
+from trainer.log import say, write
+from trainer.planner.as_json import answer_json, report_json, search_json
+from trainer.planner.budget import Speed, parse_budget, spend
+from trainer.planner.cluster import Cluster, cluster_of, planned_ranks
+from trainer.planner.picture import Picture, Verdict, check_picture, write_picture
 from trainer.planner.predict import Planner
-from trainer.planner.refusal import explained
-from trainer.planner.report import make_report
-from trainer.planner.screen import change, screen, search_screen
+from trainer.planner.refusal import explained, too_large
+from trainer.planner.report import PlanReport, make_report
+from trainer.planner.screen import TIGHT, change, header, screen, search_screen, spent_screen, verdict
 from trainer.planner.search import Found, nearest, search
-from trainer.planner.space import FREE, MESH
+from trainer.planner.shapes import Candidate, family, fixed
+from trainer.planner.space import FREE, MESH, layout_words
 
 
 @dataclass(frozen=True)
@@ -40,24 +44,31 @@ def plan_verb(arguments: Sequence[str], asked: Asked, here: Here) -> int:
     """Run `trident plan <arguments>` and return the exit code.
 
     Raises:
-        ConfigError: the config is wrong, breaks a rule, or does not fit; each rule with its reason, and what works.
+        ConfigError: the config is wrong or breaks a rule; each rule with its reason, and what works.
     """
+    if asked.picture is not None:
+        check_picture(Path(asked.picture))
     composed = composition(list(arguments))
+    if asked.budget is not None:
+        return _budget(composed, asked, here)
     config, lines = settled(composed, None, None, here)
     plan = plan_without_data(config, planned_ranks(config, here))
-    planner = Planner(cluster_of(config, plan.world_size, here))
+    planner = planner_for(cluster_of(config, plan.world_size, here))
     if asked.searches:
         return _search(composed, planner, plan, asked)
     report = make_report(planner, plan)
     if asked.picture is not None:
-        from trainer.planner.picture import draw
-
-        draw(report, asked.picture)
+        write_picture(_picture(planner, report), Path(asked.picture))
     if asked.as_json:
         write(json.dumps(report_json(report), indent=2) + "\n")
     else:
         say("\n".join([*lines, screen(report)]))
     return 0
+
+
+def planner_for(cluster: Cluster) -> Planner:
+    """Return a planner that uses the calibration of this machine, if there is one of this device."""
+    return Planner(cluster)
 
 
 def _search(composed: Composition, planner: Planner, plan: RunPlan, asked: Asked) -> int:
@@ -69,6 +80,66 @@ def _search(composed: Composition, planner: Planner, plan: RunPlan, asked: Asked
     else:
         say(search_screen(found, composed.config, seconds))
     return 0
+
+
+def _picture(planner: Planner, report: PlanReport) -> Picture:
+    found = report.prediction
+    lines = header(report)
+    share = found.peak / found.device_bytes
+    return Picture(
+        title=f"{lines[0].split(maxsplit=1)[1]}; {lines[1].split(maxsplit=1)[1]}",
+        layout=" ".join(layout_words(report.plan.config)),
+        verdict=verdict(report)[0],
+        kind=Verdict.refused if not found.fits else Verdict.fits if share <= TIGHT else Verdict.tight,
+        stages=found.stages,
+        device_bytes=found.device_bytes,
+        timeline=planner.timeline(report.plan),
+    )
+
+
+# What a budget buys.
+
+
+def _budget(composed: Composition, asked: Asked, here: Here) -> int:
+    if asked.searches or asked.picture is not None:
+        raise ConfigError("budget= chooses a model and its layout; it cannot be combined with --search or --picture")
+    budget = parse_budget(str(asked.budget))
+    plain = _alone(composed.config)
+    validate(plain)
+    world = planned_ranks(plain, here) or len(here.gpus) or here.cores
+    planner = planner_for(cluster_of(plain, world, here))
+    vocab_size = plan_without_data(plain).model.vocab_size
+    chosen = any(key.startswith("model.") for key in composed.request.values) or "model" in composed.request.choices
+    models = fixed(plain.model, vocab_size) if chosen else family(plain.model, vocab_size)
+    answer = spend(budget, planner.cluster, models, _speeds(planner, plain, world))
+    if asked.as_json:
+        write(json.dumps(answer_json(answer), indent=2) + "\n")
+    else:
+        say(spent_screen(answer, planner.cluster))
+    return 0
+
+
+def _speeds(planner: Planner, config: TridentConfig, world: int) -> Callable[[Candidate], Speed | None]:
+    """Return a function that finds the fastest layout of a model on the cluster."""
+
+    def speed(candidate: Candidate) -> Speed | None:
+        base = make_plan(replace(config, model=candidate.config), candidate.vocab_size)
+        found = search(planner, base, world, shown=1).ranked
+        if not found:
+            return None
+        best = found[0]
+        return Speed(
+            tokens_per_second=best.prediction.tokens_per_second,
+            tokens_per_step=best.plan.tokens_per_step,
+            devices=world,
+            layout=layout_words(best.plan.config, config),
+            mfu=best.prediction.mfu,
+        )
+
+    return speed
+
+
+# Layouts that are found, and layouts that are refused: also for `trident train`.
 
 
 def settled(
@@ -95,6 +166,27 @@ def settled(
     return config, lines
 
 
+def refuse_too_large(config: TridentConfig, world_size: int | None, here: Here) -> None:
+    """Refuse a run that surely does not fit into the memory of its devices.
+
+    Args:
+        config: accepted by `validate`.
+        world_size: ranks that a launcher started, or None when this process will start them.
+        here: this machine.
+
+    Raises:
+        ConfigError: it does not fit, with the nearest layouts that do.
+    """
+    vocab_size = vocabulary(config)
+    if vocab_size is None:
+        return
+    plan = make_plan(config, vocab_size, world_size)
+    planner = planner_for(cluster_of(config, plan.world_size, here))
+    error = too_large(planner, plan)
+    if error is not None:
+        raise error
+
+
 def choose_layout(composed: Composition, world_size: int | None, here: Here) -> Found:
     """Return the fastest layout that fits. The same words on the same machines give the same layout.
 
@@ -110,7 +202,7 @@ def choose_layout(composed: Composition, world_size: int | None, here: Here) -> 
     validate(plain)
     world = world_size or planned_ranks(plain, here) or len(here.gpus) or here.cores
     base = plan_without_data(plain)
-    found = search(Planner(cluster_of(plain, world, here)), base, world, held(composed), shown=1)
+    found = search(planner_for(cluster_of(plain, world, here)), base, world, held(composed), shown=1)
     if not found.ranked:
         least = "" if found.least is None else f"; least memory: {change(found.least)}"
         raise ConfigError(
@@ -144,7 +236,7 @@ def _near(config: TridentConfig, world_size: int | None, here: Here) -> tuple[Fo
     asked = world_size or layout.pipeline_parallel_size * layout.tensor_parallel_size * replicas
     # What was asked for counts when distances are taken, legal or not.
     wanted = replace(base, config=replace(config, layout=replace(layout, auto=False)))
-    planner = Planner(cluster_of(plain, asked, here))
+    planner = planner_for(cluster_of(plain, asked, here))
     return nearest(planner, wanted, [world for world in range(asked, 0, -1) if _is_usual(world, asked)])
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 
+from trainer.planner.budget import Answer
 from trainer.planner.prediction import Prediction
 from trainer.planner.record import prediction_record
 from trainer.planner.report import PlanReport
+from trainer.planner.scaling_laws import Balance
 from trainer.planner.search import Found, Search
 
 
@@ -31,13 +33,7 @@ def report_json(report: PlanReport) -> dict[str, object]:
         **prediction_json(report.prediction),
         **report.price.to_dict(),
         "loss": {name: asdict(band) for name, band in report.losses.items()},
-        "compute_optimal": {
-            "tokens_per_parameter": report.balance.tokens_per_parameter,
-            "optimal_tokens_per_parameter": report.balance.optimum.tokens_per_parameter,
-            "optimal_parameters": report.balance.optimum.parameters,
-            "optimal_tokens": report.balance.optimum.tokens,
-            "verdict": report.balance.words,
-        },
+        "compute_optimal": _balance(report.balance),
         "nearest_that_fit": found_json(report.fitting),
         "faster": _found(report.faster),
         "constants": prediction_record(report.prediction)["constants"],
@@ -66,6 +62,35 @@ def layout_json(found: Found) -> dict[str, object]:
         "num_micro_batches": plan.num_micro_batches,
         "recompute": plan.config.model.recompute.value,
         "world_size": plan.world_size,
+    }
+
+
+def answer_json(answer: Answer) -> dict[str, object]:
+    """Return what a budget buys as plain values."""
+    best = answer.best
+    return {
+        "budget": str(answer.budget),
+        "overrides": list(answer.overrides),
+        "parameters": best.candidate.parameters,
+        "tokens": best.tokens,
+        "steps": best.steps,
+        "devices": best.speed.devices,
+        "tokens_per_second": best.speed.tokens_per_second,
+        "mfu": best.speed.mfu,
+        **answer.price.to_dict(),
+        "loss": {name: asdict(band) for name, band in answer.losses.items()},
+        "compute_optimal": _balance(answer.balance),
+        "is_held_back_by_memory": answer.is_held_back_by_memory,
+    }
+
+
+def _balance(balance: Balance) -> dict[str, object]:
+    return {
+        "tokens_per_parameter": balance.tokens_per_parameter,
+        "optimal_tokens_per_parameter": balance.optimum.tokens_per_parameter,
+        "optimal_parameters": balance.optimum.parameters,
+        "optimal_tokens": balance.optimum.tokens,
+        "verdict": balance.words,
     }
 
 

@@ -10,7 +10,10 @@ from trainer.planner.memory_model import MemoryModel, memory_constants, unchecke
 from trainer.planner.prediction import Confidence, Prediction, StageMemory
 from trainer.planner.profile import Profile
 from trainer.planner.profiles import profile_for
+from trainer.planner.scaling_laws import outside
+from trainer.planner.schedule_time import order_of, stage_messages
 from trainer.planner.step_time import TimedStep, TimeModel
+from trainer.planner.timeline import Costs, Timeline, simulate
 
 
 class Planner:
@@ -35,6 +38,13 @@ class Planner:
     def timed(self, plan: RunPlan, exact: bool = True) -> TimedStep:
         """Return the time of a step; see `TimeModel.step`."""
         return self._time.step(plan, exact)
+
+    def timeline(self, plan: RunPlan) -> Timeline:
+        """Return every pass of every micro-batch through the stages, in the order of the schedule."""
+        step = self.timed(plan, exact=False)
+        messages = stage_messages(step.passes.owners, step.message_s)
+        costs = Costs(step.passes.forward, step.passes.backward, messages)
+        return simulate(order_of(plan, self.cluster), costs)
 
     def fits(self, plan: RunPlan, stages: tuple[StageMemory, ...], margin: float = 0.0) -> bool:
         """Return whether the memory of all ranks is there.
@@ -89,8 +99,9 @@ class Planner:
         profile = self.profile
         measured = profile.measured_on is not None
         reason = f"calibrated on {profile.measured_on}" if measured else profile.error.source
-        outside = unchecked(plan, self.cluster)
-        return Confidence(profile.error.value, profile.memory_error.value, f"{profile.name}: {reason}", outside)
+        tokens = plan.tokens_per_step * plan.config.train.steps
+        facts = (*unchecked(plan, self.cluster), *outside(plan.model, tokens))
+        return Confidence(profile.error.value, profile.memory_error.value, f"{profile.name}: {reason}", facts)
 
 
 def predict(plan: RunPlan, cluster: Cluster, profile: Profile | None = None, exact: bool = True) -> Prediction:

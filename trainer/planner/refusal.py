@@ -10,7 +10,7 @@ from trainer.config.schema import TridentConfig
 from trainer.config.validate import broken_rules
 from trainer.errors import ConfigError
 from trainer.planner.predict import Planner
-from trainer.planner.prediction import GIB, Prediction
+from trainer.planner.prediction import GIB
 from trainer.planner.report import worlds
 from trainer.planner.screen import change
 from trainer.planner.search import Found, nearest
@@ -43,11 +43,12 @@ def explained(
     return ConfigError(lines, hints)
 
 
-def too_large(planner: Planner, plan: RunPlan, found: Prediction) -> ConfigError | None:
+def too_large(planner: Planner, plan: RunPlan) -> ConfigError | None:
     """Return the error of a run that surely does not fit, with the nearest layouts that do; None if it may fit.
 
     A run is refused when it would not fit even if it needs less than predicted by the prediction's own error.
     """
+    found = planner.predict(plan, exact=False)
     sure = 1.0 - found.confidence.memory
     stage = found.stages[found.fullest]
     if sure * found.peak <= found.device_bytes and (

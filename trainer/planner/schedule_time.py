@@ -62,7 +62,7 @@ def pipeline_seconds(plan: RunPlan, cluster: Cluster, passes: Passes, message: f
     pp, count = plan.pipeline_parallel_size, plan.num_micro_batches
     if pp == 1:
         return count * (passes.forward[0] + passes.backward[0])
-    costs = Costs(passes.forward, passes.backward, _messages(passes.owners, message))
+    costs = Costs(passes.forward, passes.backward, stage_messages(passes.owners, message))
     if exact:
         return makespan(order_of(plan, cluster), costs)
     if chunks_of(plan, cluster) > 1:
@@ -74,7 +74,7 @@ def pipeline_seconds(plan: RunPlan, cluster: Cluster, passes: Passes, message: f
     return estimate_1f1b(costs, count, Messages.together if is_megatron else Messages.one_by_one)
 
 
-def _messages(owners: Sequence[int], message: float) -> list[float]:
+def stage_messages(owners: Sequence[int], message: float) -> list[float]:
     """Return the seconds behind each stage: none where the same rank holds the next one."""
     return [0.0 if one == following else message for one, following in pairwise(owners)]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from trainer.config.schema import TridentConfig
 from trainer.config.words import for_a_shell
-from trainer.planner.prediction import GIB, Prediction, StageMemory
+from trainer.planner.budget import Answer
+from trainer.planner.cluster import Cluster
+from trainer.planner.prediction import GIB, LossBand, Prediction, StageMemory
 from trainer.planner.report import PlanReport
 from trainer.planner.scaling_laws import DEFAULT_LAW
 from trainer.planner.search import Found, Search
@@ -49,40 +51,41 @@ _TITLES = {
 
 def screen(report: PlanReport) -> str:
     """Return the report of one run, 100 columns wide."""
-    parts = (_header, _verdict, _memory, _time, _speed, _run, _loss, _changes, _confidence)
+    parts = (header, verdict, _memory, _time, _speed, _run, _loss, _changes, _confidence)
     return "\n\n".join("\n".join(part(report)) for part in parts)
 
 
-def _header(report: PlanReport) -> Iterator[str]:
+def header(report: PlanReport) -> list[str]:
+    """Return the lines of the model, the cluster, the layout and the batch."""
     plan, cluster = report.plan, report.cluster
-    yield (
-        f"model    {plan.config.model.name}: {_count(plan.model.parameter_count)} parameters, "
-        f"{len(plan.model.blocks)} blocks of {plan.model.hidden_size}, sequences of {plan.execution.seq_length:,}, "
-        f"{report.tokens / plan.model.parameter_count:,.1f} tokens a parameter"
-    )
     machines = f"{cluster.nodes} machine{'s' * (cluster.nodes > 1)} x {cluster.devices_per_node} {cluster.device}"
     links = f"{cluster.intra_node.value / 1e9:,.0f} GB/s inside, {cluster.inter_node.value / 1e9:,.3g} GB/s between"
-    yield f"cluster  {machines}, {links}, software {cluster.software.value}"
-    yield f"layout   {' '.join(map(for_a_shell, Found(plan, report.prediction).words))}"
-    yield (
+    return [
+        f"model    {plan.config.model.name}: {_count(plan.model.parameter_count)} parameters, "
+        f"{len(plan.model.blocks)} blocks of {plan.model.hidden_size}, sequences of {plan.execution.seq_length:,}, "
+        f"{report.tokens / plan.model.parameter_count:,.1f} tokens a parameter",
+        f"cluster  {machines}, {links}, software {cluster.software.value}",
+        f"layout   {' '.join(map(for_a_shell, layout_words(plan.config)))}",
         f"batch    {plan.global_batch_size:,} sequences = {plan.tokens_per_step:,} tokens a step, "
-        f"{plan.num_micro_batches:,} micro-batches of {plan.micro_batch_size} a rank, {plan.dtype.value}"
-    )
+        f"{plan.num_micro_batches:,} micro-batches of {plan.micro_batch_size} a rank, {plan.dtype.value}",
+    ]
 
 
-def _verdict(report: PlanReport) -> Iterator[str]:
+def verdict(report: PlanReport) -> list[str]:
+    """Return whether the run fits, and where it is fullest."""
     found = report.prediction
     share, margin = found.peak / found.device_bytes, (found.device_bytes - found.peak) / GIB
     where = f"fullest is stage {found.fullest}" if len(found.stages) > 1 else "a device holds"
     sizes = f"{where}: {found.peak / GIB:,.2f} of {found.device_bytes / GIB:,.2f} GiB ({share:.0%})"
     if not found.fits and found.peak > found.device_bytes:
-        yield f"DOES NOT FIT  {sizes}, {-margin:,.2f} GiB too much"
+        lines = [f"DOES NOT FIT  {sizes}, {-margin:,.2f} GiB too much"]
     else:
         safety = "" if share <= SAFE else ", tight" if share <= TIGHT else ", at risk: fragments may take the rest"
-        yield f"{'FITS' if found.fits else 'DOES NOT FIT'}  {sizes}, margin {margin:,.2f} GiB{safety}"
+        lines = [f"{'FITS' if found.fits else 'DOES NOT FIT'}  {sizes}, margin {margin:,.2f} GiB{safety}"]
     if found.host_needed:
         limit = "" if found.host_bytes is None else f" of {found.host_bytes / GIB:,.1f}"
-        yield f"      host memory for offload: {found.host_needed / GIB:,.2f}{limit} GiB a machine"
+        lines.append(f"      host memory for offload: {found.host_needed / GIB:,.2f}{limit} GiB a machine")
+    return lines
 
 
 def _memory(report: PlanReport) -> Iterator[str]:
@@ -162,7 +165,7 @@ def _run(report: PlanReport) -> Iterator[str]:
 
 
 def _loss(report: PlanReport) -> Iterator[str]:
-    bands = [f"{name} {band.value:.3f} ({band.low:.3f} to {band.high:.3f})" for name, band in report.losses.items()]
+    bands = _bands(report.losses)
     yield f"loss     {bands[0]}"
     yield f"         {'; '.join(bands[1:])}"
     yield "         of the laws' own data and tokenizers: compare sizes by it, do not expect it"
@@ -171,6 +174,10 @@ def _loss(report: PlanReport) -> Iterator[str]:
         f"         {report.balance.words} under {DEFAULT_LAW}: its best for this compute is "
         f"{_count(best.parameters)} parameters and {_count(best.tokens)} tokens"
     )
+
+
+def _bands(losses: Mapping[str, LossBand]) -> list[str]:
+    return [f"{name} {band.value:.3f} ({band.low:.3f} to {band.high:.3f})" for name, band in losses.items()]
 
 
 def _changes(report: PlanReport) -> Iterator[str]:
@@ -208,6 +215,27 @@ def _confidence(report: PlanReport) -> Iterator[str]:
     )
     for fact in found.outside:
         yield from _wrapped(f"unsure   {fact}")
+
+
+def spent_screen(answer: Answer, cluster: Cluster) -> str:
+    """Return what a budget buys: model, tokens, layout, loss."""
+    best, price = answer.best, answer.price
+    mfu = "" if best.speed.mfu is None else f", MFU {best.speed.mfu:.1%}"
+    money = "" if price.cost_usd is None else f", ${price.cost_usd:,.0f}"
+    bands = _bands(answer.losses)
+    lines = [
+        f"budget   {answer.budget} on {best.speed.devices} {cluster.device}",
+        f"model    {_count(best.candidate.parameters)} parameters, {_count(best.tokens)} tokens in {best.steps:,} "
+        f"steps: {answer.balance.words} under {DEFAULT_LAW}",
+        f"speed    {best.speed.tokens_per_second:,.0f} tokens/s{mfu}",
+        f"run      {_days(price.seconds)}, {price.gpu_days:,.4g} device-days{money}, {price.energy_kwh:,.4g} kWh",
+        f"loss     {bands[0]}",
+        f"         {'; '.join(bands[1:])}",
+        f"words    {' '.join(map(for_a_shell, answer.overrides))}",
+    ]
+    if answer.is_held_back_by_memory:
+        lines.append("         a larger model would be better, but no layout of it fits on these devices")
+    return "\n".join(lines)
 
 
 def search_screen(found: Search, config: TridentConfig, seconds: float) -> str:

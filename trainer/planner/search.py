@@ -86,7 +86,9 @@ def search(planner: Planner, base: RunPlan, world: int, held: Collection[str] = 
     least = min(candidates, key=lambda one: (one.peak, -one.tokens_per_second), default=None)
     return Search(
         ranked=tuple(ranked[:shown]),
-        pareto=tuple(Found(one.plan, planner.predict(one.plan, exact=False)) for one in _pareto(fitting) if is_legal(one.plan)),
+        pareto=tuple(
+            Found(one.plan, planner.predict(one.plan, exact=False)) for one in _pareto(fitting) if is_legal(one.plan)
+        ),
         considered=len(candidates),
         fitting=len(fitting),
         least=None if least is None else _exact(planner, least.plan),

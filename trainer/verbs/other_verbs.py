@@ -12,8 +12,10 @@ OTHER_VERBS: dict[str, str] = {
     "repartition merge split zero_to_fp32 consolidate": "reshard",
     "from_hf import_hf hf_to_trident from_pretrained convert_from_hf load_hf": "import",
     "to_hf export_hf trident_to_hf save_pretrained convert_to_hf convert convert_checkpoint": "export",
-    "autotune partition stages profile_layers": "balance",
+    "partition stages profile_layers": "balance",
+    "autotune search_layout": "plan --search",
     "sweep multirun hpo tune": "train --multirun",
+    "estimate estimator memory predict_memory cost budget planner": "plan",
     "config cfg show_config print_config": "train --help",
     "version": "--version",
     "completion completions install_completion": "--install-completion",
@@ -23,7 +25,7 @@ OTHER_VERBS: dict[str, str] = {
 
 NO_VERB: dict[str, str] = {
     "serve deploy push upload": "models are not served or uploaded; `trident export` writes what other programs take",
-    "plan estimate doctor": "`trident train` says the plan of a run before it starts",
+    "doctor": "`trident train --dry-run` checks everything that can be known before a run starts",
     "rl dpo ppo grpo rlhf reward": "only pre-training is done here",
 }
 """Names elsewhere -> the way things are here, where there is no such verb."""

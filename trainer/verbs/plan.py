@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from trainer.verbs.composing import COMPOSING
 from trainer.verbs.declare import Key, Option, Takes, Verb
 from trainer.verbs.parse import Words
@@ -9,10 +11,9 @@ from trainer.verbs.parse import Words
 
 def run(words: Words) -> int:
     """Print the plan, or what was asked for instead."""
-    from trainer.planning import Asked, calibrate_here, here, plan_verb
+    from trainer.hardware import look_here
+    from trainer.planning import Asked, plan_verb
 
-    if words.has("--calibrate"):
-        return calibrate_here(words.rest)
     budgets = [word.partition("=")[2] for word in words.rest if word.startswith(f"{BUDGET}=")]
     rest = [word for word in words.rest if not word.startswith(f"{BUDGET}=")]
     asked = Asked(
@@ -21,7 +22,7 @@ def run(words: Words) -> int:
         picture=words.value("--picture"),
         budget=budgets[-1] if budgets else None,
     )
-    return plan_verb(rest, asked, here())
+    return plan_verb(rest, asked, look_here(os.environ))
 
 
 BUDGET = "budget"
@@ -44,10 +45,6 @@ VERB = Verb(
             "draw the memory of each stage and the timeline of the pipeline into a file, .svg or .png",
             takes=Takes.file,
             metavar="FILE",
-        ),
-        Option(
-            "--calibrate",
-            "measure this machine (GEMM, memory, collectives, launches) into a profile that later plans use",
         ),
         *COMPOSING,
     ),

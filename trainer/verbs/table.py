@@ -9,7 +9,7 @@ from trainer.errors import ConfigError
 from trainer.verbs.declare import Option, Takes, Verb
 from trainer.verbs.other_verbs import NO_VERB, OTHER_VERBS
 
-NAMES = ("train", "data", "generate", "evaluate", "import", "export", "checkpoint", "balance", "reshard")
+NAMES = ("train", "plan", "data", "generate", "evaluate", "import", "export", "checkpoint", "balance", "reshard")
 """Names of the verbs in the order of the help; each is a file of this room that declares `VERB`."""
 
 _SHELLS = ("bash", "zsh", "fish")
