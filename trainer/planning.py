@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.config.compose import Composition, composition
-from trainer.config.keys import flatten
+from trainer.config.layout_words import LAYOUT
 from trainer.config.plan import RunPlan, make_plan
-from trainer.config.schema import LayoutConfig, TridentConfig
+from trainer.config.schema import Dtype, LayoutConfig, TridentConfig
 from trainer.config.validate import problems, validate
 from trainer.dry_run import plan_without_data, vocabulary
 from trainer.errors import ConfigError
@@ -27,7 +27,7 @@ from trainer.planner.report import PlanReport, make_report
 from trainer.planner.screen import TIGHT, change, header, screen, search_screen, spent_screen, verdict
 from trainer.planner.search import Found, nearest, search
 from trainer.planner.shapes import Candidate, family, fixed
-from trainer.planner.space import FREE, MESH, layout_words
+from trainer.planner.space import FREE, layout_words
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def plan_verb(arguments: Sequence[str], asked: Asked, here: Here) -> int:
         check_picture(Path(asked.picture))
     composed = composition(list(arguments))
     if asked.budget is not None:
-        return _budget(composed, asked, here)
+        return _budget(list(arguments), composed, asked, here)
     config, lines = settled(composed, None, None, here)
     plan = plan_without_data(config, planned_ranks(config, here))
     planner = planner_for(cluster_of(config, plan.world_size, here))
@@ -100,23 +100,49 @@ def _picture(planner: Planner, report: PlanReport) -> Picture:
 # What a budget buys.
 
 
-def _budget(composed: Composition, asked: Asked, here: Here) -> int:
+KIND = "model=llama_7b"
+"""Kind of model whose sizes a budget chooses from, where no word names a model."""
+TOKENS_PER_STEP = 1 << 19
+"""Tokens of a step where no word says the batch: about those of GPT-3's smaller sizes (arXiv 2005.14165, table 2.1)."""
+_NAMED = ("model.hidden_size", "model.num_layers", "model.path")
+"""Keys with which words name a model."""
+
+
+def _budget(arguments: Sequence[str], composed: Composition, asked: Asked, here: Here) -> int:
     if asked.searches or asked.picture is not None:
         raise ConfigError("budget= chooses a model and its layout; it cannot be combined with --search or --picture")
     budget = parse_budget(str(asked.budget))
+    request = composed.request
+    is_named = "model" in request.choices or any(key in request.values for key in _NAMED)
+    words = [*([] if is_named else [KIND]), *arguments]
+    composed = composition(words)
+    for word in _unsaid(composed, here):
+        words.append(word)
+        composed = composition(words)
     plain = _alone(composed.config)
     validate(plain)
     world = planned_ranks(plain, here) or len(here.gpus) or here.cores
     planner = planner_for(cluster_of(plain, world, here))
     vocab_size = plan_without_data(plain).model.vocab_size
-    chosen = any(key.startswith("model.") for key in composed.request.values) or "model" in composed.request.choices
-    models = fixed(plain.model, vocab_size) if chosen else family(plain.model, vocab_size)
+    models = fixed(plain.model, vocab_size) if is_named else family(plain.model, vocab_size)
     answer = spend(budget, planner.cluster, models, _speeds(planner, plain, world))
     if asked.as_json:
-        write(json.dumps(answer_json(answer), indent=2) + "\n")
+        write(json.dumps(answer_json(answer, words), indent=2) + "\n")
     else:
-        say(spent_screen(answer, planner.cluster))
+        say(spent_screen(answer, planner.cluster, words))
     return 0
+
+
+def _unsaid(composed: Composition, here: Here) -> Iterator[str]:
+    """Yield words for what no word says, and what a small test run has otherwise: the batch and the precision."""
+    request, config = composed.request, composed.config
+    if "batch" not in request.choices and "batch.global_batch_size" not in request.values:
+        yield f"batch.global_batch_size={max(1, TOKENS_PER_STEP // config.model.seq_length)}"
+    if "precision" not in request.choices and "precision.dtype" not in request.values:
+        peaks = cluster_of(_alone(config), 1, here).peak_flops
+        fastest = max(peaks, key=lambda dtype: (peaks[dtype].value, dtype is Dtype.bf16))
+        if fastest is not config.precision.dtype:
+            yield f"precision={fastest.value}"
 
 
 def _speeds(planner: Planner, config: TridentConfig, world: int) -> Callable[[Candidate], Speed | None]:
@@ -213,11 +239,12 @@ def choose_layout(composed: Composition, world_size: int | None, here: Here) -> 
 
 
 def held(composed: Composition) -> frozenset[str]:
-    """Return the keys that a search leaves alone: a word or a file has set them."""
-    config = composed.config
-    values, fresh = flatten(config), flatten(TridentConfig())
-    chosen = {key for key in FREE if key in composed.request.values or values[key] != fresh[key]}
-    return frozenset(chosen - set(MESH) if config.layout.auto else chosen)
+    """Return the keys that a search leaves alone: a word of the command line has set them, or their group."""
+    request = composed.request
+    groups = {group for group in request.choices if group != LAYOUT or not composed.config.layout.auto}
+    return frozenset(
+        key for key in FREE if key in request.values or key.partition(".")[0] in groups - {"model", "batch"}
+    )
 
 
 def _reason(found: Found) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from trainer.planner.budget import Answer
@@ -65,12 +65,12 @@ def layout_json(found: Found) -> dict[str, object]:
     }
 
 
-def answer_json(answer: Answer) -> dict[str, object]:
-    """Return what a budget buys as plain values."""
+def answer_json(answer: Answer, words: Sequence[str]) -> dict[str, object]:
+    """Return what a budget buys as plain values; `words` are those behind which the answer's are pasted."""
     best = answer.best
     return {
         "budget": str(answer.budget),
-        "overrides": list(answer.overrides),
+        "overrides": [*words, *answer.overrides],
         "parameters": best.candidate.parameters,
         "tokens": best.tokens,
         "steps": best.steps,

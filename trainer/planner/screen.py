@@ -217,8 +217,14 @@ def _confidence(report: PlanReport) -> Iterator[str]:
         yield from _wrapped(f"unsure   {fact}")
 
 
-def spent_screen(answer: Answer, cluster: Cluster) -> str:
-    """Return what a budget buys: model, tokens, layout, loss."""
+def spent_screen(answer: Answer, cluster: Cluster, words: Sequence[str]) -> str:
+    """Return what a budget buys: model, tokens, layout, loss.
+
+    Args:
+        answer: what was found.
+        cluster: the machines.
+        words: the words of the run that was asked for, behind which those of the answer are pasted.
+    """
     best, price = answer.best, answer.price
     mfu = "" if best.speed.mfu is None else f", MFU {best.speed.mfu:.1%}"
     money = "" if price.cost_usd is None else f", ${price.cost_usd:,.0f}"
@@ -231,7 +237,7 @@ def spent_screen(answer: Answer, cluster: Cluster) -> str:
         f"run      {_days(price.seconds)}, {price.gpu_days:,.4g} device-days{money}, {price.energy_kwh:,.4g} kWh",
         f"loss     {bands[0]}",
         f"         {'; '.join(bands[1:])}",
-        f"words    {' '.join(map(for_a_shell, answer.overrides))}",
+        f"words    {' '.join(map(for_a_shell, (*words, *answer.overrides)))}",
     ]
     if answer.is_held_back_by_memory:
         lines.append("         a larger model would be better, but no layout of it fits on these devices")
