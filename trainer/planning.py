@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,24 +16,24 @@ from trainer.config.schema import Dtype, LayoutConfig, TridentConfig
 from trainer.config.validate import problems, validate
 from trainer.dry_run import plan_without_data, vocabulary
 from trainer.errors import ConfigError
-from trainer.hardware import Here
+from trainer.hardware import Here, look_here
 from trainer.log import say, write
 from trainer.planner.as_json import answer_json, report_json, search_json
 from trainer.planner.budget import Speed, parse_budget, spend
 from trainer.planner.cluster import Cluster, cluster_of, planned_ranks
+from trainer.planner.layout_search import Found, nearest, search
 from trainer.planner.picture import Picture, Verdict, check_picture, write_picture
+from trainer.planner.plan_report import PlanReport, make_report
+from trainer.planner.plan_screen import TIGHT, change, header, screen, search_screen, spent_screen, verdict
 from trainer.planner.predict import Planner
 from trainer.planner.refusal import explained, too_large
-from trainer.planner.report import PlanReport, make_report
-from trainer.planner.screen import TIGHT, change, header, screen, search_screen, spent_screen, verdict
-from trainer.planner.search import Found, nearest, search
 from trainer.planner.shapes import Candidate, family, fixed
-from trainer.planner.space import FREE, layout_words
+from trainer.planner.space import FREE
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What `trident plan` is asked for."""
+    """Wishes of a person who calls `trident plan`."""
 
     as_json: bool = False
     searches: bool = False
@@ -88,7 +89,7 @@ def _picture(planner: Planner, report: PlanReport) -> Picture:
     share = found.peak / found.device_bytes
     return Picture(
         title=f"{lines[0].split(maxsplit=1)[1]}; {lines[1].split(maxsplit=1)[1]}",
-        layout=" ".join(layout_words(report.plan.config)),
+        layout=" ".join(report.found.words),
         verdict=verdict(report)[0],
         kind=Verdict.refused if not found.fits else Verdict.fits if share <= TIGHT else Verdict.tight,
         stages=found.stages,
@@ -158,7 +159,7 @@ def _speeds(planner: Planner, config: TridentConfig, world: int) -> Callable[[Ca
             tokens_per_second=best.prediction.tokens_per_second,
             tokens_per_step=best.plan.tokens_per_step,
             devices=world,
-            layout=layout_words(best.plan.config, config),
+            layout=best.words_after(config),
             mfu=best.prediction.mfu,
         )
 
@@ -166,6 +167,27 @@ def _speeds(planner: Planner, config: TridentConfig, world: int) -> Callable[[Ca
 
 
 # Layouts that are found, and layouts that are refused: also for `trident train`.
+
+
+def settle(composed: Composition, world_size: int | None, device_count: int | None) -> TridentConfig:
+    """Return the config that a run starts with: nothing is planned unless the layout is to be found, or is refused.
+
+    Args:
+        composed: the config as composed, `layout.data_parallel_size` filled.
+        world_size: ranks that a launcher started, or None when this process will start them.
+        device_count: CUDA devices of this machine.
+
+    Raises:
+        ConfigError: every broken rule with its reason; or the run does not fit; and the nearest layouts that work.
+    """
+    config = composed.config
+    here = look_here(os.environ)
+    if config.layout.auto or problems(config, world_size, device_count):
+        config, lines = settled(composed, world_size, device_count, here)
+        for line in lines:
+            say(line)
+    refuse_too_large(config, world_size, here)
+    return config
 
 
 def settled(
@@ -185,7 +207,7 @@ def settled(
     config, lines = composed.config, tuple[str, ...]()
     if config.layout.auto:
         chosen = choose_layout(composed, world_size, here)
-        config, lines = chosen.plan.config, (_reason(chosen),)
+        config, lines = chosen.config, (_reason(chosen),)
     error = explained(config, world_size, device_count, lambda: _near(config, world_size, here))
     if error is not None:
         raise error
@@ -193,7 +215,7 @@ def settled(
 
 
 def refuse_too_large(config: TridentConfig, world_size: int | None, here: Here) -> None:
-    """Refuse a run that surely does not fit into the memory of its devices.
+    """Refuse a run that surely does not fit into the memory of its devices, as far as that can be known beforehand.
 
     Args:
         config: accepted by `validate`.
@@ -207,8 +229,12 @@ def refuse_too_large(config: TridentConfig, world_size: int | None, here: Here) 
     if vocab_size is None:
         return
     plan = make_plan(config, vocab_size, world_size)
-    planner = planner_for(cluster_of(config, plan.world_size, here))
-    error = too_large(planner, plan)
+    try:
+        planner = planner_for(cluster_of(config, plan.world_size, here))
+    except ConfigError:
+        # A device that the planner does not know trains all the same.
+        return
+    error = too_large(planner, plan, config)
     if error is not None:
         raise error
 

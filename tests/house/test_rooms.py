@@ -58,6 +58,7 @@ ORDER = (
     "out_of_memory",
     "supervise",
     "dry_run",
+    "planning",
     "sweeps",
     "preflight",
     "app",
@@ -98,6 +99,8 @@ APART = {
     },
     "beginning": {"balance", "calibration", "loop", "checkpoint", "generation", "profiling", "resharding"},
     "supervise": {"balance", "calibration", "loop", "checkpoint", "generation", "samples", "profiling", "resharding"},
+    "planning": LOW - {"config", "planner"}
+    | {"checkpoint", "metrics", "generation", "samples", "profiling", "resharding", "balance", "supervise"},
     "sweeps": LOW - {"config"}
     | {"checkpoint", "generation", "samples", "profiling", "resharding", "balance", "supervise"},
     "app": {"generation", "resharding", "balance", "supervise", "sweeps"},
@@ -139,6 +142,7 @@ NO_TORCH = (
         "balance",
         "beginning",
         "supervise",
+        "planning",
         "sweeps",
         "verbs",
         "cli",

@@ -124,6 +124,21 @@ class RunPlan:
         return self.config.runtime.compile
 
     @property
+    def name(self) -> str:
+        """Name of the model in what is printed."""
+        return self.config.model.name
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.config.train.steps
+
+    @property
+    def run_tokens(self) -> int:
+        """Tokens of the whole run."""
+        return self.tokens_per_step * self.steps
+
+    @property
     def sequence_shards(self) -> int:
         """Number of sequence shards of the hidden states between layers: the tensor axis, or 1 if they are whole."""
         return self.tensor_parallel_size if self.sequence_parallel else 1

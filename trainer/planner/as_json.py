@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from trainer.planner.budget import Answer
+from trainer.planner.layout_search import Found, Search
+from trainer.planner.plan_report import PlanReport
 from trainer.planner.prediction import Prediction
 from trainer.planner.record import prediction_record
-from trainer.planner.report import PlanReport
 from trainer.planner.scaling_laws import Balance
-from trainer.planner.search import Found, Search
 
 
 def report_json(report: PlanReport) -> dict[str, object]:
@@ -18,7 +18,7 @@ def report_json(report: PlanReport) -> dict[str, object]:
     plan = report.plan
     return {
         "model": {
-            "name": plan.config.model.name,
+            "name": plan.name,
             "parameters": plan.model.parameter_count,
             "tokens_per_parameter": report.tokens / plan.model.parameter_count,
         },
@@ -47,20 +47,20 @@ def prediction_json(prediction: Prediction) -> dict[str, object]:
 
 def layout_json(found: Found) -> dict[str, object]:
     """Return a layout with the overrides that give it."""
-    plan = found.plan
+    plan, config = found.plan, found.config
     return {
         "overrides": list(found.words),
         "pipeline_parallel_size": plan.pipeline_parallel_size,
         "tensor_parallel_size": plan.tensor_parallel_size,
         "data_parallel_size": plan.data_parallel_size,
         "sequence_parallel": plan.sequence_parallel,
-        "pipeline_schedule": plan.config.layout.pipeline_schedule.value,
-        "zero_stage": plan.config.zero.stage,
-        "offload": plan.config.zero.offload.value,
-        "offload_parameters": plan.config.zero.offload_parameters,
+        "pipeline_schedule": config.layout.pipeline_schedule.value,
+        "zero_stage": config.zero.stage,
+        "offload": config.zero.offload.value,
+        "offload_parameters": config.zero.offload_parameters,
         "micro_batch_size": plan.micro_batch_size,
         "num_micro_batches": plan.num_micro_batches,
-        "recompute": plan.config.model.recompute.value,
+        "recompute": config.model.recompute.value,
         "world_size": plan.world_size,
     }
 

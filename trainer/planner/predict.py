@@ -99,8 +99,7 @@ class Planner:
         profile = self.profile
         measured = profile.measured_on is not None
         reason = f"calibrated on {profile.measured_on}" if measured else profile.error.source
-        tokens = plan.tokens_per_step * plan.config.train.steps
-        facts = (*unchecked(plan, self.cluster), *outside(plan.model, tokens))
+        facts = (*unchecked(plan, self.cluster), *outside(plan.model, plan.run_tokens))
         return Confidence(profile.error.value, profile.memory_error.value, f"{profile.name}: {reason}", facts)
 
 

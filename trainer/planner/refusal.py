@@ -9,11 +9,11 @@ from trainer.config.rule_reasons import REASONS
 from trainer.config.schema import TridentConfig
 from trainer.config.validate import broken_rules
 from trainer.errors import ConfigError
+from trainer.planner.layout_search import Found, nearest
+from trainer.planner.plan_report import worlds
+from trainer.planner.plan_screen import change
 from trainer.planner.predict import Planner
 from trainer.planner.prediction import GIB
-from trainer.planner.report import worlds
-from trainer.planner.screen import change
-from trainer.planner.search import Found, nearest
 
 COUNT = 3
 """Layouts that a refusal offers."""
@@ -43,29 +43,36 @@ def explained(
     return ConfigError(lines, hints)
 
 
-def too_large(planner: Planner, plan: RunPlan) -> ConfigError | None:
+def too_large(planner: Planner, plan: RunPlan, config: TridentConfig) -> ConfigError | None:
     """Return the error of a run that surely does not fit, with the nearest layouts that do; None if it may fit.
 
-    A run is refused when it would not fit even if it needs less than predicted by the prediction's own error.
+    A run is refused when it would not fit even if it needs less than predicted by the memory model's own error.
+
+    Args:
+        planner: predicts.
+        plan: the run.
+        config: its config.
     """
-    found = planner.predict(plan, exact=False)
-    sure = 1.0 - found.confidence.memory
-    stage = found.stages[found.fullest]
-    if sure * found.peak <= found.device_bytes and (
-        found.host_bytes is None or sure * found.host_needed <= found.host_bytes
-    ):
+    stages, cluster = planner.stages(plan), planner.cluster
+    margin = -planner.profile.memory_error.value
+    if planner.fits(plan, stages, margin):
         return None
-    name, largest = max(stage.by_purpose.items(), key=lambda item: item[1])
-    if sure * found.peak > found.device_bytes:
+    fullest = max(range(len(stages)), key=lambda index: stages[index].peak)
+    stage = stages[fullest]
+    if stage.peak * (1.0 + margin) > cluster.memory_bytes.value:
+        name, largest = max(stage.by_purpose.items(), key=lambda item: item[1])
         line = (
-            f"a device has {found.device_bytes / GIB:,.2f} GiB, but stage {found.fullest} needs "
-            f"{found.peak / GIB:,.2f} GiB, most of it {name} ({largest / GIB:,.2f} GiB); change the layout"
+            f"a run must fit into the {cluster.memory_bytes.value / GIB:,.2f} GiB of a device, but stage {fullest} "
+            f"needs {stage.peak / GIB:,.2f} GiB, most of it {name} ({largest / GIB:,.2f} GiB); change the layout, or "
+            "raise cluster.memory_gib if you know better"
         )
     else:
+        has = 0.0 if cluster.host_memory_bytes is None else cluster.host_memory_bytes.value
+        needed = planner.ranks_per_node(plan) * max(one.host for one in stages)
         line = (
-            f"a machine has {(found.host_bytes or 0) / GIB:,.2f} GiB, but offload takes "
-            f"{found.host_needed / GIB:,.2f} GiB of it; use more machines, or zero.offload=none"
+            f"offload must fit into the {has / GIB:,.2f} GiB of a machine, but takes {needed / GIB:,.2f} GiB of it; "
+            "use more machines or zero.offload=none, or raise cluster.host_memory_gib if you know better"
         )
     near = nearest(planner, plan, worlds(planner, plan), count=COUNT)
-    hints = [f"this fits: {change(one, plan.config)}" for one in near]
+    hints = [f"this fits: {change(one, config)}" for one in near]
     return ConfigError(line, hints or ["no layout of this model and batch fits on these devices"])

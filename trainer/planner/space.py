@@ -65,12 +65,16 @@ class _Space:
     world: int
     held: frozenset[str]
 
+    @property
+    def config(self) -> TridentConfig:
+        return self.base.config
+
     def _choose(self, key: str, current: int, found: list[int]) -> list[int]:
         return [value for value in found if value == current] if key in self.held else found
 
     def meshes(self) -> Iterator[Mesh]:
         """Yield the sizes of the axes that divide the world, the model and the batch."""
-        config, model = self.base.config, self.base.config.model
+        config, model = self.config, self.config.model
         whole = replace(config, layout=replace(config.layout, sequence_parallel=False))
         sizes = legal_tensor_parallel_sizes(Case(whole, None, None))
         for tp in self._choose(MESH[1], config.layout.tensor_parallel_size, sizes):
@@ -85,7 +89,7 @@ class _Space:
 
     def on(self, mesh: Mesh) -> Iterator[RunPlan]:
         """Yield everything that can be done on a mesh."""
-        config = self.base.config
+        config = self.config
         for micro_batch in self._micro_batches(mesh):
             rounds = config.batch.global_batch_size // (mesh.data_parallel_size * micro_batch)
             batch = replace(config.batch, micro_batch_size=micro_batch)
@@ -97,13 +101,13 @@ class _Space:
                         yield variant(self.base, changed, mesh)
 
     def _micro_batches(self, mesh: Mesh) -> list[int]:
-        batch = self.base.config.batch
+        batch = self.config.batch
         share = batch.global_batch_size // mesh.data_parallel_size
         found = [size for size in divisors(share) if size & (size - 1) == 0 or size == batch.micro_batch_size]
         return self._choose("batch.micro_batch_size", batch.micro_batch_size, found)
 
     def _layouts(self, mesh: Mesh, zero: ZeroConfig, rounds: int) -> Iterator[LayoutConfig]:
-        config = self.base.config
+        config = self.config
         layout, length = config.layout, config.model.seq_length
         pp, tp = mesh.pipeline_parallel_size, mesh.tensor_parallel_size
         same = pp == layout.pipeline_parallel_size
@@ -123,11 +127,11 @@ class _Space:
         if pp == 1:
             return schedule.has_effect_alone
         fills = rounds >= schedule.fewest_micro_batches(pp)
-        has_blocks = self.base.config.model.num_layers >= schedule.stages(pp)
+        has_blocks = self.config.model.num_layers >= schedule.stages(pp)
         return fills and has_blocks and (schedule.takes_offload or zero.offload is OffloadKind.none)
 
     def _zeros(self, mesh: Mesh) -> list[ZeroConfig]:
-        config = self.base.config
+        config = self.config
         least = 0 if config.precision.dtype is Dtype.fp32 else 1
         most = 3 if mesh.pipeline_parallel_size == 1 and mesh.data_parallel_size > 1 else 1
         found = []
@@ -148,7 +152,7 @@ class _Space:
         return found
 
     def _recomputations(self) -> list[RecomputeKind]:
-        current = self.base.config.model.recompute
+        current = self.config.model.recompute
         return [current] if "model.recompute" in self.held else list(RecomputeKind)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from trainer import interruption
@@ -100,9 +101,15 @@ def _checked(arguments: Sequence[str], world: World) -> Composition:
             "(--max-restarts of torchrun and of the scripts in launch/), or let `trident train` start the ranks"
         )
     gpus = gpu_count(os.environ)
-    validate(config, world.size, gpus)
+    if SUPERVISED_VARIABLE in os.environ:
+        # The parent has planned the run.
+        validate(config, world.size, gpus)
+    else:
+        from trainer.planning import settle
+
+        config = settle(found, world.size, gpus)
     prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)
-    return found
+    return replace(found, config=config)
 
 
 def decline_for(error: TridentError, world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from trainer.errors import ConfigError
 from trainer.log import be_quiet, report_failure, say
@@ -31,7 +32,7 @@ def _train(arguments: Sequence[str], is_dry: bool) -> int:
     from trainer.config.compose import composition
     from trainer.config.plan import make_mesh
     from trainer.config.schema import ConsoleKind, DeviceKind
-    from trainer.config.validate import fill_machine, validate
+    from trainer.config.validate import fill_machine
     from trainer.launcher.environment import World, find_world, gpu_count, prepare_environment, publish_world
     from trainer.machine import usable_cores
     from trainer.verbs.rank import compute, limit_standstill, train_as_rank
@@ -50,8 +51,9 @@ def _train(arguments: Sequence[str], is_dry: bool) -> int:
     limit_standstill(config)
     be_quiet(config.logging.console is ConsoleKind.quiet)
     gpus = gpu_count(os.environ)
-    config = fill_machine(config, gpus, usable_cores())
-    validate(config, None, gpus)
+    from trainer.planning import settle
+
+    config = settle(replace(composed, config=fill_machine(config, gpus, usable_cores())), None, gpus)
     for line in composed.told():
         say(f"config  {line}")
     if is_dry:

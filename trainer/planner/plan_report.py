@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from trainer.config.plan import RunPlan
 from trainer.planner.cluster import Cluster
+from trainer.planner.layout_search import Found, faster, nearest
 from trainer.planner.predict import Planner
 from trainer.planner.prediction import LossBand, Prediction
 from trainer.planner.price import Price, price_of, seconds_of
 from trainer.planner.scaling_laws import DEFAULT_LAW, LAWS, Balance, balance, counted_parameters, loss_bands
-from trainer.planner.search import Found, faster, nearest
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,16 @@ class PlanReport:
     faster: Found | None
     """A layout of few changes that is faster; None if there is none, or the run does not fit."""
 
+    @property
+    def found(self) -> Found:
+        """The run's own layout with its prediction."""
+        return Found(self.plan, self.prediction)
+
 
 def make_report(planner: Planner, plan: RunPlan) -> PlanReport:
     """Return the report of a run on the planner's cluster."""
     prediction = planner.predict(plan)
-    tokens = plan.tokens_per_step * plan.config.train.steps
+    tokens = plan.run_tokens
     law = LAWS[DEFAULT_LAW]
     near = () if prediction.fits else nearest(planner, plan, worlds(planner, plan))
     return PlanReport(

@@ -8,11 +8,10 @@ from trainer.config.schema import TridentConfig
 from trainer.config.words import for_a_shell
 from trainer.planner.budget import Answer
 from trainer.planner.cluster import Cluster
+from trainer.planner.layout_search import Found, Search
+from trainer.planner.plan_report import PlanReport
 from trainer.planner.prediction import GIB, LossBand, Prediction, StageMemory
-from trainer.planner.report import PlanReport
 from trainer.planner.scaling_laws import DEFAULT_LAW
-from trainer.planner.search import Found, Search
-from trainer.planner.space import layout_words
 
 WIDTH = 100
 BAR = 44
@@ -61,11 +60,11 @@ def header(report: PlanReport) -> list[str]:
     machines = f"{cluster.nodes} machine{'s' * (cluster.nodes > 1)} x {cluster.devices_per_node} {cluster.device}"
     links = f"{cluster.intra_node.value / 1e9:,.0f} GB/s inside, {cluster.inter_node.value / 1e9:,.3g} GB/s between"
     return [
-        f"model    {plan.config.model.name}: {_count(plan.model.parameter_count)} parameters, "
+        f"model    {plan.name}: {_count(plan.model.parameter_count)} parameters, "
         f"{len(plan.model.blocks)} blocks of {plan.model.hidden_size}, sequences of {plan.execution.seq_length:,}, "
         f"{report.tokens / plan.model.parameter_count:,.1f} tokens a parameter",
         f"cluster  {machines}, {links}, software {cluster.software.value}",
-        f"layout   {' '.join(map(for_a_shell, layout_words(plan.config)))}",
+        f"layout   {' '.join(map(for_a_shell, report.found.words))}",
         f"batch    {plan.global_batch_size:,} sequences = {plan.tokens_per_step:,} tokens a step, "
         f"{plan.num_micro_batches:,} micro-batches of {plan.micro_batch_size} a rank, {plan.dtype.value}",
     ]
@@ -159,7 +158,7 @@ def _run(report: PlanReport) -> Iterator[str]:
     price = report.price
     money = "no price is set (cluster.usd_per_device_hour)" if price.cost_usd is None else f"${price.cost_usd:,.0f}"
     yield (
-        f"run      {report.plan.config.train.steps:,} steps, {_count(report.tokens)} tokens: {_days(price.seconds)}, "
+        f"run      {report.plan.steps:,} steps, {_count(report.tokens)} tokens: {_days(price.seconds)}, "
         f"{price.gpu_days:,.4g} device-days, {price.pf_days:,.4g} PF-days, {money}, {price.energy_kwh:,.4g} kWh"
     )
 
@@ -181,7 +180,7 @@ def _bands(losses: Mapping[str, LossBand]) -> list[str]:
 
 
 def _changes(report: PlanReport) -> Iterator[str]:
-    config = report.plan.config
+    config = report.found.config
     for index, found in enumerate(report.fitting):
         yield f"{'fits' if index == 0 else '':<9}{change(found, config)}"
     if report.fitting:
@@ -202,7 +201,7 @@ def change(found: Found, config: TridentConfig | None = None) -> str:
         found: the layout.
         config: the config behind which the overrides are pasted; None: any.
     """
-    words = " ".join(map(for_a_shell, layout_words(found.plan.config, config)))
+    words = " ".join(map(for_a_shell, found.words_after(config)))
     return f"{words}: {found.prediction.peak / GIB:,.2f} GiB, {found.prediction.tokens_per_second:,.0f} tokens/s"
 
 
@@ -263,7 +262,7 @@ def _table(rows: Sequence[Found], config: TridentConfig) -> Iterator[str]:
     for one in rows:
         found: Prediction = one.prediction
         mfu = "" if found.mfu is None else f"{found.mfu:.1%}"
-        words = " ".join(map(for_a_shell, layout_words(one.plan.config, config)))
+        words = " ".join(map(for_a_shell, one.words_after(config)))
         yield (
             f"{found.tokens_per_second:>12,.0f} {_seconds(found.time.total):>10} {found.peak / GIB:>8.2f} "
             f"{found.bubble_fraction:>7.1%} {mfu:>6}  {words}"

@@ -30,13 +30,18 @@ class Found:
     prediction: Prediction
 
     @property
+    def config(self) -> TridentConfig:
+        """The config that the layout makes."""
+        return self.plan.config
+
+    @property
     def words(self) -> tuple[str, ...]:
         """Overrides that give the layout."""
-        return layout_words(self.plan.config)
+        return layout_words(self.config)
 
-    def words_after(self, config: TridentConfig) -> tuple[str, ...]:
-        """Return the overrides that turn another layout into this one."""
-        return layout_words(self.plan.config, config)
+    def words_after(self, config: TridentConfig | None) -> tuple[str, ...]:
+        """Return the overrides that turn another layout, or any, into this one."""
+        return layout_words(self.config, config)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Search:
     considered: int
     """Legal layouts that were predicted."""
     fitting: int
-    """Those that fit with the margin."""
+    """Number of layouts that fit with the margin."""
     least: Found | None
     """The layout that needs least memory, whether it fits or not; None if there is no legal one."""
 
@@ -61,6 +66,10 @@ class _Candidate:
     peak: int
     fits: bool
     tokens_per_second: float
+
+    @property
+    def config(self) -> TridentConfig:
+        return self.plan.config
 
 
 def search(planner: Planner, base: RunPlan, world: int, held: Collection[str] = (), shown: int = SHOWN) -> Search:
@@ -76,7 +85,7 @@ def search(planner: Planner, base: RunPlan, world: int, held: Collection[str] = 
     candidates = list(_candidates(planner, variants(base, world, held)))
     fitting = sorted(
         (one for one in candidates if one.fits),
-        key=lambda one: (-one.tokens_per_second, one.peak, layout_words(one.plan.config)),
+        key=lambda one: (-one.tokens_per_second, one.peak, layout_words(one.config)),
     )
     best = islice((one.plan for one in fitting if is_legal(one.plan)), max(EXACT, shown))
     ranked = sorted(
@@ -116,8 +125,8 @@ def nearest(
 
 def _by_distance(planner: Planner, base: RunPlan, world: int, held: Collection[str]) -> Iterator[Found]:
     """Yield legal layouts that fit, those that change least first. Only as many as are asked for are predicted."""
-    plans = sorted(variants(base, world, held), key=lambda plan: distance(plan.config, base.config))
-    for _, group in groupby(plans, key=lambda plan: distance(plan.config, base.config)):
+    plans = sorted(variants(base, world, held), key=lambda one: distance(one.config, base.config))
+    for _, group in groupby(plans, key=lambda one: distance(one.config, base.config)):
         fitting = [one for one in _candidates(planner, group) if one.fits and is_legal(one.plan)]
         for one in sorted(fitting, key=lambda one: (-one.tokens_per_second, one.peak)):
             yield _exact(planner, one.plan)
@@ -132,9 +141,9 @@ def faster(planner: Planner, base: RunPlan, than: Prediction, most: float = 2.0)
         than: its prediction.
         most: largest distance of the changes; see `distance`.
     """
-    plans = (plan for plan in variants(base, base.world_size) if 0 < distance(plan.config, base.config) <= most)
+    plans = (one for one in variants(base, base.world_size) if 0 < distance(one.config, base.config) <= most)
     near = [one for one in _candidates(planner, plans) if one.fits]
-    near.sort(key=lambda one: (-one.tokens_per_second, distance(one.plan.config, base.config)))
+    near.sort(key=lambda one: (-one.tokens_per_second, distance(one.config, base.config)))
     for one in near[:SHOWN]:
         if one.tokens_per_second < NEAR_ENOUGH * than.tokens_per_second:
             return None
@@ -146,12 +155,9 @@ def faster(planner: Planner, base: RunPlan, than: Prediction, most: float = 2.0)
 
 def is_legal(plan: RunPlan) -> bool:
     """Return whether a layout breaks no rule of the config."""
-    return not problems(_with_replicas(plan))
-
-
-def _with_replicas(plan: RunPlan) -> TridentConfig:
-    layout = replace(plan.config.layout, data_parallel_size=plan.data_parallel_size)
-    return replace(plan.config, layout=layout)
+    config = plan.config
+    layout = replace(config.layout, data_parallel_size=plan.data_parallel_size)
+    return not problems(replace(config, layout=layout))
 
 
 def _candidates(planner: Planner, plans: Iterable[RunPlan]) -> Iterator[_Candidate]:
