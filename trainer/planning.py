@@ -289,7 +289,11 @@ def _near(config: TridentConfig, world_size: int | None, here: Here) -> tuple[Fo
     asked = world_size or layout.pipeline_parallel_size * layout.tensor_parallel_size * replicas
     # What was asked for counts when distances are taken, legal or not.
     wanted = replace(base, config=replace(config, layout=replace(layout, auto=False)))
-    planner = planner_for(cluster_of(plain, asked, here))
+    try:
+        planner = planner_for(cluster_of(plain, asked, here))
+    except ConfigError:
+        # What is wrong with the config is said all the same.
+        return ()
     return nearest(planner, wanted, [world for world in range(asked, 0, -1) if _is_usual(world, asked)])
 
 
