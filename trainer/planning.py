@@ -12,15 +12,15 @@ from pathlib import Path
 from trainer.config.compose import Composition, composition
 from trainer.config.layout_words import LAYOUT
 from trainer.config.plan import RunPlan, make_plan
-from trainer.config.schema import Dtype, LayoutConfig, TridentConfig
+from trainer.config.schema import DeviceKind, Dtype, LayoutConfig, TridentConfig
 from trainer.config.validate import problems, validate
 from trainer.dry_run import plan_without_data, vocabulary
 from trainer.errors import ConfigError
 from trainer.hardware import Here, look_here
-from trainer.log import say, write
+from trainer.log import aside, say, write
 from trainer.planner.as_json import answer_json, report_json, search_json
 from trainer.planner.budget import Speed, parse_budget, spend
-from trainer.planner.cluster import Cluster, cluster_of, planned_ranks
+from trainer.planner.cluster import cluster_of, planned_ranks
 from trainer.planner.layout_search import Found, nearest, search
 from trainer.planner.picture import Picture, Verdict, check_picture, write_picture
 from trainer.planner.plan_report import PlanReport, make_report
@@ -54,7 +54,9 @@ def plan_verb(arguments: Sequence[str], asked: Asked, here: Here) -> int:
         return _budget(list(arguments), composed, asked, here)
     config, lines = settled(composed, None, None, here)
     plan = plan_without_data(config, planned_ranks(config, here))
-    planner = planner_for(cluster_of(config, plan.world_size, here))
+    planner = Planner(cluster_of(config, plan.world_size, here))
+    if planner.note is not None:
+        aside(f"profile {planner.note}")
     if asked.searches:
         return _search(composed, planner, plan, asked)
     report = make_report(planner, plan)
@@ -67,9 +69,25 @@ def plan_verb(arguments: Sequence[str], asked: Asked, here: Here) -> int:
     return 0
 
 
-def planner_for(cluster: Cluster) -> Planner:
-    """Return a planner that uses the calibration of this machine, if there is one of this device."""
-    return Planner(cluster)
+def calibrate_here(arguments: Sequence[str], here: Here) -> int:
+    """Measure this machine into the profile that later plans use, and return the exit code.
+
+    Raises:
+        ConfigError: a word says something that is not measured, or a measured number is absurd.
+        TridentError: ranks could not be started, or the profile cannot be written.
+    """
+    from trainer.calibration.calibrate import calibrate
+
+    config = _alone(composition(list(arguments)).config)
+    if config.cluster.device is not None:
+        raise ConfigError(
+            f"--calibrate measures the devices of this machine, but cluster.device is {config.cluster.device}; leave "
+            "it out"
+        )
+    validate(config)
+    devices = len(here.gpus) if here.gpus and config.runtime.device is not DeviceKind.cpu else here.cores
+    calibrate(cluster_of(config, devices, here), say)
+    return 0
 
 
 def _search(composed: Composition, planner: Planner, plan: RunPlan, asked: Asked) -> int:
@@ -123,7 +141,7 @@ def _budget(arguments: Sequence[str], composed: Composition, asked: Asked, here:
     plain = _alone(composed.config)
     validate(plain)
     world = planned_ranks(plain, here) or len(here.gpus) or here.cores
-    planner = planner_for(cluster_of(plain, world, here))
+    planner = Planner(cluster_of(plain, world, here))
     vocab_size = plan_without_data(plain).model.vocab_size
     models = fixed(plain.model, vocab_size) if is_named else family(plain.model, vocab_size)
     answer = spend(budget, planner.cluster, models, _speeds(planner, plain, world))
@@ -230,7 +248,7 @@ def refuse_too_large(config: TridentConfig, world_size: int | None, here: Here) 
         return
     plan = make_plan(config, vocab_size, world_size)
     try:
-        planner = planner_for(cluster_of(config, plan.world_size, here))
+        planner = Planner(cluster_of(config, plan.world_size, here))
     except ConfigError:
         # A device that the planner does not know trains all the same.
         return
@@ -254,7 +272,7 @@ def choose_layout(composed: Composition, world_size: int | None, here: Here) -> 
     validate(plain)
     world = world_size or planned_ranks(plain, here) or len(here.gpus) or here.cores
     base = plan_without_data(plain)
-    found = search(planner_for(cluster_of(plain, world, here)), base, world, held(composed), shown=1)
+    found = search(Planner(cluster_of(plain, world, here)), base, world, held(composed), shown=1)
     if not found.ranked:
         least = "" if found.least is None else f"; least memory: {change(found.least)}"
         raise ConfigError(
@@ -290,7 +308,7 @@ def _near(config: TridentConfig, world_size: int | None, here: Here) -> tuple[Fo
     # What was asked for counts when distances are taken, legal or not.
     wanted = replace(base, config=replace(config, layout=replace(layout, auto=False)))
     try:
-        planner = planner_for(cluster_of(plain, asked, here))
+        planner = Planner(cluster_of(plain, asked, here))
     except ConfigError:
         # What is wrong with the config is said all the same.
         return ()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from trainer.config.plan import RunPlan
 from trainer.config.schema import RecomputeKind
+from trainer.config.schema_cluster import Software
 from trainer.planner.cluster import Cluster
 from trainer.planner.constants import Constant
 from trainer.planner.memory_model import MemoryModel, memory_constants, unchecked
 from trainer.planner.prediction import Confidence, Prediction, StageMemory
 from trainer.planner.profile import Profile
+from trainer.planner.profile_file import find_calibration
 from trainer.planner.profiles import profile_for
 from trainer.planner.scaling_laws import outside
 from trainer.planner.schedule_time import order_of, stage_messages
@@ -27,6 +29,12 @@ class Planner:
 
     def __init__(self, cluster: Cluster, profile: Profile | None = None) -> None:
         self.cluster = cluster
+        self.note: str | None = None
+        """Sentence about a calibration that is not used, or is old; None: there is nothing to say."""
+        if profile is None and cluster.software is Software.trident:
+            found = find_calibration(cluster.device)
+            self.note = found.note
+            profile = None if found.calibration is None else found.calibration.profile
         self.profile = profile_for(cluster) if profile is None else profile
         self._memory = MemoryModel(cluster)
         self._time = TimeModel(cluster, self.profile)

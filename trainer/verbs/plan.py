@@ -12,8 +12,10 @@ from trainer.verbs.parse import Words
 def run(words: Words) -> int:
     """Print the plan, or what was asked for instead."""
     from trainer.hardware import look_here
-    from trainer.planning import Asked, plan_verb
+    from trainer.planning import Asked, calibrate_here, plan_verb
 
+    if words.has("--calibrate"):
+        return calibrate_here(words.rest, look_here(os.environ))
     budgets = [word.partition("=")[2] for word in words.rest if word.startswith(f"{BUDGET}=")]
     rest = [word for word in words.rest if not word.startswith(f"{BUDGET}=")]
     asked = Asked(
@@ -45,6 +47,11 @@ VERB = Verb(
             "draw the memory of each stage and the timeline of the pipeline into a file, .svg or .png",
             takes=Takes.file,
             metavar="FILE",
+        ),
+        Option(
+            "--calibrate",
+            "measure this machine (GEMM, memory, collectives, launches) for a minute or two, into a profile that later "
+            "plans use; nothing else should run here meanwhile",
         ),
         *COMPOSING,
     ),

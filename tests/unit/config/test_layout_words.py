@@ -82,7 +82,7 @@ def test_parts_and_examples_are_explained() -> None:
         "tp1": "1 tensor-parallel rank splits every layer.",
         "pp1": "1 pipeline stage.",
     }
-    assert [part for part, _ in GRAMMAR] == ["tpN", "ppN", "dpN", "sp", "dualpipev", "single"]
+    assert [part for part, _ in GRAMMAR] == ["tpN", "ppN", "dpN", "sp", "dualpipev", "single", "auto"]
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def test_values_of_other_trainers(key: str, value: object, guess: str) -> None:
         ("layout=tensor4_data8", "did you mean layout=tp4_dp8?"),
         (
             "layout=eight",
-            "write tpN, ppN, dpN, sp and dualpipev, each at most once, in any order, joined by _, or single",
+            "write tpN, ppN, dpN, sp and dualpipev, each at most once, in any order, joined by _, or single, or auto",
         ),
         ("layout=cp2", "only pp, tp and dp are available, and sp beside tp"),
         ("layout=ddp", "write layout.data_parallel_size=auto"),

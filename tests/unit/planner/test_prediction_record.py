@@ -28,10 +28,10 @@ def test_a_record_says_what_the_prediction_says() -> None:
         "weights": 1.0,
         "gradients": 1.0,
         "overhead": 1.0,
-        "init_peak": 8.0,
     }
+    assert second["init_peak_gib"] == 8.0
     assert found["step_time_s"] == 0.25
-    hidden = found["step_time_parts_s"].pop("data_parallel_hidden")
+    hidden = found["data_parallel_hidden_s"]
     assert hidden == 0.1
     assert sum(found["step_time_parts_s"].values()) == pytest.approx(0.25)
     assert found["constants"] == {"peak_flops": {"value": 1e14, "source": "nobody"}}

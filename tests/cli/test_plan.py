@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+from trainer.config.compose import compose
+from trainer.config.validate import problems
+from trainer.hardware import Here
+
+SMALL = ("model=gpt2_124m", "precision=bf16", "batch.global_batch_size=64", "data.source=synthetic")
+ON = ("cluster=a100_80gb", "cluster.nodes=1")
+SIXTEEN_GIB = ("cluster=p100", "precision=fp16")
+TOP = {
+    *("fits", "peak_memory_gib", "device_memory_gib", "fullest_stage", "stages", "step_time_s", "step_time_parts_s"),
+    *("data_parallel_hidden_s", "tokens_per_second", "tflops_per_gpu", "mfu", "hfu", "bubble_fraction", "days"),
+    *("gpu_days", "pf_days", "cost_usd", "energy_kwh", "loss", "compute_optimal", "confidence", "constants"),
+    *("layout", "cluster", "model", "tokens", "nearest_that_fit", "faster"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.verbs.plan.os.environ", {"CUDA_VISIBLE_DEVICES": ""})
+
+
+def plan_json(trident: Run, *words: str) -> dict[str, object]:
+    answer = trident("plan", *words, "--json")
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_one_screen_says_what_a_run_needs(trident: Run) -> None:
+    answer = trident("plan", *SMALL, *ON, "layout=tp2_pp2", "cluster.usd_per_device_hour=2")
+    assert answer.code == 0, answer.err
+    for part in ("FITS", "stage 1", "matrix multiplications", "tokens/s", "MFU", "$", "loss", "sure "):
+        assert part in answer.out
+    assert max(map(len, answer.out.splitlines())) <= 140
+
+
+def test_json_has_every_documented_key_and_sources(trident: Run) -> None:
+    found = plan_json(trident, *SMALL, *ON, "layout=tp2_pp2")
+    assert set(found) == TOP
+    constants = found["constants"]
+    assert isinstance(constants, dict)
+    assert all(one["source"] and isinstance(one["value"], float | int) for one in constants.values())
+    parts = found["step_time_parts_s"]
+    assert isinstance(parts, dict)
+    assert sum(parts.values()) == pytest.approx(found["step_time_s"])
+    # Without a number of replicas the cluster is filled.
+    assert isinstance(found["layout"], dict)
+    assert found["layout"]["data_parallel_size"] == 2
+
+
+def test_every_key_of_the_json_is_in_the_documentation() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "planner.md").read_text()
+    assert [key for key in TOP if f"`{key}`" not in text] == []
+
+
+def test_overrides_of_a_search_can_be_pasted(trident: Run) -> None:
+    found = plan_json(trident, *SMALL, *ON, "--search")
+    ranked = found["ranked"]
+    assert isinstance(ranked, list)
+    speeds = [one["tokens_per_second"] for one in ranked]
+    assert speeds == sorted(speeds, reverse=True)
+    for one in ranked:
+        config = compose([*SMALL, *one["overrides"]])
+        assert problems(config) == []
+        again = plan_json(trident, *SMALL, *ON, *one["overrides"])
+        assert again["tokens_per_second"] == pytest.approx(one["tokens_per_second"], rel=0.02)
+        assert again["peak_memory_gib"] == one["peak_memory_gib"]
+    table = trident("plan", *SMALL, *ON, "--search")
+    assert "Pareto front" in table.out
+
+
+def test_what_a_word_sets_stays_in_a_search(trident: Run) -> None:
+    found = plan_json(trident, *SMALL, *ON, "zero.stage=2", "batch.micro_batch_size=2", "--search")
+    ranked = found["ranked"]
+    assert isinstance(ranked, list)
+    assert ranked
+    assert {(one["zero_stage"], one["micro_batch_size"]) for one in ranked} == {(2, 2)}
+
+
+def test_a_layout_that_breaks_rules_is_refused_with_reasons_and_what_works(trident: Run) -> None:
+    for verb in ("plan", "train"):
+        answer = trident(verb, *SMALL, "layout=tp5_pp20")
+        assert answer.code == 2
+        assert len(answer.problems) == 2
+        assert "(because each tensor-parallel rank computes whole heads" in answer.err
+        assert "(because a stage without a block would wait" in answer.err
+        assert len(answer.hints) == 3
+        for hint in answer.hints:
+            words = hint.removeprefix("this works: ").partition(":")[0].split()
+            assert problems(compose([*SMALL, *words])) == []
+
+
+def test_a_run_that_does_not_fit_is_shown_with_what_fits(trident: Run) -> None:
+    words = ("model=gpt2_1558m", *SIXTEEN_GIB, "batch.global_batch_size=64", "data.source=synthetic", "layout=dp8")
+    found = plan_json(trident, *words)
+    assert found["fits"] is False
+    near = found["nearest_that_fit"]
+    assert isinstance(near, list)
+    assert len(near) == 3
+    for one in near:
+        again = plan_json(trident, *words, *one["overrides"])
+        assert again["fits"] is True
+    assert "DOES NOT FIT" in trident("plan", *words).out
+
+
+def test_training_refuses_what_cannot_fit(trident: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.planning.look_here", lambda environ: Here(cores=2, memory_bytes=1 << 30))
+    words = ("model=gpt2_355m", "data.source=synthetic", "model.seq_length=256")
+    answer = trident("train", *words, "--dry-run")
+    assert answer.code == 2
+    assert "must fit into the 1.00 GiB of a device" in answer.problems[0]
+    assert "cluster.memory_gib" in answer.problems[0]
+
+
+def test_the_found_layout_is_always_the_same_and_written(trident: Run) -> None:
+    words = (*SMALL, *ON, "layout=auto")
+    first, second = (plan_json(trident, *words) for _ in range(2))
+    assert first == second
+    best = plan_json(trident, *SMALL, *ON, "--search")["ranked"]
+    assert isinstance(best, list)
+    assert isinstance(first["layout"], dict)
+    assert first["layout"]["overrides"] == best[0]["overrides"]
+    train = trident("train", "layout=auto", "data.source=synthetic", "--dry-run")
+    assert train.code == 0, train.err
+    assert "the fastest that fits" in train.out
+
+
+def test_a_layout_that_is_to_be_found_is_refused_where_nobody_searches(trident: Run) -> None:
+    answer = trident("balance", "layout=auto", "layout.pipeline_parallel_size=2", "data.source=synthetic")
+    assert answer.code == 2
+    assert "layout=auto is found by `trident train` and `trident plan` only" in answer.err
+
+
+def test_a_budget_buys_a_run_that_composes(trident: Run) -> None:
+    found = plan_json(trident, "budget=50usd", *ON, "cluster.usd_per_device_hour=2")
+    overrides = found["overrides"]
+    assert isinstance(overrides, list)
+    assert problems(compose(list(overrides))) == []
+    cost = found["cost_usd"]
+    assert isinstance(cost, float)
+    assert 45 <= cost <= 50
+    again = plan_json(trident, *overrides)
+    assert again["tokens"] == found["tokens"]
+    assert again["days"] == pytest.approx(found["days"], rel=0.02)
+    assert "words" in trident("plan", "budget=50usd", *ON, "cluster.usd_per_device_hour=2").out
+
+
+def test_the_model_of_a_word_is_what_a_budget_trains(trident: Run) -> None:
+    found = plan_json(trident, "budget=1gpuh", *ON, "model=gpt2_124m")
+    assert found["parameters"] == 124439808
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("budget=0usd",), "budget must be a finite number above 0"),
+        (("budget=5eur",), "the unit of '5eur' is eur"),
+        (("budget=1e-9gpuh", "cluster=h100", "cluster.nodes=1"), "budget"),
+        (("budget=5usd", "cluster=h100"), "cluster.usd_per_device_hour"),
+        (("budget=5usd", "--search"), "cannot be combined"),
+        (("cluster.device=H1000",), "H100"),
+        (("cluster.device=V100", "precision=bf16"), "precision=fp16"),
+        (("cluster=h100", "cluster.nodes=1", "layout=dp16"), "cluster"),
+        (("cluster.inter_node_gbps=-1",), "cluster.inter_node_gbps"),
+        (("--picture", "x.pdf"), ".svg"),
+        (("--picture", "nowhere/x.svg"), "nowhere"),
+        (("--calibrate", "cluster=h100"), "leave it out"),
+    ],
+)
+def test_bad_words_are_one_error(words: tuple[str, ...], part: str, trident: Run) -> None:
+    answer = trident("plan", "data.source=synthetic", *words)
+    assert answer.code == 2
+    assert len(answer.problems) == 1, answer.err
+    assert part in answer.err
+    assert answer.out == ""
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_a_picture_is_drawn(suffix: str, trident: Run, place: Path) -> None:
+    answer = trident("plan", *SMALL, *ON, "layout=pp2", "--picture", f"plan.{suffix}")
+    assert answer.code == 0, answer.err
+    assert (place / f"plan.{suffix}").stat().st_size > 10_000
