@@ -89,7 +89,7 @@ def test_a_layout_that_breaks_rules_is_refused_with_reasons_and_what_works(tride
     for verb in ("plan", "train"):
         answer = trident(verb, *SMALL, "layout=tp5_pp20")
         assert answer.code == 2
-        assert len(answer.problems) == 2
+        assert len(answer.problems) == 3
         assert "(because each tensor-parallel rank computes whole heads" in answer.err
         assert "(because a stage without a block would wait" in answer.err
         assert len(answer.hints) == 3
@@ -128,7 +128,7 @@ def test_the_found_layout_is_always_the_same_and_written(trident: Run) -> None:
     assert isinstance(best, list)
     assert isinstance(first["layout"], dict)
     assert first["layout"]["overrides"] == best[0]["overrides"]
-    train = trident("train", "layout=auto", "data.source=synthetic", "--dry-run")
+    train = trident("train", "layout=auto", "data.source=synthetic", "model.vocab_size=512", "--dry-run")
     assert train.code == 0, train.err
     assert "the fastest that fits" in train.out
 
@@ -176,7 +176,7 @@ def test_the_model_of_a_word_is_what_a_budget_trains(trident: Run) -> None:
     ],
 )
 def test_bad_words_are_one_error(words: tuple[str, ...], part: str, trident: Run) -> None:
-    answer = trident("plan", "data.source=synthetic", *words)
+    answer = trident("plan", "data.source=synthetic", "model.vocab_size=512", *words)
     assert answer.code == 2
     assert len(answer.problems) == 1, answer.err
     assert part in answer.err
