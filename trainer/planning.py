@@ -26,7 +26,7 @@ from trainer.planner.picture import Picture, Verdict, check_picture, write_pictu
 from trainer.planner.plan_report import PlanReport, make_report
 from trainer.planner.plan_screen import TIGHT, change, header, screen, search_screen, spent_screen, verdict
 from trainer.planner.predict import Planner
-from trainer.planner.refusal import explained, too_large
+from trainer.planner.refusal import COUNT, explained, too_large
 from trainer.planner.shapes import Candidate, family, fixed
 from trainer.planner.space import FREE
 
@@ -307,12 +307,18 @@ def _near(config: TridentConfig, world_size: int | None, here: Here) -> tuple[Fo
     asked = world_size or layout.pipeline_parallel_size * layout.tensor_parallel_size * replicas
     # What was asked for counts when distances are taken, legal or not.
     wanted = replace(base, config=replace(config, layout=replace(layout, auto=False)))
-    try:
-        planner = Planner(cluster_of(plain, asked, here))
-    except ConfigError:
-        # What is wrong with the config is said all the same.
-        return ()
-    return nearest(planner, wanted, [world for world in range(asked, 0, -1) if _is_usual(world, asked)])
+    found: list[Found] = []
+    for world in (world for world in range(asked, 0, -1) if _is_usual(world, asked)):
+        if len(found) >= COUNT:
+            break
+        try:
+            # CPU ranks share their machine: each number of them has another cluster.
+            planner = Planner(cluster_of(plain, world, here))
+        except ConfigError:
+            # What is wrong with the config is said all the same.
+            break
+        found += nearest(planner, wanted, [world], count=COUNT - len(found))
+    return tuple(found)
 
 
 def _is_usual(world: int, asked: int) -> bool:

@@ -12,6 +12,7 @@ from trainer.config.pipeline_schedules import SCHEDULES, Schedule
 from trainer.config.schema import (
     DeviceKind,
     Dtype,
+    EvalConfig,
     OffloadKind,
     RecordKind,
     RuntimeConfig,
@@ -127,6 +128,11 @@ class RunPlan:
     def name(self) -> str:
         """Name of the model in what is printed."""
         return self.config.model.name
+
+    @property
+    def evaluation(self) -> EvalConfig:
+        """Texts and tasks of evaluations while the run trains."""
+        return self.config.eval
 
     @property
     def steps(self) -> int:

@@ -51,7 +51,7 @@ class TasksHook(Hook):
     def __init__(self, session: Session, engine: Engine, tokenizer: Path, kept: Path) -> None:
         self._session, self._tokenizer, self._kept = session, tokenizer, kept
         self._plan, groups = session.plan, session.groups
-        self._wanted: EvalConfig = session.plan.config.eval
+        self._wanted: EvalConfig = session.plan.evaluation
         self._weights = WeightGatherer(engine, session.plan.zero_stage == 3, groups)
         self._lead = Lead(groups.control, lambda _: session.progress.beat())
         self._pulse_at = 0.0

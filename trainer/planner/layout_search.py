@@ -11,7 +11,7 @@ from trainer.config.schema import TridentConfig
 from trainer.config.validate import problems
 from trainer.planner.predict import Planner
 from trainer.planner.prediction import Prediction
-from trainer.planner.space import distance, layout_words, variants
+from trainer.planner.space import config_of, distance, layout_words, variants
 
 EXACT = 16
 """Fastest layouts whose schedules are simulated event by event; the others are ranked by the closed form."""
@@ -32,7 +32,7 @@ class Found:
     @property
     def config(self) -> TridentConfig:
         """The config that the layout makes."""
-        return self.plan.config
+        return config_of(self.plan)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -69,7 +69,7 @@ class _Candidate:
 
     @property
     def config(self) -> TridentConfig:
-        return self.plan.config
+        return config_of(self.plan)
 
 
 def search(planner: Planner, base: RunPlan, world: int, held: Collection[str] = (), shown: int = SHOWN) -> Search:
@@ -155,7 +155,7 @@ def faster(planner: Planner, base: RunPlan, than: Prediction, most: float = 2.0)
 
 def is_legal(plan: RunPlan) -> bool:
     """Return whether a layout breaks no rule of the config."""
-    config = plan.config
+    config = config_of(plan)
     layout = replace(config.layout, data_parallel_size=plan.data_parallel_size)
     return not problems(replace(config, layout=layout))
 

@@ -165,6 +165,11 @@ def variant(base: RunPlan, config: TridentConfig, mesh: Mesh) -> RunPlan:
     return replace(base, config=config, execution=execution, mesh=mesh, num_micro_batches=rounds)
 
 
+def config_of(plan: RunPlan) -> TridentConfig:
+    """Return the config of a plan: a search is the one place below the entry point that makes other ones of it."""
+    return plan.config
+
+
 def layout_words(config: TridentConfig, base: TridentConfig | None = None) -> tuple[str, ...]:
     """Return the overrides that give a layout, as they are pasted behind `trident train`.
 

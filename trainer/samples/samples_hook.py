@@ -53,7 +53,7 @@ class SamplesHook(Hook):
         groups: ParallelGroups,
         publish: Callable[[Sequence[Sample]], None],
     ) -> None:
-        self._plan, self._eval = plan, plan.config.eval
+        self._plan, self._eval = plan, plan.evaluation
         self._tokenizer_folder, self._kept = tokenizer_folder, kept
         self._weights = WeightGatherer(engine, plan.zero_stage == 3, groups)
         self._publish = publish
