@@ -167,7 +167,8 @@ def test_auto_names_the_worlds_that_keep_the_batch(refused: Run, monkeypatch: py
     answer = refused("train", *SYNTHETIC, "layout=tp2", "layout.data_parallel_size=auto", "batch.global_batch_size=48")
     assert answer.problems == [
         "layout.data_parallel_size=auto makes 5 replicas of 10 ranks, but batch.global_batch_size (48) must be "
-        "divisible by batch.micro_batch_size (1) x 5; start 8 or 12 ranks"
+        "divisible by batch.micro_batch_size (1) x 5; start 8 or 12 ranks (because every replica must read as many "
+        "sequences as the others, or gradients would be averages of different weights)"
     ]
 
 
