@@ -42,8 +42,9 @@ from trainer.loop.stop import StopRequest
 from trainer.loop.train import Batches, Loop
 from trainer.metrics.memory import MemoryMeter
 from trainer.metrics.sinks import RunFacts, build_metrics, forget_rows
-from trainer.out_of_memory import MemoryWatch, measured
+from trainer.out_of_memory import MemoryWatch
 from trainer.pipeline.machines import placement_warning
+from trainer.planner.foresee import explain
 from trainer.profiling.phases import MarkedProgress
 from trainer.profiling.profile_hook import ProfileHook
 from trainer.progress import BUILDING, CHECKING, JOINING, LOADING, PREPARING, Progress, current, follow
@@ -83,8 +84,8 @@ def train_rank(config: TridentConfig, world: World, store: Store | None = None, 
     if config.checkpoint.every > 0 or config.checkpoint.save_final:
         together(control, folder.check_shared, is_of_machine=True)
     together(control, lambda: use_terminal(*send_output_to(folder.log(groups.rank))))
-    memory = MemoryWatch(groups, measured)
-    guard = RankGuard(folder.logs, groups.rank)
+    memory = MemoryWatch(groups, explain)
+    guard = RankGuard(folder.logs, groups.rank, account=memory.of_killed)
     together(control, guard.enter)
     interruption.before_end(guard.interrupted)
     try:

@@ -19,6 +19,7 @@ from trainer.launcher.guard import RankGuard
 from trainer.log import say
 from trainer.metrics.jsonl import read_rows
 from trainer.metrics.tensorboard_sink import check_tensorboard
+from trainer.planner.foresee import foresee
 from trainer.progress import PREPARING, current
 from trainer.run_folder import STREAM, RunFolder
 from trainer.samples.check import check_samples
@@ -117,10 +118,12 @@ class Beginning:
         Raises:
             StorageError: the folder cannot be written.
         """
-        self.folder.write(self._config, {**plan_record(plan), STREAM: stream_identity(prepared, self._config)})
+        foreseen = foresee(plan)
+        record = {**plan_record(plan, foreseen), STREAM: stream_identity(prepared, self._config)}
+        self.folder.write(self._config, record)
         if prepared.tokenizer_folder is not None:
             self.folder.keep_tokenizer(prepared.tokenizer_folder)
         told = told_examples(prepared, self._config)
         if told is not None:
             say(told)
-        say(describe(plan))
+        say(describe(plan, foreseen))

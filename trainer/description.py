@@ -8,13 +8,21 @@ from trainer.config.ds_json import deepspeed_json
 from trainer.config.models import sizes
 from trainer.config.plan import RunPlan
 from trainer.pipeline.partition import stages
+from trainer.planner.foresee import foresee, line_of, record_of
+from trainer.planner.post_mortem import Foreseen
+from trainer.planner.record import PREDICTION
 from trainer.planner.zero_choice import cheaper_choice
 
 _WIDTH = 80
 
 
-def plan_record(plan: RunPlan) -> dict[str, object]:
-    """Return every derived number, the stages, and the DeepSpeed JSON that will be used."""
+def plan_record(plan: RunPlan, foreseen: Foreseen | None = None) -> dict[str, object]:
+    """Return every derived number, the stages, the DeepSpeed JSON that will be used, and what is predicted.
+
+    Args:
+        plan: numbers of the run.
+        foreseen: the prediction, if it was made already.
+    """
     model = plan.model
     resolved = sizes(plan.config.model)
     return {
@@ -52,11 +60,17 @@ def plan_record(plan: RunPlan) -> dict[str, object]:
         ],
         "pipeline_bubble_fraction_in_theory": plan.bubble_in_theory,
         "deepspeed": deepspeed_json(plan),
+        PREDICTION: record_of(foreseen or foresee(plan)),
     }
 
 
-def describe(plan: RunPlan) -> str:
-    """Return a few lines: model, layout, batch, and one line a stage."""
+def describe(plan: RunPlan, foreseen: Foreseen | None = None) -> str:
+    """Return a few lines: model, layout, batch, one line a stage, and what is predicted.
+
+    Args:
+        plan: numbers of the run.
+        foreseen: the prediction, if it was made already.
+    """
     config = plan.config
     sequence = " + sequence parallel" if config.layout.sequence_parallel else ""
     unsharded = " (one replica: nothing to shard)" if plan.zero_stage != config.zero.stage else ""
@@ -90,6 +104,7 @@ def describe(plan: RunPlan) -> str:
         lines.append(
             f"bubble  {plan.bubble_in_theory:.1%} of a step in theory, schedule {config.layout.pipeline_schedule.value}"
         )
+    lines.append(line_of(foreseen or foresee(plan)))
     return "\n".join(_wrapped(line) for line in lines)
 
 

@@ -15,7 +15,8 @@ from trainer.engine.face import Engine
 from trainer.errors import OutOfMemoryError, first_line
 from trainer.machine import memory_limit
 from trainer.metrics.memory import STATUS, MemoryMeter, sizes_in
-from trainer.planner.post_mortem import Foreseen, Held, PostMortem, moment_of, post_mortem
+from trainer.planner.foresee import account_of_killed
+from trainer.planner.post_mortem import Held, PostMortem, moment_of
 from trainer.progress import current
 from trainer.topology.groups import ParallelGroups
 
@@ -28,11 +29,6 @@ _MEMINFO = Path("/proc/meminfo")
 
 Explain = Callable[[RunPlan, int, str, Held, bool], PostMortem]
 """Returns the post-mortem of a rank: (plan, rank, moment, what it held, whether that is the host's beside a GPU)."""
-
-
-def measured(plan: RunPlan, rank: int, moment: str, held: Held, is_on_host: bool) -> PostMortem:
-    """Return what a rank held, without what was predicted."""
-    return post_mortem(plan, rank, moment, held, Foreseen(None, None), lambda plan, cluster: (), None, is_on_host)
 
 
 def is_on_device(error: BaseException) -> bool:
@@ -74,6 +70,12 @@ class MemoryWatch:
         """Begin to look at the memory, before an engine is built. Local."""
         self._plan = plan
         self.meter = MemoryMeter(self._groups.device)
+
+    def of_killed(self, rank: int) -> tuple[Sequence[str], Sequence[str]]:
+        """Return what another rank, which was killed for its memory, was predicted to need, and what would fit."""
+        if self._plan is None:
+            return (), ()
+        return account_of_killed(self._plan, rank)
 
     def in_our_words(self, error: BaseException) -> BaseException:
         """Return the error that a person is told: of want of memory a post-mortem, others as they are. Local."""

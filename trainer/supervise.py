@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from functools import partial
 
 from trainer import interruption
 from trainer.beginning import Beginning
@@ -17,6 +19,7 @@ from trainer.launcher.start import LAUNCHER_LOG, Outcome, check_port, run_ranks
 from trainer.log import say
 from trainer.machine import OomKills
 from trainer.metrics.jsonl import read_rows
+from trainer.planner.foresee import account_of_killed
 from trainer.progress import STARTING_RANKS, current
 from trainer.restarts import Restart, RestartPolicy, remember
 from trainer.run_folder import RunFolder
@@ -46,7 +49,14 @@ def start_and_watch(config: TridentConfig) -> int:
             outcome = run_ranks(
                 plan.world_size, words, folder.logs, port=config.launch.master_port, grace_s=config.launch.grace_s
             )
-            explain(outcome, folder.logs, tail(launcher_log, start=log_start), oom_kills)
+            code = explain(
+                outcome,
+                folder.logs,
+                tail(launcher_log, start=log_start),
+                oom_kills,
+                account=partial(account_of_killed, plan),
+            )
+            outcome = replace(outcome, exit_code=code)
             if not _starts_again(outcome, folder, policy):
                 interruption.settle(outcome.exit_code)
                 return outcome.exit_code

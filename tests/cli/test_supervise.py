@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +72,19 @@ def test_ranks_get_what_was_decided_once(with_ranks: Callable[..., Answer], plac
     assert json.loads((folder / "plan.json").read_text())["layout"]["world_size"] == 2
 
 
+def test_a_run_that_goes_on_in_another_layout_is_predicted_anew(
+    with_ranks: Callable[..., Answer], place: Path
+) -> None:
+    def stored(*words: str) -> dict[str, Any]:
+        assert with_ranks(ended(0), "run_dir=run", *words).code == 0
+        found: dict[str, Any] = json.loads((place / "run" / "plan.json").read_text())["prediction"]
+        return found
+
+    before, after = stored(), stored("layout.pipeline_parallel_size=2")
+    assert (len(before["stages"]), len(after["stages"])) == (1, 2)
+    assert before["peak_memory_gib"] > after["peak_memory_gib"] > 0
+
+
 def test_auto_takes_what_the_machine_has(
     with_ranks: Callable[..., Answer], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +125,24 @@ def test_lost_ranks_are_named_with_the_end_of_their_log(with_ranks: Callable[...
     ]
     shown = [line for line in answer.err.splitlines() if line.startswith("rank 1 | ")]
     assert shown == [f"rank 1 | line {index}" for index in range(20, 40)]
+
+
+def test_a_rank_that_the_kernel_killed_for_its_memory_is_out_of_memory(
+    with_ranks: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Kills:
+        def hint(self) -> str:
+            return "the kernel has killed a process"
+
+        def is_ours(self) -> bool:
+            return True
+
+    monkeypatch.setattr("trainer.supervise.OomKills", Kills)
+    answer = with_ranks(ended(7, 1), "launch.max_restarts=3")
+    assert answer.code == 6
+    assert "rank 1 ran out of memory (the kernel killed it); it held, in MiB:" in answer.err
+    assert "starting again" not in answer.out, "the same config would come to the same end"
+    assert answer.hints[0] == "the kernel has killed a process"
 
 
 def test_an_error_that_only_the_launchers_log_has_is_shown(with_ranks: Callable[..., Answer], place: Path) -> None:

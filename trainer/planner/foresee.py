@@ -1,0 +1,83 @@
+"""The prediction of a run as it begins, and of what would have fitted when it ran out of memory. No torch.
+
+A run does not depend on it: where nothing can be predicted, the reason is told and the run goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from trainer.config.plan import RunPlan
+from trainer.errors import TridentError, first_line
+from trainer.hardware import look_here
+from trainer.machine import memory_limit
+from trainer.planner.cluster import Cluster, cluster_of
+from trainer.planner.layout_search import nearest
+from trainer.planner.post_mortem import Foreseen, Held, PostMortem, post_mortem
+from trainer.planner.predict import Planner, predict
+from trainer.planner.prediction import GIB
+from trainer.planner.record import prediction_record
+
+KILLED = "(the kernel killed it)"
+"""Stands for the moment at which a rank ran out of memory, where nobody could look."""
+
+
+def foresee(plan: RunPlan) -> Foreseen:
+    """Return what is predicted of a run on its cluster; never raises."""
+    cluster = None
+    try:
+        cluster = cluster_of(plan.config, plan.world_size, look_here(os.environ))
+        return Foreseen(predict(plan, cluster), cluster)
+    except TridentError as error:
+        return Foreseen(None, cluster, first_line(error))
+    except Exception as error:
+        # A fault of the planner is no reason not to train.
+        return Foreseen(None, cluster, f"{type(error).__name__}: {first_line(error)}")
+
+
+def line_of(foreseen: Foreseen) -> str:
+    """Return the line that shows a prediction at the start of a run, or the reason why there is none."""
+    found = foreseen.prediction
+    if found is None:
+        return f"predict nothing: {foreseen.problem}"
+    confidence, size = found.confidence, found.device_bytes / GIB
+    place = f" (pipeline rank {found.fullest})" if len(found.stages) > 1 else ""
+    fits = "" if found.fits else ", which does not fit"
+    return (
+        f"predict {found.peak / GIB:,.2f} of {size:,.1f} GiB on the fullest rank{place}{fits} "
+        f"(+-{confidence.memory:.0%}), {_time(found.time.total)} a step (+-{confidence.step_time:.0%})"
+    )
+
+
+def record_of(foreseen: Foreseen) -> dict[str, object] | None:
+    """Return the entry of plan.json."""
+    return None if foreseen.prediction is None else prediction_record(foreseen.prediction)
+
+
+def explain(plan: RunPlan, rank: int, moment: str, held: Held | None, is_on_host: bool = False) -> PostMortem:
+    """Return the account of a rank that ran out of memory: see `post_mortem`."""
+    foreseen, limit = foresee(plan), None
+    limited = memory_limit() if held is None else None
+    if limited is not None and foreseen.prediction is not None:
+        limit = limited.limit_bytes // min(plan.world_size, foreseen.prediction.ranks_per_node)
+    return post_mortem(plan, rank, moment, held, foreseen, cheapest_fit, limit, is_on_host)
+
+
+def cheapest_fit(plan: RunPlan, cluster: Cluster) -> tuple[str, ...]:
+    """Return the overrides of the smallest change with which a run fits on as many devices; none if there is none."""
+    found = nearest(Planner(cluster), plan, [plan.world_size], count=1)
+    return found[0].words_after(plan.config) if found else ()
+
+
+def account_of_killed(plan: RunPlan, rank: int) -> tuple[Sequence[str], Sequence[str]]:
+    """Return what a rank that the kernel killed for its memory was predicted to need, and hints what would fit."""
+    try:
+        found = explain(plan, rank, KILLED, None)
+    except Exception as error:
+        return (f"nothing is predicted: {type(error).__name__}: {error}",), ()
+    return found.lines, found.hints
+
+
+def _time(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f} ms" if seconds < 10 else f"{seconds:,.1f} s"
