@@ -74,6 +74,7 @@ def test_run_folder_is_whole(launcher: str, trained: dict[str, tuple[Path, Ended
     assert [row["step"] for row in rows(run_dir)] == list(range(1, STEPS + 1))
     extra = {name.format(k) for k in (0, 1) for name in ("memory/stage{}/peak_allocated_gib", "time/stage{}/busy_ms")}
     extra |= {"time/slowest_rank", "time/slowest_rank_ratio"}
+    extra |= {"plan/step_ms", "plan/step_ms_ratio", "plan/peak_memory_gib", "plan/peak_memory_ratio"}
     # Of a save, only in the row after it.
     sometimes = ("system/node0/", "checkpoint/")
     assert all({name for name in row if not name.startswith(sometimes)} == NAMES | extra for row in rows(run_dir))

@@ -18,6 +18,7 @@ from trainer.planner.post_mortem import Foreseen, Held, PostMortem, post_mortem
 from trainer.planner.predict import Planner, predict
 from trainer.planner.prediction import GIB
 from trainer.planner.record import prediction_record
+from trainer.planner.space import config_of
 
 KILLED = "(the kernel killed it)"
 """Stands for the moment at which a rank ran out of memory, where nobody could look."""
@@ -27,7 +28,7 @@ def foresee(plan: RunPlan) -> Foreseen:
     """Return what is predicted of a run on its cluster; never raises."""
     cluster = None
     try:
-        cluster = cluster_of(plan.config, plan.world_size, look_here(os.environ))
+        cluster = cluster_of(config_of(plan), plan.world_size, look_here(os.environ))
         return Foreseen(predict(plan, cluster), cluster)
     except TridentError as error:
         return Foreseen(None, cluster, first_line(error))
@@ -67,7 +68,7 @@ def explain(plan: RunPlan, rank: int, moment: str, held: Held | None, is_on_host
 def cheapest_fit(plan: RunPlan, cluster: Cluster) -> tuple[str, ...]:
     """Return the overrides of the smallest change with which a run fits on as many devices; none if there is none."""
     found = nearest(Planner(cluster), plan, [plan.world_size], count=1)
-    return found[0].words_after(plan.config) if found else ()
+    return found[0].words_after(config_of(plan)) if found else ()
 
 
 def account_of_killed(plan: RunPlan, rank: int) -> tuple[Sequence[str], Sequence[str]]:
