@@ -72,9 +72,7 @@ def test_ranks_get_what_was_decided_once(with_ranks: Callable[..., Answer], plac
     assert json.loads((folder / "plan.json").read_text())["layout"]["world_size"] == 2
 
 
-def test_a_run_that_goes_on_in_another_layout_is_predicted_anew(
-    with_ranks: Callable[..., Answer], place: Path
-) -> None:
+def test_a_run_that_goes_on_in_another_layout_is_predicted_anew(with_ranks: Callable[..., Answer], place: Path) -> None:
     def stored(*words: str) -> dict[str, Any]:
         assert with_ranks(ended(0), "run_dir=run", *words).code == 0
         found: dict[str, Any] = json.loads((place / "run" / "plan.json").read_text())["prediction"]

@@ -23,13 +23,18 @@ from trainer.planner.space import config_of
 KILLED = "(the kernel killed it)"
 """Stands for the moment at which a rank ran out of memory, where nobody could look."""
 
+MOST_SIMULATED = 1024
+"""Largest number of micro-batches, over all pipeline ranks, whose schedule is simulated event by event as a run begins:
+a start must not wait for it. Of more the closed form is taken."""
+
 
 def foresee(plan: RunPlan) -> Foreseen:
     """Return what is predicted of a run on its cluster; never raises."""
     cluster = None
     try:
         cluster = cluster_of(config_of(plan), plan.world_size, look_here(os.environ))
-        return Foreseen(predict(plan, cluster), cluster)
+        is_short = plan.pipeline_parallel_size * plan.num_micro_batches <= MOST_SIMULATED
+        return Foreseen(predict(plan, cluster, exact=is_short), cluster)
     except TridentError as error:
         return Foreseen(None, cluster, first_line(error))
     except Exception as error:
