@@ -138,7 +138,7 @@ def test_a_rank_that_the_kernel_killed_for_its_memory_is_out_of_memory(
     monkeypatch.setattr("trainer.supervise.OomKills", Kills)
     answer = with_ranks(ended(7, 1), "launch.max_restarts=3")
     assert answer.code == 6
-    assert "rank 1 ran out of memory (the kernel killed it); it held, in MiB:" in answer.err
+    assert "rank 1 ran out of memory (the kernel killed it); it was predicted to hold, in MiB:" in answer.err
     assert "starting again" not in answer.out, "the same config would come to the same end"
     assert answer.hints[0] == "the kernel has killed a process"
 

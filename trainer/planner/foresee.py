@@ -13,6 +13,7 @@ from trainer.errors import TridentError, first_line
 from trainer.hardware import look_here
 from trainer.machine import memory_limit
 from trainer.planner.cluster import Cluster, cluster_of
+from trainer.planner.constants import Constant
 from trainer.planner.layout_search import nearest
 from trainer.planner.post_mortem import Foreseen, Held, PostMortem, post_mortem
 from trainer.planner.predict import Planner, predict
@@ -20,6 +21,11 @@ from trainer.planner.prediction import GIB
 from trainer.planner.record import prediction_record
 from trainer.planner.space import config_of
 
+LIBRARIES = Constant(
+    402 * 2.0**20,
+    "resident memory of a CPU rank before its engine is built: VmRSS with trainer.app imported, torch 2.13, 2026-11-29",
+)
+"""A prediction for CPU ranks counts from there on; a control group counts all of it."""
 KILLED = "(the kernel killed it)"
 """Stands for the moment at which a rank ran out of memory, where nobody could look."""
 
@@ -65,8 +71,10 @@ def explain(plan: RunPlan, rank: int, moment: str, held: Held | None, is_on_host
     """Return the account of a rank that ran out of memory: see `post_mortem`."""
     foreseen, limit = foresee(plan), None
     limited = memory_limit() if held is None else None
-    if limited is not None and foreseen.prediction is not None:
+    if limited is not None and foreseen.prediction is not None and foreseen.cluster is not None:
         limit = limited.limit_bytes // min(plan.world_size, foreseen.prediction.ranks_per_node)
+        if foreseen.cluster.is_cpu:
+            limit = max(0, limit - round(LIBRARIES.value))
     return post_mortem(plan, rank, moment, held, foreseen, cheapest_fit, limit, is_on_host)
 
 

@@ -171,7 +171,8 @@ def table(who: str, moment: str, predicted: StageMemory | None, held: Held | Non
     unit, name = (GIB, "GiB") if largest >= GIB else (MIB, "MiB")
     if not largest:
         return (f"{who} ran out of memory {moment}",)
-    lines = [f"{who} ran out of memory {moment}; it held, in {name}:", f"  {'':<36}{'predicted':>11}{'measured':>11}"]
+    what = "it held" if held else "it was predicted to hold"
+    lines = [f"{who} ran out of memory {moment}; {what}, in {name}:", f"  {'':<36}{'predicted':>11}{'measured':>11}"]
 
     def line(text: str, foreseen: int | None, found: int | None) -> None:
         if foreseen or found:

@@ -12,10 +12,11 @@ from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema_cluster import ClusterConfig
 from trainer.description import describe, plan_record
 from trainer.errors import ConfigError
+from trainer.machine import MemoryLimit
 from trainer.planner import foresee as foresee_module
 from trainer.planner.cluster import Cluster
-from trainer.planner.foresee import account_of_killed, foresee, line_of, record_of
-from trainer.planner.post_mortem import Foreseen
+from trainer.planner.foresee import LIBRARIES, account_of_killed, foresee, line_of, record_of
+from trainer.planner.post_mortem import Foreseen, Held, PostMortem
 from trainer.planner.prediction import GIB
 from trainer.planner.record import PREDICTION, expected_of
 
@@ -109,8 +110,29 @@ def test_it_costs_a_start_next_to_nothing(words: str) -> None:
 
 def test_what_a_killed_rank_was_predicted_to_need() -> None:
     lines, _ = account_of_killed(plan_of(), 0)
-    assert lines[0] == "rank 0 ran out of memory (the kernel killed it); it held, in MiB:"
+    assert lines[0] == "rank 0 ran out of memory (the kernel killed it); it was predicted to hold, in MiB:"
     assert any(line.startswith("  weights") for line in lines)
+
+
+def test_ranks_that_were_killed_share_the_limit_with_their_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int | None] = []
+
+    def looked(*arguments: object) -> PostMortem:
+        limit = arguments[6]
+        assert limit is None or isinstance(limit, int)
+        limits.append(limit)
+        return PostMortem(())
+
+    monkeypatch.setattr(foresee_module, "post_mortem", looked)
+    plan = plan_of("layout=dp2")
+    for found in (None, MemoryLimit(2 * GIB, None), MemoryLimit(1, None)):
+        monkeypatch.setattr(foresee_module, "memory_limit", lambda found=found: found)
+        account_of_killed(plan, 0)
+    assert limits == [None, GIB - round(LIBRARIES.value), 0]
+    held = Held(total=1)
+    monkeypatch.setattr(foresee_module, "memory_limit", lambda: MemoryLimit(2 * GIB, None))
+    foresee_module.explain(plan, 0, "x", held)
+    assert limits[3] is None, "the rank itself has looked"
 
 
 def test_an_account_that_fails_is_no_second_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def test_what_was_held_stands_beside_what_was_predicted() -> None:
 
 def test_little_is_told_in_mib_and_other_full_moments_are_named() -> None:
     lines = table("rank 0", "x", stage(overhead=0, weights=MIB, init_peak=3 * MIB, step_peak=2 * MIB), None)
-    assert lines[0].endswith("it held, in MiB:")
+    assert lines[0].endswith("it was predicted to hold, in MiB:")
     assert lines[-2].split() == ["fullest", "moment", "of", "the", "start", "3.00", "-"]
     assert lines[-1].split() == ["fullest", "moment", "of", "the", "optimizer", "step", "2.00", "-"]
 
