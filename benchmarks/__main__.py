@@ -31,6 +31,7 @@ suites:
   generate  greedy texts: tokens/s with the cache, without it, and by transformers.generate; a step writes them all
   interchange  import and export of 1.3B parameters: time beside a copy of the files, peak memory
   variants  Trident against itself: other settings, another revision
+  plan_layouts  the layout that layout=auto takes against all layouts of three models, measured on two CPU ranks
   plan_time  predicted step times of 18 layouts against measured ones, after trident plan --calibrate
 """
 _EPILOG = """\

@@ -13,6 +13,7 @@ from benchmarks.suites.interchange import interchange
 from benchmarks.suites.kernels import kernels
 from benchmarks.suites.layouts import layouts
 from benchmarks.suites.memory import memory
+from benchmarks.suites.plan_layouts import plan_layouts
 from benchmarks.suites.plan_memory import plan_memory
 from benchmarks.suites.plan_time import plan_time
 from benchmarks.suites.single import single
@@ -33,6 +34,7 @@ SUITES: dict[str, Callable[[Settings], Path]] = {
     "generate": generate,
     "interchange": interchange,
     "variants": variants,
+    "plan_layouts": plan_layouts,
     "plan_time": plan_time,
 }
 """Suites by name, for the command line. Each returns the record's path."""

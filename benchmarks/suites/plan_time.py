@@ -46,6 +46,8 @@ _LLAMA = replace(
     seq_length=128,
     global_batch_size=4,
 )
+CASES = (_SMALL, _WIDE, _LLAMA)
+"""Models whose layouts are searched and measured one by one."""
 
 
 def layouts(threads: int) -> list[Contender]:

@@ -146,6 +146,10 @@ class _Space:
                     replace(config.zero, stage=stage, offload=kind, offload_parameters=move, nvme_path=path)
                     for move in moves
                 ]
+        if mesh.data_parallel_size == 1 and least == 0:
+            # One replica has nothing to shard: on the device stages 0 and 1 are one run, of which one is looked at.
+            other = 1 if config.zero.stage == 0 else 0
+            found = [one for one in found if one.stage != other or one.offload is not OffloadKind.none]
         for name in ("stage", "offload", "offload_parameters"):
             if f"zero.{name}" in self.held:
                 found = [one for one in found if getattr(one, name) == getattr(config.zero, name)]
