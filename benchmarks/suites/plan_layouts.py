@@ -1,7 +1,7 @@
-"""The layout that `layout=auto` takes against all layouts measured, on two CPU ranks: after `trident plan --calibrate`.
+"""The layout that `layout=auto` takes against all layouts measured, on two CPU ranks.
 
-All layouts without recomputation and offload, which only save memory that these models do not need, train in turns. What
-counts is how much slower the chosen one is than the fastest that was measured.
+`trident plan --calibrate` goes before. All layouts without recomputation and offload, which only save memory that these
+models do not need, train in turns. What counts is how much slower the chosen one is than the fastest that was measured.
 """
 
 from __future__ import annotations
