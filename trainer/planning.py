@@ -12,7 +12,7 @@ from pathlib import Path
 from trainer.config.compose import Composition, composition
 from trainer.config.layout_words import LAYOUT
 from trainer.config.plan import RunPlan, make_plan
-from trainer.config.schema import DeviceKind, Dtype, LayoutConfig, TridentConfig
+from trainer.config.schema import DeviceKind, Dtype, LayoutConfig, Software, TridentConfig, ZeroConfig
 from trainer.config.validate import problems, validate
 from trainer.dry_run import plan_without_data, vocabulary
 from trainer.errors import ConfigError
@@ -139,7 +139,7 @@ def _budget(arguments: Sequence[str], composed: Composition, asked: Asked, here:
         words.append(word)
         composed = composition(words)
     plain = _alone(composed.config)
-    validate(plain)
+    validate(_judged(composed.config))
     world = planned_ranks(plain, here) or len(here.gpus) or here.cores
     planner = Planner(cluster_of(plain, world, here))
     vocab_size = plan_without_data(plain).model.vocab_size
@@ -196,9 +196,15 @@ def settle(composed: Composition, world_size: int | None, device_count: int | No
         device_count: CUDA devices of this machine.
 
     Raises:
-        ConfigError: every broken rule with its reason; or the run does not fit; and the nearest layouts that work.
+        ConfigError: every broken rule with its reason; or the run does not fit; and the nearest layouts that work. Or it
+            is the plan of other software.
     """
     config = composed.config
+    if config.cluster.engine is not Software.trident:
+        raise ConfigError(
+            f"cluster.engine={config.cluster.engine.value} is for plans of published runs of other software, and must "
+            "be trident in a run; leave it out"
+        )
     here = look_here(os.environ)
     if config.layout.auto or problems(config, world_size, device_count):
         config, lines = settled(composed, world_size, device_count, here)
@@ -269,7 +275,7 @@ def choose_layout(composed: Composition, world_size: int | None, here: Here) -> 
         ConfigError: none fits, or there is none.
     """
     plain = _alone(composed.config)
-    validate(plain)
+    validate(_judged(composed.config))
     world = world_size or planned_ranks(plain, here) or len(here.gpus) or here.cores
     base = plan_without_data(plain)
     found = search(Planner(cluster_of(plain, world, here)), base, world, held(composed), shown=1)
@@ -299,7 +305,7 @@ def _near(config: TridentConfig, world_size: int | None, here: Here) -> tuple[Fo
     """Return the nearest layouts that work; none if something else is wrong, which would have to be mended first."""
     plain = _alone(config)
     vocab_size = vocabulary(plain)
-    if vocab_size is None or problems(plain):
+    if vocab_size is None or problems(replace(_judged(config), zero=ZeroConfig())):
         return ()
     base = make_plan(plain, vocab_size)
     layout = config.layout
@@ -329,3 +335,8 @@ def _is_usual(world: int, asked: int) -> bool:
 def _alone(config: TridentConfig) -> TridentConfig:
     """Return the config with a layout that breaks no rule of its own: one rank, one sequence at a time."""
     return replace(config, layout=LayoutConfig(), batch=replace(config.batch, micro_batch_size=1))
+
+
+def _judged(config: TridentConfig) -> TridentConfig:
+    """Return the config whose rules say whether anything is wrong besides the layout: one rank has no stages to cut."""
+    return replace(_alone(config), cluster=replace(config.cluster, virtual_stages=1))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from trainer.config.cluster_size import cluster_size, devices_per_node
 from trainer.config.keys import joined
-from trainer.config.rules_common import Case, Rule, divisors, use
+from trainer.config.rules_common import Case, Rule, divisors, neighbours, use
 from trainer.config.schema import Dtype, Software
 from trainer.devices import NAMES, find_device, is_processor, nearest_devices
 
@@ -64,8 +64,10 @@ def layout_fits(case: Case) -> Iterator[str]:
 
 
 def virtual_stages(case: Case) -> Iterator[str]:
-    """Interleaved stages are Megatron's, and hold as many blocks each."""
+    """Interleaved stages are Megatron's, hold as many blocks each, and take turns in whole rounds of micro-batches."""
     layout, cluster, layers = case.config.layout, case.config.cluster, case.config.model.num_layers
+    batch = case.config.batch
+    count, rest = divmod(batch.global_batch_size, batch.micro_batch_size * case.dp)
     chunks, pp = cluster.virtual_stages, layout.pipeline_parallel_size
     if chunks <= 1:
         return
@@ -86,6 +88,18 @@ def virtual_stages(case: Case) -> Iterator[str]:
             f"model.num_layers ({layers}) must be divisible by layout.pipeline_parallel_size ({pp}) x "
             f"cluster.virtual_stages ({chunks}); {use(legal, chunks)} for cluster.virtual_stages"
         )
+    elif not rest and count % pp:
+        yield (
+            f"cluster.virtual_stages={chunks} needs a number of micro-batches that is divisible by "
+            f"layout.pipeline_parallel_size ({pp}), but batch.global_batch_size gives each replica {count}; "
+            f"use batch.global_batch_size={joined(map(str, _sizes(case)))}, or cluster.virtual_stages=1"
+        )
+
+
+def _sizes(case: Case) -> list[int]:
+    """Return the batch sizes near this one that give whole rounds of micro-batches."""
+    batch, pp = case.config.batch, case.config.layout.pipeline_parallel_size
+    return neighbours(batch.global_batch_size, batch.micro_batch_size * case.dp * pp)
 
 
 RULES: tuple[Rule, ...] = (known_device, number_format, memory_of_device)

@@ -17,6 +17,7 @@ from trainer.config.schema import (
     Dtype,
     NormKind,
     OffloadKind,
+    Software,
 )
 from trainer.spec.parts import Activation
 
@@ -172,7 +173,9 @@ def pipeline_schedule(case: Case) -> Iterator[str]:
 
 
 def zero_stage(case: Case) -> Iterator[str]:
-    """The stage fits the pipeline and the precision."""
+    """The stage fits the pipeline and the precision. Other software, whose published runs are planned, may differ."""
+    if case.config.cluster.engine is not Software.trident:
+        return
     stage, layout, dtype = case.config.zero.stage, case.config.layout, case.config.precision.dtype
     pp, tp = layout.pipeline_parallel_size, layout.tensor_parallel_size
     if stage in (2, 3) and pp > 1:

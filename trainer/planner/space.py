@@ -22,6 +22,7 @@ from trainer.config.schema import (
     OffloadKind,
     PipelineSchedule,
     RecomputeKind,
+    Software,
     TridentConfig,
     ZeroConfig,
 )
@@ -124,6 +125,9 @@ class _Space:
 
     def _runs(self, kind: PipelineSchedule, pp: int, rounds: int, zero: ZeroConfig) -> bool:
         schedule = SCHEDULES[kind]
+        chunks = self.config.cluster.virtual_stages
+        if chunks > 1 and (pp == 1 or rounds % pp or self.config.model.num_layers % (pp * chunks)):
+            return False
         if pp == 1:
             return schedule.has_effect_alone
         fills = rounds >= schedule.fewest_micro_batches(pp)
@@ -132,7 +136,9 @@ class _Space:
 
     def _zeros(self, mesh: Mesh) -> list[ZeroConfig]:
         config = self.config
-        least = 0 if config.precision.dtype is Dtype.fp32 else 1
+        # Other software adds up half-precision gradients without ZeRO as well.
+        is_peer = config.cluster.engine is not Software.trident
+        least = 0 if is_peer or config.precision.dtype is Dtype.fp32 else 1
         most = 3 if mesh.pipeline_parallel_size == 1 and mesh.data_parallel_size > 1 else 1
         found = []
         for stage in range(least, most + 1):
