@@ -52,7 +52,8 @@ def plan_verb(arguments: Sequence[str], asked: Asked, here: Here) -> int:
     composed = composition(list(arguments))
     if asked.budget is not None:
         return _budget(list(arguments), composed, asked, here)
-    config, lines = settled(composed, None, None, here)
+    # Replicas that fill the cluster share the batch, too: rules judge as many ranks as are planned.
+    config, lines = settled(composed, planned_ranks(composed.config, here), None, here)
     plan = plan_without_data(config, planned_ranks(config, here))
     planner = Planner(cluster_of(config, plan.world_size, here))
     if planner.note is not None:
@@ -196,8 +197,8 @@ def settle(composed: Composition, world_size: int | None, device_count: int | No
         device_count: CUDA devices of this machine.
 
     Raises:
-        ConfigError: every broken rule with its reason; or the run does not fit; and the nearest layouts that work. Or it
-            is the plan of other software.
+        ConfigError: every broken rule with its reason; or the run does not fit; and the nearest layouts that work; or
+            it is the plan of other software.
     """
     config = composed.config
     if config.cluster.engine is not Software.trident:
@@ -277,7 +278,8 @@ def choose_layout(composed: Composition, world_size: int | None, here: Here) -> 
     plain = _alone(composed.config)
     validate(_judged(composed.config))
     world = world_size or planned_ranks(plain, here) or len(here.gpus) or here.cores
-    base = plan_without_data(plain)
+    # Sizes that words set beside layout=auto stay.
+    base = replace(plan_without_data(plain), config=composed.config)
     found = search(Planner(cluster_of(plain, world, here)), base, world, held(composed), shown=1)
     if not found.ranked:
         least = "" if found.least is None else f"; least memory: {change(found.least)}"

@@ -133,6 +133,39 @@ def test_the_found_layout_is_always_the_same_and_written(trident: Run) -> None:
     assert "the fastest that fits" in train.out
 
 
+def test_what_words_set_beside_a_layout_that_is_to_be_found_stays(trident: Run) -> None:
+    words = ("layout=auto", "layout.pipeline_parallel_size=2", "batch.micro_batch_size=2")
+    found = plan_json(trident, *SMALL, *ON, *words)["layout"]
+    assert isinstance(found, dict)
+    assert (found["pipeline_parallel_size"], found["micro_batch_size"], found["world_size"]) == (2, 2, 8)
+
+
+PUBLISHED = (
+    *("cluster=a100_80gb", "cluster.engine=megatron", "precision=fp16", "zero.stage=0", "model.recompute=full"),
+    *("model.seq_length=2048", "model.vocab_size=51200", "data.source=synthetic"),
+)
+
+
+def test_a_published_run_keeps_the_rules_of_its_own_software(trident: Run) -> None:
+    words = (
+        *("model.hidden_size=12288", "model.num_layers=80", "model.num_attention_heads=96", "layout=tp8_pp8_dp24"),
+        *("batch.micro_batch_size=2", "batch.global_batch_size=2304", "cluster.nodes=192", "cluster.virtual_stages=2"),
+    )
+    found = plan_json(trident, *PUBLISHED, *words)
+    assert found["fits"] is True
+    # SC21, table 1: 148 TFLOP/s with recomputation, 24.82 s.
+    assert found["step_time_s"] == pytest.approx(24.82, rel=0.1)
+
+
+def test_other_software_does_not_run(trident: Run) -> None:
+    answer = trident("train", *PUBLISHED, "--dry-run")
+    assert answer.code == 2
+    assert answer.problems == [
+        "cluster.engine=megatron is for plans of published runs of other software, and must be trident in a run; "
+        "leave it out"
+    ]
+
+
 def test_a_layout_that_is_to_be_found_is_refused_where_nobody_searches(trident: Run) -> None:
     answer = trident("balance", "layout=auto", "layout.pipeline_parallel_size=2", "data.source=synthetic")
     assert answer.code == 2
@@ -169,6 +202,7 @@ def test_the_model_of_a_word_is_what_a_budget_trains(trident: Run) -> None:
         (("cluster.device=H1000",), "H100"),
         (("cluster.device=V100", "precision=bf16"), "precision=fp16"),
         (("cluster=h100", "cluster.nodes=1", "layout=dp16"), "cluster"),
+        (("cluster.device=A100", "cluster.nodes=4", "batch.global_batch_size=16"), "layout.data_parallel_size (32)"),
         (("cluster.inter_node_gbps=-1",), "cluster.inter_node_gbps"),
         (("--picture", "x.pdf"), ".svg"),
         (("--picture", "nowhere/x.svg"), "nowhere"),

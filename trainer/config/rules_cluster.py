@@ -82,7 +82,7 @@ def virtual_stages(case: Case) -> Iterator[str]:
             f"cluster.virtual_stages={chunks} has no effect with layout.pipeline_parallel_size=1; "
             "use layout.pipeline_parallel_size >= 2, or cluster.virtual_stages=1"
         )
-    elif layers % (pp * chunks):
+    elif not deals_out(layers, pp, chunks):
         legal = divisors(layers // pp) if layers % pp == 0 else [1]
         yield (
             f"model.num_layers ({layers}) must be divisible by layout.pipeline_parallel_size ({pp}) x "
@@ -94,6 +94,15 @@ def virtual_stages(case: Case) -> Iterator[str]:
             f"layout.pipeline_parallel_size ({pp}), but batch.global_batch_size gives each replica {count}; "
             f"use batch.global_batch_size={joined(map(str, _sizes(case)))}, or cluster.virtual_stages=1"
         )
+
+
+def deals_out(layers: int, pp: int, chunks: int) -> bool:
+    """Return whether interleaved stages hold as many blocks each, or the first and the last may hold one fewer.
+
+    Llama 3 405B has 126 blocks on 16 x 8 stages: the embedding and the head count as one each (arXiv 2407.21783,
+    section 3.3.2).
+    """
+    return layers % (pp * chunks) == 0 or (layers + 2) % (pp * chunks) == 0
 
 
 def _sizes(case: Case) -> list[int]:

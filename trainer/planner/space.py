@@ -15,6 +15,7 @@ from trainer.config.layout_words import spelled
 from trainer.config.models import make_execution
 from trainer.config.pipeline_schedules import SCHEDULES
 from trainer.config.plan import RunPlan
+from trainer.config.rules_cluster import deals_out
 from trainer.config.rules_common import Case, divisors, legal_tensor_parallel_sizes
 from trainer.config.schema import (
     Dtype,
@@ -70,6 +71,11 @@ class _Space:
     def config(self) -> TridentConfig:
         return self.base.config
 
+    @property
+    def _replicas(self) -> int:
+        chosen = self.config.layout.data_parallel_size
+        return chosen if isinstance(chosen, int) else self.base.data_parallel_size
+
     def _choose(self, key: str, current: int, found: list[int]) -> list[int]:
         return [value for value in found if value == current] if key in self.held else found
 
@@ -84,7 +90,7 @@ class _Space:
             stages = [pp for pp in divisors(self.world // tp) if pp <= model.num_layers]
             for pp in self._choose(MESH[0], config.layout.pipeline_parallel_size, stages):
                 dp = self.world // (tp * pp)
-                if config.batch.global_batch_size % dp or (MESH[2] in self.held and dp != self.base.data_parallel_size):
+                if config.batch.global_batch_size % dp or (MESH[2] in self.held and dp != self._replicas):
                     continue
                 yield Mesh(pp, dp, tp)
 
@@ -126,7 +132,7 @@ class _Space:
     def _runs(self, kind: PipelineSchedule, pp: int, rounds: int, zero: ZeroConfig) -> bool:
         schedule = SCHEDULES[kind]
         chunks = self.config.cluster.virtual_stages
-        if chunks > 1 and (pp == 1 or rounds % pp or self.config.model.num_layers % (pp * chunks)):
+        if chunks > 1 and (pp == 1 or rounds % pp or not deals_out(self.config.model.num_layers, pp, chunks)):
             return False
         if pp == 1:
             return schedule.has_effect_alone

@@ -100,6 +100,14 @@ SIZE: list[Case] = [
         ["model.num_layers (4) must be divisible by layout.pipeline_parallel_size (2) x cluster.virtual_stages (4); use 1 or 2 for cluster.virtual_stages"],
     ),
     ({"cluster.virtual_stages": 2, "cluster.engine": "megatron", "layout.pipeline_parallel_size": 2}, []),
+    (
+        {"cluster.virtual_stages": 2, "cluster.engine": "megatron", "layout.pipeline_parallel_size": 2, "batch.global_batch_size": 3},
+        ["cluster.virtual_stages=2 needs a number of micro-batches that is divisible by layout.pipeline_parallel_size (2), but batch.global_batch_size gives each replica 3; use batch.global_batch_size=2 or 4, or cluster.virtual_stages=1"],
+    ),
+    # Llama 3 405B: the embedding and the head count as a block each.
+    ({"cluster.virtual_stages": 8, "cluster.engine": "megatron", "layout.pipeline_parallel_size": 16, "model.num_layers": 126}, []),
+    ({"zero.stage": 0, "precision.dtype": "fp16", "cluster.engine": "megatron"}, []),
+    ({"zero.stage": 3, "layout.pipeline_parallel_size": 2, "cluster.engine": "deepspeed"}, []),
 ]  # fmt: skip
 
 
