@@ -54,6 +54,7 @@ def test_json_has_every_documented_key_and_sources(trident: Run) -> None:
     # Without a number of replicas the cluster is filled.
     assert isinstance(found["layout"], dict)
     assert found["layout"]["data_parallel_size"] == 2
+    assert found["layout"]["overrides"][0] == "layout=tp2_pp2_dp2"
 
 
 def test_every_key_of_the_json_is_in_the_documentation() -> None:

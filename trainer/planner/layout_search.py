@@ -36,8 +36,9 @@ class Found:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Overrides that give the layout."""
-        return layout_words(self.config)
+        """Overrides that give the layout, with replicas that fill a cluster written out."""
+        layout = replace(self.config.layout, data_parallel_size=self.plan.data_parallel_size)
+        return layout_words(replace(self.config, layout=layout))
 
     def words_after(self, config: TridentConfig | None) -> tuple[str, ...]:
         """Return the overrides that turn another layout, or any, into this one."""

@@ -103,8 +103,10 @@ def _memory(report: PlanReport) -> Iterator[str]:
     fullest = found.stages[found.fullest]
     shown = ", ".join(f"{name} {fullest.by_purpose[name] / GIB:,.2f}" for name in names)
     yield from _wrapped(f"stage {found.fullest}:  {shown}")
+    # The start of other software is not modelled.
+    start = f"at the start {fullest.init_peak / GIB:,.2f}, " if fullest.init_peak else ""
     yield (
-        f"         at the start {fullest.init_peak / GIB:,.2f}, in backward {fullest.backward / GIB:,.2f}, "
+        f"         {start}in backward {fullest.backward / GIB:,.2f}, "
         f"in the optimizer step {fullest.step_peak / GIB:,.2f}"
     )
 
