@@ -9,6 +9,7 @@ from tests.cli.conftest import Run
 from trainer.config.compose import compose
 from trainer.config.validate import problems
 from trainer.hardware import Here
+from trainer.planner.profile_file import FoundProfile
 
 SMALL = ("model=gpt2_124m", "precision=bf16", "batch.global_batch_size=64", "data.source=synthetic")
 ON = ("cluster=a100_80gb", "cluster.nodes=1")
@@ -22,8 +23,9 @@ TOP = {
 
 
 @pytest.fixture(autouse=True)
-def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.verbs.plan.os.environ", {"CUDA_VISIBLE_DEVICES": ""})
+def _no_gpu_and_no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("trainer.planner.predict.find_calibration", lambda device: FoundProfile(None, None))
 
 
 def plan_json(trident: Run, *words: str) -> dict[str, object]:
