@@ -16,7 +16,7 @@ def run(words: Words) -> int:
 
 VERB = Verb(
     name="balance",
-    summary="time the layers on this machine, and partition a pipeline into stages by their times",
+    summary="partition a pipeline by measured times of its layers",
     run=run,
     options=COMPOSING,
     takes_settings=True,

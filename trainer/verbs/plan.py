@@ -30,7 +30,7 @@ def run(words: Words) -> int:
 BUDGET = "budget"
 VERB = Verb(
     name="plan",
-    summary="say what a run will need before it is started: memory, time, money, loss, and which layouts fit",
+    summary="say what a run will need before it starts",
     run=run,
     keys=(
         Key(
@@ -57,6 +57,7 @@ VERB = Verb(
     ),
     takes_settings=True,
     text=(
+        "Memory, time, money and loss of a run, and which layouts fit or are faster.",
         "Takes the groups and keys of `trident train`. cluster=FILE and cluster.* say which machines (see `trident "
         "plan --help cluster`); without them it is this one. Nothing is started; neither torch nor a GPU is needed.",
     ),
