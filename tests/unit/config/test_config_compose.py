@@ -50,6 +50,13 @@ def test_files_take_a_list_or_one_text() -> None:
     assert compose(["data.files="]).data.files == ()
 
 
+def test_a_config_leaves_nothing_in_the_next_one_of_the_same_files() -> None:
+    before = compose([])
+    changed = compose(["data.files=[a.txt]", "train.steps=7", "model.num_layers=2", "logging.wandb_tags=[x]"])
+    assert (changed.data.files, changed.train.steps, changed.logging.wandb_tags) == (("a.txt",), 7, ("x",))
+    assert compose([]) == before
+
+
 def test_a_name_stays_what_was_typed() -> None:
     for name in ("007", "1e4", "true-north", "2024.10"):
         config = compose([f"name={name}"])

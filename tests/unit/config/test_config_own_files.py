@@ -57,6 +57,11 @@ def test_a_folder_beside_the_user_is_searched(write: Write) -> None:
     assert "mine" in options()["experiment"]
 
 
+def test_a_file_that_has_changed_is_read_again(write: Write) -> None:
+    for steps in (7, 8):
+        assert mine(write, STEPS % steps).config.train.steps == steps
+
+
 def test_the_first_folder_that_has_a_file_wins(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, name in enumerate(("one", "two", "three", "four", "conf"), 1):
         write(f"{name}/experiment/mine.yaml", STEPS % number)
