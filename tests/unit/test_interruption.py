@@ -18,6 +18,8 @@ from trainer.errors import Interrupted
 from trainer.progress import BUILDING, COMPILING, IMPORTING, current
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# Shorter than for a user, in which nothing else is different.
+interruption.GRACE_S, interruption.LEAVE_S, interruption._PARTING_S = 1.0, 2.0, 1.2
 interruption.listen()
 current().enter(BUILDING)
 """
@@ -78,13 +80,13 @@ def test_the_main_thread_tidies_up_and_says_what_it_did(number: signal.Signals, 
     "order",
     [
         "interruption.tell_end(stop.name)\n    time.sleep(60)",
-        "time.sleep(interruption.GRACE_S + 1)\n    interruption.tell_end(stop.name)\n    time.sleep(60)",
+        "time.sleep(interruption.GRACE_S + 0.6)\n    interruption.tell_end(stop.name)\n    time.sleep(60)",
     ],
     ids=["then hangs", "comes late"],
 )
 def test_the_end_is_told_once_however_slowly_the_main_thread_tidies_up(order: str) -> None:
     """Freeing what fills the memory takes longer than anybody waits."""
-    parting = "interruption.before_end(lambda code: time.sleep(1.5))"
+    parting = "interruption.before_end(lambda code: time.sleep(0.9))"
     waiting = "try:\n    print('ready', flush=True)\n    time.sleep(60)\nexcept Interrupted as stop:\n"
     process = started(f"{parting}\n{waiting}    {order}\n")
     process.send_signal(signal.SIGTERM)
@@ -187,10 +189,10 @@ def test_what_stands_still_is_ended_with_its_phase() -> None:
 @pytest.mark.parametrize("phase", ["IMPORTING", "COMPILING"])
 def test_what_computes_does_not_stand_still(phase: str) -> None:
     """Nor does what waits for a child that computes."""
-    spin = "end = time.monotonic() + 8\nwhile time.monotonic() < end: pass\n"
+    spin = "end = time.monotonic() + 5\nwhile time.monotonic() < end: pass\n"
     if phase == "COMPILING":
         spin = f"import subprocess; subprocess.run([sys.executable, '-c', {'import time' + chr(10) + spin!r}])\n"
     process = started(
-        f"interruption.limit(5)\ncurrent().enter({phase})\nprint('ready', flush=True)\n{spin}interruption.leave(0)"
+        f"interruption.limit(3)\ncurrent().enter({phase})\nprint('ready', flush=True)\n{spin}interruption.leave(0)"
     )
     assert ended(process)[0] == 0
