@@ -44,7 +44,7 @@ from trainer.metrics.memory import MemoryMeter
 from trainer.metrics.sinks import RunFacts, build_metrics, forget_rows
 from trainer.out_of_memory import MemoryWatch
 from trainer.pipeline.machines import placement_warning
-from trainer.planner.foresee import explain
+from trainer.planner.foresee import Foresight, explain
 from trainer.profiling.phases import MarkedProgress
 from trainer.profiling.profile_hook import ProfileHook
 from trainer.progress import BUILDING, CHECKING, JOINING, LOADING, PREPARING, Progress, current, follow
@@ -56,7 +56,13 @@ from trainer.topology.dist_group import host_group
 from trainer.topology.groups import Group, ParallelGroups
 
 
-def train_rank(config: TridentConfig, world: World, store: Store | None = None, has_begun: bool = False) -> int:
+def train_rank(
+    config: TridentConfig,
+    world: World,
+    store: Store | None = None,
+    has_begun: bool = False,
+    foresight: Foresight | None = None,
+) -> int:
     """Train as one rank of a launched world and return its exit code. Collective over all ranks.
 
     Args:
@@ -64,18 +70,16 @@ def train_rank(config: TridentConfig, world: World, store: Store | None = None, 
         world: the world of the ranks.
         store: the store in which they have met; None: they meet here.
         has_begun: true if a parent has begun the run (`Beginning.by_parent`); otherwise rank 0 does.
+        foresight: what this process has predicted of the run already; None: nothing.
 
     Raises:
         TridentError: the run folder or the device cannot be used; the same one on every rank.
     """
-    current().enter(JOINING)
-    device = choose_device(config.runtime.device, world.local_rank)
-    groups = start_world(make_mesh(config, world.size), config.runtime, device, store)
+    groups = _join(config, world, store)
     control = groups.control
-    together(control, lambda: check_precision(config.precision.dtype), is_of_machine=True)
     hosts = gather(control, socket.gethostname())
     current().enter(CHECKING)
-    beginning = Beginning(config)
+    beginning = Beginning(config, foresight)
     folder = beginning.folder
     # A machine that took the place of a lost one does not know that this is a restart; the others do.
     by = next(filter(None, gather(control, restarted_by(os.environ))), None)
@@ -113,6 +117,15 @@ def train_rank(config: TridentConfig, world: World, store: Store | None = None, 
     return code
 
 
+def _join(config: TridentConfig, world: World, store: Store | None) -> ParallelGroups:
+    """Return the groups of this rank, whose device computes in the run's format. Collective over all ranks."""
+    current().enter(JOINING)
+    device = choose_device(config.runtime.device, world.local_rank)
+    groups = start_world(make_mesh(config, world.size), config.runtime, device, store)
+    together(groups.control, lambda: check_precision(config.precision.dtype), is_of_machine=True)
+    return groups
+
+
 def _claim(beginning: Beginning, restarted_by: str | None) -> None:
     beginning.check()
     beginning.claim(restarted_by)
@@ -120,6 +133,7 @@ def _claim(beginning: Beginning, restarted_by: str | None) -> None:
 
 def _write(beginning: Beginning, plan: RunPlan, prepared: PreparedData) -> None:
     beginning.check_data(prepared)
+    beginning.check_size(plan)
     beginning.write(plan, prepared)
 
 

@@ -19,7 +19,7 @@ from trainer.launcher.guard import RankGuard
 from trainer.log import say
 from trainer.metrics.jsonl import read_rows
 from trainer.metrics.tensorboard_sink import check_tensorboard
-from trainer.planner.foresee import foresee
+from trainer.planner.foresee import Foresight
 from trainer.progress import PREPARING, current
 from trainer.run_folder import STREAM, RunFolder
 from trainer.samples.check import check_samples
@@ -33,10 +33,12 @@ class Beginning:
 
     Args:
         config: the run's config.
+        foresight: what this process has predicted of the run already; None: nothing.
     """
 
-    def __init__(self, config: TridentConfig) -> None:
+    def __init__(self, config: TridentConfig, foresight: Foresight | None = None) -> None:
         self._config = config
+        self._foresight = foresight or Foresight()
         self.folder = RunFolder.of(config)
         """Claimed for as long as this object lives."""
 
@@ -48,6 +50,7 @@ class Beginning:
         """
         prepared = self.prepared()
         plan = make_plan(self._config, prepared.vocab_size)
+        self.check_size(plan)
         self.claim(restarted_by(os.environ))
         self.write(plan, prepared)
         return plan
@@ -95,6 +98,14 @@ class Beginning:
         self.folder.check_weights(self._config, prepared.vocab_size)
         self.folder.check_data(self._config, stream_identity(prepared, self._config))
 
+    def check_size(self, plan: RunPlan) -> None:
+        """Check that the run may fit into its devices, now that the vocabulary is known. Writes nothing.
+
+        Raises:
+            ConfigError: it surely does not fit.
+        """
+        self._foresight.refuse_too_large(plan)
+
     def claim(self, restarted_by: str | None) -> None:
         """Keep other runs out of the folder, and remove files of an earlier start that are in the way of this one.
 
@@ -118,7 +129,7 @@ class Beginning:
         Raises:
             StorageError: the folder cannot be written.
         """
-        foreseen = foresee(plan)
+        foreseen = self._foresight.of(plan)
         record = {**plan_record(plan, foreseen), STREAM: stream_identity(prepared, self._config)}
         self.folder.write(self._config, record)
         if prepared.tokenizer_folder is not None:

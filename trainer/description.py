@@ -7,6 +7,7 @@ import textwrap
 from trainer.config.ds_json import deepspeed_json
 from trainer.config.models import sizes
 from trainer.config.plan import RunPlan
+from trainer.errors import fault_line
 from trainer.pipeline.partition import stages
 from trainer.planner.foresee import foresee, line_of, record_of
 from trainer.planner.post_mortem import Foreseen
@@ -90,9 +91,7 @@ def describe(plan: RunPlan, foreseen: Foreseen | None = None) -> str:
         parts = ", ".join(["the model's own beside LoRA"] * plan.model.has_adapters + list(config.train.frozen))
         told = f"frozen  {count - trained:,} parameters ({parts}); {trained:,} are trained, {trained / count:.1%}"
         lines.insert(1, told)
-    cheaper = cheaper_choice(plan)
-    if cheaper is not None:
-        lines.append(f"memory  {cheaper}")
+    lines += _cheaper(plan)
     if plan.uses_pipeline_engine:
         for stage in stages(plan):
             first, last = stage.layers[0].name, stage.layers[-1].name
@@ -106,6 +105,15 @@ def describe(plan: RunPlan, foreseen: Foreseen | None = None) -> str:
         )
     lines.append(line_of(foreseen or foresee(plan)))
     return "\n".join(_wrapped(line) for line in lines)
+
+
+def _cheaper(plan: RunPlan) -> list[str]:
+    try:
+        found = cheaper_choice(plan)
+    except Exception as error:
+        # A fault of the planner is no reason not to train.
+        return [f"memory  less ZeRO is not compared: {fault_line(error)}"]
+    return [] if found is None else [f"memory  {found}"]
 
 
 def _wrapped(line: str) -> str:

@@ -13,6 +13,7 @@ from trainer.errors import ConfigError
 from trainer.launcher.environment import World
 from trainer.launcher.start import launch_command
 from trainer.log import say
+from trainer.planner.foresee import Foresight
 
 
 def plan_without_data(config: TridentConfig, world_size: int | None = None) -> RunPlan:
@@ -31,18 +32,19 @@ def plan_without_data(config: TridentConfig, world_size: int | None = None) -> R
     return make_plan(config, vocab_size, world_size)
 
 
-def dry_run(config: TridentConfig, world: World | None, words: list[str]) -> int:
+def dry_run(config: TridentConfig, world: World | None, words: list[str], foresight: Foresight | None) -> int:
     """Check everything that a start would check, and print what would be done. Writes nothing.
 
     Args:
         config: a validated config.
         world: the world of a launcher around this process.
         words: the words after `trident train`, without --dry-run.
+        foresight: what this process has predicted of the run already; None: nothing.
 
     Raises:
         TridentError: a fault that would end the run before its first step, as far as it can be known.
     """
-    beginning = Beginning(config)
+    beginning = Beginning(config, foresight)
     folder = beginning.folder
     beginning.check()
     cache, prepared = look_up(config)
@@ -57,7 +59,8 @@ def dry_run(config: TridentConfig, world: World | None, words: list[str]) -> int
             f"data    {prepared.train_tokens:,} tokens to train on, {prepared.validation_tokens:,} held out, in {cache}"
         )
     try:
-        say(describe(plan_without_data(config, world.size if world else None)))
+        plan = plan_without_data(config, world.size if world else None)
+        say(describe(plan, foresight.of(plan) if foresight else None))
     except ConfigError as error:
         say(f"plan    not shown: {error}")
     step = folder.goes_on_from()

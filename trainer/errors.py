@@ -17,6 +17,12 @@ def first_line(error: BaseException) -> str:
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
+def fault_line(error: BaseException) -> str:
+    """Return the first line of an error that nobody has foreseen, with its type; of a `TridentError` the line alone."""
+    line = first_line(error)
+    return line if isinstance(error, TridentError) else f"{type(error).__name__}: {line}"
+
+
 class TridentError(Exception):
     """A fault with a known cause; `exit_code` is the exit code of the process.
 

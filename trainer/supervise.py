@@ -19,21 +19,25 @@ from trainer.launcher.start import LAUNCHER_LOG, Outcome, check_port, run_ranks
 from trainer.log import say
 from trainer.machine import OomKills
 from trainer.metrics.jsonl import read_rows
-from trainer.planner.foresee import account_of_killed
+from trainer.planner.foresee import Foresight, account_of_killed
 from trainer.progress import STARTING_RANKS, current
 from trainer.restarts import Restart, RestartPolicy, remember
 from trainer.run_folder import RunFolder
 
 
-def start_and_watch(config: TridentConfig) -> int:
+def start_and_watch(config: TridentConfig, foresight: Foresight | None = None) -> int:
     """Begin the run, start its ranks, and return its exit code.
+
+    Args:
+        config: the run's config.
+        foresight: what this process has predicted of the run already; None: nothing.
 
     Raises:
         TridentError: as `Beginning.by_parent`; a port that is in use.
     """
     if config.launch.master_port is not None:
         check_port(config.launch.master_port)
-    beginning = Beginning(config)
+    beginning = Beginning(config, foresight)
     plan, folder = beginning.by_parent(), beginning.folder
     launcher_log = folder.logs / LAUNCHER_LOG
     log_start = launcher_log.stat().st_size if launcher_log.exists() else 0

@@ -115,7 +115,7 @@ def test_a_run_that_does_not_fit_is_shown_with_what_fits(trident: Run) -> None:
 
 
 def test_training_refuses_what_cannot_fit(trident: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.planning.look_here", lambda environ: Here(cores=2, memory_bytes=1 << 30))
+    monkeypatch.setattr("trainer.planner.foresee.look_here", lambda environ: Here(cores=2, memory_bytes=1 << 30))
     words = ("model=gpt2_355m", "data.source=synthetic", "model.seq_length=256")
     answer = trident("train", *words, "--dry-run")
     assert answer.code == 2

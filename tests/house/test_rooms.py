@@ -58,6 +58,8 @@ ORDER = (
     "out_of_memory",
     "supervise",
     "dry_run",
+    "settling",
+    "buying",
     "planning",
     "sweeps",
     "preflight",
@@ -70,6 +72,7 @@ ORDER = (
 """Rooms of the house from the ground up: each imports only from rooms below it."""
 
 LOW = {"config", "topology", "data", "kernels", "tensor_parallel", "model", "pipeline", "engine", "planner", "loop"}
+NOT_PLANNED = {"checkpoint", "metrics", "generation", "samples", "profiling", "resharding", "balance", "supervise"}
 APART = {
     "log": {"files"},
     "families": {"files", "log", "run_paths", "spec", "mesh"},
@@ -99,8 +102,9 @@ APART = {
     },
     "beginning": {"balance", "calibration", "loop", "checkpoint", "generation", "profiling", "resharding"},
     "supervise": {"balance", "calibration", "loop", "checkpoint", "generation", "samples", "profiling", "resharding"},
-    "planning": LOW - {"config", "planner"}
-    | {"checkpoint", "metrics", "generation", "samples", "profiling", "resharding", "balance", "supervise"},
+    "settling": LOW - {"config", "planner"} | NOT_PLANNED | {"calibration"},
+    "buying": LOW - {"config", "planner"} | NOT_PLANNED | {"calibration"},
+    "planning": LOW - {"config", "planner"} | NOT_PLANNED,
     "sweeps": LOW - {"config"}
     | {"checkpoint", "generation", "samples", "profiling", "resharding", "balance", "supervise"},
     "app": {"generation", "resharding", "balance", "supervise", "sweeps"},
@@ -142,6 +146,8 @@ NO_TORCH = (
         "balance",
         "beginning",
         "supervise",
+        "settling",
+        "buying",
         "planning",
         "sweeps",
         "verbs",

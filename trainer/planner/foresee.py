@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 
 from trainer.config.plan import RunPlan
-from trainer.errors import TridentError, first_line
-from trainer.hardware import look_here
+from trainer.errors import fault_line
+from trainer.hardware import Here, look_here
 from trainer.machine import memory_limit
 from trainer.planner.cluster import Cluster, cluster_of
 from trainer.planner.constants import Constant
@@ -19,6 +20,7 @@ from trainer.planner.post_mortem import Foreseen, Held, PostMortem, post_mortem
 from trainer.planner.predict import Planner, predict
 from trainer.planner.prediction import GIB
 from trainer.planner.record import prediction_record
+from trainer.planner.refusal import too_large
 from trainer.planner.space import config_of
 
 LIBRARIES = Constant(
@@ -34,18 +36,51 @@ MOST_SIMULATED = 1024
 a start must not wait for it. Of more the closed form is taken."""
 
 
+class Foresight:
+    """Predictions of the run that a process begins: it looks at its machine once, and predicts a plan once.
+
+    A plan may be asked for again when more is known, such as the vocabulary when the data are prepared; only another
+    plan is predicted anew.
+    """
+
+    def __init__(self) -> None:
+        self._known: tuple[RunPlan, Foreseen] | None = None
+
+    @cached_property
+    def here(self) -> Here:
+        """This machine. The first look starts nvidia-smi if there is a GPU."""
+        return look_here(os.environ)
+
+    def of(self, plan: RunPlan) -> Foreseen:
+        """Return what is predicted of a run on its cluster; never raises."""
+        if self._known is None or self._known[0] != plan:
+            self._known = plan, self._foresee(plan)
+        return self._known[1]
+
+    def refuse_too_large(self, plan: RunPlan) -> None:
+        """Refuse a run that surely does not fit. What cannot be predicted, or may fit, is not refused.
+
+        Raises:
+            ConfigError: it does not fit, with the nearest layouts that do.
+        """
+        error = too_large(self.of(plan), plan)
+        if error is not None:
+            raise error
+
+    def _foresee(self, plan: RunPlan) -> Foreseen:
+        cluster = None
+        try:
+            cluster = cluster_of(config_of(plan), plan.world_size, self.here)
+            is_short = plan.pipeline_parallel_size * plan.num_micro_batches <= MOST_SIMULATED
+            return Foreseen(predict(plan, cluster, exact=is_short), cluster)
+        except Exception as error:
+            # A device that the planner does not know trains all the same, and so does a run that finds a fault in it.
+            return Foreseen(None, cluster, fault_line(error))
+
+
 def foresee(plan: RunPlan) -> Foreseen:
     """Return what is predicted of a run on its cluster; never raises."""
-    cluster = None
-    try:
-        cluster = cluster_of(config_of(plan), plan.world_size, look_here(os.environ))
-        is_short = plan.pipeline_parallel_size * plan.num_micro_batches <= MOST_SIMULATED
-        return Foreseen(predict(plan, cluster, exact=is_short), cluster)
-    except TridentError as error:
-        return Foreseen(None, cluster, first_line(error))
-    except Exception as error:
-        # A fault of the planner is no reason not to train.
-        return Foreseen(None, cluster, f"{type(error).__name__}: {first_line(error)}")
+    return Foresight().of(plan)
 
 
 def line_of(foreseen: Foreseen) -> str:
@@ -55,7 +90,7 @@ def line_of(foreseen: Foreseen) -> str:
         return f"predict nothing: {foreseen.problem}"
     confidence, size = found.confidence, found.device_bytes / GIB
     place = f" (pipeline rank {found.fullest})" if len(found.stages) > 1 else ""
-    fits = "" if found.fits else ", which does not fit"
+    fits = "" if found.fits else ", which may not fit" if found.may_fit else ", which does not fit"
     return (
         f"predict {found.peak / GIB:,.2f} of {size:,.1f} GiB on the fullest rank{place}{fits} "
         f"(+-{confidence.memory:.0%}), {_time(found.time.total)} a step (+-{confidence.step_time:.0%})"
@@ -89,7 +124,7 @@ def account_of_killed(plan: RunPlan, rank: int) -> tuple[Sequence[str], Sequence
     try:
         found = explain(plan, rank, KILLED, None)
     except Exception as error:
-        return (f"nothing is predicted: {type(error).__name__}: {error}",), ()
+        return (f"nothing is predicted: {fault_line(error)}",), ()
     return found.lines, found.hints
 
 

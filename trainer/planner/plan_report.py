@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from trainer.config.plan import RunPlan
 from trainer.planner.cluster import Cluster
-from trainer.planner.layout_search import Found, faster, nearest
+from trainer.planner.layout_search import Found, faster
+from trainer.planner.offers import offered
 from trainer.planner.predict import Planner
 from trainer.planner.prediction import LossBand, Prediction
 from trainer.planner.price import Price, price_of, seconds_of
@@ -43,7 +44,7 @@ def make_report(planner: Planner, plan: RunPlan) -> PlanReport:
     prediction = planner.predict(plan)
     tokens = plan.run_tokens
     law = LAWS[DEFAULT_LAW]
-    near = () if prediction.fits else nearest(planner, plan, worlds(planner, plan))
+    near = () if prediction.fits else offered(planner, plan)
     return PlanReport(
         plan=plan,
         cluster=planner.cluster,
@@ -60,10 +61,3 @@ def make_report(planner: Planner, plan: RunPlan) -> PlanReport:
         fitting=near,
         faster=faster(planner, plan, prediction) if prediction.fits else None,
     )
-
-
-def worlds(planner: Planner, plan: RunPlan) -> tuple[int, ...]:
-    """Return the numbers of devices on which a run may be tried: its own, the whole cluster, and doublings of it."""
-    own, whole = plan.world_size, planner.cluster.size
-    larger = [own << power for power in range(1, 11)]
-    return tuple(dict.fromkeys([own, *(world for world in larger if world <= whole), whole]))

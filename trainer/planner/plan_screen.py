@@ -9,6 +9,7 @@ from trainer.config.words import for_a_shell
 from trainer.planner.budget import Answer
 from trainer.planner.cluster import Cluster
 from trainer.planner.layout_search import Found, Search
+from trainer.planner.offers import change
 from trainer.planner.plan_report import PlanReport
 from trainer.planner.prediction import GIB, LossBand, Prediction, StageMemory
 from trainer.planner.scaling_laws import DEFAULT_LAW
@@ -194,17 +195,6 @@ def _changes(report: PlanReport) -> Iterator[str]:
         yield f"faster   {change(report.faster, config)}, {gain:.2f} times as fast"
     else:
         yield "faster   nothing near it: see `trident plan --search` for all layouts"
-
-
-def change(found: Found, config: TridentConfig | None = None) -> str:
-    """Return a layout as overrides, with its memory and speed.
-
-    Args:
-        found: the layout.
-        config: the config behind which the overrides are pasted; None: any.
-    """
-    words = " ".join(map(for_a_shell, found.words_after(config)))
-    return f"{words}: {found.prediction.peak / GIB:,.2f} GiB, {found.prediction.tokens_per_second:,.0f} tokens/s"
 
 
 def _confidence(report: PlanReport) -> Iterator[str]:

@@ -173,5 +173,20 @@ class Prediction:
 
     @property
     def fits(self) -> bool:
-        """True if every rank has the memory that it needs, on the device and on the host."""
-        return self.peak <= self.device_bytes and (self.host_bytes is None or self.host_needed <= self.host_bytes)
+        """True if every rank has the memory that it is predicted to need, on the device and on the host."""
+        return self._fits(1.0)
+
+    @property
+    def may_fit(self) -> bool:
+        """True if it fits with the memory model's own error in its favour; if even then it does not, it is refused."""
+        return self._fits(1.0 - self.confidence.memory)
+
+    @property
+    def is_device_too_small(self) -> bool:
+        """True if a device has too little memory even with the memory model's own error in its favour."""
+        return self.peak * (1.0 - self.confidence.memory) > self.device_bytes
+
+    def _fits(self, factor: float) -> bool:
+        """Return whether every rank has the memory if it needs `factor` of what is predicted."""
+        has_room = self.host_bytes is None or factor * self.host_needed <= self.host_bytes
+        return factor * self.peak <= self.device_bytes and has_room

@@ -8,15 +8,13 @@ from trainer.config.plan import RunPlan
 from trainer.config.rule_reasons import REASONS
 from trainer.config.schema import TridentConfig
 from trainer.config.validate import broken_rules
-from trainer.errors import ConfigError
-from trainer.planner.layout_search import Found, nearest
-from trainer.planner.plan_report import worlds
-from trainer.planner.plan_screen import change
+from trainer.errors import ConfigError, fault_line
+from trainer.planner.layout_search import Found
+from trainer.planner.offers import change, offered
+from trainer.planner.post_mortem import Foreseen
 from trainer.planner.predict import Planner
 from trainer.planner.prediction import GIB
-
-COUNT = 3
-"""Layouts that a refusal offers."""
+from trainer.planner.space import config_of
 
 
 def explained(
@@ -37,42 +35,45 @@ def explained(
     if not broken:
         return None
     lines = [f"{line} (because {REASONS[rule]})" if rule in REASONS else line for rule, line in broken]
-    hints = []
-    if all(rule in REASONS for rule, _ in broken):
-        hints = [f"this works: {change(found, config)}" for found in near()]
-    return ConfigError(lines, hints)
+    is_of_layout = all(rule in REASONS for rule, _ in broken)
+    return ConfigError(lines, _hints("this works", near, config) if is_of_layout else [])
 
 
-def too_large(planner: Planner, plan: RunPlan, config: TridentConfig) -> ConfigError | None:
-    """Return the error of a run that surely does not fit, with the nearest layouts that do; None if it may fit.
-
-    A run is refused when it would not fit even if it needs less than predicted by the memory model's own error.
+def too_large(foreseen: Foreseen, plan: RunPlan) -> ConfigError | None:
+    """Return the error of a run that surely does not fit, with the nearest layouts that do.
 
     Args:
-        planner: predicts.
+        foreseen: its prediction.
         plan: the run.
-        config: its config.
+
+    Returns:
+        The error; None if the run may fit, even if only because it needs less than predicted by the memory model's own
+        error, or if nothing could be predicted.
     """
-    stages, cluster = planner.stages(plan), planner.cluster
-    margin = -planner.profile.memory_error.value
-    if planner.fits(plan, stages, margin):
+    found, cluster = foreseen.prediction, foreseen.cluster
+    if found is None or cluster is None or found.may_fit:
         return None
-    fullest = max(range(len(stages)), key=lambda index: stages[index].peak)
-    stage = stages[fullest]
-    if stage.peak * (1.0 + margin) > cluster.memory_bytes.value:
+    if found.is_device_too_small:
+        stage = found.stages[found.fullest]
         name, largest = max(stage.by_purpose.items(), key=lambda item: item[1])
         line = (
-            f"a run must fit into the {cluster.memory_bytes.value / GIB:,.2f} GiB of a device, but stage {fullest} "
+            f"a run must fit into the {found.device_bytes / GIB:,.2f} GiB of a device, but stage {found.fullest} "
             f"needs {stage.peak / GIB:,.2f} GiB, most of it {name} ({largest / GIB:,.2f} GiB); change the layout, or "
             "raise cluster.memory_gib if you know better"
         )
     else:
-        has = 0.0 if cluster.host_memory_bytes is None else cluster.host_memory_bytes.value
-        needed = planner.ranks_per_node(plan) * max(one.host for one in stages)
         line = (
-            f"offload must fit into the {has / GIB:,.2f} GiB of a machine, but takes {needed / GIB:,.2f} GiB of it; "
-            "use more machines or zero.offload=none, or raise cluster.host_memory_gib if you know better"
+            f"offload must fit into the {(found.host_bytes or 0) / GIB:,.2f} GiB of a machine, but takes "
+            f"{found.host_needed / GIB:,.2f} GiB of it; use more machines or zero.offload=none, or raise "
+            "cluster.host_memory_gib if you know better"
         )
-    near = nearest(planner, plan, worlds(planner, plan), count=COUNT)
-    hints = [f"this fits: {change(one, config)}" for one in near]
+    hints = _hints("this fits", lambda: offered(Planner(cluster), plan), config_of(plan))
     return ConfigError(line, hints or ["no layout of this model and batch fits on these devices"])
+
+
+def _hints(what: str, near: Callable[[], tuple[Found, ...]], config: TridentConfig) -> list[str]:
+    """Return layouts as hints. A fault of the search is told in their place: the error must not be lost for it."""
+    try:
+        return [f"{what}: {change(found, config)}" for found in near()]
+    except Exception as error:
+        return [f"no other layouts are shown, because the planner failed: {fault_line(error)}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from trainer.errors import ConfigError
 from trainer.verbs.composing import COMPOSING
 from trainer.verbs.declare import Key, Option, Takes, Verb
 from trainer.verbs.parse import Words
@@ -16,15 +17,17 @@ def run(words: Words) -> int:
 
     if words.has("--calibrate"):
         return calibrate_here(words.rest, look_here(os.environ))
+    here = look_here(os.environ)
     budgets = [word.partition("=")[2] for word in words.rest if word.startswith(f"{BUDGET}=")]
     rest = [word for word in words.rest if not word.startswith(f"{BUDGET}=")]
-    asked = Asked(
-        as_json=words.has("--json"),
-        searches=words.has("--search"),
-        picture=words.value("--picture"),
-        budget=budgets[-1] if budgets else None,
-    )
-    return plan_verb(rest, asked, look_here(os.environ))
+    asked = Asked(as_json=words.has("--json"), searches=words.has("--search"), picture=words.value("--picture"))
+    if not budgets:
+        return plan_verb(rest, asked, here)
+    if asked.searches or asked.picture is not None:
+        raise ConfigError("budget= chooses a model and its layout; it cannot be combined with --search or --picture")
+    from trainer.buying import buy
+
+    return buy(rest, budgets[-1], asked.as_json, here)
 
 
 BUDGET = "budget"

@@ -20,6 +20,7 @@ from trainer.log import be_quiet, report_error, report_failure, say
 from trainer.progress import IMPORTING, current
 
 if TYPE_CHECKING:
+    from trainer.planner.foresee import Foresight
     from trainer.preflight import MeetingPlace
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ def train_as_rank(arguments: Sequence[str], world: World, is_dry: bool = False) 
     """
     hear_of_launcher()
     try:
-        found = _checked(arguments, world)
+        found, foresight = _checked(arguments, world)
     except TridentError as error:
         # Before torch is imported, because torch is needed to tell the others.
         report_error(error)
@@ -49,13 +50,13 @@ def train_as_rank(arguments: Sequence[str], world: World, is_dry: bool = False) 
     if is_dry:
         from trainer.dry_run import dry_run
 
-        return dry_run(found.config, world, list(arguments))
+        return dry_run(found.config, world, list(arguments), foresight)
     current().enter(IMPORTING)
     from trainer.preflight import join
 
     config, store = met(lambda: join(found, world), world)
     limit_standstill(config)
-    return compute(config, world, store, has_begun=SUPERVISED_VARIABLE in os.environ)
+    return compute(config, world, store, SUPERVISED_VARIABLE in os.environ, foresight)
 
 
 def met(meeting: Callable[[], T], world: World) -> T:
@@ -92,7 +93,7 @@ def limit_standstill(config: TridentConfig) -> None:
     interruption.limit(config.runtime.timeout_s if config.runtime.hang_timeout_s != 0 else 0)
 
 
-def _checked(arguments: Sequence[str], world: World) -> Composition:
+def _checked(arguments: Sequence[str], world: World) -> tuple[Composition, Foresight | None]:
     found = composition(arguments)
     config = found.config
     if config.launch.max_restarts > 0 and SUPERVISED_VARIABLE not in os.environ:
@@ -104,12 +105,15 @@ def _checked(arguments: Sequence[str], world: World) -> Composition:
     if SUPERVISED_VARIABLE in os.environ:
         # The parent has planned the run.
         validate(config, world.size, gpus)
+        foresight = None
     else:
-        from trainer.planning import settle
+        from trainer.settling import settle
 
-        config = settle(found, world.size, gpus)
+        settled = settle(found, world.size, gpus)
+        config = settled.config
+        foresight = settled.foresight
     prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)
-    return replace(found, config=config)
+    return replace(found, config=config), foresight
 
 
 def decline_for(error: TridentError, world: World) -> None:
@@ -127,7 +131,13 @@ def decline_for(error: TridentError, world: World) -> None:
         return
 
 
-def compute(config: TridentConfig, world: World, store: MeetingPlace | None = None, has_begun: bool = False) -> int:
+def compute(
+    config: TridentConfig,
+    world: World,
+    store: MeetingPlace | None = None,
+    has_begun: bool = False,
+    foresight: Foresight | None = None,
+) -> int:
     """Train as a rank whose config is settled, and return the exit code.
 
     Args:
@@ -135,13 +145,14 @@ def compute(config: TridentConfig, world: World, store: MeetingPlace | None = No
         world: the world of the ranks.
         store: the store over which they met.
         has_begun: true if the parent of the ranks has begun the run, so that they need not.
+        foresight: what this process has predicted of the run already; None: nothing.
     """
     current().enter(IMPORTING)
     from trainer.app import train_rank
 
     look_as_usual()
     try:
-        code = train_rank(config, world, store, has_begun)
+        code = train_rank(config, world, store, has_begun, foresight)
     except PeerLostError as error:
         # The ranks have not met, so one of each machine speaks.
         if world.local_rank == 0:

@@ -51,23 +51,24 @@ def _train(arguments: Sequence[str], is_dry: bool) -> int:
     limit_standstill(config)
     be_quiet(config.logging.console is ConsoleKind.quiet)
     gpus = gpu_count(os.environ)
-    from trainer.planning import settle
+    from trainer.settling import settle
 
-    config = settle(replace(composed, config=fill_machine(config, gpus, usable_cores())), None, gpus)
+    settled = settle(replace(composed, config=fill_machine(config, gpus, usable_cores())), None, gpus)
+    config, foresight = settled.config, settled.foresight
     for line in composed.told():
         say(f"config  {line}")
     if is_dry:
         from trainer.dry_run import dry_run
 
-        return dry_run(config, None, list(arguments))
+        return dry_run(config, None, list(arguments), foresight)
     prepare_environment(on_cpu=config.runtime.device is DeviceKind.cpu or gpus == 0)
     from trainer.beginning import Beginning
     from trainer.supervise import start_and_watch
 
     # A run that is to be started again needs a parent that outlives it.
     if make_mesh(config).size > 1 or config.launch.max_restarts > 0:
-        return start_and_watch(config)
-    beginning = Beginning(config)
+        return start_and_watch(config, foresight)
+    beginning = Beginning(config, foresight)
     beginning.by_parent()
     world = World(rank=0, local_rank=0, size=1, local_size=1)
     publish_world(world)
