@@ -27,7 +27,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("library", BOTH)
-@pytest.mark.parametrize("rows", [1, 7, 255, 256, 300])
+@pytest.mark.parametrize("rows", [1, 7, 63, 64, 300])
 def test_products_are_those_of_a_linear_layer(library: Products, rows: int) -> None:
     inputs, weight, bias, grad = torch.randn(rows, 12), torch.randn(20, 12), torch.randn(20), torch.randn(rows, 20)
     x, w, g = inputs.double(), weight.double(), grad.double()
@@ -41,6 +41,15 @@ def test_products_are_those_of_a_linear_layer(library: Products, rows: int) -> N
     close(total, 1 + g.t() @ x)
     library.add_weight_gradient(total.fill_(torch.nan), grad, inputs, fresh=True)
     close(total, g.t() @ x)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_large_gradient_is_added_block_by_block(fresh: bool) -> None:
+    """The rows do not come out even: the last block is a short one."""
+    grad, inputs = torch.randn(64, 1030), torch.randn(64, 1024)
+    total = torch.ones(1030, 1024)
+    OneDNNProducts().add_weight_gradient(total, grad, inputs, fresh)
+    close(total, (0 if fresh else 1) + grad.double().t() @ inputs.double())
 
 
 @pytest.mark.parametrize("library", BOTH)
