@@ -146,8 +146,10 @@ def link_of(messages: Sequence[MessageTime], facts: Facts, what: str) -> Link | 
     """Return latency, hop and rate of a link from messages of many sizes; None without any."""
     if not messages:
         return None
-    rows = [[1.0, float(max(0, one.ranks - 2)), one.wire_bytes] for one in messages]
-    latency, hop, per_byte = nonnegative_fit(rows, [one.seconds for one in messages])
+    rows = [
+        [1.0, float(max(0, one.ranks - 2)), one.wire_bytes, max(0.0, one.wire_bytes - CACHED_BYTES)] for one in messages
+    ]
+    latency, hop, per_byte, uncached = nonnegative_fit(rows, [one.seconds for one in messages])
     source = facts.source(f"{what}, {len(messages)} sizes up to {max(one.bytes for one in messages) >> 20} MiB")
     rate = 1 / per_byte if per_byte else max(one.wire_bytes / one.seconds for one in messages)
     whole = "the rate is a measured one"
@@ -157,7 +159,13 @@ def link_of(messages: Sequence[MessageTime], facts: Facts, what: str) -> Link | 
         half_bytes=Constant(0.0, "contained in the latency"),
         hop_s=Constant(hop, source),
         rate=Constant(rate, source),
+        cached_bytes=Constant(CACHED_BYTES, "a usual size of caches"),
+        uncached_rate=Constant(1 / uncached, source) if uncached else None,
     )
+
+
+CACHED_BYTES = float(1 << 22)
+"""Bytes of a message from which on it is slower than short ones, which stay in a core's caches."""
 
 
 STEPS = {
@@ -169,6 +177,7 @@ STEPS = {
     "launch_s": Free(1e-3, 1.5),
     "micro_batch_s": Free(1e-3, 1.5),
     "step_s": Free(1e-3, 1.5),
+    "tensor_call_s": Free(1e-4, 1.5),
     "gather_s": Free(1e-3, 1.5),
     "weight_traffic": Free(1.5, 1.0),
     "optimizer_efficiency": Free(1.0, 0.7),
@@ -213,6 +222,8 @@ def _undetermined(plans: Sequence[RunPlan]) -> Iterator[str]:
         yield from ("gather_s", "weight_traffic")
     if not any(plan.zero_stage for plan in plans):
         yield "shard_bytes"
+    if all(plan.tensor_parallel_size == 1 for plan in plans):
+        yield "tensor_call_s"
     if not any(plan.dtype is not Dtype.fp32 for plan in plans):
         yield "half_factor"
     if not any(plan.execution.recompute is RecomputeKind.full for plan in plans):

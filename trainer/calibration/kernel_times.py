@@ -37,7 +37,7 @@ _CUDA_ATTENTION = ((8, 16, 1024, 64), (4, 16, 2048, 128), (1, 32, 8192, 128))
 """Sequences, heads, length, width of a head."""
 _CPU_STREAMS = (3 << 20, 12 << 20, 96 << 20)
 _CUDA_STREAMS = (48 << 20, 768 << 20)
-MESSAGE_BYTES = (1 << 12, 1 << 15, 1 << 17, 1 << 19, 1 << 21, 1 << 23, 1 << 25)
+MESSAGE_BYTES = (1 << 12, 1 << 15, 1 << 17, 1 << 19, 1 << 21, 1 << 23, 1 << 25, 1 << 27)
 
 
 class Clock:

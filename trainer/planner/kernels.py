@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from trainer.config.plan import RunPlan
-from trainer.config.schema import Dtype
+from trainer.config.schema import Dtype, Software
 from trainer.errors import ConfigError
 from trainer.planner.cluster import Cluster
 from trainer.planner.links import Group, Wires
@@ -95,7 +95,7 @@ class Kernels:
             recompute = attention
         backward_attention = attention * (2.0 if profile.score_passes.value else FUSED_BACKWARD)
         rounds = work.rounds_backward + (work.rounds_again if again else 0.0)
-        sums = [self._rounds(plan, count, wires, group) for count in (work.rounds_forward, rounds)]
+        sums = [self._rounds(plan, count, share, wires, group) for count in (work.rounds_forward, rounds)]
         if work.sums:
             sums[0] += wires.seconds(Collective.all_gather, work.sums, group)
         backward_gemm = (1.0 + work.trained_share) * gemm
@@ -156,7 +156,7 @@ class Kernels:
         moved = profile.score_passes.value * work.scores * element_bytes(plan)
         return seconds + moved / (profile.bandwidth_efficiency.value * self.bandwidth * share)
 
-    def _rounds(self, plan: RunPlan, rounds: float, wires: Wires, group: Group) -> float:
+    def _rounds(self, plan: RunPlan, rounds: float, share: float, wires: Wires, group: Group) -> float:
         """Return the exposed time of hidden states that go round the ring: sums, or gathers and scatters."""
         if rounds == 0.0 or group.ranks < 2:
             return 0.0
@@ -164,7 +164,19 @@ class Kernels:
         if plan.sequence_parallel:
             gather = wires.seconds(Collective.all_gather, whole, group)
             scatter = wires.seconds(Collective.reduce_scatter, whole, group)
-            seconds = rounds * (gather + scatter) / 2
+            calls, seconds = rounds, rounds * ((gather + scatter) / 2 + self._laid_out(plan, whole, share))
         else:
-            seconds = rounds / 2 * wires.seconds(Collective.all_reduce, whole, group)
-        return seconds * (1.0 - self._profile.tensor_overlap.value)
+            calls = rounds / 2
+            seconds = calls * wires.seconds(Collective.all_reduce, whole, group)
+        return (seconds + calls * self._profile.tensor_call_s.value) * (1.0 - self._profile.tensor_overlap.value)
+
+    def _laid_out(self, plan: RunPlan, whole: float, share: float) -> float:
+        """Return the seconds in which a gather or a scatter along the sequence puts its tokens in order.
+
+        Trident keeps sequences first, collectives want the sequence axis first: unless there is one sequence, the shard
+        and the whole are read and written once more. Megatron keeps the sequence axis first.
+        """
+        if self._cluster.software is Software.megatron or plan.micro_batch_size == 1:
+            return 0.0
+        moved = 2.0 * whole * (1.0 + 1.0 / plan.tensor_parallel_size)
+        return moved / (self._profile.bandwidth_efficiency.value * self.bandwidth * share)

@@ -115,4 +115,6 @@ def _seconds(link: Link, rate: float, sent: float, ranks: int) -> float:
         return 0.0
     rate = rate if link.rate is None else link.rate.value
     steady = (sent + link.half_bytes.value) / (link.efficiency.value * rate)
+    if link.uncached_rate is not None:
+        steady += max(0.0, sent - link.cached_bytes.value) / link.uncached_rate.value
     return link.latency_s.value + (ranks - 2) * link.hop_s.value + steady

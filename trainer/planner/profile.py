@@ -34,7 +34,8 @@ class Link:
     """A link between devices.
 
     A collective of n ranks, of which each sends S bytes (as rings do: `trainer.planner.links`), takes
-    latency + (n - 2) hop + S / (efficiency x rate x S / (S + half)) seconds.
+    latency + (n - 2) hop + S / (efficiency x rate x S / (S + half)) seconds; bytes above `cached_bytes` take
+    1 / `uncached_rate` more each.
     """
 
     latency_s: Constant
@@ -46,6 +47,10 @@ class Link:
     """Seconds that each rank above two adds."""
     rate: Constant | None = None
     """Measured bytes a second and direction of a rank, which replace the data sheet's."""
+    cached_bytes: Constant = ZERO
+    """Bytes that a rank sends at once and that are still in its caches, where messages go through memory."""
+    uncached_rate: Constant | None = None
+    """Measured bytes a second of what goes beyond them, besides `rate`; None: long messages are as fast."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,9 @@ class Profile:
     takes at least twice that."""
     tensor_overlap: Constant = ZERO
     """Share of the collectives of the tensor axis that GEMMs hide."""
+    tensor_call_s: Constant = ZERO
+    """Seconds of each collective of hidden states over the tensor axis, beyond its message: ranks wait for the slowest
+    one, which is never the same, and Python calls it."""
     micro_batch_s: Constant = ZERO
     """Fixed seconds of a micro-batch on each pipeline rank, forward and backward: Python of the engine, the loss."""
     loss_efficiency: Constant | None = None
@@ -112,7 +120,7 @@ class Profile:
     recompute_factor: Constant = field(default=Constant(1.0, "a second forward pass takes as long as the first"))
     """Factor of the time of what full recomputation computes again."""
     shard_bytes: Constant = ZERO
-    """Bytes that ZeRO moves through memory in a step for each element that a rank trains, such as flat copies."""
+    """Bytes that ZeRO's buckets move through memory for each element that a rank trains, each time it reduces."""
     attention_flops: Mapping[Dtype, Constant] = field(default_factory=dict)
     """Measured FLOP/s of attention by number format, which replace `attention_efficiency` x peak."""
     gather_s: Constant = ZERO

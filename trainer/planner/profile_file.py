@@ -27,7 +27,7 @@ from trainer.planner.profile import Profile
 from trainer.versions import versions
 
 KIND = "trident device profile"
-FORMAT = 1
+FORMAT = 2
 AGAIN = "measure again with trident plan --calibrate"
 CPU = "CPU"
 _SOFTWARE = ("trident-trainer", "torch", "deepspeed")
@@ -41,8 +41,10 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "memory_bandwidth": (1e6, _FASTEST),
     "host_bandwidth": (1e6, _FASTEST),
     "rate": (1e3, _FASTEST),
+    "uncached_rate": (1e3, 1e30),
     "shard_bytes": (0.0, 1e6),
     "half_bytes": (0.0, 1e12),
+    "cached_bytes": (0.0, 1e12),
     "overlap": (0.0, 1.0),
     "tensor_overlap": (0.0, 1.0),
     "gemm_half_width": (0.0, 1e6),

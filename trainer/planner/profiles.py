@@ -124,7 +124,7 @@ def _reached(device: str) -> Constant:
 def _error(device: str) -> Constant:
     """Return the error of a profile from data sheets: measured where published runs of the device were tried."""
     tried = "docs/planner_times.md: published runs of other software on this device, none of which it is fitted on"
-    found = {"A100-PCIe": 0.2, "A100": 0.12, "A800": 0.15, "H100": 0.15, "H200": 0.2, "B200": 0.15}
+    found = {"A100-PCIe": 0.2, "A100": 0.12, "A800": 0.15, "H100": 0.17, "H200": 0.2, "B200": 0.15}
     names = [name for name in found if device.startswith(name)]
     if not names:
         return _ASSUMED(0.3)

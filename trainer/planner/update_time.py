@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.config.plan import RunPlan
-from trainer.config.schema import Dtype, OffloadKind
+from trainer.config.schema import Dtype, OffloadKind, Software
 from trainer.errors import ConfigError
 from trainer.planner.cluster import Cluster
 from trainer.planner.constants import Constant
@@ -37,7 +37,7 @@ class Update:
             profile: constants.
             bandwidth: bytes a second of the memory of a device, or of a machine with CPU ranks.
         """
-        self._plan, self._profile = plan, profile
+        self._plan, self._profile, self._cluster = plan, profile, cluster
         self._ranks = ranks_here(plan, cluster)
         # In the update all ranks of a machine work at the same time.
         self._bandwidth = bandwidth if cluster.cores_per_node is None else bandwidth / self._ranks
@@ -57,8 +57,7 @@ class Update:
         own = rank.trained / (plan.data_parallel_size if plan.zero_stage else 1)
         rate = profile.optimizer_efficiency.value * self._bandwidth
         passes: float = GRADIENT_PASSES * FP32_BYTES * rank.trained
-        if plan.zero_stage:
-            passes += self._profile.shard_bytes.value * rank.trained
+        passes += self._bucket_copies() * self._profile.shard_bytes.value * rank.trained
         # Half-precision weights are written from the fp32 ones.
         moved = own * (ADAM_BYTES + (element_bytes(plan) if plan.dtype is not Dtype.fp32 else 0))
         if plan.offload is OffloadKind.none or plan.zero_stage == 0:
@@ -68,6 +67,19 @@ class Update:
             drives = self._known(profile.nvme_bandwidth, "its drives").value
             stepping = max(stepping, STATE_BYTES * own * self._ranks / drives)
         return passes / rate, stepping + self._copies(rank, own, wires, hiding)
+
+    def _bucket_copies(self) -> int:
+        """Return how often in a step gradients go through ZeRO's buckets.
+
+        From stage 2 on that is in every micro-batch. Between CPU ranks Trident's stage 1 in fp32 exchanges slices of
+        the gradients themselves (`trainer.engine.zero12_gradients`).
+        """
+        plan = self._plan
+        if plan.zero_stage >= 2:
+            return plan.num_micro_batches
+        ours_on_cpu = self._cluster.is_cpu and self._cluster.software is Software.trident
+        is_flat = ours_on_cpu and plan.dtype is Dtype.fp32 and plan.offload is OffloadKind.none
+        return 1 if plan.zero_stage == 1 and not is_flat else 0
 
     def _copies(self, rank: Costs, own: float, wires: Wires, hiding: float) -> float:
         """Return the seconds of gradients on their way to the host and of weights on their way back.

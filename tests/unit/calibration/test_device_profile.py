@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from trainer.calibration.device_profile import (
+    CACHED_BYTES,
     Facts,
     NothingMeasured,
     attention_rates,
@@ -117,6 +118,19 @@ def test_a_link_has_latency_hop_and_rate() -> None:
     assert link_of([], FACTS, "messages") is None
 
 
+def test_what_caches_do_not_hold_is_slower() -> None:
+    def slow(one: MessageTime) -> MessageTime:
+        return replace(one, seconds=one.seconds + max(0.0, one.wire_bytes - CACHED_BYTES) / 1e9)
+
+    sizes = (1 << 12, 1 << 20, 1 << 24, 1 << 27)
+    link = link_of([slow(message("all_gather", 2, size)) for size in sizes], FACTS, "messages")
+    assert link is not None
+    assert link.rate is not None
+    assert link.uncached_rate is not None
+    assert link.rate.value == pytest.approx(2e9, rel=1e-2)
+    assert link.uncached_rate.value == pytest.approx(1e9, rel=1e-2)
+
+
 def test_rates_of_attention_are_those_of_each_format() -> None:
     times = [AttentionTime("fp32", 1, 1, 10, 10, 3.5), AttentionTime("bf16", 1, 1, 10, 10, 1.0)]
     assert attention_rates(times) == pytest.approx({"fp32": 4000.0, "bf16": 14000.0})
@@ -167,6 +181,7 @@ def test_what_steps_take_is_found_by_the_time_model_itself() -> None:
         micro_batch_s=number(3e-3),
         step_s=number(5e-3),
         gather_s=number(4e-3),
+        tensor_call_s=number(5e-4),
         shard_bytes=number(60.0),
         host_bandwidth=number(8e9),
     )
@@ -189,7 +204,10 @@ def test_constants_of_what_was_not_tried_stay() -> None:
     plans = [trial.plan(DeviceKind.cpu) for trial in cpu_trials()[:2]]
     start = kernel_profile(measured(), FACTS, is_cpu=True)
     found = fitted_on_steps(start, plans, [0.1, 0.1], CLUSTER, FACTS)
-    for name in ("gather_s", "weight_traffic", "shard_bytes", "half_factor", "recompute_factor", "host_bandwidth"):
+    for name in (
+        *("gather_s", "weight_traffic", "shard_bytes", "half_factor", "recompute_factor", "host_bandwidth"),
+        "tensor_call_s",
+    ):
         assert getattr(found, name) == getattr(start, name)
     assert found.launch_s != start.launch_s
 

@@ -116,7 +116,7 @@ def _nested(body: dict[str, Any], *keys: str, value: object) -> None:
         (lambda body: _nested(body, "date", value="yesterday"), "Invalid isoformat string"),
         (lambda body: _nested(body, "device", value=None), "device is no text"),
         (lambda body: _nested(body, "machine", value=[]), "machine is no object"),
-        (lambda body: _nested(body, "format", value=0), "must be a device profile of format 1, but is of 0"),
+        (lambda body: _nested(body, "format", value=0), "must be a device profile of format 2, but is of 0"),
         (lambda body: body.pop("kind"), "but is something else"),
         (
             lambda body: _nested(body, "profile", "peak_flops", "fp32", "value", value=-1.0),

@@ -209,6 +209,57 @@ def test_cpu_ranks_share_the_cores(cores: Cluster) -> None:
     assert gemm(4) == pytest.approx(gemm(1), rel=0.01)
 
 
+def under(cluster: Cluster, changes: dict[str, float], **plan: object) -> float:
+    """Return the seconds of a step under a profile with changed constants."""
+    profile = replace(profile_for(cluster), **{name: Constant(value, "test") for name, value in changes.items()})  # type: ignore[arg-type]
+    return TimeModel(cluster, profile).step(plan_of(**plan)).time.total
+
+
+@pytest.mark.parametrize(("sharded", "calls"), [(False, 6), (True, 14)])
+def test_ranks_wait_for_one_another_at_each_collective(cores: Cluster, sharded: bool, calls: int) -> None:
+    """A block sums twice in forward and twice in backward; along the sequence it gathers or scatters 4 and 6 times.
+
+    The embedding sums once in forward, and the head once in backward; along the sequence both twice.
+    """
+    plan: dict[str, object] = {"pp": 1, "tp": 2, "dp": 1, "layers": 1, "global_batch": 3, "dtype": "fp32"}
+    plan |= {"sequence_parallel": sharded, "recompute": "none"}
+    more = under(cores, {"tensor_call_s": 1.0}, **plan) - under(cores, {"tensor_call_s": 0.0}, **plan)
+    assert more == pytest.approx(3 * calls)
+
+
+def test_sequences_first_are_laid_out_anew_for_collectives_along_the_sequence(cores: Cluster) -> None:
+    def moved(software: Software, micro_batch: int) -> float:
+        cluster = replace(cores, software=software)
+        plan = {"pp": 1, "tp": 2, "dp": 1, "micro_batch": micro_batch, "global_batch": 2, "dtype": "fp32"}
+        times = [
+            TimeModel(cluster, profile_for(cores)).step(plan_of(sequence_parallel=sharded, **plan)).time
+            for sharded in (True, False)
+        ]
+        return times[0].tensor_parallel - times[1].tensor_parallel
+
+    assert moved(Software.megatron, 2) < moved(Software.megatron, 1)
+    assert moved(Software.trident, 2) > 2 * moved(Software.trident, 1)
+
+
+def test_buckets_are_copied_where_gradients_do_not_lie_in_one_tensor(cores: Cluster) -> None:
+    def copied(offload: OffloadKind = OffloadKind.none, **changes: object) -> float:
+        plan = plan_of(**{"pp": 1, "tp": 1, "dp": 2, "global_batch": 8, "dtype": "fp32", **changes})
+        plan = replace(plan, config=replace(plan.config, zero=replace(plan.config.zero, offload=offload)))
+        times = []
+        for size in (1000.0, 0.0):
+            profile = replace(
+                profile_for(cores), shard_bytes=Constant(size, "test"), host_bandwidth=Constant(1e10, "test")
+            )
+            times.append(TimeModel(cores, profile).step(plan).time.total)
+        return times[0] - times[1]
+
+    once = copied(zero_stage=2, micro_batch=4)
+    assert once > 0
+    assert copied(zero_stage=1, micro_batch=1) == 0
+    assert copied(OffloadKind.cpu, zero_stage=1, micro_batch=1) == pytest.approx(once)
+    assert copied(zero_stage=2, micro_batch=1) == pytest.approx(4 * once)
+
+
 def test_ranks_of_a_pipeline_that_wait_leave_their_core_to_others(cores: Cluster) -> None:
     """Four stages on two cores need at least their work over two, and the bubble shrinks."""
     wide = replace(cores, cores_per_node=4)
