@@ -67,7 +67,7 @@ class OneDNNProducts(Products):
             return
         outer, inner = grad.t(), inputs.t()
         size = max(1, _BLOCK_ELEMENTS // inner.shape[0])
-        for block, rows in zip(total.split(size), outer.split(size), strict=True):
+        for block, rows in zip(torch.split(total, size), torch.split(outer, size), strict=True):
             product = _times_transposed(rows, inner)
             if fresh:
                 block.copy_(product)
