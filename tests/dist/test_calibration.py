@@ -8,6 +8,9 @@ import pytest
 
 from tests.helpers.dist import run_distributed
 from trainer.calibration.measurements import Measurements
+from trainer.calibration.measuring import measured_by_ranks
+from trainer.calibration.trials import PASSES, Trial
+from trainer.config.schema import DeviceKind
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(240)]
 
@@ -17,11 +20,12 @@ TINY = (
 )
 
 
-def measured(rank: int, world_size: int) -> tuple[Measurements, list[str]]:
-    """Measure with the smallest budget: three trials, the last of which cannot be built."""
+def measured(rank: int, world_size: int) -> Measurements:
+    """Measure with the smallest budget: kernels, and three trials, the last of which cannot be built."""
     import torch
 
-    from trainer.calibration.measuring_rank import measure
+    from trainer.calibration.measurements import joined
+    from trainer.calibration.measuring_rank import kernels, steps
     from trainer.calibration.trials import Trial
     from trainer.config.schema import DeviceKind
 
@@ -30,13 +34,14 @@ def measured(rank: int, world_size: int) -> tuple[Measurements, list[str]]:
         name: Trial(name, world_size, (*words, *TINY)).plan(DeviceKind.cpu, vocab_size=64)
         for name, words in layouts.items()
     }
+    cpu = torch.device("cpu")
+    found = [kernels(list(plans.values()), cpu, budget_s=1e-3)]
     plans["broken"] = replace(plans["dp2"], model=None)  # type: ignore[arg-type]
-    parts: list[str] = []
-    return measure(plans, torch.device("cpu"), rounds=2, budget_s=1e-3, told=parts.append), parts
+    return joined([*found, *(steps(name, plan, cpu, rounds=2) for name, plan in plans.items())])
 
 
 def test_ranks_measure_kernels_messages_and_steps() -> None:
-    (found, parts), _ = run_distributed(measured, 2)
+    found, _ = run_distributed(measured, 2)
     assert found.ranks == 2
     assert {one.kind for one in found.messages} == {"all_reduce", "all_gather", "reduce_scatter", "send"}
     assert all(0 < one.seconds < 60 for one in (*found.messages, *found.gemms, *found.attention, *found.streams))
@@ -46,4 +51,15 @@ def test_ranks_measure_kernels_messages_and_steps() -> None:
     assert found.failed is not None
     assert list(found.failed) == ["broken"]
     assert Measurements.from_dict(found.to_dict()) == found
-    assert any("dp2" in part for part in parts)
+
+
+def test_each_trial_runs_in_a_process_of_its_own_as_often_as_it_should() -> None:
+    told: list[str] = []
+    found = measured_by_ranks([Trial("tiny", 2, ("layout=dp2", *TINY))], DeviceKind.cpu, 3, 1e-3, told.append)
+    assert [(one.trial, len(one.seconds)) for one in found.steps] == [("tiny", PASSES * 2)]
+    assert found.gemms
+    assert told == [
+        "matrix multiplication, attention, memory, messages",
+        "steps of tiny, 1 of 2",
+        "steps of tiny, 2 of 2",
+    ]

@@ -26,7 +26,7 @@ BUDGET_S = 0.1
 def calibrate(cluster: Cluster, say: Say, rounds: int = ROUNDS, budget_s: float = BUDGET_S) -> Path:
     """Measure this machine and write its profile; return the file.
 
-    It takes one or two minutes, in which nothing else should run here.
+    It takes two to three minutes, in which nothing else should run here.
 
     Args:
         cluster: this machine, as `cluster.device=null` describes it.

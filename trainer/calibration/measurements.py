@@ -121,6 +121,28 @@ class Measurements:
         )
 
 
+def joined(parts: Sequence[Measurements]) -> Measurements:
+    """Return what one group of ranks measured in several processes; a trial that failed once has no time.
+
+    Args:
+        parts: at least one, all of as many ranks.
+    """
+    failed = {name: reason for part in parts for name, reason in (part.failed or {}).items()}
+    seconds: dict[str, tuple[float, ...]] = {}
+    for step in (step for part in parts for step in part.steps if step.trial not in failed):
+        seconds[step.trial] = (*seconds.get(step.trial, ()), *step.seconds)
+    return Measurements(
+        ranks=parts[0].ranks,
+        threads=parts[0].threads,
+        gemms=tuple(one for part in parts for one in part.gemms),
+        attention=tuple(one for part in parts for one in part.attention),
+        streams=tuple(one for part in parts for one in part.streams),
+        messages=tuple(one for part in parts for one in part.messages),
+        steps=tuple(StepSeconds(name, times) for name, times in seconds.items()),
+        failed=failed,
+    )
+
+
 def lower_quartile(values: Sequence[float]) -> float:
     """Return the value that a quarter of the values are below."""
     return sorted(values)[(len(values) - 1) // 4]

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TextIO
 
-from trainer.calibration.measurements import Measurements
-from trainer.calibration.trials import Trial
+from trainer.calibration.measurements import Measurements, joined
+from trainer.calibration.trials import PASSES, Trial
 from trainer.config.schema import DeviceKind
 from trainer.errors import TridentError
 from trainer.launcher.start import free_port, python_environment
@@ -51,15 +51,16 @@ def measured_by_ranks(
         "budget_s": budget_s,
         "trials": [[trial.name, trial.ranks, trial.words] for trial in trials],
         "answers": writing,
+        # Each part meets at a port of its own: the one before may still be leaving.
+        "ports": [free_port() for _ in range(1 + PASSES * len(trials))],
     }
     processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="calibration_") as name, os.fdopen(reading) as answers:
         logs = Path(name)
         try:
-            port = free_port()
             for rank in range(ranks):
                 with (logs / f"{rank}.log").open("wb") as log:
-                    processes.append(_start(spec, rank, ranks, port, log))
+                    processes.append(_start(spec, rank, ranks, log))
         finally:
             os.close(writing)
         try:
@@ -77,8 +78,8 @@ class _Ended(Exception):
     """Says how it ended without a result."""
 
 
-def _start(spec: dict[str, object], rank: int, ranks: int, port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+def _start(spec: dict[str, object], rank: int, ranks: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": 0}
     environment = {**python_environment(), **{key: str(value) for key, value in facts.items()}}
     environment["MASTER_ADDR"] = "127.0.0.1"
     writing = spec["answers"]
@@ -95,6 +96,7 @@ def _start(spec: dict[str, object], rank: int, ranks: int, port: int, log: IO[by
 
 
 def _heard(answers: TextIO, told: Callable[[str], None]) -> Measurements:
+    parts: list[Measurements] = []
     with selectors.DefaultSelector() as selector:
         selector.register(answers, selectors.EVENT_READ)
         while True:
@@ -104,9 +106,12 @@ def _heard(answers: TextIO, told: Callable[[str], None]) -> Measurements:
             if not line:
                 raise _Ended("rank 0 ended")
             answer = json.loads(line)
+            if "ended" in answer:
+                return joined(parts)
             if "measured" in answer:
-                return Measurements.from_dict(answer["measured"])
-            told(answer["part"])
+                parts.append(Measurements.from_dict(answer["measured"]))
+            else:
+                told(answer["part"])
 
 
 def _last(logs: Path) -> str:

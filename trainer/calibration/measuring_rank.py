@@ -1,7 +1,9 @@
 """One rank of a calibration: `python -m trainer.calibration.measuring_rank SPEC`, started by `measuring.py`.
 
-SPEC is JSON: `device`, `rounds`, `budget_s`, `trials` (name, ranks, words), and the descriptor `answers`, over which
-rank 0 sends a line of JSON for each part that is done and one with all that was measured.
+SPEC is JSON: `device`, `rounds`, `budget_s`, `trials` (name, ranks, words), `ports` (one for the kernels and one for
+each time that a trial is run), and the descriptor `answers`, over which rank 0 sends a line of JSON for each part that
+begins and one with what was measured in it. Each part runs in a process of its own, forked from this one, which has
+imported everything: so the memory of a trial is that of a run, without the leavings of the trials before.
 """
 
 from __future__ import annotations
@@ -10,14 +12,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from trainer.calibration.kernel_times import Clock, attention_times, copy_times, gemm_times, message_times, stream_times
 from trainer.calibration.measurements import Measurements, StepSeconds
-from trainer.calibration.trials import Trial
+from trainer.calibration.trials import PASSES, Trial
 from trainer.config.plan import RunPlan
 from trainer.config.schema import DeviceKind, RuntimeConfig
 from trainer.engine.build import build_engine
@@ -27,7 +32,7 @@ from trainer.errors import first_line
 from trainer.launcher.environment import find_world
 from trainer.micro_batch import MicroBatch, Place
 from trainer.topology.agreement import gather
-from trainer.topology.groups import Group, ParallelGroups
+from trainer.topology.groups import ParallelGroups
 
 _WARM_UP = 2
 _RATE = 1e-4
@@ -56,80 +61,86 @@ class MeasuredEngine:
         return time.perf_counter() - started
 
 
-def measure(
-    trials: Mapping[str, RunPlan], device: torch.device, rounds: int, budget_s: float, told: Callable[[str], None]
-) -> Measurements:
-    """Measure everything that these trials' ranks can. Collective over the world of their plans, one after another.
+def kernels(plans: Sequence[RunPlan], device: torch.device, budget_s: float) -> Measurements:
+    """Measure kernels and messages in the number formats of some plans. Collective over the world of the first.
 
     Args:
-        trials: plans by name, all of as many ranks as there are.
+        plans: runs of as many ranks as there are.
         device: this rank's device.
-        rounds: timed steps of each trial, in turns, so that a busy moment of the machine falls on all.
         budget_s: seconds for one kernel.
-        told: told what is measured next.
     """
-    plans = list(trials.values())
-    groups = start_world(plans[0].mesh, RuntimeConfig(), device)
-    world, clock = groups.world, Clock(device, budget_s)
+    world, clock = start_world(plans[0].mesh, RuntimeConfig(), device).world, Clock(device, budget_s)
     by_dtype = {plan.dtype: plan for plan in plans}
-    told("matrix multiplication, attention, memory")
-    gemms = [one for plan in by_dtype.values() for one in gemm_times(plan, device, clock)]
-    attention = [one for plan in by_dtype.values() for one in attention_times(plan, device, clock)]
-    streams = list(stream_times(device, clock))
-    if world.size > 1 or device.type == "cuda":
-        told("messages")
-    messages = [*message_times(world, device, clock), *copy_times(device, clock)]
-    engines, failed = _build(trials, device, told)
-    told(f"{rounds} steps of each: {', '.join(engines)}")
     return Measurements(
         ranks=world.size,
         threads=torch.get_num_threads(),
-        gemms=tuple(gemms),
-        attention=tuple(attention),
-        streams=tuple(streams),
-        messages=tuple(messages),
-        steps=_steps(engines, rounds, world),
-        failed=failed,
+        gemms=tuple(one for plan in by_dtype.values() for one in gemm_times(plan, device, clock)),
+        attention=tuple(one for plan in by_dtype.values() for one in attention_times(plan, device, clock)),
+        streams=tuple(stream_times(device, clock)),
+        messages=(*message_times(world, device, clock), *copy_times(device, clock)),
     )
 
 
-def _build(
-    trials: Mapping[str, RunPlan], device: torch.device, told: Callable[[str], None]
-) -> tuple[dict[str, MeasuredEngine], dict[str, str]]:
-    engines: dict[str, MeasuredEngine] = {}
-    failed: dict[str, str] = {}
-    for name, plan in trials.items():
-        told(f"building {name}")
-        groups = start_world(plan.mesh, RuntimeConfig(), device)
-        problem = None
+def steps(name: str, plan: RunPlan, device: torch.device, rounds: int) -> Measurements:
+    """Measure steps of a trial, or say why it cannot be run. Collective over the world of its plan.
+
+    Args:
+        name: of the trial.
+        plan: its run, of as many ranks as there are.
+        device: this rank's device.
+        rounds: number of steps.
+    """
+    groups = start_world(plan.mesh, RuntimeConfig(), device)
+    engine, problem = None, None
+    try:
+        engine = MeasuredEngine(plan, groups)
+        for _ in range(_WARM_UP):
+            engine.step_seconds()
+    except Exception as error:
+        problem = f"{type(error).__name__}: {first_line(error)}"
+    # Only a trial that every rank can run has a time.
+    problems = [one for one in gather(groups.control, problem) if one is not None]
+    found = Measurements(groups.world.size, torch.get_num_threads())
+    if problems or engine is None:
+        return replace(found, failed={name: problems[0]})
+    seconds = tuple(max(gather(groups.world, engine.step_seconds())) for _ in range(rounds))
+    return replace(found, steps=(StepSeconds(name, seconds),))
+
+
+def _parts(spec: Mapping[str, Any], kind: DeviceKind) -> Iterator[tuple[str, Callable[[torch.device], Measurements]]]:
+    """Yield what is measured, and how: kernels, and all trials PASSES times, so that a busy moment falls on all."""
+    trials = [Trial(name, ranks, tuple(words)) for name, ranks, words in spec["trials"]]
+    plans = [trial.plan(kind) for trial in trials]
+    yield (
+        "matrix multiplication, attention, memory, messages",
+        lambda device: kernels(plans, device, spec["budget_s"]),
+    )
+    for number in range(PASSES):
+        for trial, plan in zip(trials, plans, strict=True):
+            measured = partial(steps, trial.name, plan, rounds=-(-spec["rounds"] // PASSES))
+            yield f"steps of {trial.name}, {number + 1} of {PASSES}", measured
+
+
+def _forked(work: Callable[[], None]) -> None:
+    """Do some work in a process of its own, and end with it if it fails."""
+    child = os.fork()
+    if child == 0:
         try:
-            engine = MeasuredEngine(plan, groups)
-            for _ in range(_WARM_UP):
-                engine.step_seconds()
-        except Exception as error:
-            problem = f"{type(error).__name__}: {first_line(error)}"
-        # Only a trial that every rank can run has a time.
-        problems = [one for one in gather(groups.control, problem) if one is not None]
-        if problems:
-            failed[name] = problems[0]
-        else:
-            engines[name] = engine
-    return engines, failed
-
-
-def _steps(engines: Mapping[str, MeasuredEngine], rounds: int, world: Group) -> tuple[StepSeconds, ...]:
-    found: dict[str, list[float]] = {name: [] for name in engines}
-    for number in range(rounds):
-        for name in list(engines) if number % 2 == 0 else reversed(list(engines)):
-            found[name].append(max(gather(world, engines[name].step_seconds())))
-    return tuple(StepSeconds(name, tuple(seconds)) for name, seconds in found.items())
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        sys.stdout.flush()
+        os._exit(0)
+    if os.waitpid(child, 0)[1] != 0:
+        raise SystemExit(1)
 
 
 def main(text: str) -> int:
     """Measure as SPEC says, and answer."""
     spec: dict[str, Any] = json.loads(text)
     world = find_world(os.environ)
-    rank = 0 if world is None else world.rank
+    rank, local_rank = (0, 0) if world is None else (world.rank, world.local_rank)
     answers = os.fdopen(spec["answers"], "w", buffering=1) if rank == 0 else None
 
     def answer(**values: object) -> None:
@@ -137,11 +148,16 @@ def main(text: str) -> int:
             answers.write(json.dumps(values) + "\n")
 
     kind = DeviceKind(spec["device"])
-    device = choose_device(kind, 0 if world is None else world.local_rank)
-    plans = {name: Trial(name, ranks, tuple(words)).plan(kind) for name, ranks, words in spec["trials"]}
-    found = measure(plans, device, spec["rounds"], spec["budget_s"], lambda part: answer(part=part))
-    answer(measured=found.to_dict())
-    stop_world()
+    for port, (part, measured) in zip(spec["ports"], _parts(spec, kind), strict=True):
+        answer(part=part)
+        os.environ["MASTER_PORT"] = str(port)
+
+        def work(measured: Callable[[torch.device], Measurements] = measured) -> None:
+            answer(measured=measured(choose_device(kind, local_rank)).to_dict())
+            stop_world()
+
+        _forked(work)
+    answer(ended=True)
     return 0
 
 

@@ -13,6 +13,8 @@ from trainer.config.schema import DeviceKind
 from trainer.config.validate import validate
 
 VOCABULARY = 4096
+PASSES = 2
+"""Times that every trial is run, each time in a process of its own."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.calibration.test_device_profile import CLUSTER, gemms, messages
 from trainer.calibration import calibrate as module
-from trainer.calibration.measurements import Measurements, StepSeconds, StreamTime
+from trainer.calibration.measurements import Measurements, StepSeconds, StreamTime, joined
 from trainer.calibration.measuring import MeasuringFailed, measured_by_ranks
 from trainer.calibration.trials import Trial
 from trainer.config.schema import DeviceKind
@@ -70,3 +70,14 @@ def test_ranks_that_fail_are_told_in_one_line() -> None:
     with pytest.raises(MeasuringFailed, match=r"must end with a result, but rank 0 ended: .*hidden_size") as failure:
         measured_by_ranks([trial], DeviceKind.cpu, 1, 1e-3, lambda part: None)
     assert "\n" not in str(failure.value)
+
+
+def test_what_processes_measured_is_put_together() -> None:
+    whole = made_up([Trial("dp2", 2, ()), Trial("broken", 2, ())], DeviceKind.cpu, 1, 1e-3, lambda part: None)
+    again = Measurements(2, 1, steps=(StepSeconds("dp2", (0.2,)), StepSeconds("broken", (0.3,))))
+    found = joined([whole, again])
+    assert found.gemms == whole.gemms
+    assert found.messages == whole.messages
+    # What failed once has no time, although it ran another time.
+    assert found.steps == (StepSeconds("dp2", (0.1, 0.2)),)
+    assert found.failed == {"broken": "no compiler"}
