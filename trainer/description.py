@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from trainer.config.ds_json import deepspeed_json
+from trainer.config.model_title import model_title
 from trainer.config.models import sizes
 from trainer.config.plan import RunPlan
 from trainer.errors import fault_line
@@ -77,14 +78,14 @@ def describe(plan: RunPlan, foreseen: Foreseen | None = None) -> str:
     unsharded = " (one replica: nothing to shard)" if plan.zero_stage != config.zero.stage else ""
     offload = f" + {config.zero.offload.value} offload" if config.zero.offload.value != "none" else ""
     lines = [
-        f"model   {config.model.name}: {plan.model.parameter_count:,} parameters, "
+        f"model   {model_title(config.model)}: {plan.model.parameter_count:,} parameters, "
         f"{len(plan.model.blocks)} blocks of {plan.model.hidden_size}, vocabulary {plan.model.vocab_size:,}",
         f"layout  {plan.world_size} rank{'s' * (plan.world_size > 1)} = pipeline {plan.pipeline_parallel_size} "
         f"x tensor {plan.tensor_parallel_size} x data {plan.data_parallel_size}{sequence}, "
         f"ZeRO-{config.zero.stage}{unsharded}{offload}, {config.precision.dtype.value}",
         f"batch   {config.batch.global_batch_size} sequences of {plan.execution.seq_length} tokens a step "
-        f"= {plan.tokens_per_step:,} tokens; {plan.num_micro_batches} micro-batches of "
-        f"{config.batch.micro_batch_size} a rank",
+        f"= {plan.tokens_per_step:,} tokens; {plan.num_micro_batches} "
+        f"micro-batch{'es' * (plan.num_micro_batches > 1)} of {config.batch.micro_batch_size} a rank",
     ]
     trained, count = plan.trained_parameters, plan.model.parameter_count
     if trained < count:

@@ -102,7 +102,7 @@ def _picture(planner: Planner, report: PlanReport) -> Picture:
         title=f"{lines[0].split(maxsplit=1)[1]}; {lines[1].split(maxsplit=1)[1]}",
         layout=" ".join(report.found.words),
         verdict=verdict(report)[0],
-        kind=Verdict.refused if not found.fits else Verdict.fits if share <= TIGHT else Verdict.tight,
+        kind=Verdict.refused if not found.may_fit else Verdict.fits if share <= TIGHT else Verdict.tight,
         stages=found.stages,
         device_bytes=found.device_bytes,
         timeline=planner.timeline(report.plan),

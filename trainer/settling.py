@@ -15,7 +15,7 @@ from trainer.hardware import Here
 from trainer.log import say
 from trainer.planner.cluster import cluster_of, planned_ranks
 from trainer.planner.foresee import Foresight
-from trainer.planner.layout_search import Found, nearest, search
+from trainer.planner.layout_search import Found, is_legal, nearest, search
 from trainer.planner.offers import COUNT, change
 from trainer.planner.predict import Planner
 from trainer.planner.refusal import explained
@@ -78,16 +78,18 @@ def settled(
     """
     config, lines = composed.config, tuple[str, ...]()
     if config.layout.auto:
-        chosen = choose_layout(composed, world_size, here)
-        config, lines = chosen.config, (f"layout  {change(chosen)}: the fastest that fits",)
+        chosen, why = choose_layout(composed, world_size, here)
+        config, lines = chosen.config, (f"layout  {change(chosen)}: {why}",)
     error = explained(config, world_size, device_count, lambda: _near(config, world_size, here))
     if error is not None:
         raise error
     return config, lines
 
 
-def choose_layout(composed: Composition, world_size: int | None, here: Here) -> Found:
-    """Return the fastest layout that fits. The same words on the same machines give the same layout.
+def choose_layout(composed: Composition, world_size: int | None, here: Here) -> tuple[Found, str]:
+    """Return the fastest layout that fits, and why it is taken. The same words on the same machines give the same one.
+
+    Where none fits with room for the prediction's error, it is the one of least memory, if that may fit.
 
     Args:
         composed: the config as composed.
@@ -95,7 +97,7 @@ def choose_layout(composed: Composition, world_size: int | None, here: Here) -> 
         here: this machine.
 
     Raises:
-        ConfigError: none fits, or there is none.
+        ConfigError: none may fit, or there is none.
     """
     plain = alone(composed.config)
     validate(judged(composed.config))
@@ -103,13 +105,17 @@ def choose_layout(composed: Composition, world_size: int | None, here: Here) -> 
     # Sizes that words set beside layout=auto stay.
     base = replace(plan_without_data(plain), config=composed.config)
     found = search(Planner(cluster_of(plain, world, here)), base, world, held(composed), shown=1)
-    if not found.ranked:
-        least = "" if found.least is None else f"; least memory: {change(found.least)}"
-        raise ConfigError(
-            f"layout=auto must find a layout of {world} ranks that fits, but of {found.considered:,} legal ones none "
-            f"does{least}; use more or larger devices, or a smaller model.* or batch.*"
-        )
-    return found.ranked[0]
+    if found.ranked:
+        return found.ranked[0], "the fastest that fits"
+    least = found.least
+    if least is not None and least.prediction.may_fit and is_legal(least.plan):
+        error = least.prediction.confidence.memory
+        return least, f"it needs least memory, and may fit: none does with room for the error of +-{error:.0%}"
+    needed = "" if least is None else f"; least memory: {change(least)}"
+    raise ConfigError(
+        f"layout=auto must find a layout of {world} ranks that fits, but of {found.considered:,} legal ones none "
+        f"does{needed}; use more or larger devices, or a smaller model.* or batch.*"
+    )
 
 
 def held(composed: Composition) -> frozenset[str]:

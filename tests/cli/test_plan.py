@@ -114,6 +114,52 @@ def test_a_run_that_does_not_fit_is_shown_with_what_fits(trident: Run) -> None:
     assert "DOES NOT FIT" in trident("plan", *words).out
 
 
+def sizes_of(trident: Run, *words: str) -> tuple[float, float]:
+    """Return the predicted GiB of the fullest device, and their relative error."""
+    found = plan_json(trident, *words)
+    peak, confidence = found["peak_memory_gib"], found["confidence"]
+    assert isinstance(peak, float)
+    assert isinstance(confidence, dict)
+    return peak, confidence["memory"]
+
+
+def test_what_needs_more_than_there_is_by_less_than_the_error_may_not_fit(trident: Run) -> None:
+    peak, error = sizes_of(trident, *SMALL, *ON, "layout=dp8")
+    for share, word in ((1 + error, "FITS "), (1 - error / 2, "MAY NOT FIT "), (1 - 2 * error, "DOES NOT FIT ")):
+        words = (*SMALL, *ON, "layout=dp8", f"cluster.memory_gib={share * peak}")
+        [line] = [line for line in trident("plan", *words).out.splitlines() if "a device holds" in line]
+        assert line.startswith(word)
+        assert ("less than the error" in line) is (word == "MAY NOT FIT ")
+        # The prediction itself, without its error.
+        assert plan_json(trident, *words)["fits"] is (word == "FITS ")
+
+
+def test_where_no_layout_surely_fits_the_smallest_is_tried_if_it_may(trident: Run) -> None:
+    words = (*SMALL, *ON, "zero.offload=none")
+    least = plan_json(trident, *words, "--search")["least_memory"]
+    assert isinstance(least, dict)
+    _, error = sizes_of(trident, *words)
+    for share, code in ((1 + error / 2, 0), (1 - error / 2, 0), (1 - 2 * error, 2)):
+        answer = trident("plan", *words, "layout=auto", f"cluster.memory_gib={share * least['peak_memory_gib']}")
+        assert answer.code == code, answer.err
+        if code == 0:
+            assert (
+                f"it needs least memory, and may fit: none does with room for the error of +-{error:.0%}" in answer.out
+            )
+            assert " ".join(least["overrides"]) in answer.out
+    assert " legal ones none does; least memory: " in answer.problems[0]
+
+
+def test_a_screen_names_a_model_that_words_changed_and_counts_one_micro_batch(trident: Run) -> None:
+    words = ("data.source=synthetic", "model.vocab_size=512", "model.hidden_size=256", "layout=dp2")
+    batch = ("batch.global_batch_size=4", "batch.micro_batch_size=2")
+    for verb, more in (("plan", ON), ("train", ("--dry-run", "runtime.device=cpu"))):
+        answer = trident(verb, *words, *batch, *more)
+        assert answer.code == 0, answer.err
+        assert "gpt_debug, changed: 3" in answer.out
+        assert " 1 micro-batch of 2 a rank" in " ".join(answer.out.split())
+
+
 def test_training_refuses_what_cannot_fit(trident: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.planner.foresee.look_here", lambda environ: Here(cores=2, memory_bytes=1 << 30))
     words = ("model=gpt2_355m", "data.source=synthetic", "model.seq_length=256")

@@ -8,7 +8,10 @@ from trainer.config.cluster_size import cluster_size, devices_per_node
 from trainer.config.keys import joined
 from trainer.config.rules_common import Case, Rule, divisors, neighbours, use
 from trainer.config.schema import Dtype, Software
-from trainer.devices import NAMES, find_device, is_processor, nearest_devices
+from trainer.devices import CPU, NAMES, find_device, is_processor, nearest_devices
+
+_SUCH_AS = ("H100", "A100-80GB", "MI300X", "RTX-4090", CPU)
+"""Devices that are named where none is near to what was written."""
 
 
 def known_device(case: Case) -> Iterator[str]:
@@ -17,7 +20,11 @@ def known_device(case: Case) -> Iterator[str]:
     if name is None or is_processor(name) or find_device(name) is not None:
         return
     near = nearest_devices(name)
-    meant = f"did you mean {joined(map(repr, near))}?" if near else f"use {joined(NAMES)}"
+    meant = (
+        f"did you mean {joined(map(repr, near))}?"
+        if near
+        else f"use one of its {len(NAMES)} names, such as {joined(_SUCH_AS)}; trainer/devices.py has them all"
+    )
     yield f"cluster.device must be in the table of devices, but is '{name}'; {meant}"
 
 

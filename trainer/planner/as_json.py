@@ -10,7 +10,7 @@ from trainer.planner.layout_search import Found, Search
 from trainer.planner.plan_report import PlanReport
 from trainer.planner.prediction import Prediction
 from trainer.planner.record import prediction_record
-from trainer.planner.scaling_laws import Balance
+from trainer.planner.scaling_laws import LLAMA3, Balance
 
 
 def report_json(report: PlanReport) -> dict[str, object]:
@@ -85,11 +85,14 @@ def answer_json(answer: Answer, words: Sequence[str]) -> dict[str, object]:
 
 
 def _balance(balance: Balance) -> dict[str, object]:
+    theirs = LLAMA3.optimum(balance.optimum.flops)
     return {
         "tokens_per_parameter": balance.tokens_per_parameter,
         "optimal_tokens_per_parameter": balance.optimum.tokens_per_parameter,
         "optimal_parameters": balance.optimum.parameters,
         "optimal_tokens": balance.optimum.tokens,
+        "llama3_parameters": theirs.parameters,
+        "llama3_tokens": theirs.tokens,
         "verdict": balance.words,
     }
 

@@ -212,26 +212,6 @@ def _interleaved(pp: int, m: int, chunks: int, rank: int) -> Iterator[Pass]:
 
 
 @lru_cache(maxsize=32)
-def zero_bubble_h1(pp: int, m: int) -> Order:
-    """Return ZB-H1 without exchanges (arXiv 2401.10241): 1F1B that puts off the gradients of weights.
-
-    Rank r puts them off by r micro-batches, so that no rank holds more than the first one, and computes the rest where
-    1F1B would wait for gradients. No software here trains with it: it is what a pipeline could gain.
-    """
-    ranks = tuple(tuple(_zero_bubble_h1(pp, m, rank)) for rank in range(pp))
-    return Order(ranks, tuple(range(pp)), m, is_blocking=False)
-
-
-def _zero_bubble_h1(pp: int, m: int, rank: int) -> Iterator[Pass]:
-    late = min(rank, m - 1)
-    for each in _one_forward_one_backward(pp, m, rank):
-        yield each
-        if each.work is Work.backward and each.micro_batch >= late:
-            yield Pass(Work.weights, rank, each.micro_batch - late)
-    yield from (Pass(Work.weights, rank, number) for number in range(m - late, m))
-
-
-@lru_cache(maxsize=32)
 def dualpipev(pp: int, m: int) -> Order:
     """Return DualPipeV as DeepSpeed's `DualPipeVSchedule` runs it: rank r holds the stages r and 2 pp - 1 - r.
 

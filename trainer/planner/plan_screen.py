@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from trainer.config.model_title import model_title
 from trainer.config.schema import TridentConfig
 from trainer.config.words import for_a_shell
 from trainer.planner.budget import Answer
@@ -12,7 +13,7 @@ from trainer.planner.layout_search import Found, Search
 from trainer.planner.offers import change
 from trainer.planner.plan_report import PlanReport
 from trainer.planner.prediction import GIB, LossBand, Prediction, StageMemory
-from trainer.planner.scaling_laws import DEFAULT_LAW
+from trainer.planner.scaling_laws import DEFAULT_LAW, LLAMA3
 
 WIDTH = 100
 BAR = 44
@@ -59,15 +60,16 @@ def header(report: PlanReport) -> list[str]:
     """Return the lines of the model, the cluster, the layout and the batch."""
     plan, cluster = report.plan, report.cluster
     machines = f"{cluster.nodes} machine{'s' * (cluster.nodes > 1)} x {cluster.devices_per_node} {cluster.device}"
+    rounds = f"{plan.num_micro_batches:,} micro-batch{'es' * (plan.num_micro_batches > 1)}"
     links = f"{cluster.intra_node.value / 1e9:,.0f} GB/s inside, {cluster.inter_node.value / 1e9:,.3g} GB/s between"
     return [
-        f"model    {plan.name}: {_count(plan.model.parameter_count)} parameters, "
+        f"model    {model_title(report.found.config.model)}: {_count(plan.model.parameter_count)} parameters, "
         f"{len(plan.model.blocks)} blocks of {plan.model.hidden_size}, sequences of {plan.execution.seq_length:,}, "
         f"{report.tokens / plan.model.parameter_count:,.1f} tokens a parameter",
         f"cluster  {machines}, {links}, software {cluster.software.value}",
         f"layout   {' '.join(map(for_a_shell, report.found.words))}",
         f"batch    {plan.global_batch_size:,} sequences = {plan.tokens_per_step:,} tokens a step, "
-        f"{plan.num_micro_batches:,} micro-batches of {plan.micro_batch_size} a rank, {plan.dtype.value}",
+        f"{rounds} of {plan.micro_batch_size} a rank, {plan.dtype.value}",
     ]
 
 
@@ -77,11 +79,13 @@ def verdict(report: PlanReport) -> list[str]:
     share, margin = found.peak / found.device_bytes, (found.device_bytes - found.peak) / GIB
     where = f"fullest is stage {found.fullest}" if len(found.stages) > 1 else "a device holds"
     sizes = f"{where}: {found.peak / GIB:,.2f} of {found.device_bytes / GIB:,.2f} GiB ({share:.0%})"
-    if not found.fits and found.peak > found.device_bytes:
-        lines = [f"DOES NOT FIT  {sizes}, {-margin:,.2f} GiB too much"]
+    word = "FITS" if found.fits else "MAY NOT FIT" if found.may_fit else "DOES NOT FIT"
+    if found.peak > found.device_bytes:
+        error = f", but less than the error of +-{found.confidence.memory:.0%}" if found.may_fit else ""
+        lines = [f"{word}  {sizes}, {-margin:,.2f} GiB too much{error}"]
     else:
         safety = "" if share <= SAFE else ", tight" if share <= TIGHT else ", at risk: fragments may take the rest"
-        lines = [f"{'FITS' if found.fits else 'DOES NOT FIT'}  {sizes}, margin {margin:,.2f} GiB{safety}"]
+        lines = [f"{word}  {sizes}, margin {margin:,.2f} GiB{safety}"]
     if found.host_needed:
         limit = "" if found.host_bytes is None else f" of {found.host_bytes / GIB:,.1f}"
         lines.append(f"      host memory for offload: {found.host_needed / GIB:,.2f}{limit} GiB a machine")
@@ -176,6 +180,8 @@ def _loss(report: PlanReport) -> Iterator[str]:
         f"         {report.balance.words} under {DEFAULT_LAW}: its best for this compute is "
         f"{_count(best.parameters)} parameters and {_count(best.tokens)} tokens"
     )
+    theirs = LLAMA3.optimum(best.flops)
+    yield f"         Llama 3's line says {_count(theirs.parameters)} parameters and {_count(theirs.tokens)} tokens"
 
 
 def _bands(losses: Mapping[str, LossBand]) -> list[str]:
@@ -189,7 +195,8 @@ def _changes(report: PlanReport) -> Iterator[str]:
     if report.fitting:
         return
     if not report.prediction.fits:
-        yield "fits     no layout of this model and batch fits on these devices"
+        surely = "surely " * report.prediction.may_fit
+        yield f"fits     no layout of this model and batch {surely}fits on these devices"
     elif report.faster is not None:
         gain = report.faster.prediction.tokens_per_second / report.prediction.tokens_per_second
         yield f"faster   {change(report.faster, config)}, {gain:.2f} times as fast"
@@ -240,7 +247,8 @@ def search_screen(found: Search, config: TridentConfig, seconds: float) -> str:
     lines = [f"{found.considered:,} legal layouts, {found.fitting:,} fit, {seconds:.1f} s", ""]
     if not found.ranked:
         if found.least is not None:
-            lines.append(f"none fits; least memory: {change(found.least, config)}")
+            surely = "surely " * found.least.prediction.may_fit
+            lines.append(f"none {surely}fits; least memory: {change(found.least, config)}")
         else:
             lines.append("there is no legal layout: the batch and the model divide over no mesh of these devices")
         return "\n".join(lines)

@@ -92,8 +92,3 @@ def price_of(cluster: Cluster, *, devices: int, seconds: float, flops: float) ->
 def seconds_of(tokens: float, tokens_per_second: float) -> float:
     """Return how long a number of tokens takes at the speed of all ranks together."""
     return tokens / tokens_per_second
-
-
-def days_of_device_hours(hours: float, devices: int) -> float:
-    """Return how many days a number of device-hours takes on that many devices."""
-    return hours / devices / HOURS_PER_DAY

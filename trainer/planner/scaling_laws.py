@@ -245,7 +245,6 @@ class TokenLine:
         return Optimum(flops / (6 * tokens), tokens)
 
 
-LLAMA3_PRINTED = TokenLine("Llama 3 (arXiv 2407.21783), digits as printed: 10.5T tokens at 3.8e25", 0.29, 0.53)
 LLAMA3 = TokenLine("Llama 3 (arXiv 2407.21783), digits that give the paper's 16.55T tokens to 2 %", 0.299, 0.537)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from tests.helpers.clusters import cluster
 from tests.helpers.published import gpt_plan
-from trainer.planner.price import PF_DAY_FLOPS, Price, days_of_device_hours, price_of, seconds_of
+from trainer.planner.price import PF_DAY_FLOPS, Price, price_of, seconds_of
 
 
 def of_hours(hours: float, devices: int = 2048, usd: float | None = None) -> Price:
@@ -19,8 +19,7 @@ def test_llamas_energy(hours: float, mwh: float) -> None:
 
 def test_deepseek_v3_takes_3_7_days_for_a_trillion_tokens() -> None:
     # arXiv 2412.19437, section 1: 180K H800-hours for each T on 2,048 devices, 2,664K for 14.8T.
-    assert round(days_of_device_hours(180e3, 2048), 1) == 3.7
-    assert of_hours(180e3).days == pytest.approx(days_of_device_hours(180e3, 2048))
+    assert round(of_hours(180e3).days, 1) == 3.7
     assert of_hours(180e3).gpu_hours == pytest.approx(180e3)
 
 
@@ -59,7 +58,7 @@ def test_gpt3_is_3640_petaflop_days() -> None:
 
 def test_blooms_device_hours() -> None:
     # arXiv 2211.05100 and 2211.02001: 1,082,880 hours on 384 devices are 117.5 days; 433,196 kWh at 400 W, PUE apart.
-    assert days_of_device_hours(1_082_880, 384) == pytest.approx(117.5)
+    assert of_hours(1_082_880, devices=384).days == pytest.approx(117.5)
     price = price_of(cluster(pue=1.0), devices=384, seconds=117.5 * 86_400, flops=0)
     assert price.gpu_hours == pytest.approx(1_082_880)
     assert price.energy_kwh == pytest.approx(433_196, rel=0.0005)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from deepspeed.runtime.pipe import schedule as theirs
 
+from tests.helpers.zero_bubble import zero_bubble_h1
 from trainer.config.pipeline_schedules import SCHEDULES
 from trainer.config.schema import PipelineSchedule
 from trainer.planner.orders import (
@@ -24,7 +25,6 @@ from trainer.planner.orders import (
     needs,
     one_forward_one_backward,
     trained_order,
-    zero_bubble_h1,
 )
 from trainer.planner.timeline import Costs, Deadlock, Timeline, makespan, simulate
 
