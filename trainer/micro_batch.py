@@ -5,8 +5,9 @@ No part of it travels between pipeline stages: each stage reads its own from the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 
@@ -46,6 +47,50 @@ def document_positions(documents: torch.Tensor) -> torch.Tensor:
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
     return rows - torch.where(begins, rows, 0).cummax(dim=1).values
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """The documents of B sequences of S tokens: a token attends to its own only, in which positions begin at 0."""
+
+    numbers: torch.Tensor
+    """[B, S] int64: number of each token's document in its row."""
+    starts: torch.Tensor
+    """[n] int32: first token of each document among the B * S tokens, row after row; behind them B * S, at least once,
+    until n is a power of two: programs that are compiled see few shapes."""
+    lengths: tuple[tuple[int, ...], ...]
+    """Tokens of each document of each row, known to the host."""
+
+    @classmethod
+    def of(cls, begins: torch.Tensor) -> Documents:
+        """Return the documents of rows, given where they begin, [B, S] bool on the CPU. A row's first token does."""
+        begins = begins.clone()
+        begins[:, 0] = True
+        places = begins.flatten().nonzero().squeeze(1)
+        starts = torch.full((1 << len(places).bit_length(),), begins.numel(), dtype=torch.int32)
+        starts[: len(places)] = places.int()
+        edges = [[*row.nonzero().squeeze(1).tolist(), begins.shape[1]] for row in begins]
+        lengths = tuple(tuple(end - first for first, end in pairwise(row)) for row in edges)
+        return cls(begins.long().cumsum(dim=1) - 1, starts, lengths)
+
+    def to(self, device: torch.device) -> Documents:
+        """Return them with their tensors on a device. No host sync."""
+        if device.type == "cpu":
+            return self
+        numbers, starts = (one.pin_memory().to(device, non_blocking=True) for one in (self.numbers, self.starts))
+        return replace(self, numbers=numbers, starts=starts)
+
+    def part(self, first: int, count: int) -> Documents:
+        """Return those of some of the rows: a micro-batch's."""
+        changes = self.numbers[first : first + count].diff(dim=1) != 0
+        begins = torch.cat([torch.ones_like(changes[:, :1]), changes], dim=1)
+        return Documents.of(begins)
+
+    @property
+    def attended(self) -> float:
+        """Mean number of tokens of a token's own document."""
+        every = [length for row in self.lengths for length in row]
+        return sum(length * length for length in every) / sum(every)
 
 
 @dataclass(frozen=True, eq=False)

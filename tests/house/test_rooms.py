@@ -23,6 +23,7 @@ ORDER = (
     "mesh",
     "families",
     "config",
+    "corpus",
     "topology",
     "micro_batch",
     "data",
@@ -71,19 +72,23 @@ ORDER = (
 )
 """Rooms of the house from the ground up: each imports only from rooms below it."""
 
-LOW = {"config", "topology", "data", "kernels", "tensor_parallel", "model", "pipeline", "engine", "planner", "loop"}
+LOW = {
+    *("config", "corpus", "topology", "data", "kernels", "tensor_parallel", "model", "pipeline", "engine", "planner"),
+    "loop",
+}
 NOT_PLANNED = {"checkpoint", "metrics", "generation", "samples", "profiling", "resharding", "balance", "supervise"}
 APART = {
     "log": {"files"},
     "families": {"files", "log", "run_paths", "spec", "mesh"},
     "interchange": LOW - {"tensor_parallel"} | {"files", "log", "mesh"},
-    "topology": {"config", "files"},
+    "corpus": {"spec", "mesh"},
+    "topology": {"config", "corpus", "files"},
     "data": {"topology"},
-    "kernels": {"topology", "data", "files"},
-    "tensor_parallel": {"config", "data", "files"},
-    "model": {"data", "files"},
-    "pipeline": {"data"},
-    "planner": {"topology", "data", "tensor_parallel", "engine"},
+    "kernels": {"topology", "corpus", "data", "files"},
+    "tensor_parallel": {"config", "corpus", "data", "files"},
+    "model": {"corpus", "data", "files"},
+    "pipeline": {"corpus", "data"},
+    "planner": {"topology", "corpus", "data", "tensor_parallel", "engine"},
     "metrics": {"checkpoint"},
     "launcher": LOW | {"checkpoint", "metrics"},
     "inference": {"engine", "planner", "loop", "metrics", "launcher"},
@@ -97,8 +102,18 @@ APART = {
     "resharding": LOW - {"config"} | {"metrics", "launcher", "generation", "samples", "profiling"},
     "balance": {"planner", "loop", "checkpoint", "metrics", "generation", "samples", "profiling", "resharding"},
     "calibration": {
-        *("data", "tensor_parallel", "model", "pipeline", "loop", "interchange", "checkpoint", "metrics", "inference"),
-        *("generation", "samples", "evaluation", "profiling", "description", "run_folder", "resharding", "balance"),
+        *("corpus", "data", "tensor_parallel", "model", "pipeline", "loop", "interchange", "checkpoint", "metrics"),
+        *(
+            "inference",
+            "generation",
+            "samples",
+            "evaluation",
+            "profiling",
+            "description",
+            "run_folder",
+            "resharding",
+            "balance",
+        ),
     },
     "beginning": {"balance", "calibration", "loop", "checkpoint", "generation", "profiling", "resharding"},
     "supervise": {"balance", "calibration", "loop", "checkpoint", "generation", "samples", "profiling", "resharding"},
@@ -109,9 +124,9 @@ APART = {
     | {"checkpoint", "generation", "samples", "profiling", "resharding", "balance", "supervise"},
     "app": {"generation", "resharding", "balance", "supervise", "sweeps"},
     "errands": {
-        *("data", "kernels", "tensor_parallel", "pipeline", "planner", "loop", "checkpoint", "metrics", "samples"),
+        *("corpus", "data", "kernels", "tensor_parallel", "pipeline", "planner", "loop", "checkpoint", "metrics"),
         *("profiling", "description", "run_folder", "resharding", "balance", "beginning", "supervise", "sweeps", "app"),
-        *("generation", "evaluation"),
+        *("samples", "generation", "evaluation"),
     },
     "cli": LOW - {"config"} | {"launcher", "checkpoint", "metrics", "generation", "samples", "profiling", "app"},
 }
@@ -134,6 +149,7 @@ NO_TORCH = (
         "mesh",
         "families",
         "config",
+        "corpus",
         "planner",
         "launcher",
         "description",
@@ -158,6 +174,9 @@ NO_TORCH = (
         "data.sampler",
         "data.dataset",
         "data.tokenizer",
+        "data.token_manifest",
+        "data.picks",
+        "data.stream_plan",
         "inference.key_words",
         "inference.model_source",
         "evaluation.evaluate_options",

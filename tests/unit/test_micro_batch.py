@@ -9,7 +9,7 @@ from tests.helpers.batches import labelled
 from tests.helpers.thread_group import run_ranks
 from trainer.engine.global_batch import loss_of, parts_of_a_batch
 from trainer.errors import DataError
-from trainer.micro_batch import IGNORED, MicroBatch, sequence_positions
+from trainer.micro_batch import IGNORED, Documents, MicroBatch, sequence_positions
 from trainer.topology.groups import Group, SingleGroup
 
 LABELS = torch.tensor([[3, IGNORED, 5], [IGNORED, 1, 2]])
@@ -80,3 +80,42 @@ def test_a_global_batch_in_which_nothing_counts_has_no_loss_and_divides_by_nothi
     assert float(parts[0].loss_divisor()) == 1.0
     assert math.isnan(float(loss_of(torch.tensor(0.0), counted)))
     assert float(loss_of(torch.tensor(0.25), torch.tensor(1.0))) == 0.25
+
+
+def begins(*rows: str) -> torch.Tensor:
+    """One row a text: | where a document begins."""
+    return torch.tensor([[mark == "|" for mark in row] for row in rows])
+
+
+def test_documents_are_numbered_and_measured_row_by_row() -> None:
+    documents = Documents.of(begins("..|.", "||.|"))
+    assert documents.numbers.tolist() == [[0, 0, 1, 1], [0, 1, 1, 2]]
+    assert documents.lengths == ((2, 2), (1, 2, 1))
+    assert documents.starts.tolist() == [0, 2, 4, 5, 7, 8, 8, 8]
+    assert documents.starts.dtype == torch.int32
+    assert documents.attended == (4 + 4 + 1 + 4 + 1) / 8
+
+
+def test_starts_end_with_the_number_of_tokens_whatever_their_number() -> None:
+    for row in ("....", "|.|.", "||.|", "||||"):
+        starts = Documents.of(begins(row)).starts.tolist()
+        assert len(starts) & (len(starts) - 1) == 0
+        assert starts[-1] == 4
+        assert starts == sorted(starts)
+
+
+def test_a_part_of_the_rows_has_their_documents() -> None:
+    rows = ("..|.", "||.|", "....", "|.|.")
+    whole = Documents.of(begins(*rows))
+    part = whole.part(1, 2)
+    alone = Documents.of(begins(*rows[1:3]))
+    assert part.numbers.tolist() == alone.numbers.tolist()
+    assert part.starts.tolist() == alone.starts.tolist()
+    assert part.lengths == alone.lengths
+
+
+def test_documents_leave_where_they_begin_as_it_was() -> None:
+    given = begins("..|.")
+    Documents.of(given)
+    assert given.tolist() == [[False, False, True, False]]
+    assert Documents.of(given).to(torch.device("cpu")).lengths == ((2, 2),)

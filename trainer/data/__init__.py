@@ -1,1 +1,1 @@
-"""Text sources, tokenizers, memory-mapped shards, the sampler and batches."""
+"""Tokenizers, memory-mapped shards, the sampler and batches."""

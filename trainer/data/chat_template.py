@@ -14,8 +14,8 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from trainer.corpus.wording import reason
 from trainer.data.end_of_text import SETTINGS, ReadFile
-from trainer.data.wording import reason
 from trainer.errors import DataError
 
 if TYPE_CHECKING:

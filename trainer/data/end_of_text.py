@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.data.wording import listed, reason
+from trainer.corpus.wording import listed, reason
 from trainer.errors import DataError
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import Any
 from trainer.config.keys import joined
 from trainer.config.places import PLAIN, local_path
 from trainer.config.schema import DataConfig, RecordKind, TridentConfig
+from trainer.corpus.sources import Record, records
+from trainer.corpus.wording import listed, reason
 from trainer.data.chat_template import PLAIN_TEMPLATE, ChatTemplate, Message, chat_template, special_texts
 from trainer.data.end_of_text import END_OF_TEXT, ReadFile, beside, nothing_beside
-from trainer.data.sources import Record, records
 from trainer.data.split import is_held_out
 from trainer.data.tokenizer import pretrained_file
-from trainer.data.wording import listed, reason
 from trainer.errors import DataError
 
 ROLES = ("system", "user", "assistant", "tool")

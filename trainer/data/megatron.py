@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from trainer.config.places import local_path
 from trainer.config.schema import DataConfig
-from trainer.data.wording import reason
+from trainer.corpus.sources import file_identity
+from trainer.corpus.wording import reason
 from trainer.errors import DataError
 
 _MAGIC = b"MMIDIDX\x00\x00"
@@ -41,6 +42,16 @@ def megatron_pairs(config: DataConfig) -> list[tuple[Path, Path]]:
                 raise DataError(f"data.files must name prefixes of .bin/.idx pairs, but {path} is missing")
         pairs.setdefault(pair[0].resolve(), pair)
     return list(pairs.values())
+
+
+def megatron_identity(config: DataConfig) -> list[str]:
+    """Return the values that decide the documents: part of the fingerprint under which they are cached.
+
+    Raises:
+        DataError: a file is missing.
+    """
+    # The key is here since earlier versions had it: their caches stay good.
+    return [config.text_key, *(file_identity(path) for pair in megatron_pairs(config) for path in pair)]
 
 
 def token_documents(config: DataConfig) -> Iterator[npt.NDArray[np.int64]]:

@@ -21,11 +21,13 @@ import numpy as np
 
 from trainer.config.places import absolute_path
 from trainer.config.schema import DataSource, RecordKind, TokenizerKind, TridentConfig
+from trainer.corpus.sources import file_identity, identity
+from trainer.corpus.wording import reason
 from trainer.data.example_shards import keep_template, write_examples
 from trainer.data.examples import examples_identity, training_texts
+from trainer.data.megatron import megatron_identity
 from trainer.data.pieces import Pieces, megatron_pieces, split_texts, synthetic_pieces
 from trainer.data.shared_cache import check_readable, partial_folder, remove_leftovers, set_aside, share, turn
-from trainer.data.sources import file_identity, identity
 from trainer.data.token_files import (
     TRAIN,
     VALIDATION,
@@ -45,7 +47,6 @@ from trainer.data.tokenizer import (
     pretrained_identity,
     wanted_entries,
 )
-from trainer.data.wording import reason
 from trainer.errors import ConfigError, DataError, StorageError
 
 FORMAT_VERSION = 2
@@ -163,7 +164,7 @@ def _fingerprint(config: TridentConfig) -> str:
     if data.source is DataSource.synthetic:
         facts += [data.synthetic_tokens, config.model.vocab_size, config.train.seed]
     else:
-        facts += identity(data)
+        facts += megatron_identity(data) if data.source is DataSource.megatron else identity(data)
         facts += [tokenizer.kind.value, tokenizer.path]
         if data.records is not RecordKind.text:
             facts += examples_identity(config)

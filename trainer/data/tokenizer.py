@@ -12,6 +12,7 @@ from typing import Protocol
 
 from trainer.config.places import local_path
 from trainer.config.schema import TokenizerConfig, TokenizerKind, TridentConfig
+from trainer.corpus.wording import reason
 from trainer.data.chat_template import KEY as KEY_OF_TEMPLATE
 from trainer.data.chat_template import chat_template
 from trainer.data.end_of_text import (
@@ -25,7 +26,6 @@ from trainer.data.end_of_text import (
     first_known,
     nothing_beside,
 )
-from trainer.data.wording import reason
 from trainer.errors import DataError
 from trainer.files import write_atomically
 

@@ -16,13 +16,13 @@ import torch
 from tests.unit.data.data_fixtures import config, told
 from trainer.config.plan import make_plan
 from trainer.config.schema import TridentConfig
+from trainer.corpus.sources import documents
 from trainer.data.answers import Answered, answered
 from trainer.data.batches import training_batches, validation_batches
 from trainer.data.chat_template import PLAIN_TEMPLATE, ChatTemplate, chat_template
 from trainer.data.examples import Example
 from trainer.data.packing import Packer, documents_of, labels_of
 from trainer.data.prepare import PreparedData, look_up, prepare, stream_identity, told_examples
-from trainer.data.sources import documents
 from trainer.data.tokenizer import FileTokenizer, load_tokenizer
 from trainer.micro_batch import IGNORED, MicroBatch
 

@@ -8,9 +8,9 @@ from typing import Any
 import datasets
 import pytest
 
+from tests.unit.corpus.test_corpus_stdlib_and_hub import hub_config, saved
 from tests.unit.data.data_fixtures import told, write_text
-from tests.unit.data.test_data_stdlib_and_hub import hub_config, saved
-from trainer.data.sources import documents
+from trainer.corpus.sources import documents
 
 SLICES = {
     "train[:3]": "abc",

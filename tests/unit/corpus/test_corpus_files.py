@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.data.data_fixtures import files_config, told, write_text
 from trainer.config.schema import DataConfig
-from trainer.data.sources import documents, identity, input_files
+from trainer.corpus.sources import documents, identity, input_files
 from trainer.errors import ConfigError
 
 
@@ -270,7 +270,7 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_file_that_goes_away_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_text(tmp_path / "a.txt", "x")
-    monkeypatch.setattr("trainer.data.sources.input_files", lambda _config: [path])
+    monkeypatch.setattr("trainer.corpus.sources.input_files", lambda _config: [path])
     path.unlink()
     assert told(lambda: identity(files_config(path))).startswith(
         f"{path} must be a file that can be read, but is not: "

@@ -18,8 +18,8 @@ from typing import IO, Any, cast
 
 from trainer.config.places import local_path
 from trainer.config.schema import DataConfig, DataSource, RecordKind
-from trainer.data.hub_split import sliced_parts
-from trainer.data.wording import listed, reason
+from trainer.corpus.hub_split import sliced_parts
+from trainer.corpus.wording import listed, reason
 from trainer.errors import DataError
 
 _SKIPPED_FOLDERS = {
@@ -98,7 +98,7 @@ def _hub_records(config: DataConfig) -> Iterator[Record]:
 
 
 def identity(config: DataConfig) -> list[str]:
-    """Return the values that decide the documents: part of the fingerprint under which they are cached.
+    """Return the values that decide the documents of a text source: part of the fingerprint of its cached tokens.
 
     Raises:
         DataError: a file is missing.
@@ -110,10 +110,6 @@ def identity(config: DataConfig) -> list[str]:
         paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
     elif config.source is DataSource.stdlib:
         paths = stdlib_files()
-    elif config.source is DataSource.megatron:
-        from trainer.data.megatron import megatron_pairs
-
-        paths = [path for pair in megatron_pairs(config) for path in pair]
     else:
         paths = input_files(config)
     return [*facts, *(file_identity(path) for path in paths)]

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.unit.data.data_fixtures import config
+from trainer.data.prepare import PreparedData, stream_identity
+from trainer.data.stream_plan import Phase, Segment, SourceShare, StreamPlan
+from trainer.errors import CheckpointError
+
+WEB, CODE = SourceShare("web", "w", 100), SourceShare("code", "c", 50, rest=20, kept=5)
+FIRST = Segment(0, 7, None, (WEB, CODE), (Phase(0, (7, 3)), Phase(40, (1, 1))))
+PLAN = StreamPlan(128, (FIRST,))
+
+
+def test_a_plan_survives_json() -> None:
+    plan = PLAN.with_segment(replace(FIRST, first=60, phases=(Phase(60, (1, 2)),)))
+    assert StreamPlan.from_list(128, json.loads(json.dumps(plan.to_list()))) == plan
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [1],
+        [{}],
+        ["text"],
+        [{**PLAN.to_list()[0], "sources": []}],
+        [{**PLAN.to_list()[0], "phases": []}],
+        [{**PLAN.to_list()[0], "phases": [{"first": 0}]}],
+        [{**PLAN.to_list()[0], "more": 1}],
+    ],
+)
+def test_what_is_no_plan_is_refused(values: list[Any]) -> None:
+    with pytest.raises(CheckpointError, match="the checkpoint's segments must be a plan of its data, but are not"):
+        StreamPlan.from_list(128, values)
+
+
+def test_a_place_belongs_to_the_last_segment_that_begins_before_it() -> None:
+    plan = PLAN.with_segment(replace(FIRST, first=60))
+    assert [plan.segment_at(place) for place in (0, 59, 60, 1000)] == [0, 0, 1, 1]
+
+
+def test_segments_follow_each_other() -> None:
+    for first in (0, -1):
+        with pytest.raises(ValueError, match="must begin behind 0"):
+            PLAN.with_segment(replace(FIRST, first=first))
+
+
+def test_one_source_has_the_identity_of_earlier_versions(tmp_path: Any) -> None:
+    prepared = PreparedData(tmp_path, 10, "uint16", 1, 1, None, "f", "the-content")
+    for most in (None, 12):
+        old = stream_identity(prepared, config(train__seed=5, data__max_samples=most))
+        segment = Segment(0, 5, most, (SourceShare("any", "the-content", 99),), (Phase(0, (1,)),))
+        assert StreamPlan(128, (segment,)).identity == old
+    changed = replace(segment, phases=(Phase(0, (3,)),))
+    assert StreamPlan(128, (changed,)).identity == old
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(FIRST, seed=8),
+        replace(FIRST, max_samples=9),
+        replace(FIRST, sources=(WEB, replace(CODE, content="d"))),
+        replace(FIRST, sources=(CODE, WEB)),
+        replace(FIRST, phases=FIRST.phases[:1]),
+    ],
+)
+def test_everything_that_decides_the_stream_is_in_its_identity(other: Segment) -> None:
+    assert StreamPlan(128, (other,)).identity != PLAN.identity
+    assert PLAN.with_segment(replace(other, first=60)).identity != PLAN.with_segment(replace(FIRST, first=60)).identity

@@ -1,0 +1,84 @@
+"""The part of the config schema that says what the model reads. Part of `schema.py`.
+
+A string literal under a field is its documentation: meaning, unit, range, what it interacts with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class DataSource(Enum):
+    """Source of the training text."""
+
+    stdlib = "stdlib"
+    files = "files"
+    hub = "hub"
+    megatron = "megatron"
+    synthetic = "synthetic"
+
+
+class RecordKind(Enum):
+    """Form of a record of the data, and the tokens of it that count.
+
+    `text`: a document, all of it; `messages`: a chat, the answers in it; `prompt_completion`: a prompt and its
+    completion, the completion.
+    """
+
+    text = "text"
+    messages = "messages"
+    prompt_completion = "prompt_completion"
+
+
+class TooLong(Enum):
+    """Answer to an example that is longer than a sequence."""
+
+    error = "error"
+    drop = "drop"
+    truncate = "truncate"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data that the model reads."""
+
+    source: DataSource = DataSource.stdlib
+    """stdlib | files | hub | megatron | synthetic."""
+    files: tuple[str, ...] = ()
+    """files: paths and globs of .txt, .jsonl, .parquet, .txt.gz, .jsonl.gz. megatron: prefixes of .bin/.idx pairs."""
+    records: RecordKind = RecordKind.text
+    """text | messages | prompt_completion: form of the records of jsonl, parquet and hub. text: documents, one stream
+    of tokens that all count. messages: chats, of which only the answers count (role assistant, to the token that ends
+    them). prompt_completion: two texts, of which only the second counts. Chats and prompts are examples: several share
+    a sequence, but none attends to another one, and none is divided (docs/fine_tuning.md)."""
+    text_key: str = "text"
+    """jsonl, parquet, hub: name of the field that holds the text."""
+    messages_key: str = "messages"
+    """records=messages: name of the field that holds the list of messages, objects with role and content."""
+    prompt_key: str = "prompt"
+    """records=prompt_completion: name of the field that holds the prompt."""
+    completion_key: str = "completion"
+    """records=prompt_completion: name of the field that holds the completion."""
+    chat_template: str | None = None
+    """records=messages: the Jinja template that makes a text of a chat: a file, or plain, which is written in
+    docs/fine_tuning.md. null: that of the tokenizer, which must have one. `trident generate` takes it from the run."""
+    too_long: TooLong = TooLong.error
+    """error | drop | truncate: treatment of an example with more tokens than model.seq_length. drop leaves it out,
+    truncate its end; both are counted and told."""
+    hub_path: str | None = None
+    """hub: name of a Hugging Face data set, or a local `save_to_disk` folder."""
+    hub_name: str | None = None
+    """hub: configuration (subset) of the data set."""
+    hub_split: str = "train"
+    """hub: split to read, or several as train+test, or parts of them as train[:1000] or train[10%:20%]."""
+    max_documents: int | None = None
+    """Largest number of documents that are read from the source. null: all."""
+    validation_fraction: float = 0.02
+    """Share of the text held out for evaluation, chosen by a hash of each document (of each part of a long one)."""
+    max_samples: int | None = None
+    """Number of training sequences, read again and again, for overfitting tests. null: all."""
+    cache_dir: str | None = None
+    """Folder of the cache of tokenised shards. null: $TRIDENT_CACHE, otherwise ~/.cache/trident."""
+    synthetic_tokens: int = 262144
+    """synthetic: length of the generated stream, in tokens."""

@@ -1,0 +1,1 @@
+"""Bytes from anywhere to documents and records: names, kinds, compressions, fields, and what cannot be read."""

@@ -1,0 +1,106 @@
+"""The plan of a stream of samples, as a value: a checkpoint holds it, and every rank reads by it. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trainer.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class SourceShare:
+    """A source in a segment."""
+
+    name: str
+    content: str
+    """Hash of its tokens."""
+    samples: int
+    """Training samples that it has."""
+    rest: int = 0
+    """Samples that the first epoch of this segment has: those which the epoch under way had left, and appended ones.
+    0: the segment begins with a whole epoch."""
+    kept: int = 0
+    """Number of the samples of `rest` that were left, drawn as the segment before would have drawn them."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Weights that hold from a place of the stream on."""
+
+    first: int
+    parts: tuple[int, ...]
+    """Whole parts, one a source; a source's share is its part of their sum."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The plan of the stream from a place on, until the next segment's."""
+
+    first: int
+    seed: int
+    max_samples: int | None
+    sources: tuple[SourceShare, ...]
+    phases: tuple[Phase, ...]
+    """In order; the first begins where the segment does."""
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """The sample at each place, as a function of this value alone. Places are counted in samples."""
+
+    sample_length: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def identity(self) -> str:
+        """Return a hash of everything that decides the stream; for one source it is that of earlier versions."""
+        last = self.segments[-1]
+        if len(self.segments) == 1 and len(last.sources) == 1:
+            decides = f"{last.sources[0].content}:{last.max_samples}:{last.seed}"
+        else:
+            decides = json.dumps(self.to_list(), sort_keys=True)
+        return hashlib.blake2b(decides.encode(), digest_size=16).hexdigest()
+
+    def segment_at(self, place: int) -> int:
+        """Return the index of the segment that a place belongs to."""
+        return max(index for index, segment in enumerate(self.segments) if segment.first <= place)
+
+    def with_segment(self, segment: Segment) -> StreamPlan:
+        """Return the plan that goes on by another segment, which begins behind the last one's first place."""
+        if segment.first <= self.segments[-1].first:
+            raise ValueError(f"a segment must begin behind {self.segments[-1].first}, but begins at {segment.first}")
+        return StreamPlan(self.sample_length, (*self.segments, segment))
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """Return the segments as plain values."""
+        return [asdict(segment) for segment in self.segments]
+
+    @classmethod
+    def from_list(cls, sample_length: int, values: Sequence[Mapping[str, Any]]) -> StreamPlan:
+        """Return the plan of plain values.
+
+        Raises:
+            CheckpointError: they are not those that `to_list` returned.
+        """
+        try:
+            segments = tuple(
+                Segment(
+                    **{
+                        **held,
+                        "sources": tuple(SourceShare(**one) for one in held["sources"]),
+                        "phases": tuple(Phase(one["first"], tuple(one["parts"])) for one in held["phases"]),
+                    }
+                )
+                for held in values
+            )
+            if not segments or not all(segment.sources and segment.phases for segment in segments):
+                raise ValueError("a segment must have sources and phases")
+        except (TypeError, KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"the checkpoint's segments must be a plan of its data, but are not: {error}"
+            ) from error
+        return cls(sample_length, segments)
