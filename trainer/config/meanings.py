@@ -7,9 +7,19 @@ import inspect
 from collections.abc import Iterable
 from types import ModuleType
 
-from trainer.config import schema, schema_cluster, schema_logging, schema_model, schema_runtime, schema_train
+from trainer.config import (
+    schema,
+    schema_cluster,
+    schema_data,
+    schema_logging,
+    schema_model,
+    schema_runtime,
+    schema_train,
+)
 
-SCHEMAS: tuple[ModuleType, ...] = (schema, schema_model, schema_train, schema_runtime, schema_logging, schema_cluster)
+SCHEMAS: tuple[ModuleType, ...] = (
+    *(schema, schema_model, schema_data, schema_train, schema_runtime, schema_logging, schema_cluster),
+)
 """Modules that declare the keys; those of a part of the model are in `trainer.spec`."""
 
 
