@@ -149,7 +149,6 @@ NO_TORCH = (
         "mesh",
         "families",
         "config",
-        "corpus",
         "planner",
         "launcher",
         "description",
@@ -170,6 +169,7 @@ NO_TORCH = (
         "cli",
     ),
     *(
+        *("corpus.document", "corpus.units", "corpus.wording", "corpus.hub_split"),
         "data.capacity",
         "data.sampler",
         "data.dataset",
