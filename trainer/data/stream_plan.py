@@ -45,7 +45,7 @@ class Segment:
     max_samples: int | None
     sources: tuple[SourceShare, ...]
     phases: tuple[Phase, ...]
-    """In order; the first begins where the segment does."""
+    """The phases in order; the first begins where the segment does."""
 
 
 @dataclass(frozen=True)
