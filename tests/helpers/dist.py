@@ -36,6 +36,9 @@ def warm_up() -> None:
     torch.set_num_threads(1)
     import cpuinfo
     import deepspeed
+
+    # Every ZeRO optimizer looks at it, and its decorators of torch.compile take a quarter of a second.
+    import deepspeed.runtime.zero.muon.muon_optimizer
     import torch._dynamo
     import torch._inductor.compile_fx
     from deepspeed.ops.op_builder import CPUAdamBuilder

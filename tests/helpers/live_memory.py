@@ -116,7 +116,7 @@ def plan_of(case: LiveCase) -> RunPlan:
         zero=ZeroConfig(stage=case.zero, offload=OffloadKind(case.offload), reduce_bucket_size=20_000),
         precision=PrecisionConfig(dtype=Dtype(case.dtype), initial_scale_power=8),
         batch=BatchConfig(global_batch_size=2 * case.micro_batches * case.dp, micro_batch_size=2),
-        runtime=RuntimeConfig(device=DeviceKind.cpu),
+        runtime=RuntimeConfig(device=DeviceKind.cpu, threads_per_rank=1),
     )
     return make_plan(config, VOCABULARY, case.world_size)
 
@@ -231,14 +231,15 @@ class _Kept:
     """Bytes of the distinct tensors that autograd keeps now, parameters aside, and the most there ever were."""
 
     def __init__(self, engine: Any) -> None:
-        self._engine = engine
+        self._parameters = list(engine.module.parameters())
         self._uses: dict[int, int] = {}
         self._bytes = self.most = 0
 
     def keep(self, tensor: torch.Tensor) -> Any:
         storage = tensor.untyped_storage()
         key, size = storage.data_ptr(), storage.nbytes()
-        weights = {p.data.untyped_storage().data_ptr() for p in self._engine.module.parameters()}
+        # Again each time: ZeRO 3 puts them together for each use.
+        weights = {p.data.untyped_storage().data_ptr() for p in self._parameters}
         holder = _Holder(tensor)
         if key not in weights and size:
             if not self._uses.get(key):
