@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -20,11 +21,18 @@ def versions() -> dict[str, str]:
     """Return name -> version of Trident, Python and the packages that are installed."""
     found = {"trident-trainer": trainer.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
+        if installed := _version(package):
+            found[package] = installed
     return found
+
+
+@cache
+def _version(package: str) -> str | None:
+    """Return the version of a package. Asked in every save, while no package changes that a process has imported."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def source_digest(root: Path | None = None) -> str:
@@ -53,10 +61,7 @@ def rank_versions() -> dict[str, str]:
         "the version of python": ".".join(platform.python_version_tuple()[:2]),
     }
     for package in _OF_RANKS:
-        try:
-            found[f"the version of {package}"] = version(package)
-        except PackageNotFoundError:
-            found[f"the version of {package}"] = "not installed"
+        found[f"the version of {package}"] = _version(package) or "not installed"
     return found
 
 
