@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import psutil
 
 from tests.chaos.traps import Event, Trap, Traps, read_record
 from tests.helpers.dist import show_on, take_place, warm_up
+from trainer.errors import TridentError
 from trainer.launcher.start import free_port
 
 POLL_S = 0.01
@@ -62,13 +64,17 @@ class Outcome:
         return "\n".join(line for line in self.output.splitlines() if not _OF_A_LOG.match(line))
 
 
-def warm() -> None:
-    """Import and compile once, before the first fork, what every rank would again."""
+def warm(words: Sequence[str] = ("data=synthetic",)) -> None:
+    """Import, compile and compose once, before the first fork, what every rank would again."""
     warm_up()
-    import trainer.app  # noqa: F401
+    import trainer.app
+    import trainer.verbs.rank
+    import trainer.verbs.train  # noqa: F401
     from trainer.config.compose import compose
 
-    compose(["data=synthetic"])
+    # What is wrong with them the ranks say.
+    with suppress(TridentError):
+        compose(words)
 
 
 def _adopt_orphans(yes: bool) -> None:
@@ -97,8 +103,8 @@ class World:
         traps: Sequence[Trap] = (),
         out: int | None = None,
     ) -> None:
-        warm()
         self._words = ["train", *words, f"run_dir={run_dir}"]
+        warm(self._words[1:])
         self._size = world_size
         self._run_dir = run_dir
         self._notes = notes

@@ -120,7 +120,7 @@ def test_compose_services_are_one_world() -> None:
 def test_compose_commands_train_together(tmp_path: Path) -> None:
     def command(service: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
         words = [word.replace("/runs", str(tmp_path)).replace("${STEPS:-20}", "5") for word in service["command"]]
-        variables = {**service["environment"], "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": "29876"}
+        variables = {**service["environment"], "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": "29878"}
         return ["bash", str(ENTRYPOINT), *words], {**variables, "TRIDENT_CACHE": str(tmp_path / "cache")}
 
     first, second = (command(service) for service in compose_file()["services"].values())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.command import Ended, Running, rows, run, trident, wait_until
+from tests.helpers.command import Ended, Running, rows, run, wait_until
 from tests.launch.launch_fixtures import LAUNCH, SETTINGS, START_S, Curve, call, curve, stand_in
 
 INTERPRETER = f"""#!/usr/bin/env bash
@@ -149,16 +149,6 @@ def test_one_node_leaves_the_ranks_to_trident(tmp_path: Path, environment: dict[
     assert (done.returncode, done.stdout) == (0, "alone: no rank\n")
     done = call(NODE, "--max-restarts", "3", "--dry-run", "layout=tp2", environment=environment, cwd=tmp_path)
     assert done.stdout.endswith("train layout=tp2 launch.max_restarts=3\n")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Curve:
-    """The same ranks, started by trident itself."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    words = (*SETTINGS, "layout.data_parallel_size=2", f"run_dir={folder / 'R'}")
-    ended = run(trident("train", *words), folder, START_S)
-    assert ended.code == 0, ended.err
-    return curve(folder / "R")
 
 
 @pytest.mark.e2e

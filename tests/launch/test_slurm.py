@@ -36,22 +36,14 @@ def interrupt(run_dir: Path, log: Path, number: signal.Signals) -> Ended:
     return ended
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Curve:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    ended = run(command(folder / "R"), folder, START_S, job(folder / "log"))
-    assert ended.code == 0, ended.err
-    assert noted(folder / "log") == [["srun", "--kill-on-bad-exit=0", "--wait=60", "--cpus-per-task=1"]]
-    return curve(folder / "R")
-
-
 def test_preempted_it_saves_goes_back_into_the_queue_and_ends_as_if_undisturbed(
     tmp_path: Path, undisturbed: Curve
 ) -> None:
     run_dir, log = tmp_path / "R", tmp_path / "log"
     ended = interrupt(run_dir, log, signal.SIGUSR1)
     assert ended.code == 75, ended.out + ended.err
-    assert noted(log)[1:] == [["scontrol", "requeue", JOB]]
+    started = ["srun", "--kill-on-bad-exit=0", "--wait=60", "--cpus-per-task=1"]
+    assert noted(log) == [started, ["scontrol", "requeue", JOB]]
     reached = rows(run_dir)[-1]["step"]
     assert 3 <= reached < 60
     assert (run_dir / "checkpoints" / f"step_{reached}" / "manifest.json").is_file()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.command import Running, rows, run, trident, wait_until
+from tests.helpers.command import Running, rows, wait_until
+from tests.helpers.dist import run_distributed, train_command
 from tests.launch.launch_fixtures import LAUNCH, SETTINGS, START_S, call, curve, stand_in, with_stubs
 
 SSH = LAUNCH / "ssh.sh"
@@ -74,8 +75,7 @@ def test_a_launcher_that_ends_well_too_early_is_started_again(tmp_path: Path, en
 @pytest.mark.e2e
 @pytest.mark.timeout(1200)
 def test_with_pdsh_it_trains_and_stops_and_without_ssh_it_goes_on(tmp_path: Path) -> None:
-    undisturbed = run(trident("train", *SETTINGS, f"run_dir={tmp_path / 'U'}"), tmp_path, START_S)
-    assert undisturbed.code == 0, undisturbed.err
+    assert run_distributed(train_command, 2, (*SETTINGS, f"run_dir={tmp_path / 'U'}")) == [0, 0]
     (tmp_path / "hosts").write_text("first slots=1\nsecond slots=1\n")
     # What three shells and pdsh's patterns would each make something else of.
     run_dir = tmp_path / 'R $HOME %h "x" [1]*'
