@@ -20,5 +20,5 @@ bin="$(cd "${TRIDENT_VENV:-.venv}/bin" && pwd)"
 "$bin/ruff" format --check .
 "$bin/shellcheck" launch/*.sh launch/slurm.sbatch docker/*.sh .ci/run
 "$bin/mypy"
-# Two at a time: one process for the tests that start ranks, one for all others.
-"$bin/python" -m pytest -n 2 "$@"
+# On two cores: one process for the tests that start ranks, one for those that wait, one for all others.
+"$bin/python" -m pytest -n 3 "$@"

@@ -56,10 +56,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Let `-n 2` share out the tests by what they need."""
-    from tests.helpers.two_sides import TwoSides
+    """Let `-n 3` share out the tests by what they need."""
+    from tests.helpers.sides import Sides
 
-    return TwoSides(config, log)
+    return Sides(config, log)
 
 
 def pytest_collection_finish() -> None:
