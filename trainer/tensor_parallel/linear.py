@@ -21,15 +21,30 @@ from trainer.tensor_parallel.shared_heads import shared_heads, with_shared
 from trainer.topology.groups import Group
 
 
+def _keep(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor) -> None:
+    """Keep what backward needs.
+
+    The weight is kept twice: a checkpoint hands back a tensor with the same numbers, which knows neither its GEMM
+    library nor where its gradient goes.
+    """
+    ctx.save_for_backward(hidden if ctx.needs_input_grad[1] else None, weight)
+    ctx.parameter = weight
+
+
+def _input_gradient(ctx: Any, weight: torch.Tensor, grad: torch.Tensor) -> torch.Tensor | None:
+    """Return the gradient of the inputs, before it is summed over ranks; None if nobody wants it."""
+    return products_of(ctx.parameter).input_gradient(grad, weight) if ctx.needs_input_grad[0] else None
+
+
 def _parameter_gradients(
-    ctx: Any, weight: torch.Tensor, grad: torch.Tensor, inputs: torch.Tensor | None
+    ctx: Any, grad: torch.Tensor, inputs: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Return the gradients of weight and bias, in the second and third place of a function's inputs.
 
     None: frozen, or (the weight) added in place. `inputs` is None where the weight is frozen.
     """
     flat = grad.flatten(0, -2)
-    grad_weight = None if inputs is None else weight_gradient(weight, flat, inputs.flatten(0, -2))
+    grad_weight = None if inputs is None else weight_gradient(ctx.parameter, flat, inputs.flatten(0, -2))
     return grad_weight, flat.sum(dim=0) if ctx.needs_input_grad[2] else None
 
 
@@ -40,7 +55,7 @@ class _ColumnParallel(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, group: Group
     ) -> torch.Tensor:
-        ctx.save_for_backward(hidden if ctx.needs_input_grad[1] else None, weight)
+        _keep(ctx, hidden, weight)
         ctx.group = group
         return products_of(weight).forward(hidden, weight, bias)
 
@@ -48,10 +63,9 @@ class _ColumnParallel(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
         grad = grads[0]
-        finish = None
-        if ctx.needs_input_grad[0]:
-            finish = ctx.group.start_all_reduce(products_of(weight).input_gradient(grad, weight))
-        grad_weight, grad_bias = _parameter_gradients(ctx, weight, grad, hidden)
+        partial = _input_gradient(ctx, weight, grad)
+        finish = ctx.group.start_all_reduce(partial) if partial is not None else None
+        grad_weight, grad_bias = _parameter_gradients(ctx, grad, hidden)
         return finish() if finish else None, grad_weight, grad_bias, None
 
 
@@ -62,7 +76,7 @@ class _GatheredLinear(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, group: Group
     ) -> torch.Tensor:
-        ctx.save_for_backward(hidden if ctx.needs_input_grad[1] else None, weight)
+        _keep(ctx, hidden, weight)
         ctx.group = group
         return products_of(weight).forward(group.all_gather(hidden, dim=SEQUENCE_DIM), weight, bias)
 
@@ -72,10 +86,10 @@ class _GatheredLinear(torch.autograd.Function):
         grad = grads[0]
         # Only the weight's gradient needs the whole sequence.
         gathered = ctx.group.start_all_gather(hidden) if ctx.needs_input_grad[1] else None
-        partial = products_of(weight).input_gradient(grad, weight) if ctx.needs_input_grad[0] else None
+        partial = _input_gradient(ctx, weight, grad)
         whole = gathered() if gathered else None
         reduced = ctx.group.start_reduce_scatter(partial) if partial is not None else None
-        grad_weight, grad_bias = _parameter_gradients(ctx, weight, grad, whole)
+        grad_weight, grad_bias = _parameter_gradients(ctx, grad, whole)
         return reduced() if reduced else None, grad_weight, grad_bias, None
 
 
@@ -84,15 +98,14 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(hidden if ctx.needs_input_grad[1] else None, weight)
+        _keep(ctx, hidden, weight)
         return products_of(weight).forward(hidden, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
         grad = grads[0]
-        grad_hidden = products_of(weight).input_gradient(grad, weight) if ctx.needs_input_grad[0] else None
-        return grad_hidden, *_parameter_gradients(ctx, weight, grad, hidden)
+        return _input_gradient(ctx, weight, grad), *_parameter_gradients(ctx, grad, hidden)
 
 
 def linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

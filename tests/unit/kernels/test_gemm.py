@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from trainer.kernels import gemm
 from trainer.kernels.gemm import (
@@ -99,7 +100,9 @@ def test_a_layer_learns_the_same_by_onednn(in_place: bool, has_bias: bool, rows:
         torch.testing.assert_close(parameter.grad, reference.grad, rtol=1e-5, atol=1e-4)
 
 
-def test_the_operator_is_really_called(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("again", "calls"), [(False, 3), (True, 4)])
+def test_the_operator_is_really_called(again: bool, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward pass that is computed again goes back by the same library, and its gradient to the same place."""
     called: list[int] = []
     original = gemm._times_transposed
 
@@ -108,10 +111,16 @@ def test_the_operator_is_really_called(monkeypatch: pytest.MonkeyPatch) -> None:
         return original(left, right, bias)
 
     monkeypatch.setattr(gemm, "_times_transposed", counted)
-    layer = nn.Linear(4, 4, bias=False)
-    multiply_by_onednn(layer.parameters())
-    linear(torch.randn(256, 4, requires_grad=True), layer.weight).sum().backward()  # type: ignore[no-untyped-call]
-    assert len(called) == 3
+    weight = nn.Linear(4, 4, bias=False).weight
+    multiply_by_onednn([weight])
+    set_sink(weight, GradientSink.in_place)
+    inputs, total = torch.randn(256, 4, requires_grad=True), torch.ones(4, 4)
+    weight.grad = total
+    out = checkpoint(linear, inputs, weight, use_reentrant=False) if again else linear(inputs, weight)
+    out.sum().backward()  # type: ignore[no-untyped-call]
+    assert len(called) == calls
+    assert weight.grad is total
+    torch.testing.assert_close(total, 1 + inputs.detach().sum(dim=0).expand(4, 4), rtol=1e-4, atol=1e-4)
 
 
 def test_a_build_without_the_operator_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
