@@ -97,7 +97,7 @@ DEEPSPEED_A100 = replace(
     inter_node=Link(_CHRONICLES(5e-5), _CHRONICLES(0.81), _CHRONICLES(5e6)),
     gradient_traffic=_CHRONICLES(2.05),
     step_s=_CHRONICLES(0.1),
-    weight_traffic=_ZERO3(10.0),
+    weight_traffic=_ZERO3(9.0),
     overlap=_ZERO3(0.3),
     error=Constant(0.1, "runs that it was not fitted on: chronicles 4 %, ZeRO-3 6 %, MT-NLG 10 %, GPT-NeoX-20B 17 %"),
 )

@@ -145,7 +145,9 @@ class _Space:
         # Other software adds up half-precision gradients without ZeRO as well.
         is_peer = config.cluster.engine is not Software.trident
         least = 0 if is_peer or config.precision.dtype is Dtype.fp32 else 1
-        most = 3 if mesh.pipeline_parallel_size == 1 and mesh.data_parallel_size > 1 else 1
+        # Megatron has stage 1 alone, as its distributed optimizer.
+        has_all = config.cluster.engine is not Software.megatron
+        most = 3 if has_all and mesh.pipeline_parallel_size == 1 and mesh.data_parallel_size > 1 else 1
         found = []
         for stage in range(least, most + 1):
             kinds = [OffloadKind.none] + [OffloadKind.cpu] * (stage > 0)

@@ -260,8 +260,10 @@ class TimeModel:
             blocks = max(1, rank.blocks)
             size = rank.parameters * width * profile.weight_traffic.value
             gathering = blocks * wires.seconds(Collective.all_gather, size / blocks, group)
-            for beside in (rank.forward, rank.backward):
-                covered = min(gathering, overlapped * beside)
+            # Gradients leave beside the same backward: what hides them hides no weights.
+            left = overlapped * rank.backward - hidden / times
+            for beside in (overlapped * rank.forward, left):
+                covered = min(gathering, beside)
                 hidden += covered * count
                 exposed += (gathering - covered) * count
         elif stage in (1, 2):

@@ -15,6 +15,7 @@ from trainer.config.schema import (
     OffloadKind,
     PipelineSchedule,
     RecomputeKind,
+    Software,
     TridentConfig,
 )
 from trainer.config.validate import problems
@@ -91,6 +92,13 @@ def test_a_variant_is_the_plan_that_its_config_makes() -> None:
         made = make_plan(one.config, plan.model.vocab_size)
         assert (one.mesh, one.num_micro_batches, one.execution) == (made.mesh, made.num_micro_batches, made.execution)
         assert one.model is plan.model
+
+
+@pytest.mark.parametrize(("software", "stages"), [(Software.megatron, {0, 1}), (Software.deepspeed, {0, 1, 2, 3})])
+def test_other_software_has_the_stages_that_it_can_do(software: Software, stages: set[int]) -> None:
+    plan = small()
+    plan = replace(plan, config=replace(plan.config, cluster=replace(plan.config.cluster, engine=software)))
+    assert {one.config.zero.stage for one in variants(plan, WORLD)} == stages
 
 
 @pytest.mark.parametrize("key", FREE)

@@ -100,6 +100,15 @@ def test_gradients_of_later_micro_batches_travel_again_from_stage_2_on() -> None
     assert moved(3) > moved(2)
 
 
+def test_what_hides_gradients_hides_no_weights() -> None:
+    """Weights of ZeRO-3 and gradients travel beside the same backward: its share is given once."""
+    cluster = a100s(2, 1e-3, Software.trident)
+    profile = profile_for(cluster)
+    found = TimeModel(cluster, profile).step(plan_of(pp=1, tp=1, dp=16, zero_stage=3))
+    window = profile.overlap.value * (found.passes.forward[0] + found.passes.backward[0])
+    assert 0 < found.time.data_parallel_hidden <= 4 * window * (1 + 1e-9)
+
+
 def test_interleaving_divides_the_bubble() -> None:
     """By about the number of chunks (arXiv 2104.04473, 2.2)."""
     plan = plan_of(pp=4, tp=2, dp=2)
