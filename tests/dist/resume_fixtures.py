@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 
 from tests.helpers.batches import micro_batches_of
-from tests.helpers.parity import OPTIMIZER, VOCABULARY, Case, config_of, plan_of
+from tests.helpers.parity import VOCABULARY, Case, config_of, plan_of
 from trainer.config.schema import DataConfig, DataSource, TridentConfig
 from trainer.engine.face import Engine
 from trainer.spec.model import Model
@@ -104,7 +104,7 @@ class Trainer:
         seen = []
         for step in range(self.state.step + 1, last + 1):
             batches = micro_batches_of(tokens_of(step), self.plan, self._dp_rank, step)
-            result = self.engine.train_step(batches, OPTIMIZER.lr)
+            result = self.engine.train_step(batches, self.plan.config.optimizer.lr)
             seen.append((float(result.loss), float(result.grad_norm)))
             self.state.step = step
         return seen

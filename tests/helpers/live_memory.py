@@ -21,11 +21,13 @@ from trainer.config.schema import (
     ModelConfig,
     NormKind,
     OffloadKind,
+    OptimizerConfig,
     PipelineSchedule,
     PositionKind,
     PrecisionConfig,
     RecomputeKind,
     RuntimeConfig,
+    StepRule,
     TridentConfig,
     ZeroConfig,
 )
@@ -53,6 +55,7 @@ class LiveCase:
     fused_loss: bool = True
     dropout: float = 0.0
     layers: int = 4
+    optimizer: str = "adamw"
 
     @property
     def world_size(self) -> int:
@@ -117,6 +120,7 @@ def plan_of(case: LiveCase) -> RunPlan:
         precision=PrecisionConfig(dtype=Dtype(case.dtype), initial_scale_power=8),
         batch=BatchConfig(global_batch_size=2 * case.micro_batches * case.dp, micro_batch_size=2),
         runtime=RuntimeConfig(device=DeviceKind.cpu, threads_per_rank=1),
+        optimizer=OptimizerConfig(kind=StepRule(case.optimizer)),
     )
     return make_plan(config, VOCABULARY, case.world_size)
 

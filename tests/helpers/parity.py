@@ -24,6 +24,7 @@ import torch
 from tests.helpers.batches import ends_of, micro_batches_of, of_rows
 from tests.helpers.options import OPTION_SETS
 from tests.helpers.reference import ReferenceRun, counted, loss_sum, train_reference
+from tests.helpers.reference_optimizers import Factor, constant_factor, rule_of
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import (
     ActivationKind,
@@ -40,6 +41,7 @@ from trainer.config.schema import (
     PrecisionConfig,
     RecomputeKind,
     RuntimeConfig,
+    StepRule,
     TrainConfig,
     TridentConfig,
     ZeroConfig,
@@ -53,6 +55,41 @@ VOCABULARY = 61
 """Odd, so that every tensor-parallel size pads it differently."""
 OPTIMIZER = OptimizerConfig(lr=1e-3, eps=1e-4, grad_clip=0.7)
 """Clips: the norm of these models is about 1."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An optimizer, and what the oracle has to know of it."""
+
+    config: OptimizerConfig
+    factor: Factor = constant_factor
+
+    def first_share(self, name: str) -> float:
+        """Return the share of a gradient in the first moment after step 1."""
+        rule = rule_of(self.config.kind.value, name)
+        return 1 - {"adamw": self.config.beta1, "lion": self.config.beta2, "muon": self.config.momentum}[rule]
+
+
+def _factor(name: str) -> float:
+    """Return the factors of `rates` below; hidden_size is 64, so that muP halves those of matrices and head."""
+    if name == "embedding.weight":
+        return 0.3
+    if "norm" in name.split(".")[-2]:
+        return 3.0
+    if name.startswith("blocks.0.mlp."):
+        return 2.0 * (0.5 if name.endswith(".weight") else 1.0)
+    return 0.5 if name.endswith(".weight") and name != "position.weight" else 1.0
+
+
+OPTIMIZERS = {
+    "adamw": Chosen(OPTIMIZER),
+    "rates": Chosen(
+        replace(OPTIMIZER, rates=("embedding:0.3", "norms:3", "layers.0.mlp:2"), mup_base_width=32), _factor
+    ),
+    # The sign of a rounding error is as large a step as any other: at this rate one of them passes for rounding.
+    "muon": Chosen(replace(OPTIMIZER, kind=StepRule.muon)),
+    "lion": Chosen(replace(OPTIMIZER, kind=StepRule.lion, lr=1e-5, beta2=0.99)),
+}
 
 
 @dataclass(frozen=True)
@@ -101,6 +138,8 @@ class Case:
     """Whether a sequence holds several documents, which the oracle computes one by one."""
     options: str = ""
     """Name of a set of the model's options, in `OPTION_SETS`."""
+    optimizer: str = "adamw"
+    """Name of an optimizer, in `OPTIMIZERS`."""
 
     @property
     def world_size(self) -> int:
@@ -120,6 +159,7 @@ class Case:
         parts += [f"options_{self.options}"] * bool(self.options)
         parts += [f"frozen_{'+'.join(self.frozen)}"] * bool(self.frozen) + ["uneven"] * self.uneven
         parts += ["packed"] * self.packed
+        parts += [self.optimizer] * (self.optimizer != "adamw")
         return "-".join(parts)
 
 
@@ -164,7 +204,7 @@ def config_of(case: Case) -> TridentConfig:
         ),
         precision=PrecisionConfig(dtype=Dtype(case.dtype), initial_scale_power=8),
         batch=BatchConfig(global_batch_size=case.num_micro_batches * case.dp, micro_batch_size=1),
-        optimizer=OPTIMIZER,
+        optimizer=OPTIMIZERS[case.optimizer].config,
         train=TrainConfig(steps=STEPS),
         # Idle threads of a second core would spin while other ranks need it.
         runtime=RuntimeConfig(threads_per_rank=1, compile=case.compiled, cpu_matmul=CpuMatmul(case.cpu_matmul)),
@@ -231,7 +271,7 @@ class RankOutcome:
     eval_losses: tuple[float, ...]
     specs: Mapping[str, ShardSpec]
     first_moments: Sequence[Fragment]
-    """Of AdamW after step 1: (1 - beta1) times the clipped gradient. What this rank has to write of them."""
+    """First moments after step 1: a share of the clipped gradient. What this rank has to write of them."""
     weights: Mapping[str, torch.Tensor]
 
 
@@ -251,7 +291,7 @@ def run_case(rank: int, world_size: int, case: Case) -> RankOutcome:
         counts = token_weights(*tokens[:, 1:].shape) if case.uneven else None
         documents = packed_documents(*tokens[:, 1:].shape) if case.packed else None
         batches = micro_batches_of(tokens, plan, place.dp_rank, step, counts, documents)
-        result = engine.train_step(batches, OPTIMIZER.lr)
+        result = engine.train_step(batches, config.optimizer.lr)
         losses.append(float(result.loss))
         norms.append(float(result.grad_norm))
         if case.evaluate:
@@ -328,12 +368,17 @@ def initial_weights(config: TridentConfig) -> dict[str, torch.Tensor]:
 
 @cache
 def reference_of(
-    config: TridentConfig, frozen: tuple[str, ...] = (), uneven: bool = False, packed: bool = False
+    config: TridentConfig,
+    frozen: tuple[str, ...] = (),
+    uneven: bool = False,
+    packed: bool = False,
+    optimizer: str = "adamw",
 ) -> ReferenceRun:
     """Train the oracle on the same tokens."""
     batches = token_batches(config.batch.global_batch_size, config.model.seq_length)
     steps = [_oracle_batches(tokens, uneven, packed) for tokens in batches]
-    return train_reference(config.model, initial_weights(config), steps, OPTIMIZER, frozen=frozen)
+    chosen, weights = OPTIMIZERS[optimizer], initial_weights(config)
+    return train_reference(config.model, weights, steps, chosen.config, frozen=frozen, factor=chosen.factor)
 
 
 def _oracle_batches(tokens: torch.Tensor, uneven: bool, packed: bool) -> list[list[torch.Tensor]]:
@@ -398,7 +443,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def errors_of(case: Case, outcomes: Sequence[RankOutcome]) -> Errors:
     """Compare with the oracle; ranks must agree exactly on losses and norms among themselves."""
-    oracle = reference_of(oracle_key(case), case.frozen, case.uneven, case.packed)
+    oracle = reference_of(oracle_key(case), case.frozen, case.uneven, case.packed, case.optimizer)
     first = outcomes[0]
     for outcome in outcomes[1:]:
         assert outcome.losses == first.losses, "ranks report different losses"
@@ -410,8 +455,10 @@ def errors_of(case: Case, outcomes: Sequence[RankOutcome]) -> Errors:
     changed = [n for n, w in oracle.weights.items() if n.startswith(case.frozen) and not torch.equal(weights[n], w)]
     assert case.dtype != "fp32" or not changed, f"frozen, but changed: {changed}"
     clip = min(1.0, OPTIMIZER.grad_clip / (oracle.grad_norms[0] + 1e-6))
-    scale = (1 - OPTIMIZER.beta1) * clip
-    gradient = max((relative(moments[n] / scale, g), n) for n, g in comparable(oracle.first_gradients).items())
+    share = OPTIMIZERS[case.optimizer].first_share
+    gradient = max(
+        (relative(moments[n] / (share(n) * clip), g), n) for n, g in comparable(oracle.first_gradients).items()
+    )
     weight = max((relative(weights[n], w), n) for n, w in oracle.weights.items())
     losses = list(zip(first.losses, oracle.losses, strict=True))
     if case.evaluate:

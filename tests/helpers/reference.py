@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from tests.helpers.reference_optimizers import Factor, ReferenceOptimizer, constant_factor
 from tests.helpers.reference_rope import rotary_frequencies
 from trainer.config.schema import ActivationKind, ModelConfig, NormKind, OptimizerConfig, PositionKind
 
@@ -229,33 +230,29 @@ def train_reference(
     optimizer: OptimizerConfig,
     learning_rate: Callable[[int], float] | None = None,
     frozen: tuple[str, ...] = (),
+    factor: Factor = constant_factor,
 ) -> ReferenceRun:
-    """Train with AdamW. Each step is a sequence of micro-batches, together the global batch.
+    """Train with the optimizer of the config. Each step is a sequence of micro-batches, together the global batch.
 
     Args:
         spec: the model.
         weights: to start from; not changed.
         steps: micro-batches of the whole global batch, step after step.
-        optimizer: lr, betas, eps, weight_decay (matrices only) and grad_clip (0: off).
+        optimizer: its kind, lr, betas, eps, weight_decay (matrices only) and grad_clip (0: off).
         learning_rate: rate of step 1, 2, ...; None: optimizer.lr always.
         frozen: beginnings of the names of weights that are not trained.
+        factor: factor of each weight's learning rate.
     """
     leaves = {
         name: tensor.detach().clone().float().requires_grad_(not name.startswith(frozen))
         for name, tensor in weights.items()
     }
-    decayed = [leaf for leaf in leaves.values() if leaf.requires_grad and leaf.ndim >= 2]
-    free = [leaf for leaf in leaves.values() if leaf.requires_grad and leaf.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": optimizer.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    adam = torch.optim.AdamW(
-        groups, lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps, foreach=False
-    )
+    stepped = ReferenceOptimizer(optimizer, factor)
     losses, norms = [], []
     first_gradients: dict[str, torch.Tensor] = {}
     for step, micro_batches in enumerate(steps, start=1):
-        for group in adam.param_groups:
-            group["lr"] = optimizer.lr if learning_rate is None else learning_rate(step)
-        adam.zero_grad()
+        for leaf in leaves.values():
+            leaf.grad = None
         total, number = 0.0, sum(counted(batch) for batch in micro_batches)
         for batch in micro_batches:
             loss = loss_sum(spec, leaves, batch) / number
@@ -268,7 +265,7 @@ def train_reference(
         if 0 < optimizer.grad_clip < norm + 1e-6:
             for gradient in gradients.values():
                 gradient.mul_(optimizer.grad_clip / (norm + 1e-6))
-        adam.step()
+        stepped.step(leaves, gradients, optimizer.lr if learning_rate is None else learning_rate(step))
         losses.append(total)
         norms.append(norm)
     final = {name: leaf.detach().clone() for name, leaf in leaves.items()}

@@ -14,12 +14,12 @@ from trainer.config.meanings import SCHEMAS, meanings
 from trainer.config.rules_ranges import BELOW_ONE, CLOSED, MAXIMA, MINIMA, NOT_NEGATIVE, POSITIVE
 from trainer.config.schema import TridentConfig
 from trainer.config.validate import ALL_RULES
-from trainer.spec import execution, model, parts, rope
+from trainer.spec import execution, model, parts, rope, stepping
 
 
 def told_in_schema() -> dict[str, str]:
     """Return `Class.field` -> the schema's text about the field, and `Class` -> its text about the class."""
-    return meanings((*SCHEMAS, parts, rope, model, execution))
+    return meanings((*SCHEMAS, parts, rope, model, execution, stepping))
 
 
 def group_of(key: str) -> str:

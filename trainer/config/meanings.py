@@ -13,12 +13,20 @@ from trainer.config import (
     schema_data,
     schema_logging,
     schema_model,
+    schema_optimizer,
     schema_runtime,
     schema_train,
 )
 
 SCHEMAS: tuple[ModuleType, ...] = (
-    *(schema, schema_model, schema_data, schema_train, schema_runtime, schema_logging, schema_cluster),
+    schema,
+    schema_model,
+    schema_data,
+    schema_optimizer,
+    schema_train,
+    schema_runtime,
+    schema_logging,
+    schema_cluster,
 )
 """Modules that declare the keys; those of a part of the model are in `trainer.spec`."""
 

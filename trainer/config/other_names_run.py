@@ -27,6 +27,10 @@ SAME_RUN: dict[str, str] = {
     "device_train_microbatch_size local_batch_size training.batch_size mbs micro_bs "
     "micro_batch microbatch_size",
     "optimizer.lr": "learning_rate max_lr base_lr peak_lr max_learning_rate peak_learning_rate",
+    "optimizer.kind": "optim optimizer_name optimizer_type optimizer.name optimizer.type optim_type",
+    "optimizer.momentum": "muon_momentum muon_beta",
+    "optimizer.rates": "lr_mult lr_multipliers param_group_lrs",
+    "optimizer.mup_base_width": "mup_base_dim mup_base_hidden_size mup_dim_model_base dim_model_base",
     "optimizer.beta1": "adam_beta1 beta_1",
     "optimizer.beta2": "adam_beta2 beta_2",
     "optimizer.eps": "adam_eps adam_epsilon epsilon",
@@ -233,9 +237,8 @@ ABSENT_RUN: dict[str, str] = {
     "accumulate_allreduce_grads_in_fp32 grad_accum_dtype grad_reduce_in_fp32 grad_reduce_in_bf16 master_weights "
     "mixed_precision_reduce communication_data_type": "gradients and master weights are always fp32",
     "rampup_batch_size batch_size_rampup": "the batch is as large from the first step to the last",
-    "optim optimizer_name optimizer_type optimizer.name optimizer.type optim_type": "AdamW is the only optimizer; "
-    "optimizer.implementation says who computes it",
-    "momentum nesterov sgd_momentum muon_momentum amsgrad": "AdamW is the only optimizer",
+    "momentum nesterov sgd_momentum amsgrad": "the optimizers are adamw, lion and muon; their moments "
+    "decay by beta1, beta2 and momentum",
     "gradient_clip_algorithm clip_grad_value": "gradients are clipped by their global L2 norm",
     "start_weight_decay end_weight_decay weight_decay_incr_style": "weight decay is the same in all steps",
     "lr_scheduler_kwargs lr_warmup_init warmup_min_lr warmup_init_lr warmup_type lr_wsd_decay_style "

@@ -60,6 +60,7 @@ OTHER_VALUES: dict[str, dict[str, str]] = {
     "zero.offload": {"cpu": "true yes on", "none": "false no off null", "nvme": "disk ssd"},
     "precision.dtype": dict(_DTYPES),
     "schedule.kind": dict(_SCHEDULES),
+    "optimizer.kind": {"adamw": "adam adam_w adamw_torch fused_adam fusedadam cpu_adam"},
     "optimizer.implementation": {
         "torch": "fused foreach adamw adamw_torch adamw_torch_fused pytorch",
         "deepspeed_cpu": "cpu cpu_adam cpuadam deepspeedcpuadam",
@@ -151,9 +152,9 @@ OTHER_WORDS: dict[str, str] = {
 
 NOT_HERE: dict[str, tuple[str, str]] = {
     "optimizer": (
-        "sgd lion muon adafactor adagrad lamb lars sophia shampoo soap adam8bit adamw_8bit adamw_bnb_8bit onebitadam "
+        "sgd adafactor adagrad lamb lars sophia shampoo soap adam8bit adamw_8bit adamw_bnb_8bit onebitadam "
         "onebitlamb zerooneadam rmsprop came schedule_free",
-        "AdamW is the only optimizer: optimizer=adamw",
+        "the optimizers are optimizer=adamw, optimizer=lion and optimizer=muon",
     ),
     "precision": (
         "fp8 8 int8 float8 fp64 float64 64 double transformer_engine",

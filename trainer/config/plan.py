@@ -20,10 +20,12 @@ from trainer.config.schema import (
     TridentConfig,
     ZeroConfig,
 )
+from trainer.config.stepping import stepping_of
 from trainer.mesh import Mesh
 from trainer.spec.execution import Execution
 from trainer.spec.frozen import frozen_tensors
 from trainer.spec.model import Model
+from trainer.spec.stepping import StepGroup, Stepping, StepRule, is_hidden_matrix
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class RunPlan:
     """The way in which it is computed."""
     mesh: Mesh
     """The places of the ranks."""
+    stepping: Stepping
+    """The way in which the optimizer steps its tensors."""
     num_micro_batches: int
     """Micro-batches that a rank runs in one optimizer step (gradient accumulation)."""
     tokens_per_step: int
@@ -93,6 +97,21 @@ class RunPlan:
     def trained_parameters(self) -> int:
         """Parameters of the whole model that the run trains, without padding."""
         return sum(tensor.numel for tensor in self.model.tensors.values() if self.execution.trains(tensor))
+
+    @property
+    def step_groups(self) -> tuple[StepGroup, ...]:
+        """Groups of all tensors of the model, in order; a stage has some of them."""
+        return self.stepping.groups(self.model.tensors.values())
+
+    @property
+    def moments_per_parameter(self) -> float:
+        """Moments that the optimizer keeps of a parameter, on average over the model."""
+        if self.stepping.rule is not StepRule.muon:
+            return len(StepGroup(self.stepping.rule, True, 1.0).moments)
+        sums = self.model.sums
+        if (key := ("hidden matrices",)) not in sums:
+            sums[key] = sum(tensor.numel for tensor in self.model.tensors.values() if is_hidden_matrix(tensor))
+        return 2 - sums[key] / self.model.parameter_count
 
     @property
     def flops_per_token(self) -> float:
@@ -233,6 +252,7 @@ def make_plan(config: TridentConfig, vocab_size: int, world_size: int | None = N
             frozen=frozen_tensors(model, config.train.frozen),
         ),
         mesh=mesh,
+        stepping=stepping_of(config.optimizer, model),
         num_micro_batches=batch.global_batch_size // (batch.micro_batch_size * mesh.data_parallel_size),
         tokens_per_step=batch.global_batch_size * config.model.seq_length,
         decay_steps=resolved_decay_steps(config),

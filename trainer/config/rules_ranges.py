@@ -33,6 +33,7 @@ MINIMA: dict[str, int] = {
     "precision.loss_scale_window": 1,
     "batch.global_batch_size": 1,
     "batch.micro_batch_size": 1,
+    "optimizer.mup_base_width": 1,
     "schedule.warmup_steps": 0,
     "schedule.decay_steps": 1,
     "train.steps": 1,
@@ -117,6 +118,7 @@ BELOW_ONE: tuple[str, ...] = (
     "data.validation_fraction",
     "optimizer.beta1",
     "optimizer.beta2",
+    "optimizer.momentum",
 )
 CLOSED: dict[str, tuple[float, float]] = {
     "zero.stage": (0, 3),

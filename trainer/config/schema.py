@@ -1,8 +1,7 @@
 """The config schema: one frozen dataclass per Hydra group. Keys are declared here and nowhere else.
 
 `register.py` makes mutable twins of these classes for Hydra, which cannot compose frozen ones; the code below the entry
-point is handed these frozen objects. No torch, and no project imports but its own parts, `schema_model.py`,
-`schema_data.py`, `schema_train.py`, `schema_runtime.py`, `schema_logging.py` and `schema_cluster.py`, and the choices
+point is handed these frozen objects. No torch, and no project imports but its own parts, `schema_*.py`, and the choices
 of the components of a model.
 A string literal under a field is its documentation: meaning, unit, range, what it interacts with.
 """
@@ -31,6 +30,8 @@ from trainer.config.schema_model import LoraTarget as LoraTarget
 from trainer.config.schema_model import ModelConfig as ModelConfig
 from trainer.config.schema_model import PositionKind as PositionKind
 from trainer.config.schema_model import QueryKeyNorm as QueryKeyNorm
+from trainer.config.schema_optimizer import AdamImplementation as AdamImplementation
+from trainer.config.schema_optimizer import OptimizerConfig as OptimizerConfig
 from trainer.config.schema_runtime import PROFILE_AFTER_STEPS as PROFILE_AFTER_STEPS
 from trainer.config.schema_runtime import CpuMatmul as CpuMatmul
 from trainer.config.schema_runtime import DeviceKind as DeviceKind
@@ -43,6 +44,7 @@ from trainer.spec.model import Wiring as Wiring
 from trainer.spec.parts import NormKind as NormKind
 from trainer.spec.rope import RopeScaling as RopeScaling
 from trainer.spec.rope import RopeScalingKind as RopeScalingKind
+from trainer.spec.stepping import StepRule as StepRule
 
 
 class PipelineSchedule(Enum):
@@ -75,14 +77,6 @@ class ScheduleKind(Enum):
     linear = "linear"
     cosine = "cosine"
     wsd = "wsd"
-
-
-class AdamImplementation(Enum):
-    """Implementation of AdamW. `auto`: DeepSpeed's CPU kernel when state is offloaded, torch otherwise."""
-
-    auto = "auto"
-    torch = "torch"
-    deepspeed_cpu = "deepspeed_cpu"
 
 
 class TokenizerKind(Enum):
@@ -181,26 +175,6 @@ class BatchConfig:
     """Sequences in one optimizer step, over all ranks."""
     micro_batch_size: int = 1
     """Sequences that a rank puts through the model at once."""
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """The optimizer, AdamW (arXiv 1711.05101)."""
-
-    lr: float = 3e-4
-    """Peak learning rate."""
-    beta1: float = 0.9
-    """Decay rate of the first moment."""
-    beta2: float = 0.95
-    """Decay rate of the second moment."""
-    eps: float = 1e-8
-    """Epsilon: added to the square root of the second moment."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay; applied to matrices only, not to norms and biases."""
-    grad_clip: float = 1.0
-    """Largest global L2 norm of the gradients; larger gradients are scaled down to it. 0: no clipping."""
-    implementation: AdamImplementation = AdamImplementation.auto
-    """auto | torch | deepspeed_cpu."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from trainer.config.schema import AdamImplementation, OffloadKind, OptimizerConfig, RuntimeConfig, ZeroConfig
+from trainer.config.schema import AdamImplementation, OffloadKind, OptimizerConfig, RuntimeConfig, StepRule, ZeroConfig
 from trainer.engine.kernel_lock import QUIET_S, Owner, owner_of, quiet_s
 from trainer.errors import ConfigError
 
@@ -17,7 +17,9 @@ KERNELS = ("cpu_adam", "async_io", "utils")
 
 
 def adam_implementation(optimizer: OptimizerConfig, zero: ZeroConfig) -> AdamImplementation:
-    """Resolve `optimizer.implementation=auto`: DeepSpeed's CPU kernel for offloaded state, else torch."""
+    """Resolve `optimizer.implementation=auto`: DeepSpeed's CPU kernel for offloaded state of AdamW, else torch."""
+    if optimizer.kind is not StepRule.adamw:
+        return AdamImplementation.torch
     if optimizer.implementation is not AdamImplementation.auto:
         return optimizer.implementation
     offloaded = zero.offload is not OffloadKind.none

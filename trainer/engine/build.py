@@ -19,7 +19,8 @@ from trainer.engine.host_memory import (
 )
 from trainer.engine.layer_kernels import choose_kernels, say_what_is_compiled
 from trainer.engine.mpu import ModelParallelUnit
-from trainer.engine.optimizer import build_optimizer, never_decay, something_to_step
+from trainer.engine.muon import MatrixSteps
+from trainer.engine.optimizer import attach_matrices, build_optimizer, never_decay, something_to_step
 from trainer.engine.pipelined import PipelinedEngine
 from trainer.engine.plain import PlainEngine
 from trainer.engine.sharding_of import sharding_of
@@ -73,7 +74,7 @@ def _construct(
         engine = engine_class(
             args=None,
             model=model,
-            optimizer=build_optimizer(model.parameters(), config.optimizer, config.zero),
+            optimizer=build_optimizer(model.parameters(), plan.stepping, config.optimizer, config.zero),
             mpu=mpu,
             dist_init_required=False,
             config=settings,
@@ -81,10 +82,12 @@ def _construct(
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         never_decay(engine.basic_optimizer)
-    sharding = sharding_of(engine)
+    sharding = sharding_of(engine, plan)
     sharding.hold_once()
     for parameter in model.parameters():
         set_sink(parameter, sharding.sink(parameter))
+    if isinstance(engine.basic_optimizer, MatrixSteps):
+        attach_matrices(engine.basic_optimizer, sharding, groups)
     give_back_freed_memory()
     if groups.device.type == "cpu":
         keep_freed_memory(LARGEST_KEPT.get(plan.zero_stage))

@@ -12,11 +12,13 @@ from typing import Protocol
 import torch
 from torch import nn
 
+GROUP = "group"
+"""Key of a parameter group that we add: the `StepGroup` of its parameters."""
 State = MutableMapping[str, torch.Tensor | int]
 
 
 class BasicOptimizer(Protocol):
-    """AdamW as we build it: torch's, or DeepSpeed's for the CPU."""
+    """The optimizer as we build it: torch's AdamW, DeepSpeed's for the CPU, or one of our own."""
 
     param_groups: list[dict[str, object]]
     state: MutableMapping[torch.Tensor, State]

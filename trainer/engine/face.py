@@ -54,7 +54,7 @@ class Fragment:
     """Consecutive elements of one rank's shard of one tensor, which this rank alone has to write."""
 
     kind: str
-    """weight (fp32 master), exp_avg or exp_avg_sq (AdamW's moments)."""
+    """weight (fp32 master), or the name of a moment: `spec.stepping`."""
     spec: ShardSpec
     """Spec of the whole tensor, padding included."""
     tp_rank: int

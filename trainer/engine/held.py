@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-from trainer.engine.sharding import MOMENTS
-
 
 def held_bytes(engine: Any, device: torch.device) -> dict[str, int]:
     """Return purpose (weights, gradients, master, moments) -> bytes on a kind of device. Local; no device sync.
@@ -44,7 +42,8 @@ def _owned(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
             gradients += _tensors(value)
     yield from (("gradients", tensor) for tensor in gradients)
     for state in inner.state.values():
-        yield from (("moments", state[kind]) for kind in MOMENTS if kind in state)
+        # The count of steps, a number, is there once for each.
+        yield from (("moments", moment) for kind, moment in state.items() if kind != "step")
     yield from (("master", tensor.data) for tensor in stepped)
 
 

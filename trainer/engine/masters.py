@@ -1,4 +1,4 @@
-"""fp32 master weights and AdamW's moments as fragments of named tensors, which a checkpoint writes and reads.
+"""fp32 master weights and an optimizer's moments as fragments of named tensors, which a checkpoint writes and reads.
 
 Wherever ZeRO keeps them, a `Sharding` lists them as pieces of named parameters; neither this module nor the rooms above
 it know of flat buffers.
@@ -16,7 +16,9 @@ from torch import nn
 from trainer.engine.deepspeed_engines import DrivenEngine
 from trainer.engine.deepspeed_surface import BasicOptimizer
 from trainer.engine.face import Fragment, ReadShard
-from trainer.engine.sharding import KINDS, MOMENTS, Piece, Sharding
+from trainer.engine.sharding import Piece, Sharding
+from trainer.spec.stepping import WEIGHT
+from trainer.tensor_parallel.init import tensor_spec
 from trainer.tensor_parallel.shard import first_element, shard_spec
 from trainer.topology.groups import ParallelGroups
 
@@ -32,7 +34,8 @@ def fragments(sharding: Sharding, groups: ParallelGroups, only_trained: bool = F
     among them. A frozen parameter has only its weight, and with `only_trained` nothing.
     """
     for piece in sharding.pieces():
-        if getattr(piece.parameter, "ds_pipe_replicated", False) or (only_trained and piece.kinds == KINDS[:1]):
+        is_left_out = only_trained and not piece.parameter.requires_grad
+        if getattr(piece.parameter, "ds_pipe_replicated", False) or is_left_out:
             continue
         spec = shard_spec(piece.parameter)
         if spec.dim is None and groups.tensor.rank != 0:
@@ -40,7 +43,7 @@ def fragments(sharding: Sharding, groups: ParallelGroups, only_trained: bool = F
         first, count = _share(piece.numel, groups) if piece.is_on_every_replica else (0, piece.numel)
         if count == 0:
             continue
-        for kind in piece.kinds:
+        for kind in sharding.kinds(piece.parameter):
             values = piece.elements(_tensor(sharding.basic_optimizer, piece, kind)).narrow(0, first, count)
             copied = values.to("cpu", torch.float32, copy=True)
             start = first_element(piece.parameter) + piece.start + first
@@ -54,7 +57,7 @@ def _share(numel: int, groups: ParallelGroups) -> tuple[int, int]:
 
 
 def _tensor(optimizer: BasicOptimizer, piece: Piece, kind: str) -> torch.Tensor:
-    if kind == "weight":
+    if kind == WEIGHT:
         return piece.master
     # In fp16 every step so far may have been skipped: there is no state yet, and the moments are zero.
     state = optimizer.state.get(piece.master, {})
@@ -71,7 +74,9 @@ def restore(engine: DrivenEngine, read: ReadShard, scalars: Mapping[str, float])
     """
     sharding, optimizer = engine.sharding, engine.basic_optimizer
     for piece in sharding.wrapped_pieces():
-        _begin_state(optimizer, piece.master, int(scalars["optimizer_step"]))
+        # Also of a frozen parameter that DeepSpeed was given for want of others: its optimizer steps it, by nothing.
+        moments = sharding.stepping.group(tensor_spec(piece.parameter)).moments
+        _begin_state(optimizer, piece.master, moments, int(scalars["optimizer_step"]))
     if isinstance(optimizer, DeepSpeedCPUAdam):
         _replay_steps(optimizer, int(scalars["optimizer_step"]))
     by_parameter: dict[nn.Parameter, list[Piece]] = {}
@@ -80,11 +85,11 @@ def restore(engine: DrivenEngine, read: ReadShard, scalars: Mapping[str, float])
     for parameter in engine.module.parameters():
         spec = shard_spec(parameter)
         own = by_parameter.get(parameter, [])
-        weight = _of(parameter, read("weight", spec))
+        weight = _of(parameter, read(WEIGHT, spec))
         for piece in own:
             piece.elements(piece.master).copy_(weight.narrow(0, piece.start, piece.numel))
         sharding.set_model_weight(parameter, weight)
-        for kind in MOMENTS if own and parameter.requires_grad else ():
+        for kind in sharding.kinds(parameter)[1:] if own else ():
             moment = _of(parameter, read(kind, spec))
             for piece in own:
                 state = cast(torch.Tensor, optimizer.state[piece.master][kind])
@@ -98,10 +103,10 @@ def _of(parameter: nn.Parameter, shard: torch.Tensor) -> torch.Tensor:
     return shard.view(-1).narrow(0, first_element(parameter), numel)
 
 
-def _begin_state(optimizer: Any, master: torch.Tensor, step: int) -> None:
+def _begin_state(optimizer: Any, master: torch.Tensor, moments: tuple[str, ...], step: int) -> None:
     state = optimizer.state[master]
-    if "exp_avg" not in state:
-        for kind in MOMENTS:
+    for kind in moments:
+        if kind not in state:
             state[kind] = torch.zeros_like(master, memory_format=torch.preserve_format)
     if isinstance(optimizer, DeepSpeedCPUAdam):
         state["step"] = step

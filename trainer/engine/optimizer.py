@@ -1,4 +1,4 @@
-"""AdamW over two parameter groups, with the kernel that fits the place of the optimizer state."""
+"""The optimizer over groups of parameters, with the kernel that fits the place of its state."""
 
 from __future__ import annotations
 
@@ -9,27 +9,39 @@ import torch
 
 from trainer.config.schema import AdamImplementation, OptimizerConfig, ZeroConfig
 from trainer.engine.adam import adam_implementation
-from trainer.engine.deepspeed_surface import BasicOptimizer
+from trainer.engine.deepspeed_surface import GROUP, BasicOptimizer
+from trainer.engine.lion import Lion
+from trainer.engine.muon import MatrixSteps
 from trainer.engine.process_patches import ask_for_the_processor_once
+from trainer.engine.sharding import Sharding
 from trainer.errors import ConfigError, first_line
+from trainer.spec.stepping import StepGroup, Stepping, StepRule
 from trainer.tensor_parallel.init import tensor_spec
-
-DECAYS = "decays"
-"""Key of a parameter group: whether it is the one of the parameters that decay."""
+from trainer.topology.groups import ParallelGroups
 
 
-def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    """Split parameters by their tensors' entries in the model: matrices decay, norms and biases do not."""
-    decayed: list[torch.nn.Parameter] = []
-    free: list[torch.nn.Parameter] = []
-    for parameter in parameters:
-        if parameter.requires_grad:
-            (decayed if tensor_spec(parameter).decays else free).append(parameter)
-    groups: list[dict[str, object]] = [
-        {"params": decayed, "weight_decay": weight_decay, DECAYS: True},
-        {"params": free, "weight_decay": 0.0, DECAYS: False},
+def step_groups(
+    parameters: Iterable[torch.nn.Parameter], stepping: Stepping, weight_decay: float
+) -> list[dict[str, object]]:
+    """Return the trained parameters as an optimizer's groups, in the order of `Stepping.groups`."""
+    held = [(parameter, tensor_spec(parameter)) for parameter in parameters if parameter.requires_grad]
+    members: dict[StepGroup, list[torch.nn.Parameter]] = {
+        group: [] for group in stepping.groups(tensor for _, tensor in held)
+    }
+    for parameter, tensor in held:
+        members[stepping.group(tensor)].append(parameter)
+    return [
+        {"params": found, "weight_decay": weight_decay if group.decays else 0.0, GROUP: group}
+        for group, found in members.items()
     ]
-    return [group for group in groups if group["params"]]
+
+
+def set_learning_rate(groups: Iterable[dict[str, object]], learning_rate: float) -> None:
+    """Set the rate of the next step: each group has its factor of it."""
+    for group in groups:
+        own = group[GROUP]
+        assert isinstance(own, StepGroup)
+        group["lr"] = learning_rate * own.rate
 
 
 @contextmanager
@@ -58,11 +70,15 @@ def never_decay(optimizer: BasicOptimizer) -> None:
 
 
 def build_optimizer(
-    parameters: Iterable[torch.nn.Parameter], config: OptimizerConfig, zero: ZeroConfig
+    parameters: Iterable[torch.nn.Parameter], stepping: Stepping, config: OptimizerConfig, zero: ZeroConfig
 ) -> torch.optim.Optimizer:
-    """Return AdamW over `decay_groups`."""
-    groups = decay_groups(parameters, config.weight_decay)
+    """Return the optimizer that the config asks for, over `step_groups`."""
+    groups = step_groups(parameters, stepping, config.weight_decay)
     betas = (config.beta1, config.beta2)
+    if stepping.rule is StepRule.lion:
+        return Lion(groups, config.lr, betas)
+    if stepping.rule is StepRule.muon:
+        return MatrixSteps(groups, config)
     if adam_implementation(config, zero) is AdamImplementation.deepspeed_cpu:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -88,3 +104,14 @@ def build_optimizer(
     # One kernel does all arithmetic of a tensor, on the CPU too: it takes a quarter of the time of torch's default
     # there.
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+
+
+def attach_matrices(optimizer: MatrixSteps, sharding: Sharding, groups: ParallelGroups) -> None:
+    """Tell Muon where the matrices lie that it steps. Collective over the replicas; called once, after the build."""
+    stepping = sharding.stepping
+    stepped = (
+        (tensor, parameters)
+        for tensor, parameters in sharding.stepped()
+        if any(stepping.group(tensor_spec(parameter)).rule is StepRule.muon for parameter in parameters)
+    )
+    optimizer.attach(stepped, sharding.wrapped_pieces(), groups)

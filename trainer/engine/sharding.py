@@ -9,18 +9,17 @@ engine's.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from trainer.config.plan import RunPlan
 from trainer.engine.deepspeed_surface import BasicOptimizer, DeepSpeedEngineSurface, WrappedOptimizer
 from trainer.engine.gate import StepGate
 from trainer.tensor_parallel.gradients import GradientSink
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-KINDS = ("weight", *MOMENTS)
+from trainer.tensor_parallel.init import tensor_spec
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,6 @@ class Piece:
     is_on_every_replica: bool = False
     """True if all data-parallel ranks keep the same piece."""
 
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Kinds of tensors that the piece has: a frozen parameter has no moments."""
-        return KINDS if self.parameter.requires_grad else KINDS[:1]
-
     def elements(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the piece's elements, a view, of the master or of a state tensor of its shape."""
         return tensor.detach().view(-1).narrow(0, self.offset, self.numel)
@@ -53,11 +47,18 @@ class Sharding(ABC):
 
     Args:
         engine: DeepSpeed's engine, built.
+        plan: numbers of the run.
     """
 
-    def __init__(self, engine: DeepSpeedEngineSurface) -> None:
+    def __init__(self, engine: DeepSpeedEngineSurface, plan: RunPlan) -> None:
         self._module = engine.module
         self.basic_optimizer: BasicOptimizer = engine.basic_optimizer
+        self.stepping = plan.stepping
+        self.step_groups = plan.step_groups
+
+    def kinds(self, parameter: nn.Parameter) -> tuple[str, ...]:
+        """Return the kinds of tensors that are kept of a parameter."""
+        return self.stepping.kinds(tensor_spec(parameter), parameter.requires_grad)
 
     @property
     @abstractmethod
@@ -75,6 +76,10 @@ class Sharding(ABC):
         for parameter in self._module.parameters():
             if id(parameter) not in held:
                 yield from self.frozen_pieces(parameter)
+
+    @abstractmethod
+    def stepped(self) -> Iterator[tuple[torch.Tensor, Sequence[nn.Parameter]]]:
+        """Yield the tensors that the inner optimizer steps, with the parameters that all replicas hold in each."""
 
     @abstractmethod
     def groups(self) -> list[list[nn.Parameter]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from trainer.config.plan import RunPlan
 from trainer.engine.deepspeed_surface import Bf16Optimizer, DeepSpeedEngineSurface
 from trainer.engine.gate import StepGate, is_counted, norm_of
 from trainer.engine.sharding import Piece, Sharding, leave_skips_to_the_loop
@@ -17,8 +18,8 @@ from trainer.engine.sharding_zero12 import flat_pieces
 class Bf16Partitions(Sharding):
     """`BF16_Optimizer`."""
 
-    def __init__(self, engine: DeepSpeedEngineSurface) -> None:
-        super().__init__(engine)
+    def __init__(self, engine: DeepSpeedEngineSurface, plan: RunPlan) -> None:
+        super().__init__(engine, plan)
         self._optimizer = cast(Bf16Optimizer, engine.optimizer)
 
     @property
@@ -33,6 +34,10 @@ class Bf16Partitions(Sharding):
     def wrapped_pieces(self) -> Iterator[Piece]:
         """Yield the pieces in this rank's flat partitions."""
         return flat_pieces(self.groups(), self.optimizer.fp32_groups_flat_partition)
+
+    def stepped(self) -> Iterator[tuple[torch.Tensor, Sequence[nn.Parameter]]]:
+        """Yield this rank's partition of each flat tensor."""
+        return zip(self.optimizer.fp32_groups_flat_partition, self.groups(), strict=True)
 
     def let_judge(self, gate: StepGate) -> None:
         """Put the gate at the place where the optimizer collects the gradients of its norm.

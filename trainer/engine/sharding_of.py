@@ -7,6 +7,7 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
+from trainer.config.plan import RunPlan
 from trainer.engine.deepspeed_surface import DeepSpeedEngineSurface
 from trainer.engine.sharding import Sharding
 from trainer.engine.sharding_bf16 import Bf16Partitions
@@ -21,7 +22,7 @@ WAYS: dict[type, type[Sharding]] = {
 }
 
 
-def sharding_of(engine: DeepSpeedEngineSurface) -> Sharding:
+def sharding_of(engine: DeepSpeedEngineSurface, plan: RunPlan) -> Sharding:
     """Return the class's view of how DeepSpeed keeps an engine's optimizer.
 
     Raises:
@@ -31,9 +32,9 @@ def sharding_of(engine: DeepSpeedEngineSurface) -> Sharding:
     basic: object = engine.basic_optimizer
     for wrapper, way in WAYS.items():
         if isinstance(optimizer, wrapper):
-            return way(engine)
+            return way(engine, plan)
     if optimizer is basic and isinstance(optimizer, torch.optim.Optimizer):
-        return WithoutZero(engine)
+        return WithoutZero(engine, plan)
     known = ", ".join(sorted(wrapper.__name__ for wrapper in WAYS))
     raise TypeError(
         f"DeepSpeed must keep an optimizer in a way that is known here (plain, {known}), but it made a "

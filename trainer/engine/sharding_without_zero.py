@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
 
+from trainer.config.plan import RunPlan
 from trainer.engine.deepspeed_surface import DeepSpeedEngineSurface, WrappedOptimizer
 from trainer.engine.gate import StepGate, is_counted
 from trainer.engine.sharding import Piece, Sharding
@@ -32,8 +33,8 @@ def global_grad_norm(parameters: Iterable[nn.Parameter], groups: ParallelGroups)
 class WithoutZero(Sharding):
     """Gradients, master weights and moments lie on the parameters. DeepSpeed neither clips nor judges: we do both."""
 
-    def __init__(self, engine: DeepSpeedEngineSurface) -> None:
-        super().__init__(engine)
+    def __init__(self, engine: DeepSpeedEngineSurface, plan: RunPlan) -> None:
+        super().__init__(engine, plan)
         self._engine = engine
         self._gate: StepGate | None = None
 
@@ -50,6 +51,10 @@ class WithoutZero(Sharding):
         """Yield whole parameters."""
         for parameter in self.groups()[0]:
             yield Piece(parameter, 0, parameter.numel(), parameter, 0, is_on_every_replica=True)
+
+    def stepped(self) -> Iterator[tuple[torch.Tensor, Sequence[nn.Parameter]]]:
+        """Yield every parameter by itself."""
+        return ((parameter, [parameter]) for parameter in self.groups()[0])
 
     def let_judge(self, gate: StepGate) -> None:
         """Keep the gate: `before_step` asks it."""

@@ -10,9 +10,9 @@ from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
-from trainer.engine.deepspeed_surface import DeepSpeedEngineSurface, FragmentAddress, PartitionedOptimizer
+from trainer.config.plan import RunPlan
+from trainer.engine.deepspeed_surface import GROUP, DeepSpeedEngineSurface, FragmentAddress, PartitionedOptimizer
 from trainer.engine.gate import StepGate, is_counted
-from trainer.engine.optimizer import DECAYS
 from trainer.engine.sharding import Piece, Sharding, leave_skips_to_the_loop, share_masters
 from trainer.engine.zero12_gradients import CompactOptimizer, FlatGradients
 from trainer.tensor_parallel.gradients import GradientSink
@@ -33,8 +33,8 @@ def flat_pieces(groups: Sequence[Sequence[nn.Parameter]], partitions: Sequence[t
 class FlatPartitions(Sharding):
     """`DeepSpeedZeroOptimizer`."""
 
-    def __init__(self, engine: DeepSpeedEngineSurface) -> None:
-        super().__init__(engine)
+    def __init__(self, engine: DeepSpeedEngineSurface, plan: RunPlan) -> None:
+        super().__init__(engine, plan)
         self._optimizer = cast(PartitionedOptimizer, engine.optimizer)
 
     @property
@@ -49,6 +49,10 @@ class FlatPartitions(Sharding):
     def wrapped_pieces(self) -> Iterator[Piece]:
         """Yield the pieces in this rank's flat partitions."""
         return flat_pieces(self.groups(), self.optimizer.single_partition_of_fp32_groups)
+
+    def stepped(self) -> Iterator[tuple[torch.Tensor, Sequence[nn.Parameter]]]:
+        """Yield this rank's partition of each flat tensor."""
+        return zip(self.optimizer.single_partition_of_fp32_groups, self.groups(), strict=True)
 
     def let_judge(self, gate: StepGate) -> None:
         """Put the gate after the norm of the whole gradient."""
@@ -67,9 +71,9 @@ class FlatPartitions(Sharding):
         none of its parameters: on a stage where those are frozen. By DeepSpeed's own the others would wait for ever.
         """
         optimizer, norms = self.optimizer, []
-        places = {bool(group[DECAYS]): index for index, group in enumerate(self.basic_optimizer.param_groups)}
-        for decays in (True, False):
-            index = places.get(decays)
+        places = {group[GROUP]: index for index, group in enumerate(self.basic_optimizer.param_groups)}
+        for group in self.step_groups:
+            index = places.get(group)
             parameters = [] if index is None else optimizer.params_in_partition[index]
             if optimizer.cpu_offload:
                 norms.append(optimizer.complete_grad_norm_calculation_for_cpu_offload(parameters))

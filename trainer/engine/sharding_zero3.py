@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from trainer.config.plan import RunPlan
 from trainer.engine.deepspeed_surface import DeepSpeedEngineSurface, SubGroupOptimizer
 from trainer.engine.gate import StepGate, is_counted
 from trainer.engine.sharding import Piece, Sharding, leave_skips_to_the_loop, share_masters
@@ -17,8 +18,8 @@ from trainer.engine.sharding import Piece, Sharding, leave_skips_to_the_loop, sh
 class SubGroups(Sharding):
     """`DeepSpeedZeroOptimizer_Stage3`."""
 
-    def __init__(self, engine: DeepSpeedEngineSurface) -> None:
-        super().__init__(engine)
+    def __init__(self, engine: DeepSpeedEngineSurface, plan: RunPlan) -> None:
+        super().__init__(engine, plan)
         self._optimizer = cast(SubGroupOptimizer, engine.optimizer)
 
     @property
@@ -37,6 +38,10 @@ class SubGroups(Sharding):
             for parameter in parameters:
                 _, offset, width = optimizer.grad_position[optimizer.get_param_id(parameter)]
                 yield from self._part(parameter, partition, offset, width)
+
+    def stepped(self) -> Iterator[tuple[torch.Tensor, Sequence[nn.Parameter]]]:
+        """Yield this rank's parts of each sub-group."""
+        return zip(self.optimizer.fp32_partitioned_groups_flat, self.groups(), strict=True)
 
     def frozen_pieces(self, parameter: nn.Parameter) -> Iterator[Piece]:
         """Yield this rank's part of a frozen parameter: it is sharded like any other."""

@@ -13,6 +13,7 @@ from trainer.engine.deepspeed_engines import DrivenEngine
 from trainer.engine.face import Evaluation, Fragment, ReadShard, Recorded, StepResult
 from trainer.engine.global_batch import loss_of, parts_of_a_batch
 from trainer.engine.held import held_bytes
+from trainer.engine.optimizer import set_learning_rate
 from trainer.engine.own_time import OwnTime
 from trainer.engine.recording import Recorder
 from trainer.micro_batch import MicroBatch
@@ -47,8 +48,7 @@ class WrappedEngine:
         self._engine.gate.begin_step(loss_limit, counted)
         if self._plan.zero_stage < 3:
             self._own_time.begin_step()
-        for group in self._engine.basic_optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self._engine.basic_optimizer.param_groups, learning_rate)
         return parts
 
     def _result(self) -> StepResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from trainer.config.ds_json import bucket_of, chosen_bucket, matrix_elements
@@ -12,6 +13,7 @@ from trainer.config.plan import RunPlan
 from trainer.config.schema_cluster import Software
 from trainer.pipeline.partition import stage_bounds
 from trainer.spec.model import Block, Layer, LayerKind
+from trainer.spec.stepping import StepGroup
 from trainer.spec.tensors import TensorSpec
 
 
@@ -21,7 +23,8 @@ class Parameter:
 
     numel: int
     """Elements, with the rows that pad a vocabulary."""
-    decays: bool
+    group: StepGroup
+    """Parameters that the optimizer steps alike."""
     is_trained: bool
 
 
@@ -49,10 +52,14 @@ class RankParts:
         """Elements of all parameters."""
         return sum(one.numel * count for one, count in self.parameters.items())
 
-    def trained(self, decays: bool) -> int:
-        """Return the elements of trained parameters with or without weight decay."""
-        found = self.parameters.items()
-        return sum(one.numel * count for one, count in found if one.is_trained and one.decays is decays)
+    @cached_property
+    def trained(self) -> Mapping[StepGroup, int]:
+        """Elements of trained parameters by group; a group without any is left out."""
+        found: Counter[StepGroup] = Counter()
+        for one, count in self.parameters.items():
+            if one.is_trained:
+                found[one.group] += one.numel * count
+        return found
 
     @property
     def largest(self) -> int:
@@ -74,7 +81,7 @@ class ModelParts:
         """Return what the parts depend on. The model is known by its identity, and kept alive."""
         schedule, mesh = plan.schedule, plan.mesh
         place = (mesh.pipeline_parallel_size, mesh.tensor_parallel_size, schedule.kind.value, plan.stage_boundaries)
-        return (id(plan.model), plan.execution, *place)
+        return (id(plan.model), plan.execution, plan.stepping, *place)
 
     def ranks(self, plan: RunPlan) -> tuple[RankParts, ...]:
         """Return the parts of each pipeline rank."""
@@ -118,7 +125,7 @@ class ModelParts:
     def _counted(self, plan: RunPlan) -> list[_Counted]:
         """Return the parameters of each layer; layers that are alike share theirs."""
         size, execution = plan.tensor_parallel_size, plan.execution
-        key = (id(plan.model), size, execution.vocab_unit, execution.frozen)
+        key = (id(plan.model), size, execution.vocab_unit, execution.frozen, plan.stepping)
         found = self._layers.get(key)
         if found is None:
             alike: list[tuple[Block, _Counted]] = []
@@ -154,7 +161,7 @@ def _layer_parameters(plan: RunPlan, layer: Layer, alike: list[tuple[Block, _Cou
     first = layer.spec if isinstance(layer.spec, Block) else None
     for block, known in alike:
         if first is not None and (block is first or block == first):
-            if not plan.execution.frozen:
+            if not (plan.execution.frozen or plan.stepping.rates):
                 return known
             first = block
             break
@@ -167,7 +174,7 @@ def _layer_parameters(plan: RunPlan, layer: Layer, alike: list[tuple[Block, _Cou
 
 def _parameter(plan: RunPlan, tensor: TensorSpec) -> Parameter:
     numel = tensor.local_numel(plan.tensor_parallel_size, plan.execution.vocab_unit)
-    return Parameter(numel, tensor.decays, plan.execution.trains(tensor))
+    return Parameter(numel, plan.stepping.group(tensor), plan.execution.trains(tensor))
 
 
 def _rank(plan: RunPlan, layers: Sequence[Layer], counted: Sequence[_Counted], chunks: Sequence[range]) -> RankParts:

@@ -7,12 +7,13 @@ optimizer keeps fp32 sums beside the gradients of the weights, ZeRO-3 keeps smal
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from trainer.config.plan import RunPlan
 from trainer.config.schema import Dtype, OffloadKind
 from trainer.planner.model_parts import RankParts
+from trainer.spec.stepping import StepRule
 
 _FP32 = 4
 
@@ -68,7 +69,7 @@ class Choice:
 
 
 def keeping_of(dtype: Dtype, choice: Choice) -> Keeping:
-    """Return the optimizer that DeepSpeed wraps AdamW in."""
+    """Return the class that DeepSpeed wraps an optimizer in."""
     stage = choice.stage
     if stage == 0:
         return Keeping.plain
@@ -90,24 +91,46 @@ def states_of(plan: RunPlan, rank: RankParts, choice: Choice) -> States:
         rank: what the pipeline rank holds.
         choice: ZeRO stage and offload, which need not be the plan's.
     """
+    return replace(_states(plan, rank, choice), step=_FP32 * _whole_matrices(plan, rank, choice))
+
+
+def _whole_matrices(plan: RunPlan, rank: RankParts, choice: Choice) -> int:
+    """Return at most how many elements the step needs besides to make whole matrices of its updates.
+
+    They are sent and received once over each axis that shards them, and one matrix after the other is multiplied with
+    itself: see `trainer.engine.whole_matrices`.
+    """
+    held = sum(numel for group, numel in rank.trained.items() if group.rule is StepRule.muon)
+    if not held:
+        return 0
+    ranks, replicas = plan.tensor_parallel_size, plan.data_parallel_size
+    own = -(-held // replicas) if choice.stage else held
+    copies = 1 + (2 if choice.stage and replicas > 1 else 0) + (2 if ranks > 1 else 0)
+    largest = max(one.numel for one in rank.parameters if one.group.rule is StepRule.muon)
+    return copies * own + 4 * largest * ranks
+
+
+def _states(plan: RunPlan, rank: RankParts, choice: Choice) -> States:
     if choice.stage == 3:
         return _sharded(plan, rank, choice)
     replicas = plan.data_parallel_size
     width = _FP32 if plan.dtype is Dtype.fp32 else 2
-    groups = [numel for numel in (rank.trained(decays=True), rank.trained(decays=False)) if numel]
-    trained = sum(groups)
+    groups = rank.trained
+    trained = sum(groups.values())
     frozen = rank.held - trained
     if choice.stage == 0:
         bucket = min(choice.bucket + rank.largest, trained) if replicas > 1 else 0
         gradients = trained + _joined_rows(plan, rank)
         # Half precision without ZeRO is refused; peers that have it keep fp32 weights besides.
         master = _FP32 * trained if width == 2 else 0
-        return States(width * rank.held, _FP32 * gradients, master, 2 * _FP32 * trained, _FP32 * bucket, 0, 0, 0, 0)
+        moments = _FP32 * sum(numel * len(group.moments) for group, numel in groups.items())
+        return States(width * rank.held, _FP32 * gradients, master, moments, _FP32 * bucket, 0, 0, 0, 0)
     # Flat tensors are padded to 4 bytes a partition of half-precision elements.
     unit = 2 * replicas
-    padded = sum(-(-numel // unit) * unit for numel in groups)
-    own = padded // replicas
-    return _flat(plan, rank, choice, _Sizes(width, trained, frozen, padded, own))
+    padded = {group: -(-numel // unit) * unit for group, numel in groups.items()}
+    own = sum(padded.values()) // replicas
+    moments = sum(numel // replicas * len(group.moments) for group, numel in padded.items())
+    return _flat(plan, rank, choice, _Sizes(width, trained, frozen, own * replicas, own, moments))
 
 
 def _joined_rows(plan: RunPlan, rank: RankParts) -> int:
@@ -130,6 +153,7 @@ class _Sizes:
     frozen: int
     padded: int
     own: int
+    moments: int
 
 
 def _flat(plan: RunPlan, rank: RankParts, choice: Choice, sizes: _Sizes) -> States:
@@ -140,7 +164,7 @@ def _flat(plan: RunPlan, rank: RankParts, choice: Choice, sizes: _Sizes) -> Stat
     bucket = choice.bucket if several else 0
     weights = width * (sizes.padded + sizes.frozen)
     master = _FP32 * own if width == 2 else 0
-    moments = 2 * _FP32 * own
+    moments = _FP32 * sizes.moments
     start = width * sizes.padded
     if keeping is Keeping.bf16:
         sums = _FP32 * sizes.padded
@@ -174,8 +198,8 @@ def _flat(plan: RunPlan, rank: RankParts, choice: Choice, sizes: _Sizes) -> Stat
 def _reached(rank: RankParts, replicas: int) -> int:
     """Return the elements of the parameters that a replica steps a part of: of the one that steps most."""
     found = [0] * replicas
-    for decays in (True, False):
-        group = [one.numel for one in rank.in_order if one.is_trained and one.decays is decays]
+    for own in rank.trained:
+        group = [one.numel for one in rank.in_order if one.is_trained and one.group == own]
         size = -(-sum(group) // (2 * replicas)) * 2
         end = 0
         for numel in group:
@@ -189,11 +213,12 @@ def _sharded(plan: RunPlan, rank: RankParts, choice: Choice) -> States:
     """ZeRO-3."""
     replicas = plan.data_parallel_size
     width = _FP32 if plan.dtype is Dtype.fp32 else 2
-    own_all = own = whole = 0
+    own_all = own = whole = of_moments = 0
     for one, count in rank.parameters.items():
         part = -(-one.numel // replicas) * count
         own_all += part
         own += part if one.is_trained else 0
+        of_moments += part * len(one.group.moments) if one.is_trained else 0
         # Small parameters are kept whole, beside the shards that are stepped.
         if replicas > 1 and one.numel <= persistence_threshold(plan):
             whole += part * replicas
@@ -203,7 +228,7 @@ def _sharded(plan: RunPlan, rank: RankParts, choice: Choice) -> States:
     waiting = min(rank.block_elements, rank.held)
     buckets = _FP32 * (waiting + 3 * bucket)
     master = _FP32 * own if width == 2 else 0
-    moments = 2 * _FP32 * own
+    moments = _FP32 * of_moments
     # Shards are put into flat tensors; fp32 ones are copied once more before the copy becomes the shards.
     start = width * own_all + (_FP32 * own if width == _FP32 else 0)
     if choice.offload is OffloadKind.none:
@@ -211,7 +236,7 @@ def _sharded(plan: RunPlan, rank: RankParts, choice: Choice) -> States:
     if choice.on_cpu and choice.offload is OffloadKind.cpu:
         buckets += 2 * _FP32 * rank.largest
         return States(weights, 2 * _FP32 * own, master, moments, buckets, gathered, 0, start + _FP32 * own, 0)
-    host = (4 * _FP32) * own if choice.offload is OffloadKind.cpu else 0
+    host = 2 * _FP32 * own + moments if choice.offload is OffloadKind.cpu else 0
     if plan.offloads_parameters:
         if choice.offload is OffloadKind.cpu:
             host += width * own_all

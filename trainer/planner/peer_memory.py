@@ -162,7 +162,7 @@ def _dummy_gradients(plan: RunPlan, rank: RankParts) -> float:
     if plan.dtype is not Dtype.bf16:
         return 0.0
     embedding = rank.embedding_elements
-    shapes = {one.numel for one in rank.parameters if one.decays and one.numel != embedding}
+    shapes = {one.numel for one in rank.parameters if one.group.decays and one.numel != embedding}
     return HALF * (sum(shapes) + (embedding if rank.heads else 0))
 
 

@@ -20,7 +20,7 @@ _COUNTED = {
     "weights": "weights",
     "gradients": "gradients",
     "master": "master weights (fp32)",
-    "moments": "moments of AdamW",
+    "moments": "moments of the optimizer",
 }
 """Purposes whose tensors a rank can count, and their names on the screen."""
 _REST = {

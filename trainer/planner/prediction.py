@@ -22,7 +22,7 @@ class StageMemory:
     master: int
     """fp32 master weights beside half-precision ones; fp32 weights are their own master weights."""
     moments: int
-    """The two moments of AdamW."""
+    """Moments of the optimizer: two of AdamW, one of Lion."""
     activations: int
     """Activations of all micro-batches in flight that wait for their backward pass."""
     working: int

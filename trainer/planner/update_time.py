@@ -12,10 +12,10 @@ from trainer.planner.links import Wires
 from trainer.planner.profile import Profile
 from trainer.planner.work import FP32_BYTES, element_bytes
 
-ADAM_BYTES = 28
-"""Bytes that AdamW moves for each fp32 element: gradient, weight and two moments are read, the last three written."""
-STATE_BYTES = 24
-"""Bytes of an element that offload to NVMe reads and writes: the fp32 weight and two moments."""
+GRADIENT_BYTES = 4
+"""Bytes of a gradient that the optimizer reads."""
+STATE_BYTES = 8
+"""Bytes of a number that the optimizer reads and writes: the fp32 weight, or a moment of it."""
 GRADIENT_PASSES = 2
 """Times that all gradients of a rank are read or written besides: for their norm, and as they are set to zero."""
 
@@ -59,13 +59,14 @@ class Update:
         passes: float = GRADIENT_PASSES * FP32_BYTES * rank.trained
         passes += self._bucket_copies() * self._profile.shard_bytes.value * rank.trained
         # Half-precision weights are written from the fp32 ones.
-        moved = own * (ADAM_BYTES + (element_bytes(plan) if plan.dtype is not Dtype.fp32 else 0))
+        state = STATE_BYTES * (1 + plan.moments_per_parameter)
+        moved = own * (GRADIENT_BYTES + state + (element_bytes(plan) if plan.dtype is not Dtype.fp32 else 0))
         if plan.offload is OffloadKind.none or plan.zero_stage == 0:
             return (moved + passes) / rate, 0.0
         stepping = moved * self._ranks / self._known(profile.host_bandwidth, "the host's memory").value
         if plan.offload is OffloadKind.nvme:
             drives = self._known(profile.nvme_bandwidth, "its drives").value
-            stepping = max(stepping, STATE_BYTES * own * self._ranks / drives)
+            stepping = max(stepping, state * own * self._ranks / drives)
         return passes / rate, stepping + self._copies(rank, own, wires, hiding)
 
     def _bucket_copies(self) -> int:

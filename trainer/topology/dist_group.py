@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar, cast
@@ -140,6 +141,18 @@ class DistGroup(Group):
             return out
 
         return self._watched(result)
+
+    def all_to_all_parts(self, parts: Sequence[torch.Tensor], receives: Sequence[int]) -> list[torch.Tensor]:
+        """Hand part i, [n_i], to rank i; return those received, in rank order. No host sync on CUDA."""
+        if self.size == 1:
+            return list(parts)
+        mine = torch.cat(list(parts))
+        self.watch.sends(mine)
+        self.watch.waits()
+        out = mine.new_empty(sum(receives))
+        dist.all_to_all_single(out, mine, list(receives), [part.numel() for part in parts], group=self.process_group)
+        self.watch.received(out)
+        return list(torch.split(out, list(receives)))
 
     def send_receive(self, tensor: torch.Tensor, to: int, source: int) -> torch.Tensor:
         """Hand `tensor` to rank `to` and return the one of rank `source`. No host sync on CUDA."""

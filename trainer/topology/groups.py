@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -56,6 +56,19 @@ class Group(ABC):
         chunk_length(tensor, 0, self.size)
         chunks = self.all_gather(tensor).chunk(self.size * self.size)
         return torch.cat(chunks[self.rank :: self.size])
+
+    def all_to_all_parts(self, parts: Sequence[torch.Tensor], receives: Sequence[int]) -> list[torch.Tensor]:
+        """Hand part i, [n_i], to rank i; return those received, in rank order. No host sync on CUDA.
+
+        Args:
+            parts: one a rank, of any sizes and one dtype.
+            receives: elements that each rank hands to this one.
+        """
+        longest = torch.tensor(max(part.numel() for part in parts), device=parts[0].device)
+        length = int(self.all_reduce(longest, op="max"))
+        padded = [torch.nn.functional.pad(part, (0, length - part.numel())) for part in parts]
+        chunks = self.all_to_all(torch.cat(padded)).chunk(self.size) if length else [parts[0]] * self.size
+        return [chunk.narrow(0, 0, count) for chunk, count in zip(chunks, receives, strict=True)]
 
     def send_receive(self, tensor: torch.Tensor, to: int, source: int) -> torch.Tensor:
         """Hand `tensor` to rank `to` and return the one of rank `source`, which has the same shape and dtype.

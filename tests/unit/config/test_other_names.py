@@ -234,7 +234,7 @@ def test_values_of_other_trainers(key: str, value: object, guess: str) -> None:
         ("precision=bf16-mixed", "did you mean precision=bf16?"),
         ("precision=fp8", "only bf16, fp16 and fp32 are available"),
         ("optimizer=adam", "did you mean optimizer=adamw?"),
-        ("optimizer=muon", "AdamW is the only optimizer: optimizer=adamw"),
+        ("optimizer=sgd", "the optimizers are optimizer=adamw, optimizer=lion and optimizer=muon"),
         ("zero=3", "did you mean zero=stage3?"),
         ("zero=stage3_ofload", "did you mean zero=stage3_offload?"),
         ("layout=tp3xpp2", "did you mean layout=tp3_pp2?"),

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.helpers.models import drawn_gpt
+from trainer.config.models import make_model
 from trainer.config.schema import (
     AdamImplementation,
     ModelConfig,
@@ -15,10 +17,13 @@ from trainer.config.schema import (
     TridentConfig,
     ZeroConfig,
 )
+from trainer.config.stepping import stepping_of
 from trainer.engine.adam import adam_implementation, check_compiler
-from trainer.engine.optimizer import build_optimizer, decay_groups
+from trainer.engine.lion import Lion
+from trainer.engine.optimizer import build_optimizer, set_learning_rate, step_groups
 from trainer.errors import ConfigError
 from trainer.model.gpt import GPT
+from trainer.spec.stepping import Stepping
 
 AUTO, TORCH, CPU = AdamImplementation.auto, AdamImplementation.torch, AdamImplementation.deepspeed_cpu
 MODEL = ModelConfig(hidden_size=16, num_layers=1, num_attention_heads=2, seq_length=8)
@@ -38,7 +43,8 @@ def check(config: TridentConfig) -> None:
 
 
 def build(parameters: Iterable[torch.nn.Parameter], config: TridentConfig) -> torch.optim.Optimizer:
-    return build_optimizer(parameters, config.optimizer, config.zero)
+    stepping = stepping_of(config.optimizer, make_model(config.model, 50))
+    return build_optimizer(parameters, stepping, config.optimizer, config.zero)
 
 
 def gpt() -> GPT:
@@ -48,7 +54,7 @@ def gpt() -> GPT:
 def test_matrices_and_embeddings_decay_and_vectors_do_not() -> None:
     model = gpt()
     names = {parameter: name for name, parameter in model.named_parameters()}
-    decayed, free = decay_groups(model.parameters(), 0.25)
+    decayed, free = step_groups(model.parameters(), Stepping(), 0.25)
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.25, 0.0)
     assert isinstance(decayed["params"], list)
     assert isinstance(free["params"], list)
@@ -64,9 +70,43 @@ def test_an_empty_group_is_left_out_and_frozen_parameters_have_none() -> None:
     matrix, vector, frozen = model.embedding.weight, model.get_parameter("final_norm.bias"), model.position.weight
     assert frozen is not None
     frozen.requires_grad_(False)
-    assert [group["params"] for group in decay_groups([matrix, frozen], 0.1)] == [[matrix]]
-    assert [group["params"] for group in decay_groups([vector], 0.1)] == [[vector]]
-    assert decay_groups([frozen], 0.1) == []
+    assert [group["params"] for group in step_groups([matrix, frozen], Stepping(), 0.1)] == [[matrix]]
+    assert [group["params"] for group in step_groups([vector], Stepping(), 0.1)] == [[vector]]
+    assert step_groups([frozen], Stepping(), 0.1) == []
+
+
+def test_each_group_has_its_factor_of_the_learning_rate() -> None:
+    config = config_of()
+    chosen = replace(config.optimizer, rates=("matrices:0.5", "norms:3", "layers.0.mlp:2"), mup_base_width=4)
+    model = gpt()
+    optimizer = build(model.parameters(), replace(config, optimizer=chosen))
+    set_learning_rate(optimizer.param_groups, 1e-2)
+    rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    found = {name: rates[id(parameter)] / 1e-2 for name, parameter in model.named_parameters()}
+    assert {name: found[name] for name in ("embedding.weight", "final_norm.bias")} == {
+        "embedding.weight": 1.0,
+        "final_norm.bias": 3.0,
+    }
+    # The width is 16, so that muP quarters the rates of matrices; the later word counts where two name a tensor.
+    assert found["blocks.0.attention.qkv.weight"] == 0.125
+    assert found["blocks.0.mlp.up.weight"] == 0.5
+    assert found["blocks.0.mlp.up.bias"] == 2.0
+    assert [group["weight_decay"] > 0 for group in optimizer.param_groups] == [True] * 3 + [False] * 3
+
+
+def test_lion_steps_by_signs() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.0]))
+    lion = Lion([{"params": [weight], "weight_decay": 0.1}], lr=0.5, betas=(0.9, 0.99))
+    for gradient in ([1.0, 1.0, 0.0], [-0.05, 1.0, 0.0]):
+        weight.grad = torch.tensor(gradient)
+        lion.step()
+    # The second step's first gradient is smaller than what is left of the first one: 0.9 * 0.01 + 0.1 * -0.05 > 0.
+    assert torch.allclose(weight.detach(), torch.tensor([(0.95 - 0.5) * 0.95 - 0.5, (-1.9 - 0.5) * 0.95 - 0.5, 0.0]))
+    assert torch.allclose(lion.state[weight]["exp_avg"], torch.tensor([0.0094, 0.0199, 0.0]))
+    weight.grad = None
+    before = weight.detach().clone()
+    lion.step()
+    assert torch.equal(weight, before)
 
 
 def test_the_optimizer_has_the_numbers_of_the_config() -> None:

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.engine.sharding import Piece, share_masters
+from tests.helpers.models import drawn_gpt
+from trainer.config.plan import make_plan
+from trainer.config.schema import ModelConfig, TridentConfig
+from trainer.engine.sharding import Piece, Sharding, share_masters
 from trainer.engine.sharding_of import WAYS, sharding_of
 from trainer.engine.sharding_without_zero import WithoutZero
 from trainer.engine.zero12_gradients import FlatGradients
@@ -18,14 +21,18 @@ def engine_with(optimizer: object, basic: object = None) -> Any:
     return SimpleNamespace(module=nn.Linear(2, 2), optimizer=optimizer, basic_optimizer=basic or optimizer)
 
 
+def _sharding_of(engine: Any) -> Sharding:
+    return sharding_of(engine, make_plan(TridentConfig(), 50))
+
+
 def test_every_wrapper_has_its_class() -> None:
     for wrapper, way in WAYS.items():
-        made = sharding_of(engine_with(object.__new__(wrapper)))
+        made = _sharding_of(engine_with(object.__new__(wrapper)))
         assert type(made) is way
         assert made.sink(nn.Parameter(torch.zeros(1))) is GradientSink.autograd
-    flat = sharding_of(engine_with(object.__new__(FlatGradients)))
+    flat = _sharding_of(engine_with(object.__new__(FlatGradients)))
     assert flat.sink(nn.Parameter(torch.zeros(1))) is GradientSink.in_place
-    plain = sharding_of(engine_with(torch.optim.AdamW([nn.Parameter(torch.zeros(1))])))
+    plain = _sharding_of(engine_with(torch.optim.AdamW([nn.Parameter(torch.zeros(1))])))
     assert type(plain) is WithoutZero
     assert plain.sink(nn.Parameter(torch.zeros(1))) is GradientSink.in_place
 
@@ -36,18 +43,20 @@ def test_a_wrapper_that_nobody_knows_is_refused() -> None:
 
     basic = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
     with pytest.raises(TypeError, match=r"plain, BF16_Optimizer, DeepSpeedZeroOptimizer, .*made a NewWrapper"):
-        sharding_of(engine_with(NewWrapper(), basic))
+        _sharding_of(engine_with(NewWrapper(), basic))
     # One of torch's that is not the one that we built is a wrapper like any other.
     with pytest.raises(TypeError, match="made a SGD"):
-        sharding_of(engine_with(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), basic))
+        _sharding_of(engine_with(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), basic))
 
 
 def test_a_frozen_parameter_has_a_weight_and_no_moments() -> None:
-    parameter = nn.Parameter(torch.arange(6.0))
-    assert Piece(parameter, 0, 6, parameter, 0).kinds == ("weight", "exp_avg", "exp_avg_sq")
+    parameter = drawn_gpt(ModelConfig(hidden_size=2, num_attention_heads=1, num_layers=1), 3, 1).embedding.weight
+    parameter.data = torch.arange(6.0).view(3, 2)
+    sharding = _sharding_of(engine_with(torch.optim.AdamW([parameter])))
+    assert sharding.kinds(parameter) == ("weight", "exp_avg", "exp_avg_sq")
     parameter.requires_grad_(False)
     piece = Piece(parameter, 2, 3, parameter, 2)
-    assert piece.kinds == ("weight",)
+    assert sharding.kinds(parameter) == ("weight",)
     assert piece.elements(parameter).tolist() == [2.0, 3.0, 4.0]
 
 

@@ -61,7 +61,7 @@ def test_what_was_held_stands_beside_what_was_predicted() -> None:
         "                                        predicted   measured",
         "  weights                                    2.00       2.00",
         "  gradients                                  2.00       2.00",
-        "  moments of AdamW                           4.00       4.00",
+        "  moments of the optimizer                   4.00       4.00",
         "  all other tensors and fragments            7.00       6.00",
         "    activations that wait for backward       6.00          -",
         "    head and loss                            1.00          -",

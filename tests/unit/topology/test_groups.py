@@ -179,6 +179,7 @@ def everything_else(group: Group) -> dict[str, Any]:
         "all_to_all": group.all_to_all(mine),
         "all_to_all strided": group.all_to_all(strided),
         "started all_to_all": group.start_all_to_all(mine)(),
+        "parts": torch.cat(group.all_to_all_parts(*uneven_parts(rank, size))),
         "ring": group.send_receive(mine, right, left),
         "ring strided": group.send_receive(strided, right, left),
         "started ring": group.start_send_receive(mine, left, right)(),
@@ -199,6 +200,12 @@ def everything_else(group: Group) -> dict[str, Any]:
     return found
 
 
+def uneven_parts(rank: int, size: int) -> tuple[list[torch.Tensor], list[int]]:
+    """Return what a rank hands to each rank, of other sizes each and nothing to the first, and what it receives."""
+    parts = [tensor_of(rank).reshape(-1)[: other * (rank + 1)] for other in range(size)]
+    return parts, [rank * (other + 1) for other in range(size)]
+
+
 def expected_of_everything_else(rank: int, size: int) -> dict[str, Any]:
     """What plain arithmetic says of `everything_else`."""
     all_mine = [tensor_of(other)[:, :, : 4 * size].repeat(size, 1, 1) for other in range(size)]
@@ -209,6 +216,7 @@ def expected_of_everything_else(rank: int, size: int) -> dict[str, Any]:
         "all_to_all": swapped,
         "all_to_all strided": swapped.transpose(1, 2),
         "started all_to_all": swapped,
+        "parts": torch.cat([uneven_parts(other, size)[0][rank] for other in range(size)]),
         "ring": all_mine[left],
         "ring strided": all_mine[left].transpose(1, 2),
         "started ring": all_mine[right],
