@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from trainer.checkpoint.held_weights import Weights
     from trainer.checkpoint.peft_folder import PeftLayer
 
-_USAGE = "trident export CKPT DST [--dtype fp32|bf16|fp16] [--merged] [check=false]"
+_USAGE = "trident export CKPT DST [--dtype fp32|bf16|fp16] [--merged] [--ema] [check=false]"
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Our word -> theirs."""
 _LOADER = "transformers.AutoModelForCausalLM.from_pretrained("
@@ -53,6 +53,8 @@ class _Source:
     path: Path
     manifest: Manifest
     config: TridentConfig
+    ema: bool
+    """Write the average of the weights instead of the weights."""
 
     @property
     def kept(self) -> Path | None:
@@ -64,6 +66,16 @@ class _Source:
     def model(self) -> Model:
         """The model, with its adapters."""
         return make_model(self.config.model, self.manifest.vocab_size)
+
+    def weights(self) -> Weights:
+        """Return the tensors that are written.
+
+        Raises:
+            CheckpointError: some are missing, or there is no average.
+        """
+        from trainer.checkpoint.held_weights import averaged_weights, open_weights
+
+        return (averaged_weights if self.ema else open_weights)(self.path, self.manifest, self.model)
 
     def foreign_base(self) -> str | None:
         """Return the base of the adapters, if it is a Hugging Face folder; by its name if it has one."""
@@ -83,13 +95,14 @@ class _Source:
         return found if isinstance(found, dict) else {}
 
 
-def export_verb(arguments: Sequence[str], dtype: str | None, merges: bool = False) -> int:
+def export_verb(arguments: Sequence[str], dtype: str | None, merges: bool = False, ema: bool = False) -> int:
     """Run `trident export <arguments>` and return the exit code.
 
     Args:
         arguments: the words without options.
         dtype: number format, as our words spell it; None: the one that fits.
         merges: write a LoRA run as a whole model instead of its adapters.
+        ema: write the average of the weights instead of the weights.
 
     Raises:
         ConfigError: the usage is wrong, no family can say the model, or DST is not free.
@@ -98,7 +111,7 @@ def export_verb(arguments: Sequence[str], dtype: str | None, merges: bool = Fals
     """
     checkpoint, target, checks = parse(arguments)
     path, manifest = find_checkpoint(checkpoint)
-    source = _Source(path, manifest, saved_config(path / CONFIG))
+    source = _Source(path, manifest, saved_config(path / CONFIG), ema)
     _check_target(target)
     is_lora = source.config.model.lora.rank is not None
     if merges and not is_lora:
@@ -164,12 +177,12 @@ def _dtype(asked: str | None, kept: dict[str, object]) -> str:
 def _write(source: _Source, said: Expressed, dtype: str, folder: Path, checks: bool) -> str:
     """Write everything into a folder, and return the result of the comparison in words."""
     from trainer.checkpoint.copied_out import write_weights
-    from trainer.checkpoint.held_weights import MergedWeights, open_weights
+    from trainer.checkpoint.held_weights import MergedWeights
 
     end = _copy_small_files(source, folder)
     config = exported_config(said, dtype, source.kept_config(), end)
     write_atomically(folder / HF_CONFIG, json.dumps(config, indent=2) + "\n", "DST")
-    tensors: Weights = open_weights(source.path, source.manifest, source.model)
+    tensors = source.weights()
     ours = source.config.model
     if ours.lora.rank is not None:
         merged = MergedWeights(tensors, source.model)
@@ -189,10 +202,9 @@ def _write(source: _Source, said: Expressed, dtype: str, folder: Path, checks: b
 
 def _write_adapters(source: _Source, said: Expressed, dtype: str, folder: Path, checks: bool) -> str:
     """Write the adapters into a folder, and return the result of the comparison in words."""
-    from trainer.checkpoint.held_weights import open_weights
     from trainer.checkpoint.peft_folder import peft_layers, write_adapters
 
-    tensors, lora = open_weights(source.path, source.manifest, source.model), source.config.model.lora
+    tensors, lora = source.weights(), source.config.model.lora
     layers = list(peft_layers(tensors, said, source.model))
     write_adapters(layers, lora, source.foreign_base(), dtype, folder)
     told = _compared(source, said, tensors, layers, folder) if checks and dtype == _DTYPES["fp32"] else _UNCHECKED

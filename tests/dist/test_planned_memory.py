@@ -50,7 +50,7 @@ TWO = (
     LiveCase(pp=2, zero=1, offload="cpu"),
     LiveCase(pp=2, schedule="dualpipev", micro_batches=4),
     LiveCase(dp=2, zero=1, optimizer="lion"),
-    LiveCase(dp=2, zero=3, dtype="bf16", optimizer="muon"),
+    LiveCase(dp=2, zero=3, dtype="bf16", optimizer="muon", ema=True),
     LiveCase(tp=2, optimizer="muon", llama=True, tied=False),
 )
 MORE = (

@@ -56,6 +56,7 @@ class LiveCase:
     dropout: float = 0.0
     layers: int = 4
     optimizer: str = "adamw"
+    ema: bool = False
 
     @property
     def world_size(self) -> int:
@@ -120,7 +121,7 @@ def plan_of(case: LiveCase) -> RunPlan:
         precision=PrecisionConfig(dtype=Dtype(case.dtype), initial_scale_power=8),
         batch=BatchConfig(global_batch_size=2 * case.micro_batches * case.dp, micro_batch_size=2),
         runtime=RuntimeConfig(device=DeviceKind.cpu, threads_per_rank=1),
-        optimizer=OptimizerConfig(kind=StepRule(case.optimizer)),
+        optimizer=OptimizerConfig(kind=StepRule(case.optimizer), ema_decay=0.9 if case.ema else None),
     )
     return make_plan(config, VOCABULARY, case.world_size)
 
@@ -203,6 +204,7 @@ def owned(engine: Any) -> Iterator[tuple[str, Iterable[torch.Tensor]]]:
     yield "gradients", list(_named(optimizer, "grad"))
     # What is left of other ranks' gradients lies in buckets.
     yield "buffers", [p.grad_accum for p in parameters if getattr(p, "grad_accum", None) is not None]
+    yield "moments", list(engine.sharding.averages.values())
     yield "moments", [t for state in inner.state.values() for key, t in state.items() if key.startswith("exp_avg")]
     yield "master", [p.data for p in stepped]
     yield "buffers", list(_named(optimizer, ""))

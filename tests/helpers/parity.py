@@ -87,6 +87,7 @@ OPTIMIZERS = {
         replace(OPTIMIZER, rates=("embedding:0.3", "norms:3", "layers.0.mlp:2"), mup_base_width=32), _factor
     ),
     # The sign of a rounding error is as large a step as any other: at this rate one of them passes for rounding.
+    "ema": Chosen(replace(OPTIMIZER, ema_decay=0.8)),
     "muon": Chosen(replace(OPTIMIZER, kind=StepRule.muon)),
     "lion": Chosen(replace(OPTIMIZER, kind=StepRule.lion, lr=1e-5, beta2=0.99)),
 }

@@ -221,6 +221,8 @@ class ReferenceRun:
     """Gradients of the first step's loss, before clipping."""
     weights: dict[str, torch.Tensor]
     """After the last step."""
+    average: dict[str, torch.Tensor]
+    """Exponential moving average of the weights after the last step; empty without one."""
 
 
 def train_reference(
@@ -248,7 +250,8 @@ def train_reference(
         for name, tensor in weights.items()
     }
     stepped = ReferenceOptimizer(optimizer, factor)
-    losses, norms = [], []
+    decay, losses, norms = optimizer.ema_decay, [], []
+    average = {} if decay is None else {name: leaf.detach().clone() for name, leaf in leaves.items()}
     first_gradients: dict[str, torch.Tensor] = {}
     for step, micro_batches in enumerate(steps, start=1):
         for leaf in leaves.values():
@@ -266,7 +269,9 @@ def train_reference(
             for gradient in gradients.values():
                 gradient.mul_(optimizer.grad_clip / (norm + 1e-6))
         stepped.step(leaves, gradients, optimizer.lr if learning_rate is None else learning_rate(step))
+        if decay is not None:
+            average = {name: decay * old + (1 - decay) * leaves[name].detach() for name, old in average.items()}
         losses.append(total)
         norms.append(norm)
     final = {name: leaf.detach().clone() for name, leaf in leaves.items()}
-    return ReferenceRun(tuple(losses), tuple(norms), first_gradients, final)
+    return ReferenceRun(tuple(losses), tuple(norms), first_gradients, final, average)

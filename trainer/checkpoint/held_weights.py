@@ -14,10 +14,12 @@ from trainer.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from trainer.checkpoint.origin import Found
 from trainer.config.hf_folder import read_hf_model
 from trainer.config.lora import adapted_linears
+from trainer.errors import CheckpointError
 from trainer.interchange.linked_weights import LinkedWeights
 from trainer.interchange.weight_files import WeightFiles
 from trainer.spec.model import Model
 from trainer.spec.parts import Linear
+from trainer.spec.stepping import EMA, WEIGHT
 from trainer.tensor_parallel.shard import ShardSpec, shard, with_padding
 
 
@@ -40,6 +42,12 @@ class Weights(Protocol):
         Raises:
             CheckpointError: as `read`, or it has another shape.
         """
+
+
+def averaged_weights(checkpoint: Path, manifest: Manifest, model: Model) -> Weights:
+    """Return the average of the weights of a checkpoint's run; see `AveragedWeights`."""
+    own = TensorFolder(checkpoint, manifest.files)
+    return AveragedWeights(open_weights(checkpoint, manifest, model), own, checkpoint)
 
 
 def weights_of(found: Found, model: Model, init_from: str | None = None) -> Weights:
@@ -143,6 +151,36 @@ class AdaptedWeights:
     def read_shard(self, kind: str, spec: ShardSpec, rank: int, size: int) -> torch.Tensor:
         """Return a shard of a tensor."""
         return self._of(spec.name).read_shard(kind, spec, rank, size)
+
+
+class AveragedWeights(_ReadWhole):
+    """The average of a run's weights in place of the weights that it trains; frozen ones are as they are.
+
+    Args:
+        weights: the checkpoint's weights.
+        tensors: the checkpoint's own tensors.
+        checkpoint: the checkpoint, as messages name it.
+
+    Raises:
+        CheckpointError: there is no average.
+    """
+
+    def __init__(self, weights: Weights, tensors: TensorFolder, checkpoint: Path) -> None:
+        self._weights = weights
+        self._averaged = set(tensors.names(EMA))
+        if not self._averaged:
+            raise CheckpointError(
+                f"{checkpoint} must hold an average of its weights, but its run had no optimizer.ema_decay; leave ema "
+                "out"
+            )
+
+    def names(self) -> list[str]:
+        """Return the names of all weights."""
+        return self._weights.names()
+
+    def read(self, kind: str, name: str) -> torch.Tensor:
+        """Return a whole tensor."""
+        return self._weights.read(EMA if kind == WEIGHT and name in self._averaged else kind, name)
 
 
 class MergedWeights(_ReadWhole):

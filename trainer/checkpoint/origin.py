@@ -24,7 +24,7 @@ from trainer.config.key_text import shown_value
 from trainer.config.lora import without_lora
 from trainer.config.models import changed_keys
 from trainer.config.places import absolute_path
-from trainer.config.schema import CheckpointConfig, ModelConfig, TridentConfig
+from trainer.config.schema import CheckpointConfig, ModelConfig, OptimizerConfig, TridentConfig
 from trainer.errors import CheckpointError, ConfigError
 from trainer.files import write_atomically
 from trainer.interchange.linked_names import LinkedNames
@@ -350,4 +350,28 @@ def check_model(path: Path, here: ModelConfig, use: Use) -> None:
             hints=[f"trident export {path} DST --merged adds its adapters to the weights; begin with DST"]
             if saved.lora.rank is not None and use is Use.weights
             else [],
+        )
+
+
+def check_optimizer(path: Path, here: OptimizerConfig, use: Use) -> None:
+    """Check that a checkpoint has what this optimizer keeps, unless only its weights are used.
+
+    Raises:
+        CheckpointError: it was trained by another rule, or without an average of its weights.
+    """
+    if use is Use.weights:
+        return
+    saved = saved_config(path / CONFIG).optimizer
+    hints = [f"to begin with its weights alone, at step 1, give {Use.weights.value}={path}"]
+    if saved.kind is not here.kind:
+        raise CheckpointError(
+            f"{path} must hold the moments of optimizer.kind={here.kind.value}, but was trained with "
+            f"{saved.kind.value}; set optimizer.kind={saved.kind.value}",
+            hints,
+        )
+    if here.ema_decay is not None and saved.ema_decay is None:
+        raise CheckpointError(
+            f"{path} must hold an average of its weights for optimizer.ema_decay, but was trained without one; set "
+            "optimizer.ema_decay=null",
+            hints,
         )

@@ -9,7 +9,7 @@ import torch
 from trainer.checkpoint.base import base_files, check_base, find_base
 from trainer.checkpoint.held_weights import weights_of
 from trainer.checkpoint.manifest import Base, Manifest, check_content, describe_layout, file_facts, read_manifest
-from trainer.checkpoint.origin import Found, Use, check_model, find_origin
+from trainer.checkpoint.origin import Found, Use, check_model, check_optimizer, find_origin
 from trainer.checkpoint.probe import check_probe, probe_loss
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stream import other_tokens
@@ -19,6 +19,7 @@ from trainer.engine.face import Engine
 from trainer.errors import CheckpointError
 from trainer.log import say, warn
 from trainer.loop.state import TrainState
+from trainer.spec.stepping import EMA, WEIGHT
 from trainer.tensor_parallel.init import Drawn, initial_of
 from trainer.tensor_parallel.shard import ShardSpec
 from trainer.topology.agreement import gather, together
@@ -183,6 +184,7 @@ def _load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) -
         )
     config = plan.config
     check_model(path, config.model, found.use)
+    check_optimizer(path, config.optimizer, found.use)
     rank, size = groups.tensor.rank, groups.tensor.size
     weights = weights_of(found, plan.model, config.checkpoint.init_from)
     model, drawn = plan.model, Drawn(plan.seed, groups.tensor)
@@ -191,11 +193,13 @@ def _load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) -
     new = model.tensors.keys() - {*model.base_tensors, *weights.names()} if begins else set[str]()
 
     def read(kind: str, spec: ShardSpec) -> torch.Tensor:
-        if found.use is Use.weights and kind != "weight":
+        begins = found.use is Use.weights
+        if begins and kind not in (WEIGHT, EMA):
             return torch.zeros(spec.local_shape(size))
         if spec.name in new:
             return drawn(spec, initial_of(model.tensors[spec.name], plan.execution))
-        return weights.read_shard(kind, spec, rank, size)
+        # An average begins as the weights.
+        return weights.read_shard(WEIGHT if begins else kind, spec, rank, size)
 
     # The engine's other scalar, a loss scale, stays as it is.
     fresh = {**engine.scalars(), **dict.fromkeys(_COUNTERS, 0.0)}

@@ -21,6 +21,7 @@ from trainer.checkpoint.manifest import FileFacts, Manifest, check_file
 from trainer.checkpoint.placement import Placement
 from trainer.config.plan import RunPlan
 from trainer.errors import CheckpointError, StorageError
+from trainer.spec.stepping import WEIGHT
 from trainer.tensor_parallel.shard import ShardSpec
 
 _Digests = Mapping[tuple[str, str], bytes]
@@ -46,7 +47,7 @@ def rewrite_tensors(source: Path, manifest: Manifest, plan: RunPlan, target: Pat
     tensors = TensorFolder(source, manifest.files)
     model = plan.model
     kept = model.tensors.keys() - model.base_tensors.keys() if manifest.base is not None else model.tensors.keys()
-    _check_model(tensors, source, sum(model.tensors[name].numel for name in kept))
+    _check_model(tensors, source, plan, sum(model.tensors[name].numel for name in kept))
     placement = Placement(plan)
     contents = _contents(tensors, placement)
     _check_room(contents, target)
@@ -59,16 +60,17 @@ def rewrite_tensors(source: Path, manifest: Manifest, plan: RunPlan, target: Pat
     return files
 
 
-def _check_model(tensors: TensorFolder, source: Path, expected: int) -> None:
-    # A frozen tensor has no moments, and every other one has all of them.
-    names, moments = tensors.names(), [kind for kind in tensors.kinds() if kind != "weight"]
-    trained = {name for kind in moments for name in tensors.names(kind)}
-    for kind in moments:
-        differing = sorted(trained ^ set(tensors.names(kind))) + sorted(trained - set(names))
-        if differing:
-            raise CheckpointError(
-                f"{source} must hold weight and {kind} of the same tensors, but {differing[0]} differs"
-            )
+def _check_model(tensors: TensorFolder, source: Path, plan: RunPlan, expected: int) -> None:
+    # A frozen tensor has its weight alone, and every other one has all that the optimizer keeps of it.
+    names, held = tensors.names(), {kind: set(tensors.names(kind)) for kind in tensors.kinds() if kind != WEIGHT}
+    trained = set().union(*held.values())
+    for name in sorted(trained):
+        known = plan.model.tensors.get(name)
+        kept = [kind for kind, of_kind in held.items() if name in of_kind]
+        wanted = kept if known is None else plan.stepping.kinds(known, is_trained=True)[1:]
+        for kind in sorted({*kept, *wanted}):
+            if kind not in kept or kind not in wanted or name not in names:
+                raise CheckpointError(f"{source} must hold weight and {kind} of the same tensors, but {name} differs")
     found = sum(math.prod(tensors.shape(name)) for name in names)
     if found != expected:
         raise CheckpointError(

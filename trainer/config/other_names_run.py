@@ -28,6 +28,7 @@ SAME_RUN: dict[str, str] = {
     "micro_batch microbatch_size",
     "optimizer.lr": "learning_rate max_lr base_lr peak_lr max_learning_rate peak_learning_rate",
     "optimizer.kind": "optim optimizer_name optimizer_type optimizer.name optimizer.type optim_type",
+    "optimizer.ema_decay": "ema use_ema ema_rate ema_beta",
     "optimizer.momentum": "muon_momentum muon_beta",
     "optimizer.rates": "lr_mult lr_multipliers param_group_lrs",
     "optimizer.mup_base_width": "mup_base_dim mup_base_hidden_size mup_dim_model_base dim_model_base",
@@ -245,7 +246,7 @@ ABSENT_RUN: dict[str, str] = {
     "override_opt_param_scheduler use_checkpoint_opt_param_scheduler": "the schedule is schedule.kind with "
     "warmup_steps, decay_steps and min_lr_ratio",
     "label_smoothing label_smoothing_factor z_loss z_loss_weight": "the loss is plain cross entropy",
-    "ema ema_decay use_ema neftune_noise_alpha": "weights and inputs are used as they are",
+    "neftune_noise_alpha": "inputs are used as they are",
     "max_time max_duration exit_interval exit_duration_in_mins train_time_limit": "a run does train.steps; a signal "
     "saves and stops it",
     "skip_train do_train do_predict eval_only fast_dev_run num_sanity_val_steps eval_on_start "

@@ -105,13 +105,13 @@ class RunPlan:
 
     @property
     def moments_per_parameter(self) -> float:
-        """Moments that the optimizer keeps of a parameter, on average over the model."""
+        """Moments and averages that a step reads and writes for each parameter, in the mean over the model."""
         if self.stepping.rule is not StepRule.muon:
-            return len(StepGroup(self.stepping.rule, True, 1.0).moments)
+            return len(StepGroup(self.stepping.rule, True, 1.0, self.stepping.averages).kept)
         sums = self.model.sums
         if (key := ("hidden matrices",)) not in sums:
             sums[key] = sum(tensor.numel for tensor in self.model.tensors.values() if is_hidden_matrix(tensor))
-        return 2 - sums[key] / self.model.parameter_count
+        return 2 + self.stepping.averages - sums[key] / self.model.parameter_count
 
     @property
     def flops_per_token(self) -> float:

@@ -97,4 +97,18 @@ def muon(case: Case) -> Iterator[str]:
         )
 
 
-RULES: tuple[Rule, ...] = (keys_of_adamw, rates, mup, muon)
+def ema(case: Case) -> Iterator[str]:
+    """An average of the weights is kept where a step can reach it, and where an evaluation asks for it."""
+    config = case.config
+    if config.optimizer.ema_decay is not None and config.zero.offload is OffloadKind.nvme:
+        yield (
+            "optimizer.ema_decay averages master weights in memory, but zero.offload=nvme keeps them on a disk; "
+            "use zero.offload=cpu, or leave it out"
+        )
+    if config.eval.ema and config.optimizer.ema_decay is None:
+        yield "eval.ema=true needs optimizer.ema_decay, the average that is evaluated, but it is null"
+    if config.eval.ema and config.train.eval_every == 0:
+        yield "eval.ema=true has no effect without evaluations; set train.eval_every, or leave it out"
+
+
+RULES: tuple[Rule, ...] = (keys_of_adamw, rates, mup, muon, ema)

@@ -119,6 +119,7 @@ BELOW_ONE: tuple[str, ...] = (
     "optimizer.beta1",
     "optimizer.beta2",
     "optimizer.momentum",
+    "optimizer.ema_decay",
 )
 CLOSED: dict[str, tuple[float, float]] = {
     "zero.stage": (0, 3),
@@ -191,7 +192,7 @@ def real_ranges(case: Case) -> Iterator[str]:
         if values[key] is not None and not (number(key) >= 0 and math.isfinite(number(key))):
             yield f"{key} must be at least 0, but is {values[key]}"
     for key in BELOW_ONE:
-        if not 0 <= number(key) < 1:
+        if values[key] is not None and not 0 <= number(key) < 1:
             yield f"{key} must be at least 0 and less than 1, but is {values[key]}"
     for key, (least, most) in CLOSED.items():
         value = values[key]

@@ -48,6 +48,8 @@ class EvalConfig:
     """Divides the logits before a token is drawn. 0: always the likeliest token (greedy)."""
     seed: int = 0
     """Seed of the draws; the same at every evaluation, so that texts differ only by what the model has learned."""
+    ema: bool = False
+    """Evaluate the average of the weights (optimizer.ema_decay) instead of the weights: loss, texts and tasks."""
     tasks: tuple[str, ...] = ()
     """Tasks of the Language Model Evaluation Harness that are run at evaluations: names, or .yaml files. Needs lm-eval.
     Scores are in the rows as eval/<task>/<metric>."""

@@ -49,5 +49,9 @@ class OptimizerConfig:
     not tied step with lr x mup_base_width / model.hidden_size (muP, arXiv 2203.03466: the rates of Adam in Table 3, and
     of Table 8 where the head is tied). Initial values and scales are keys of model.*: see docs/optimizers.md. null: the
     same rate for every width."""
+    ema_decay: float | None = None
+    """Decay rate of an exponential moving average of the weights (EMA), such as 0.999: after every step the average is
+    ema_decay x itself + (1 - ema_decay) x the weights. It begins as the first weights, is sharded and saved as they
+    are, and is what eval.ema, `trident export --ema` and ema=true of the other verbs use. null: none."""
     implementation: AdamImplementation = AdamImplementation.auto
     """auto | torch | deepspeed_cpu."""

@@ -30,7 +30,8 @@ def stepping_of(optimizer: OptimizerConfig, model: Model) -> Stepping:
         narrow = optimizer.mup_base_width / model.hidden_size
         for name in _as_wide(model):
             factors[name] *= narrow
-    return Stepping(optimizer.kind, frozenset((name, factor) for name, factor in factors.items() if factor != 1))
+    changed = frozenset((name, factor) for name, factor in factors.items() if factor != 1)
+    return Stepping(optimizer.kind, changed, optimizer.ema_decay is not None)
 
 
 def parse_rate(entry: str) -> tuple[str, float]:

@@ -88,10 +88,11 @@ def _construct(
         set_sink(parameter, sharding.sink(parameter))
     if isinstance(engine.basic_optimizer, MatrixSteps):
         attach_matrices(engine.basic_optimizer, sharding, groups)
+    sharding.begin_averages()
     give_back_freed_memory()
     if groups.device.type == "cpu":
         keep_freed_memory(LARGEST_KEPT.get(plan.zero_stage))
-    engine.attach(sharding, groups, config.optimizer.grad_clip, progress)
+    engine.attach(sharding, groups, config.optimizer, progress)
     return engine
 
 

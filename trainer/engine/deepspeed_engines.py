@@ -23,7 +23,7 @@ from deepspeed.runtime.pipe.dualpipev import DualPipeVEngine
 from deepspeed.runtime.pipe.engine import PipelineEngine
 from torch.distributed import get_process_group_ranks
 
-from trainer.config.schema import PipelineSchedule
+from trainer.config.schema import OptimizerConfig, PipelineSchedule
 from trainer.engine.deepspeed_surface import DeepSpeedEngineSurface, PipelineSurface
 from trainer.engine.gate import StepGate
 from trainer.engine.own_time import OwnTime
@@ -63,12 +63,16 @@ class _Repaired:
     progress: Progress
     busy_seconds: float = 0.0
     max_grad_norm: float = 0.0
+    ema_decay: float | None = None
 
-    def attach(self, sharding: Sharding, groups: ParallelGroups, max_grad_norm: float, progress: Progress) -> None:
+    def attach(
+        self, sharding: Sharding, groups: ParallelGroups, optimizer: OptimizerConfig, progress: Progress
+    ) -> None:
         """Hand over the objects that DeepSpeed's constructor has no argument for."""
+        self.ema_decay = optimizer.ema_decay
         self.sharding = sharding
         self.groups = groups
-        self.max_grad_norm = max_grad_norm
+        self.max_grad_norm = optimizer.grad_clip
         self.progress = progress
         self.cuda_spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self.gate = StepGate(groups)
@@ -81,6 +85,8 @@ class _Repaired:
         scaler = optimizer.loss_scaler if cast(DeepSpeedEngineSurface, self).fp16_enabled() else None
         before = dict(vars(scaler)) if scaler is not None else {}
         super()._take_model_step(lr_kwargs)  # type: ignore[misc]
+        if self.ema_decay is not None and not optimizer.overflow:
+            self.sharding.average(self.ema_decay)
         if optimizer.overflow:
             self.sharding.forget_skipped()
             if scaler is not None and self.gate.was_no_overflow():

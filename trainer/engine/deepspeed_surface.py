@@ -66,6 +66,7 @@ class PartitionedOptimizer(WrappedOptimizer, Protocol):
     scaled_global_norm: Callable[..., torch.Tensor]
     check_overflow: Callable[..., None]
 
+    update_lp_params: Callable[[], None]
     get_param_id: Callable[[nn.Parameter], int]
     get_grad_norm_direct: Callable[..., torch.Tensor]
     complete_grad_norm_calculation_for_cpu_offload: Callable[[list[nn.Parameter]], torch.Tensor]
@@ -84,8 +85,10 @@ class SubGroupOptimizer(WrappedOptimizer, Protocol):
     norm_for_param_grads: MutableMapping[int, torch.Tensor]
     grad_position: MutableMapping[int, tuple[int, int, int]]
     """Parameter -> (group, offset in the flat partition, elements)."""
+    persistent_parameters: list[nn.Parameter]
     _get_norm_groups: Callable[[], list[torch.Tensor]]
 
+    _reassign_or_swap_out_partitioned_parameters: Callable[[int], None]
     get_param_id: Callable[[nn.Parameter], int]
     _get_param_partition_rank: Callable[[nn.Parameter], int]
     _link_all_hp_params: Callable[[], None]
@@ -99,6 +102,7 @@ class Bf16Optimizer(WrappedOptimizer, Protocol):
     fp32_groups_gradients: list[list[torch.Tensor]]
     fp32_groups_has_gradients: list[list[bool]]
     get_grads_for_norm: Callable[..., object]
+    update_lp_params: Callable[[], None]
 
 
 class DeepSpeedEngineSurface(Protocol):

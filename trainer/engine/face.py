@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -120,6 +121,12 @@ class Engine(Protocol):
 
     def shard_specs(self) -> Mapping[str, ShardSpec]:
         """Return how each of `local_parameters` is sharded. Local."""
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Let the average of the weights (`optimizer.ema_decay`) be the weights inside; nothing may be trained there.
+
+        Afterwards the weights are bit for bit what they were. Collective on the way in and out.
+        """
 
     def fragments(self, only_trained: bool = False) -> Iterator[Fragment]:
         """Yield copies of the weights and moments that this rank has to write. Over all ranks: every element once.

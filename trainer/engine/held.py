@@ -44,6 +44,7 @@ def _owned(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
     for state in inner.state.values():
         # The count of steps, a number, is there once for each.
         yield from (("moments", moment) for kind, moment in state.items() if kind != "step")
+    yield from (("moments", average) for average in engine.sharding.averages.values())
     yield from (("master", tensor.data) for tensor in stepped)
 
 

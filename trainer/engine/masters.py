@@ -14,10 +14,9 @@ from deepspeed.ops.adam import DeepSpeedCPUAdam
 from torch import nn
 
 from trainer.engine.deepspeed_engines import DrivenEngine
-from trainer.engine.deepspeed_surface import BasicOptimizer
 from trainer.engine.face import Fragment, ReadShard
 from trainer.engine.sharding import Piece, Sharding
-from trainer.spec.stepping import WEIGHT
+from trainer.spec.stepping import EMA, WEIGHT
 from trainer.tensor_parallel.init import tensor_spec
 from trainer.tensor_parallel.shard import first_element, shard_spec
 from trainer.topology.groups import ParallelGroups
@@ -44,7 +43,7 @@ def fragments(sharding: Sharding, groups: ParallelGroups, only_trained: bool = F
         if count == 0:
             continue
         for kind in sharding.kinds(piece.parameter):
-            values = piece.elements(_tensor(sharding.basic_optimizer, piece, kind)).narrow(0, first, count)
+            values = piece.elements(_tensor(sharding, piece, kind)).narrow(0, first, count)
             copied = values.to("cpu", torch.float32, copy=True)
             start = first_element(piece.parameter) + piece.start + first
             yield Fragment(kind, spec, groups.tensor.rank, groups.tensor.size, start, copied)
@@ -56,11 +55,13 @@ def _share(numel: int, groups: ParallelGroups) -> tuple[int, int]:
     return first, numel * (rank + 1) // size - first
 
 
-def _tensor(optimizer: BasicOptimizer, piece: Piece, kind: str) -> torch.Tensor:
+def _tensor(sharding: Sharding, piece: Piece, kind: str) -> torch.Tensor:
     if kind == WEIGHT:
         return piece.master
+    if kind == EMA:
+        return sharding.averages[piece.master]
     # In fp16 every step so far may have been skipped: there is no state yet, and the moments are zero.
-    state = optimizer.state.get(piece.master, {})
+    state = sharding.basic_optimizer.state.get(piece.master, {})
     return cast(torch.Tensor, state[kind]) if kind in state else torch.zeros_like(piece.master)
 
 
@@ -92,8 +93,7 @@ def restore(engine: DrivenEngine, read: ReadShard, scalars: Mapping[str, float])
         for kind in sharding.kinds(parameter)[1:] if own else ():
             moment = _of(parameter, read(kind, spec))
             for piece in own:
-                state = cast(torch.Tensor, optimizer.state[piece.master][kind])
-                piece.elements(state).copy_(moment.narrow(0, piece.start, piece.numel))
+                piece.elements(_tensor(sharding, piece, kind)).copy_(moment.narrow(0, piece.start, piece.numel))
     _set_scalars(engine, scalars)
 
 

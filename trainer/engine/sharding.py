@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,40 @@ class Sharding(ABC):
         self.basic_optimizer: BasicOptimizer = engine.basic_optimizer
         self.stepping = plan.stepping
         self.step_groups = plan.step_groups
+        self.averages: dict[torch.Tensor, torch.Tensor] = {}
+        """Tensor that is stepped -> average of the weights in it; empty if none is kept."""
+
+    def begin_averages(self) -> None:
+        """Keep an average of the weights beside what the optimizer steps, beginning as the weights. Called once."""
+        for master, _ in self.stepped() if self.stepping.averages else ():
+            self.averages[master] = master.detach().clone()
+
+    def average(self, decay: float) -> None:
+        """Move the average towards the weights of a step that was applied. Local; no host sync."""
+        for master, average in self.averages.items():
+            average.lerp_(master.detach(), 1 - decay)
+
+    @contextmanager
+    def with_averages(self) -> Iterator[None]:
+        """Let the average be the weights inside, and the weights be bit for bit what they were afterwards.
+
+        Collective over the replicas on the way in and out.
+        """
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for master, average in self.averages.items():
+            before = master.detach().clone()
+            master.data.copy_(average)
+            average.copy_(before)
+        self.publish_masters()
+
+    def publish_masters(self) -> None:  # noqa: B027
+        """Make the weights that forward reads those of the masters. Collective over the replicas."""
 
     def kinds(self, parameter: nn.Parameter) -> tuple[str, ...]:
         """Return the kinds of tensors that are kept of a parameter."""

@@ -39,6 +39,10 @@ class Bf16Partitions(Sharding):
         """Yield this rank's partition of each flat tensor."""
         return zip(self.optimizer.fp32_groups_flat_partition, self.groups(), strict=True)
 
+    def publish_masters(self) -> None:
+        """Round the masters into this rank's partition, and gather the others'. Collective over the replicas."""
+        self.optimizer.update_lp_params()
+
     def let_judge(self, gate: StepGate) -> None:
         """Put the gate at the place where the optimizer collects the gradients of its norm.
 

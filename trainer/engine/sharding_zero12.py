@@ -54,6 +54,10 @@ class FlatPartitions(Sharding):
         """Yield this rank's partition of each flat tensor."""
         return zip(self.optimizer.single_partition_of_fp32_groups, self.groups(), strict=True)
 
+    def publish_masters(self) -> None:
+        """Round the masters into this rank's partition, and gather the others'. Collective over the replicas."""
+        self.optimizer.update_lp_params()
+
     def let_judge(self, gate: StepGate) -> None:
         """Put the gate after the norm of the whole gradient."""
         optimizer = self.optimizer

@@ -55,6 +55,15 @@ class SubGroups(Sharding):
         if numel > 0:
             yield Piece(parameter, start, numel, partition, offset)
 
+    def publish_masters(self) -> None:
+        """Round the masters into the partitions, and gather what is kept whole. Collective over the replicas."""
+        optimizer = self.optimizer
+        for index in range(len(optimizer.fp16_groups)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(index)
+        if optimizer.persistent_parameters:
+            whole: Any = optimizer.persistent_parameters[0]
+            whole.all_gather(optimizer.persistent_parameters)
+
     def let_judge(self, gate: StepGate) -> None:
         """Put the gate after the norms of the sub-groups."""
         computed: Callable[[], list[torch.Tensor]] = self.optimizer._get_norm_groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import deepspeed
 import torch
@@ -101,6 +102,10 @@ class WrappedEngine:
         """Return how each local parameter is sharded."""
         specs = (shard_spec(parameter) for parameter in self._engine.module.parameters())
         return {spec.name: spec for spec in specs}
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Let the average of the weights be the weights inside."""
+        return self._engine.sharding.with_averages()
 
     def fragments(self, only_trained: bool = False) -> Iterator[Fragment]:
         """Yield the fragments that this rank has to write."""

@@ -92,6 +92,7 @@ def settle(options: EvaluateOptions, world: int | None = None, device_count: int
     """
     words = composed(options.settings)
     source = source_of(options.checkpoint, "evaluate", words, world, device_count)
+    source = replace(source, ema=options.ema)
     problems = [*_unplaced(options), *_unwritable(options)]
     if options.stride > source.seq_length:
         problems.append(

@@ -19,6 +19,8 @@ class EvaluateOptions:
     checkpoint: str = ""
     """A run folder (its newest checkpoint), a checkpoint folder, or the folder or hub name of a Hugging Face model. A
     first word that is no key=value means it too."""
+    ema: bool = False
+    """Use the average of the run's weights (optimizer.ema_decay) instead of the weights."""
     tasks: tuple[str, ...] = ()
     """Tasks of the Language Model Evaluation Harness, with commas: names, patterns with *, or .yaml files. Needs
     lm-eval."""

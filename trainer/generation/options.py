@@ -17,6 +17,8 @@ class GenerateOptions:
     checkpoint: str = ""
     """A run folder (its newest checkpoint), a checkpoint folder, or the folder or hub name of a Hugging Face model. A
     first word that is no key=value means it too."""
+    ema: bool = False
+    """Use the average of the run's weights (optimizer.ema_decay) instead of the weights."""
     prompt: tuple[str, ...] = ()
     """Text that the model continues; given several times, as many texts. Without any: the beginning of a document."""
     prompts: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from trainer.config.places import unwritable
@@ -63,6 +63,7 @@ def settle(options: GenerateOptions, world: int | None = None, device_count: int
         DataError: the tokenizer's files cannot be used.
     """
     source = source_of(options.checkpoint, "generate", composed(options.settings), world, device_count)
+    source = replace(source, ema=options.ema)
     _check_output(options.output)
     tokenizer = find_tokenizer(source.found, options.tokenizer)
     template = chat_template(tokenizer.read) if options.chat else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.checkpoint.held_weights import weights_of
+from trainer.checkpoint.held_weights import averaged_weights, weights_of
 from trainer.errors import CheckpointError
 from trainer.inference.model_source import ModelSource
 from trainer.inference.stage import StageModel, stage_model
@@ -19,6 +19,10 @@ def load_stage(source: ModelSource, groups: ParallelGroups) -> StageModel:
     """
     found, plan = source.found, source.plan
     weights = weights_of(found, plan.model)
+    if source.ema:
+        if found.is_foreign:
+            raise CheckpointError(f"ema=true needs a checkpoint of a run, but {found.path} is a Hugging Face model")
+        weights = averaged_weights(found.path, found.manifest, plan.model)
     unread = set(weights.names()) - set(plan.model.tensors)
     if unread:
         raise CheckpointError(f"{found.path} must hold the model of its config.yaml, but also holds {min(unread)}")

@@ -52,6 +52,8 @@ class ModelSource:
     """Config of the run that saved it; of a Hugging Face model, the defaults with its `model.*`."""
     plan: RunPlan
     """Numbers of the model and of the layout that uses it; nothing in it is about training."""
+    ema: bool = False
+    """Use the average of the run's weights instead of the weights."""
 
     @property
     def path(self) -> Path:
@@ -70,7 +72,7 @@ class ModelSource:
 
     def facts(self) -> dict[str, object]:
         """Return what all ranks must have alike; the path of the same model may differ from machine to machine."""
-        return {"the checkpoint": identity(self.path), "the layout": self.plan.mesh.name}
+        return {"the checkpoint": identity(self.path), "the layout": self.plan.mesh.name, "ema": self.ema}
 
 
 def find_model(name: str) -> tuple[Found, TridentConfig]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -217,13 +218,14 @@ class Loop:
 
     def _evaluate(self, step: int) -> float:
         assert self.batches.validation is not None
-        loss = evaluate(self.engine, self.batches.validation, self._train.eval_batches, self.session.progress)
-        self.session.progress.enter("hooks")
-        if self.session.plan.uses_pipeline_engine:
-            # The computation of the evaluation must not count as work of the next window.
-            self.engine.take_busy_seconds()
-        for hook in self.hooks:
-            hook.on_evaluate(step)
+        with self.engine.averaged() if self.session.plan.evaluation.ema else nullcontext():
+            loss = evaluate(self.engine, self.batches.validation, self._train.eval_batches, self.session.progress)
+            self.session.progress.enter("hooks")
+            if self.session.plan.uses_pipeline_engine:
+                # The computation of the evaluation must not count as work of the next window.
+                self.engine.take_busy_seconds()
+            for hook in self.hooks:
+                hook.on_evaluate(step)
         return loss
 
     def _measured(self) -> dict[str, float]:

@@ -123,13 +123,13 @@ def _states(plan: RunPlan, rank: RankParts, choice: Choice) -> States:
         gradients = trained + _joined_rows(plan, rank)
         # Half precision without ZeRO is refused; peers that have it keep fp32 weights besides.
         master = _FP32 * trained if width == 2 else 0
-        moments = _FP32 * sum(numel * len(group.moments) for group, numel in groups.items())
+        moments = _FP32 * sum(numel * len(group.kept) for group, numel in groups.items())
         return States(width * rank.held, _FP32 * gradients, master, moments, _FP32 * bucket, 0, 0, 0, 0)
     # Flat tensors are padded to 4 bytes a partition of half-precision elements.
     unit = 2 * replicas
     padded = {group: -(-numel // unit) * unit for group, numel in groups.items()}
     own = sum(padded.values()) // replicas
-    moments = sum(numel // replicas * len(group.moments) for group, numel in padded.items())
+    moments = sum(numel // replicas * len(group.kept) for group, numel in padded.items())
     return _flat(plan, rank, choice, _Sizes(width, trained, frozen, own * replicas, own, moments))
 
 
@@ -218,7 +218,7 @@ def _sharded(plan: RunPlan, rank: RankParts, choice: Choice) -> States:
         part = -(-one.numel // replicas) * count
         own_all += part
         own += part if one.is_trained else 0
-        of_moments += part * len(one.group.moments) if one.is_trained else 0
+        of_moments += part * len(one.group.kept) if one.is_trained else 0
         # Small parameters are kept whole, beside the shards that are stepped.
         if replicas > 1 and one.numel <= persistence_threshold(plan):
             whole += part * replicas

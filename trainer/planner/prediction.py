@@ -22,7 +22,7 @@ class StageMemory:
     master: int
     """fp32 master weights beside half-precision ones; fp32 weights are their own master weights."""
     moments: int
-    """Moments of the optimizer: two of AdamW, one of Lion."""
+    """Moments of the optimizer, and the average of the weights if there is one."""
     activations: int
     """Activations of all micro-batches in flight that wait for their backward pass."""
     working: int

@@ -11,6 +11,8 @@ from trainer.spec.tensors import TensorSpec
 
 WEIGHT = "weight"
 """Kind of the fp32 master weights."""
+EMA = "ema"
+"""Kind of the exponential moving average of the weights."""
 
 
 class StepRule(Enum):
@@ -45,11 +47,18 @@ class StepGroup:
     """True if weight decay applies to them."""
     rate: float
     """Factor of the step's learning rate."""
+    averages: bool = False
+    """True if an average of the weights is kept beside them."""
 
     @property
     def moments(self) -> tuple[str, ...]:
-        """Kinds of fp32 tensors of a parameter's shape that are kept for each parameter."""
+        """Kinds of fp32 tensors of a parameter's shape that the optimizer keeps for each parameter."""
         return _MOMENTS[self.rule]
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Kinds of fp32 tensors of a parameter's shape that are kept besides its master weight."""
+        return (*self.moments, EMA) if self.averages else self.moments
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,8 @@ class Stepping:
     rule: StepRule = StepRule.adamw
     rates: frozenset[tuple[str, float]] = frozenset()
     """(global name, factor of the learning rate) of the tensors whose factor is not 1."""
+    averages: bool = False
+    """True if an average of the weights is kept beside them."""
 
     @cached_property
     def _rates(self) -> Mapping[str, float]:
@@ -69,7 +80,7 @@ class Stepping:
         rule = self.rule
         if rule is StepRule.muon and not is_hidden_matrix(tensor):
             rule = StepRule.adamw
-        return StepGroup(rule, tensor.decays, self._rates.get(tensor.name, 1.0))
+        return StepGroup(rule, tensor.decays, self._rates.get(tensor.name, 1.0), self.averages)
 
     def groups(self, tensors: Iterable[TensorSpec]) -> tuple[StepGroup, ...]:
         """Return the groups of some tensors, those that decay first, otherwise in order of appearance."""
@@ -77,5 +88,5 @@ class Stepping:
         return tuple(sorted(found, key=lambda group: not group.decays))
 
     def kinds(self, tensor: TensorSpec, is_trained: bool) -> tuple[str, ...]:
-        """Return the kinds of fp32 tensors that a run keeps of a tensor: a frozen one has no moments."""
-        return (WEIGHT, *self.group(tensor).moments) if is_trained else (WEIGHT,)
+        """Return the kinds of fp32 tensors that a run keeps of a tensor: a frozen one has its weight alone."""
+        return (WEIGHT, *self.group(tensor).kept) if is_trained else (WEIGHT,)

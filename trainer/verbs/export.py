@@ -10,7 +10,7 @@ def run(words: Words) -> int:
     """Write the folder."""
     from trainer.exporting import export_verb
 
-    return export_verb(words.rest, words.value("--dtype"), words.has("--merged"))
+    return export_verb(words.rest, words.value("--dtype"), words.has("--merged"), words.has("--ema"))
 
 
 VERB = Verb(
@@ -30,6 +30,7 @@ VERB = Verb(
             choices=("fp32", "bf16", "fp16"),
         ),
         Option("--merged", "of a LoRA run, write the whole model with its adapters added to the weights"),
+        Option("--ema", "write the average of the run's weights (optimizer.ema_decay) instead of the weights"),
     ),
     text=(
         "Writes config.json, safetensors in shards of at most 5 GB with their index, the tokenizer, and a model card "
