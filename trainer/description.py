@@ -87,6 +87,9 @@ def describe(plan: RunPlan, foreseen: Foreseen | None = None) -> str:
         f"= {plan.tokens_per_step:,} tokens; {plan.num_micro_batches} "
         f"micro-batch{'es' * (plan.num_micro_batches > 1)} of {config.batch.micro_batch_size} a rank",
     ]
+    if plan.batch_sizes.warmup:
+        parts = ", ".join(f"{size} to step {last}" for last, size in plan.batch_sizes.warmup)
+        lines.append(f"        before that a warm-up of the batch: {parts}")
     trained, count = plan.trained_parameters, plan.model.parameter_count
     if trained < count:
         parts = ", ".join(["the model's own beside LoRA"] * plan.model.has_adapters + list(config.train.frozen))

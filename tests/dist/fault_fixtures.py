@@ -211,7 +211,7 @@ class _Source:
             time.sleep(600)
         return self._fixture.batches(1 + position // self.tokens)
 
-    def ledger(self, previous: str, position: int) -> str:
+    def ledger(self, previous: str, position: int, step: int | None = None) -> str:
         return previous
 
 

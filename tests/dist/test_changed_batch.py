@@ -66,6 +66,25 @@ def test_other_batch_sizes_on_the_way(tmp_path: Path) -> None:
     assert [row["train/tokens_seen"] for row in read_rows(changed / "R" / "metrics.jsonl")] == [128, 192, 256, 512]
 
 
+def test_a_batch_that_grows_reads_the_stream_in_order_in_every_layout(tmp_path: Path) -> None:
+    straight, grown, moved = (tmp_path / name for name in ("straight", "grown", "moved"))
+    grows = ("batch.global_batch_size=16", "batch.warmup_sizes=[4,8]", "batch.warmup_steps=[2,4]", "train.steps=5")
+    whole = train(straight, "batch.global_batch_size=8", "train.steps=5")
+    assert train(grown, *grows) == whole
+    # The same in tokens, ended in the middle of the warm-up and gone on with in another layout.
+    in_tokens = (*grows[:2], "batch.warmup_tokens=[60,180]")
+    parts = train(moved, *in_tokens, "train.steps=5", "checkpoint.every=3", "layout.data_parallel_size=2", ranks=2)
+    (moved / "R" / "checkpoints" / "step_5").rename(tmp_path / "later")
+    parts += train(moved, *in_tokens, "train.steps=5", "layout.pipeline_parallel_size=2", ranks=2)
+    assert sorted({tuple(row) for row in parts}) == sorted({tuple(row) for row in whole})
+    assert position(moved, 5) == position(grown, 5)
+    rows = read_rows(grown / "R" / "metrics.jsonl")
+    assert [row["train/tokens_seen"] for row in rows] == [32, 64, 128, 192, 320]
+    losses, others = ([row["train/loss"] for row in read_rows(run / "R" / "metrics.jsonl")] for run in (grown, moved))
+    assert others[:3] == pytest.approx(losses[:3], rel=1e-5)
+    assert others[-2:] == pytest.approx(losses[-2:], rel=1e-5)
+
+
 def test_a_longer_sequence_on_the_way(tmp_path: Path) -> None:
     straight, changed = tmp_path / "straight", tmp_path / "changed"
     whole = train(straight, "batch.global_batch_size=8", "train.steps=4")

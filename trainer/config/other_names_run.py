@@ -89,6 +89,10 @@ SAME_RUN: dict[str, str] = {
 """Key here -> names of the same thing elsewhere."""
 
 DIFFERENT_RUN: dict[str, tuple[str, str]] = {
+    "rampup_batch_size batch_size_rampup": (
+        "batch.warmup_sizes batch.warmup_steps batch.warmup_tokens",
+        "sizes, and the steps or tokens with which each of them ends",
+    ),
     "world_size num_gpus n_gpus n_gpu ngpus gpus num_processes nproc nproc_per_node num_devices devices "
     "gpus_per_node": ("layout.data_parallel_size", "since ranks = pipeline x tensor x data parallel size"),
     "fsdp fsdp_config use_fsdp use_torch_fsdp2 data_parallel_shard_degree strategy sharding_strategy": (
@@ -237,7 +241,6 @@ ABSENT_RUN: dict[str, str] = {
     "precision.initial_scale_power is where it begins",
     "accumulate_allreduce_grads_in_fp32 grad_accum_dtype grad_reduce_in_fp32 grad_reduce_in_bf16 master_weights "
     "mixed_precision_reduce communication_data_type": "gradients and master weights are always fp32",
-    "rampup_batch_size batch_size_rampup": "the batch is as large from the first step to the last",
     "momentum nesterov sgd_momentum amsgrad": "the optimizers are adamw, lion and muon; their moments "
     "decay by beta1, beta2 and momentum",
     "gradient_clip_algorithm clip_grad_value": "gradients are clipped by their global L2 norm",

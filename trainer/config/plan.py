@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from trainer.config.batch_sizes import BatchSizes, batch_sizes
 from trainer.config.models import make_execution, make_model
 from trainer.config.pipeline_schedules import SCHEDULES, Schedule
 from trainer.config.schema import (
@@ -161,7 +162,16 @@ class RunPlan:
     @property
     def run_tokens(self) -> int:
         """Tokens of the whole run."""
-        return self.tokens_per_step * self.steps
+        return self.batch_sizes.sequences(self.steps) * self.execution.seq_length
+
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """Global batch sizes of the steps: `global_batch_size` after the warm-up of the batch."""
+        return batch_sizes(self.config.batch, self.execution.seq_length)
+
+    def tokens_of_step(self, step: int) -> int:
+        """Return the tokens of a step, counted from 1: `tokens_per_step` after the warm-up of the batch."""
+        return self.batch_sizes.at(step) * self.execution.seq_length
 
     @property
     def sequence_shards(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from trainer.config import (
+    rules_batch,
     rules_cluster,
     rules_examples,
     rules_frozen,
@@ -29,6 +30,7 @@ ARITHMETIC: tuple[Rule, ...] = (
     *rules_frozen.RULES,
     *rules_lora.RULES,
     *rules_optimizer.RULES,
+    *rules_batch.ARITHMETIC,
     *rules_layout.RULES,
     *rules_profile.ARITHMETIC,
     *rules_cluster.ARITHMETIC,
@@ -37,6 +39,7 @@ ARITHMETIC: tuple[Rule, ...] = (
 _ALWAYS: tuple[Rule, ...] = (
     *rules_ranges.RULES,
     *rules_training.RULES,
+    *rules_batch.RULES,
     *rules_examples.RULES,
     *rules_logging.RULES,
     *rules_profile.RULES,

@@ -39,7 +39,7 @@ class BatchSource:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a global batch."""
+        """Tokens of a full global batch."""
         return self._plan.tokens_per_step
 
     def micro_batches(self, position: int, step: int | None = None) -> list[MicroBatch]:
@@ -49,13 +49,14 @@ class BatchSource:
 
         Args:
             position: place in the stream, in tokens.
-            step: that trains on them, a part of what dropout depends on; None: they are not trained on.
+            step: that trains on them: dropout and, in the warm-up of the batch, their number depend on it; None: they
+                are not trained on.
 
         Raises:
             DataError: a token id is not in the vocabulary.
         """
         plan, size = self._plan, self._plan.micro_batch_size
-        rows = np.arange(plan.global_batch_size).reshape(-1, plan.data_parallel_size, size)
+        rows = np.arange(self._size(step)).reshape(-1, plan.data_parallel_size, size)
         pairs = torch.from_numpy(self._sequences(position, rows[:, self._dp_rank].reshape(-1)))
         if self._device.type == "cuda":
             pairs = pairs.pin_memory().to(self._device, non_blocking=True)
@@ -67,12 +68,20 @@ class BatchSource:
             found.append(MicroBatch.of(ids, labels, place=place, documents=documents[0] if documents else None))
         return found
 
-    def sample_ids(self, position: int) -> list[int]:
+    def _size(self, step: int | None) -> int:
+        return self._plan.global_batch_size if step is None else self._plan.batch_sizes.at(step)
+
+    def sample_ids(self, position: int, step: int | None = None) -> list[int]:
         """Return the indices of the data set's samples that the global batch at `position` holds, in order. Local.
 
         As long as a sequence is one sample, the i-th index is that of the batch's i-th sequence.
+
+        Args:
+            position: place in the stream, in tokens.
+            step: that trains on them; None: the batch is a full one.
         """
-        return [int(sample) for sample in self._stream.samples(position, self.tokens)]
+        count = self.tokens if step is None else self._plan.tokens_of_step(step)
+        return [int(sample) for sample in self._stream.samples(position, count)]
 
     def _sequences(self, position: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         seq_length, vocab_size = self._plan.execution.seq_length, self._plan.model.vocab_size
@@ -89,10 +98,16 @@ class BatchSource:
             )
         return pairs
 
-    def ledger(self, previous: str, position: int) -> str:
-        """Return the rolling hash after a global batch: of `previous`, the batch's position, and its token ids."""
+    def ledger(self, previous: str, position: int, step: int | None = None) -> str:
+        """Return the rolling hash after a global batch: of `previous`, the batch's position, and its token ids.
+
+        Args:
+            previous: hash before it.
+            position: place in the stream, in tokens.
+            step: that trains on it; None: the batch is a full one.
+        """
         digest = hashlib.blake2b(f"{previous}:{position}:".encode(), digest_size=16)
-        pairs = self._sequences(position, np.arange(self._plan.global_batch_size))
+        pairs = self._sequences(position, np.arange(self._size(step)))
         # A sequence at a time: its inputs, then its labels, then its documents if it is packed.
         digest.update(pairs.swapaxes(0, 1).astype("<u4").tobytes())
         return digest.hexdigest()

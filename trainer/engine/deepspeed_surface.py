@@ -120,6 +120,8 @@ class DeepSpeedEngineSurface(Protocol):
     train: Callable[[], object]
     eval: Callable[[], object]
     fp16_enabled: Callable[[], bool]
+    gradient_accumulation_steps: Callable[[], int]
+    set_train_batch_size: Callable[[int], None]
     get_global_grad_norm: Callable[[], torch.Tensor | float | None]
 
     def __call__(self, *inputs: object) -> torch.Tensor:

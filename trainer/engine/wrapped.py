@@ -46,6 +46,10 @@ class WrappedEngine:
         Collective over the ranks that average gradients; no host sync.
         """
         parts, counted = parts_of_a_batch(micro_batches, self._groups.gradients)
+        if len(parts) != self._engine.gradient_accumulation_steps():
+            # The warm-up of the batch: DeepSpeed counts micro-batches to find the last one of a step.
+            rounds = self._plan.micro_batch_size * self._plan.data_parallel_size
+            self._engine.set_train_batch_size(len(parts) * rounds)
         self._engine.gate.begin_step(loss_limit, counted)
         if self._plan.zero_stage < 3:
             self._own_time.begin_step()

@@ -40,6 +40,8 @@ class StepReport:
     """Part of a step in which this rank ran forward and backward; NaN for pp=1."""
     own_ms: float = math.nan
     """A step's first forward pass without waits for other ranks, this rank; NaN if it is not known."""
+    step_tokens: float | None = None
+    """Tokens of a step, over all ranks; None: those of a full batch."""
     eval_loss: float | None = None
     """Mean validation loss, if this step was followed by an evaluation."""
     measures: Mapping[str, float] = field(default_factory=dict)

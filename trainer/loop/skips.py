@@ -71,7 +71,7 @@ class SkipPolicy:
             return False
         self.state.skipped_in_row += 1
         self.state.skipped_batches += 1
-        samples = tuple(self.source.sample_ids(position))
+        samples = tuple(self.source.sample_ids(position, self.state.step))
         batch = SkippedBatch(self.state.step, position, samples, float(result.loss), limit, result.is_empty)
         if batch.is_spike and self.spikes.policy is SpikePolicy.stop:
             self.record(batch)

@@ -180,11 +180,12 @@ class Loop:
         result = self.engine.train_step(batches, rate, limit)
         self._window.add(result)
         self.state.step = step
-        self.state.position += plan.tokens_per_step
-        self.state.tokens_seen += plan.tokens_per_step
+        tokens = plan.tokens_of_step(step)
+        self.state.position += tokens
+        self.state.tokens_seen += tokens
         if self.session.groups.is_reporting_rank:
             # After the step is queued: on a GPU the hash runs while the optimizer does.
-            self.state.sample_ledger = source.ledger(self.state.sample_ledger, position)
+            self.state.sample_ledger = source.ledger(self.state.sample_ledger, position, step)
         return self._skips.judge(result, limit, position, is_fp16=self.engine.loss_scale() is not None)
 
     def _rewind(self) -> None:
@@ -197,7 +198,7 @@ class Loop:
             hook.on_rewind(self.state.step)
 
     def _begin_window(self) -> None:
-        self._window = StepWindow()
+        self._window, self._tokens_before = StepWindow(), self.state.tokens_seen
         if self.session.plan.uses_pipeline_engine:
             self.engine.take_busy_seconds()
 
@@ -237,6 +238,8 @@ class Loop:
     def _report(
         self, step: int, rate: float, reading: WindowReading, busy: _Busy, eval_loss: float | None
     ) -> StepReport:
+        step_tokens = (self.state.tokens_seen - self._tokens_before) / reading.steps
+        self._tokens_before = self.state.tokens_seen
         return StepReport(
             step=step,
             loss=reading.loss,
@@ -244,6 +247,7 @@ class Loop:
             learning_rate=rate,
             tokens_seen=self.state.tokens_seen,
             window_steps=reading.steps,
+            step_tokens=step_tokens,
             step_ms=reading.step_ms,
             data_wait_ms=reading.data_wait_ms,
             loss_scale=self.engine.loss_scale(),

@@ -146,7 +146,7 @@ class ConsoleSink(Sink):
         # In line with the description of the plan, which stands above.
         table.add_column(style="bold", no_wrap=True, width=6)
         table.add_column(overflow="fold", width=max(8, min(WIDTH, self._console.width) - 10))
-        steps = f"{train.steps:,} = {short(train.steps * self._plan.tokens_per_step)} tokens"
+        steps = f"{train.steps:,} = {short(self._plan.run_tokens)} tokens"
         if first_step > 1:
             steps += f", resuming at step {first_step:,}"
         rows = {"run": self._name, "device": f"{self._device_name}, {dtype.value}", "steps": steps}

@@ -64,7 +64,7 @@ class MetricsHook(Hook):
             planned = self._comparison.row(report, across)
             for alarm in self._comparison.alarms(report, across, slowest):
                 warn(alarm)
-        row = make_row(report, self._throughput.measure(report.step_ms), across, slowest, planned)
+        row = make_row(report, self._throughput.measure(report.step_ms, report.step_tokens), across, slowest, planned)
         for sink in self._sinks:
             sink.write(row, report)
 

@@ -23,7 +23,7 @@ class ThroughputMeter:
     """Turns the time of a step into rates. No collectives: every number but the time is known beforehand.
 
     Args:
-        tokens_per_step: tokens of all ranks.
+        tokens_per_step: tokens of all ranks in a full batch.
         flops_per_token: training FLOPs of the whole model for one token.
         world_size: ranks, one device each.
         peak_flops: FLOP/s of one device, or None.
@@ -36,9 +36,10 @@ class ThroughputMeter:
     world_size: int
     peak_flops: float | None
 
-    def measure(self, step_ms: float) -> Throughput:
-        """Return the rates of steps that took `step_ms` each."""
-        tokens_per_second = 1000.0 * self.tokens_per_step / max(step_ms, 1e-6)
+    def measure(self, step_ms: float, step_tokens: float | None = None) -> Throughput:
+        """Return the rates of steps that took `step_ms` each, with so many tokens; None: a full batch."""
+        tokens = self.tokens_per_step if step_tokens is None else step_tokens
+        tokens_per_second = 1000.0 * tokens / max(step_ms, 1e-6)
         per_gpu = tokens_per_second / self.world_size
         flops_per_gpu = per_gpu * self.flops_per_token
         return Throughput(

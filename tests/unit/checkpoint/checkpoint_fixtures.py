@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -76,6 +77,9 @@ class FakeEngine:
             raise self.fails
         self.loaded = {kind: read(kind, SPEC) for kind in KINDS}
         self.loaded_scalars = scalars
+
+    def averaged(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def local_parameters(self) -> Mapping[str, torch.Tensor]:
         raise AssertionError

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
@@ -92,6 +93,9 @@ class FakeEngine:
         taken, self.busy_s = self.busy_s, 0.0
         return taken
 
+    def averaged(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def local_parameters(self) -> Mapping[str, torch.Tensor]:
         return {}
 
@@ -119,10 +123,10 @@ class FakeSource:
         ids = torch.full((1, 4), 1 + position // TOKENS)
         return [MicroBatch.of(ids, ids, place=None if step is None else Place(0, step, 0))]
 
-    def sample_ids(self, position: int) -> list[int]:
+    def sample_ids(self, position: int, step: int | None = None) -> list[int]:
         return [10 * (1 + position // TOKENS), 10 * (1 + position // TOKENS) + 1]
 
-    def ledger(self, previous: str, position: int) -> str:
+    def ledger(self, previous: str, position: int, step: int | None = None) -> str:
         return f"{previous}{1 + position // TOKENS:012x},"
 
 
