@@ -38,8 +38,13 @@ STAGES: tuple[tuple[Case, ...], ...] = (
     tuple(
         Case(dp=2, zero=stage, llama=True, tied=stage == 2, optimizer=name) for name in NAMES for stage in (0, 1, 2, 3)
     ),
+    (
+        Case(tp=2, dp=2, zero=1, options="cohere", optimizer="muon"),
+        Case(tp=2, dp=2, zero=3, llama=True, tied=False, sequence_parallel=True, optimizer="muon"),
+    ),
 )
-"""Each way in which DeepSpeed keeps an optimizer; the layouts of the ten steps are the others."""
+"""Each way in which DeepSpeed keeps an optimizer, and shards of both axes, also with rows that tensor-parallel ranks
+share; the layouts of the ten steps are the others."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def test_ten_steps_over_a_change_of_layout_equal_those_of_one_process(tmp_path: 
         assert max(wrong.values()) < TOLERANCE, f"{name}: {max(wrong, key=lambda one: wrong[one])}"
 
 
-@pytest.mark.parametrize("cases", STAGES, ids=["dp2"])
+@pytest.mark.parametrize("cases", STAGES, ids=["dp2", "tp2-dp2"])
 def test_every_way_of_keeping_it_equals_the_oracle(cases: Sequence[Case]) -> None:
     outcomes = run_distributed(run_cases, cases[0].world_size, cases, timeout_s=200)
     for index, case in enumerate(cases):
