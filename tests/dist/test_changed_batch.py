@@ -68,11 +68,11 @@ def test_other_batch_sizes_on_the_way(tmp_path: Path) -> None:
 
 def test_a_batch_that_grows_reads_the_stream_in_order_in_every_layout(tmp_path: Path) -> None:
     straight, grown, moved = (tmp_path / name for name in ("straight", "grown", "moved"))
-    grows = ("batch.global_batch_size=16", "batch.warmup_sizes=[4,8]", "batch.warmup_steps=[2,4]", "train.steps=5")
+    grows = ("batch.global_batch_size=16", "batch.rampup_sizes=[4,8]", "batch.rampup_steps=[2,4]", "train.steps=5")
     whole = train(straight, "batch.global_batch_size=8", "train.steps=5")
     assert train(grown, *grows) == whole
     # The same in tokens, ended in the middle of the warm-up and gone on with in another layout.
-    in_tokens = (*grows[:2], "batch.warmup_tokens=[60,180]")
+    in_tokens = (*grows[:2], "batch.rampup_tokens=[60,180]")
     parts = train(moved, *in_tokens, "train.steps=5", "checkpoint.every=3", "layout.data_parallel_size=2", ranks=2)
     (moved / "R" / "checkpoints" / "step_5").rename(tmp_path / "later")
     parts += train(moved, *in_tokens, "train.steps=5", "layout.pipeline_parallel_size=2", ranks=2)

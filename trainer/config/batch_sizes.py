@@ -36,10 +36,10 @@ def batch_sizes(batch: BatchConfig, seq_length: int) -> BatchSizes:
         batch: keys that `validate` has accepted.
         seq_length: tokens of a sequence; a size counted in tokens ends with the step that reaches them.
     """
-    if batch.warmup_steps:
-        return BatchSizes(batch.global_batch_size, tuple(zip(batch.warmup_steps, batch.warmup_sizes, strict=True)))
+    if batch.rampup_steps:
+        return BatchSizes(batch.global_batch_size, tuple(zip(batch.rampup_steps, batch.rampup_sizes, strict=True)))
     parts, last, tokens = [], 0, 0
-    for until, size in zip(batch.warmup_tokens, batch.warmup_sizes, strict=True):
+    for until, size in zip(batch.rampup_tokens, batch.rampup_sizes, strict=True):
         count = max(0, -(-(until - tokens) // (size * seq_length)))
         last, tokens = last + count, tokens + count * size * seq_length
         parts.append((last, size))

@@ -28,7 +28,7 @@ SAME_RUN: dict[str, str] = {
     "micro_batch microbatch_size",
     "optimizer.lr": "learning_rate max_lr base_lr peak_lr max_learning_rate peak_learning_rate",
     "optimizer.kind": "optim optimizer_name optimizer_type optimizer.name optimizer.type optim_type",
-    "optimizer.ema_decay": "ema use_ema ema_rate ema_beta",
+    "optimizer.ema_decay": "use_ema ema_rate ema_beta",
     "optimizer.momentum": "muon_momentum muon_beta",
     "optimizer.rates": "lr_mult lr_multipliers param_group_lrs",
     "optimizer.mup_base_width": "mup_base_dim mup_base_hidden_size mup_dim_model_base dim_model_base",
@@ -90,7 +90,7 @@ SAME_RUN: dict[str, str] = {
 
 DIFFERENT_RUN: dict[str, tuple[str, str]] = {
     "rampup_batch_size batch_size_rampup": (
-        "batch.warmup_sizes batch.warmup_steps batch.warmup_tokens",
+        "batch.rampup_sizes batch.rampup_steps batch.rampup_tokens",
         "sizes, and the steps or tokens with which each of them ends",
     ),
     "world_size num_gpus n_gpus n_gpu ngpus gpus num_processes nproc nproc_per_node num_devices devices "
@@ -241,7 +241,7 @@ ABSENT_RUN: dict[str, str] = {
     "precision.initial_scale_power is where it begins",
     "accumulate_allreduce_grads_in_fp32 grad_accum_dtype grad_reduce_in_fp32 grad_reduce_in_bf16 master_weights "
     "mixed_precision_reduce communication_data_type": "gradients and master weights are always fp32",
-    "momentum nesterov sgd_momentum amsgrad": "the optimizers are adamw, lion and muon; their moments "
+    "nesterov sgd_momentum amsgrad": "the optimizers are adamw, lion and muon; their moments "
     "decay by beta1, beta2 and momentum",
     "gradient_clip_algorithm clip_grad_value": "gradients are clipped by their global L2 norm",
     "start_weight_decay end_weight_decay weight_decay_incr_style": "weight decay is the same in all steps",

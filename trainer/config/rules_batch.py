@@ -13,14 +13,14 @@ from trainer.config.rules_common import Case, Rule
 def parts(case: Case) -> Iterator[str]:
     """Each size has its end, in steps or in tokens, and both grow."""
     batch = case.config.batch
-    sizes, steps, tokens = batch.warmup_sizes, batch.warmup_steps, batch.warmup_tokens
+    sizes, steps, tokens = batch.rampup_sizes, batch.rampup_steps, batch.rampup_tokens
     if steps and tokens:
-        yield "batch.warmup_steps and batch.warmup_tokens both say when the batch grows; leave one of them out"
+        yield "batch.rampup_steps and batch.rampup_tokens both say when the batch grows; leave one of them out"
         return
-    key, ends = ("warmup_tokens", tokens) if tokens else ("warmup_steps", steps)
+    key, ends = ("rampup_tokens", tokens) if tokens else ("rampup_steps", steps)
     if len(sizes) != len(ends):
         yield (
-            f"batch.{key} must hold an end for each of batch.warmup_sizes ({len(sizes)}), but holds {len(ends)}; "
+            f"batch.{key} must hold an end for each of batch.rampup_sizes ({len(sizes)}), but holds {len(ends)}; "
             "give each size one"
         )
         return
@@ -28,7 +28,7 @@ def parts(case: Case) -> Iterator[str]:
         yield f"batch.{key} must be above 0 and grow, but is {list(ends)}"
     elif any(left >= right for left, right in pairwise((0, *sizes, batch.global_batch_size))):
         yield (
-            f"batch.warmup_sizes must grow up to batch.global_batch_size ({batch.global_batch_size}), but is "
+            f"batch.rampup_sizes must grow up to batch.global_batch_size ({batch.global_batch_size}), but is "
             f"{list(sizes)}"
         )
     elif sizes:
@@ -54,15 +54,15 @@ def micro_batches(case: Case) -> Iterator[str]:
     if batch.global_batch_size % unit:
         return  # reported by `batch_over_ranks`
     fewest = SCHEDULES[layout.pipeline_schedule].fewest_micro_batches(pp)
-    for size in batch.warmup_sizes:
+    for size in batch.rampup_sizes:
         if size % unit:
             yield (
-                f"batch.warmup_sizes must be divisible by batch.micro_batch_size ({batch.micro_batch_size}) x "
+                f"batch.rampup_sizes must be divisible by batch.micro_batch_size ({batch.micro_batch_size}) x "
                 f"layout.data_parallel_size ({dp}) = {unit}, but has {size}"
             )
         elif 0 < size < fewest * unit:
             yield (
-                f"batch.warmup_sizes must hold at least {fewest} micro-batches ({fewest * unit} sequences) for "
+                f"batch.rampup_sizes must hold at least {fewest} micro-batches ({fewest * unit} sequences) for "
                 f"layout.pipeline_schedule={layout.pipeline_schedule.value}, but has {size}"
             )
 

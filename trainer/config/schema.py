@@ -175,13 +175,13 @@ class BatchConfig:
     """Sequences in one optimizer step, over all ranks."""
     micro_batch_size: int = 1
     """Sequences that a rank puts through the model at once."""
-    warmup_sizes: tuple[int, ...] = ()
+    rampup_sizes: tuple[int, ...] = ()
     """Smaller global batch sizes of the run's beginning, in order (batch-size warm-up): fewer micro-batches in a step.
     []: global_batch_size from the first step on."""
-    warmup_steps: tuple[int, ...] = ()
-    """Last step of each of warmup_sizes, counted from the run's first one."""
-    warmup_tokens: tuple[int, ...] = ()
-    """Instead of warmup_steps: tokens of the run, with which each of warmup_sizes ends; the step that reaches them is
+    rampup_steps: tuple[int, ...] = ()
+    """Last step of each of rampup_sizes, counted from the run's first one."""
+    rampup_tokens: tuple[int, ...] = ()
+    """Instead of rampup_steps: tokens of the run, with which each of rampup_sizes ends; the step that reaches them is
     its last."""
 
 
