@@ -18,6 +18,8 @@ def parts(case: Case) -> Iterator[str]:
         yield "batch.rampup_steps and batch.rampup_tokens both say when the batch grows; leave one of them out"
         return
     key, ends = ("rampup_tokens", tokens) if tokens else ("rampup_steps", steps)
+    if not sizes and not ends:
+        return
     if len(sizes) != len(ends):
         yield (
             f"batch.{key} must hold an end for each of batch.rampup_sizes ({len(sizes)}), but holds {len(ends)}; "
@@ -31,7 +33,7 @@ def parts(case: Case) -> Iterator[str]:
             f"batch.rampup_sizes must grow up to batch.global_batch_size ({batch.global_batch_size}), but is "
             f"{list(sizes)}"
         )
-    elif sizes:
+    else:
         yield from _reached(case)
 
 
