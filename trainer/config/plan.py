@@ -21,7 +21,7 @@ from trainer.config.schema import (
     TridentConfig,
     ZeroConfig,
 )
-from trainer.config.stepping import stepping_of
+from trainer.config.step_rates import stepping_of
 from trainer.mesh import Mesh
 from trainer.spec.execution import Execution
 from trainer.spec.frozen import frozen_tensors

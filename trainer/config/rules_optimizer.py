@@ -9,7 +9,7 @@ from trainer.config.keys import did_you_mean, joined
 from trainer.config.models import make_model
 from trainer.config.rules_common import Case, Rule
 from trainer.config.schema import AdamImplementation, OffloadKind, OptimizerConfig, StepRule
-from trainer.config.stepping import MATRICES, parse_rate, tensors_rated
+from trainer.config.step_rates import MATRICES, parse_rate, tensors_rated
 from trainer.spec.frozen import KINDS, frozen_tensors
 from trainer.spec.model import Model
 

@@ -9,8 +9,8 @@ import torch
 
 ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic whose iteration brings singular values of a normalised matrix to about 1 (K. Jordan and others, Muon:
-an optimizer for hidden layers in neural networks, 2024)."""
+"""Coefficients of the quintic whose iteration brings singular values of a normalised matrix to about 1 (K. Jordan and
+others, Muon: an optimizer for hidden layers in neural networks, 2024)."""
 _SMALLEST = 1e-7
 _RMS = 0.2
 """Root mean square of the elements of AdamW's updates (arXiv 2502.16982, section 2.2)."""

@@ -33,7 +33,7 @@ class Matrix:
     sections: tuple[int, ...]
     """Rows of the matrices in the whole."""
     runs: tuple[Run, ...]
-    """What each replica holds of the shard, in order of replicas; one entry if all hold the same."""
+    """Runs of the shard that the replicas hold, in their order; one entry if all hold the same."""
 
     def owner(self, turn: int) -> int:
         """Return the replica that puts the shard together: the one with most of it, of equal ones by turns."""

@@ -17,7 +17,7 @@ from trainer.config.schema import (
     TridentConfig,
     ZeroConfig,
 )
-from trainer.config.stepping import stepping_of
+from trainer.config.step_rates import stepping_of
 from trainer.engine.adam import adam_implementation, check_compiler
 from trainer.engine.lion import Lion
 from trainer.engine.optimizer import build_optimizer, set_learning_rate, step_groups
