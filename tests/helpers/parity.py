@@ -89,7 +89,7 @@ OPTIMIZERS = {
     # The sign of a rounding error is as large a step as any other: at this rate one of them passes for rounding.
     "ema": Chosen(replace(OPTIMIZER, ema_decay=0.8)),
     "muon": Chosen(replace(OPTIMIZER, kind=StepRule.muon)),
-    "lion": Chosen(replace(OPTIMIZER, kind=StepRule.lion, lr=1e-5, beta2=0.99)),
+    "lion": Chosen(replace(OPTIMIZER, kind=StepRule.lion, lr=1e-5, beta2=0.99, eps=OptimizerConfig.eps)),
 }
 
 

@@ -88,6 +88,7 @@ class SubGroupOptimizer(WrappedOptimizer, Protocol):
     persistent_parameters: list[nn.Parameter]
     _get_norm_groups: Callable[[], list[torch.Tensor]]
 
+    _partition_all_parameters: Callable[[], None]
     _reassign_or_swap_out_partitioned_parameters: Callable[[int], None]
     get_param_id: Callable[[nn.Parameter], int]
     _get_param_partition_rank: Callable[[nn.Parameter], int]

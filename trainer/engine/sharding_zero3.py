@@ -58,6 +58,8 @@ class SubGroups(Sharding):
     def publish_masters(self) -> None:
         """Round the masters into the partitions, and gather what is kept whole. Collective over the replicas."""
         optimizer = self.optimizer
+        # What is whole already would stay as it is.
+        optimizer._partition_all_parameters()
         for index in range(len(optimizer.fp16_groups)):
             optimizer._reassign_or_swap_out_partitioned_parameters(index)
         if optimizer.persistent_parameters:
