@@ -114,6 +114,8 @@ class DeepSpeedEngineSurface(Protocol):
     basic_optimizer: BasicOptimizer
     skipped_steps: int
     global_steps: int
+    micro_steps: int
+    """Micro-batches since the start, by which the plain engine finds the last one of a step."""
     _global_grad_norm: torch.Tensor | float | None
 
     backward: Callable[[torch.Tensor], object]

@@ -47,7 +47,8 @@ class WrappedEngine:
         """
         parts, counted = parts_of_a_batch(micro_batches, self._groups.gradients)
         if len(parts) != self._engine.gradient_accumulation_steps():
-            # The warm-up of the batch: DeepSpeed counts micro-batches to find the last one of a step.
+            # The warm-up of the batch: DeepSpeed counts micro-batches, over all steps, to find the last one of a step.
+            self._engine.micro_steps = 0
             rounds = self._plan.micro_batch_size * self._plan.data_parallel_size
             self._engine.set_train_batch_size(len(parts) * rounds)
         self._engine.gate.begin_step(loss_limit, counted)
