@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.plain_partition import plain_partition
 from trainer.config.compose import compose, options
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import LayoutConfig, ModelConfig, PipelineSchedule, RecomputeKind, TridentConfig
@@ -61,6 +62,53 @@ def test_no_other_cut_is_better(layers: list[tuple[float, bool]], num_stages: in
 def test_the_rest_is_balanced_too_where_another_stage_is_the_dearest() -> None:
     # The last stage costs 6 in any case, so the first ones need not be as cheap as they could be: 3 + 2 | 5 | 1 is.
     assert partition_by_cost([3.0, 2.0, 5.0, 1.0, 5.0, 1.0], [True] * 6, 4) == (0, 1, 2, 4, 6)
+
+
+blocks_with_ends = st.builds(
+    lambda block, count, first, last: ([*first, *[block] * count, *last], count, len(first)),
+    st.sampled_from([1, 7, 0.1, 1e12 / 3, 3.3e15]),
+    st.integers(1, 24),
+    st.lists(st.sampled_from([0, 0.1, 5]), max_size=2),
+    st.lists(st.sampled_from([0, 0.3, 2, 1e12, 4e15]), max_size=2),
+)
+"""Costs of a model whose blocks are alike: costs, number of blocks, layers before them."""
+
+
+@settings(deadline=None, max_examples=300)
+@given(model=blocks_with_ends, num_stages=st.integers(1, 9))
+def test_a_model_of_equal_blocks_is_cut_as_by_the_plain_recurrence(
+    model: tuple[list[float], int, int], num_stages: int
+) -> None:
+    costs, count, before = model
+    is_block = [before <= index < before + count for index in range(len(costs))]
+    if count >= num_stages:
+        assert partition_by_cost(costs, is_block, num_stages) == plain_partition(costs, is_block, num_stages)
+
+
+any_cost = st.one_of(
+    st.integers(0, 3), st.integers(0, 1 << 48), st.sampled_from([0.1, 0.2, 0.3, 0.7]), st.floats(0, 1e20)
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(layers=st.lists(st.tuples(any_cost, st.booleans()), min_size=1, max_size=14), num_stages=st.integers(1, 6))
+def test_any_layers_are_cut_as_by_the_plain_recurrence(layers: list[tuple[float, bool]], num_stages: int) -> None:
+    costs, is_block = [cost for cost, _ in layers], [block for _, block in layers]
+    if sum(is_block) >= num_stages:
+        assert partition_by_cost(costs, is_block, num_stages) == plain_partition(costs, is_block, num_stages)
+
+
+@pytest.mark.parametrize(("count", "num_stages", "head"), [(96, 16, 2.7), (96, 32, 0.1), (61, 7, 10.3), (40, 40, 1.0)])
+def test_a_deep_model_is_cut_as_by_the_plain_recurrence(count: int, num_stages: int, head: float) -> None:
+    block = 1.1e12 / 3
+    costs = [0.0, *[block] * count, 1e6, head * block]
+    is_block = [False, *[True] * count, False, False]
+    assert partition_by_cost(costs, is_block, num_stages) == plain_partition(costs, is_block, num_stages)
+
+
+def test_negative_costs_are_refused() -> None:
+    with pytest.raises(ValueError, match="costs must be at least 0, but the smallest is -1"):
+        partition_by_cost([2.0, -1.0], [True, True], 1)
 
 
 def test_too_few_blocks_are_refused_with_numbers() -> None:
