@@ -164,7 +164,7 @@ def is_legal(plan: RunPlan) -> bool:
 def _candidates(planner: Planner, plans: Iterable[RunPlan]) -> Iterator[_Candidate]:
     margin = planner.profile.memory_error.value
     for plan in plans:
-        stages = planner.stages(plan)
+        stages = planner.fullest(plan)
         fits = planner.fits(plan, stages, margin)
         # The time of what does not fit is asked by nobody.
         speed = plan.tokens_per_step / planner.timed(plan, exact=False).time.total if fits else 0.0

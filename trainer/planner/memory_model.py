@@ -28,6 +28,10 @@ class MemoryModel:
         """Return the memory of each pipeline rank, in order."""
         return self._of.stages(plan)
 
+    def fullest(self, plan: RunPlan) -> tuple[StageMemory, ...]:
+        """Return the memory of some pipeline ranks, among which are those that need most: quicker than all of them."""
+        return self._of.fullest(plan)
+
 
 def memory_constants(cluster: Cluster) -> dict[str, Constant]:
     """Return the numbers that the memory rests on, by name."""

@@ -47,7 +47,7 @@ class RankParts:
     heads: bool
     """It holds the head and the loss."""
 
-    @property
+    @cached_property
     def held(self) -> int:
         """Elements of all parameters."""
         return sum(one.numel * count for one, count in self.parameters.items())
@@ -61,7 +61,7 @@ class RankParts:
                 found[one.group] += one.numel * count
         return found
 
-    @property
+    @cached_property
     def largest(self) -> int:
         """Elements of the largest parameter."""
         return max(one.numel for one in self.parameters)
@@ -76,6 +76,7 @@ class ModelParts:
         self._layers: dict[tuple[object, ...], tuple[object, list[_Counted]]] = {}
         self._cuts: dict[tuple[object, ...], tuple[object, Sequence[int]]] = {}
         self._matrices: dict[tuple[object, ...], tuple[object, int]] = {}
+        self._alike: dict[tuple[object, ...], tuple[object, RankParts]] = {}
 
     def key(self, plan: RunPlan) -> tuple[object, ...]:
         """Return what the parts depend on. The model is known by its identity, and kept alive."""
@@ -84,7 +85,7 @@ class ModelParts:
         return (id(plan.model), plan.execution, plan.stepping, *place)
 
     def ranks(self, plan: RunPlan) -> tuple[RankParts, ...]:
-        """Return the parts of each pipeline rank."""
+        """Return the parts of each pipeline rank. Ranks that hold alike layers are the same object."""
         key = self.key(plan)
         found = self._ranks.get(key)
         if found is None:
@@ -108,7 +109,17 @@ class ModelParts:
         owned: list[list[range]] = [[] for _ in range(pp)]
         for index, (start, stop) in enumerate(pairwise(self._bounds(plan))):
             owned[plan.schedule.owner(index, pp) if pp > 1 else 0].append(range(start, stop))
-        return tuple(_rank(plan, layers, counted, chunks) for chunks in owned)
+        return tuple(self._rank(plan, layers, counted, chunks) for chunks in owned)
+
+    def _rank(
+        self, plan: RunPlan, layers: Sequence[Layer], counted: Sequence[_Counted], chunks: Sequence[range]
+    ) -> RankParts:
+        # Layers that are alike are the same objects: those of all layouts with as many tensor-parallel ranks.
+        key = (id(counted), *(tuple(id(counted[index]) for index in chunk) for chunk in chunks))
+        found = self._alike.get(key)
+        if found is None:
+            found = self._alike[key] = (counted, _rank(plan, layers, counted, chunks))
+        return found[1]
 
     def _bounds(self, plan: RunPlan) -> Sequence[int]:
         if plan.pipeline_parallel_size == 1:
@@ -222,3 +233,14 @@ def _even_bounds(plan: RunPlan) -> list[int]:
     # Every stage has a block.
     inner = (first + min(stage * each, count - pp + stage) for stage in range(1, pp))
     return [0, *inner, len(kinds)]
+
+
+def ends(ranks: Iterable[Sequence[object]]) -> list[int]:
+    """Return the indices of the first and the last of those ranks that hold the same objects, ascending."""
+    first: dict[tuple[int, ...], int] = {}
+    last: dict[tuple[int, ...], int] = {}
+    for index, held in enumerate(ranks):
+        key = tuple(map(id, held))
+        first.setdefault(key, index)
+        last[key] = index
+    return sorted({*first.values(), *last.values()})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from trainer.config.ds_json import chosen_bucket
 from trainer.config.plan import RunPlan
 from trainer.config.schema import Dtype, OffloadKind, PipelineSchedule
 from trainer.config.schema_cluster import Software
 from trainer.planner.constants import Constant
-from trainer.planner.model_parts import ModelParts
+from trainer.planner.model_parts import ModelParts, RankParts, ends
 from trainer.planner.own_activations import Activations, activations_of
 from trainer.planner.own_states import Choice, States, states_of
 from trainer.planner.prediction import StageMemory
@@ -47,18 +49,32 @@ class OwnMemory:
         self._on_cpu = on_cpu
         self._parts = ModelParts(Software.trident)
         self._activations: dict[tuple[object, ...], tuple[Activations, ...]] = {}
+        self._rank_activations: dict[tuple[object, ...], tuple[RankParts, Activations]] = {}
         self._states: dict[tuple[object, ...], tuple[States, ...]] = {}
 
     def stages(self, plan: RunPlan) -> tuple[StageMemory, ...]:
         """Return the memory of each pipeline rank, in order."""
+        return tuple(self._stage(plan, index, *of) for index, of in enumerate(self._ranks(plan)))
+
+    def fullest(self, plan: RunPlan) -> tuple[StageMemory, ...]:
+        """Return the memory of some pipeline ranks, among which are those that need most.
+
+        Ranks that hold the same layers differ in their micro-batches in flight, which fall with the rank under 1F1B and
+        are a straight line under DualPipeV: of each kind the first or the last one is the fullest.
+        """
+        ranks = self._ranks(plan)
+        return tuple(self._stage(plan, index, *ranks[index]) for index in ends(ranks))
+
+    def _ranks(self, plan: RunPlan) -> list[tuple[States, Activations]]:
         key = self._parts.key(plan)
-        found = zip(self._held(plan, key), self._kept(plan, key), strict=True)
-        return tuple(self._stage(plan, index, *of) for index, of in enumerate(found))
+        return list(zip(self._held(plan, key), self._kept(plan, key), strict=True))
 
     def states(self, plan: RunPlan, stage: int, offload: OffloadKind) -> tuple[States, ...]:
         """Return the states of each pipeline rank as they would be with another choice of ZeRO."""
         choice = Choice(stage, offload, self._on_cpu, self._parts.bucket(plan))
-        return tuple(states_of(plan, rank, choice) for rank in self._parts.ranks(plan))
+        ranks = self._parts.ranks(plan)
+        found = {id(rank): states_of(plan, rank, choice) for rank in _distinct(ranks)}
+        return tuple(found[id(rank)] for rank in ranks)
 
     def _held(self, plan: RunPlan, key: tuple[object, ...]) -> tuple[States, ...]:
         many = plan.num_micro_batches > 1
@@ -74,8 +90,16 @@ class OwnMemory:
         found = self._activations.get(key)
         if found is None:
             ranks = self._parts.ranks(plan)
-            found = self._activations[key] = tuple(activations_of(plan, rank, self._on_cpu) for rank in ranks)
+            kept = {id(rank): self._kept_by(plan, rank) for rank in _distinct(ranks)}
+            found = self._activations[key] = tuple(kept[id(rank)] for rank in ranks)
         return found
+
+    def _kept_by(self, plan: RunPlan, rank: RankParts) -> Activations:
+        key = (id(rank), plan.execution, plan.micro_batch_size, plan.sequence_parallel, plan.dtype.value)
+        found = self._rank_activations.get(key)
+        if found is None:
+            found = self._rank_activations[key] = (rank, activations_of(plan, rank, self._on_cpu))
+        return found[1]
 
     def _stage(self, plan: RunPlan, index: int, states: States, kept: Activations) -> StageMemory:
         flights = in_flight(plan, index)
@@ -106,6 +130,11 @@ class OwnMemory:
             host=states.host,
             in_flight=sum(flights),
         )
+
+
+def _distinct(ranks: Iterable[RankParts]) -> Iterable[RankParts]:
+    """Return every object once: comparing what is in them would take longer than it saves."""
+    return {id(rank): rank for rank in ranks}.values()
 
 
 def in_flight(plan: RunPlan, index: int) -> tuple[int, ...]:

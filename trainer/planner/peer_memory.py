@@ -13,7 +13,7 @@ from trainer.config.plan import RunPlan
 from trainer.config.schema import Dtype
 from trainer.config.schema_cluster import Software
 from trainer.planner.constants import Constant
-from trainer.planner.model_parts import ModelParts, RankParts
+from trainer.planner.model_parts import ModelParts, RankParts, ends
 from trainer.planner.prediction import StageMemory
 from trainer.planner.published_formulas import ADAM, HALF, block_bytes, chunks_in_flight, input_bytes
 from trainer.spec.execution import RecomputeKind
@@ -56,17 +56,25 @@ class PeerMemory:
         self._software = software
         self._virtual_stages = virtual_stages
         self._parts = ModelParts(software)
-        self._kept: dict[tuple[object, ...], tuple[float, float]] = {}
+        self._kept: dict[tuple[object, ...], tuple[RankParts, float, float]] = {}
 
     def stages(self, plan: RunPlan) -> tuple[StageMemory, ...]:
         """Return the memory of each pipeline rank."""
         return tuple(self._stage(plan, index, rank) for index, rank in enumerate(self._parts.ranks(plan)))
 
+    def fullest(self, plan: RunPlan) -> tuple[StageMemory, ...]:
+        """Return the memory of some pipeline ranks, among which are those that need most.
+
+        Of ranks that hold the same layers the first one has most micro-batches in flight.
+        """
+        ranks = self._parts.ranks(plan)
+        return tuple(self._stage(plan, index, ranks[index]) for index in ends((rank,) for rank in ranks))
+
     def _stage(self, plan: RunPlan, index: int, rank: RankParts) -> StageMemory:
         overheads = OVERHEADS[self._software]
         chunks = self._virtual_stages if self._software is Software.megatron else 1
         in_flight = chunks_in_flight(index, plan.pipeline_parallel_size, plan.num_micro_batches, chunks)
-        once, working = self._activations(plan, index, rank)
+        once, working = self._activations(plan, rank)
         activations = once * in_flight / chunks
         loss, embedding = _loss(plan, rank), _embedding_masks(plan, rank) * in_flight / chunks
         states = _states(plan, rank, self._software)
@@ -87,25 +95,27 @@ class PeerMemory:
             in_flight=-(-in_flight // chunks),
         )
 
-    def _activations(self, plan: RunPlan, index: int, rank: RankParts) -> tuple[float, float]:
+    def _activations(self, plan: RunPlan, rank: RankParts) -> tuple[float, float]:
         """Return what one micro-batch leaves for backward, and the block that is computed again with full recompute."""
-        key = (*self._parts.key(plan), index, plan.micro_batch_size, plan.sequence_parallel)
+        key = (id(rank), plan.execution, plan.micro_batch_size, plan.sequence_parallel)
         found = self._kept.get(key)
         if found is None:
             how = (plan.execution, plan.micro_batch_size, plan.tensor_parallel_size, plan.sequence_parallel)
             blocks = [of for chunk in rank.chunks for of in chunk]
             if plan.execution.recompute is RecomputeKind.full:
                 found = (
+                    rank,
                     sum(n * input_bytes(one, *how) for one, n in blocks),
                     max(block_bytes(one, *how) for one, _ in blocks),
                 )
             else:
                 found = (
+                    rank,
                     sum(n * block_bytes(one, *how) for one, n in blocks),
                     max(_gradients(plan, one) for one, _ in blocks),
                 )
             self._kept[key] = found
-        return found
+        return found[1:]
 
 
 def _gradients(plan: RunPlan, block: Block) -> float:

@@ -43,6 +43,10 @@ class Planner:
         """Return the memory of each pipeline rank."""
         return self._memory.stages(plan)
 
+    def fullest(self, plan: RunPlan) -> tuple[StageMemory, ...]:
+        """Return the memory of some pipeline ranks, among which are those that need most: quicker than all of them."""
+        return self._memory.fullest(plan)
+
     def timed(self, plan: RunPlan, exact: bool = True) -> TimedStep:
         """Return the time of a step; see `TimeModel.step`."""
         return self._time.step(plan, exact)

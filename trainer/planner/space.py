@@ -20,6 +20,7 @@ from trainer.config.rules_common import Case, divisors, legal_tensor_parallel_si
 from trainer.config.schema import (
     Dtype,
     LayoutConfig,
+    ModelConfig,
     OffloadKind,
     PipelineSchedule,
     RecomputeKind,
@@ -28,6 +29,7 @@ from trainer.config.schema import (
     ZeroConfig,
 )
 from trainer.mesh import Mesh
+from trainer.spec.execution import Execution
 
 MESH = (
     "layout.pipeline_parallel_size",
@@ -97,15 +99,23 @@ class _Space:
     def on(self, mesh: Mesh) -> Iterator[RunPlan]:
         """Yield everything that can be done on a mesh."""
         config = self.config
+        # What layouts of a mesh have in common is made once: a search makes thousands of them.
+        models = [replace(config.model, recompute=recompute) for recompute in self._recomputations()]
+        ways = [(model, self._execution(model, mesh)) for model in models]
         for micro_batch in self._micro_batches(mesh):
             rounds = config.batch.global_batch_size // (mesh.data_parallel_size * micro_batch)
             batch = replace(config.batch, micro_batch_size=micro_batch)
             for zero in self._zeros(mesh):
                 for layout in self._layouts(mesh, zero, rounds):
-                    for recompute in self._recomputations():
-                        model = replace(config.model, recompute=recompute)
+                    for model, execution in ways:
                         changed = replace(config, model=model, layout=layout, zero=zero, batch=batch)
-                        yield variant(self.base, changed, mesh)
+                        yield replace(
+                            self.base, config=changed, execution=execution, mesh=mesh, num_micro_batches=rounds
+                        )
+
+    def _execution(self, model: ModelConfig, mesh: Mesh) -> Execution:
+        made = make_execution(model, mesh.tensor_parallel_size)
+        return replace(self.base.execution, vocab_unit=made.vocab_unit, recompute=made.recompute)
 
     def _micro_batches(self, mesh: Mesh) -> list[int]:
         batch = self.config.batch
@@ -172,15 +182,6 @@ class _Space:
     def _recomputations(self) -> list[RecomputeKind]:
         current = self.config.model.recompute
         return [current] if "model.recompute" in self.held else list(RecomputeKind)
-
-
-def variant(base: RunPlan, config: TridentConfig, mesh: Mesh) -> RunPlan:
-    """Return the plan of another layout of the same model, without making the model again."""
-    made = make_execution(config.model, mesh.tensor_parallel_size)
-    execution = replace(base.execution, vocab_unit=made.vocab_unit, recompute=made.recompute)
-    share = config.batch.micro_batch_size * mesh.data_parallel_size
-    rounds = config.batch.global_batch_size // share
-    return replace(base, config=config, execution=execution, mesh=mesh, num_micro_batches=rounds)
 
 
 def config_of(plan: RunPlan) -> TridentConfig:

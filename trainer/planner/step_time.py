@@ -51,13 +51,16 @@ class _Share:
     """Rank that computes longest."""
 
 
-def _kinds(layers: Sequence[Layer], by_name: bool) -> list[tuple[Layer, int]]:
+_Kinds = dict[object, tuple[Layer, int]]
+
+
+def _kinds(layers: Sequence[Layer], by_name: bool) -> _Kinds:
     """Return one layer of each kind, and how many there are like it."""
     found: dict[object, tuple[Layer, int]] = {}
     for layer in layers:
         key = layer.name if by_name else (layer.kind, id(layer.spec))
         found[key] = (layer, found[key][1] + 1 if key in found else 1)
-    return list(found.values())
+    return found
 
 
 class TimeModel:
@@ -70,7 +73,7 @@ class TimeModel:
         self._kernels = Kernels(cluster, profile)
         # Models are compared by identity, which is quick; they are kept so that no other one gets the same identity.
         self._models: dict[int, object] = {}
-        self._shares: dict[tuple[object, ...], Shares] = {}
+        self._shares: dict[tuple[object, ...], tuple[Shares, list[_Kinds]]] = {}
         self._layers: dict[tuple[object, ...], Costs] = {}
         self._costs: dict[tuple[object, ...], _Share] = {}
         self._buckets: dict[tuple[object, ...], int] = {}
@@ -141,18 +144,31 @@ class TimeModel:
         layer_key = (id(plan.model), execution, self._where(plan).tensor, kind)
         key = (cut, layer_key)
         if key not in self._costs:
-            owned = self._shares.get(cut)
-            if owned is None:
-                owned = self._shares[cut] = shares(plan, self._cluster)
-            self._costs[key] = self._sums(plan, owned, part, layer_key)
+            owned, kinds = self._owned(plan, cut)
+            self._costs[key] = self._sums(plan, owned, self._stages(plan, kinds, part, layer_key))
         return self._costs[key]
 
-    def _sums(self, plan: RunPlan, owned: Shares, part: float, key: tuple[object, ...]) -> _Share:
+    def _owned(self, plan: RunPlan, cut: tuple[object, ...]) -> tuple[Shares, list[_Kinds]]:
+        """Return the layers of each stage, and the kinds among them."""
         by_name = bool(plan.execution.frozen)
-        stages = [
-            all_costs((self._layer(plan, layer, part, key), count) for layer, count in _kinds(layers, by_name))
-            for layers in owned.stages
-        ]
+        key = (*cut, by_name)
+        if key not in self._shares:
+            owned = shares(plan, self._cluster)
+            self._shares[key] = (owned, [_kinds(layers, by_name) for layers in owned.stages])
+        return self._shares[key]
+
+    def _stages(self, plan: RunPlan, stages: list[_Kinds], part: float, key: tuple[object, ...]) -> list[Costs]:
+        """Return the costs of each stage. Most stages of a deep pipeline hold the same: these are added up once."""
+        found: dict[tuple[object, ...], Costs] = {}
+        costs = []
+        for kinds in stages:
+            name = tuple((kind, count) for kind, (_, count) in kinds.items())
+            if name not in found:
+                found[name] = all_costs((self._layer(plan, one, part, key), count) for one, count in kinds.values())
+            costs.append(found[name])
+        return costs
+
+    def _sums(self, plan: RunPlan, owned: Shares, stages: list[Costs]) -> _Share:
         pp = plan.pipeline_parallel_size
         ranks = tuple(stages)
         if len(stages) > pp:

@@ -68,7 +68,7 @@ class Block:
         """Return the FLOPs of one token in a sequence of `length`."""
         return self.attention.forward_flops(length) + self.feed_forward.forward_flops(length)
 
-    @property
+    @cached_property
     def kept(self) -> Kept:
         """Elements that forward leaves for backward without recomputation."""
         # The output of a norm before a branch is kept as the branch's input; without one, that is the stream. Parallel
