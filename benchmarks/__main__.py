@@ -32,6 +32,7 @@ suites:
   interchange  import and export of 1.3B parameters: time beside a copy of the files, peak memory
   variants  Trident against itself: other settings, another revision
   plan_layouts  the layout that layout=auto takes against all layouts of three models, measured on two CPU ranks
+  plan_search  CPU time in which trident plan --search ranks all layouts of a model: up to 2,048 GPUs
   plan_time  predicted step times of 18 layouts against measured ones, after trident plan --calibrate
 """
 _EPILOG = """\

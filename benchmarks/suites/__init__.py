@@ -15,6 +15,7 @@ from benchmarks.suites.layouts import layouts
 from benchmarks.suites.memory import memory
 from benchmarks.suites.plan_layouts import plan_layouts
 from benchmarks.suites.plan_memory import plan_memory
+from benchmarks.suites.plan_search import plan_search
 from benchmarks.suites.plan_time import plan_time
 from benchmarks.suites.single import single
 from benchmarks.suites.stock import stock
@@ -35,6 +36,7 @@ SUITES: dict[str, Callable[[Settings], Path]] = {
     "interchange": interchange,
     "variants": variants,
     "plan_layouts": plan_layouts,
+    "plan_search": plan_search,
     "plan_time": plan_time,
 }
 """Suites by name, for the command line. Each returns the record's path."""

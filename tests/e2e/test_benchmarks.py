@@ -107,6 +107,14 @@ def test_gpu_dry(tmp_path: Path) -> None:
     assert row["tokens_per_second"]["count"] == 1
 
 
+def test_plan_search(tmp_path: Path) -> None:
+    record = run(tmp_path, "plan_search", "--only", "13B on 64 A100")
+    (row,) = record["searches"]
+    assert row["considered"] > row["fitting"] > 0
+    assert len(row["turns"]) == 1
+    assert row["cold_s"] > 0
+
+
 def test_kernels_dry(tmp_path: Path) -> None:
     record = run(tmp_path, "kernels", "--dry")
     assert (record["device"], record["dry"], record["dtype"]) == ("cpu", True, "fp32")
