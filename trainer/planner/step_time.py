@@ -140,7 +140,8 @@ class TimeModel:
         # The partition follows from the work of the layers, whatever their sharding.
         cut = (id(plan.model), execution.seq_length, execution.recompute, pp, plan.schedule.kind, plan.stage_boundaries)
         part = self._part(plan)
-        kind = (plan.dtype, plan.micro_batch_size, plan.sequence_parallel, plan.zero_stage == 3, part)
+        # A tied head has a copy of the embedding's weight where a pipeline separates them.
+        kind = (plan.dtype, plan.micro_batch_size, plan.sequence_parallel, plan.zero_stage == 3, pp > 1, part)
         layer_key = (id(plan.model), execution, self._where(plan).tensor, kind)
         key = (cut, layer_key)
         if key not in self._costs:

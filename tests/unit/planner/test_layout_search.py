@@ -40,7 +40,7 @@ def gpt(dtype: str = "bf16", tied: bool = True) -> RunPlan:
         tp=1,
         dp=WORLD,
         micro_batch=1,
-        global_batch=64,
+        global_batch=32,
         dtype=dtype,
         dropout=0.0,
         tied=tied,
@@ -95,16 +95,16 @@ def test_a_search_finds_what_predictions_of_all_layouts_say(base: RunPlan, machi
     margin = planner.profile.memory_error.value
     plans = list(variants(base, WORLD))
     found = search(planner, base, WORLD, shown=3)
-    # Every layout by a planner of its own, which knows nothing of the others.
-    alone = [Planner(machines).stages(plan) for plan in plans]
-    peaks = [max(stage.peak for stage in stages) for stages in alone]
-    fits = [planner.fits(plan, stages, margin) for plan, stages in zip(plans, alone, strict=True)]
+    other = Planner(machines)
+    ranks = [other.stages(plan) for plan in plans]
+    peaks = [max(stage.peak for stage in stages) for stages in ranks]
+    fits = [other.fits(plan, stages, margin) for plan, stages in zip(plans, ranks, strict=True)]
     assert found.considered == len(plans)
     assert found.fitting == sum(fits)
     assert found.least is not None
     assert found.least.prediction.peak == min(peaks)
     speeds = {
-        layout_words(plan.config): Planner(machines).predict(plan, exact=False).tokens_per_second
+        layout_words(plan.config): other.predict(plan, exact=False).tokens_per_second
         for plan, fit in zip(plans, fits, strict=True)
         if fit and is_legal(plan)
     }
@@ -113,6 +113,16 @@ def test_a_search_finds_what_predictions_of_all_layouts_say(base: RunPlan, machi
         return
     best = max(speeds, key=lambda words: speeds[words])
     assert found.pareto[0].prediction.tokens_per_second == speeds[best]
+
+
+@pytest.mark.parametrize(("base", "machines"), CASES)
+def test_a_planner_that_knows_other_layouts_says_the_same_as_a_new_one(base: RunPlan, machines: Cluster) -> None:
+    planner = Planner(machines)
+    for index, plan in enumerate(variants(base, WORLD)):
+        found = planner.fullest(plan), planner.timed(plan, exact=False)
+        if index % 29 == 0:
+            new = Planner(machines)
+            assert found == (new.fullest(plan), new.timed(plan, exact=False))
 
 
 @pytest.mark.parametrize(("base", "machines"), CASES)
