@@ -69,8 +69,8 @@ def _case(name: str, *words: str, nodes: int, batch: int) -> SearchCase:
 CASES = (
     _case("13B on 64 A100", "model=gpt3_13b", "cluster=dgx_a100", nodes=8, batch=256),
     _case("175B on 1,024 H100", "model=gpt3_175b", "cluster=dgx_h100", nodes=128, batch=1536),
-    _case("70B on 4,096 H100", "model=llama3_70b", "cluster=dgx_h100", nodes=512, batch=8192),
-    _case("900B on 64 A100", "model=gpt3_175b", "model.num_layers=500", "cluster=dgx_a100", nodes=8, batch=256),
+    _case("175B on 1,536 H100", "model=gpt3_175b", "cluster=dgx_h100", nodes=192, batch=3072),
+    _case("900B on 32 A100", "model=gpt3_175b", "model.num_layers=500", "cluster=dgx_a100", nodes=4, batch=256),
 )
 """The last one fits in no layout."""
 
