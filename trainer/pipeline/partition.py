@@ -56,7 +56,7 @@ def partition_by_cost(costs: Sequence[float], is_block: Sequence[bool], num_stag
 
 
 Windows = Sequence[range]
-"""For each stop the starts of the stages that end there: a stage holds a block and does not cost too much."""
+"""Starts of the stages that may end at each stop: those with a block that do not cost too much."""
 
 
 class _Layers:
