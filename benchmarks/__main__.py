@@ -28,6 +28,7 @@ suites:
   plan_memory  resident memory of 25 layouts against what the planner says of them
   gpu       GPT-3 shapes in bf16 on one GPU: tokens/s, MFU in two conventions; --dry runs its code on the CPU
   kernels   GEMMs, attention by backend, head and loss, each alone, on the device at hand; --dry as in gpu
+  documents  documents that do not see each other against whole sequences: attention by way, and a model's passes
   generate  greedy texts: tokens/s with the cache, without it, and by transformers.generate; a step writes them all
   interchange  import and export of 1.3B parameters: time beside a copy of the files, peak memory
   variants  Trident against itself: other settings, another revision

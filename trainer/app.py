@@ -97,7 +97,7 @@ def train_rank(
             current().enter(PREPARING)
             prepared = together(control, lambda: prepare(config, say), is_of_machine=True)
             _check_same_data(prepared, control, hosts)
-            plan = make_plan(config, prepared.vocab_size, world.size)
+            plan = make_plan(config, prepared.vocab_size, world.size, prepared.attended)
             together(control, lambda: _write(beginning, plan, prepared) if begins else None)
             session = Session(plan=plan, groups=groups, hosts=hosts, progress=current())
             _announce(session)
@@ -147,7 +147,7 @@ def _tell_stop(step: int, goes_on_from: int) -> None:
 
 def _check_same_data(prepared: PreparedData, control: Group, hosts: Sequence[str]) -> None:
     """Check that every rank has the same tokens, of the same vocabulary. Collective over `control`."""
-    kinds = gather(control, (prepared.content, prepared.vocab_size, prepared.dtype))
+    kinds = gather(control, ((prepared.content, prepared.boundaries), prepared.vocab_size, prepared.dtype))
     if kinds.count(kinds[0]) == control.size:
         return
     rank = next(rank for rank, kind in enumerate(kinds) if kind != kinds[0])

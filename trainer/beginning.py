@@ -10,7 +10,8 @@ import os
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import TridentConfig
 from trainer.data.capacity import check_capacity
-from trainer.data.prepare import PreparedData, prepare, stream_identity, told_examples
+from trainer.data.prepare import PreparedData, prepare, stream_identity
+from trainer.data.told import told_documents, told_examples
 from trainer.description import describe, plan_record
 from trainer.engine.adam import check_compiler
 from trainer.evaluation.task_names import check_tasks
@@ -49,7 +50,7 @@ class Beginning:
             TridentError: as the steps.
         """
         prepared = self.prepared()
-        plan = make_plan(self._config, prepared.vocab_size)
+        plan = make_plan(self._config, prepared.vocab_size, attended=prepared.attended)
         self.check_size(plan)
         self.claim(restarted_by(os.environ))
         self.write(plan, prepared)
@@ -134,7 +135,7 @@ class Beginning:
         self.folder.write(self._config, record)
         if prepared.tokenizer_folder is not None:
             self.folder.keep_tokenizer(prepared.tokenizer_folder)
-        told = told_examples(prepared, self._config)
-        if told is not None:
-            say(told)
+        for told in (told_examples(prepared, self._config), told_documents(prepared, self._config)):
+            if told is not None:
+                say(told)
         say(describe(plan, foreseen))

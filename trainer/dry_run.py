@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from trainer.beginning import Beginning
-from trainer.config.plan import RunPlan, make_mesh, make_plan
+from trainer.config.plan import RunPlan, keeps_documents_apart, make_mesh, make_plan
 from trainer.config.schema import TokenizerKind, TridentConfig
 from trainer.config.words import for_a_shell
 from trainer.data.prepare import look_up
 from trainer.data.tokenizer import ByteTokenizer, load_pretrained, pretrained_file, wanted_entries
 from trainer.description import describe
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, DataError
 from trainer.launcher.environment import World
 from trainer.launcher.start import launch_command
 from trainer.log import say
@@ -29,7 +29,19 @@ def plan_without_data(config: TridentConfig, world_size: int | None = None) -> R
             f"the plan needs the number of token ids, but tokenizer.path={config.tokenizer.path} is fetched when the "
             "data are prepared; set model.vocab_size, or run `trident data` with the same words before"
         )
-    return make_plan(config, vocab_size, world_size)
+    return make_plan(config, vocab_size, world_size, _attended(config))
+
+
+def _attended(config: TridentConfig) -> float | None:
+    """Return `PreparedData.attended`, or None if documents see each other, or the data are not there, or not yet."""
+    if not keeps_documents_apart(config.data):
+        return None
+    try:
+        prepared = look_up(config)[1]
+    except DataError:
+        # A plan needs no data: they may be on another machine.
+        return None
+    return None if prepared is None else prepared.attended
 
 
 def dry_run(config: TridentConfig, world: World | None, words: list[str], foresight: Foresight | None) -> int:

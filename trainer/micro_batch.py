@@ -105,9 +105,8 @@ class MicroBatch:
     """[B, S] int64: the token after each input, or `IGNORED`. None: there is no loss, the model returns logits."""
     weights: torch.Tensor | None = None
     """[B, S] fp32, finite and not negative: weight of each token. None: 1 where the label is not `IGNORED`."""
-    documents: torch.Tensor | None = None
-    """[B, S] int64: number of the document of each token in its row. A token attends to its own document only, in which
-    positions begin at 0. None: each row is one document."""
+    documents: Documents | None = None
+    """The documents of its rows. None: each row is one document."""
     place: Place | None = None
     """Its place in the run; None outside training, where there is no dropout."""
     divisor: torch.Tensor | None = None
@@ -120,7 +119,7 @@ class MicroBatch:
         labels: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
         place: Place | None = None,
-        documents: torch.Tensor | None = None,
+        documents: Documents | None = None,
     ) -> MicroBatch:
         """Return a micro-batch whose rows, or the documents in them, begin at position 0.
 
@@ -129,15 +128,16 @@ class MicroBatch:
         """
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids must be [B, S], but have shape {tuple(input_ids.shape)}")
-        for name, tensor in (("labels", labels), ("weights", weights), ("documents", documents)):
+        numbers = None if documents is None else documents.numbers
+        for name, tensor in (("labels", labels), ("weights", weights), ("documents", numbers)):
             if tensor is not None and tensor.shape != input_ids.shape:
                 raise ValueError(
                     f"{name} must be shaped like input_ids, {tuple(input_ids.shape)}, but are {tuple(tensor.shape)}"
                 )
-        if documents is None:
+        if numbers is None:
             positions = sequence_positions(input_ids.shape[1], input_ids.device)
         else:
-            positions = document_positions(documents)
+            positions = document_positions(numbers)
         return cls(input_ids, positions, labels, weights, documents, place)
 
     def targets(self) -> torch.Tensor:

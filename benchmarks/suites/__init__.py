@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.settings import Settings
 from benchmarks.suites.bubble import bubble
+from benchmarks.suites.documents import documents
 from benchmarks.suites.generate import generate
 from benchmarks.suites.gpu import gpu
 from benchmarks.suites.interchange import interchange
@@ -32,6 +33,7 @@ SUITES: dict[str, Callable[[Settings], Path]] = {
     "plan_memory": plan_memory,
     "gpu": gpu,
     "kernels": kernels,
+    "documents": documents,
     "generate": generate,
     "interchange": interchange,
     "variants": variants,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from trainer.config.plan import RunPlan
-from trainer.micro_batch import IGNORED, MicroBatch, Place
+from trainer.micro_batch import IGNORED, Documents, MicroBatch, Place
 
 
 def micro_batches_of(
@@ -15,6 +15,7 @@ def micro_batches_of(
     step: int | None = None,
     weights: torch.Tensor | None = None,
     documents: torch.Tensor | None = None,
+    boundary: int | None = IGNORED,
 ) -> list[MicroBatch]:
     """Return the micro-batches of `dp_rank`.
 
@@ -24,17 +25,26 @@ def micro_batches_of(
         dp_rank: whose.
         step: that trains on them.
         weights: of the labels, [G, S]; where one is negative, the label is `IGNORED`, whatever its weight says.
-        documents: number of the document of each token, [G, S]; the last label of each is `IGNORED`.
+        documents: number of the document of each token, [G, S].
+        boundary: label of the last token of each; None: the token that follows it.
     """
     found = []
     for row in range(dp_rank, len(tokens), plan.data_parallel_size):
         ids, labels, *own = of_rows(tokens[row : row + 1], None if weights is None else weights[row : row + 1])
         place = None if step is None else Place(plan.config.train.seed, step, row)
         here = None if documents is None else documents[row : row + 1]
-        if here is not None:
-            labels = labels.masked_fill(ends_of(here), IGNORED)
-        found.append(MicroBatch.of(ids, labels, own[0] if own else None, place, here))
+        if here is not None and boundary is not None:
+            labels = labels.masked_fill(ends_of(here), boundary)
+        apart = None if here is None else numbered(here)
+        found.append(MicroBatch.of(ids, labels, own[0] if own else None, place, apart))
     return found
+
+
+def numbered(documents: torch.Tensor) -> Documents:
+    """Return documents by the number of each token's, [B, S]."""
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return Documents.of(begins)
 
 
 def ends_of(documents: torch.Tensor) -> torch.Tensor:

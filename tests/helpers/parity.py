@@ -137,6 +137,10 @@ class Case:
     """Whether tokens count differently: one micro-batch not at all, the others by `token_weights`."""
     packed: bool = False
     """Whether a sequence holds several documents, which the oracle computes one by one."""
+    sliced: bool = False
+    """Whether documents are computed one by one, also such short ones, instead of with a mask."""
+    keeps_labels: bool = False
+    """Whether the last token of a document predicts the next one's first."""
     options: str = ""
     """Name of a set of the model's options, in `OPTION_SETS`."""
     optimizer: str = "adamw"
@@ -159,7 +163,7 @@ class Case:
         parts += [self.cpu_matmul] * (self.cpu_matmul != "auto")
         parts += [f"options_{self.options}"] * bool(self.options)
         parts += [f"frozen_{'+'.join(self.frozen)}"] * bool(self.frozen) + ["uneven"] * self.uneven
-        parts += ["packed"] * self.packed
+        parts += ["packed"] * self.packed + ["sliced"] * self.sliced + ["keeps_labels"] * self.keeps_labels
         parts += [self.optimizer] * (self.optimizer != "adamw")
         return "-".join(parts)
 
@@ -247,7 +251,9 @@ def packed_documents(global_batch_size: int, seq_length: int) -> torch.Tensor:
     return begins.long().cumsum(dim=1)
 
 
-def apart(tokens: torch.Tensor, weights: torch.Tensor | None, documents: torch.Tensor) -> list[list[torch.Tensor]]:
+def apart(
+    tokens: torch.Tensor, weights: torch.Tensor | None, documents: torch.Tensor, keeps_labels: bool
+) -> list[list[torch.Tensor]]:
     """Return each document of a global batch as a batch of its own."""
     found = []
     for row, numbers in enumerate(documents):
@@ -255,7 +261,8 @@ def apart(tokens: torch.Tensor, weights: torch.Tensor | None, documents: torch.T
             (places,) = torch.nonzero(numbers == number, as_tuple=True)
             inside = slice(int(places[0]), int(places[-1]) + 1)
             ids, labels, *own = of_rows(tokens[row : row + 1], None if weights is None else weights[row : row + 1])
-            labels = labels.masked_fill(ends_of(documents[row : row + 1]), IGNORED)
+            if not keeps_labels:
+                labels = labels.masked_fill(ends_of(documents[row : row + 1]), IGNORED)
             found.append([part[:, inside] for part in (ids, labels, *own)])
     return found
 
@@ -291,7 +298,9 @@ def run_case(rank: int, world_size: int, case: Case) -> RankOutcome:
     for step, tokens in enumerate(token_batches(config.batch.global_batch_size, config.model.seq_length), start=1):
         counts = token_weights(*tokens[:, 1:].shape) if case.uneven else None
         documents = packed_documents(*tokens[:, 1:].shape) if case.packed else None
-        batches = micro_batches_of(tokens, plan, place.dp_rank, step, counts, documents)
+        batches = micro_batches_of(
+            tokens, plan, place.dp_rank, step, counts, documents, None if case.keeps_labels else IGNORED
+        )
         result = engine.train_step(batches, config.optimizer.lr)
         losses.append(float(result.loss))
         norms.append(float(result.grad_norm))
@@ -374,19 +383,22 @@ def reference_of(
     uneven: bool = False,
     packed: bool = False,
     optimizer: str = "adamw",
+    keeps_labels: bool = False,
 ) -> ReferenceRun:
     """Train the oracle on the same tokens."""
     batches = token_batches(config.batch.global_batch_size, config.model.seq_length)
-    steps = [_oracle_batches(tokens, uneven, packed) for tokens in batches]
+    steps = [_oracle_batches(tokens, uneven, packed, keeps_labels) for tokens in batches]
     chosen, weights = OPTIMIZERS[optimizer], initial_weights(config)
     return train_reference(config.model, weights, steps, chosen.config, frozen=frozen, factor=chosen.factor)
 
 
-def _oracle_batches(tokens: torch.Tensor, uneven: bool, packed: bool) -> list[list[torch.Tensor]]:
+def _oracle_batches(tokens: torch.Tensor, uneven: bool, packed: bool, keeps_labels: bool) -> list[list[torch.Tensor]]:
     """Return the global batch as the oracle takes it: whole, or, packed, each document by itself."""
     shape = tokens[:, 1:].shape
     weights = token_weights(*shape) if uneven else None
-    return apart(tokens, weights, packed_documents(*shape)) if packed else [of_rows(tokens, weights)]
+    if not packed:
+        return [of_rows(tokens, weights)]
+    return apart(tokens, weights, packed_documents(*shape), keeps_labels)
 
 
 def oracle_key(case: Case) -> TridentConfig:
@@ -444,7 +456,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def errors_of(case: Case, outcomes: Sequence[RankOutcome]) -> Errors:
     """Compare with the oracle; ranks must agree exactly on losses and norms among themselves."""
-    oracle = reference_of(oracle_key(case), case.frozen, case.uneven, case.packed, case.optimizer)
+    oracle = reference_of(oracle_key(case), case.frozen, case.uneven, case.packed, case.optimizer, case.keeps_labels)
     first = outcomes[0]
     for outcome in outcomes[1:]:
         assert outcome.losses == first.losses, "ranks report different losses"
@@ -478,7 +490,7 @@ def _evaluated(case: Case, weights: Mapping[str, torch.Tensor]) -> float:
     """Return the oracle's loss of the last step's batch with the weights behind that step."""
     config = oracle_key(case)
     tokens = token_batches(config.batch.global_batch_size, config.model.seq_length)[-1]
-    batches = _oracle_batches(tokens, case.uneven, case.packed)
+    batches = _oracle_batches(tokens, case.uneven, case.packed, case.keeps_labels)
     with torch.no_grad():
         return sum(float(loss_sum(config.model, weights, batch)) for batch in batches) / sum(map(counted, batches))
 
@@ -493,8 +505,12 @@ def run_cases(rank: int, world_size: int, cases: Sequence[Case]) -> list[RankOut
     """Train several cases one after the other in the same ranks."""
     import gc
 
-    outcomes = []
+    from trainer.kernels import document_attention
+
+    outcomes, cost = [], document_attention.CALL_MULTIPLIES
     for case in cases:
+        # Documents of a few tokens are faster with a mask.
+        document_attention.CALL_MULTIPLIES = 0 if case.sliced else cost
         outcomes.append(run_case(rank, world_size, case))
         gc.collect()
     return outcomes

@@ -130,6 +130,7 @@ SAMPLE: tuple[tuple[Case, ...], ...] = (
         Case(pp=2, tp=2, dp=2),
         Case(pp=2, tp=2, dp=2, sequence_parallel=True, uneven=True),
         Case(pp=2, tp=2, dp=2, sequence_parallel=True, llama=True, offload="cpu", evaluate=True),
+        Case(pp=2, tp=2, dp=2, sequence_parallel=True, packed=True, sliced=True, keeps_labels=True),
     ),
 )
 """Tuples share a layout, and so their ranks."""
@@ -151,11 +152,13 @@ OPTION_SAMPLE: tuple[tuple[Case, ...], ...] = (
 PACKED: tuple[tuple[Case, ...], ...] = (
     (
         Case(dp=2, zero=2, packed=True, uneven=True, recompute="selective", evaluate=True),
-        Case(tp=2, llama=True, packed=True, sequence_parallel=True, recompute="full"),
+        Case(tp=2, llama=True, packed=True, sliced=True, sequence_parallel=True, recompute="full"),
         Case(tp=2, zero=0, options="mistral", packed=True, fused_loss=False),
-        Case(pp=2, options="bloom", packed=True, evaluate=True),
+        Case(pp=2, options="bloom", packed=True, sliced=True, keeps_labels=True, evaluate=True),
         Case(pp=2, schedule="dualpipev", num_micro_batches=4, options="mistral", packed=True, uneven=True),
+        Case(pp=2, schedule="dualpipev", num_micro_batches=4, options="mistral", packed=True, sliced=True),
     ),
+    (Case(packed=True, keeps_labels=True, recompute="full"), Case(options="mistral", packed=True, sliced=True)),
     (Case(pp=2, tp=2, packed=True, sequence_parallel=True, recompute="selective", evaluate=True),),
 )
 """Sequences of several documents."""
@@ -218,7 +221,8 @@ def packed_cases(layout: tuple[int, int, int, bool]) -> list[Case]:
     pp, tp, dp, sequence_parallel = layout
     place = Case(pp, tp, dp, sequence_parallel, packed=True, evaluate=True)
     cases = [
-        replace(place, zero=zero, uneven=zero == 0, llama=zero == 1) for zero in ((0, 1) if pp > 1 else (0, 1, 2, 3))
+        replace(place, zero=zero, uneven=zero == 0, llama=zero == 1, sliced=zero == 1, keeps_labels=zero == 1)
+        for zero in ((0, 1) if pp > 1 else (0, 1, 2, 3))
     ]
     cases += [
         replace(place, options=name, recompute=kind) for name, kind in (("bloom", "full"), ("mistral", "selective"))

@@ -47,7 +47,8 @@ trained. `options`: models with other norms, wirings, positions, heads and scale
 the tolerance of their gradients is 3e-6, with norms of queries and keys 1e-5, then 1e-4 for the gradient norm and 3e-5
 for weights, since there the oracle in fp32 is about as far from itself in fp64. With `clip_qkv`, at whose edge a value
 may fall to either side, it is 1e-3 for the gradient norm and 1e-4 for weights (one row; without the clip, none).
-`packed`: sequences of several documents, each of which the oracle computes alone.
+`packed`: sequences of several documents, each of which the oracle computes alone; `sliced`: here too, instead of with a
+mask; `labels kept`: the last token of a document predicts the next one's first.
 
 Measured at commit {commit} with DeepSpeed {deepspeed}, torch {torch}, Python {python}, on CPU, by
 
@@ -87,7 +88,7 @@ def row_of(case: Case) -> Row:
     layout = layout_name((case.pp, case.tp, case.dp, case.sequence_parallel))
     memory = f"{case.zero}" + f", {case.offload}" * (case.offload != "none") + " + parameters" * case.offload_parameters
     memory += ", uneven tokens" * case.uneven + ", frozen" * bool(case.frozen) + ", options" * bool(case.options)
-    memory += ", packed" * case.packed
+    memory += ", packed" * case.packed + ", sliced" * case.sliced + ", labels kept" * case.keeps_labels
     return Row(layout + f" {case.schedule}" * (case.schedule != "1f1b"), memory)
 
 

@@ -61,6 +61,7 @@ def words_of(line: str) -> list[str]:
 README_COMMANDS = [line for line in code_lines(ROOT / "README.md") if line.startswith(COMMANDS)]
 TUTORIAL_COMMANDS = [line for line in code_lines(ROOT / "docs" / "tutorial.md") if line.startswith(COMMANDS)]
 FINE_TUNING_COMMANDS = [line for line in code_lines(ROOT / "docs" / "fine_tuning.md") if line.startswith(COMMANDS)]
+DATA_COMMANDS = [line for line in code_lines(ROOT / "docs" / "data.md") if line.startswith(COMMANDS)]
 MODEL_COMMANDS = [
     line
     for page in ("README.md", "docs/tutorial.md", "docs/generate.md", "docs/evaluate.md", "docs/fine_tuning.md")
@@ -78,7 +79,7 @@ def test_readme_shows_every_way_to_launch() -> None:
     }
 
 
-@pytest.mark.parametrize("line", README_COMMANDS + TUTORIAL_COMMANDS + FINE_TUNING_COMMANDS)
+@pytest.mark.parametrize("line", README_COMMANDS + TUTORIAL_COMMANDS + FINE_TUNING_COMMANDS + DATA_COMMANDS)
 def test_command_composes_and_is_legal(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = words_of(line)
     monkeypatch.chdir(tmp_path)

@@ -147,6 +147,8 @@ DIFFERENT_MODEL: dict[str, tuple[str, str]] = {
     "validation_split_percentage": ("data.validation_fraction", "a share between 0 and 1 and not a percentage"),
     "split splits": ("data.validation_fraction data.hub_split", "a share of the text, or a split of a data set"),
     "max_train_samples": ("data.max_documents", "in documents; data.max_samples counts sequences"),
+    "reset_position_ids reset_attention_mask": ("data.mask_documents", "true is both at once"),
+    "eod_mask_loss": ("data.boundary_label", "ignore is the same: the label of a document's last token does not count"),
     "overfit_batches limit_train_batches": ("data.max_samples", "in sequences and not in batches"),
 }
 """Names elsewhere -> the nearest keys here, and what differs."""
@@ -209,8 +211,6 @@ ABSENT_MODEL: dict[str, str] = {
     "dataloader_prefetch_factor dataloader_drop_last dataloader_type": "there is no loader to set up: shards are "
     "mapped into memory",
     "preprocessing_num_workers num_proc streaming group_by_length": "text is read once, into shards on the disk",
-    "reset_position_ids reset_attention_mask eod_mask_loss": "documents of one sequence see each other, "
-    "chats and prompts (data.records) do not",
     "assistant_only_loss completion_only_loss train_on_inputs train_on_prompt mask_prompt": "of chats and prompts "
     "(data.records) only the answers count",
     "append_eod add_eos add_eos_token add_bos_token": "an end-of-text token follows every document",

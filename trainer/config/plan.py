@@ -11,6 +11,7 @@ from trainer.config.batch_sizes import BatchSizes, batch_sizes
 from trainer.config.models import make_execution, make_model
 from trainer.config.pipeline_schedules import SCHEDULES, Schedule
 from trainer.config.schema import (
+    DataConfig,
     DeviceKind,
     Dtype,
     EvalConfig,
@@ -117,7 +118,7 @@ class RunPlan:
     @property
     def flops_per_token(self) -> float:
         """Training FLOPs of one token."""
-        return self.model.flops_per_token(self.execution.seq_length, self.execution.frozen)
+        return self.model.flops_per_token(self.execution.attended_length, self.execution.frozen)
 
     @property
     def uses_pipeline_engine(self) -> bool:
@@ -242,13 +243,17 @@ def hang_timeout_s(runtime: RuntimeConfig) -> int:
     return runtime.timeout_s // 3 if runtime.hang_timeout_s is None else runtime.hang_timeout_s
 
 
-def make_plan(config: TridentConfig, vocab_size: int, world_size: int | None = None) -> RunPlan:
+def make_plan(
+    config: TridentConfig, vocab_size: int, world_size: int | None = None, attended: float | None = None
+) -> RunPlan:
     """Derive all numbers of a validated config.
 
     Args:
         config: accepted by `validate`.
         vocab_size: number of token ids (`model.vocab_size`, or the tokenizer's).
         world_size: ranks that a launcher started, or None when this process will start them.
+        attended: mean number of tokens, in its sequence, of the document of a token, if it sees no other and that is
+            known.
     """
     batch, mesh = config.batch, make_mesh(config, world_size)
     model = make_model(config.model, vocab_size)
@@ -258,7 +263,8 @@ def make_plan(config: TridentConfig, vocab_size: int, world_size: int | None = N
         model=model,
         execution=replace(
             execution,
-            documents=config.data.records is not RecordKind.text,
+            documents=keeps_documents_apart(config.data),
+            attended=attended,
             frozen=frozen_tensors(model, config.train.frozen),
         ),
         mesh=mesh,
@@ -267,6 +273,11 @@ def make_plan(config: TridentConfig, vocab_size: int, world_size: int | None = N
         tokens_per_step=batch.global_batch_size * config.model.seq_length,
         decay_steps=resolved_decay_steps(config),
     )
+
+
+def keeps_documents_apart(data: DataConfig) -> bool:
+    """Return whether documents, or examples, that share a sequence do not see each other."""
+    return data.mask_documents or data.records is not RecordKind.text
 
 
 def resolved_decay_steps(config: TridentConfig) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from trainer.config.plan import keeps_documents_apart
 from trainer.config.rules_common import Case, Rule
 from trainer.config.schema import DataConfig, DataSource, RecordKind, RopeScalingKind, TokenizerKind
 
@@ -31,6 +32,23 @@ def read_keys(case: Case) -> Iterator[str]:
         )
 
 
+def boundaries(case: Case) -> Iterator[str]:
+    """Documents are kept apart only where a stream of text has some."""
+    data, default = case.config.data, DataConfig()
+    for name in ("mask_documents", "boundary_label"):
+        value = getattr(data, name)
+        if value is getattr(default, name):
+            continue
+        shown = "true" if value is True else value.value
+        if data.records is not RecordKind.text:
+            yield (
+                f"data.{name}={shown} has no effect with data.records={data.records.value}, which never see each "
+                "other; leave it out"
+            )
+        elif data.source is DataSource.synthetic:
+            yield f"data.{name}={shown} has no effect with data.source=synthetic, which has no documents; leave it out"
+
+
 def sources_of_examples(case: Case) -> Iterator[str]:
     """Examples are objects of files or of a data set, and a chat ends its answers with a special token."""
     data, kind = case.config.data, case.config.tokenizer.kind
@@ -53,18 +71,22 @@ def sources_of_examples(case: Case) -> Iterator[str]:
 
 
 def lengths_of_examples(case: Case) -> Iterator[str]:
-    """No frequency of the rotation depends on how long the sequence is that an example shares with others."""
+    """No frequency of the rotation depends on how long the sequence is that a text shares with others."""
     model, data = case.config.model, case.config.data
     scaling = model.rope_scaling
     original = scaling.original_length
-    if data.records is RecordKind.text or scaling.kind not in _BY_LENGTH or original is None:
+    if not keeps_documents_apart(data) or scaling.kind not in _BY_LENGTH or original is None:
         return
+    is_text = data.records is RecordKind.text
+    key, shared = (
+        ("data.mask_documents=true", "documents") if is_text else (f"data.records={data.records.value}", "examples")
+    )
     if model.seq_length > original:
         yield (
             f"model.seq_length ({model.seq_length}) must be at most model.rope_scaling.original_length ({original}) "
-            f"for data.records={data.records.value}: model.rope_scaling.kind={scaling.kind.value} rotates by the "
-            "length of a text, and examples share a sequence"
+            f"for {key}: model.rope_scaling.kind={scaling.kind.value} rotates by the "
+            f"length of a text, and {shared} share a sequence"
         )
 
 
-RULES: tuple[Rule, ...] = (read_keys, sources_of_examples, lengths_of_examples)
+RULES: tuple[Rule, ...] = (read_keys, boundaries, sources_of_examples, lengths_of_examples)

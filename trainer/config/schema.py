@@ -14,6 +14,7 @@ from enum import Enum
 from trainer.config.elastic import Elastic
 from trainer.config.schema_cluster import ClusterConfig as ClusterConfig
 from trainer.config.schema_cluster import Software as Software
+from trainer.config.schema_data import BoundaryLabel as BoundaryLabel
 from trainer.config.schema_data import DataConfig as DataConfig
 from trainer.config.schema_data import DataSource as DataSource
 from trainer.config.schema_data import RecordKind as RecordKind

@@ -31,6 +31,13 @@ class RecordKind(Enum):
     prompt_completion = "prompt_completion"
 
 
+class BoundaryLabel(Enum):
+    """Treatment of the label of a document's last token, the first token of the next one."""
+
+    keep = "keep"
+    ignore = "ignore"
+
+
 class TooLong(Enum):
     """Answer to an example that is longer than a sequence."""
 
@@ -80,5 +87,12 @@ class DataConfig:
     """Number of training sequences, read again and again, for overfitting tests. null: all."""
     cache_dir: str | None = None
     """Folder of the cache of tokenised shards. null: $TRIDENT_CACHE, otherwise ~/.cache/trident."""
+    mask_documents: bool = False
+    """records=text: documents that share a sequence do not see each other. A token attends to its own document alone,
+    in which positions begin at 0; a document that a sequence's end cuts goes on as one of its own. Examples never see
+    each other (docs/data.md)."""
+    boundary_label: BoundaryLabel = BoundaryLabel.keep
+    """keep | ignore. records=text: whether the last token of a document, which ends it, learns to predict the first
+    token of the next one; with ignore it does not count for the loss."""
     synthetic_tokens: int = 262144
     """synthetic: length of the generated stream, in tokens."""

@@ -10,12 +10,12 @@ import torch
 
 from trainer.config.plan import RunPlan
 from trainer.data.capacity import check_training_capacity, check_validation_capacity
-from trainer.data.dataset import PackedDataset, Samples, SampleStream, TokenDataset
-from trainer.data.prepare import PreparedData
+from trainer.data.dataset import SampleStream
+from trainer.data.prepare import PreparedData, samples_of
 from trainer.data.sampler import SampleOrder
-from trainer.data.token_files import MARKS, TRAIN, VALIDATION
+from trainer.data.token_files import TRAIN, VALIDATION
 from trainer.errors import DataError
-from trainer.micro_batch import IGNORED, MicroBatch, Place
+from trainer.micro_batch import IGNORED, Documents, MicroBatch, Place
 
 
 class BatchSource:
@@ -45,7 +45,8 @@ class BatchSource:
     def micro_batches(self, position: int, step: int | None = None) -> list[MicroBatch]:
         """Return this rank's micro-batches of the global batch that begins `position` tokens into the stream, in order.
 
-        Every token counts, of packed examples only the answers. Local; no host sync.
+        Every token counts, of packed examples only the answers, and of text not the last one of a document where
+        data.boundary_label is ignore. Local; no host sync.
 
         Args:
             position: place in the stream, in tokens.
@@ -57,16 +58,19 @@ class BatchSource:
         """
         plan, size = self._plan, self._plan.micro_batch_size
         rows = np.arange(self._size(step)).reshape(-1, plan.data_parallel_size, size)
-        pairs = torch.from_numpy(self._sequences(position, rows[:, self._dp_rank].reshape(-1)))
+        found = torch.from_numpy(self._sequences(position, rows[:, self._dp_rank].reshape(-1)))
+        pairs, begins = found[:2], found[2].bool() if len(found) > 2 else None
         if self._device.type == "cuda":
             pairs = pairs.pin_memory().to(self._device, non_blocking=True)
         firsts = rows[:, self._dp_rank, 0].tolist()
         places = [None if step is None else Place(plan.seed, step, first) for first in firsts]
-        found = []
-        for part, place in zip(torch.split(pairs, size, dim=1), places, strict=True):
-            ids, labels, *documents = part
-            found.append(MicroBatch.of(ids, labels, place=place, documents=documents[0] if documents else None))
-        return found
+        batches = []
+        for index, (part, place) in enumerate(zip(torch.split(pairs, size, dim=1), places, strict=True)):
+            # Known to the host: attention may go document by document.
+            own = None if begins is None else Documents.of(begins[index * size : (index + 1) * size])
+            documents = None if own is None else own.to(self._device)
+            batches.append(MicroBatch.of(part[0], part[1], None, place, documents))
+        return batches
 
     def _size(self, step: int | None) -> int:
         return self._plan.global_batch_size if step is None else self._plan.batch_sizes.at(step)
@@ -108,7 +112,8 @@ class BatchSource:
         """
         digest = hashlib.blake2b(f"{previous}:{position}:".encode(), digest_size=16)
         pairs = self._sequences(position, np.arange(self._size(step)))
-        # A sequence at a time: its inputs, then its labels, then its documents if it is packed.
+        # A sequence at a time: its inputs, then its labels, then the numbers of its documents if it has several.
+        pairs[2:] = pairs[2:].cumsum(axis=-1) - 1
         digest.update(pairs.swapaxes(0, 1).astype("<u4").tobytes())
         return digest.hexdigest()
 
@@ -123,7 +128,7 @@ def training_batches(
     """
     config = plan.config
     check_training_capacity(prepared, config)
-    dataset = _samples(prepared, TRAIN, sample_length, config.data.max_samples)
+    dataset = samples_of(prepared, config.data, TRAIN, sample_length, config.data.max_samples, IGNORED)
     if len(dataset) == 0:
         raise DataError(
             f"the training data must hold at least one sample of {sample_length} tokens, the sequence length that this "
@@ -134,13 +139,6 @@ def training_batches(
     )
 
 
-def _samples(prepared: PreparedData, part: str, length: int, most: int | None = None) -> Samples:
-    tokens = prepared.folder / f"{part}.bin"
-    if prepared.packed is None:
-        return TokenDataset(tokens, prepared.dtype, length, most)
-    return PackedDataset(tokens, tokens.with_suffix(MARKS), prepared.dtype, length, IGNORED, most)
-
-
 def validation_batches(prepared: PreparedData, plan: RunPlan, dp_rank: int, device: torch.device) -> BatchSource:
     """Return the validation data of a rank: from the start in fixed order, again from the start when they end.
 
@@ -148,7 +146,7 @@ def validation_batches(prepared: PreparedData, plan: RunPlan, dp_rank: int, devi
         DataError: there is not one sample.
     """
     check_validation_capacity(prepared, plan.config)
-    dataset = _samples(prepared, VALIDATION, plan.execution.seq_length)
+    dataset = samples_of(prepared, plan.config.data, VALIDATION, plan.execution.seq_length, ignored=IGNORED)
 
     def in_order(first: int, count: int) -> npt.NDArray[np.int64]:
         return np.arange(first, first + count, dtype=np.int64) % len(dataset)

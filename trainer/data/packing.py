@@ -88,8 +88,3 @@ def labels_of(ids: Ids, marks: Marks, ignored: int) -> Ids:
     counts = (marks[1:] & COUNTS) > 0
     labels[:-1][counts] = ids[1:][counts]
     return labels
-
-
-def documents_of(marks: Marks) -> Ids:
-    """Return the number of each token's example in its sequence."""
-    return np.cumsum((marks & BEGINS) > 0, dtype=np.int64) - 1

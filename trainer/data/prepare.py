@@ -13,27 +13,30 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from trainer.config.places import absolute_path
-from trainer.config.schema import DataSource, RecordKind, TokenizerKind, TridentConfig
+from trainer.config.schema import BoundaryLabel, DataConfig, DataSource, RecordKind, TokenizerKind, TridentConfig
 from trainer.corpus.sources import file_identity, identity
 from trainer.corpus.wording import reason
+from trainer.data.dataset import Boundaries, PackedDataset, Samples, TokenDataset, attended_in
 from trainer.data.example_shards import keep_template, write_examples
 from trainer.data.examples import examples_identity, training_texts
 from trainer.data.megatron import megatron_identity
 from trainer.data.pieces import Pieces, megatron_pieces, split_texts, synthetic_pieces
 from trainer.data.shared_cache import check_readable, partial_folder, remove_leftovers, set_aside, share, turn
 from trainer.data.token_files import (
+    ENDS,
+    MARKS,
     TRAIN,
     VALIDATION,
+    DocumentWriter,
     Packed,
     ShardMeta,
-    ShardWriter,
     dtype_for,
     file_sizes,
     read_meta,
@@ -74,31 +77,24 @@ class PreparedData:
     """Hash of the tokens themselves, to compare with what other nodes have."""
     packed: Packed | None = None
     """Facts about packed examples; None for a stream of text."""
+    boundaries: str | None = None
+    """Hash of the places at which documents of text end, if the run looks at them."""
+    attended: float | None = None
+    """Mean number of tokens, in its sequence, of the document of a token; None if documents see each other."""
+
+
+def looks_at_documents(data: DataConfig) -> bool:
+    """Return whether a run must know where documents of text end."""
+    return data.mask_documents or data.boundary_label is BoundaryLabel.ignore
 
 
 def stream_identity(prepared: PreparedData, config: TridentConfig) -> str:
     """Return a hash of everything that decides the order of the training stream, for samples of one length."""
     decides = f"{prepared.content}:{config.data.max_samples}:{config.train.seed}"
+    if prepared.boundaries is not None:
+        data = config.data
+        decides += f":{prepared.boundaries}:{data.mask_documents}:{data.boundary_label.value}"
     return hashlib.blake2b(decides.encode(), digest_size=16).hexdigest()
-
-
-def told_examples(prepared: PreparedData, config: TridentConfig) -> str | None:
-    """Return a line about packed examples, with what was left out of them; None for a stream of text."""
-    packed = prepared.packed
-    if packed is None:
-        return None
-    total = prepared.train_tokens + prepared.validation_tokens
-    told = (
-        f"data    {packed.examples:,} examples in {total // packed.seq_length:,} sequences of {packed.seq_length} "
-        f"tokens, which they fill to {packed.tokens / max(1, total):.0%}; {packed.learned:,} tokens are learned"
-    )
-    if packed.dropped:
-        told += f"; {packed.dropped:,} longer ones are left out (data.too_long={config.data.too_long.value})"
-    if packed.truncated:
-        told += f"; {packed.truncated:,} longer ones lost their end (data.too_long={config.data.too_long.value})"
-    if packed.emptied:
-        told += f"; {packed.emptied:,} of which no answer is left are left out"
-    return told
 
 
 def cache_folder(config: TridentConfig) -> Path:
@@ -128,18 +124,18 @@ def prepare(config: TridentConfig, say: Say | None = None) -> PreparedData:
     """
     folder = cache_folder(config) / _fingerprint(config)
     check_readable(folder)
-    meta = read_meta(folder)
+    meta = _whole(config, folder)
     if meta is None:
         say = say or _silent
         with ExitStack() as held:
             try:
                 folder.parent.mkdir(parents=True, exist_ok=True)
-                has_lock = held.enter_context(turn(folder, lambda: read_meta(folder) is not None, say))
+                has_lock = held.enter_context(turn(folder, lambda: _whole(config, folder) is not None, say))
             except OSError as error:
                 raise _cache_fault(folder.parent, error) from error
             # Another process may have built it while this one waited.
             check_readable(folder)
-            meta = read_meta(folder) or _build(config, folder, has_lock, say)
+            meta = _whole(config, folder) or _build(config, folder, has_lock, say)
     return _opened(config, folder, meta)
 
 
@@ -150,8 +146,14 @@ def look_up(config: TridentConfig) -> tuple[Path, PreparedData | None]:
         DataError: source, tokenizer or cache folder cannot be used, or vocabularies do not fit.
     """
     folder = cache_folder(config) / _fingerprint(config)
-    meta = read_meta(folder)
+    meta = _whole(config, folder)
     return folder, None if meta is None else _opened(config, folder, meta)
+
+
+def _whole(config: TridentConfig, folder: Path) -> ShardMeta | None:
+    """Return the description of a folder that has all that the run reads; earlier versions kept no ends."""
+    meta = read_meta(folder)
+    return None if meta is None or (looks_at_documents(config.data) and meta.boundaries is None) else meta
 
 
 def _silent(text: str) -> None:
@@ -196,7 +198,8 @@ def _cache_fault(root: Path, error: BaseException) -> DataError | StorageError:
 def _build(config: TridentConfig, folder: Path, has_lock: bool, say: Say) -> ShardMeta:
     try:
         if os.path.lexists(folder):
-            say(f"the cached tokens in {folder} are damaged: building them again")
+            why = "are damaged" if read_meta(folder) is None else "do not say where documents end"
+            say(f"the cached tokens in {folder} {why}: building them again")
             set_aside(folder)
         if has_lock:
             remove_leftovers(folder)
@@ -205,19 +208,19 @@ def _build(config: TridentConfig, folder: Path, has_lock: bool, say: Say) -> Sha
             meta = _write_tokens(config, partial, say)
             write_meta(partial, meta)
             share(partial)
-            return _publish(partial, folder, meta)
+            return _publish(config, partial, folder, meta)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except (OSError, StorageError) as error:
         raise _cache_fault(folder.parent, error) from error
 
 
-def _publish(partial: Path, folder: Path, meta: ShardMeta) -> ShardMeta:
+def _publish(config: TridentConfig, partial: Path, folder: Path, meta: ShardMeta) -> ShardMeta:
     try:
         partial.rename(folder)
     except OSError:
         # A process that does not see our lock was faster: it built the same tokens, as the folder's name says.
-        found = read_meta(folder)
+        found = _whole(config, folder)
         if found is None:
             raise
         return found
@@ -245,8 +248,8 @@ def _write_tokens(config: TridentConfig, folder: Path, say: Say) -> ShardMeta:
     assert vocab_size is not None, "validation asks for it"
     dtype = dtype_for(vocab_size)
     with (
-        ShardWriter(folder / "train.bin", dtype) as train,
-        ShardWriter(folder / "validation.bin", dtype) as validation,
+        DocumentWriter(folder / "train.bin", dtype) as train,
+        DocumentWriter(folder / "validation.bin", dtype) as validation,
     ):
         for held_out, tokens in pieces:
             (validation if held_out else train).append(tokens)
@@ -254,10 +257,10 @@ def _write_tokens(config: TridentConfig, folder: Path, say: Say) -> ShardMeta:
         format_version=FORMAT_VERSION,
         dtype=dtype,
         tokenizer_vocab_size=None if tokenizer is None else tokenizer.vocab_size,
-        train_tokens=train.tokens,
-        validation_tokens=validation.tokens,
+        train_tokens=train.ids.tokens,
+        validation_tokens=validation.ids.tokens,
         sizes=file_sizes(folder),
-        blake2b={"train.bin": train.digest.hexdigest(), "validation.bin": validation.digest.hexdigest()},
+        blake2b={**train.digests, **validation.digests},
     )
 
 
@@ -315,7 +318,7 @@ def _opened(config: TridentConfig, folder: Path, meta: ShardMeta) -> PreparedDat
         _check_vocabulary(config, meta.tokenizer_vocab_size)
     vocab_size = config.model.vocab_size or meta.tokenizer_vocab_size
     assert vocab_size is not None, "validation asks for it"
-    return PreparedData(
+    prepared = PreparedData(
         folder=folder,
         vocab_size=vocab_size,
         dtype=meta.dtype,
@@ -323,9 +326,36 @@ def _opened(config: TridentConfig, folder: Path, meta: ShardMeta) -> PreparedDat
         validation_tokens=meta.validation_tokens,
         tokenizer_folder=folder / "tokenizer" if has_tokenizer else None,
         fingerprint=folder.name,
-        content="-".join(digest for _, digest in sorted(meta.blake2b.items())),
+        content=meta.content,
         packed=meta.packed,
+        boundaries=meta.boundaries if looks_at_documents(config.data) else None,
     )
+    if prepared.packed is None and not config.data.mask_documents:
+        return prepared
+    return replace(prepared, attended=attended_in(samples_of(prepared, config.data, TRAIN, config.model.seq_length)))
+
+
+def samples_of(
+    prepared: PreparedData, data: DataConfig, part: str, length: int, most: int | None = None, ignored: int = -1
+) -> Samples:
+    """Return the samples of a part of the data, as the run's keys want them.
+
+    Args:
+        prepared: the data.
+        data: the run's keys.
+        part: `TRAIN` or `VALIDATION`.
+        length: tokens of a sample.
+        most: number of samples from the start that are used; None: all.
+        ignored: label of a token after which nothing counts.
+    """
+    tokens = prepared.folder / f"{part}.bin"
+    if prepared.packed is not None:
+        return PackedDataset(tokens, tokens.with_suffix(MARKS), prepared.dtype, length, ignored, most)
+    if not looks_at_documents(data):
+        return TokenDataset(tokens, prepared.dtype, length, most)
+    crossing = ignored if data.boundary_label is BoundaryLabel.ignore else None
+    ends = Boundaries(tokens.with_suffix(ENDS), is_told=data.mask_documents, crossing_label=crossing)
+    return TokenDataset(tokens, prepared.dtype, length, most, ends)
 
 
 def _nothing_to_train_on(config: TridentConfig, meta: ShardMeta) -> DataError:

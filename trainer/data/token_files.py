@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,8 @@ TRAIN, VALIDATION = "train", "validation"
 """Names of the two files of ids, without their suffix."""
 MARKS = ".marks"
 """Suffix of the file of marks that lies beside the ids of packed examples."""
+ENDS = ".ends"
+"""Suffix of the file that lies beside the ids of text: the number of tokens up to the end of each document, int64."""
 _META = "meta.json"
 _ITEM_BYTES = {"uint16": 2, "uint32": 4}
 
@@ -55,9 +58,20 @@ class ShardMeta:
     sizes: dict[str, int]
     """Bytes of every file of the folder, by its path in it."""
     blake2b: dict[str, str]
-    """Hash of each file of tokens or marks, to compare folders of different machines."""
+    """Hash of each file of tokens, marks or ends, to compare folders of different machines."""
     packed: Packed | None = None
     """Facts about packed examples; None for a stream of text."""
+
+    @property
+    def content(self) -> str:
+        """Hash of the tokens, and of the marks of packed examples."""
+        return "-".join(digest for name, digest in sorted(self.blake2b.items()) if not name.endswith(ENDS))
+
+    @property
+    def boundaries(self) -> str | None:
+        """Hash of the places at which documents end; None if the folder does not say them."""
+        found = [digest for name, digest in sorted(self.blake2b.items()) if name.endswith(ENDS)]
+        return "-".join(found) or None
 
 
 class ShardWriter:
@@ -65,7 +79,7 @@ class ShardWriter:
 
     Args:
         path: path of the file.
-        dtype: uint16 or uint32, of marks uint8; the caller knows that every number fits.
+        dtype: uint16 or uint32, of marks uint8, of ends int64; the caller knows that every number fits.
     """
 
     def __init__(self, path: Path, dtype: str) -> None:
@@ -91,6 +105,42 @@ class ShardWriter:
             if kind is None:
                 self._file.flush()
                 os.fsync(self._file.fileno())
+
+
+class DocumentWriter:
+    """The growing files of a part of text: its ids, and where its documents end. A context manager.
+
+    Args:
+        path: path of the file of ids; that of the ends lies beside it.
+        dtype: type of the ids.
+    """
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self.ids = ShardWriter(path, dtype)
+        self._ends = ShardWriter(path.with_suffix(ENDS), "<i8")
+        self._names = (path.name, path.with_suffix(ENDS).name)
+        self._files = ExitStack()
+
+    def __enter__(self) -> DocumentWriter:
+        for file in (self.ids, self._ends):
+            self._files.enter_context(file)
+        return self
+
+    def append(self, tokens: npt.NDArray[np.int64]) -> None:
+        """Write the tokens of a document at the end."""
+        self.ids.append(tokens)
+        if len(tokens):
+            self._ends.append(np.array([self.ids.tokens]))
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Hash of each file by its name."""
+        return dict(zip(self._names, (file.digest.hexdigest() for file in (self.ids, self._ends)), strict=True))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.__exit__(kind, error, trace)
 
 
 def dtype_for(vocab_size: int) -> str:

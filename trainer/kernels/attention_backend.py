@@ -6,6 +6,7 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from trainer.config.schema import Dtype
+from trainer.kernels.document_attention import can_varlen
 from trainer.spec.execution import Execution
 from trainer.spec.model import Model
 from trainer.spec.parts import Attention
@@ -39,7 +40,10 @@ def _kernel(
     length = execution.seq_length
     windowed = attention.window is not None and attention.window < length
     heads = attention.num_heads // tensor_parallel_size
-    masked = windowed or attention.alibi or execution.documents
+    if execution.documents and not attention.alibi and can_varlen(device, DTYPES[dtype], attention.head_dim):
+        return "flash attention of each document"
+    by_slices = execution.documents and device.type == "cpu"
+    masked = windowed or attention.alibi or (execution.documents and not by_slices)
     # With a mask, keys and values are repeated before attention.
     pairs = heads if masked else max(1, attention.num_key_value_heads // tensor_parallel_size)
 
@@ -51,9 +55,10 @@ def _kernel(
     if masked:
         shape, of = ((1, heads, length, length), DTYPES[dtype]) if attention.alibi else ((length, length), torch.bool)
         if execution.documents and not attention.alibi:
-            shape = (1, 1, length, length)
+            shape, of = (1, 1, length, length), DTYPES[dtype]
         mask = torch.ones(shape, dtype=of, device=device)
     choice = torch._fused_sdp_choice(
         some(heads), some(pairs), some(pairs), mask, 0.0, not masked, enable_gqa=heads != pairs
     )
-    return _WORDS.get(SDPBackend(choice), SDPBackend(choice).name) + (" with a mask" if masked else "")
+    name = _WORDS.get(SDPBackend(choice), SDPBackend(choice).name) + (" with a mask" if masked else "")
+    return f"{name}, document by document or, where they are short, with a mask of them" if by_slices else name

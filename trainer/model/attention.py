@@ -16,6 +16,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from trainer.kernels.document_attention import (
+    added_mask_of_documents,
+    attend,
+    bias_of_documents,
+    causal_mask,
+    repeated_heads,
+)
 from trainer.micro_batch import MicroBatch
 from trainer.model.cache import CachedPass, Seen
 from trainer.model.norm import Norm
@@ -27,28 +34,6 @@ from trainer.spec.parts import Norm as NormSpec
 from trainer.tensor_parallel.init import TensorContext
 from trainer.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
 from trainer.tensor_parallel.random import attention_dropout, training_place
-
-
-@lru_cache(maxsize=4)
-def causal_mask(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """Return which key each query may attend to, bool `[S, K]`: the queries are the last S of the K positions."""
-    with torch.inference_mode(False), torch.no_grad():
-        query = torch.arange(num_keys - num_queries, num_keys, device=device).unsqueeze(1)
-        key = torch.arange(num_keys, device=device).unsqueeze(0)
-        allowed = key <= query
-        return allowed if window is None else allowed & (key > query - window)
-
-
-@lru_cache(maxsize=4)
-def document_mask(documents: torch.Tensor, window: int | None) -> torch.Tensor:
-    """Return which key each query may attend to, bool `[B, 1, S, S]`: earlier ones of its document `[B, S]`.
-
-    Made once for all layers that are alike.
-    """
-    with torch.inference_mode(False), torch.no_grad():
-        same = documents.unsqueeze(2) == documents.unsqueeze(1)
-        length = documents.shape[1]
-        return (same & causal_mask(length, length, window, documents.device)).unsqueeze(1)
 
 
 def alibi_slopes(num_heads: int) -> tuple[float, ...]:
@@ -97,18 +82,6 @@ def _kept_biases(
 ) -> dict[tuple[int, int], torch.Tensor]:
     """Return where the bias of layers that are alike is kept, by its numbers of queries and keys."""
     return {}
-
-
-# Of the last micro-batch alone: all layers of a pass add it, and it is large.
-@lru_cache(maxsize=1)
-def alibi_of_documents(
-    slopes: tuple[float, ...], documents: torch.Tensor, window: int | None, dtype: torch.dtype
-) -> torch.Tensor:
-    """Return what is added to the scores, `[B, N, S, S]`: as `alibi_bias`, and -inf outside a token's document."""
-    length = documents.shape[1]
-    bias = alibi_bias(slopes, length, length, window, (dtype, documents.device))
-    with torch.inference_mode(False), torch.no_grad():
-        return bias.masked_fill(~document_mask(documents, window), -torch.inf)
 
 
 class Attention(nn.Module):
@@ -207,7 +180,10 @@ class Attention(nn.Module):
         grouped = self.num_key_value_heads != self.num_heads
         if self.training and self.dropout > 0:
             return self._explicit(query, key, value, batch)
-        plain = self.slopes is None and not windowed and batch.documents is None
+        if batch.documents is not None:
+            bias = self._bias(num_queries, num_keys, query)
+            return attend(query, key, value, batch.documents, self.window, self.scale, bias)
+        plain = self.slopes is None and not windowed
         if plain and num_queries in (1, num_keys):
             # A single query sees every key, and SDPA would align a causal mask with the first key.
             causal = num_queries > 1
@@ -219,14 +195,18 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
 
     def _mask(self, query: torch.Tensor, key: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
-        """Return which keys are seen, bool, or with alibi what is added to the scores; broadcasts to `[B, N, S, K]`."""
+        """Return which keys are seen, bool, or what is added to the scores; broadcasts to `[B, N, S, K]`."""
+        bias = self._bias(query.shape[2], key.shape[2], query)
         if batch.documents is not None:
-            if self.slopes is None:
-                return document_mask(batch.documents, self.window)
-            return alibi_of_documents(self.slopes, batch.documents, self.window, query.dtype)
+            if bias is None:
+                return added_mask_of_documents(batch.documents, self.window, query.dtype)
+            return bias_of_documents(bias, batch.documents)
+        return causal_mask(query.shape[2], key.shape[2], self.window, query.device) if bias is None else bias
+
+    def _bias(self, num_queries: int, num_keys: int, like: torch.Tensor) -> torch.Tensor | None:
         if self.slopes is None:
-            return causal_mask(query.shape[2], key.shape[2], self.window, query.device)
-        return alibi_bias(self.slopes, query.shape[2], key.shape[2], self.window, (query.dtype, query.device))
+            return None
+        return alibi_bias(self.slopes, num_queries, num_keys, self.window, (like.dtype, like.device))
 
     def _of_cache(self, query: torch.Tensor, seen: Seen, batch: MicroBatch) -> torch.Tensor:
         """Attend to what a cache holds: queries of several tokens begin a text, a single one sees every key that is."""
@@ -244,8 +224,7 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=self.scale)
 
     def _repeated(self, heads: torch.Tensor) -> torch.Tensor:
-        repeats = self.num_heads // self.num_key_value_heads
-        return heads if repeats == 1 else heads.repeat_interleave(repeats, dim=1)
+        return repeated_heads(heads, self.num_heads // self.num_key_value_heads)
 
     def _explicit(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """Attention with dropout of its weights: fused kernels draw masks that depend on the layout."""

@@ -88,15 +88,25 @@ def attention_factor(scaling: RopeScaling | None) -> float:
     return (0.1 * scaling.mscale * grown + 1.0) / (0.1 * scaling.mscale_all_dim * grown + 1.0)
 
 
-@lru_cache(maxsize=16)
 def _rotary_table(positions: torch.Tensor, rope: Rope, lengths: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cosine and sine of each angle, `[S, 1 or B, 1, dims/2]` fp32, once for all layers and micro-batches."""
+    """Return cosine and sine of each angle, `[S, 1 or B, 1, dims/2]` fp32, once for all layers that are alike.
+
+    Rows that are alike share positions over all micro-batches; where each has its own, old tables serve nobody.
+    """
+    made = _table_for_all if positions.shape[0] == 1 else _table_of_rows
+    return made(positions, rope, lengths)
+
+
+def _made_table(positions: torch.Tensor, rope: Rope, lengths: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     # Not a buffer: `module.half()` would cast it and blur late positions. Not an inference tensor: autograd saves it.
     with torch.inference_mode(False), torch.no_grad():
         frequencies = torch.stack([inverse_frequencies(rope, length, positions.device) for length in lengths])
         angles = positions.t().to(torch.float32)[..., None, None] * frequencies.unsqueeze(1)
         factor = attention_factor(rope.scaling)
         return angles.cos().mul_(factor), angles.sin().mul_(factor)
+
+
+_table_for_all, _table_of_rows = (lru_cache(maxsize=kept)(_made_table) for kept in (16, 2))
 
 
 def rotate(heads: torch.Tensor, rope: Rope, positions: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:

@@ -66,6 +66,9 @@ class Shape:
 def activations_of(plan: RunPlan, rank: RankParts, on_cpu: bool) -> Activations:
     """Return the activations of a pipeline rank, whose layers are computed on the CPU or on a GPU."""
     shape = Shape(plan, on_cpu)
+    recompute = plan.execution.recompute
+    # Blocks that are computed again make use of the tables without keeping them.
+    is_kept = recompute is not RecomputeKind.full
     chunks = [sum(count * _kept(shape, block) for block, count in blocks) for blocks in rank.chunks]
     if rank.embeds:
         chunks[0] += _embedding(shape)
@@ -74,15 +77,25 @@ def activations_of(plan: RunPlan, rank: RankParts, on_cpu: bool) -> Activations:
         chunks[-1] += _norm(shape, norm)
     blocks = [block for chunk in rank.chunks for block, _ in chunk]
     recomputed = 0
-    if plan.execution.recompute is RecomputeKind.full:
+    if recompute is RecomputeKind.full:
         recomputed = max(_whole_block(shape, block) for block in blocks)
-    elif plan.execution.recompute is RecomputeKind.selective:
+    elif recompute is RecomputeKind.selective:
         recomputed = max(_core(shape, block.attention) for block in blocks)
+    if recompute is not RecomputeKind.none:
+        recomputed += max(_apart(shape, [(block, 1)]) for block in blocks)
+    else:
+        chunks = [size + _apart(shape, own) for size, own in zip(chunks, rank.chunks, strict=True)]
     loss, kept = _loss(shape) if rank.heads else (0, 0)
-    tables = _tables(shape, blocks)
+    tables, rotations = _masks(shape, blocks), _rotations(shape, blocks)
+    if not shape.execution.documents:
+        tables += rotations
+    elif is_kept:
+        # Documents begin elsewhere in each micro-batch.
+        own = (_rotations(shape, [block for block, _ in chunk]) for chunk in rank.chunks)
+        chunks = [size + turned for size, turned in zip(chunks, own, strict=True)]
+    else:
+        recomputed += rotations
     positions = _INT64 * shape.length * shape.rows if rank.embeds and plan.model.positions.length is not None else 0
-    # Blocks that are computed again make use of the tables without keeping them.
-    is_kept = plan.execution.recompute is not RecomputeKind.full
     return Activations(
         chunks=tuple(chunks),
         shared=positions + (tables if is_kept else 0),
@@ -122,14 +135,39 @@ def _local(shape: Shape, attention: Attention) -> Attention:
     return replace(attention, num_heads=heads, num_key_value_heads=groups)
 
 
-def _has_bools(shape: Shape, attention: Attention) -> bool:
-    windowed = attention.window is not None and attention.window < shape.length
-    return not attention.alibi and (windowed or shape.execution.documents)
+def _is_windowed(shape: Shape, attention: Attention) -> bool:
+    return attention.window is not None and attention.window < shape.length
+
+
+def _by_lengths(shape: Shape, attention: Attention) -> bool:
+    """Return whether a kernel of sequences of several lengths keeps documents apart, as `can_varlen` of kernels."""
+    plain = not attention.alibi and shape.execution.attention_dropout == 0 and attention.head_dim % 8 == 0
+    return shape.execution.documents and plain and not shape.on_cpu and shape.width < _FP32
 
 
 def _is_masked(shape: Shape, attention: Attention) -> bool:
-    windowed = attention.window is not None and attention.window < shape.length
-    return attention.alibi or windowed or shape.execution.documents or shape.execution.attention_dropout > 0
+    if _by_lengths(shape, attention):
+        return False
+    masked = attention.alibi or _is_windowed(shape, attention) or shape.execution.documents
+    return masked or shape.execution.attention_dropout > 0
+
+
+def _apart(shape: Shape, blocks: Iterable[tuple[Block, int]]) -> int:
+    """Return what attention that keeps documents apart leaves of one micro-batch: the larger of its two ways.
+
+    Either masks, which layers that are alike share, or the outputs of each document besides those of all.
+    """
+    counted = [(block.attention, count) for block, count in blocks if not _by_lengths(shape, block.attention)]
+    if not shape.execution.documents or not counted:
+        return 0
+    masks = sum(
+        shape.rows * shape.length**2 * shape.width * (attention.num_heads // shape.ranks if attention.alibi else 1)
+        for attention in {(one.window, one.alibi): one for one, _ in counted}.values()
+    )
+    if not shape.on_cpu or shape.execution.attention_dropout > 0:
+        return masks
+    outputs = sum(count * shape.tokens * attention.queries // shape.ranks * shape.width for attention, count in counted)
+    return max(masks, outputs)
 
 
 def _repeated(shape: Shape, local: Attention) -> int:
@@ -145,15 +183,15 @@ def _repeated(shape: Shape, local: Attention) -> int:
 def _core(shape: Shape, attention: Attention) -> int:
     """Return what softmax leaves: a sum for each head and token; or, with dropout, weights three times and a mask.
 
-    A fused attention turns a mask of bools into numbers, which it keeps, in each layer anew.
+    A fused attention turns a window's mask of bools into numbers, which it keeps, in each layer anew.
     """
     heads = attention.num_heads // shape.ranks
     if shape.execution.attention_dropout == 0:
-        mask = shape.rows * shape.length**2 * shape.width if _has_bools(shape, attention) else 0
-        return _FP32 * shape.tokens * heads + mask
+        has_bools = _is_windowed(shape, attention) and not attention.alibi and not shape.execution.documents
+        return _FP32 * shape.tokens * heads + (shape.length**2 * shape.width if has_bools else 0)
     scores = shape.tokens * heads * shape.length
     # Softmax in fp32, its dropout's mask, the dropped weights; and which keys are not seen.
-    seen = 0 if attention.alibi and not shape.execution.documents else shape.length**2
+    seen = 0 if attention.alibi or shape.execution.documents else shape.length**2
     return scores * (_FP32 + 1 + shape.width) + seen
 
 
@@ -192,19 +230,20 @@ def _embedding(shape: Shape) -> int:
     return kept + (shape.tokens * model.hidden_size // shape.shards if execution.dropout > 0 else 0)
 
 
-def _tables(shape: Shape, blocks: Iterable[Block]) -> int:
-    """Return the bytes of tables and masks, one for all layers that are alike."""
-    length, documents, rows = shape.length, shape.execution.documents, shape.rows
-    distinct = {block.attention for block in blocks}
-    total = 0
-    for rope in {attention.rope for attention in distinct if attention.rope is not None}:
-        total += rows * length * rope.dims * _FP32
-    for attention in {replace(one, rope=None) for one in distinct if _is_masked(shape, one)}:
-        if attention.alibi:
-            heads = attention.num_heads // shape.ranks
-            total += heads * length**2 * shape.width * (1 + rows if documents else 1)
-        if documents or (attention.window is not None and attention.window < length):
-            total += length**2 * (1 + rows if documents else 1)
+def _rotations(shape: Shape, blocks: Iterable[Block]) -> int:
+    """Return the bytes of tables of rotary embedding, one for all layers that are alike."""
+    ropes = {block.attention.rope for block in blocks}
+    return sum(shape.rows * shape.length * rope.dims * _FP32 for rope in ropes if rope is not None)
+
+
+def _masks(shape: Shape, blocks: Iterable[Block]) -> int:
+    """Return the bytes of masks that all micro-batches share, one for all layers that are alike."""
+    total, alike = 0, {replace(block.attention, rope=None) for block in blocks}
+    for attention in alike:
+        if attention.alibi and _is_masked(shape, attention):
+            total += attention.num_heads // shape.ranks * shape.length**2 * shape.width
+        if (_is_windowed(shape, attention) or shape.execution.documents) and _is_masked(shape, attention):
+            total += shape.length**2
     return total
 
 

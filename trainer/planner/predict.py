@@ -122,7 +122,7 @@ def predict(plan: RunPlan, cluster: Cluster, profile: Profile | None = None, exa
 
 def _recomputed(plan: RunPlan) -> float:
     """Return the FLOPs of one token that are computed again."""
-    length = plan.execution.seq_length
+    length = plan.execution.attended_length
     if plan.execution.recompute is RecomputeKind.full:
         return sum(block.forward_flops(length) for block in plan.model.blocks)
     if plan.execution.recompute is RecomputeKind.selective:

@@ -1,8 +1,9 @@
 """Work, traffic and messages of one rank for a layer and one micro-batch, from the layer's components. No torch.
 
 GEMM shapes follow from the matrices and their sharding (Megatron-LM, arXiv 1909.08053, section 3); attention counts all
-scores, as `Attention.forward_flops` does. Element-wise work is counted as bytes that a kernel for each step would read
-and write: a norm reads and writes its input, the sum onto the residual stream reads two tensors and writes one.
+scores, as `Attention.forward_flops` does; where documents do not see each other, those of a mean document. Element-wise
+work is counted as bytes that a kernel for each step would read and write: a norm reads and writes its input, the sum
+onto the residual stream reads two tensors and writes one.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def reduced_bytes(plan: RunPlan, software: Software) -> int:
 
 
 def _block(plan: RunPlan, block: Block, software: Software, held: int, trained: int) -> Work:
-    size, positions, length = plan.tensor_parallel_size, tokens(plan), plan.execution.seq_length
+    size, positions, length = plan.tensor_parallel_size, tokens(plan), plan.execution.attended_length
     attention, mlp = block.attention, block.feed_forward
     keys = length if attention.window is None else min(length, attention.window)
     linears = (attention.qkv, attention.output, mlp.up, mlp.down)

@@ -36,8 +36,15 @@ class Execution:
     """Head and loss are computed together, without the whole logits."""
     documents: bool = False
     """Sequences hold several documents, and no token attends to another one than its own."""
+    attended: float | None = None
+    """Mean number of tokens, in its sequence, of the document of a token; None if it is not known, or all of them."""
     frozen: Collection[str] = frozenset()
     """Global names, or beginnings of them in whole parts, of the tensors that are not trained."""
+
+    @property
+    def attended_length(self) -> float:
+        """Number of keys, later ones included, that a token without a window attends to; it decides the FLOPs."""
+        return self.seq_length if self.attended is None else self.attended
 
     def padded(self, rows: int) -> int:
         """Return the rows of a vocabulary with its padding."""

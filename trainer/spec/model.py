@@ -64,7 +64,7 @@ class Block:
         yield from self.attention.tensors(f"{name}.attention")
         yield from self.feed_forward.tensors(f"{name}.mlp")
 
-    def forward_flops(self, length: int) -> float:
+    def forward_flops(self, length: float) -> float:
         """Return the FLOPs of one token in a sequence of `length`."""
         return self.attention.forward_flops(length) + self.feed_forward.forward_flops(length)
 
@@ -110,7 +110,7 @@ class Layer:
         """Elements of its tensors, without padding."""
         return sum(tensor.numel for tensor in self.tensors())
 
-    def forward_flops(self, length: int) -> float:
+    def forward_flops(self, length: float) -> float:
         """Return the FLOPs of one token in a sequence of `length`, forward. Norms count as zero."""
         return 0.0 if isinstance(self.spec, Norm) else self.spec.forward_flops(length)
 
@@ -196,14 +196,14 @@ class Model:
         """Parameters of the whole model, without padding; a tied embedding counts once."""
         return sum(tensor.numel for tensor in self.tensors.values())
 
-    def flops_per_token(self, length: int, frozen: Collection[str] = ()) -> float:
+    def flops_per_token(self, length: float, frozen: Collection[str] = ()) -> float:
         """Return the training FLOPs of one token in a sequence of `length`: forward, and twice that for backward.
 
         6 N + 12 L S N_heads D, with N the matrix parameters, head included and lookups not. Recomputation is not model
         work and does not count, and neither does the gradient of a matrix that is not trained.
 
         Args:
-            length: tokens of the sequence.
+            length: tokens of the sequence, or in the mean of a token's document, if no other one is attended to.
             frozen: global names of the tensors that are not trained.
         """
         head = "embedding.weight" if self.head.tied else "head.weight"

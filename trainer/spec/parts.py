@@ -219,7 +219,7 @@ class Attention:
                 yield from norm.tensors(f"{name}.{part}")
         yield from self.output.tensors(f"{name}.output")
 
-    def forward_flops(self, length: int) -> float:
+    def forward_flops(self, length: float) -> float:
         """Return the FLOPs of one token in a sequence of `length`."""
         keys = length if self.window is None else min(length, self.window)
         return float(self.qkv.forward_flops + self.output.forward_flops + 4 * self.queries * keys)
@@ -284,7 +284,7 @@ class FeedForward:
         yield from self.up.tensors(f"{name}.{self.up_name}")
         yield from self.down.tensors(f"{name}.down")
 
-    def forward_flops(self, length: int) -> float:
+    def forward_flops(self, length: float) -> float:
         """Return the FLOPs of one token, whatever the sequence's length."""
         return float(self.up.forward_flops + self.down.forward_flops)
 
@@ -318,7 +318,7 @@ class Embedding:
         if self.norm is not None:
             yield from self.norm.tensors(f"{name}.norm")
 
-    def forward_flops(self, length: int) -> float:
+    def forward_flops(self, length: float) -> float:
         """Return 0: a lookup is no matrix multiplication."""
         return 0.0
 
@@ -338,7 +338,7 @@ class Positions:
         if self.length is not None:
             yield TensorSpec(f"{name}.weight", (self.length + self.offset, self.hidden_size), Init.normal)
 
-    def forward_flops(self, length: int) -> float:
+    def forward_flops(self, length: float) -> float:
         """Return 0: a lookup is no matrix multiplication."""
         return 0.0
 
@@ -365,6 +365,6 @@ class Head:
         if self.bias:
             yield TensorSpec(f"{name}.bias", (self.vocab_size,), Init.zeros, cut, decays=False)
 
-    def forward_flops(self, length: int) -> float:
+    def forward_flops(self, length: float) -> float:
         """Return the FLOPs of one token."""
         return float(2 * self.hidden_size * self.vocab_size)

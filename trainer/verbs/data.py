@@ -12,7 +12,8 @@ def run(words: Words) -> int:
     """Prepare the data of a config and print their folder."""
     from trainer.config.compose import compose
     from trainer.config.validate import validate
-    from trainer.data.prepare import prepare, told_examples
+    from trainer.data.prepare import prepare
+    from trainer.data.told import told_examples
 
     config = compose(words.rest)
     validate(config, None)

@@ -21,9 +21,10 @@ from trainer.data.answers import Answered, answered
 from trainer.data.batches import training_batches, validation_batches
 from trainer.data.chat_template import PLAIN_TEMPLATE, ChatTemplate, chat_template
 from trainer.data.examples import Example
-from trainer.data.packing import Packer, documents_of, labels_of
-from trainer.data.prepare import PreparedData, look_up, prepare, stream_identity, told_examples
+from trainer.data.packing import BEGINS, Packer, labels_of
+from trainer.data.prepare import PreparedData, look_up, prepare, stream_identity
 from trainer.data.tokenizer import FileTokenizer, load_tokenizer
+from trainer.data.told import told_examples
 from trainer.micro_batch import IGNORED, MicroBatch
 
 CHATML = (
@@ -152,7 +153,7 @@ def test_tokens_are_those_of_transformers_and_each_example_is_whole(tmp_path: Pa
     assert batch.documents is not None
     documents = [
         ids[numbers == number].tolist()
-        for ids, numbers in zip(batch.input_ids, batch.documents, strict=True)
+        for ids, numbers in zip(batch.input_ids, batch.documents.numbers, strict=True)
         for number in numbers.unique()
     ]
     for ids in expected:
@@ -283,8 +284,10 @@ def test_sequences_are_the_same_in_every_layout_and_change_with_what_decides_the
     one = batches(found, prepared)
     two = of_chats(tmp_path, folder, path, **common, layout__data_parallel_size=2, batch__micro_batch_size=2)
     by_rank = [batches(two, prepared, rank)[0] for rank in (0, 1)]
-    for name in ("input_ids", "labels", "documents", "positions"):
+    for name in ("input_ids", "labels", "positions"):
         assert torch.equal(torch.cat([getattr(b, name) for b in one]), torch.cat([getattr(b, name) for b in by_rank]))
+    lengths = [[row for b in each for row in (b.documents.lengths if b.documents else ())] for each in (one, by_rank)]
+    assert lengths[0] == lengths[1] != []
     plan = make_plan(found, prepared.vocab_size, 1)
     held_out = validation_batches(prepared, plan, 0, torch.device("cpu")).micro_batches(0)
     assert all(batch.documents is not None and float(batch.counted()) > 0 for batch in held_out)
@@ -331,7 +334,7 @@ def test_packing_fills_sequences_and_divides_no_example() -> None:
     assert sum(sizes) / (16 * len(rows)) > 0.96
     seen: list[int] = []
     for ids, marks in rows:
-        documents, labels = documents_of(marks), labels_of(ids, marks, IGNORED)
+        documents, labels = ((marks & BEGINS) > 0).cumsum(), labels_of(ids, marks, IGNORED)
         for document in np.unique(documents):
             here = ids[documents == document]
             assert len(set(here.tolist())) == 1

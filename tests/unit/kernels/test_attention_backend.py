@@ -25,7 +25,8 @@ def test_the_kernel_is_named(dtype: Dtype) -> None:
     assert kernel(MODEL, dtype) == "flash attention"
     assert kernel(replace(MODEL, sliding_window=4), dtype) == "flash attention with a mask"
     assert kernel(replace(MODEL, sliding_window=16), dtype) == "flash attention"
-    assert kernel(MODEL, dtype, documents=True) == "flash attention with a mask"
+    apart = "flash attention, document by document or, where they are short, with a mask of them"
+    assert kernel(MODEL, dtype, documents=True) == apart
 
 
 def test_dropout_of_weights_has_no_kernel() -> None:

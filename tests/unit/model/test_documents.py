@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.helpers.batches import numbered
 from tests.helpers.models import drawn_gpt
 from tests.helpers.options import OPTIONS
 from tests.helpers.reference import TINY, TINY_LLAMA
 from trainer.config.schema import ModelConfig, QueryKeyNorm, RecomputeKind
+from trainer.kernels import document_attention
 from trainer.micro_batch import IGNORED, MicroBatch, Place, document_positions
 from trainer.model.gpt import GPT
 
@@ -51,8 +53,10 @@ def placed(batch: MicroBatch) -> MicroBatch:
     return replace(batch, place=Place(1, 1, 0))
 
 
+@pytest.mark.parametrize("way", ["slices", "mask"])
 @pytest.mark.parametrize("name", MODELS)
-def test_packed_documents_equal_each_of_them_alone(name: str) -> None:
+def test_packed_documents_equal_each_of_them_alone(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(document_attention, "CALL_MULTIPLIES", 0 if way == "slices" else 1 << 40)
     config: ModelConfig = MODELS[name]
     model = drawn_gpt(config, VOCABULARY, 11)
     with torch.no_grad():
@@ -66,7 +70,7 @@ def test_packed_documents_equal_each_of_them_alone(name: str) -> None:
     for row, lengths in enumerate(LENGTHS):
         for ids_of, labels_of in zip(*(torch.split(one[row], list(lengths)) for one in (tokens, labels)), strict=True):
             alone.append(placed(MicroBatch.of(ids_of[None], labels_of[None])))
-    packed = placed(MicroBatch.of(tokens, labels, documents=documents))
+    packed = placed(MicroBatch.of(tokens, labels, documents=numbered(documents)))
     expected, gradients = loss_and_gradients(model, alone)
     found, of_packed = loss_and_gradients(model, [packed])
     assert found == pytest.approx(expected, rel=1e-6)
@@ -85,4 +89,4 @@ def test_positions_begin_anew_with_each_document() -> None:
     # Padding may have any number that is not its neighbour's.
     assert document_positions(torch.tensor([[7, 7, -1, -1, 7]])).tolist() == [[0, 1, 0, 1, 0]]
     with pytest.raises(ValueError, match=r"documents must be shaped like input_ids, \(2, 12\), but are \(2, 11\)"):
-        MicroBatch.of(ids(), documents=numbers()[:, 1:])
+        MicroBatch.of(ids(), documents=numbered(numbers()[:, 1:]))

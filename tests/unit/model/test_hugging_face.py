@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from transformers import (
 from tests.helpers.models import drawn_gpt
 from tests.helpers.reference import TINY, TINY_LLAMA
 from trainer.config.schema import ModelConfig
-from trainer.micro_batch import MicroBatch
+from trainer.kernels import document_attention
+from trainer.micro_batch import Documents, MicroBatch
 from trainer.model.gpt import GPT, full_logits
 
 VOCABULARY = 61
@@ -100,6 +102,29 @@ def assert_same_logits(gpt: GPT, model: Any, length: int) -> None:
         theirs = model(ids).logits
     assert theirs.std() > 0.1
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    for cost in (0, 1 << 40):
+        assert_same_packed_logits(gpt, model, ids[:1], cost)
+
+
+def assert_same_packed_logits(gpt: GPT, model: Any, ids: torch.Tensor, cost: int) -> None:
+    """Hold packed documents against transformers, which keeps them apart where positions restart and no mask is given.
+
+    Args:
+        gpt: our model.
+        model: transformers', with the same weights.
+        ids: one row: it looks for documents in no more.
+        cost: of a document by itself: 0 takes that way, a large one a mask.
+    """
+    begins = torch.zeros_like(ids, dtype=torch.bool)
+    begins[0, [3, 4, 9]] = True
+    batch = MicroBatch.of(ids, documents=Documents.of(begins))
+    with torch.no_grad(), patch.object(document_attention, "CALL_MULTIPLIES", cost):
+        ours = full_logits(gpt(batch), gpt.context).transpose(0, 1)
+        theirs, whole = (
+            model(ids, position_ids=positions, use_cache=False).logits for positions in (batch.positions, None)
+        )
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    assert (whole - theirs).abs().max() > 0.01, "documents are not kept apart"
 
 
 def test_gpt2() -> None:

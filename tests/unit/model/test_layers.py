@@ -16,8 +16,8 @@ from tests.helpers.thread_group import run_ranks
 from trainer.config.models import make_model
 from trainer.config.schema import ModelConfig, NormKind, RecomputeKind
 from trainer.errors import ConfigError
+from trainer.kernels.document_attention import causal_mask
 from trainer.micro_batch import MicroBatch, Place
-from trainer.model.attention import causal_mask
 from trainer.model.gpt import (
     GPT,
     ModelContext,
@@ -27,7 +27,7 @@ from trainer.model.gpt import (
 from trainer.model.limits import not_computed
 from trainer.model.mlp import MLP, activate
 from trainer.model.norm import Norm
-from trainer.model.rotary import _rotary_table, rotate
+from trainer.model.rotary import _table_for_all, _table_of_rows, rotate
 from trainer.spec.parts import Activation, FeedForward
 from trainer.spec.parts import Norm as NormSpec
 from trainer.spec.rope import Rope
@@ -90,7 +90,8 @@ def test_layers_in_a_row_are_the_whole_model(model: ModelConfig, sequence_parall
 @pytest.mark.parametrize("model", [TINY_LLAMA, WINDOWED, replace(WINDOWED, attention_dropout=0.1)])
 def test_inference_does_not_poison_training(model: ModelConfig) -> None:
     # Tables and masks are cached: made in inference mode they could not be saved for backward.
-    _rotary_table.cache_clear()
+    for table in (_table_for_all, _table_of_rows):
+        table.cache_clear()
     causal_mask.cache_clear()
     one = context(model)
     gpt = built(one).eval()

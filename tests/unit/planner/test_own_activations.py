@@ -12,7 +12,8 @@ from benchmarks.case import CASES, Case, gpu_case
 from tests.helpers.models import drawn_gpt
 from trainer.config.ds_json import reduce_bucket_size
 from trainer.config.plan import RunPlan
-from trainer.micro_batch import MicroBatch
+from trainer.kernels import document_attention
+from trainer.micro_batch import Documents, MicroBatch
 from trainer.planner import own_activations
 from trainer.planner.own_memory import OwnMemory
 from trainer.planner.prediction import StageMemory
@@ -29,7 +30,7 @@ def on_cpu(plan: RunPlan) -> StageMemory:
     return OwnMemory(on_cpu=True).stages(plan)[0]
 
 
-def kept_bytes(case: Case, options: Sequence[str]) -> int:
+def kept_bytes(case: Case, options: Sequence[str], documents: Documents | None = None) -> int:
     """Bytes of distinct tensors that forward leaves for backward, parameters aside."""
     plan = case.plan((*options,))
     model = drawn_gpt(plan.config.model, plan.model.vocab_size, 1)
@@ -44,7 +45,7 @@ def kept_bytes(case: Case, options: Sequence[str]) -> int:
 
     ids = torch.zeros(case.micro_batch_size, case.seq_length, dtype=torch.int64)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(MicroBatch.of(ids, labels=ids))
+        model(MicroBatch.of(ids, labels=ids, documents=documents))
     return sum(storage.nbytes() for storage in kept.values())
 
 
@@ -76,6 +77,33 @@ def test_activations_with_options_are_those_that_autograd_keeps(family: str, opt
     words = [f"model.{option}" for option in options]
     expected = on_cpu(small(family).plan((*words,))).activations
     assert kept_bytes(small(family), words) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("cpu", []),
+        ("cpu_llama", []),
+        ("cpu_llama", ["sliding_window=16", "num_key_value_heads=1"]),
+        ("cpu", ["position=alibi"]),
+    ],
+)
+def test_the_larger_way_of_keeping_documents_apart_is_planned(
+    family: str, options: list[str], recompute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"model.{option}" for option in [*options, f"recompute={recompute}"]]
+    case = small(family)
+    plan = case.plan((*words,))
+    kept_apart = replace(plan, execution=replace(plan.execution, documents=True))
+    expected = on_cpu(kept_apart).activations
+    begins = torch.rand(2, case.seq_length, generator=torch.Generator().manual_seed(2)) < 0.1
+    found = []
+    for cost in (0, 1 << 40):
+        monkeypatch.setattr(document_attention, "CALL_MULTIPLIES", cost)
+        found.append(kept_bytes(case, words, Documents.of(begins)))
+    # With recomputation the cache alone keeps alibi's bias.
+    assert max(found) == pytest.approx(expected, rel=0.03 if "position=alibi" in options else 0.02)
 
 
 def test_a_fused_loss_keeps_no_logits() -> None:

@@ -1,0 +1,35 @@
+"""Lines that a start prints about the data that it found or made. No torch."""
+
+from __future__ import annotations
+
+from trainer.config.schema import TridentConfig
+from trainer.data.prepare import PreparedData
+
+
+def told_examples(prepared: PreparedData, config: TridentConfig) -> str | None:
+    """Return a line about packed examples, with what was left out of them; None for a stream of text."""
+    packed = prepared.packed
+    if packed is None:
+        return None
+    total = prepared.train_tokens + prepared.validation_tokens
+    told = (
+        f"data    {packed.examples:,} examples in {total // packed.seq_length:,} sequences of {packed.seq_length} "
+        f"tokens, which they fill to {packed.tokens / max(1, total):.0%}; {packed.learned:,} tokens are learned"
+    )
+    if packed.dropped:
+        told += f"; {packed.dropped:,} longer ones are left out (data.too_long={config.data.too_long.value})"
+    if packed.truncated:
+        told += f"; {packed.truncated:,} longer ones lost their end (data.too_long={config.data.too_long.value})"
+    if packed.emptied:
+        told += f"; {packed.emptied:,} of which no answer is left are left out"
+    return told
+
+
+def told_documents(prepared: PreparedData, config: TridentConfig) -> str | None:
+    """Return a line about documents that do not see each other; None if they do, or are examples."""
+    if not config.data.mask_documents or prepared.attended is None:
+        return None
+    return (
+        f"data    documents do not see each other: a token's own has {prepared.attended:,.0f} of the "
+        f"{config.model.seq_length} tokens of its sequence in the mean"
+    )
