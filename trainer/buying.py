@@ -6,11 +6,14 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from trainer.config.cluster_size import devices_per_node
 from trainer.config.compose import Composition, composition
+from trainer.config.layout_words import LAYOUT
 from trainer.config.plan import make_plan
-from trainer.config.schema import Dtype, TridentConfig
+from trainer.config.schema import Dtype
 from trainer.config.validate import validate
 from trainer.dry_run import plan_without_data
+from trainer.errors import ConfigError
 from trainer.hardware import Here
 from trainer.log import say, write
 from trainer.planner.as_json import answer_json
@@ -20,7 +23,8 @@ from trainer.planner.layout_search import search
 from trainer.planner.plan_screen import spent_screen
 from trainer.planner.predict import Planner
 from trainer.planner.shapes import Candidate, family, fixed
-from trainer.settling import alone, judged
+from trainer.planner.space import MESH
+from trainer.settling import alone, held, judged
 
 KIND = "model=llama_7b"
 """Kind of model whose sizes a budget chooses from, where no word names a model."""
@@ -46,6 +50,9 @@ def buy(arguments: Sequence[str], budget_word: str, as_json: bool, here: Here) -
     composed = composition(list(arguments))
     request = composed.request
     is_named = "model" in request.choices or any(key in request.values for key in _NAMED)
+    taken = sorted({*request.choices, *request.values} & {LAYOUT, *MESH})
+    if taken:
+        raise ConfigError(f"budget= chooses a model and its layout, so {taken[0]} would have no effect; leave it out")
     words = [*([] if is_named else [KIND]), *arguments]
     composed = composition(words)
     for word in _unsaid(composed, here):
@@ -53,11 +60,12 @@ def buy(arguments: Sequence[str], budget_word: str, as_json: bool, here: Here) -
         composed = composition(words)
     plain = alone(composed.config)
     validate(judged(composed.config))
-    world = planned_ranks(plain, here) or len(here.gpus) or here.cores
+    # Where nobody says how many, one machine of the kind that is planned for.
+    world = planned_ranks(plain, here) or devices_per_node(plain.cluster) or len(here.gpus) or here.cores
     planner = Planner(cluster_of(plain, world, here))
     vocab_size = plan_without_data(plain).model.vocab_size
     models = fixed(plain.model, vocab_size) if is_named else family(plain.model, vocab_size)
-    answer = spend(budget, planner.cluster, models, _speeds(planner, plain, world))
+    answer = spend(budget, planner.cluster, models, _speeds(planner, composed, world))
     if as_json:
         write(json.dumps(answer_json(answer, words), indent=2) + "\n")
     else:
@@ -77,12 +85,14 @@ def _unsaid(composed: Composition, here: Here) -> Iterator[str]:
             yield f"precision={fastest.value}"
 
 
-def _speeds(planner: Planner, config: TridentConfig, world: int) -> Callable[[Candidate], Speed | None]:
-    """Return a function that finds the fastest layout of a model on the cluster."""
+def _speeds(planner: Planner, composed: Composition, world: int) -> Callable[[Candidate], Speed | None]:
+    """Return a function that finds the fastest layout of a model on the cluster, beside what words have set."""
+    config, stay = composed.config, held(composed)
 
     def speed(candidate: Candidate) -> Speed | None:
-        base = make_plan(replace(config, model=candidate.config), candidate.vocab_size)
-        found = search(planner, base, world, shown=1).ranked
+        wanted = replace(config, model=candidate.config)
+        base = replace(make_plan(alone(wanted), candidate.vocab_size), config=wanted)
+        found = search(planner, base, world, stay, shown=1).ranked
         if not found:
             return None
         best = found[0]

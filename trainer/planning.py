@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.config.cluster_size import devices_per_node
 from trainer.config.compose import Composition, composition
 from trainer.config.plan import RunPlan
 from trainer.config.schema import DeviceKind
@@ -23,6 +24,7 @@ from trainer.planner.picture import Picture, Verdict, check_picture, write_pictu
 from trainer.planner.plan_report import PlanReport, make_report
 from trainer.planner.plan_screen import TIGHT, header, screen, search_screen, verdict
 from trainer.planner.predict import Planner
+from trainer.planner.schedule_time import MOST_EVENTS, is_simulated
 from trainer.settling import alone, held, settled
 
 
@@ -42,14 +44,26 @@ def plan_verb(arguments: Sequence[str], asked: Asked, here: Here) -> int:
         ConfigError: the config is wrong or breaks a rule; each rule with its reason, and what works.
     """
     if asked.picture is not None:
+        if asked.searches:
+            raise ConfigError("--picture draws one run; it cannot be combined with --search")
         check_picture(Path(asked.picture))
     composed = composition(list(arguments))
     # Replicas that fill the cluster share the batch, too: rules judge as many ranks as are planned.
-    config, lines = settled(composed, planned_ranks(composed.config, here), None, here)
+    ranks = planned_ranks(composed.config, here)
+    if composed.config.layout.auto:
+        # The machine that is planned for is filled, not this one.
+        ranks = ranks or devices_per_node(composed.config.cluster)
+    config, lines = settled(composed, ranks, None, here)
     plan = plan_without_data(config, planned_ranks(config, here))
     planner = Planner(cluster_of(config, plan.world_size, here))
     if planner.note is not None:
         aside(f"profile {planner.note}")
+    if asked.picture is not None and not is_simulated(plan):
+        raise ConfigError(
+            f"--picture draws {MOST_EVENTS:,} passes of micro-batches through stages at most, but this plan has "
+            f"{plan.num_micro_batches:,} micro-batches in {plan.pipeline_parallel_size} stages; use a larger "
+            "batch.micro_batch_size, or a smaller batch.global_batch_size"
+        )
     if asked.searches:
         return _search(composed, planner, plan, asked)
     report = make_report(planner, plan)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Run
 from trainer.config.compose import compose
+from trainer.config.schema import RecomputeKind
 from trainer.config.validate import problems
 from trainer.hardware import Here
 from trainer.planner.profile_file import FoundProfile
@@ -235,6 +237,40 @@ def test_a_budget_buys_a_run_that_composes(trident: Run) -> None:
     assert "words" in trident("plan", "budget=50usd", *ON, "cluster.usd_per_device_hour=2").out
 
 
+def test_a_budget_fills_a_machine_of_the_kind_that_is_bought_and_keeps_what_words_set(trident: Run) -> None:
+    found = plan_json(
+        trident, "budget=1gpuh", "model=gpt2_124m", "cluster=dgx_h100", "zero=stage3", "model.recompute=full"
+    )
+    assert isinstance(found["overrides"], list)
+    bought = compose(found["overrides"])
+    layout = bought.layout
+    assert isinstance(layout.data_parallel_size, int)
+    assert layout.tensor_parallel_size * layout.data_parallel_size * layout.pipeline_parallel_size == 8
+    assert bought.zero.stage == 3
+    assert bought.model.recompute is RecomputeKind.full
+
+
+def test_a_layout_is_found_for_the_machine_that_is_planned_for(trident: Run) -> None:
+    found = plan_json(trident, *SMALL, "layout=auto", "cluster=dgx_h100", "batch.global_batch_size=8")
+    layout = found["layout"]
+    assert isinstance(layout, dict)
+    sizes = [layout[f"{axis}_parallel_size"] for axis in ("pipeline", "tensor", "data")]
+    assert math.prod(sizes) == 8
+
+
+def test_a_schedule_of_very_many_micro_batches_is_not_played_event_by_event(
+    trident: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unasked(*_: object) -> float:
+        raise AssertionError("a schedule was played")
+
+    monkeypatch.setattr("trainer.planner.schedule_time.makespan", unasked)
+    found = plan_json(trident, *SMALL, *ON, "layout=pp2_dp4", "batch.global_batch_size=1048576")
+    assert found["bubble_fraction"] == pytest.approx(0.0, abs=1e-3)
+    with pytest.raises(AssertionError, match="played"):
+        plan_json(trident, *SMALL, *ON, "layout=pp2_dp4")
+
+
 def test_the_model_of_a_word_is_what_a_budget_trains(trident: Run) -> None:
     found = plan_json(trident, "budget=1gpuh", *ON, "model=gpt2_124m")
     assert found["parameters"] == 124439808
@@ -255,7 +291,20 @@ def test_the_model_of_a_word_is_what_a_budget_trains(trident: Run) -> None:
         (("cluster.inter_node_gbps=-1",), "cluster.inter_node_gbps"),
         (("--picture", "x.pdf"), ".svg"),
         (("--picture", "nowhere/x.svg"), "nowhere"),
+        (("--picture", "x.svg", "--search"), "cannot be combined"),
+        (("--picture", "x.svg", "layout=pp2", "batch.global_batch_size=1048576"), "1,048,576 micro-batches"),
         (("--calibrate", "cluster=h100"), "leave it out"),
+        (("--calibrate", "--search"), "cannot be combined"),
+        (("--calibrate", "--json"), "cannot be combined"),
+        (("--calibrate", "--picture", "x.svg"), "cannot be combined"),
+        (("--calibrate", "budget=5usd"), "cannot be combined"),
+        (("budget=5gpuh", "cluster=h100", "layout=tp8"), "layout would have no effect"),
+        (
+            ("budget=5gpuh", "cluster=h100", "layout.pipeline_parallel_size=2"),
+            "layout.pipeline_parallel_size would have",
+        ),
+        (("budget=5usd", "cluster=h100", "cluster.usd_per_device_hour=1e-300"), "must be 0.001 to 1000"),
+        (("budget=1e308days", "cluster=h100"), "at most 1e+30"),
     ],
 )
 def test_bad_words_are_one_error(words: tuple[str, ...], part: str, trident: Run) -> None:

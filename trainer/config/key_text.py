@@ -11,7 +11,7 @@ from typing import Any, get_args
 from trainer.config.keys import KEYS, OWNERS, is_list, number_or_word, optional
 from trainer.config.keys import shown_value as shown_value
 from trainer.config.meanings import SCHEMAS, meanings
-from trainer.config.rules_ranges import BELOW_ONE, CLOSED, MAXIMA, MINIMA, NOT_NEGATIVE, POSITIVE
+from trainer.config.rules_ranges import BELOW_ONE, CLOSED, MINIMA, NOT_NEGATIVE, POSITIVE
 from trainer.config.schema import TridentConfig
 from trainer.config.validate import ALL_RULES
 from trainer.spec import execution, model, parts, rope, stepping
@@ -59,8 +59,7 @@ def _range(key: str) -> str:
         return f" {low} to {high}"
     if key in MINIMA:
         return f" >= {MINIMA[key]}"
-    most = f", <= {MAXIMA[key]:g}" if key in MAXIMA else ""
-    return " > 0" * (key in POSITIVE) + most + " >= 0" * (key in NOT_NEGATIVE) + " >= 0, < 1" * (key in BELOW_ONE)
+    return " > 0" * (key in POSITIVE) + " >= 0" * (key in NOT_NEGATIVE) + " >= 0, < 1" * (key in BELOW_ONE)
 
 
 def default_of(key: str, defaults: Mapping[str, object]) -> str:

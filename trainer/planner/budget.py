@@ -23,6 +23,8 @@ SECONDS_PER_HOUR = 3600
 FIRST_STRIDE = 4
 """Sizes between the first ones that are compared. Near the best one it is halved down to 1, so that a jump of the speed
 between two sizes, where the layout changes, is not taken for the best."""
+MOST = 1e30
+"""Largest budget, in any unit: 20,000 times the FLOPs of the largest runs of today."""
 _WRITTEN = re.compile(r"([-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?|[-+]?(?:nan|inf))\s*([a-z]*)", re.IGNORECASE)
 
 
@@ -159,6 +161,8 @@ def parse_budget(text: str) -> Budget:
         raise ConfigError(f"{pattern}, but the unit of {text!r} is {unit}; use one of {', '.join(units)}")
     if not (math.isfinite(number) and number > 0):
         raise ConfigError(f"budget must be a finite number above 0, but is {text!r}; raise it")
+    if number > MOST:
+        raise ConfigError(f"budget must be at most {MOST:g}, but is {text!r}; lower it")
     return Budget(number, BudgetUnit(unit))
 
 

@@ -11,12 +11,11 @@ from trainer.config.schema import TridentConfig
 from trainer.config.validate import problems
 from trainer.planner.predict import Planner
 from trainer.planner.prediction import Prediction
+from trainer.planner.schedule_time import is_simulated
 from trainer.planner.space import config_of, distance, layout_words, variants
 
 EXACT = 16
 """Fastest layouts whose schedules are simulated event by event; the others are ranked by the closed form."""
-MOST_EVENTS = 1 << 15
-"""Passes of micro-batches through stages up to which a schedule is simulated: beyond, start and end count little."""
 SHOWN = 10
 NEAR_ENOUGH = 1.02
 """Gain in speed from which on a change is called faster: predictions of two layouts differ by less than they err."""
@@ -172,8 +171,7 @@ def _candidates(planner: Planner, plans: Iterable[RunPlan]) -> Iterator[_Candida
 
 
 def _exact(planner: Planner, plan: RunPlan) -> Found:
-    events = plan.num_micro_batches * plan.pipeline_parallel_size
-    return Found(plan, planner.predict(plan, exact=events <= MOST_EVENTS))
+    return Found(plan, planner.predict(plan, exact=is_simulated(plan)))
 
 
 def _pareto(fitting: Sequence[_Candidate]) -> list[_Candidate]:

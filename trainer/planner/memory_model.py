@@ -49,11 +49,13 @@ def memory_constants(cluster: Cluster) -> dict[str, Constant]:
 
 
 def unchecked(plan: RunPlan, cluster: Cluster) -> tuple[str, ...]:
-    """Return what of a plan lies outside of what the memory was checked on, each a sentence."""
+    """Return what of a plan lies outside of what memory and time were checked on, each a sentence."""
     found = []
     if cluster.software is not Software.trident:
         if plan.zero_stage >= 2 or plan.offload is not OffloadKind.none:
             found.append(f"The memory of ZeRO-{plan.zero_stage} or offload in {cluster.software.value} is not checked.")
+        if plan.zero_stage == 3 and plan.tensor_parallel_size > 1:
+            found.append(f"The time of ZeRO-3 beside tensor parallelism in {cluster.software.value} is not checked.")
         if plan.schedule.kind is PipelineSchedule.dualpipev:
             found.append(f"The memory of DualPipeV in {cluster.software.value} is counted as that of 1F1B.")
         return tuple(found)

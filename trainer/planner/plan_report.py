@@ -12,6 +12,7 @@ from trainer.planner.predict import Planner
 from trainer.planner.prediction import LossBand, Prediction
 from trainer.planner.price import Price, price_of, seconds_of
 from trainer.planner.scaling_laws import DEFAULT_LAW, LAWS, Balance, balance, counted_parameters, loss_bands
+from trainer.planner.schedule_time import is_simulated
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class PlanReport:
 
 def make_report(planner: Planner, plan: RunPlan) -> PlanReport:
     """Return the report of a run on the planner's cluster."""
-    prediction = planner.predict(plan)
+    prediction = planner.predict(plan, exact=is_simulated(plan))
     tokens = plan.run_tokens
     law = LAWS[DEFAULT_LAW]
     near = () if prediction.fits else offered(planner, plan)

@@ -244,7 +244,8 @@ def spent_screen(answer: Answer, cluster: Cluster, words: Sequence[str]) -> str:
 
 def search_screen(found: Search, config: TridentConfig, seconds: float) -> str:
     """Return the table of a search, with overrides that are pasted behind `config`."""
-    lines = [f"{found.considered:,} legal layouts, {found.fitting:,} fit, {seconds:.1f} s", ""]
+    layouts = f"{found.considered:,} legal layout{'s' * (found.considered != 1)}"
+    lines = [f"{layouts}, {found.fitting:,} fit, {seconds:.1f} s", ""]
     if not found.ranked:
         if found.least is not None:
             surely = "surely " * found.least.prediction.may_fit

@@ -19,6 +19,9 @@ from trainer.planner.orders import Order, interleaved_1f1b, megatron_1f1b, train
 from trainer.planner.shares import chunks_of
 from trainer.planner.timeline import Costs, makespan
 
+MOST_EVENTS = 1 << 15
+"""Passes of micro-batches through stages up to which a schedule is simulated: beyond, start and end count little."""
+
 
 @dataclass(frozen=True)
 class Passes:
@@ -44,6 +47,11 @@ def order_of(plan: RunPlan, cluster: Cluster) -> Order:
     if cluster.software is Software.megatron:
         return megatron_1f1b(pp, count)
     return trained_order(plan.schedule.kind, pp, count)
+
+
+def is_simulated(plan: RunPlan) -> bool:
+    """Return whether a plan has so few passes that its schedule is simulated; otherwise its closed form is taken."""
+    return plan.num_micro_batches * plan.pipeline_parallel_size <= MOST_EVENTS
 
 
 def pipeline_seconds(plan: RunPlan, cluster: Cluster, passes: Passes, message: float, exact: bool) -> float:

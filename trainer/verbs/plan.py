@@ -15,10 +15,15 @@ def run(words: Words) -> int:
     from trainer.hardware import look_here
     from trainer.planning import Asked, calibrate_here, plan_verb
 
+    budgets = [word.partition("=")[2] for word in words.rest if word.startswith(f"{BUDGET}=")]
     if words.has("--calibrate"):
+        if budgets or words.has("--search") or words.has("--json") or words.has("--picture"):
+            raise ConfigError(
+                "--calibrate measures this machine and plans nothing; it cannot be combined with --search, --json, "
+                "--picture or budget="
+            )
         return calibrate_here(words.rest, look_here(os.environ))
     here = look_here(os.environ)
-    budgets = [word.partition("=")[2] for word in words.rest if word.startswith(f"{BUDGET}=")]
     rest = [word for word in words.rest if not word.startswith(f"{BUDGET}=")]
     asked = Asked(as_json=words.has("--json"), searches=words.has("--search"), picture=words.value("--picture"))
     if not budgets:

@@ -60,16 +60,18 @@ NUMBERS: list[Case] = [
     ({"cluster.nodes": 10**6}, ["cluster.nodes must be 1 to 100000, but is 1000000"]),
     ({"cluster.devices_per_node": -8}, ["cluster.devices_per_node must be at least 1, but is -8"]),
     ({"cluster.devices_per_node": 4096}, ["cluster.devices_per_node must be 1 to 1024, but is 4096"]),
-    ({"cluster.intra_node_gbps": 0}, ["cluster.intra_node_gbps must be greater than 0 and at most 20000, but is 0.0"]),
-    ({"cluster.intra_node_gbps": 300e9}, ["cluster.intra_node_gbps must be greater than 0 and at most 20000, but is 300000000000.0"]),
-    ({"cluster.inter_node_gbps": float("nan")}, ["cluster.inter_node_gbps must be greater than 0 and at most 20000, but is nan"]),
-    ({"cluster.host_gbps": float("inf")}, ["cluster.host_gbps must be greater than 0 and at most 20000, but is inf"]),
-    ({"cluster.peak_tflops": -1}, ["cluster.peak_tflops must be greater than 0 and at most 100000, but is -1.0"]),
-    ({"cluster.memory_gbps": 0}, ["cluster.memory_gbps must be greater than 0 and at most 100000, but is 0.0"]),
-    ({"cluster.memory_gib": 5000}, ["cluster.memory_gib must be greater than 0 and at most 4096, but is 5000.0"]),
-    ({"cluster.host_memory_gib": -2}, ["cluster.host_memory_gib must be greater than 0 and at most 131072, but is -2.0"]),
-    ({"cluster.usd_per_device_hour": -1.5}, ["cluster.usd_per_device_hour must be greater than 0 and at most 1000, but is -1.5"]),
-    ({"cluster.watts": 70000}, ["cluster.watts must be greater than 0 and at most 5000, but is 70000.0"]),
+    ({"cluster.intra_node_gbps": 0}, ["cluster.intra_node_gbps must be 0.001 to 20000, but is 0.0"]),
+    ({"cluster.intra_node_gbps": 300e9}, ["cluster.intra_node_gbps must be 0.001 to 20000, but is 300000000000.0"]),
+    ({"cluster.inter_node_gbps": float("nan")}, ["cluster.inter_node_gbps must be 0.001 to 20000, but is nan"]),
+    ({"cluster.host_gbps": float("inf")}, ["cluster.host_gbps must be 0.001 to 20000, but is inf"]),
+    ({"cluster.peak_tflops": -1}, ["cluster.peak_tflops must be 0.001 to 100000, but is -1.0"]),
+    ({"cluster.memory_gbps": 0}, ["cluster.memory_gbps must be 0.001 to 100000, but is 0.0"]),
+    ({"cluster.memory_gib": 5000}, ["cluster.memory_gib must be 0.001 to 4096, but is 5000.0"]),
+    ({"cluster.host_memory_gib": -2}, ["cluster.host_memory_gib must be 0.001 to 131072, but is -2.0"]),
+    ({"cluster.usd_per_device_hour": -1.5}, ["cluster.usd_per_device_hour must be 0.001 to 1000, but is -1.5"]),
+    ({"cluster.usd_per_device_hour": 1e-300}, ["cluster.usd_per_device_hour must be 0.001 to 1000, but is 1e-300"]),
+    ({"cluster.host_gbps": 1e-300}, ["cluster.host_gbps must be 0.001 to 20000, but is 1e-300"]),
+    ({"cluster.watts": 70000}, ["cluster.watts must be 0.001 to 5000, but is 70000.0"]),
     ({"cluster.pue": 0.9}, ["cluster.pue must be 1 to 5, but is 0.9"]),
     ({"cluster.virtual_stages": 0}, ["cluster.virtual_stages must be at least 1, but is 0"]),
 ]  # fmt: skip
@@ -195,4 +197,4 @@ def test_an_own_file_of_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_range_of_a_key_is_told() -> None:
-    assert type_of("cluster.watts") == "number > 0, <= 5000 or null"
+    assert type_of("cluster.watts") == "number 0.001 to 5000 or null"

@@ -112,7 +112,12 @@ def test_what_was_not_checked_is_told() -> None:
         global_batch=4,
         zero_stage=3,
     )
-    assert "ZeRO-3" in unchecked(sharded, replace(cluster(), software=Software.megatron))[0]
+    peer = replace(cluster(), software=Software.megatron)
+    memory, *others = unchecked(sharded, peer)
+    assert "memory of ZeRO-3" in memory
+    assert not others
+    both = replace(sharded, mesh=Mesh(1, 1, 2))
+    assert "time of ZeRO-3 beside tensor parallelism" in unchecked(both, peer)[1]
 
 
 def test_ranks_of_a_cpu_have_no_context_of_a_gpu() -> None:
