@@ -220,7 +220,7 @@ def test_other_software_does_not_run(trident: Run) -> None:
 def test_a_layout_that_is_to_be_found_is_refused_where_nobody_searches(trident: Run) -> None:
     answer = trident("balance", "layout=auto", "layout.pipeline_parallel_size=2", "data.source=synthetic")
     assert answer.code == 2
-    assert "layout=auto is found by `trident train` and `trident plan` only" in answer.err
+    assert "layout=auto is found by a run as it begins, and by `trident plan`" in answer.err
 
 
 def test_a_budget_buys_a_run_that_composes(trident: Run) -> None:

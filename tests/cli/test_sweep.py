@@ -221,3 +221,12 @@ def test_the_check_of_many_runs_is_announced(trident: Run, monkeypatch: pytest.M
 def test_more_runs_than_can_be_checked_are_refused(refused: Run) -> None:
     [problem] = refused("train", "-m", "--dry-run", "train.seed=range(100000000)").problems
     assert "the values of train.seed (100,000,000) make 100,000,000" in problem
+
+
+def test_runs_of_a_sweep_find_their_layouts_themselves(sweep: Sweep, place: Path) -> None:
+    answer = sweep("layout=auto", "optimizer.lr=0.2,0.1")
+    assert (answer.code, answer.err) == (0, "")
+    assert all(compose(call.split()[3:]).layout.auto for call in calls(place))
+    wrong = sweep("layout=auto", "optimizer.lr=0.2,-1")
+    assert wrong.code == 2
+    assert wrong.err.startswith("error: optimizer.lr must be greater than 0")

@@ -38,8 +38,8 @@ def unresolved(case: Case) -> Iterator[str]:
     """A layout that is to be found was found."""
     if case.config.layout.auto:
         yield (
-            "layout=auto is found by `trident train` and `trident plan` only; name a layout here, such as layout=tp2, "
-            "or layout.auto=false"
+            "layout=auto is found by a run as it begins, and by `trident plan`; name a layout here, such as "
+            "layout=tp2, or layout.auto=false"
         )
 
 

@@ -21,7 +21,9 @@ def change(found: Found, config: TridentConfig | None = None) -> str:
         config: the config behind which the overrides are pasted; None: any.
     """
     words = " ".join(map(for_a_shell, found.words_after(config)))
-    return f"{words}: {found.prediction.peak / GIB:,.2f} GiB, {found.prediction.tokens_per_second:,.0f} tokens/s"
+    speed = found.prediction.tokens_per_second
+    told = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+    return f"{words}: {found.prediction.peak / GIB:,.2f} GiB, {told} tokens/s"
 
 
 def offered(planner: Planner, plan: RunPlan) -> tuple[Found, ...]:

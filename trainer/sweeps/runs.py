@@ -25,6 +25,7 @@ from trainer.machine import usable_cores
 from trainer.metrics.jsonl import read_rows
 from trainer.run_folder import RunFolder
 from trainer.run_paths import CONFIG, SUMMARY
+from trainer.settling import judged
 
 _LOCK = ".sweep.lock"
 _LONGEST_NAME = 150
@@ -80,10 +81,13 @@ class SweptRun:
 
 
 def wrong_with(config: TridentConfig, gpus: int | None) -> tuple[TridentConfig, list[str]]:
-    """Return the config as this machine fills it (`gpus=None`: unchanged), and its problems."""
+    """Return the config as this machine fills it (`gpus=None`: unchanged), and its problems.
+
+    A layout that is to be found is found by the run itself: only the rest is judged.
+    """
     if gpus is not None:
         config = fill_machine(config, gpus, usable_cores())
-    return config, problems(config, None, gpus)
+    return config, problems(judged(config) if config.layout.auto else config, None, gpus)
 
 
 def checked(found: Sequence[Point], gpus: int | None) -> list[SweptRun]:
