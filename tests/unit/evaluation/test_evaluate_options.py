@@ -21,6 +21,7 @@ def test_every_option_is_read_with_its_type() -> None:
         "num_fewshot": ("3", 3),
         "limit": ("10", 10),
         "chat": ("true", True),
+        "ema": ("true", True),
         "part": ("train", "train"),
         "stride": ("8", 8),
         "batch_size": ("2", 2),

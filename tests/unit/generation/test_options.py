@@ -22,6 +22,7 @@ def test_every_option_is_read_with_its_type() -> None:
         "prompt": ("def f(x=1): return", ("def f(x=1): return",)),
         "prompts": ("them.jsonl", "them.jsonl"),
         "chat": ("true", True),
+        "ema": ("true", True),
         "max_tokens": ("64", 64),
         "temperature": ("1", 1.0),
         "top_k": ("40", 40),
