@@ -169,7 +169,7 @@ NO_TORCH = (
         "cli",
     ),
     *(
-        *("corpus.document", "corpus.units", "corpus.wording", "corpus.hub_split"),
+        *("corpus.document", "corpus.units", "corpus.wording", "corpus.hub_split", "corpus.inputs", "corpus.cutting"),
         "data.capacity",
         "data.sampler",
         "data.dataset",

@@ -16,9 +16,9 @@ class Origin(NamedTuple):
     """The place of a record, as errors and audits name it."""
 
     what: str
-    """One of line, row, member, document, file."""
+    """One of line, row, member, document, file; byte where the unit begins in the middle of a file."""
     number: int
-    """Its number in the file, counted from 1; 0 for the file as a whole."""
+    """Its number in the file, counted from 1; 0 for the file as a whole. For byte: the bytes before it."""
     path: str
 
     def __str__(self) -> str:
@@ -28,7 +28,10 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True)
 class Document:
-    """One text, in the chunks in which it was read: a single one, unless it is long. They can be taken once."""
+    """One text, in the chunks in which it was read: a single one, unless it is long. They can be taken once.
+
+    Taking the chunks of a long one may raise `BadDocument`.
+    """
 
     origin: Origin
     chunks: Iterator[str]
@@ -69,3 +72,15 @@ class BadRecord:
         """Return the line of skipped.jsonl."""
         shown = self.excerpt[:EXCERPT_BYTES].decode("utf-8", errors="replace")
         return {"where": str(self.origin), "why": self.problem, "excerpt": shown}
+
+
+class BadDocument(DataError):
+    """A fault that ends the reading of a document, or of all that is left of a file.
+
+    Args:
+        record: what cannot be read.
+    """
+
+    def __init__(self, record: BadRecord) -> None:
+        super().__init__(record.problem)
+        self.record = record

@@ -23,6 +23,8 @@ class Kind(Enum):
     parquet = "parquet"
     arrow = "arrow"
     tar = "tar"
+    hub = "hub"
+    """Data set that the `datasets` library reads; its path is a name."""
 
 
 class Compression(Enum):

@@ -10,7 +10,8 @@ from typing import Any
 from trainer.config.keys import joined
 from trainer.config.places import PLAIN, local_path
 from trainer.config.schema import DataConfig, RecordKind, TridentConfig
-from trainer.corpus.sources import Record, records
+from trainer.corpus.document import Record
+from trainer.corpus.read import records
 from trainer.corpus.wording import listed, reason
 from trainer.data.chat_template import PLAIN_TEMPLATE, ChatTemplate, Message, chat_template, special_texts
 from trainer.data.end_of_text import END_OF_TEXT, ReadFile, beside, nothing_beside
@@ -59,7 +60,7 @@ def examples(config: TridentConfig, template: ChatTemplate | None) -> Iterator[E
         messages = _messages(record, data.messages_key)
         tools = record.fields.get(_TOOLS)
         try:
-            yield _chat(record.origin, messages, template, {} if tools is None else {_TOOLS: tools})
+            yield _chat(str(record.origin), messages, template, {} if tools is None else {_TOOLS: tools})
         except DataError as error:
             raise DataError(f"{record.origin}: {error}", error.hints) from error
 
@@ -146,7 +147,7 @@ def _completed(record: Record, data: DataConfig) -> Example:
     if not completion:
         raise DataError(f"{record.origin} must have a completion, but data.completion_key={data.completion_key} is ''")
     text = prompt + completion
-    return Example(record.origin, text, ((len(prompt), len(text)),), ends=True, may_trim=False)
+    return Example(str(record.origin), text, ((len(prompt), len(text)),), ends=True, may_trim=False)
 
 
 def _found(record: Record, name: str) -> str:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from trainer.config.places import local_path
 from trainer.config.schema import DataConfig
-from trainer.corpus.sources import file_identity
+from trainer.corpus.inputs import file_identity
 from trainer.corpus.wording import reason
 from trainer.errors import DataError
 

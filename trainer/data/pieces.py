@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.config.schema import TridentConfig
-from trainer.corpus.sources import documents
+from trainer.corpus.read import documents
 from trainer.data.split import is_held_out, split_document
 from trainer.errors import DataError
 from trainer.progress import current

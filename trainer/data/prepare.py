@@ -21,7 +21,7 @@ import numpy as np
 
 from trainer.config.places import absolute_path
 from trainer.config.schema import BoundaryLabel, DataConfig, DataSource, RecordKind, TokenizerKind, TridentConfig
-from trainer.corpus.sources import file_identity, identity
+from trainer.corpus.inputs import file_identity, identity
 from trainer.corpus.wording import reason
 from trainer.data.dataset import Boundaries, PackedDataset, Samples, TokenDataset, attended_in
 from trainer.data.example_shards import keep_template, write_examples

@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.corpus.test_corpus_stdlib_and_hub import hub_config, saved
 from tests.unit.data.data_fixtures import told, write_text
-from trainer.corpus.sources import documents
+from trainer.corpus.read import documents
 
 SLICES = {
     "train[:3]": "abc",

@@ -11,7 +11,8 @@ import pytest
 
 from tests.unit.data.data_fixtures import config, told, write_text
 from trainer.config.schema import DataConfig
-from trainer.corpus.sources import documents, identity, stdlib_files
+from trainer.corpus.inputs import identity, stdlib_files
+from trainer.corpus.read import documents
 
 
 def hub_config(path: object, **values: object) -> DataConfig:
@@ -177,7 +178,7 @@ def test_files_need_no_hugging_face_import(tmp_path: Path) -> None:
     import subprocess
 
     code = (
-        "import sys; from trainer.corpus.sources import documents; from trainer.config.keys import build;"
+        "import sys; from trainer.corpus.read import documents; from trainer.config.keys import build;"
         f"data = build({{'data.source': 'files', 'data.files': ['{write_text(tmp_path / 'a.txt', 'x')}']}}).data;"
         "assert list(documents(data)) == ['x']; import trainer.data.prepare, trainer.data.capacity;"
         "sys.exit(any(name in sys.modules for name in ('torch', 'datasets', 'pyarrow', 'transformers')))"

@@ -16,7 +16,7 @@ import torch
 from tests.unit.data.data_fixtures import config, told
 from trainer.config.plan import make_plan
 from trainer.config.schema import TridentConfig
-from trainer.corpus.sources import documents
+from trainer.corpus.read import documents
 from trainer.data.answers import Answered, answered
 from trainer.data.batches import training_batches, validation_batches
 from trainer.data.chat_template import PLAIN_TEMPLATE, ChatTemplate, chat_template

@@ -1,0 +1,129 @@
+"""Units to documents and records. What cannot be read is a value: whether it ends the reading, the caller decides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+
+from trainer.config.schema import DataConfig, RecordKind
+from trainer.corpus.cutting import cut
+from trainer.corpus.document import BadDocument, BadRecord, Document, Record
+from trainer.corpus.hub import hub_rows
+from trainer.corpus.inputs import input_files
+from trainer.corpus.json_lines import json_line_rows
+from trainer.corpus.record_text import Row, text_in
+from trainer.corpus.tables import parquet_rows
+from trainer.corpus.text_files import text_documents
+from trainer.corpus.units import InputFile, Kind, Span, Unit
+from trainer.errors import DataError
+
+
+def read_unit(data: DataConfig, files: Sequence[InputFile], unit: Unit) -> Iterator[Document | BadRecord]:
+    """Yield the documents whose first byte lies in a unit, in order, and what cannot be read as one.
+
+    Empty and null ones are left out. The chunks of a document must be taken before the next one is.
+
+    Args:
+        data: source and fields.
+        files: the input, as `input_files` returns it.
+        unit: one of those that `cut` makes of these files.
+
+    Raises:
+        DataError: the data set of data.source=hub cannot be read.
+    """
+    for span in unit.spans:
+        file = files[span.file]
+        if file.kind is Kind.text:
+            yield from text_documents(data, file, span)
+            continue
+        key = data.text_key
+        for row in _rows(data, file, span, {"data.text_key": key}, [key]):
+            text = row if isinstance(row, BadRecord) else text_in(row, key, file.kind)
+            if isinstance(text, BadRecord):
+                yield text
+            elif text is not None and text.strip():
+                yield Document.of(row.origin, text)
+
+
+def read_unit_records(
+    data: DataConfig, files: Sequence[InputFile], unit: Unit, keys: Mapping[str, str]
+) -> Iterator[Record | BadRecord]:
+    """Yield the objects whose first byte lies in a unit, in order, and what cannot be read as one.
+
+    Args:
+        data: source and fields.
+        files: the input, as `input_files` returns it.
+        unit: one of those that `cut` makes of these files.
+        keys: key of the config -> name of a field that every object must have; only columns are checked here.
+
+    Raises:
+        DataError: the data set of data.source=hub cannot be read, or a file cannot hold objects.
+    """
+    for span in unit.spans:
+        file = files[span.file]
+        if file.kind is Kind.text:
+            raise DataError(
+                f"data.files must be .jsonl, .jsonl.gz or .parquet for data.records={data.records.value}, but "
+                f"{file.path} is text"
+            )
+        for row in _rows(data, file, span, keys):
+            if isinstance(row, BadRecord):
+                yield row
+            elif isinstance(row.value, Mapping):
+                yield Record(row.origin, row.value)
+            else:
+                problem = f"{row.origin} must be an object, but is {type(row.value).__name__}"
+                yield BadRecord(row.origin, problem)
+
+
+def documents(data: DataConfig) -> Iterator[str]:
+    """Yield the documents of a text source as whole texts, in a fixed order; empty and null ones are left out.
+
+    Raises:
+        DataError: a file or data set is missing, unreadable, or of the wrong form.
+    """
+    if data.records is not RecordKind.text:
+        raise DataError(f"data.records must be text where documents are read, but is {data.records.value}")
+    return islice(_texts(data), data.max_documents)
+
+
+def records(data: DataConfig, keys: Mapping[str, str]) -> Iterator[Record]:
+    """Yield the objects of a source, in a fixed order; empty lines are left out.
+
+    Args:
+        data: source and files.
+        keys: key of the config -> name of a field that every object must have; only columns are checked here.
+
+    Raises:
+        DataError: a file or data set is missing, unreadable, or of the wrong form.
+    """
+    return islice(_objects(data, keys), data.max_documents)
+
+
+def _texts(data: DataConfig) -> Iterator[str]:
+    files = input_files(data)
+    for unit in cut(files, unit_bytes=None):
+        for document in read_unit(data, files, unit):
+            if isinstance(document, BadRecord):
+                raise BadDocument(document)
+            yield "".join(document.chunks)
+
+
+def _objects(data: DataConfig, keys: Mapping[str, str]) -> Iterator[Record]:
+    files = input_files(data)
+    for unit in cut(files, unit_bytes=None):
+        for record in read_unit_records(data, files, unit, keys):
+            if isinstance(record, BadRecord):
+                raise BadDocument(record)
+            yield record
+
+
+def _rows(
+    data: DataConfig, file: InputFile, span: Span, keys: Mapping[str, str], columns: list[str] | None = None
+) -> Iterator[Row | BadRecord]:
+    if file.kind is Kind.hub:
+        return hub_rows(data)
+    if file.kind is Kind.parquet:
+        return parquet_rows(file, span, keys, columns)
+    assert file.kind is Kind.json_lines, "other kinds are not listed"
+    return json_line_rows(file, span)
