@@ -18,7 +18,7 @@ from trainer.checkpoint.resume import base_of, checkpoint_to_resume, load, start
 from trainer.checkpoint.rewind import rewind
 from trainer.config.plan import RunPlan, hang_timeout_s, make_mesh, make_plan
 from trainer.config.schema import RuntimeConfig, TridentConfig
-from trainer.data.batches import training_batches, validation_batches
+from trainer.data.batches import needs_of, training_batches, validation_batches
 from trainer.data.prepare import PreparedData, prepare, stream_identity
 from trainer.engine.build import build_engine
 from trainer.engine.face import Engine
@@ -251,10 +251,11 @@ def _watchdog(runtime: RuntimeConfig, folder: RunFolder, groups: ParallelGroups)
 
 def _batches(session: Session, prepared: PreparedData, sample_length: int, evaluates: bool) -> Batches:
     plan, place, device = session.plan, session.groups.samples.rank, session.groups.device
-    training = training_batches(prepared, plan, sample_length, place, device)
+    needs = needs_of(plan, session.groups.place.stage)
+    training = training_batches(prepared, plan, sample_length, place, device, needs)
     if not evaluates:
         return Batches(training)
-    return Batches(training, validation_batches(prepared, plan, place, device))
+    return Batches(training, validation_batches(prepared, plan, place, device, needs))
 
 
 def _hooks(

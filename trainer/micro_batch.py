@@ -98,11 +98,12 @@ class MicroBatch:
     """B sequences of S tokens. Made by `MicroBatch.of`."""
 
     input_ids: torch.Tensor
-    """[B, S] int64."""
+    """[B, S] int64. On a rank that looks at no ids, zeros of this shape that take no memory."""
     positions: torch.Tensor
     """[1, S] (all rows alike) or [B, S] int64: position of each token, for rotary and learned positions."""
     labels: torch.Tensor | None = None
-    """[B, S] int64: the token after each input, or `IGNORED`. None: there is no loss, the model returns logits."""
+    """[B, S] int64: the token after each input, or `IGNORED`. None: this rank has no loss to compute; a model that ends
+    here returns logits."""
     weights: torch.Tensor | None = None
     """[B, S] fp32, finite and not negative: weight of each token. None: 1 where the label is not `IGNORED`."""
     documents: Documents | None = None
@@ -111,6 +112,8 @@ class MicroBatch:
     """Its place in the run; None outside training, where there is no dropout."""
     divisor: torch.Tensor | None = None
     """[] fp32: number by which the sum of its losses is divided. None: its own counted tokens, which makes the mean."""
+    count: int | None = None
+    """Its counted tokens, on a rank that looks at no labels; None: they follow from labels and weights."""
 
     @classmethod
     def of(
@@ -167,6 +170,8 @@ class MicroBatch:
 
     def counted(self) -> torch.Tensor:
         """Return its counted tokens, the sum of their weights, [] fp64. No host sync on an accelerator."""
+        if self.labels is None and self.count is not None:
+            return torch.full((), self.count, dtype=torch.float64, device=self.input_ids.device)
         return self.token_weights().sum(dtype=torch.float64)
 
     def loss_divisor(self) -> torch.Tensor:

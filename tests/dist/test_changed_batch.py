@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def _train(rank: int, world_size: int, place: Path, arguments: tuple[str, ...]) 
     from trainer.app import train_rank
     from trainer.config.compose import compose
     from trainer.data.batches import BatchSource
+    from trainer.data.picks import EVERYTHING
     from trainer.launcher.environment import World
     from trainer.micro_batch import MicroBatch
 
@@ -33,10 +35,12 @@ def _train(rank: int, world_size: int, place: Path, arguments: tuple[str, ...]) 
     original = BatchSource.micro_batches
 
     def spy(self: BatchSource, position: int, step: int | None = None) -> list[MicroBatch]:
-        batches = original(self, position, step)
-        for batch in batches:
+        # A stage of a pipeline reads inputs or labels, or none.
+        whole = copy(self)
+        whole._needs = EVERYTHING
+        for batch in original(whole, position, step):
             read.extend(torch.cat([batch.input_ids, batch.targets()[:, -1:]], 1).tolist())
-        return batches
+        return original(self, position, step)
 
     BatchSource.micro_batches = spy  # type: ignore[method-assign]
     config = compose([*SETTINGS, f"run_dir={place / 'R'}", f"data.cache_dir={place / 'cache'}", *arguments])

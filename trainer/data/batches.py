@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import torch
 from trainer.config.plan import RunPlan
 from trainer.data.capacity import check_training_capacity, check_validation_capacity
 from trainer.data.dataset import SampleStream
+from trainer.data.picks import EVERYTHING, Needs, Rows, of_one_source
 from trainer.data.prepare import PreparedData, samples_of
 from trainer.data.sampler import SampleOrder
 from trainer.data.token_files import TRAIN, VALIDATION
@@ -29,13 +31,17 @@ class BatchSource:
         plan: sizes of batch, sequence and layout.
         dp_rank: d.
         device: the device of the tensors.
+        needs: the tokens that this rank's stages look at; no others are read for its micro-batches.
     """
 
-    def __init__(self, stream: SampleStream, plan: RunPlan, dp_rank: int, device: torch.device) -> None:
+    def __init__(
+        self, stream: SampleStream, plan: RunPlan, dp_rank: int, device: torch.device, needs: Needs = EVERYTHING
+    ) -> None:
         self._stream = stream
         self._plan = plan
         self._dp_rank = dp_rank
         self._device = device
+        self._needs = needs
 
     @property
     def tokens(self) -> int:
@@ -58,19 +64,34 @@ class BatchSource:
         """
         plan, size = self._plan, self._plan.micro_batch_size
         rows = np.arange(self._size(step)).reshape(-1, plan.data_parallel_size, size)
-        found = torch.from_numpy(self._sequences(position, rows[:, self._dp_rank].reshape(-1)))
-        pairs, begins = found[:2], found[2].bool() if len(found) > 2 else None
-        if self._device.type == "cuda":
-            pairs = pairs.pin_memory().to(self._device, non_blocking=True)
+        found = self._sequences(position, rows[:, self._dp_rank].reshape(-1), self._needs)
+        ids, labels = (self._on_device(tokens) for tokens in (found.ids, found.labels))
         firsts = rows[:, self._dp_rank, 0].tolist()
         places = [None if step is None else Place(plan.seed, step, first) for first in firsts]
         batches = []
-        for index, (part, place) in enumerate(zip(torch.split(pairs, size, dim=1), places, strict=True)):
+        for index, place in enumerate(places):
+            here = slice(index * size, (index + 1) * size)
             # Known to the host: attention may go document by document.
-            own = None if begins is None else Documents.of(begins[index * size : (index + 1) * size])
+            own = None if found.begins is None else Documents.of(torch.from_numpy(found.begins[here]))
             documents = None if own is None else own.to(self._device)
-            batches.append(MicroBatch.of(part[0], part[1], None, place, documents))
+            inputs = self._unread(size) if ids is None else ids[here]
+            batch = MicroBatch.of(inputs, None if labels is None else labels[here], None, place, documents)
+            if labels is None:
+                # The loss of the last stage is divided by it on every rank.
+                count = inputs.numel() if found.counts is None else int(found.counts[here].sum())
+                batch = replace(batch, count=count)
+            batches.append(batch)
         return batches
+
+    def _on_device(self, tokens: npt.NDArray[np.int64] | None) -> torch.Tensor | None:
+        if tokens is None:
+            return None
+        found = torch.from_numpy(tokens)
+        return found.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else found
+
+    def _unread(self, size: int) -> torch.Tensor:
+        """Return ids for a stage that looks at their shape alone: they take no memory."""
+        return torch.zeros((), dtype=torch.int64, device=self._device).expand(size, self._plan.execution.seq_length)
 
     def _size(self, step: int | None) -> int:
         return self._plan.global_batch_size if step is None else self._plan.batch_sizes.at(step)
@@ -85,22 +106,23 @@ class BatchSource:
             step: that trains on them; None: the batch is a full one.
         """
         count = self.tokens if step is None else self._plan.tokens_of_step(step)
-        return [int(sample) for sample in self._stream.samples(position, count)]
+        return [int(sample) for sample in self._stream.picks(position, count).samples]
 
-    def _sequences(self, position: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def _sequences(self, position: int, rows: npt.NDArray[np.int64], needs: Needs) -> Rows:
         seq_length, vocab_size = self._plan.execution.seq_length, self._plan.model.vocab_size
         starts = position + rows * seq_length
-        pairs = self._stream.sequences(starts, seq_length)
-        ids = pairs[:2]
-        if ids.max() >= vocab_size:
-            _, row, place = np.unravel_index(int(ids.argmax()), ids.shape)
-            sample = self._stream.samples(int(starts[row] + place), 1)[0]
+        found = self._stream.sequences(starts, seq_length, needs)
+        for ids in (found.ids, found.labels):
+            if ids is None or ids.max() < vocab_size:
+                continue
+            row, place = np.unravel_index(int(ids.argmax()), ids.shape)
+            sample = self._stream.picks(int(starts[row] + place), 1).samples[0]
             raise DataError(
                 f"every token id must be less than the vocabulary's size ({vocab_size}), but sample {sample} of the "
                 f"data holds {ids.max()}; set model.vocab_size to that of the tokenizer that made them",
                 hints=["if it is right already the data are damaged: prepare them anew"],
             )
-        return pairs
+        return found
 
     def ledger(self, previous: str, position: int, step: int | None = None) -> str:
         """Return the rolling hash after a global batch: of `previous`, the batch's position, and its token ids.
@@ -111,15 +133,32 @@ class BatchSource:
             step: that trains on it; None: the batch is a full one.
         """
         digest = hashlib.blake2b(f"{previous}:{position}:".encode(), digest_size=16)
-        pairs = self._sequences(position, np.arange(self._size(step)))
+        rows = self._sequences(position, np.arange(self._size(step)), EVERYTHING)
         # A sequence at a time: its inputs, then its labels, then the numbers of its documents if it has several.
-        pairs[2:] = pairs[2:].cumsum(axis=-1) - 1
-        digest.update(pairs.swapaxes(0, 1).astype("<u4").tobytes())
+        numbers = None if rows.begins is None else rows.begins.cumsum(axis=-1) - 1
+        hashed = [each for each in (rows.ids, rows.labels, numbers) if each is not None]
+        digest.update(np.stack(hashed, axis=1).astype("<u4").tobytes())
         return digest.hexdigest()
 
 
+def needs_of(plan: RunPlan, stage: int) -> Needs:
+    """Return the tokens that a rank reads for its micro-batches.
+
+    Args:
+        plan: numbers of the run.
+        stage: place of the rank on the pipe axis.
+    """
+    pp, schedule = plan.pipeline_parallel_size, plan.schedule
+    return Needs(schedule.owner(0, pp) == stage, schedule.owner(schedule.stages(pp) - 1, pp) == stage)
+
+
 def training_batches(
-    prepared: PreparedData, plan: RunPlan, sample_length: int, dp_rank: int, device: torch.device
+    prepared: PreparedData,
+    plan: RunPlan,
+    sample_length: int,
+    dp_rank: int,
+    device: torch.device,
+    needs: Needs = EVERYTHING,
 ) -> BatchSource:
     """Return the training data of a rank, shuffled by the run's seed in samples of `sample_length` tokens.
 
@@ -134,12 +173,13 @@ def training_batches(
             f"the training data must hold at least one sample of {sample_length} tokens, the sequence length that this "
             f"run began with, but hold {prepared.train_tokens} tokens; use the data that it began with"
         )
-    return BatchSource(
-        SampleStream(dataset, SampleOrder(len(dataset), config.train.seed).samples), plan, dp_rank, device
-    )
+    order = of_one_source(SampleOrder(len(dataset), config.train.seed).samples)
+    return BatchSource(SampleStream([dataset], order), plan, dp_rank, device, needs)
 
 
-def validation_batches(prepared: PreparedData, plan: RunPlan, dp_rank: int, device: torch.device) -> BatchSource:
+def validation_batches(
+    prepared: PreparedData, plan: RunPlan, dp_rank: int, device: torch.device, needs: Needs = EVERYTHING
+) -> BatchSource:
     """Return the validation data of a rank: from the start in fixed order, again from the start when they end.
 
     Raises:
@@ -151,4 +191,4 @@ def validation_batches(prepared: PreparedData, plan: RunPlan, dp_rank: int, devi
     def in_order(first: int, count: int) -> npt.NDArray[np.int64]:
         return np.arange(first, first + count, dtype=np.int64) % len(dataset)
 
-    return BatchSource(SampleStream(dataset, in_order), plan, dp_rank, device)
+    return BatchSource(SampleStream([dataset], of_one_source(in_order)), plan, dp_rank, device, needs)

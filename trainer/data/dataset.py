@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.packing import BEGINS, labels_of
+from trainer.data.packing import BEGINS, counted_labels, labels_of
+from trainer.data.picks import EVERYTHING, NOTHING, ONE_SOURCE, Needs, Order, Picks, Rows, Samples
 
 MOST_SAMPLES = 256
 """Number of samples from which the mean length of documents is taken."""
-
-
-class Samples(Protocol):
-    """Samples of `seq_length` tokens."""
-
-    seq_length: int
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-
-    def rows(self, index: int) -> npt.NDArray[np.int64]:
-        """Return inputs and labels of a sample, [2, seq_length].
-
-        If its documents do not see each other, a third row says by 1 where one begins; the first token does.
-
-        Raises:
-            IndexError: there is no such sample.
-        """
 
 
 class Boundaries:
@@ -93,17 +76,24 @@ class TokenDataset:
         start = _checked(index, self._length) * self.seq_length
         return np.asarray(self._tokens[start : start + self.seq_length + 1], dtype=np.int64)
 
-    def rows(self, index: int) -> npt.NDArray[np.int64]:
-        """Return inputs and labels of a sample, [2 or 3, seq_length]. See `Samples`."""
-        tokens, ends = self.sample(index), self._boundaries
-        if ends is None:
-            return np.stack([tokens[:-1], tokens[1:]])
-        begins = ends.begins(index * self.seq_length, self.seq_length + 1)
-        rows = np.stack([tokens[:-1], tokens[1:], begins[:-1]])
-        if ends.crossing_label is not None:
-            rows[1, begins[1:]] = ends.crossing_label
-        rows[2, 0] = 1
-        return rows if ends.is_told else rows[:2]
+    def rows(self, index: int, needs: Needs = EVERYTHING) -> Rows:
+        """Return one sample. See `Samples`."""
+        ids = labels = begins = counts = None
+        if needs.ids or needs.labels:
+            tokens = self.sample(index)
+            ids = tokens[:-1] if needs.ids else None
+            labels = tokens[1:] if needs.labels else None
+        if self._boundaries is not None:
+            start = _checked(index, self._length) * self.seq_length
+            found = self._boundaries.begins(start, self.seq_length + 1)
+            if self._boundaries.crossing_label is not None:
+                counts = ~found[1:]
+                if labels is not None:
+                    labels = np.where(counts, labels, self._boundaries.crossing_label)
+            if self._boundaries.is_told:
+                begins = found[:-1]
+                begins[0] = True
+        return Rows(ids, labels, begins, counts, ONE_SOURCE)
 
 
 class PackedDataset:
@@ -132,12 +122,17 @@ class PackedDataset:
         """Return the number of samples."""
         return self._length
 
-    def rows(self, index: int) -> npt.NDArray[np.int64]:
-        """Return inputs and labels of a sample, and where its examples begin, [3, seq_length]."""
+    def rows(self, index: int, needs: Needs = EVERYTHING) -> Rows:
+        """Return one sample. See `Samples`."""
         start = _checked(index, self._length) * self.seq_length
         here = slice(start, start + self.seq_length)
-        ids, marks = np.asarray(self._tokens[here], dtype=np.int64), np.asarray(self._marks[here])
-        return np.stack([ids, labels_of(ids, marks, self._ignored), (marks & BEGINS) > 0])
+        marks = np.asarray(self._marks[here])
+        ids = labels = None
+        if needs.ids or needs.labels:
+            ids = np.asarray(self._tokens[here], dtype=np.int64)
+            labels = labels_of(ids, marks, self._ignored) if needs.labels else None
+        begins = (marks & BEGINS) > 0
+        return Rows(ids if needs.ids else None, labels, begins, counted_labels(marks), ONE_SOURCE)
 
 
 def _mapped(path: Path, dtype: str) -> npt.NDArray[np.generic]:
@@ -152,48 +147,62 @@ def _checked(index: int, length: int) -> int:
     return index
 
 
-Order = Callable[[int, int], npt.NDArray[np.int64]]
-"""(first, count) -> the samples at places `first` to `first + count - 1`, `[count]`."""
-
-
 class SampleStream:
-    """The samples of a data set one after the other in some order, as one endless stream of (input, label) pairs.
+    """The samples of sources one after the other in some order, as one endless stream of (input, label) pairs.
 
     A sequence is a stretch of the stream, wherever it begins and however long it is. So a run may change its batch size
     or its sequence length on the way: it goes on where it was, and no token is left out or repeated. As long as
     sequences are as long as samples and begin where samples do, each sequence is one sample.
 
     Args:
-        dataset: the samples, L tokens each.
-        order: gives the sample at each place.
+        sources: the samples of each source, L tokens each.
+        order: gives the source and the sample at each place.
     """
 
-    def __init__(self, dataset: Samples, order: Order) -> None:
-        self._dataset = dataset
+    def __init__(self, sources: Sequence[Samples], order: Order) -> None:
+        self.sources = tuple(sources)
         self._order = order
+        self._length = self.sources[0].seq_length
 
-    def samples(self, start: int, tokens: int) -> npt.NDArray[np.int64]:
-        """Return the indices of the samples that the stretch of `tokens` tokens from `start` touches, in order."""
-        length = self._dataset.seq_length
-        first, last = start // length, (start + tokens - 1) // length
+    def picks(self, start: int, tokens: int) -> Picks:
+        """Return the samples that the stretch of `tokens` tokens from `start` touches, in order."""
+        first, last = start // self._length, (start + tokens - 1) // self._length
         return self._order(first, last - first + 1)
 
-    def sequences(self, starts: npt.NDArray[np.int64], seq_length: int) -> npt.NDArray[np.int64]:
-        """Return inputs and labels of the sequences of S tokens that begin at `starts` [n], `[2, n, seq_length]`.
-
-        Where documents do not see each other, a third row says by 1 where one begins: `[3, n, seq_length]`.
-        """
-        length = self._dataset.seq_length
+    def sequences(self, starts: npt.NDArray[np.int64], seq_length: int, needs: Needs = EVERYTHING) -> Rows:
+        """Return the n sequences of S tokens that begin at `starts` [n]."""
+        length = self._length
         first, last = starts // length, (starts + seq_length - 1) // length
         lowest = int(first.min())
-        samples = self._order(lowest, int(last.max()) - lowest + 1)
+        picks = self._order(lowest, int(last.max()) - lowest + 1)
         found = []
         for row, start in enumerate(starts):
-            here = samples[first[row] - lowest : last[row] - lowest + 1]
-            rows = np.concatenate([self._dataset.rows(int(index)) for index in here], axis=1)
-            inside = slice(start - first[row] * length, start - first[row] * length + seq_length)
-            found.append(rows[:, inside])
-        return np.stack(found, axis=1)
+            offset = int(start - first[row] * length)
+            parts = []
+            for place in range(first[row] - lowest, last[row] - lowest + 1):
+                sample = self.sources[picks.sources[place]].rows(int(picks.samples[place]), needs)
+                parts.append(sample._replace(sources=picks.sources[place]))
+            found.append(_cut(parts, slice(offset, offset + seq_length)))
+        return _stacked(found)
+
+
+def _cut(samples: Sequence[Rows], inside: slice) -> Rows:
+    """Return a stretch of samples that stand side by side."""
+    joined = _joined(samples, np.concatenate)
+    ids, labels, begins, counts = (None if one is None else one[inside] for one in joined)
+    return Rows(ids, labels, begins, counts, samples[0].sources)
+
+
+def _stacked(rows: Sequence[Rows]) -> Rows:
+    """Return sequences of S tokens, [S] each, as the rows of one value."""
+    ids, labels, begins, counts = _joined(rows, np.stack)
+    return Rows(ids, labels, begins, counts, np.stack([one.sources for one in rows]))
+
+
+def _joined(rows: Sequence[Rows], join: Callable[[list[Any]], Any]) -> list[Any]:
+    """Return all fields of rows but their sources, each joined over the rows."""
+    fields = zip(*((one.ids, one.labels, one.begins, one.counts) for one in rows), strict=True)
+    return [None if arrays[0] is None else join(list(arrays)) for arrays in fields]
 
 
 def attended_in(dataset: Samples) -> float | None:
@@ -204,6 +213,7 @@ def attended_in(dataset: Samples) -> float | None:
     places = range(0, len(dataset), max(1, len(dataset) // MOST_SAMPLES))
     squares = 0
     for index in places:
-        begins = np.flatnonzero(dataset.rows(index)[2])
-        squares += int((np.diff(begins, append=dataset.seq_length) ** 2).sum())
+        flags = dataset.rows(index, NOTHING).begins
+        assert flags is not None, "these samples say where documents begin"
+        squares += int((np.diff(np.flatnonzero(flags), append=dataset.seq_length) ** 2).sum())
     return squares / (len(places) * dataset.seq_length) if places else None

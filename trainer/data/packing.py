@@ -82,9 +82,16 @@ class Packer:
         return np.array(ids, dtype=np.int64), np.array(marks, dtype=np.uint8)
 
 
+def counted_labels(marks: Marks) -> npt.NDArray[np.bool_]:
+    """Return at which tokens of a sequence the label counts: where the next token is of the example, and learned."""
+    counts = np.zeros(len(marks), dtype=np.bool_)
+    counts[:-1] = (marks[1:] & COUNTS) > 0
+    return counts
+
+
 def labels_of(ids: Ids, marks: Marks, ignored: int) -> Ids:
     """Return the label of each token of a sequence: the next one of its example, where that counts, or `ignored`."""
     labels = np.full_like(ids, ignored)
-    counts = (marks[1:] & COUNTS) > 0
-    labels[:-1][counts] = ids[1:][counts]
+    counts = counted_labels(marks)
+    labels[counts] = ids[1:][counts[:-1]]
     return labels

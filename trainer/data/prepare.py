@@ -23,10 +23,11 @@ from trainer.config.places import absolute_path
 from trainer.config.schema import BoundaryLabel, DataConfig, DataSource, RecordKind, TokenizerKind, TridentConfig
 from trainer.corpus.inputs import file_identity, identity
 from trainer.corpus.wording import reason
-from trainer.data.dataset import Boundaries, PackedDataset, Samples, TokenDataset, attended_in
+from trainer.data.dataset import Boundaries, PackedDataset, TokenDataset, attended_in
 from trainer.data.example_shards import keep_template, write_examples
 from trainer.data.examples import examples_identity, training_texts
 from trainer.data.megatron import megatron_identity
+from trainer.data.picks import Samples
 from trainer.data.pieces import Pieces, megatron_pieces, split_texts, synthetic_pieces
 from trainer.data.shared_cache import check_readable, partial_folder, remove_leftovers, set_aside, share, turn
 from trainer.data.token_files import (

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 
 from tests.unit.data.data_fixtures import config, told
 from trainer.config.plan import RunPlan, make_plan
-from trainer.data.batches import BatchSource, training_batches, validation_batches
+from trainer.data.batches import BatchSource, needs_of, training_batches, validation_batches
 from trainer.data.capacity import check_capacity
-from trainer.data.dataset import Order, SampleStream, TokenDataset
+from trainer.data.dataset import SampleStream, TokenDataset
+from trainer.data.picks import Needs, of_one_source
 from trainer.data.prepare import PreparedData, stream_identity
 from trainer.data.sampler import SampleOrder
 from trainer.errors import DataError
@@ -145,13 +147,15 @@ def test_other_batch_sizes_and_sequence_lengths_on_the_way_lose_and_repeat_nothi
     path = tmp_path_factory.getbasetemp() / "stream.bin"
     np.arange(40 * sample_length + 1, dtype="uint16").tofile(path)
     dataset = TokenDataset(path, "uint16", sample_length)
-    stream = SampleStream(dataset, SampleOrder(40, 7).samples)
+    stream = SampleStream([dataset], of_one_source(SampleOrder(40, 7).samples))
     position, inputs, labels = 0, [], []
     for count, seq_length in batches:
-        pairs = stream.sequences(position + seq_length * np.arange(count), seq_length)
-        assert pairs.shape == (2, count, seq_length)
-        inputs += pairs[0].flatten().tolist()
-        labels += pairs[1].flatten().tolist()
+        found = stream.sequences(position + seq_length * np.arange(count), seq_length)
+        assert found.ids is not None
+        assert found.labels is not None
+        assert found.ids.shape == found.labels.shape == (count, seq_length)
+        inputs += found.ids.flatten().tolist()
+        labels += found.labels.flatten().tolist()
         position += count * seq_length
     order = SampleOrder(40, 7).samples(0, 1 + position // sample_length)
     expected = [token for sample in order for token in dataset.sample(int(sample))[:-1].tolist()][:position]
@@ -236,8 +240,8 @@ def test_the_ledger_depends_on_step_order_and_past(prepared: PreparedData) -> No
     base = training_batches(prepared, plan(), SEQ_LENGTH, 0, CPU)
     dataset = TokenDataset(prepared.folder / "train.bin", "uint16", SEQ_LENGTH)
 
-    def source(order: Order) -> BatchSource:
-        return BatchSource(SampleStream(dataset, order), plan(), 0, CPU)
+    def source(samples: Callable[[int, int], npt.NDArray[np.int64]]) -> BatchSource:
+        return BatchSource(SampleStream([dataset], of_one_source(samples)), plan(), 0, CPU)
 
     constant = source(lambda first, count: np.arange(first, first + count) % GLOBAL_BATCH)
     swapped = source(lambda first, count: -1 - np.arange(first, first + count) % GLOBAL_BATCH + GLOBAL_BATCH)
@@ -342,3 +346,11 @@ def test_the_samples_of_a_batch_are_those_of_its_sequences(prepared: PreparedDat
     # From the middle of a sample on, one more is touched.
     assert len(longer.sample_ids(2)) == 2 * GLOBAL_BATCH + 1
     assert longer.sample_ids(0) == source.sample_ids(0) + source.sample_ids(TOKENS)
+
+
+def test_a_rank_needs_the_tokens_of_its_stages() -> None:
+    assert needs_of(plan(), 0) == Needs(ids=True, labels=True)
+    pipeline = plan(layout__pipeline_parallel_size=3)
+    assert [needs_of(pipeline, stage) for stage in range(3)] == [Needs(True, False), Needs(False, False), Needs(False)]
+    folded = plan(layout__pipeline_parallel_size=2, layout__pipeline_schedule="dualpipev")
+    assert [needs_of(folded, stage) for stage in range(2)] == [Needs(True, True), Needs(False, False)]

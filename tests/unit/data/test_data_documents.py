@@ -20,6 +20,7 @@ from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import TridentConfig
 from trainer.data.batches import training_batches, validation_batches
 from trainer.data.dataset import Boundaries, SampleStream, TokenDataset
+from trainer.data.picks import NOTHING, Needs, of_one_source
 from trainer.data.prepare import PreparedData, look_up, prepare, stream_identity
 from trainer.data.told import told_documents
 from trainer.dry_run import plan_without_data
@@ -122,9 +123,14 @@ def test_an_end_of_text_inside_a_document_begins_none(tmp_path: Path) -> None:
     np.array([7, EOS, 8, EOS, 9, 9, EOS, 1, 2, EOS], "uint16").tofile(path)
     np.array([4, 10], "<i8").tofile(ends)
     dataset = TokenDataset(path, "uint16", 9, boundaries=Boundaries(ends, is_told=True, crossing_label=-100))
-    ids, labels, begins = dataset.rows(0).tolist()
-    assert begins == [1, 0, 0, 0, 1, 0, 0, 0, 0]
-    assert labels == [*ids[1:4], -100, *ids[5:], EOS]
+    found = dataset.rows(0)
+    assert found.ids is not None
+    assert found.labels is not None
+    assert found.begins is not None
+    assert found.counts is not None
+    assert found.begins.tolist() == [1, 0, 0, 0, 1, 0, 0, 0, 0]
+    assert found.labels.tolist() == [*found.ids[1:4], -100, *found.ids[5:], EOS]
+    assert found.counts.tolist() == [label != -100 for label in found.labels]
 
 
 @settings(deadline=None)
@@ -137,7 +143,10 @@ def test_samples_know_every_boundary(tmp_path_factory: pytest.TempPathFactory, s
     boundaries = Boundaries(folder / "b.ends", is_told=True, crossing_label=-1)
     dataset = TokenDataset(folder / "b.bin", "uint16", length, boundaries=boundaries)
     for index in range(len(dataset)):
-        ids, labels, begins = dataset.rows(index)
+        ids, labels, begins, _, _ = dataset.rows(index)
+        assert ids is not None
+        assert labels is not None
+        assert begins is not None
         follows = of_each[index * length + 1 : (index + 1) * length + 1]
         # Ids are the numbers of documents.
         assert (ids[0] + begins.cumsum() - 1).tolist() == ids.tolist()
@@ -150,11 +159,37 @@ def test_samples_that_are_joined_do_not_see_each_other(tmp_path: Path) -> None:
     np.array([10, 41], "<i8").tofile(tmp_path / "b.ends")
     boundaries = Boundaries(tmp_path / "b.ends", is_told=True, crossing_label=None)
     dataset = TokenDataset(tmp_path / "b.bin", "uint16", 8, boundaries=boundaries)
-    stream = SampleStream(dataset, lambda first, count: (np.arange(first, first + count) * 3) % 5)
-    ids, labels, begins = stream.sequences(np.array([4]), 20)[:, 0].tolist()
-    assert ids == [4, 5, 6, 7, *range(24, 32), *range(8, 16)]
-    assert labels == [token + 1 for token in ids]
+    stream = SampleStream([dataset], of_one_source(lambda first, count: (np.arange(first, first + count) * 3) % 5))
+    ids, labels, begins, counts, sources = stream.sequences(np.array([4]), 20)
+    assert ids is not None
+    assert labels is not None
+    assert begins is not None
+    assert ids.tolist() == [[4, 5, 6, 7, *range(24, 32), *range(8, 16)]]
+    assert labels.tolist() == (ids + 1).tolist()
     assert np.flatnonzero(begins).tolist() == [4, 12, 14]
+    assert (counts, sources.tolist()) == (None, [0])
+
+
+@pytest.mark.parametrize("boundary_label", ["keep", "ignore"])
+@pytest.mark.parametrize("mask", [True, False])
+def test_a_rank_reads_what_its_stages_look_at_and_counts_the_same(
+    corpus: Path, mask: bool, boundary_label: str
+) -> None:
+    wanted = masked(corpus, data__mask_documents=mask, data__boundary_label=boundary_label)
+    prepared = prepare(wanted)
+    planned_run = planned(wanted, prepared)
+    whole = training_batches(prepared, planned_run, SEQ_LENGTH, 0, CPU).micro_batches(0, 1)
+    for needs in (Needs(labels=False), Needs(ids=False), NOTHING):
+        part = training_batches(prepared, planned_run, SEQ_LENGTH, 0, CPU, needs).micro_batches(0, 1)
+        for one, other in zip(whole, part, strict=True):
+            assert other.input_ids.shape == one.input_ids.shape
+            assert torch.equal(other.positions, one.positions)
+            assert float(other.counted()) == float(one.counted())
+            assert (other.labels is None) == (not needs.labels)
+            assert not needs.ids or torch.equal(other.input_ids, one.input_ids)
+            assert other.labels is None or torch.equal(other.labels, one.targets())
+            assert other.place == one.place
+            assert (other.documents is None) == (one.documents is None)
 
 
 def test_the_ledger_knows_where_documents_begin(corpus: Path) -> None:
