@@ -29,6 +29,9 @@ PHASES = (
 )
 """All phases, in order. `pipeline` goes through forward, backward and the exchange between stages by instructions."""
 
+READER = "reader"
+"""Name of the thread that reads data before they are needed; a rank that waits for data is where this one is."""
+
 
 @dataclass
 class Progress:

@@ -54,6 +54,7 @@ _MAY_CHANGE = (
     "cluster.",
     "runtime.",
     "data.cache_dir",
+    "data.prefetch_steps",
     "optimizer.implementation",
     "run_dir",
     "name",

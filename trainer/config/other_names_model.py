@@ -149,6 +149,7 @@ DIFFERENT_MODEL: dict[str, tuple[str, str]] = {
     "max_train_samples": ("data.max_documents", "in documents; data.max_samples counts sequences"),
     "reset_position_ids reset_attention_mask": ("data.mask_documents", "true is both at once"),
     "eod_mask_loss": ("data.boundary_label", "ignore is the same: the label of a document's last token does not count"),
+    "prefetch_factor dataloader_prefetch_factor": ("data.prefetch_steps", "in steps and not in batches of a worker"),
     "overfit_batches limit_train_batches": ("data.max_samples", "in sequences and not in batches"),
 }
 """Names elsewhere -> the nearest keys here, and what differs."""
@@ -207,9 +208,8 @@ ABSENT_MODEL: dict[str, str] = {
     "valid_data_path valid_data_paths val_data_path val_data_paths test_data_path test_data_paths validation_file "
     "validation_files val_file val_files eval_file eval_dataset": "a share of the same text is held out, "
     "data.validation_fraction",
-    "dataloader_num_workers num_workers dataloader_pin_memory pin_memory persistent_workers prefetch_factor "
-    "dataloader_prefetch_factor dataloader_drop_last dataloader_type": "there is no loader to set up: shards are "
-    "mapped into memory",
+    "dataloader_num_workers num_workers dataloader_pin_memory pin_memory persistent_workers dataloader_drop_last "
+    "dataloader_type": "shards are mapped into memory, and a thread reads data.prefetch_steps ahead",
     "preprocessing_num_workers num_proc streaming group_by_length": "text is read once, into shards on the disk",
     "assistant_only_loss completion_only_loss train_on_inputs train_on_prompt mask_prompt": "of chats and prompts "
     "(data.records) only the answers count",

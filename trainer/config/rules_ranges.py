@@ -25,6 +25,7 @@ MINIMA: dict[str, int] = {
     "model.lora.rank": 1,
     "data.max_documents": 1,
     "data.max_samples": 1,
+    "data.prefetch_steps": 0,
     "data.synthetic_tokens": 1,
     "layout.pipeline_parallel_size": 1,
     "layout.tensor_parallel_size": 1,

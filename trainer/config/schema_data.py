@@ -87,6 +87,9 @@ class DataConfig:
     """Number of training sequences, read again and again, for overfitting tests. null: all."""
     cache_dir: str | None = None
     """Folder of the cache of tokenised shards. null: $TRIDENT_CACHE, otherwise ~/.cache/trident."""
+    prefetch_steps: int = 2
+    """Number of steps whose data a thread of each rank reads, and copies to its device, before the steps need them
+    (docs/data.md). 0: each step reads its own, and waits for the disk."""
     mask_documents: bool = False
     """records=text: documents that share a sequence do not see each other. A token attends to its own document alone,
     in which positions begin at 0; a document that a sequence's end cuts goes on as one of its own. Examples never see

@@ -120,7 +120,7 @@ def _unplaced(options: EvaluateOptions) -> list[str]:
     problems = []
     for word in options.settings:
         key = word.partition("=")[0]
-        if key in ("data.cache_dir", "data.max_samples"):
+        if key in ("data.cache_dir", "data.max_samples", "data.prefetch_steps"):
             problems.append(f"{key} has no effect on an evaluation, which reads documents as they are; leave it out")
     return problems
 

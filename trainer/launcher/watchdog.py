@@ -27,7 +27,7 @@ from trainer.errors import PeerLostError
 from trainer.interruption import Effort
 from trainer.launcher.roster import Roster
 from trainer.log import record, report_failure, tell
-from trainer.progress import BEFORE_THE_LOOP, PHASES, Progress
+from trainer.progress import BEFORE_THE_LOOP, PHASES, READER, Progress
 
 FEW_RANKS = 16
 """Largest number of ranks listed on the terminal; `logs/hang.txt` has all of them."""
@@ -39,6 +39,8 @@ _OWN_TIME = (*BEFORE_THE_LOOP, "start", "hooks", "end")
 """Phases that may take as long as a collective: starting, saving, ending."""
 _WAITING = ("torch/distributed/", "deepspeed/comm/", "trainer/loop/stop.py")
 """Code of waiting: a rank whose innermost frame is here waits for others."""
+_READS = "trainer/data/prefetch.py"
+"""Code of waiting for the thread that reads data."""
 _SIGNAL = signal.SIGUSR2
 
 
@@ -176,7 +178,7 @@ class Watchdog:
 
     def _whereabouts(self) -> Whereabouts:
         now = self._progress
-        waits, code = _code_of(sys._current_frames().get(self._watched))
+        waits, code = _code_of(_frame_of(self._watched))
         host = socket.gethostname()
         return Whereabouts(
             self._rank, self._stage, host, now.step, now.phase, now.micro_batch, now.instruction, waits, code
@@ -251,6 +253,16 @@ def _end_silent(roster: Roster, silent: Sequence[int]) -> None:
                 os.kill(pid, number)
         if here and number is _SIGNAL:
             time.sleep(STACK_S)
+
+
+def _frame_of(thread: int | None) -> FrameType | None:
+    """Return the innermost frame of a thread; if it waits for one that reads data, that one's."""
+    frames = sys._current_frames()
+    frame = None if thread is None else frames.get(thread)
+    if frame is None or not frame.f_code.co_filename.endswith(_READS):
+        return frame
+    readers = [one.ident for one in threading.enumerate() if one.name == READER and one.ident in frames]
+    return frames[readers[-1]] if readers and readers[-1] is not None else frame
 
 
 def _code_of(frame: FrameType | None) -> tuple[bool, str]:

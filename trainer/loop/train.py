@@ -20,6 +20,7 @@ from trainer.loop.events import Hook, RunEnd, SkippedBatch, StepReport
 from trainer.loop.session import Session
 from trainer.loop.skips import SkipPolicy
 from trainer.loop.state import TrainState
+from trainer.loop.step_data import StepData, StepStart
 from trainer.loop.stop import StopRequest
 from trainer.loop.window import StepWindow, WindowReading
 
@@ -101,6 +102,8 @@ class Loop:
         """Begin to judge losses from the saved state on."""
         config = self.session.plan.config
         self._train, self._optimizer, self._schedule = config.train, config.optimizer, config.schedule
+        ahead = config.data.prefetch_steps
+        self._data = StepData(self.batches.training, self.session.plan, self.session.groups, ahead)
         self._skips = SkipPolicy(self._train, self.state, self.batches.training, self._tell_skip)
 
     def run(self) -> RunEnd:
@@ -134,8 +137,11 @@ class Loop:
             hook.on_start(self.state.step + 1)
         self._begin_window()
         status = None
-        while status is None and self.state.step < self._train.steps:
-            status = self._step(self.state.step + 1)
+        try:
+            while status is None and self.state.step < self._train.steps:
+                status = self._step(self.state.step + 1)
+        finally:
+            self._data.close()
         self.stop.drain()
         return status or "finished"
 
@@ -171,21 +177,20 @@ class Loop:
 
     def _train_step(self, step: int, rate: float) -> bool:
         """Train one step, move the state on, and return whether the run must go back to a checkpoint."""
-        plan, source = self.session.plan, self.batches.training
+        plan = self.session.plan
         self.session.progress.begin_step(step)
         self._window.start_step()
         position, limit = self.state.position, self._skips.spikes.limit()
-        batches = source.micro_batches(position, step)
+        batch = self._data.take(StepStart(step, position, self.state.sample_ledger))
         self._window.data_arrived()
-        result = self.engine.train_step(batches, rate, limit)
+        result = self.engine.train_step(batch.micro_batches, rate, limit)
         self._window.add(result)
         self.state.step = step
         tokens = plan.tokens_of_step(step)
         self.state.position += tokens
         self.state.tokens_seen += tokens
-        if self.session.groups.is_reporting_rank:
-            # After the step is queued: on a GPU the hash runs while the optimizer does.
-            self.state.sample_ledger = source.ledger(self.state.sample_ledger, position, step)
+        # After the step is queued: on a GPU a hash that is not known yet is made while the optimizer runs.
+        self.state.sample_ledger = batch.ledger_after()
         return self._skips.judge(result, limit, position, is_fp16=self.engine.loss_scale() is not None)
 
     def _rewind(self) -> None:
@@ -220,7 +225,8 @@ class Loop:
     def _evaluate(self, step: int) -> float:
         assert self.batches.validation is not None
         with self.engine.averaged() if self.session.plan.evaluation.ema else nullcontext():
-            loss = evaluate(self.engine, self.batches.validation, self._train.eval_batches, self.session.progress)
+            source, ahead = self.batches.validation, self._data.ahead
+            loss = evaluate(self.engine, source, self._train.eval_batches, self.session, ahead)
             self.session.progress.enter("hooks")
             if self.session.plan.uses_pipeline_engine:
                 # The computation of the evaluation must not count as work of the next window.

@@ -33,6 +33,7 @@ _LONGEST_NAME = 150
 _CLOCK = re.compile(r"\$\{now:[^}]*\}")
 _NOT_THE_POINT = (
     *("run_dir", "logging.", "launch.", "runtime.", "checkpoint.", "layout.", "zero.", "data.cache_dir"),
+    "data.prefetch_steps",
     *("train.steps", "train.log_every", "eval.", "optimizer.implementation"),
 )
 """Keys that may differ from those of an earlier start of the same sweep."""

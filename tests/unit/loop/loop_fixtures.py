@@ -11,6 +11,7 @@ import torch
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import (
     BatchConfig,
+    DataConfig,
     OptimizerConfig,
     ScheduleConfig,
     ScheduleKind,
@@ -163,6 +164,7 @@ def make(
     eval_every: int = 0,
     eval_batches: int = 2,
     max_skipped_in_row: int = 0,
+    prefetch_steps: int = 2,
 ) -> RunPlan:
     config = TridentConfig(
         train=TrainConfig(
@@ -172,6 +174,7 @@ def make(
             eval_batches=eval_batches,
             max_skipped_in_row=max_skipped_in_row,
         ),
+        data=DataConfig(prefetch_steps=prefetch_steps),
         batch=BatchConfig(global_batch_size=2),
         optimizer=OptimizerConfig(lr=1.0),
         schedule=ScheduleConfig(kind=ScheduleKind.constant, warmup_steps=2),

@@ -16,6 +16,7 @@ from trainer.errors import NumericsError, StorageError
 from trainer.loop.evaluate import evaluate
 from trainer.loop.events import RunEnd, StepReport
 from trainer.loop.measures import Measures
+from trainer.loop.session import Session
 from trainer.loop.stop import StopRequest
 from trainer.mesh import Mesh
 from trainer.micro_batch import MicroBatch
@@ -126,8 +127,13 @@ def test_no_evaluation_when_none_is_asked_for_or_there_is_nothing_to_evaluate(
     assert [r.eval_loss for r in hook.reports] == [None] * 4
 
 
-def test_evaluate_alone() -> None:
-    assert evaluate(FakeEngine(), cast(BatchSource, FakeSource()), num_batches=4) == 2.5
+def session() -> Session:
+    return Session(plan=make(), groups=single_process_groups(), hosts=["here"])
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_evaluate_alone(ahead: int) -> None:
+    assert evaluate(FakeEngine(), cast(BatchSource, FakeSource()), 4, session(), ahead) == 2.5
 
 
 def test_batches_of_an_evaluation_weigh_by_their_counted_tokens() -> None:
@@ -140,9 +146,9 @@ def test_batches_of_an_evaluation_weigh_by_their_counted_tokens() -> None:
             return Evaluation(torch.tensor(number if counted else math.nan), counted)
 
     source = cast(BatchSource, FakeSource())
-    assert evaluate(Uneven(), source, num_batches=3) == pytest.approx((1 * 1 + 3 * 3) / 4)
+    assert evaluate(Uneven(), source, 3, session(), ahead=1) == pytest.approx((1 * 1 + 3 * 3) / 4)
     counts = (0.0, 0.0, 3.0)
-    assert math.isnan(evaluate(Uneven(), source, num_batches=2))
+    assert math.isnan(evaluate(Uneven(), source, 2, session(), ahead=1))
 
 
 def test_stop_ends_after_the_step_and_reports_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,7 +223,8 @@ def test_when_the_last_save_fails_the_record_says_failed() -> None:
 def test_step_time_holds_data_but_neither_hooks_nor_evaluation() -> None:
     engine, hook = FakeEngine(), Recorder()
     engine.seconds_per_step, engine.seconds_per_evaluation, hook.seconds_on_step = 0.02, 0.2, 0.2
-    run(engine, make(steps=4, log_every=2, eval_every=2, eval_batches=1), [hook], source=FakeSource(0.01))
+    plan = make(steps=4, log_every=2, eval_every=2, eval_batches=1, prefetch_steps=0)
+    run(engine, plan, [hook], source=FakeSource(0.01))
     for report in hook.reports:
         assert 30.0 <= report.step_ms < 120.0
         assert 10.0 <= report.data_wait_ms < 60.0
