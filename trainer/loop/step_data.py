@@ -29,7 +29,7 @@ class StepStart(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class StepBatch:
-    """What a rank needs of the global batch of a step."""
+    """A rank's part of the global batch of a step."""
 
     start: StepStart
     micro_batches: list[MicroBatch]
