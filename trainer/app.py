@@ -19,7 +19,8 @@ from trainer.checkpoint.rewind import rewind
 from trainer.config.plan import RunPlan, hang_timeout_s, make_mesh, make_plan
 from trainer.config.schema import RuntimeConfig, TridentConfig
 from trainer.data.batches import needs_of, training_batches, validation_batches
-from trainer.data.prepare import PreparedData, prepare, stream_identity
+from trainer.data.prepare import prepare
+from trainer.data.prepared import PreparedData, stream_identity
 from trainer.engine.build import build_engine
 from trainer.engine.face import Engine
 from trainer.engine.world import check_precision, choose_device, start_world, stop_world
@@ -147,7 +148,7 @@ def _tell_stop(step: int, goes_on_from: int) -> None:
 
 def _check_same_data(prepared: PreparedData, control: Group, hosts: Sequence[str]) -> None:
     """Check that every rank has the same tokens, of the same vocabulary. Collective over `control`."""
-    kinds = gather(control, ((prepared.content, prepared.boundaries), prepared.vocab_size, prepared.dtype))
+    kinds = gather(control, ((prepared.content, prepared.boundaries), prepared.vocab_size))
     if kinds.count(kinds[0]) == control.size:
         return
     rank = next(rank for rank, kind in enumerate(kinds) if kind != kinds[0])

@@ -10,7 +10,8 @@ import os
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import TridentConfig
 from trainer.data.capacity import check_capacity
-from trainer.data.prepare import PreparedData, prepare, stream_identity
+from trainer.data.prepare import prepare
+from trainer.data.prepared import PreparedData, stream_identity
 from trainer.data.told import told_documents, told_examples
 from trainer.description import describe, plan_record
 from trainer.engine.adam import check_compiler

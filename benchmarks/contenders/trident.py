@@ -21,7 +21,8 @@ from trainer.config.compose import compose
 from trainer.config.plan import make_plan
 from trainer.config.validate import validate
 from trainer.data.batches import training_batches
-from trainer.data.prepare import prepare, stream_identity
+from trainer.data.prepare import prepare
+from trainer.data.prepared import stream_identity
 from trainer.description import describe
 from trainer.engine.build import build_engine
 from trainer.engine.face import Engine, StepResult

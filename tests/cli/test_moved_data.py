@@ -11,7 +11,8 @@ import pytest
 from tests.cli.conftest import Run
 from trainer.beginning import Beginning
 from trainer.config.compose import compose, to_yaml
-from trainer.data.prepare import prepare, stream_identity
+from trainer.data.prepare import prepare
+from trainer.data.prepared import stream_identity
 from trainer.data.tokenizer import train_bpe
 from trainer.run_folder import STREAM
 

@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from tests.helpers.dist import run_distributed, train_command
-from trainer.data.prepare import PreparedData
+from tests.helpers.shards import unread
 from trainer.errors import DataError
 from trainer.topology.dist_group import DistGroup
 
@@ -25,7 +25,7 @@ def _problem(rank: int, world_size: int, contents: tuple[str, ...]) -> str:
     assert handle is not None
     control = DistGroup(rank, world_size, handle, tuple(range(world_size)))
     hosts = [socket.gethostname()] * world_size
-    data = PreparedData(Path("x"), 100, "uint16", 10, 10, None, f"fingerprint of {rank}", contents[rank])
+    data = unread(Path("x"), 100, contents[rank])
     try:
         _check_same_data(data, control, hosts)
     except DataError as error:

@@ -13,7 +13,7 @@ from trainer.config.plan import RunPlan
 from trainer.data.capacity import check_training_capacity, check_validation_capacity
 from trainer.data.dataset import SampleStream
 from trainer.data.picks import EVERYTHING, Needs, Rows, of_one_source
-from trainer.data.prepare import PreparedData, samples_of
+from trainer.data.prepared import PreparedData, samples_of
 from trainer.data.sampler import SampleOrder
 from trainer.data.token_files import TRAIN, VALIDATION
 from trainer.errors import DataError

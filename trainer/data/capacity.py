@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.config.schema import TridentConfig
-from trainer.data.prepare import PreparedData
+from trainer.data.prepared import PreparedData
 from trainer.errors import DataError
 
 

@@ -1,66 +1,51 @@
-"""Fixed-length samples of memory-mapped files of tokens, and the endless stream that a run reads. No torch."""
+"""Fixed-length samples of shards of tokens, and the endless stream that a run reads. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.data.packing import BEGINS, counted_labels, labels_of
 from trainer.data.picks import EVERYTHING, NOTHING, ONE_SOURCE, Needs, Order, Picks, Rows, Samples
+from trainer.data.shard_set import ShardSet
 
 MOST_SAMPLES = 256
 """Number of samples from which the mean length of documents is taken."""
 
 
-class Boundaries:
-    """The places at which documents of a stream of tokens end, mapped: as many bytes are read as a sample needs.
+class Boundaries(NamedTuple):
+    """Treatment of the places at which documents begin, in samples."""
 
-    Args:
-        path: file of the number of tokens up to the end of each document, int64, rising.
-        is_told: true if samples say where documents begin.
-        crossing_label: label of a document's last token, instead of the next document's first; None: that one.
-    """
-
-    def __init__(self, path: Path, is_told: bool, crossing_label: int | None) -> None:
-        self.is_told = is_told
-        self.crossing_label = crossing_label
-        self._ends = _mapped(path, "<i8")
-
-    def begins(self, start: int, count: int) -> npt.NDArray[np.bool_]:
-        """Return at which of `count` tokens from `start` another document begins, `[count]`."""
-        first, last = np.searchsorted(self._ends, np.array([start, start + count], dtype=np.int64))
-        found = np.zeros(count, dtype=np.bool_)
-        found[np.asarray(self._ends[first:last], dtype=np.int64) - start] = True
-        return found
+    is_told: bool
+    """True if samples say where documents begin."""
+    crossing_label: int | None
+    """Label of a document's last token, instead of the next document's first; None: that one."""
 
 
 class TokenDataset:
     """Sample i holds tokens [i * S, (i + 1) * S]: S inputs and, shifted by one, S labels; each token is predicted once.
 
     Args:
-        path: file of little-endian token ids.
-        dtype: type of the ids in the file, uint16 or uint32.
+        shards: the tokens.
         seq_length: S.
         max_samples: use only this many samples from the start.
-        boundaries: where documents end; None: that does not matter.
+        boundaries: what the ends of documents mean; None: nothing.
     """
 
     def __init__(
         self,
-        path: Path,
-        dtype: str,
+        shards: ShardSet,
         seq_length: int,
         max_samples: int | None = None,
         boundaries: Boundaries | None = None,
     ) -> None:
         self.seq_length = seq_length
         self._boundaries = boundaries
-        self._tokens = _mapped(path, dtype)
-        available = max(0, (len(self._tokens) - 1) // seq_length)
+        self._shards = shards
+        available = max(0, (len(shards) - 1) // seq_length)
         self._length = available if max_samples is None else min(available, max_samples)
 
     def __len__(self) -> int:
@@ -74,7 +59,7 @@ class TokenDataset:
             IndexError: there is no such sample.
         """
         start = _checked(index, self._length) * self.seq_length
-        return np.asarray(self._tokens[start : start + self.seq_length + 1], dtype=np.int64)
+        return self._shards.tokens(start, self.seq_length + 1).astype(np.int64)
 
     def rows(self, index: int, needs: Needs = EVERYTHING) -> Rows:
         """Return one sample. See `Samples`."""
@@ -85,7 +70,7 @@ class TokenDataset:
             labels = tokens[1:] if needs.labels else None
         if self._boundaries is not None:
             start = _checked(index, self._length) * self.seq_length
-            found = self._boundaries.begins(start, self.seq_length + 1)
+            found = self._shards.begins(start, self.seq_length + 1)
             if self._boundaries.crossing_label is not None:
                 counts = ~found[1:]
                 if labels is not None:
@@ -100,22 +85,17 @@ class PackedDataset:
     """Sample i is a sequence of whole examples, of which no one attends to another, and in which answers count.
 
     Args:
-        tokens: file of little-endian token ids, sequence after sequence.
-        marks: file of a byte for each of them; see `packing`.
-        dtype: type of the ids in the file, uint16 or uint32.
+        shards: the sequences, one behind the other, with a mark for each token; see `packing`.
         seq_length: length of the sequences, in tokens.
         ignored: label of a token after which nothing counts.
         max_samples: use only this many samples from the start.
     """
 
-    def __init__(
-        self, tokens: Path, marks: Path, dtype: str, seq_length: int, ignored: int, max_samples: int | None = None
-    ) -> None:
+    def __init__(self, shards: ShardSet, seq_length: int, ignored: int, max_samples: int | None = None) -> None:
         self.seq_length = seq_length
         self._ignored = ignored
-        self._tokens = _mapped(tokens, dtype)
-        self._marks = _mapped(marks, "uint8")
-        available = len(self._tokens) // seq_length
+        self._shards = shards
+        available = len(shards) // seq_length
         self._length = available if max_samples is None else min(available, max_samples)
 
     def __len__(self) -> int:
@@ -125,20 +105,13 @@ class PackedDataset:
     def rows(self, index: int, needs: Needs = EVERYTHING) -> Rows:
         """Return one sample. See `Samples`."""
         start = _checked(index, self._length) * self.seq_length
-        here = slice(start, start + self.seq_length)
-        marks = np.asarray(self._marks[here])
+        marks = self._shards.marks(start, self.seq_length)
         ids = labels = None
         if needs.ids or needs.labels:
-            ids = np.asarray(self._tokens[here], dtype=np.int64)
+            ids = self._shards.tokens(start, self.seq_length).astype(np.int64)
             labels = labels_of(ids, marks, self._ignored) if needs.labels else None
         begins = (marks & BEGINS) > 0
         return Rows(ids if needs.ids else None, labels, begins, counted_labels(marks), ONE_SOURCE)
-
-
-def _mapped(path: Path, dtype: str) -> npt.NDArray[np.generic]:
-    # numpy cannot map an empty file.
-    empty = path.stat().st_size == 0
-    return np.empty(0, dtype=dtype) if empty else np.memmap(path, dtype=dtype, mode="r")
 
 
 def _checked(index: int, length: int) -> int:

@@ -14,17 +14,17 @@ from trainer.data.answers import Answered, answered
 from trainer.data.chat_template import KEY
 from trainer.data.end_of_text import SETTINGS
 from trainer.data.examples import Example, examples, template_of
+from trainer.data.megatron_pair import PairWriter
 from trainer.data.packing import Packer
 from trainer.data.split import is_held_out
-from trainer.data.token_files import MARKS, TRAIN, VALIDATION, Packed, ShardWriter
+from trainer.data.token_files import MARKS, TRAIN, VALIDATION, Packed, ShardWriter, shard_prefix
+from trainer.data.token_manifest import Shard
 from trainer.data.tokenizer import FileTokenizer, Tokenizer
 from trainer.errors import DataError
 from trainer.files import write_atomically
 from trainer.progress import current
 
 _BATCH = 256
-Written = tuple[Path, int, str]
-"""A file, the number of its tokens or marks, and its hash."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class _Place:
     """The files of one part of the data."""
 
     packer: Packer
-    ids: ShardWriter
+    ids: PairWriter
     marks: ShardWriter
 
     def add(self, example: Answered) -> None:
@@ -80,14 +80,14 @@ def keep_template(config: TridentConfig, tokenizer: Tokenizer, folder: Path) -> 
 
 def write_examples(
     config: TridentConfig, tokenizer: Tokenizer, folder: Path, dtype: str
-) -> tuple[list[Written], Packed]:
-    """Write the examples of a config's source, packed into sequences; return the files and what is known of them.
+) -> tuple[dict[str, Shard], Packed]:
+    """Write the examples of a config's source, packed into sequences; return a shard a part and what is known of them.
 
     Args:
         config: a validated config.
         tokenizer: makes the tokens.
         folder: existing folder of the shards.
-        dtype: type of the ids in the files, uint16 or uint32.
+        dtype: type of the ids in the files.
 
     Raises:
         DataError: a record is not of the form, or an example is longer than a sequence and data.too_long=error.
@@ -96,8 +96,9 @@ def write_examples(
     with ExitStack() as stack:
         places: dict[str, _Place] = {}
         for part in (TRAIN, VALIDATION):
-            names = ((f"{part}.bin", dtype), (f"{part}{MARKS}", "uint8"))
-            ids, marks = (stack.enter_context(ShardWriter(folder / name, kind)) for name, kind in names)
+            prefix = shard_prefix(folder, part)
+            ids = stack.enter_context(PairWriter(prefix, dtype))
+            marks = stack.enter_context(ShardWriter(prefix.with_name(prefix.name + MARKS), "uint8"))
             places[part] = _Place(Packer(length, tokenizer.eos_id), ids, marks)
         for example, found in _tokenised(config, tokenizer):
             fitted = _fitted(config, example, found, counts)
@@ -115,11 +116,8 @@ def write_examples(
     packed = Packed(
         length, counts.examples, counts.tokens, counts.learned, counts.dropped, counts.truncated, counts.emptied
     )
-    files: list[Written] = []
-    for part, place in places.items():
-        files.append((folder / f"{part}.bin", place.ids.tokens, place.ids.digest.hexdigest()))
-        files.append((folder / f"{part}{MARKS}", place.marks.tokens, place.marks.digest.hexdigest()))
-    return files, packed
+    shards = {part: place.ids.shard(marks_blake2b=place.marks.digest.hexdigest()) for part, place in places.items()}
+    return shards, packed
 
 
 def _eos_token(tokenizer: Tokenizer) -> str | None:

@@ -11,38 +11,28 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from trainer.config.places import absolute_path
-from trainer.config.schema import BoundaryLabel, DataConfig, DataSource, RecordKind, TokenizerKind, TridentConfig
+from trainer.config.schema import DataSource, RecordKind, TokenizerKind, TridentConfig
 from trainer.corpus.inputs import file_identity, identity
 from trainer.corpus.wording import reason
-from trainer.data.dataset import Boundaries, PackedDataset, TokenDataset, attended_in
+from trainer.data.dataset import attended_in
 from trainer.data.example_shards import keep_template, write_examples
 from trainer.data.examples import examples_identity, training_texts
 from trainer.data.megatron import megatron_identity
-from trainer.data.picks import Samples
+from trainer.data.megatron_pair import PairWriter
 from trainer.data.pieces import Pieces, megatron_pieces, split_texts, synthetic_pieces
+from trainer.data.prepared import PreparedData, looks_at_documents, samples_of
 from trainer.data.shared_cache import check_readable, partial_folder, remove_leftovers, set_aside, share, turn
-from trainer.data.token_files import (
-    ENDS,
-    MARKS,
-    TRAIN,
-    VALIDATION,
-    DocumentWriter,
-    Packed,
-    ShardMeta,
-    dtype_for,
-    file_sizes,
-    read_meta,
-    write_meta,
-)
+from trainer.data.token_files import TRAIN, VALIDATION, Packed, dtype_for, file_sizes, shard_prefix
+from trainer.data.token_manifest import FORMAT_VERSION, Counts, Manifest, Shard, read_manifest, write_manifest
 from trainer.data.tokenizer import (
     Tokenizer,
     load_pretrained,
@@ -53,49 +43,9 @@ from trainer.data.tokenizer import (
 )
 from trainer.errors import ConfigError, DataError, StorageError
 
-FORMAT_VERSION = 2
 BATCH_DOCUMENTS = 256
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class PreparedData:
-    """Tokens on disk, ready to be mapped."""
-
-    folder: Path
-    """Folder with train.bin, validation.bin, meta.json and, if there is a tokenizer, tokenizer/."""
-    vocab_size: int
-    """Number of ids that the model must know: `model.vocab_size`, or the tokenizer's."""
-    dtype: str
-    """Type of the ids in the .bin files: uint16 or uint32."""
-    train_tokens: int
-    validation_tokens: int
-    tokenizer_folder: Path | None
-    fingerprint: str
-    """Hash of everything that the tokens were made from; it names the folder."""
-    content: str
-    """Hash of the tokens themselves, to compare with what other nodes have."""
-    packed: Packed | None = None
-    """Facts about packed examples; None for a stream of text."""
-    boundaries: str | None = None
-    """Hash of the places at which documents of text end, if the run looks at them."""
-    attended: float | None = None
-    """Mean number of tokens, in its sequence, of the document of a token; None if documents see each other."""
-
-
-def looks_at_documents(data: DataConfig) -> bool:
-    """Return whether a run must know where documents of text end."""
-    return data.mask_documents or data.boundary_label is BoundaryLabel.ignore
-
-
-def stream_identity(prepared: PreparedData, config: TridentConfig) -> str:
-    """Return a hash of everything that decides the order of the training stream, for samples of one length."""
-    decides = f"{prepared.content}:{config.data.max_samples}:{config.train.seed}"
-    if prepared.boundaries is not None:
-        data = config.data
-        decides += f":{prepared.boundaries}:{data.mask_documents}:{data.boundary_label.value}"
-    return hashlib.blake2b(decides.encode(), digest_size=16).hexdigest()
 
 
 def cache_folder(config: TridentConfig) -> Path:
@@ -125,19 +75,19 @@ def prepare(config: TridentConfig, say: Say | None = None) -> PreparedData:
     """
     folder = cache_folder(config) / _fingerprint(config)
     check_readable(folder)
-    meta = _whole(config, folder)
-    if meta is None:
+    manifest = read_manifest(folder)
+    if manifest is None:
         say = say or _silent
         with ExitStack() as held:
             try:
                 folder.parent.mkdir(parents=True, exist_ok=True)
-                has_lock = held.enter_context(turn(folder, lambda: _whole(config, folder) is not None, say))
+                has_lock = held.enter_context(turn(folder, lambda: read_manifest(folder) is not None, say))
             except OSError as error:
                 raise _cache_fault(folder.parent, error) from error
             # Another process may have built it while this one waited.
             check_readable(folder)
-            meta = _whole(config, folder) or _build(config, folder, has_lock, say)
-    return _opened(config, folder, meta)
+            manifest = read_manifest(folder) or _build(config, folder, has_lock, say)
+    return _opened(config, folder, manifest)
 
 
 def look_up(config: TridentConfig) -> tuple[Path, PreparedData | None]:
@@ -147,14 +97,8 @@ def look_up(config: TridentConfig) -> tuple[Path, PreparedData | None]:
         DataError: source, tokenizer or cache folder cannot be used, or vocabularies do not fit.
     """
     folder = cache_folder(config) / _fingerprint(config)
-    meta = _whole(config, folder)
-    return folder, None if meta is None else _opened(config, folder, meta)
-
-
-def _whole(config: TridentConfig, folder: Path) -> ShardMeta | None:
-    """Return the description of a folder that has all that the run reads; earlier versions kept no ends."""
-    meta = read_meta(folder)
-    return None if meta is None or (looks_at_documents(config.data) and meta.boundaries is None) else meta
+    manifest = read_manifest(folder)
+    return folder, None if manifest is None else _opened(config, folder, manifest)
 
 
 def _silent(text: str) -> None:
@@ -196,39 +140,38 @@ def _cache_fault(root: Path, error: BaseException) -> DataError | StorageError:
     )
 
 
-def _build(config: TridentConfig, folder: Path, has_lock: bool, say: Say) -> ShardMeta:
+def _build(config: TridentConfig, folder: Path, has_lock: bool, say: Say) -> Manifest:
     try:
         if os.path.lexists(folder):
-            why = "are damaged" if read_meta(folder) is None else "do not say where documents end"
-            say(f"the cached tokens in {folder} {why}: building them again")
+            say(f"the cached tokens in {folder} are damaged: building them again")
             set_aside(folder)
         if has_lock:
             remove_leftovers(folder)
         partial = partial_folder(folder)
         try:
-            meta = _write_tokens(config, partial, say)
-            write_meta(partial, meta)
+            manifest = _write_tokens(config, partial, say)
+            write_manifest(partial, manifest)
             share(partial)
-            return _publish(config, partial, folder, meta)
+            return _publish(config, partial, folder, manifest)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except (OSError, StorageError) as error:
         raise _cache_fault(folder.parent, error) from error
 
 
-def _publish(config: TridentConfig, partial: Path, folder: Path, meta: ShardMeta) -> ShardMeta:
+def _publish(config: TridentConfig, partial: Path, folder: Path, manifest: Manifest) -> Manifest:
     try:
         partial.rename(folder)
     except OSError:
         # A process that does not see our lock was faster: it built the same tokens, as the folder's name says.
-        found = _whole(config, folder)
+        found = read_manifest(folder)
         if found is None:
             raise
         return found
-    return meta
+    return manifest
 
 
-def _write_tokens(config: TridentConfig, folder: Path, say: Say) -> ShardMeta:
+def _write_tokens(config: TridentConfig, folder: Path, say: Say) -> Manifest:
     tokenizer = _tokenizer(config, say)
     if tokenizer is not None:
         (folder / "tokenizer").mkdir()
@@ -248,38 +191,57 @@ def _write_tokens(config: TridentConfig, folder: Path, say: Say) -> ShardMeta:
     vocab_size = config.model.vocab_size if ready_made or tokenizer is None else tokenizer.vocab_size
     assert vocab_size is not None, "validation asks for it"
     dtype = dtype_for(vocab_size)
-    with (
-        DocumentWriter(folder / "train.bin", dtype) as train,
-        DocumentWriter(folder / "validation.bin", dtype) as validation,
-    ):
+    with ExitStack() as files:
+        writers = {
+            part: files.enter_context(PairWriter(shard_prefix(folder, part), dtype)) for part in (TRAIN, VALIDATION)
+        }
         for held_out, tokens in pieces:
-            (validation if held_out else train).append(tokens)
-    return ShardMeta(
-        format_version=FORMAT_VERSION,
-        dtype=dtype,
-        tokenizer_vocab_size=None if tokenizer is None else tokenizer.vocab_size,
-        train_tokens=train.ids.tokens,
-        validation_tokens=validation.ids.tokens,
-        sizes=file_sizes(folder),
-        blake2b={**train.digests, **validation.digests},
-    )
+            writers[VALIDATION if held_out else TRAIN].append(tokens)
+    shards = {part: writer.shard() for part, writer in writers.items()}
+    return _described(config, folder, tokenizer, shards, None)
 
 
-def _write_examples(config: TridentConfig, tokenizer: Tokenizer, folder: Path) -> ShardMeta:
-    dtype = dtype_for(tokenizer.vocab_size)
+def _write_examples(config: TridentConfig, tokenizer: Tokenizer, folder: Path) -> Manifest:
     keep_template(config, tokenizer, folder / "tokenizer")
-    files, packed = write_examples(config, tokenizer, folder, dtype)
-    tokens = {path.stem: count for path, count, _ in files if path.suffix == ".bin"}
-    return ShardMeta(
-        format_version=FORMAT_VERSION,
-        dtype=dtype,
-        tokenizer_vocab_size=tokenizer.vocab_size,
-        train_tokens=tokens[TRAIN],
-        validation_tokens=tokens[VALIDATION],
+    shards, packed = write_examples(config, tokenizer, folder, dtype_for(tokenizer.vocab_size))
+    return _described(config, folder, tokenizer, shards, packed)
+
+
+def _described(
+    config: TridentConfig,
+    folder: Path,
+    tokenizer: Tokenizer | None,
+    shards: Mapping[str, Shard],
+    packed: Packed | None,
+) -> Manifest:
+    vocab_size = config.model.vocab_size if tokenizer is None else tokenizer.vocab_size
+    assert vocab_size is not None, "validation asks for it"
+    return Manifest(
+        name=config.data.source.value,
+        tokenizer=None if tokenizer is None else _folder_hash(folder / "tokenizer"),
+        vocab_size=vocab_size,
+        eos_id=None if tokenizer is None else tokenizer.eos_id,
+        parts={part: (shard,) for part, shard in shards.items()},
+        counts=Counts(read=sum(shard.documents for shard in shards.values())),
+        inputs=tuple(_inputs(config)),
         sizes=file_sizes(folder),
-        blake2b={path.name: digest for path, _, digest in files},
         packed=packed,
     )
+
+
+def _inputs(config: TridentConfig) -> list[str]:
+    if config.data.source is DataSource.synthetic:
+        return []
+    return megatron_identity(config.data) if config.data.source is DataSource.megatron else identity(config.data)
+
+
+def _folder_hash(folder: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(folder).as_posix()}:{len(content)}:".encode() + content)
+    return digest.hexdigest()
 
 
 def _tokenizer(config: TridentConfig, say: Say) -> Tokenizer | None:
@@ -311,55 +273,25 @@ def _tokenised(config: TridentConfig, tokenizer: Tokenizer) -> Pieces:
             yield held_out, np.array([*ids, tokenizer.eos_id], dtype=np.int64)
 
 
-def _opened(config: TridentConfig, folder: Path, meta: ShardMeta) -> PreparedData:
-    if meta.train_tokens == 0:
-        raise _nothing_to_train_on(config, meta)
-    has_tokenizer = meta.tokenizer_vocab_size is not None
-    if meta.tokenizer_vocab_size is not None:
-        _check_vocabulary(config, meta.tokenizer_vocab_size)
-    vocab_size = config.model.vocab_size or meta.tokenizer_vocab_size
-    assert vocab_size is not None, "validation asks for it"
+def _opened(config: TridentConfig, folder: Path, manifest: Manifest) -> PreparedData:
+    if manifest.tokens(TRAIN) == 0:
+        raise _nothing_to_train_on(config, manifest)
+    if manifest.tokenizer is not None:
+        _check_vocabulary(config, manifest.vocab_size)
     prepared = PreparedData(
         folder=folder,
-        vocab_size=vocab_size,
-        dtype=meta.dtype,
-        train_tokens=meta.train_tokens,
-        validation_tokens=meta.validation_tokens,
-        tokenizer_folder=folder / "tokenizer" if has_tokenizer else None,
+        vocab_size=config.model.vocab_size or manifest.vocab_size,
+        manifest=manifest,
+        tokenizer_folder=None if manifest.tokenizer is None else folder / "tokenizer",
         fingerprint=folder.name,
-        content=meta.content,
-        packed=meta.packed,
-        boundaries=meta.boundaries if looks_at_documents(config.data) else None,
+        boundaries=manifest.ends() if looks_at_documents(config.data) else None,
     )
     if prepared.packed is None and not config.data.mask_documents:
         return prepared
     return replace(prepared, attended=attended_in(samples_of(prepared, config.data, TRAIN, config.model.seq_length)))
 
 
-def samples_of(
-    prepared: PreparedData, data: DataConfig, part: str, length: int, most: int | None = None, ignored: int = -1
-) -> Samples:
-    """Return the samples of a part of the data, as the run's keys want them.
-
-    Args:
-        prepared: the data.
-        data: the run's keys.
-        part: `TRAIN` or `VALIDATION`.
-        length: tokens of a sample.
-        most: number of samples from the start that are used; None: all.
-        ignored: label of a token after which nothing counts.
-    """
-    tokens = prepared.folder / f"{part}.bin"
-    if prepared.packed is not None:
-        return PackedDataset(tokens, tokens.with_suffix(MARKS), prepared.dtype, length, ignored, most)
-    if not looks_at_documents(data):
-        return TokenDataset(tokens, prepared.dtype, length, most)
-    crossing = ignored if data.boundary_label is BoundaryLabel.ignore else None
-    ends = Boundaries(tokens.with_suffix(ENDS), is_told=data.mask_documents, crossing_label=crossing)
-    return TokenDataset(tokens, prepared.dtype, length, most, ends)
-
-
-def _nothing_to_train_on(config: TridentConfig, meta: ShardMeta) -> DataError:
+def _nothing_to_train_on(config: TridentConfig, manifest: Manifest) -> DataError:
     data = config.data
     keys = {
         DataSource.files: "data.files",
@@ -367,7 +299,7 @@ def _nothing_to_train_on(config: TridentConfig, meta: ShardMeta) -> DataError:
         DataSource.hub: f"data.hub_path={data.hub_path}",
     }
     source = keys.get(data.source, f"data.source={data.source.value}")
-    if meta.validation_tokens:
+    if manifest.tokens(VALIDATION):
         return DataError(
             f"{source} must leave something to train on, but data.validation_fraction={data.validation_fraction} "
             "holds all of it out; lower data.validation_fraction, or use more data"

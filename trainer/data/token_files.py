@@ -1,13 +1,11 @@
-"""The files of a cached folder: streams of tokens, and a description that tells whether they are whole. No torch."""
+"""The names, types and facts of the files of a cached folder, and files that grow. No torch."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -16,13 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 TRAIN, VALIDATION = "train", "validation"
-"""Names of the two files of ids, without their suffix."""
+"""Names of the two parts of the data."""
 MARKS = ".marks"
 """Suffix of the file of marks that lies beside the ids of packed examples."""
-ENDS = ".ends"
-"""Suffix of the file that lies beside the ids of text: the number of tokens up to the end of each document, int64."""
-_META = "meta.json"
-_ITEM_BYTES = {"uint16": 2, "uint32": 4}
 
 
 @dataclass(frozen=True)
@@ -44,46 +38,16 @@ class Packed:
     """Examples that are left out because none of their tokens would count, truncated ones among them."""
 
 
-@dataclass(frozen=True)
-class ShardMeta:
-    """The content of meta.json. It is written last: a folder without it is not whole."""
-
-    format_version: int
-    dtype: str
-    """Type of the ids in the .bin files: uint16 or uint32."""
-    tokenizer_vocab_size: int | None
-    """Number of ids of the tokenizer in tokenizer/, or None if there is none."""
-    train_tokens: int
-    validation_tokens: int
-    sizes: dict[str, int]
-    """Bytes of every file of the folder, by its path in it."""
-    blake2b: dict[str, str]
-    """Hash of each file of tokens, marks or ends, to compare folders of different machines."""
-    packed: Packed | None = None
-    """Facts about packed examples; None for a stream of text."""
-
-    @property
-    def content(self) -> str:
-        """Hash of the tokens, and of the marks of packed examples."""
-        return "-".join(digest for name, digest in sorted(self.blake2b.items()) if not name.endswith(ENDS))
-
-    @property
-    def boundaries(self) -> str | None:
-        """Hash of the places at which documents end; None if the folder does not say them."""
-        found = [digest for name, digest in sorted(self.blake2b.items()) if name.endswith(ENDS)]
-        return "-".join(found) or None
-
-
 class ShardWriter:
-    """A growing file of tokens. A context manager; the file is durable when it ends.
+    """A growing file of numbers, such as marks. A context manager; the file is durable when it ends.
 
     Args:
         path: path of the file.
-        dtype: uint16 or uint32, of marks uint8, of ends int64; the caller knows that every number fits.
+        dtype: type of the numbers; the caller knows that each fits.
     """
 
     def __init__(self, path: Path, dtype: str) -> None:
-        self.tokens = 0
+        self.count = 0
         self.digest = hashlib.blake2b(digest_size=16)
         self._dtype = np.dtype(dtype)
         self._file: BinaryIO = path.open("wb")
@@ -91,12 +55,12 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def append(self, tokens: npt.NDArray[np.integer[Any]]) -> None:
-        """Write tokens, or their marks, at the end."""
-        content = tokens.astype(self._dtype).tobytes()
+    def append(self, numbers: npt.NDArray[np.integer[Any]]) -> None:
+        """Write numbers at the end."""
+        content = numbers.astype(self._dtype).tobytes()
         self._file.write(content)
         self.digest.update(content)
-        self.tokens += len(tokens)
+        self.count += len(numbers)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -107,72 +71,17 @@ class ShardWriter:
                 os.fsync(self._file.fileno())
 
 
-class DocumentWriter:
-    """The growing files of a part of text: its ids, and where its documents end. A context manager.
-
-    Args:
-        path: path of the file of ids; that of the ends lies beside it.
-        dtype: type of the ids.
-    """
-
-    def __init__(self, path: Path, dtype: str) -> None:
-        self.ids = ShardWriter(path, dtype)
-        self._ends = ShardWriter(path.with_suffix(ENDS), "<i8")
-        self._names = (path.name, path.with_suffix(ENDS).name)
-        self._files = ExitStack()
-
-    def __enter__(self) -> DocumentWriter:
-        for file in (self.ids, self._ends):
-            self._files.enter_context(file)
-        return self
-
-    def append(self, tokens: npt.NDArray[np.int64]) -> None:
-        """Write the tokens of a document at the end."""
-        self.ids.append(tokens)
-        if len(tokens):
-            self._ends.append(np.array([self.ids.tokens]))
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """Hash of each file by its name."""
-        return dict(zip(self._names, (file.digest.hexdigest() for file in (self.ids, self._ends)), strict=True))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._files.__exit__(kind, error, trace)
-
-
 def dtype_for(vocab_size: int) -> str:
-    """Return the smallest type that holds the ids 0 to vocab_size - 1."""
-    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+    """Return the smaller type that holds the ids 0 to vocab_size - 1; every reader of Megatron pairs knows both."""
+    return "uint16" if vocab_size <= 1 << 16 else "int32"
+
+
+def shard_prefix(folder: Path, part: str, number: int = 0) -> Path:
+    """Return the path of a shard of a part, counted from 0, without its suffix."""
+    return folder / f"{part}-{number:05}"
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
     """Return the bytes of every file of a folder, by its path in it."""
     files: Iterable[Path] = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-
-
-def write_meta(folder: Path, meta: ShardMeta) -> None:
-    """Write the description of a folder whose other files are complete."""
-    held = {key: value for key, value in asdict(meta).items() if value is not None or key != "packed"}
-    (folder / _META).write_text(json.dumps(held, indent=1) + "\n")
-
-
-def read_meta(folder: Path) -> ShardMeta | None:
-    """Return the description of a folder, or None unless every file of it is there in full size.
-
-    Contents are not hashed: that would read every token at each start.
-    """
-    try:
-        held = json.loads((folder / _META).read_text())
-        packed = held.get("packed")
-        meta = ShardMeta(**{**held, "packed": None if packed is None else Packed(**packed)})
-        tokens = {"train.bin": meta.train_tokens, "validation.bin": meta.validation_tokens}
-        expected = meta.sizes | {name: count * _ITEM_BYTES[meta.dtype] for name, count in tokens.items()}
-        whole = all((folder / name).stat().st_size == size for name, size in expected.items())
-    # A damaged description can be any JSON or none.
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
-    return meta if whole else None

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from trainer.data.token_files import Packed
 from trainer.files import write_atomically
 
@@ -38,6 +40,8 @@ class Shard:
     """Place that says where documents begin: idx, ends, csv, eos, or none."""
     marks_blake2b: str | None = None
     """Hash of the marks of packed examples."""
+    ends_blake2b: str | None = None
+    """Hash of the number of tokens up to the end of each document, 8 bytes each; None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Manifest:
     name: str
     """Name of the source in blends and metrics."""
     tokenizer: str | None
-    """Fingerprint of everything that decides the ids of a text; None for ids that came ready-made."""
+    """Fingerprint of everything that decides the ids of a text; None for ids of an unknown tokenizer."""
     vocab_size: int
     eos_id: int | None
     parts: Mapping[str, tuple[Shard, ...]]
@@ -82,6 +86,15 @@ class Manifest:
             if self.packed is not None:
                 found.append(_joined([shard.marks_blake2b or "" for shard in shards]))
         return "-".join(found)
+
+    def ends(self) -> str | None:
+        """Return a hash of the places at which documents end; with one shard a part it is that of earlier versions.
+
+        None if a shard does not say them.
+        """
+        found = [[shard.ends_blake2b for shard in self.parts.get(part, ())] for part in PARTS[:2]]
+        known = [[one for one in hashes if one is not None] for hashes in found]
+        return "-".join(_joined(hashes) for hashes in known) if known == found else None
 
     def is_prefix_of(self, other: Manifest) -> bool:
         """Return whether `other` may be this one with inputs appended: its last training shard may have grown."""
@@ -126,7 +139,15 @@ def read_manifest(folder: Path) -> Manifest | None:
             }
         )
         whole = all((folder / name).stat().st_size == size for name, size in found.sizes.items())
+        whole = whole and all(_fits(folder, shard) for shards in found.parts.values() for shard in shards)
     # A damaged description can be any JSON or none.
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return found if whole else None
+
+
+def _fits(folder: Path, shard: Shard) -> bool:
+    """Return whether a file has the ids that are said of it; of one that is read where it lies, or more."""
+    path, end = folder / shard.name, shard.first_byte + shard.tokens * np.dtype(shard.dtype).itemsize
+    size = path.stat().st_size
+    return size == end or (Path(shard.name).is_absolute() and size > end)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trainer.config.models import make_model
 from trainer.config.schema import TridentConfig
-from trainer.data.prepare import PreparedData
+from trainer.data.prepared import PreparedData
 from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import ConfigError
 from trainer.generation.continuation import prompt_ids

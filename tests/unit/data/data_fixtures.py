@@ -11,7 +11,7 @@ import pytest
 
 from trainer.config.keys import build
 from trainer.config.schema import DataConfig, TridentConfig
-from trainer.data.prepare import PreparedData
+from trainer.data.prepared import PreparedData
 from trainer.errors import DataError
 
 
@@ -38,7 +38,8 @@ def told(run: Callable[[], object]) -> str:
 
 
 def stream(prepared: PreparedData, name: str = "train") -> npt.NDArray[np.int64]:
-    return np.fromfile(prepared.folder / f"{name}.bin", dtype=prepared.dtype).astype(np.int64)
+    shards = prepared.shards(name)
+    return shards.tokens(0, len(shards)).astype(np.int64) if len(shards) else np.empty(0, np.int64)
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -12,13 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.shards import prepared_of, shard_set, unread
 from tests.unit.data.data_fixtures import config, told
 from trainer.config.plan import RunPlan, make_plan
 from trainer.data.batches import BatchSource, needs_of, training_batches, validation_batches
 from trainer.data.capacity import check_capacity
 from trainer.data.dataset import SampleStream, TokenDataset
 from trainer.data.picks import Needs, of_one_source
-from trainer.data.prepare import PreparedData, stream_identity
+from trainer.data.prepared import PreparedData, stream_identity
 from trainer.data.sampler import SampleOrder
 from trainer.errors import DataError
 from trainer.micro_batch import Place
@@ -30,11 +31,7 @@ TOKENS = GLOBAL_BATCH * SEQ_LENGTH
 
 
 def data(folder: Path, train: npt.ArrayLike, validation: npt.ArrayLike = (), dtype: str = "uint16") -> PreparedData:
-    folder.mkdir(parents=True, exist_ok=True)
-    train, validation = np.asarray(train, dtype), np.asarray(validation, dtype)
-    train.tofile(folder / "train.bin")
-    validation.tofile(folder / "validation.bin")
-    return PreparedData(folder, 10**4, dtype, len(train), len(validation), None, "fingerprint", "content")
+    return prepared_of(folder, [train], [validation], dtype)
 
 
 def plan(dp: int = 1, micro: int = 1, **values: object) -> RunPlan:
@@ -58,13 +55,11 @@ def prepared(tmp_path: Path) -> PreparedData:
 
 
 @settings(deadline=None)
-@given(st.integers(0, 200), st.integers(1, 30), st.none() | st.integers(1, 9), st.sampled_from(["uint16", "uint32"]))
+@given(st.integers(0, 200), st.integers(1, 30), st.none() | st.integers(1, 9), st.sampled_from(["uint16", "int32"]))
 def test_every_token_is_a_label_once(
     tmp_path_factory: pytest.TempPathFactory, tokens: int, seq_length: int, limit: int | None, dtype: str
 ) -> None:
-    path = tmp_path_factory.getbasetemp() / "packed.bin"
-    np.arange(tokens, dtype=dtype).tofile(path)
-    dataset = TokenDataset(path, dtype, seq_length, limit)
+    dataset = TokenDataset(shard_set(tmp_path_factory.getbasetemp(), [np.arange(tokens)], dtype), seq_length, limit)
     whole = max(0, (tokens - 1) // seq_length)
     assert len(dataset) == (whole if limit is None else min(whole, limit))
     samples = [dataset.sample(index) for index in range(len(dataset))]
@@ -75,7 +70,7 @@ def test_every_token_is_a_label_once(
 
 
 def test_samples_are_int64_copies(prepared: PreparedData) -> None:
-    dataset = TokenDataset(prepared.folder / "train.bin", "uint16", SEQ_LENGTH)
+    dataset = TokenDataset(prepared.shards("train"), SEQ_LENGTH)
     sample = dataset.sample(3)
     assert sample.dtype == np.int64
     sample[:] = 0
@@ -84,7 +79,7 @@ def test_samples_are_int64_copies(prepared: PreparedData) -> None:
 
 @pytest.mark.parametrize("index", [-1, 80, 10**9])
 def test_a_sample_that_is_not_there(prepared: PreparedData, index: int) -> None:
-    dataset = TokenDataset(prepared.folder / "train.bin", "uint16", SEQ_LENGTH)
+    dataset = TokenDataset(prepared.shards("train"), SEQ_LENGTH)
     assert len(dataset) == 80
     with pytest.raises(IndexError, match=rf"sample must be in \[0, 80\), but is {index}"):
         dataset.sample(index)
@@ -144,9 +139,8 @@ def test_an_epoch_trains_on_every_sample_once(tmp_path: Path) -> None:
 def test_other_batch_sizes_and_sequence_lengths_on_the_way_lose_and_repeat_nothing(
     tmp_path_factory: pytest.TempPathFactory, sample_length: int, batches: list[tuple[int, int]]
 ) -> None:
-    path = tmp_path_factory.getbasetemp() / "stream.bin"
-    np.arange(40 * sample_length + 1, dtype="uint16").tofile(path)
-    dataset = TokenDataset(path, "uint16", sample_length)
+    tokens = np.arange(40 * sample_length + 1)
+    dataset = TokenDataset(shard_set(tmp_path_factory.getbasetemp(), [tokens]), sample_length)
     stream = SampleStream([dataset], of_one_source(SampleOrder(40, 7).samples))
     position, inputs, labels = 0, [], []
     for count, seq_length in batches:
@@ -179,7 +173,7 @@ def test_the_identity_of_a_stream(prepared: PreparedData) -> None:
     others = [
         stream_identity(prepared, plan(train__seed=1).config),
         stream_identity(prepared, plan(data__max_samples=50).config),
-        stream_identity(replace(prepared, content="other"), plan().config),
+        stream_identity(replace(prepared, manifest=unread(prepared.folder, content="other").manifest), plan().config),
     ]
     assert len({base, *others}) == 4
 
@@ -220,7 +214,7 @@ def test_the_ledger_is_the_same_for_every_layout_and_rank(prepared: PreparedData
 def test_the_ledger_does_not_depend_on_the_type_of_the_file(tmp_path: Path) -> None:
     ledgers = [
         rolling(training_batches(data(tmp_path / dtype, np.arange(401), dtype=dtype), plan(), SEQ_LENGTH, 0, CPU))
-        for dtype in ("uint16", "uint32")
+        for dtype in ("uint16", "int32")
     ]
     assert ledgers[0] == ledgers[1]
 
@@ -238,7 +232,7 @@ def test_one_other_token_changes_the_ledger_from_its_step_on(tmp_path: Path) -> 
 
 def test_the_ledger_depends_on_step_order_and_past(prepared: PreparedData) -> None:
     base = training_batches(prepared, plan(), SEQ_LENGTH, 0, CPU)
-    dataset = TokenDataset(prepared.folder / "train.bin", "uint16", SEQ_LENGTH)
+    dataset = TokenDataset(prepared.shards("train"), SEQ_LENGTH)
 
     def source(samples: Callable[[int, int], npt.NDArray[np.int64]]) -> BatchSource:
         return BatchSource(SampleStream([dataset], of_one_source(samples)), plan(), 0, CPU)

@@ -86,12 +86,12 @@ def replace_by(folder: Path, kind: str) -> None:
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "tokens cut": lambda folder: os.truncate(folder / "train.bin", 4),
-    "tokens longer": lambda folder: os.truncate(folder / "train.bin", 10**5),
-    "no validation": lambda folder: os.unlink(folder / "validation.bin"),
+    "tokens cut": lambda folder: os.truncate(folder / "train-00000.bin", 4),
+    "tokens longer": lambda folder: os.truncate(folder / "train-00000.bin", 10**5),
+    "no validation": lambda folder: os.unlink(folder / "validation-00000.bin"),
     "no tokenizer": lambda folder: shutil.rmtree(folder / "tokenizer"),
     "tokenizer cut": lambda folder: os.truncate(folder / "tokenizer" / "tokenizer.json", 9),
-    "no description": lambda folder: os.unlink(folder / "meta.json"),
+    "no description": lambda folder: os.unlink(folder / "manifest.json"),
     "nothing in it": lambda folder: replace_by(folder, "folder"),
     "a file": lambda folder: replace_by(folder, "file"),
     "a dangling link": lambda folder: replace_by(folder, "link"),
@@ -106,7 +106,7 @@ def test_damage_is_built_again(tmp_path: Path, damage: str) -> None:
     if damage in DAMAGE:
         DAMAGE[damage](first.folder)
     else:
-        (first.folder / "meta.json").write_text(damage)
+        (first.folder / "manifest.json").write_text(damage)
     said: list[str] = []
     assert prepare(cached(tmp_path), said.append) == first
     assert said[0] == f"the cached tokens in {first.folder} are damaged: building them again"
@@ -116,9 +116,9 @@ def test_damage_is_built_again(tmp_path: Path, damage: str) -> None:
 
 def test_a_description_of_other_numbers_is_damage(tmp_path: Path) -> None:
     first = prepare(cached(tmp_path))
-    meta = first.folder / "meta.json"
+    meta = first.folder / "manifest.json"
     whole = meta.read_text()
-    for old, new in (('"dtype": "uint16"', '"dtype": "uint32"'), ('"dtype": "uint16"', '"dtype": "u1"')):
+    for old, new in (('"dtype": "uint16"', '"dtype": "int32"'), ('"dtype": "uint16"', '"dtype": "u1"')):
         meta.write_text(whole.replace(old, new))
         assert prepare(cached(tmp_path)) == first
         assert meta.read_text() == whole
@@ -215,7 +215,7 @@ def test_a_cache_without_permission(tmp_path: Path, step: str, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO])
-@pytest.mark.parametrize("step", ["os.fsync", "trainer.data.prepare.write_meta", "pathlib.Path.mkdir"])
+@pytest.mark.parametrize("step", ["os.fsync", "trainer.data.prepare.write_manifest", "pathlib.Path.mkdir"])
 def test_a_full_disk_is_a_fault_of_storage(
     tmp_path: Path, number: int, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,7 +273,7 @@ def _die(*_args: object) -> None:
 
 
 def _die_before_the_end(folder: str) -> None:
-    with mock.patch.object(prepare_module, "write_meta", _die):
+    with mock.patch.object(prepare_module, "write_manifest", _die):
         prepare(cached(Path(folder)))
 
 

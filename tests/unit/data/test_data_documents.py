@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.data.data_fixtures import config, write_text
+from tests.helpers.shards import shard_set
+from tests.unit.data.data_fixtures import config, stream, write_text
 from trainer.beginning import Beginning
 from trainer.config.compose import compose
 from trainer.config.plan import RunPlan, make_plan
@@ -21,7 +22,8 @@ from trainer.config.schema import TridentConfig
 from trainer.data.batches import training_batches, validation_batches
 from trainer.data.dataset import Boundaries, SampleStream, TokenDataset
 from trainer.data.picks import NOTHING, Needs, of_one_source
-from trainer.data.prepare import PreparedData, look_up, prepare, stream_identity
+from trainer.data.prepare import prepare
+from trainer.data.prepared import PreparedData, stream_identity
 from trainer.data.told import told_documents
 from trainer.dry_run import plan_without_data
 from trainer.micro_batch import IGNORED, MicroBatch
@@ -119,10 +121,8 @@ def test_the_label_across_a_boundary_is_kept_or_ignored(corpus: Path, mask: bool
 
 def test_an_end_of_text_inside_a_document_begins_none(tmp_path: Path) -> None:
     """Boundaries are kept, and never found by looking for ids."""
-    path, ends = tmp_path / "train.bin", tmp_path / "train.ends"
-    np.array([7, EOS, 8, EOS, 9, 9, EOS, 1, 2, EOS], "uint16").tofile(path)
-    np.array([4, 10], "<i8").tofile(ends)
-    dataset = TokenDataset(path, "uint16", 9, boundaries=Boundaries(ends, is_told=True, crossing_label=-100))
+    shards = shard_set(tmp_path, [[7, EOS, 8, EOS], [9, 9, EOS, 1, 2, EOS]])
+    dataset = TokenDataset(shards, 9, boundaries=Boundaries(is_told=True, crossing_label=-100))
     found = dataset.rows(0)
     assert found.ids is not None
     assert found.labels is not None
@@ -138,10 +138,8 @@ def test_an_end_of_text_inside_a_document_begins_none(tmp_path: Path) -> None:
 def test_samples_know_every_boundary(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], length: int) -> None:
     folder = tmp_path_factory.getbasetemp()
     of_each = np.repeat(np.arange(len(sizes)), sizes)
-    of_each.astype("uint16").tofile(folder / "b.bin")
-    np.cumsum(sizes).astype("<i8").tofile(folder / "b.ends")
-    boundaries = Boundaries(folder / "b.ends", is_told=True, crossing_label=-1)
-    dataset = TokenDataset(folder / "b.bin", "uint16", length, boundaries=boundaries)
+    shards = shard_set(folder, np.split(of_each, np.cumsum(sizes)[:-1]))
+    dataset = TokenDataset(shards, length, boundaries=Boundaries(is_told=True, crossing_label=-1))
     for index in range(len(dataset)):
         ids, labels, begins, _, _ = dataset.rows(index)
         assert ids is not None
@@ -155,10 +153,8 @@ def test_samples_know_every_boundary(tmp_path_factory: pytest.TempPathFactory, s
 
 def test_samples_that_are_joined_do_not_see_each_other(tmp_path: Path) -> None:
     """A run that goes on with longer sequences has several samples in one; they were never neighbours."""
-    np.arange(41, dtype="uint16").tofile(tmp_path / "b.bin")
-    np.array([10, 41], "<i8").tofile(tmp_path / "b.ends")
-    boundaries = Boundaries(tmp_path / "b.ends", is_told=True, crossing_label=None)
-    dataset = TokenDataset(tmp_path / "b.bin", "uint16", 8, boundaries=boundaries)
+    shards = shard_set(tmp_path, [np.arange(10), np.arange(10, 41)])
+    dataset = TokenDataset(shards, 8, boundaries=Boundaries(is_told=True, crossing_label=None))
     stream = SampleStream([dataset], of_one_source(lambda first, count: (np.arange(first, first + count) * 3) % 5))
     ids, labels, begins, counts, sources = stream.sequences(np.array([4]), 20)
     assert ids is not None
@@ -212,28 +208,11 @@ def test_the_ledger_knows_where_documents_begin(corpus: Path) -> None:
     assert len(identities) == 4
 
 
-def test_a_folder_of_an_earlier_version_is_built_again_only_where_ends_are_needed(corpus: Path) -> None:
-    plain, wanted = masked(corpus, data__mask_documents=False), masked(corpus)
-    folder = prepare(plain).folder
-    held = json.loads((folder / "meta.json").read_text())
-    for name in ("train.ends", "validation.ends"):
-        (folder / name).unlink()
-        del held["sizes"][name], held["blake2b"][name]
-    (folder / "meta.json").write_text(json.dumps(held))
-    said: list[str] = []
-    before = prepare(plain, said.append)
-    assert said == []
-    assert look_up(wanted)[1] is None
-    after = prepare(wanted, said.append)
-    assert said[0] == f"the cached tokens in {folder} do not say where documents end: building them again"
-    assert (after.content, after.folder) == (before.content, folder)
-
-
 def test_the_mean_document_of_a_token_is_told_and_counts_for_flops(corpus: Path) -> None:
     wanted = masked(corpus)
     prepared = prepare(wanted)
     assert prepared.attended is not None
-    tokens = np.fromfile(prepared.folder / "train.bin", "uint16").astype(int)
+    tokens = stream(prepared)
     samples = tokens[: (len(tokens) - 1) // SEQ_LENGTH * SEQ_LENGTH].reshape(-1, SEQ_LENGTH)
     lengths = [np.bincount(numbers_after(row.tolist(), EOS)) for row in samples]
     assert prepared.attended == pytest.approx(sum((row**2).sum() for row in lengths) / samples.size)

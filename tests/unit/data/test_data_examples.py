@@ -22,7 +22,8 @@ from trainer.data.batches import training_batches, validation_batches
 from trainer.data.chat_template import PLAIN_TEMPLATE, ChatTemplate, chat_template
 from trainer.data.examples import Example
 from trainer.data.packing import BEGINS, Packer, labels_of
-from trainer.data.prepare import PreparedData, look_up, prepare, stream_identity
+from trainer.data.prepare import look_up, prepare
+from trainer.data.prepared import PreparedData, stream_identity
 from trainer.data.tokenizer import FileTokenizer, load_tokenizer
 from trainer.data.told import told_examples
 from trainer.micro_batch import IGNORED, MicroBatch

@@ -10,7 +10,8 @@ import pytest
 from tests.unit.data.data_fixtures import config, write_text
 from tests.unit.data.test_data_megatron import write_pair
 from trainer.config.schema import TridentConfig
-from trainer.data.prepare import prepare, stream_identity
+from trainer.data.prepare import prepare
+from trainer.data.prepared import stream_identity
 from trainer.data.tokenizer import train_bpe
 
 

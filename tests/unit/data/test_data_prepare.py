@@ -89,15 +89,15 @@ def test_lone_surrogates_of_json_are_no_fault(tmp_path: Path) -> None:
         assert load_tokenizer(prepared.tokenizer_folder).decode(stream(prepared).tolist()) == "a?b"
 
 
-@pytest.mark.parametrize(("largest", "dtype"), [(65_535, "uint16"), (65_536, "uint32")])
+@pytest.mark.parametrize(("largest", "dtype"), [(65_535, "uint16"), (65_536, "int32")])
 def test_the_type_holds_the_largest_id(tmp_path: Path, largest: int, dtype: str) -> None:
     folder = pretrained(tmp_path / "tok", {"a": 1, "far": largest})
     path = write_text(tmp_path / "a.txt", "far a far")
     prepared = prepare(text_config(path, tokenizer__kind="pretrained", tokenizer__path=str(folder)))
-    assert prepared.dtype == dtype
+    assert prepared.manifest.parts["train"][0].dtype == dtype
     assert prepared.vocab_size == largest + 1
     assert stream(prepared).tolist()[:3] == [largest, 1, largest]
-    assert (prepared.folder / "train.bin").stat().st_size == prepared.train_tokens * np.dtype(dtype).itemsize
+    assert (prepared.folder / "train-00000.bin").stat().st_size == prepared.train_tokens * np.dtype(dtype).itemsize
 
 
 def test_what_a_small_text_gives_is_said_and_used(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_large_synthetic_vocabulary_takes_four_bytes(tmp_path: Path) -> None:
             model__vocab_size=200_000,
         )
     )
-    assert prepared.dtype == "uint32"
+    assert prepared.manifest.parts["train"][0].dtype == "int32"
     assert stream(prepared).tolist() == synthetic_tokens(2000, 200_000, 1234)[:1960].tolist()
     assert stream(prepared).max() > 65_535
 

@@ -24,7 +24,8 @@ import trainer.data.prepare as prepare_module
 import trainer.data.shared_cache as shared
 from tests.unit.data.data_fixtures import config, told, write_text
 from trainer.config.schema import TridentConfig
-from trainer.data.prepare import PreparedData, prepare
+from trainer.data.prepare import prepare
+from trainer.data.prepared import PreparedData
 from trainer.errors import TridentError
 
 GROUP = 54321
@@ -116,7 +117,7 @@ def leave_half(place: Path) -> NoReturn:
     def die(*_args: object) -> NoReturn:
         os._exit(0)
 
-    with mock.patch.object(prepare_module, "write_meta", die):
+    with mock.patch.object(prepare_module, "write_manifest", die):
         prepare(wanted(place))
     raise AssertionError
 
@@ -214,8 +215,8 @@ def test_a_closed_cache_is_not_taken_for_a_damaged_one(open_place: Path) -> None
     assert "of user 54322 cannot be read" in answer
     found = next(path for path in folder.iterdir() if path.is_dir())
     found.chmod(0o755)
-    assert re.search(r"/\w+\.\w+ of user 54322", as_user(BOB, open_place))
-    (found / "meta.json").chmod(0o644)
+    assert re.search(r"/[\w-]+\.\w+ of user 54322", as_user(BOB, open_place))
+    (found / "manifest.json").chmod(0o644)
     assert "can read, but" in as_user(BOB, open_place)
     assert as_user(ALICE, open_place) == "found 881"
 
@@ -225,10 +226,10 @@ def test_damage_of_another_user(open_place: Path) -> None:
     folder = cache(open_place, 0o2777)
     assert as_user(ALICE, open_place) == "built 881"
     found = next(path for path in folder.iterdir() if path.is_dir())
-    os.truncate(found / "train.bin", 4)
+    os.truncate(found / "train-00000.bin", 4)
     assert as_user(BOB, open_place) == "built 881"
     folder.chmod(0o1777)
-    os.truncate(found / "train.bin", 4)
+    os.truncate(found / "train-00000.bin", 4)
     assert as_user(ALICE, open_place) == (
         f"DataError: data.cache_dir must not hold damaged tokens, but {found} of user 54323 is damaged and cannot be "
         "replaced; have it removed, or set data.cache_dir or TRIDENT_CACHE to another folder"
@@ -310,8 +311,11 @@ def test_what_is_left_behind_goes_and_what_is_in_work_stays(open_place: Path) ->
         ".other.x.1-a",
     ):
         (folder / f"{partial}.partial").mkdir()
-        write_text(folder / f"{partial}.partial" / "train.bin", "x")
-    for path in (folder / f".{name}.elsewhere.2-b.partial", folder / f".{name}.elsewhere.2-b.partial" / "train.bin"):
+        write_text(folder / f"{partial}.partial" / "train-00000.bin", "x")
+    for path in (
+        folder / f".{name}.elsewhere.2-b.partial",
+        folder / f".{name}.elsewhere.2-b.partial" / "train-00000.bin",
+    ):
         os.utime(path, (old, old))
     assert build(open_place) == "built 881"
     left = sorted(path.name for path in folder.glob(".*"))

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.shards import unread
 from tests.unit.data.data_fixtures import config
-from trainer.data.prepare import PreparedData, stream_identity
+from trainer.data.prepared import stream_identity
 from trainer.data.stream_plan import Phase, Segment, SourceShare, StreamPlan
 from trainer.errors import CheckpointError
 
@@ -51,10 +52,11 @@ def test_segments_follow_each_other() -> None:
 
 
 def test_one_source_has_the_identity_of_earlier_versions(tmp_path: Any) -> None:
-    prepared = PreparedData(tmp_path, 10, "uint16", 1, 1, None, "f", "the-content")
+    prepared = unread(tmp_path, content="the-content")
+    content = prepared.content
     for most in (None, 12):
         old = stream_identity(prepared, config(train__seed=5, data__max_samples=most))
-        segment = Segment(0, 5, most, (SourceShare("any", "the-content", 99),), (Phase(0, (1,)),))
+        segment = Segment(0, 5, most, (SourceShare("any", content, 99),), (Phase(0, (1,)),))
         assert StreamPlan(128, (segment,)).identity == old
     changed = replace(segment, phases=(Phase(0, (3,)),))
     assert StreamPlan(128, (changed,)).identity == old

@@ -12,12 +12,12 @@ from trainer.data.token_manifest import MANIFEST, Counts, Manifest, Shard, read_
 
 
 def shard(name: str, digest: str, tokens: int = 8, marks: str | None = None) -> Shard:
-    return Shard(name, "uint16", 0, tokens, 2, 7, 30, digest, "idx", marks)
+    return Shard(f"{name}.bin", "uint16", 0, tokens, 2, 7, 30, digest, "idx", marks)
 
 
 def manifest(*train: Shard, packed: Packed | None = None) -> Manifest:
     parts = {"train": train, "validation": (shard("validation_00000", "v", 4),), "test": ()}
-    sizes = {f"{one.name}.bin": 2 * one.tokens for shards in parts.values() for one in shards}
+    sizes = {one.name: 2 * one.tokens for shards in parts.values() for one in shards}
     return Manifest("web", "t", 100, 99, parts, Counts(9, 1, 2, 3), ("a", "b"), sizes, packed)
 
 
@@ -95,3 +95,32 @@ def test_what_was_appended_to_goes_on_in_its_last_shard() -> None:
     assert not before.is_prefix_of(replace(grown, tokenizer="other"))
     assert not before.is_prefix_of(replace(grown, parts={"train": (two, one)}))
     assert not grown.is_prefix_of(before)
+
+
+def test_a_shard_with_other_numbers_than_its_file_makes_a_folder_not_whole(tmp_path: Path) -> None:
+    value = written(tmp_path, manifest(shard("train_00000", "a")))
+    for other in (replace(shard("train_00000", "a"), dtype="int32"), shard("train_00000", "a", tokens=7)):
+        write_manifest(tmp_path, replace(value, parts={"train": (other,)}))
+        assert read_manifest(tmp_path) is None
+
+
+def test_a_shard_that_lies_elsewhere_may_be_a_part_of_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "elsewhere.bin"
+    file.write_bytes(bytes(20))
+    there = replace(shard("x", "a"), name=str(file), first_byte=4)
+    value = written(tmp_path, replace(manifest(there), sizes={}, parts={"train": (there,)}))
+    assert read_manifest(tmp_path) == value
+    file.write_bytes(bytes(30))
+    assert read_manifest(tmp_path) == value
+    file.write_bytes(bytes(19))
+    assert read_manifest(tmp_path) is None
+
+
+def test_where_documents_end_is_known_if_every_shard_says_it() -> None:
+    one, two = replace(shard("x", "a"), ends_blake2b="1"), replace(shard("y", "b"), ends_blake2b="2")
+    other = replace(shard("v", "c"), ends_blake2b="3")
+    parts = {"train": (one,), "validation": (other,)}
+    assert replace(manifest(one), parts=parts).ends() == "1-3"
+    several = hashlib.blake2b(b"1-2", digest_size=16).hexdigest()
+    assert replace(manifest(one), parts={**parts, "train": (one, two)}).ends() == f"{several}-3"
+    assert replace(manifest(one), parts={**parts, "train": (one, shard("y", "b"))}).ends() is None

@@ -14,9 +14,9 @@ from tokenizers.processors import TemplateProcessing
 
 from tests.helpers.generation import model_of, texts, weights_of, write_run
 from tests.helpers.reference import TINY_LLAMA
+from tests.helpers.shards import unread
 from trainer.config.plan import make_plan
 from trainer.config.schema import EvalConfig, TridentConfig
-from trainer.data.prepare import PreparedData
 from trainer.data.tokenizer import FileTokenizer, train_bpe
 from trainer.engine.face import Engine
 from trainer.errors import ConfigError
@@ -164,7 +164,7 @@ def test_texts_while_a_run_trains_are_those_of_its_checkpoint(place: Path, monke
         (tokenizer.encode(PROMPT), {end}),
     ]
     full = replace(config, eval=replace(config.eval, max_tokens=24 - len(tokenizer.encode(PROMPT))))
-    prepared = PreparedData(place, tokenizer.vocab_size, "uint16", 10, 10, place / "run" / "tokenizer", "f", "c")
+    prepared = unread(place, tokenizer.vocab_size, tokenizer_folder=place / "run" / "tokenizer")
     check_samples(prepared, full)
     with pytest.raises(ConfigError, match=r"must fit into model.seq_length \(24\)"):
         check_samples(prepared, full, may_be_imported=True)

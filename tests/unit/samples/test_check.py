@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.shards import unread
 from trainer.config.schema import EvalConfig, ModelConfig, TridentConfig
-from trainer.data.prepare import PreparedData
+from trainer.data.prepared import PreparedData
 from trainer.data.tokenizer import ByteTokenizer
 from trainer.errors import ConfigError
 from trainer.samples import check
@@ -18,7 +19,7 @@ CONFIG = TridentConfig(model=ModelConfig(seq_length=16), eval=EvalConfig(samples
 @pytest.fixture
 def prepared(tmp_path: Path) -> PreparedData:
     ByteTokenizer().save(tmp_path)
-    return PreparedData(tmp_path, 257, "uint16", 10, 10, tmp_path, "f", "c")
+    return unread(tmp_path, 257, tokenizer_folder=tmp_path)
 
 
 def test_what_fits_is_fine(prepared: PreparedData) -> None:

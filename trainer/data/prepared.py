@@ -1,0 +1,92 @@
+"""Tokens on disk, ready to be mapped, and the samples that they give a run. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config.schema import BoundaryLabel, DataConfig, TridentConfig
+from trainer.data.dataset import Boundaries, PackedDataset, TokenDataset
+from trainer.data.picks import Samples
+from trainer.data.shard_set import ShardSet
+from trainer.data.token_files import TRAIN, VALIDATION, Packed
+from trainer.data.token_manifest import Manifest
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Tokens on disk, ready to be mapped."""
+
+    folder: Path
+    """Folder with manifest.json, the shards that are not read elsewhere and, if there is a tokenizer, tokenizer/."""
+    vocab_size: int
+    """Number of ids that the model must know: `model.vocab_size`, or the tokenizer's."""
+    manifest: Manifest
+    tokenizer_folder: Path | None
+    fingerprint: str
+    """Hash of everything that the tokens were made from; it names the folder."""
+    boundaries: str | None = None
+    """Hash of the places at which documents of text end, if the run looks at them."""
+    attended: float | None = None
+    """Mean number of tokens, in its sequence, of the document of a token; None if documents see each other."""
+
+    @property
+    def train_tokens(self) -> int:
+        """Number of tokens to train on."""
+        return self.manifest.tokens(TRAIN)
+
+    @property
+    def validation_tokens(self) -> int:
+        """Number of tokens that are held out."""
+        return self.manifest.tokens(VALIDATION)
+
+    @property
+    def content(self) -> str:
+        """Hash of the tokens themselves, to compare with what other nodes have."""
+        return self.manifest.content()
+
+    @property
+    def packed(self) -> Packed | None:
+        """Facts about packed examples; None for a stream of text."""
+        return self.manifest.packed
+
+    def shards(self, part: str) -> ShardSet:
+        """Return the tokens of a part as one stream."""
+        return ShardSet(self.folder, self.manifest.parts.get(part, ()))
+
+
+def looks_at_documents(data: DataConfig) -> bool:
+    """Return whether a run must know where documents of text end."""
+    return data.mask_documents or data.boundary_label is BoundaryLabel.ignore
+
+
+def stream_identity(prepared: PreparedData, config: TridentConfig) -> str:
+    """Return a hash of everything that decides the order of the training stream, for samples of one length."""
+    decides = f"{prepared.content}:{config.data.max_samples}:{config.train.seed}"
+    if prepared.boundaries is not None:
+        data = config.data
+        decides += f":{prepared.boundaries}:{data.mask_documents}:{data.boundary_label.value}"
+    return hashlib.blake2b(decides.encode(), digest_size=16).hexdigest()
+
+
+def samples_of(
+    prepared: PreparedData, data: DataConfig, part: str, length: int, most: int | None = None, ignored: int = -1
+) -> Samples:
+    """Return the samples of a part of the data, as the run's keys want them.
+
+    Args:
+        prepared: the data.
+        data: the run's keys.
+        part: `TRAIN` or `VALIDATION`.
+        length: tokens of a sample.
+        most: number of samples from the start that are used; None: all.
+        ignored: label of a token after which nothing counts.
+    """
+    shards = prepared.shards(part)
+    if prepared.packed is not None:
+        return PackedDataset(shards, length, ignored, most)
+    if not looks_at_documents(data):
+        return TokenDataset(shards, length, most)
+    crossing = ignored if data.boundary_label is BoundaryLabel.ignore else None
+    return TokenDataset(shards, length, most, Boundaries(data.mask_documents, crossing))
