@@ -9,7 +9,7 @@ from typing import NoReturn
 from trainer import __version__, interruption
 from trainer.errors import Interrupted, TridentError
 from trainer.log import report_error, say, tell
-from trainer.verbs.table import NAMES, find_verb
+from trainer.verbs.table import NAMES, find_verb, named_verb
 
 HELP = ("--help", "-h")
 
@@ -76,7 +76,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
         shell = asked_shell([*([value] if value else []), *arguments[1:]], option)
         install(shell) if option == "--install-completion" else say(script(shell).rstrip())
         return 0
-    verb, rest = find_verb(arguments[0]), arguments[1:]
+    name, rest = named_verb(arguments)
+    verb = find_verb(name)
     if any(word.partition("=")[0] in HELP for word in rest):
         from trainer.verbs.usage import usage
 

@@ -17,10 +17,11 @@ from trainer.dry_run import plan_without_data
 from trainer.errors import ConfigError
 from trainer.hardware import Here
 from trainer.log import aside, say, write
+from trainer.picture_file import check_picture
 from trainer.planner.as_json import report_json, search_json
 from trainer.planner.cluster import cluster_of, planned_ranks
 from trainer.planner.layout_search import search
-from trainer.planner.picture import Picture, Verdict, check_picture, write_picture
+from trainer.planner.picture import Picture, Verdict, write_picture
 from trainer.planner.plan_report import PlanReport, make_report
 from trainer.planner.plan_screen import TIGHT, header, screen, search_screen, verdict
 from trainer.planner.predict import Planner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from types import MappingProxyType
@@ -15,28 +15,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from trainer.picture_file import FAINT, INK
 from trainer.planner.orders import Work
 from trainer.planner.picture import Picture, in_unit, wrapped
 from trainer.planner.prediction import GIB, StageMemory
 from trainer.planner.timeline import Span, Timeline
 
-INK, FAINT, BUBBLE, HATCH = "#1f2328", "#59636e", "#e8eaed", "#b4bac1"
-STYLE: Mapping[str, Any] = MappingProxyType(
-    {
-        "font.size": 9,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": FAINT,
-        "axes.linewidth": 0.8,
-        "xtick.color": FAINT,
-        "ytick.color": INK,
-        "hatch.linewidth": 0.6,
-        "text.parse_math": False,
-        "svg.hashsalt": "trident",
-        "savefig.dpi": 150,
-        "savefig.facecolor": "white",
-    }
-)
+BUBBLE, HATCH = "#e8eaed", "#b4bac1"
 PURPOSES = MappingProxyType(
     {
         "weights": "#332288",

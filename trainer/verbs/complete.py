@@ -10,7 +10,7 @@ from trainer.verbs.complete_paths import folders, paths, runs
 from trainer.verbs.complete_settings import settings
 from trainer.verbs.declare import Option, Takes, Verb
 from trainer.verbs.found import Found
-from trainer.verbs.table import COMMAND_OPTIONS, NAMES, find_verb
+from trainer.verbs.table import COMMAND_OPTIONS, NAMES, find_verb, named_verb, verbs_below
 from trainer.verbs.typed import read_line
 
 
@@ -32,7 +32,8 @@ def candidates(words: Sequence[str], current: str) -> list[Found]:
 def _candidates(words: Sequence[str], current: str) -> Iterator[Found]:
     if not words:
         for name in NAMES:
-            yield Found(name, find_verb(name).summary)
+            if " " not in name:
+                yield Found(name, find_verb(name).summary)
         for option in COMMAND_OPTIONS:
             yield Found(option.name, option.sentence)
         return
@@ -41,7 +42,11 @@ def _candidates(words: Sequence[str], current: str) -> Iterator[Found]:
         return
     if words[0] not in NAMES:
         return
-    verb, rest = find_verb(words[0]), words[1:]
+    name, rest = named_verb(words)
+    verb = find_verb(name)
+    if not rest:
+        for below in verbs_below(name):
+            yield Found(below, find_verb(f"{name} {below}").summary)
     waiting = verb.option(rest[-1]) if rest else None
     if waiting is not None and waiting.takes is not Takes.nothing:
         yield from _option_values(waiting, current)

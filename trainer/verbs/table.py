@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 
 from trainer.config.keys import did_you_mean, joined
@@ -10,7 +11,10 @@ from trainer.verbs.declare import Option, Takes, Verb
 from trainer.verbs.other_verbs import NO_VERB, OTHER_VERBS
 
 NAMES = ("train", "plan", "data", "generate", "evaluate", "import", "export", "checkpoint", "balance", "reshard")
-"""Names of the verbs in the order of the help; each is a file of this room that declares `VERB`."""
+"""Names of the verbs in the order of the help; each is a file of this room that declares `VERB`.
+
+A name of two words is a verb below another one: `data inspect` is declared in data_inspect.py.
+"""
 
 _SHELLS = ("bash", "zsh", "fish")
 COMMAND_OPTIONS = (
@@ -42,8 +46,19 @@ def find_verb(name: str) -> Verb:
     """
     if name not in NAMES:
         raise ConfigError(f"the verb must be one of {joined(NAMES)}, but is {name!r}", hints=[_meant(name)])
-    verb: Verb = import_module(f"trainer.verbs.{name}").VERB
+    verb: Verb = import_module(f"trainer.verbs.{name.replace(' ', '_')}").VERB
     return verb
+
+
+def named_verb(words: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Return the name of the verb that words begin with, which may be two of them, and the words behind it."""
+    both = " ".join(words[:2])
+    return (both, words[2:]) if both in NAMES else (words[0], words[1:])
+
+
+def verbs_below(name: str) -> list[str]:
+    """Return the second words of the verbs below a verb."""
+    return [other.partition(" ")[2] for other in NAMES if other.startswith(f"{name} ")]
 
 
 def _meant(name: str) -> str:

@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from trainer.errors import ConfigError
+from trainer.picture_file import STYLE, check_picture
 from trainer.planner.orders import Order, deepspeed_1f1b, dualpipev, interleaved_1f1b, one_forward_one_backward
-from trainer.planner.picture import Picture, Verdict, check_picture, write_picture
-from trainer.planner.picture_parts import PURPOSES, STYLE, draw, shown_windows
+from trainer.planner.picture import Picture, Verdict, write_picture
+from trainer.planner.picture_parts import PURPOSES, draw, shown_windows
 from trainer.planner.prediction import GIB, StageMemory
 from trainer.planner.timeline import Costs, simulate
 

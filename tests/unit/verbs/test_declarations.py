@@ -4,8 +4,9 @@ import pytest
 
 from trainer.config.keys import GROUPS, KEYS
 from trainer.generation.options import KEYS as GENERATE_KEYS
+from trainer.verbs import table
 from trainer.verbs.declare import Takes, Verb
-from trainer.verbs.table import NAMES, find_verb
+from trainer.verbs.table import NAMES, find_verb, named_verb, verbs_below
 from trainer.verbs.usage import overview, rows, usage
 
 VERBS = [find_verb(name) for name in NAMES]
@@ -61,3 +62,12 @@ def test_the_help_of_generate_says_what_every_key_does(monkeypatch: pytest.Monke
 
 def test_a_long_head_gets_a_line_of_its_own() -> None:
     assert rows([("--a", "one"), ("--" + "b" * 40, "two")], 80) == ["  --a  one", "  --" + "b" * 40, "       two"]
+
+
+def test_a_verb_below_another_has_two_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "NAMES", ("data", "data look", "plan"))
+    assert named_verb(["data", "look", "x"]) == ("data look", ["x"])
+    assert named_verb(["data", "data=files"]) == ("data", ["data=files"])
+    assert named_verb(["data"]) == ("data", [])
+    assert verbs_below("data") == ["look"]
+    assert verbs_below("plan") == []
