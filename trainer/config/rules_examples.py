@@ -10,6 +10,8 @@ from trainer.config.schema import DataConfig, DataSource, RecordKind, RopeScalin
 
 _READ = {
     "text_key": RecordKind.text,
+    "text_join": RecordKind.text,
+    "document_separator": RecordKind.text,
     "messages_key": RecordKind.messages,
     "chat_template": RecordKind.messages,
     "prompt_key": RecordKind.prompt_completion,

@@ -73,6 +73,12 @@ def data_source(case: Case) -> Iterator[str]:
     for key, value in (("hub_path", data.hub_path), ("hub_name", data.hub_name)):
         if value and source is not DataSource.hub:
             yield f"data.{key} has no effect with data.source={source.value}; use data=hub, or leave it out"
+    if data.document_separator == "":
+        yield "data.document_separator must not be empty; set null for one document a file"
+    elif data.document_separator is not None and source is not DataSource.files:
+        yield f"data.document_separator has no effect with data.source={source.value}; use data=files, or leave it out"
+    if data.text_join is not None and source not in (DataSource.files, DataSource.hub):
+        yield f"data.text_join has no effect with data.source={source.value}; use data=files or hub, or leave it out"
 
 
 def tokenizer_settings(case: Case) -> Iterator[str]:

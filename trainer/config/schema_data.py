@@ -53,14 +53,23 @@ class DataConfig:
     source: DataSource = DataSource.stdlib
     """stdlib | files | hub | megatron | synthetic."""
     files: tuple[str, ...] = ()
-    """files: paths and globs of .txt, .jsonl, .parquet, .txt.gz, .jsonl.gz. megatron: prefixes of .bin/.idx pairs."""
+    """files: paths, globs, folders and addresses (https://, s3://, hf://) of .txt, .json, .jsonl, .ndjson, .csv, .tsv,
+    .parquet, .arrow and .tar, plain or with .gz, .zst, .bz2 or .xz behind it (docs/data.md). Of a folder all such files
+    below it are read. megatron: prefixes of .bin/.idx pairs."""
     records: RecordKind = RecordKind.text
     """text | messages | prompt_completion: form of the records of jsonl, parquet and hub. text: documents, one stream
     of tokens that all count. messages: chats, of which only the answers count (role assistant, to the token that ends
     them). prompt_completion: two texts, of which only the second counts. Chats and prompts are examples: several share
     a sequence, but none attends to another one, and none is divided (docs/fine_tuning.md)."""
     text_key: str = "text"
-    """jsonl, parquet, hub: name of the field that holds the text."""
+    """files that hold records, hub: name of the field that holds the text, or a path to it as meta.text. A field whose
+    name has the dot in it wins."""
+    text_join: str | None = None
+    """records=text: text that joins the items where the field holds a list of texts, or the path goes through a list,
+    as messages.content does. \\n and \\t stand for a line's end and a tab. null: a list is refused."""
+    document_separator: str | None = None
+    """source=files: text that stands between the documents of a .txt file; it is no part of them. \\n and \\t stand for
+    a line's end and a tab. null: a file is a document."""
     messages_key: str = "messages"
     """records=messages: name of the field that holds the list of messages, objects with role and content."""
     prompt_key: str = "prompt"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import stat
 import sysconfig
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from trainer.config.places import local_path
 from trainer.config.schema import DataConfig, DataSource
-from trainer.corpus.units import Compression, InputFile, Kind
+from trainer.corpus.addresses import is_address, listed_address
+from trainer.corpus.json_values import holds_lines
+from trainer.corpus.units import UNIT_BYTES, Compression, InputFile, Kind
 from trainer.corpus.wording import reason
 from trainer.errors import DataError
 
@@ -25,8 +29,31 @@ _SKIPPED_FOLDERS = {
     *("encodings", "pydoc_data"),
 }
 """Files that hold no Python written by a person: installed packages, tests, character tables, generated help texts."""
-_KINDS = {".txt": Kind.text, ".jsonl": Kind.json_lines, ".parquet": Kind.parquet}
-_COMPRESSIONS = {".gz": Compression.gz}
+_KINDS = {
+    ".txt": Kind.text,
+    ".jsonl": Kind.json_lines,
+    ".ndjson": Kind.json_lines,
+    ".json": Kind.json,
+    ".csv": Kind.csv,
+    ".tsv": Kind.tsv,
+    ".parquet": Kind.parquet,
+    ".arrow": Kind.arrow,
+    ".tar": Kind.tar,
+}
+_COMPRESSIONS = {
+    ".gz": Compression.gz,
+    ".zst": Compression.zst,
+    ".bz2": Compression.bz2,
+    ".xz": Compression.xz,
+}
+_SAVED, _SPLITS = "state.json", "dataset_dict.json"
+"""Files of a folder that `save_to_disk` of the `datasets` library wrote: one table, or several splits."""
+_LATER = ("document_separator", "text_join")
+"""Keys below `data` that decide what a document is, besides data.text_key."""
+_TARS = {".tgz": ".tar.gz", ".tzst": ".tar.zst", ".tbz2": ".tar.bz2", ".txz": ".tar.xz"}
+"""Suffix -> what it is short for."""
+_Found = dict[str, tuple[str, int | None, str]]
+"""Path without links -> (path, size, identity)."""
 
 
 def input_files(data: DataConfig) -> list[InputFile]:
@@ -40,18 +67,18 @@ def input_files(data: DataConfig) -> list[InputFile]:
     if data.source is DataSource.hub:
         return [InputFile(str(data.hub_path), None, "\n".join(identity(data)), Kind.hub)]
     if data.source is DataSource.stdlib:
-        return [_input_file(str(path), _stat(path), Kind.text) for path in stdlib_files()]
+        return [_library_file(path) for path in stdlib_files()]
     if not data.files:
         raise DataError("data.source=files needs at least one path or glob in data.files, but it is empty")
-    found: dict[str, tuple[str, os.stat_result]] = {}
+    found: _Found = {}
     folders: dict[str, str] = {}
     for pattern in data.files:
-        for path, real, facts in _matches(pattern, folders):
+        for real, named in (_far(pattern) if is_address(pattern) else _near(pattern, folders)).items():
             # A file that is named twice, or linked, would be trained on twice.
-            known = found.get(real)
-            if known is None or _order(path) < _order(known[0]):
-                found[real] = (path, facts)
-    return [_input_file(path, facts, *_form(path)) for path, facts in sorted(found.values(), key=_first_by_order)]
+            if real not in found or _order(named[0]) < _order(found[real][0]):
+                found[real] = named
+    files = sorted(found.values(), key=lambda named: _order(named[0]))
+    return [_entered(InputFile(path, size, mark, *_form(path))) for path, size, mark in files]
 
 
 def identity(data: DataConfig) -> list[str]:
@@ -61,6 +88,8 @@ def identity(data: DataConfig) -> list[str]:
         DataError: a file is missing.
     """
     facts = [data.text_key]
+    # Keys that came later are here only where they are set: the caches of earlier versions stay good.
+    facts += [f"{name}={value}" for name in _LATER if (value := getattr(data, name)) is not None]
     if data.source is not DataSource.hub:
         return [*facts, *(file.identity for file in input_files(data))]
     facts += [str(data.hub_path), str(data.hub_name), data.hub_split]
@@ -96,6 +125,11 @@ def stdlib_files() -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
+def _library_file(path: Path) -> InputFile:
+    facts = _stat(path)
+    return InputFile(str(path), facts.st_size, _identity(str(path), facts), Kind.text)
+
+
 def _stat(path: Path) -> os.stat_result:
     try:
         return path.stat()
@@ -107,63 +141,130 @@ def _identity(path: str, facts: os.stat_result) -> str:
     return f"{path}:{facts.st_size}:{facts.st_mtime_ns}"
 
 
-def _input_file(path: str, facts: os.stat_result, kind: Kind, compression: Compression = Compression.none) -> InputFile:
-    return InputFile(path, facts.st_size, _identity(path, facts), kind, compression)
-
-
 def _order(path: str) -> list[str]:
     """Return what paths are sorted by: the names of their folders, one after the other."""
     return path.split("/")
 
 
-def _first_by_order(found: tuple[str, os.stat_result]) -> list[str]:
-    return _order(found[0])
+def _suffixes(path: str) -> tuple[str, str]:
+    """Return the suffix of the content and that of the compression, in small letters."""
+    name, suffix = os.path.splitext(path.split("?")[0] if is_address(path) else path)
+    suffix = suffix.lower()
+    if suffix in _TARS:
+        name, suffix = os.path.splitext(name + _TARS[suffix])
+    if suffix not in _COMPRESSIONS:
+        return suffix, ""
+    return os.path.splitext(name)[1].lower(), suffix
 
 
 def _form(path: str) -> tuple[Kind, Compression]:
-    name, suffix = os.path.splitext(path)
-    compression = _COMPRESSIONS.get(suffix, Compression.none)
-    if compression is not Compression.none:
-        suffix = os.path.splitext(name)[1]
-    kind = _KINDS.get(suffix)
-    if kind is None or (kind is Kind.parquet and compression is not Compression.none):
-        raise DataError(f"data.files must end in .txt, .jsonl, .parquet, .txt.gz or .jsonl.gz, but {path} does not")
-    return kind, compression
+    suffix, packed = _suffixes(path)
+    if suffix not in _KINDS:
+        *names, last = _KINDS
+        raise DataError(
+            f"data.files must end in {', '.join(names)} or {last}, plain or with .gz, .zst, .bz2 or .xz behind it, but "
+            f"{path} does not"
+        )
+    return _KINDS[suffix], _COMPRESSIONS.get(packed, Compression.none)
 
 
-def _matches(pattern: str, folders: dict[str, str]) -> Iterator[tuple[str, str, os.stat_result]]:
-    """Yield the absolute path, the path without links, and the facts of each file that a name or glob matches.
+def _entered(file: InputFile) -> InputFile:
+    """Return the file; a large one of a line a record under the name .json as one of lines, which can be divided."""
+    is_large = file.size is not None and file.size > UNIT_BYTES
+    if file.kind is Kind.json and is_large and file.compression is Compression.none and holds_lines(file):
+        return replace(file, kind=Kind.json_lines)
+    return file
+
+
+def _far(pattern: str) -> _Found:
+    found = listed_address(pattern)
+    if found is None:
+        raise DataError(f"data.files must name files that exist, but {pattern!r} matches none")
+    if set(found) != {pattern}:
+        found = {address: facts for address, facts in found.items() if _is_readable(address)}
+    return {address: (address, *facts) for address, facts in found.items()}
+
+
+def _near(pattern: str, folders: dict[str, str]) -> _Found:
+    """Return the files that a path or glob matches, and those in the folders that it matches.
 
     Args:
-        pattern: the name or glob.
+        pattern: the path or glob.
         folders: folders without links, by their names; filled here.
     """
     expanded = local_path(pattern, "data.files")
     # A name that exists is taken literally, even if it holds [ or *.
     names = [expanded] if os.path.exists(expanded) else glob.glob(expanded, recursive=True)
-    folder = None
-    found = False
+    found: _Found = {}
+    inside: list[str] = []
     for name in names:
-        try:
-            # One call a file: there may be hundreds of thousands.
-            facts = os.lstat(name)
-            is_link = stat.S_ISLNK(facts.st_mode)
-            facts = os.stat(name) if is_link else facts
-        except OSError:
-            continue
-        if stat.S_ISREG(facts.st_mode):
-            found = True
-            path = os.fspath(Path(name).absolute())
-            yield path, os.path.realpath(path) if is_link else _without_links(path, folders), facts
-        elif stat.S_ISDIR(facts.st_mode):
-            folder = folder or name
-    if not found and folder is not None:
+        if not _add(found, name, folders) and os.path.isdir(name):
+            inside.append(name)
+    # A glob that matches files, too, means the files.
+    for folder in inside if not found else ():
+        for path in _files_in(folder):
+            _add(found, path, folders)
+    if not found and inside:
         raise DataError(
-            f"data.files must name files, but {pattern!r} matches only a folder; name what is in it, for example "
-            f"data.files=[{folder.rstrip('/')}/*.txt]"
+            f"data.files must name files, but {pattern!r} matches only folders without one that ends in "
+            f"{', '.join(_KINDS)}"
         )
     if not found:
         raise DataError(f"data.files must name files that exist, but {pattern!r} matches none")
+    return found
+
+
+def _add(found: _Found, name: str, folders: dict[str, str]) -> bool:
+    """Add a file to what was found; return False if it is no file."""
+    try:
+        # One call a file: there may be hundreds of thousands.
+        facts = os.lstat(name)
+        is_link = stat.S_ISLNK(facts.st_mode)
+        facts = os.stat(name) if is_link else facts
+    except OSError:
+        return False
+    if not stat.S_ISREG(facts.st_mode):
+        return False
+    path = os.fspath(Path(name).absolute())
+    real = os.path.realpath(path) if is_link else _without_links(path, folders)
+    known = found.get(real)
+    if known is None or _order(path) < _order(known[0]):
+        found[real] = (path, facts.st_size, _identity(path, facts))
+    return True
+
+
+def _files_in(root: str) -> Iterator[str]:
+    """Yield the files below a folder that can be read, without hidden ones.
+
+    Raises:
+        DataError: it is a data set of several splits.
+    """
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if _SPLITS in names:
+            raise DataError(
+                f"data.files must name one split of a data set, but {folder} holds several; name one of its folders, "
+                f"or use data=hub data.hub_path={folder} with data.hub_split"
+            )
+        if _SAVED in names:
+            # Other tables beside those are caches of the library.
+            yield from (os.path.join(folder, name) for name in _saved_tables(os.path.join(folder, _SAVED)))
+            continue
+        yield from (os.path.join(folder, name) for name in names if _is_readable(name))
+
+
+def _is_readable(path: str) -> bool:
+    return not path.rsplit("/", 1)[-1].startswith(".") and _suffixes(path)[0] in _KINDS
+
+
+def _saved_tables(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [str(table["filename"]) for table in json.load(file)["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} must describe a data set that save_to_disk wrote, but does not: {reason(error)}"
+        ) from error
 
 
 def _without_links(path: str, folders: dict[str, str]) -> str:

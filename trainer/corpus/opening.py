@@ -1,19 +1,27 @@
-"""The bytes of an input file, decompressed, and its faults as values. No torch."""
+"""The bytes of an input file, from wherever it is, decompressed, and its faults as values. No torch."""
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
+import lzma
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
+from trainer.corpus.addresses import is_address, open_address
 from trainer.corpus.document import BadDocument, BadRecord, Origin
 from trainer.corpus.units import Compression, InputFile
 from trainer.corpus.wording import reason
+from trainer.errors import DataError
 
 FILES = "data.files"
+_COPY_BYTES = 1 << 20
 
 
 @contextmanager
@@ -27,13 +35,37 @@ def readable(file: InputFile, what: str = FILES) -> Iterator[IO[bytes]]:
     Raises:
         BadDocument: it cannot be opened, or not be read to where the reader reads it.
     """
-    path = Path(file.path)
     try:
-        with gzip.open(path, "rb") if file.compression is Compression.gz else path.open("rb") as content:
-            yield cast(IO[bytes], content)
-    # gzip raises any of the three, depending on where the damage is.
-    except (OSError, EOFError, zlib.error) as error:
+        with _stored(file) as stored, _decompressed(stored, file.compression) as content:
+            yield content
+    except DataError:
+        raise
+    # Libraries of compression raise any of these, depending on where the damage is.
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise unreadable(file, f"{what} must be readable, but {file.path} is not: {reason(error)}") from error
+    except Exception as error:
+        # Clients of remote places raise whatever their transport raises.
+        if not is_address(file.path):
+            raise
+        problem = f"{what} must be readable, but {file.path} is not: {type(error).__name__}: {reason(error)}"
+        raise unreadable(file, problem) from error
+
+
+@contextmanager
+def seekable(file: InputFile) -> Iterator[IO[bytes]]:
+    """Open a file that is read here and there: a compressed one is decompressed into a temporary file first.
+
+    Raises:
+        BadDocument: as `readable`.
+    """
+    with readable(file) as content:
+        if file.compression is Compression.none and (file.size is not None or not is_address(file.path)):
+            yield content
+            return
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(content, copy, _COPY_BYTES)
+            copy.seek(0)
+            yield cast(IO[bytes], copy)
 
 
 def unreadable(file: InputFile, problem: str) -> BadDocument:
@@ -45,3 +77,83 @@ def not_utf8(origin: Origin, path: str, where: str, excerpt: bytes = b"") -> Bad
     """Return the fault of bytes that are no UTF-8."""
     problem = f"data.files must be UTF-8, but {path} is not {where}; convert it, for example with iconv"
     return BadRecord(origin, problem, excerpt)
+
+
+@contextmanager
+def _stored(file: InputFile) -> Iterator[IO[bytes]]:
+    if is_address(file.path):
+        with _buffered(open_address(file.path)) as content:
+            yield content
+        return
+    with Path(file.path).open("rb") as content:
+        yield content
+
+
+@contextmanager
+def _decompressed(stored: IO[bytes], compression: Compression) -> Iterator[IO[bytes]]:
+    if compression is Compression.none:
+        yield stored
+        return
+    if compression is Compression.gz:
+        with gzip.GzipFile(fileobj=stored) as content:
+            yield cast(IO[bytes], content)
+    elif compression is Compression.bz2:
+        with bz2.BZ2File(stored) as content:
+            yield cast(IO[bytes], content)
+    elif compression is Compression.xz:
+        with lzma.LZMAFile(stored) as content:
+            yield cast(IO[bytes], content)
+    else:
+        with _zstandard(stored) as content:
+            yield content
+
+
+def _zstandard(stored: IO[bytes]) -> IO[bytes]:
+    """Decompress with the library that reads parquet, which is here anyway: Python's own has it from 3.14 on."""
+    import pyarrow
+
+    return _buffered(pyarrow.CompressedInputStream(pyarrow.PythonFile(stored, mode="r"), "zstd"))
+
+
+def _buffered(source: Any) -> IO[bytes]:
+    """Return a file with all that Python's own can, of one that can be read and perhaps be entered in the middle."""
+    return cast(IO[bytes], io.BufferedReader(_Raw(source), _COPY_BYTES))
+
+
+class _Raw(io.RawIOBase):
+    """Bytes of another library's file.
+
+    Args:
+        source: the file.
+    """
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return whether reading can begin in the middle."""
+        return bool(self._source.seekable())
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go to a byte, and return its place."""
+        return int(self._source.seek(offset, whence))
+
+    def tell(self) -> int:
+        """Return the place of the next byte."""
+        return int(self._source.tell())
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill a buffer, and return the number of bytes that are in it."""
+        found = self._source.read(len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
+
+    def close(self) -> None:
+        """Close the file."""
+        if not self.closed:
+            self._source.close()
+        super().close()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 
 from trainer.config.schema import DataConfig, RecordKind
+from trainer.corpus.csv_files import csv_rows
 from trainer.corpus.cutting import cut
-from trainer.corpus.document import BadDocument, BadRecord, Document, Record
+from trainer.corpus.document import BadDocument, BadRecord, Document, Origin, Record
 from trainer.corpus.hub import hub_rows
 from trainer.corpus.inputs import input_files
 from trainer.corpus.json_lines import json_line_rows
-from trainer.corpus.record_text import Row, text_in
-from trainer.corpus.tables import parquet_rows
+from trainer.corpus.json_values import json_rows
+from trainer.corpus.record_text import Row, text_in, whole
+from trainer.corpus.tables import table_rows
+from trainer.corpus.tar_files import tar_rows
 from trainer.corpus.text_files import text_documents
 from trainer.corpus.units import InputFile, Kind, Span, Unit
 from trainer.errors import DataError
@@ -36,13 +39,15 @@ def read_unit(data: DataConfig, files: Sequence[InputFile], unit: Unit) -> Itera
         if file.kind is Kind.text:
             yield from text_documents(data, file, span)
             continue
-        key = data.text_key
-        for row in _rows(data, file, span, {"data.text_key": key}, [key]):
-            text = row if isinstance(row, BadRecord) else text_in(row, key, file.kind)
-            if isinstance(text, BadRecord):
+        for row in _rows(data, file, span, {"data.text_key": data.text_key}, is_alone=True):
+            text = row if isinstance(row, BadRecord) else text_in(row, data, file.kind)
+            if isinstance(text, str):
+                if text and not text.isspace():
+                    yield Document.of(row.origin, text)
+            elif isinstance(text, BadRecord):
                 yield text
-            elif text is not None and text.strip():
-                yield Document.of(row.origin, text)
+            elif text is not None:
+                yield from _long_document(row.origin, text)
 
 
 def read_unit_records(
@@ -63,16 +68,20 @@ def read_unit_records(
         file = files[span.file]
         if file.kind is Kind.text:
             raise DataError(
-                f"data.files must be .jsonl, .jsonl.gz or .parquet for data.records={data.records.value}, but "
-                f"{file.path} is text"
+                f"data.files must hold objects for data.records={data.records.value}, as .jsonl and .parquet do, "
+                f"but {file.path} is text"
             )
         for row in _rows(data, file, span, keys):
             if isinstance(row, BadRecord):
                 yield row
-            elif isinstance(row.value, Mapping):
-                yield Record(row.origin, row.value)
+                continue
+            value = whole(row)
+            if isinstance(value, BadRecord):
+                yield value
+            elif isinstance(value, Mapping):
+                yield Record(row.origin, value)
             else:
-                problem = f"{row.origin} must be an object, but is {type(row.value).__name__}"
+                problem = f"{row.origin} must be an object, but is {type(value).__name__}"
                 yield BadRecord(row.origin, problem)
 
 
@@ -118,12 +127,29 @@ def _objects(data: DataConfig, keys: Mapping[str, str]) -> Iterator[Record]:
             yield record
 
 
+def _long_document(origin: Origin, chunks: Iterator[str]) -> Iterator[Document | BadRecord]:
+    held: list[str] = []
+    try:
+        for chunk in chunks:
+            held.append(chunk)
+            if chunk.strip():
+                yield Document(origin, chain(held, chunks))
+                return
+    except BadDocument as bad:
+        yield bad.record
+
+
 def _rows(
-    data: DataConfig, file: InputFile, span: Span, keys: Mapping[str, str], columns: list[str] | None = None
+    data: DataConfig, file: InputFile, span: Span, keys: Mapping[str, str], is_alone: bool = False
 ) -> Iterator[Row | BadRecord]:
     if file.kind is Kind.hub:
         return hub_rows(data)
-    if file.kind is Kind.parquet:
-        return parquet_rows(file, span, keys, columns)
-    assert file.kind is Kind.json_lines, "other kinds are not listed"
-    return json_line_rows(file, span)
+    if file.kind is Kind.json_lines:
+        return json_line_rows(file, span)
+    if file.kind is Kind.json:
+        return json_rows(file)
+    if file.kind in (Kind.csv, Kind.tsv):
+        return csv_rows(file, keys)
+    if file.kind is Kind.tar:
+        return tar_rows(file, data.text_key)
+    return table_rows(file, span, keys, is_alone)

@@ -1,87 +1,89 @@
-"""Text files: each is a document. A long one is read in chunks, and a unit of it begins with a whole character."""
+"""Text files: each is a document, or several with a separator between them.
+
+A long document is read in chunks. A unit in the middle begins with a whole character, and goes on in the document that
+the unit before began.
+"""
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
-from itertools import chain, islice
-from typing import IO
+from itertools import chain
 
 from trainer.config.schema import DataConfig, DataSource
 from trainer.corpus.document import EXCERPT_BYTES, BadDocument, BadRecord, Document, Origin
 from trainer.corpus.opening import FILES, not_utf8, readable
+from trainer.corpus.record_text import written_out
+from trainer.corpus.separated import Part, Parts, State, parts_of
 from trainer.corpus.units import InputFile, Span
 
-CHUNK_BYTES = 1 << 20
-"""Bytes that are read and decoded at once."""
 _BOM = "\ufeff"
-_CONTINUATION = (0x80, 0xC0)
-_LONGEST_REST = 3
-"""Largest number of bytes of a character behind its first one."""
 
 
 def text_documents(data: DataConfig, file: InputFile, span: Span) -> Iterator[Document | BadRecord]:
-    """Yield the document of a text file, or the part of it whose characters begin in the span.
+    """Yield the documents of a text file that begin in a span, and the part that is in it of one that began before.
 
-    A part is kept also where it is blank.
+    Blank documents are left out; a part of a document is kept also where it is blank. Of a document with a fault that
+    is in several units only the part with the fault is left out.
     """
-    is_part = span.first > 0 or (span.end is not None and span.end != file.size)
     is_library = data.source is DataSource.stdlib
-    chunks = _chunks(file, span, "data.source=stdlib: library modules" if is_library else FILES)
+    separator = written_out(data.document_separator or "").encode()
     try:
-        # Most files are one chunk, and their faults are known before they are a document.
-        held = list(islice(chunks, 2))
-        while not is_part and held and not held[-1].strip() and (more := next(chunks, None)) is not None:
-            held.append(more)
+        with readable(file, "data.source=stdlib: library modules" if is_library else FILES) as content:
+            following = parts_of(content, span, file.size, separator)
+            for number, first in enumerate(following, start=1):
+                parts = Parts(first, following)
+                for found in _documents(_origin(file, span, separator, number, first), first, parts, is_library):
+                    # A few modules of the library are in other encodings on purpose.
+                    if isinstance(found, Document) or not is_library:
+                        yield found
+                for _ in parts:
+                    continue
     except BadDocument as bad:
-        # A few modules of the library are in other encodings on purpose.
-        if not (is_library and isinstance(bad.__cause__, UnicodeDecodeError)):
-            yield bad.record
-        return
-    if span.first == 0 and held and not is_library:
-        held[0] = held[0].removeprefix(_BOM)
-    origin = Origin("file", 0, file.path)
-    if is_part:
-        is_open = span.end is not None and span.end != file.size
-        yield Document(origin, chain(held, chunks), continues=span.first > 0, is_open=is_open)
-        return
-    if any(chunk.strip() for chunk in held):
-        yield Document(origin, chain(held, chunks))
+        yield bad.record
 
 
-def _chunks(file: InputFile, span: Span, what: str) -> Iterator[str]:
-    with readable(file, what) as content:
-        start = _whole_character(content, span.first) if span.first else 0
-        stop = None
-        if span.end is not None and span.end != file.size:
-            stop = _whole_character(content, span.end)
-        if span.first:
-            content.seek(start)
-        elif stop is not None:
-            content.seek(0)
-        position, rest, is_last = start, b"", False
-        while not is_last:
-            block = content.read(CHUNK_BYTES if stop is None else min(CHUNK_BYTES, stop - position - len(rest)))
-            is_last = not block
-            held = rest + block
-            try:
-                text, used = codecs.utf_8_decode(held, "strict", is_last)
-            except UnicodeDecodeError as error:
-                raise _fault(file, position, held, error) from error
-            position, rest = position + used, held[used:]
-            if text:
-                yield text
+def _origin(file: InputFile, span: Span, separator: bytes, number: int, first: Part) -> Origin:
+    if not separator:
+        return Origin("file", 0, file.path)
+    return Origin("byte", first.position, file.path) if span.first else Origin("document", number, file.path)
 
 
-def _fault(file: InputFile, position: int, held: bytes, error: UnicodeDecodeError) -> BadDocument:
-    at = position + error.start
-    excerpt = held[error.start : error.start + EXCERPT_BYTES]
-    return BadDocument(not_utf8(Origin("file", 0, file.path), file.path, f"at byte {at}", excerpt))
+def _documents(origin: Origin, first: Part, parts: Parts, keeps_mark: bool) -> Iterator[Document | BadRecord]:
+    """Yield the document of some parts; its fault, and what is left of it if other units have parts of it, too."""
+    is_part = first.continues or first.state is State.open
+    chunks = _decoded(origin, parts, keeps_mark)
+    held: list[str] = []
+    bad: BadRecord | None = None
+    try:
+        # Most documents are one chunk, and their faults are known before they are a document.
+        for chunk in chunks:
+            held.append(chunk)
+            if len(held) > 1 and chunk.strip() and not is_part:
+                break
+    except BadDocument as error:
+        bad, held = error.record, []
+        for _ in parts:
+            continue
+    is_open = parts.state is State.open
+    if bad is not None:
+        yield bad
+    if is_part or is_open or any(chunk.strip() for chunk in held):
+        yield Document(origin, chain(held, chunks), continues=first.continues, is_open=is_open)
 
 
-def _whole_character(content: IO[bytes], position: int) -> int:
-    """Return the position of the first character that begins at a byte or behind it."""
-    content.seek(position)
-    following = content.read(_LONGEST_REST)
-    low, high = _CONTINUATION
-    return position + next((index for index, byte in enumerate(following) if not low <= byte < high), len(following))
+def _decoded(origin: Origin, parts: Parts, keeps_mark: bool) -> Iterator[str]:
+    rest = b""
+    for part in parts:
+        held = rest + part.held
+        try:
+            text, used = codecs.utf_8_decode(held, "strict", part.state is not State.more)
+        except UnicodeDecodeError as error:
+            at = part.position - len(rest) + error.start
+            excerpt = held[error.start : error.start + EXCERPT_BYTES]
+            raise BadDocument(not_utf8(origin, origin.path, f"at byte {at}", excerpt)) from error
+        if part.position == 0 and not keeps_mark:
+            text = text.removeprefix(_BOM)
+        rest = held[used:]
+        if text:
+            yield text

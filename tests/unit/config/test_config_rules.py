@@ -229,6 +229,18 @@ TRAINING: list[Case] = [
     ),
     ({"data.files": ["a"]}, ["data.files has no effect with data.source=stdlib; use data=files, or leave it out"]),
     ({"data.source": "hub"}, ["data.source=hub needs data.hub_path; for example data.hub_path=HuggingFaceFW/fineweb-edu"]),
+    (
+        {"data.source": "hub", "data.hub_path": "a", "data.document_separator": "|"},
+        ["data.document_separator has no effect with data.source=hub; use data=files, or leave it out"],
+    ),
+    (
+        {"data.source": "files", "data.files": ["a.txt"], "data.document_separator": ""},
+        ["data.document_separator must not be empty; set null for one document a file"],
+    ),
+    (
+        {"data.text_join": " "},
+        ["data.text_join has no effect with data.source=stdlib; use data=files or hub, or leave it out"],
+    ),
     ({"data.hub_path": "a"}, ["data.hub_path has no effect with data.source=stdlib; use data=hub, or leave it out"]),
     ({"data.hub_name": "a"}, ["data.hub_name has no effect with data.source=stdlib; use data=hub, or leave it out"]),
     (

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -51,7 +55,36 @@ def parquet_file(folder: Path, texts: list[str]) -> Path:
     return path
 
 
+def json_file(folder: Path, texts: list[str]) -> Path:
+    return write_text(folder / "a.json", json.dumps([{"text": text} for text in texts], indent=len(texts) % 3 or None))
+
+
+def csv_file(folder: Path, texts: list[str]) -> Path:
+    content = io.StringIO(newline="")
+    csv.writer(content).writerows([["id", "text"], *(["1", text] for text in texts)])
+    return write_text(folder / "a.csv", content.getvalue())
+
+
+def arrow_file(folder: Path, texts: list[str]) -> Path:
+    table = pa.table({"text": pa.array(texts, pa.string())})
+    with pa.ipc.new_stream(str(folder / "a.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return folder / "a.arrow"
+
+
+def tar_file(folder: Path, texts: list[str]) -> Path:
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        for number, text in enumerate(texts):
+            member = tarfile.TarInfo(f"{number}.txt")
+            member.size = len(text.encode())
+            archive.addfile(member, io.BytesIO(text.encode()))
+    return folder / "a.tar"
+
+
+BYTES_MARK = (text_file, packed_text_file, tar_file)
+"""Forms in which a byte order mark may stand before a text."""
 KINDS = [text_file, packed_text_file, json_lines_file, windows_lines_file, parquet_file]
+KINDS += [json_file, csv_file, arrow_file, tar_file]
 
 
 @pytest.mark.parametrize("write", KINDS)
@@ -65,7 +98,31 @@ def test_the_units_of_a_file_are_the_file(
     # A part of a text is kept also where all of the text is blank.
     assert [text for text in cut_texts(data, unit_bytes) if text.strip()] == whole
     expected = ["".join(texts)] if write in (text_file, packed_text_file) else texts
-    assert whole == [text.removeprefix("\ufeff") for text in expected if text.removeprefix("\ufeff").strip()]
+    if write in BYTES_MARK:
+        expected = [text.removeprefix("\ufeff") for text in expected]
+    assert whole == [text for text in expected if text.strip()]
+
+
+SEPARATORS = st.sampled_from(["|", "\n\n", "aa", "aba", "<|endoftext|>", "ü"])
+
+
+@given(data=st.data(), separator=SEPARATORS, unit_bytes=st.integers(1, 40), block=st.integers(1, 20))
+@MANY
+def test_units_of_a_text_with_separators_are_the_documents_between_them(
+    data: st.DataObject, separator: str, unit_bytes: int, block: int, tmp_path: Path
+) -> None:
+    letters = st.sampled_from([separator, *separator, "a", "b", "ü", "🙂", " ", "\n"])
+    content = "".join(data.draw(st.lists(letters, max_size=40)))
+    path = write_text(tmp_path / "a.txt", content)
+    packed = tmp_path / "b.txt.gz"
+    packed.write_bytes(gzip.compress(content.encode()))
+    expected = [text for text in content.split(separator) if text.strip()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.corpus.separated.BLOCK_BYTES", block)
+        for one in (path, packed):
+            source = files_config(one, data__document_separator=separator)
+            assert list(documents(source)) == expected
+            assert [text for text in cut_texts(source, unit_bytes) if text.strip()] == expected
 
 
 @given(texts=st.lists(TEXT, min_size=1, max_size=9), unit_bytes=st.integers(1, 90), unit_files=st.integers(1, 4))

@@ -258,7 +258,7 @@ def test_parquet_gzip_and_text_files(tmp_path: Path, folder: Path) -> None:
     text = tmp_path / "x.txt"
     text.write_text("x")
     assert told(lambda: prepare(of_chats(tmp_path, folder, text))) == (
-        f"data.files must be .jsonl, .jsonl.gz or .parquet for data.records=messages, but {text} is text"
+        f"data.files must hold objects for data.records=messages, as .jsonl and .parquet do, but {text} is text"
     )
     assert told(lambda: prepare(of_chats(tmp_path, folder, tmp_path / "x.parquet", data__messages_key="m"))) == (
         f"{tmp_path / 'x.parquet'} must have the column data.messages_key=m, but has messages"
