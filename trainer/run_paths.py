@@ -10,6 +10,8 @@ PLAN = "plan.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 CSV = "metrics.csv"
+JOURNAL = "ledger.jsonl"
+"""File with a line for each start of a run, and for each return to a checkpoint: what it read from there on."""
 SUMMARY = "summary.json"
 LOGS = "logs"
 LOCK = "lock"
@@ -42,6 +44,7 @@ class RunPaths:
         self.metrics = path / METRICS
         self.samples = path / SAMPLES
         self.csv = path / CSV
+        self.journal = path / JOURNAL
         self.summary = path / SUMMARY
         self.logs = path / LOGS
         self.skipped_batches = self.logs / SKIPPED_BATCHES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from trainer.config.plan import RunPlan
 from trainer.data.capacity import check_training_capacity, check_validation_capacity
 from trainer.data.dataset import SampleStream
+from trainer.data.ledger import ledger_after
 from trainer.data.picks import EVERYTHING, Needs, Rows, of_one_source
 from trainer.data.prepared import PreparedData, samples_of
 from trainer.data.sampler import SampleOrder
@@ -125,20 +125,14 @@ class BatchSource:
         return found
 
     def ledger(self, previous: str, position: int, step: int | None = None) -> str:
-        """Return the rolling hash after a global batch: of `previous`, the batch's position, and its token ids.
+        """Return the rolling hash after a global batch. See `ledger_after`.
 
         Args:
             previous: hash before it.
             position: place in the stream, in tokens.
             step: that trains on it; None: the batch is a full one.
         """
-        digest = hashlib.blake2b(f"{previous}:{position}:".encode(), digest_size=16)
-        rows = self._sequences(position, np.arange(self._size(step)), EVERYTHING)
-        # A sequence at a time: its inputs, then its labels, then the numbers of its documents if it has several.
-        numbers = None if rows.begins is None else rows.begins.cumsum(axis=-1) - 1
-        hashed = [each for each in (rows.ids, rows.labels, numbers) if each is not None]
-        digest.update(np.stack(hashed, axis=1).astype("<u4").tobytes())
-        return digest.hexdigest()
+        return ledger_after(previous, position, self._sequences(position, np.arange(self._size(step)), EVERYTHING))
 
 
 def needs_of(plan: RunPlan, stage: int) -> Needs:

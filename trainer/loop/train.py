@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from trainer.data.batches import BatchSource
+from trainer.data.ledger import short_ledger
 from trainer.engine.face import Engine
 from trainer.engine.learning_rate import learning_rate
 from trainer.log import say, warn
@@ -238,7 +239,7 @@ class Loop:
     def _measured(self) -> dict[str, float]:
         measured = self.session.measures.take()
         if self.state.sample_ledger:
-            measured["data/sample_ledger"] = _ledger_number(self.state.sample_ledger)
+            measured["data/sample_ledger"] = short_ledger(self.state.sample_ledger)
         return measured
 
     def _report(
@@ -265,11 +266,6 @@ class Loop:
             eval_loss=eval_loss,
             measures=self._measured(),
         )
-
-
-def _ledger_number(ledger: str) -> int:
-    """Return the first 48 bits of a hash in hexadecimal digits: a number that every metrics sink can hold exactly."""
-    return int(ledger[:12], 16)
 
 
 def _every(interval: int, step: int) -> bool:

@@ -21,6 +21,7 @@ from trainer.metrics.across import AcrossMeter
 from trainer.metrics.comparison import Comparison
 from trainer.metrics.console import ConsoleSink, QuietSink
 from trainer.metrics.csv_sink import CsvSink
+from trainer.metrics.journal_sink import JournalSink
 from trainer.metrics.jsonl import JsonlSink
 from trainer.metrics.live import LiveSink
 from trainer.metrics.memory import MemoryMeter
@@ -38,7 +39,7 @@ from trainer.metrics.throughput import ThroughputMeter
 from trainer.metrics.wandb_mode import WandbChoice, choose_mode
 from trainer.metrics.wandb_sink import Checkpoints, Tell, WandbSink
 from trainer.planner.record import Expected, read_expected
-from trainer.run_paths import CSV, METRICS, SAMPLES, RunPaths
+from trainer.run_paths import CSV, JOURNAL, METRICS, SAMPLES, RunPaths
 from trainer.topology.groups import ParallelGroups
 from trainer.versions import source_commit, versions
 
@@ -60,7 +61,7 @@ def forget_rows(run_dir: Path) -> None:
         StorageError: the folder cannot be written.
     """
     with storage_faults(run_dir):
-        for name in (METRICS, SAMPLES, CSV):
+        for name in (METRICS, SAMPLES, CSV, JOURNAL):
             (run_dir / name).unlink(missing_ok=True)
 
 
@@ -142,6 +143,7 @@ def _sinks(
         JsonlSink(paths.metrics),
         TextSink(paths.samples),
         SkippedBatchesSink(paths.skipped_batches),
+        JournalSink(paths.journal, plan, state),
     ]
     if logging.csv:
         sinks.append(CsvSink(paths.csv))

@@ -12,6 +12,7 @@ import pytest
 
 from trainer.config.plan import RunPlan
 from trainer.config.schema import LoggingConfig, WandbMode
+from trainer.data.journal import read_journal
 from trainer.loop.events import RunEnd, SkippedBatch, StepReport
 from trainer.loop.state import TrainState
 from trainer.metrics.metrics_hook import MetricsHook
@@ -40,6 +41,7 @@ def test_rows_console_and_summary_go_on(
     hook.on_skip(SkippedBatch(7, 0, (1,), 99.0, 20.0))
     hook.on_rewind(4)
     assert not paths.summary.exists(), "a run that goes on has no end yet"
+    assert [stretch.step for stretch in read_journal(paths.journal)] == [1, 5]
     assert [json.loads(line)["step"] for line in paths.metrics.read_text().splitlines()] == [1, 2, 3, 4]
     train(hook, report, range(5, 9), loss=20.0)
     state.tokens_seen = 77
