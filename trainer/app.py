@@ -19,6 +19,7 @@ from trainer.checkpoint.rewind import rewind
 from trainer.config.plan import RunPlan, hang_timeout_s, make_mesh, make_plan
 from trainer.config.schema import RuntimeConfig, TridentConfig
 from trainer.data.batches import needs_of, training_batches, validation_batches
+from trainer.data.build.schedule import Share
 from trainer.data.prepare import prepare
 from trainer.data.prepared import PreparedData, stream_identity
 from trainer.engine.build import build_engine
@@ -29,7 +30,7 @@ from trainer.evaluation.tasks_hook import TasksHook
 from trainer.kernels.attention_backend import attention_kernel
 from trainer.kernels.processor import multiplies_by_onednn
 from trainer.launcher.attempts import restarted_by
-from trainer.launcher.environment import World
+from trainer.launcher.environment import World, node_of
 from trainer.launcher.guard import RankGuard
 from trainer.launcher.output import send_output_to
 from trainer.launcher.watchdog import Watchdog
@@ -96,7 +97,8 @@ def train_rank(
     try:
         with _watchdog(config.runtime, folder, groups):
             current().enter(PREPARING)
-            prepared = together(control, lambda: prepare(config, say), is_of_machine=True)
+            node = Share(*node_of(world, os.environ))
+            prepared = together(control, lambda: prepare(config, say, node), is_of_machine=True)
             _check_same_data(prepared, control, hosts)
             plan = make_plan(config, prepared.vocab_size, world.size, prepared.attended)
             together(control, lambda: _write(beginning, plan, prepared) if begins else None)

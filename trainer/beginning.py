@@ -12,7 +12,7 @@ from trainer.config.schema import TridentConfig
 from trainer.data.capacity import check_capacity
 from trainer.data.prepare import prepare
 from trainer.data.prepared import PreparedData, stream_identity
-from trainer.data.told import told_documents, told_examples
+from trainer.data.told import told_documents, told_examples, told_left_out
 from trainer.description import describe, plan_record
 from trainer.engine.adam import check_compiler
 from trainer.evaluation.task_names import check_tasks
@@ -136,7 +136,8 @@ class Beginning:
         self.folder.write(self._config, record)
         if prepared.tokenizer_folder is not None:
             self.folder.keep_tokenizer(prepared.tokenizer_folder)
-        for told in (told_examples(prepared, self._config), told_documents(prepared, self._config)):
+        config = self._config
+        for told in (told_left_out(prepared), told_examples(prepared, config), told_documents(prepared, config)):
             if told is not None:
                 say(told)
         say(describe(plan, foreseen))

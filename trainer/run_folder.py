@@ -55,6 +55,7 @@ _MAY_CHANGE = (
     "runtime.",
     "data.cache_dir",
     "data.prefetch_steps",
+    "data.workers",
     "optimizer.implementation",
     "run_dir",
     "name",

@@ -90,6 +90,9 @@ SAME_MODEL: dict[str, str] = {
     "data.too_long": "excess_length_strategy",
     "data.validation_fraction": "val_fraction valid_fraction validation_split val_split val_split_fraction "
     "validation_share test_size",
+    "data.workers": "preprocessing_num_workers num_proc dataset_num_proc tokenize_workers tokenization_workers",
+    "data.dedup": "deduplicate dedupe deduplication",
+    "data.test_fraction": "test_split test_fraction test_share",
     "data.cache_dir": "data_cache_path data_cache_dir dataset_cache_dir",
 }
 """Key here -> names of the same thing elsewhere."""
@@ -210,7 +213,7 @@ ABSENT_MODEL: dict[str, str] = {
     "data.validation_fraction",
     "dataloader_num_workers num_workers dataloader_pin_memory pin_memory persistent_workers dataloader_drop_last "
     "dataloader_type": "shards are mapped into memory, and a thread reads data.prefetch_steps ahead",
-    "preprocessing_num_workers num_proc streaming group_by_length": "text is read once, into shards on the disk",
+    "streaming group_by_length": "text is read once, into shards on the disk",
     "assistant_only_loss completion_only_loss train_on_inputs train_on_prompt mask_prompt": "of chats and prompts "
     "(data.records) only the answers count",
     "append_eod add_eos add_eos_token add_bos_token": "an end-of-text token follows every document",

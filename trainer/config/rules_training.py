@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from trainer.config.plan import resolved_decay_steps
 from trainer.config.rules_common import Case, Rule, neighbours, use
 from trainer.config.schema import (
+    DataConfig,
     DataSource,
     Dtype,
     SaveFailure,
@@ -155,6 +156,25 @@ def documents(case: Case) -> Iterator[str]:
         yield "data.max_documents has no effect with data.source=synthetic; use data.synthetic_tokens"
 
 
+def tokenising(case: Case) -> Iterator[str]:
+    """Keys about how text becomes tokens need text."""
+    data, default = case.config.data, DataConfig()
+    if data.source in (DataSource.synthetic, DataSource.megatron):
+        for key in ("test_fraction", "on_bad_record", "dedup", "workers"):
+            value = getattr(data, key)
+            if value != getattr(default, key):
+                shown = getattr(value, "value", value)
+                yield (
+                    f"data.{key}={shown} has no effect with data.source={data.source.value}, whose ids come "
+                    "ready-made; leave it out"
+                )
+    if data.validation_fraction + data.test_fraction >= 1 > max(data.validation_fraction, data.test_fraction):
+        yield (
+            f"data.validation_fraction ({data.validation_fraction}) + data.test_fraction ({data.test_fraction}) must "
+            "be less than 1, or nothing is left to train on"
+        )
+
+
 def checkpoints(case: Case) -> Iterator[str]:
     """Keys about how to save need saves."""
     checkpoint = case.config.checkpoint
@@ -219,6 +239,7 @@ RULES: tuple[Rule, ...] = (
     vocabulary,
     sources_without_text,
     documents,
+    tokenising,
     checkpoints,
     skipping,
     spikes,

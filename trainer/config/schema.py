@@ -17,6 +17,8 @@ from trainer.config.schema_cluster import Software as Software
 from trainer.config.schema_data import BoundaryLabel as BoundaryLabel
 from trainer.config.schema_data import DataConfig as DataConfig
 from trainer.config.schema_data import DataSource as DataSource
+from trainer.config.schema_data import Dedup as Dedup
+from trainer.config.schema_data import OnBadRecord as OnBadRecord
 from trainer.config.schema_data import RecordKind as RecordKind
 from trainer.config.schema_data import TooLong as TooLong
 from trainer.config.schema_logging import ConsoleKind as ConsoleKind

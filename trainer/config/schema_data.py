@@ -46,6 +46,20 @@ class TooLong(Enum):
     truncate = "truncate"
 
 
+class OnBadRecord(Enum):
+    """Answer to a record that cannot be read, or is not of the form that it must have."""
+
+    error = "error"
+    skip = "skip"
+
+
+class Dedup(Enum):
+    """Removal of documents that are there more than once."""
+
+    none = "none"
+    exact = "exact"
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The data that the model reads."""
@@ -92,6 +106,18 @@ class DataConfig:
     """Largest number of documents that are read from the source. null: all."""
     validation_fraction: float = 0.02
     """Share of the text held out for evaluation, chosen by a hash of each document (of each part of a long one)."""
+    test_fraction: float = 0.0
+    """Share of the text that is neither trained on nor evaluated with: the shards test-*.bin are kept for a use of your
+    own. It is chosen by the other end of the range of the same hash, so that changing it moves nothing between training
+    and validation, apart from what it takes."""
+    on_bad_record: OnBadRecord = OnBadRecord.error
+    """error | skip: treatment of a record that cannot be read, has no field data.text_key, or is not of the form that
+    data.records asks for. skip leaves it out; how many is told, and skipped.jsonl in the cache folder lists them."""
+    dedup: Dedup = Dedup.none
+    """none | exact: with exact, of documents with the same text only the first one stays; how many go is told."""
+    workers: int | None = None
+    """Processes of a node that tokenise, at least 1. null: one for each processor that this process may use. It changes
+    no token."""
     max_samples: int | None = None
     """Number of training sequences, read again and again, for overfitting tests. null: all."""
     cache_dir: str | None = None

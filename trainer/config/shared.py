@@ -15,6 +15,7 @@ OWN: Mapping[str, str] = {
     "data.hub_path": "where a node has its copy of the data; the tokens must be the same, which is checked on them",
     "tokenizer.path": "where a node has its copy of the tokenizer; tokens must be the same, which is checked on them",
     "data.cache_dir": "where a node keeps its tokens; they must be the same, which is checked on them",
+    "data.workers": "how many processors a node has; its tokens are the same, which is checked on them",
     "zero.nvme_path": "the local disk of a node that holds its own part of the optimizer state",
     "runtime.threads_per_rank": "how many processors a node has; no other rank waits for, or sees, more than results",
 }

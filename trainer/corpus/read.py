@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 
-from trainer.config.schema import DataConfig, RecordKind
+from trainer.config.schema import DataConfig, OnBadRecord, RecordKind
 from trainer.corpus.csv_files import csv_rows
 from trainer.corpus.cutting import cut
 from trainer.corpus.document import BadDocument, BadRecord, Document, Origin, Record
@@ -88,6 +88,8 @@ def read_unit_records(
 def documents(data: DataConfig) -> Iterator[str]:
     """Yield the documents of a text source as whole texts, in a fixed order; empty and null ones are left out.
 
+    With data.on_bad_record=skip bad ones are left out, too.
+
     Raises:
         DataError: a file or data set is missing, unreadable, or of the wrong form.
     """
@@ -99,6 +101,8 @@ def documents(data: DataConfig) -> Iterator[str]:
 def records(data: DataConfig, keys: Mapping[str, str]) -> Iterator[Record]:
     """Yield the objects of a source, in a fixed order; empty lines are left out.
 
+    With data.on_bad_record=skip bad ones are left out, too.
+
     Args:
         data: source and files.
         keys: key of the config -> name of a field that every object must have; only columns are checked here.
@@ -109,22 +113,41 @@ def records(data: DataConfig, keys: Mapping[str, str]) -> Iterator[Record]:
     return islice(_objects(data, keys), data.max_documents)
 
 
-def _texts(data: DataConfig) -> Iterator[str]:
+def open_documents(data: DataConfig) -> Iterator[Document]:
+    """Yield the documents of a text source in a fixed order; their chunks are read when they are taken.
+
+    Raises:
+        DataError: as `documents`; with data.on_bad_record=skip only where nothing can be read. Taking the chunks may
+            raise it too.
+    """
     files = input_files(data)
     for unit in cut(files, unit_bytes=None):
         for document in read_unit(data, files, unit):
-            if isinstance(document, BadRecord):
+            if isinstance(document, Document):
+                yield document
+            elif data.on_bad_record is OnBadRecord.error:
                 raise BadDocument(document)
-            yield "".join(document.chunks)
+
+
+def _texts(data: DataConfig) -> Iterator[str]:
+    for document in open_documents(data):
+        try:
+            text = "".join(document.chunks)
+        except BadDocument:
+            if data.on_bad_record is OnBadRecord.error:
+                raise
+            continue
+        yield text
 
 
 def _objects(data: DataConfig, keys: Mapping[str, str]) -> Iterator[Record]:
     files = input_files(data)
     for unit in cut(files, unit_bytes=None):
         for record in read_unit_records(data, files, unit, keys):
-            if isinstance(record, BadRecord):
+            if isinstance(record, Record):
+                yield record
+            elif data.on_bad_record is OnBadRecord.error:
                 raise BadDocument(record)
-            yield record
 
 
 def _long_document(origin: Origin, chunks: Iterator[str]) -> Iterator[Document | BadRecord]:

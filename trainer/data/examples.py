@@ -9,13 +9,13 @@ from typing import Any
 
 from trainer.config.keys import joined
 from trainer.config.places import PLAIN, local_path
-from trainer.config.schema import DataConfig, RecordKind, TridentConfig
+from trainer.config.schema import DataConfig, OnBadRecord, RecordKind, TridentConfig
 from trainer.corpus.document import Record
 from trainer.corpus.read import records
 from trainer.corpus.wording import listed, reason
 from trainer.data.chat_template import PLAIN_TEMPLATE, ChatTemplate, Message, chat_template, special_texts
 from trainer.data.end_of_text import END_OF_TEXT, ReadFile, beside, nothing_beside
-from trainer.data.split import is_held_out
+from trainer.data.split import TRAIN_PART, Fractions, utf8
 from trainer.data.tokenizer import pretrained_file
 from trainer.errors import DataError
 
@@ -40,29 +40,51 @@ class Example:
     """True if what follows the last special token of an answer, where it is only white space, is no part of it."""
 
 
-def examples(config: TridentConfig, template: ChatTemplate | None) -> Iterator[Example]:
-    """Yield the examples of the config's source, in a fixed order.
+def record_keys(data: DataConfig) -> dict[str, str]:
+    """Return key of the config -> name of a field that every record must have."""
+    if data.records is RecordKind.prompt_completion:
+        return {"data.prompt_key": data.prompt_key, "data.completion_key": data.completion_key}
+    return {"data.messages_key": data.messages_key}
+
+
+def example_of(data: DataConfig, record: Record, template: ChatTemplate | None) -> Example:
+    """Return the example of a record.
 
     Args:
-        config: a validated config with data.records=messages or prompt_completion.
+        data: keys of a config with data.records=messages or prompt_completion.
+        record: the record.
         template: makes a text of a chat; None for prompts and completions.
 
     Raises:
-        DataError: a record is not of the form, has an unknown role, or the template cannot render it.
+        DataError: the record is not of the form, has an unknown role, or the template cannot render it.
     """
-    data = config.data
     if data.records is RecordKind.prompt_completion:
-        keys = {"data.prompt_key": data.prompt_key, "data.completion_key": data.completion_key}
-        yield from (_completed(record, data) for record in records(data, keys))
-        return
+        return _completed(record, data)
     assert template is not None, "chats have one"
-    for record in records(data, {"data.messages_key": data.messages_key}):
-        messages = _messages(record, data.messages_key)
-        tools = record.fields.get(_TOOLS)
+    messages = _messages(record, data.messages_key)
+    tools = record.fields.get(_TOOLS)
+    try:
+        return _chat(str(record.origin), messages, template, {} if tools is None else {_TOOLS: tools})
+    except DataError as error:
+        raise DataError(f"{record.origin}: {error}", error.hints) from error
+
+
+def examples(data: DataConfig, template: ChatTemplate | None) -> Iterator[Example]:
+    """Yield the examples of a source, in a fixed order, without bad ones if they shall be left out.
+
+    Args:
+        data: keys of a config with data.records=messages or prompt_completion.
+        template: makes a text of a chat; None for prompts and completions.
+
+    Raises:
+        DataError: a record cannot be read, or as `example_of`.
+    """
+    for record in records(data, record_keys(data)):
         try:
-            yield _chat(str(record.origin), messages, template, {} if tools is None else {_TOOLS: tools})
-        except DataError as error:
-            raise DataError(f"{record.origin}: {error}", error.hints) from error
+            yield example_of(data, record, template)
+        except DataError:
+            if data.on_bad_record is OnBadRecord.error:
+                raise
 
 
 def training_texts(config: TridentConfig) -> Iterator[str]:
@@ -71,8 +93,10 @@ def training_texts(config: TridentConfig) -> Iterator[str]:
     Raises:
         DataError: as `examples`, or there is no template for chats.
     """
-    for example in examples(config, template_of(config, nothing_beside, END_OF_TEXT)):
-        if not is_held_out(example.text, config.data.validation_fraction):
+    data = config.data
+    fractions = Fractions(data.validation_fraction, data.test_fraction)
+    for example in examples(data, template_of(config, nothing_beside, END_OF_TEXT)):
+        if fractions.part_of(utf8(example.text)) == TRAIN_PART:
             yield example.text.replace(END_OF_TEXT, "\n")
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config.schema import TridentConfig
-from trainer.corpus.read import documents
-from trainer.data.split import is_held_out, split_document
+from trainer.config.schema import OnBadRecord, TridentConfig
+from trainer.corpus.document import BadDocument
+from trainer.corpus.read import documents, open_documents
+from trainer.data.split import TEST_PART, TRAIN_PART, VALIDATION_PART, Fractions, is_held_out, parts_of, utf8
+from trainer.data.tokenizer import TRAINING_CHARACTERS
 from trainer.errors import DataError
 from trainer.progress import current
 
@@ -20,12 +23,49 @@ Pieces = Iterator[tuple[bool, npt.NDArray[np.int64]]]
 def split_texts(config: TridentConfig) -> Iterator[tuple[bool, str]]:
     """Yield (True if held out, text) of the documents of a text source, in order, a long one in pieces.
 
+    What data.test_fraction takes is left out.
+
     Raises:
         DataError: the source cannot be read.
     """
-    for text in documents(config.data):
+    data = config.data
+    fractions = Fractions(data.validation_fraction, data.test_fraction)
+    for text in documents(data):
         current().beat()
-        yield from split_document(text, config.data.validation_fraction)
+        for part, run in groupby(parts_of((text,)), lambda text: fractions.part_of(utf8(text))):
+            if part != TEST_PART:
+                yield part == VALIDATION_PART, "".join(run)
+
+
+def training_pieces(config: TridentConfig) -> Iterator[str]:
+    """Yield the texts of a source that are not held out, for a tokenizer that is trained on them.
+
+    Of a piece that is longer than such a training takes, only its beginning.
+
+    Raises:
+        DataError: the source cannot be read.
+    """
+    data = config.data
+    fractions = Fractions(data.validation_fraction, data.test_fraction)
+    for document in islice(open_documents(data), data.max_documents):
+        current().beat()
+        parts = parts_of(document.chunks)
+        try:
+            for part, run in groupby(parts, lambda text: fractions.part_of(utf8(text))):
+                if part == TRAIN_PART:
+                    yield "".join(_beginning(run))
+        except BadDocument:
+            if data.on_bad_record is OnBadRecord.error:
+                raise
+
+
+def _beginning(texts: Iterable[str]) -> Iterator[str]:
+    held = 0
+    for text in texts:
+        yield text
+        held += len(text)
+        if held >= TRAINING_CHARACTERS:
+            return
 
 
 def megatron_pieces(config: TridentConfig) -> Pieces:

@@ -11,40 +11,43 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from trainer.config.places import absolute_path
-from trainer.config.schema import DataSource, RecordKind, TokenizerKind, TridentConfig
+from trainer.config.schema import DataConfig, DataSource, Dedup, OnBadRecord, RecordKind, TokenizerKind, TridentConfig
 from trainer.corpus.inputs import file_identity, identity
 from trainer.corpus.wording import reason
+from trainer.data.build.assembly import Assembled, Parts, assemble
+from trainer.data.build.chosen import DamagedUnit, Places
+from trainer.data.build.run import do_units
+from trainer.data.build.schedule import ALONE, Share
+from trainer.data.build.work_folder import WorkFolder
 from trainer.data.dataset import attended_in
-from trainer.data.example_shards import keep_template, write_examples
 from trainer.data.examples import examples_identity, training_texts
+from trainer.data.kept_template import keep_template
 from trainer.data.megatron import megatron_identity
 from trainer.data.megatron_pair import PairWriter
-from trainer.data.pieces import Pieces, megatron_pieces, split_texts, synthetic_pieces
+from trainer.data.pieces import megatron_pieces, synthetic_pieces, training_pieces
 from trainer.data.prepared import PreparedData, looks_at_documents, samples_of
 from trainer.data.shared_cache import check_readable, partial_folder, remove_leftovers, set_aside, share, turn
-from trainer.data.token_files import TRAIN, VALIDATION, Packed, dtype_for, file_sizes, shard_prefix
-from trainer.data.token_manifest import FORMAT_VERSION, Counts, Manifest, Shard, read_manifest, write_manifest
+from trainer.data.token_files import TRAIN, VALIDATION, dtype_for, file_sizes, shard_prefix
+from trainer.data.token_manifest import FORMAT_VERSION, Counts, Manifest, read_manifest, write_manifest
 from trainer.data.tokenizer import (
     Tokenizer,
     load_pretrained,
+    load_tokenizer,
     make_tokenizer,
     pretrained_file,
     pretrained_identity,
     wanted_entries,
 )
-from trainer.errors import ConfigError, DataError, StorageError
+from trainer.errors import ConfigError, DataError, StorageError, TridentError
 
-BATCH_DOCUMENTS = 256
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_PLAIN = (OnBadRecord.error, Dedup.none)
 Say = Callable[[str], None]
 
 
@@ -62,15 +65,18 @@ def cache_folder(config: TridentConfig) -> Path:
         raise ConfigError(error.problems, ["set data.cache_dir or TRIDENT_CACHE to a folder"]) from None
 
 
-def prepare(config: TridentConfig, say: Say | None = None) -> PreparedData:
-    """Return the tokens of a config's data, building them first where needed.
+def prepare(config: TridentConfig, say: Say | None = None, node: Share = ALONE) -> PreparedData:
+    """Return the tokens of a config's data, building them first where needed: one process of a node builds.
 
     Args:
         config: a validated config.
         say: is told what is being done when it takes a while.
+        node: this machine among those that do the same at the same time, and may share the work.
 
     Raises:
         DataError: source, tokenizer or cache folder cannot be used, or vocabularies do not fit.
+        OutOfMemoryError: a process that tokenises was ended for its memory.
+        PeerLostError: a process that tokenises stands still.
         StorageError: the cache's disk is full, read-only or failing.
     """
     folder = cache_folder(config) / _fingerprint(config)
@@ -78,15 +84,20 @@ def prepare(config: TridentConfig, say: Say | None = None) -> PreparedData:
     manifest = read_manifest(folder)
     if manifest is None:
         say = say or _silent
+        shares = bool(node.others) and _is_text(config.data)
+        locked = folder.with_name(f"{folder.name}.node{node.node}") if shares else folder
         with ExitStack() as held:
             try:
                 folder.parent.mkdir(parents=True, exist_ok=True)
-                has_lock = held.enter_context(turn(folder, lambda: read_manifest(folder) is not None, say))
+                has_lock = held.enter_context(turn(locked, lambda: read_manifest(folder) is not None, say))
             except OSError as error:
                 raise _cache_fault(folder.parent, error) from error
             # Another process may have built it while this one waited.
             check_readable(folder)
-            manifest = read_manifest(folder) or _build(config, folder, has_lock, say)
+            manifest = read_manifest(folder) or _build(config, folder, has_lock, node if shares else ALONE, say)
+    elif _is_text(config.data):
+        # A kill between the last two steps of a build leaves it.
+        _work_folder(config, folder).remove()
     return _opened(config, folder, manifest)
 
 
@@ -108,6 +119,9 @@ def _silent(text: str) -> None:
 def _fingerprint(config: TridentConfig) -> str:
     data, tokenizer = config.data, config.tokenizer
     facts: list[object] = [FORMAT_VERSION, data.source.value, data.max_documents, data.validation_fraction]
+    # Only where they are set: folders of earlier versions stay.
+    facts += [data.test_fraction] if data.test_fraction else []
+    facts += [value.value for value in (data.on_bad_record, data.dedup) if value not in _PLAIN]
     if data.source is DataSource.synthetic:
         facts += [data.synthetic_tokens, config.model.vocab_size, config.train.seed]
     else:
@@ -140,26 +154,127 @@ def _cache_fault(root: Path, error: BaseException) -> DataError | StorageError:
     )
 
 
-def _build(config: TridentConfig, folder: Path, has_lock: bool, say: Say) -> Manifest:
+def _is_text(data: DataConfig) -> bool:
+    """Return whether a source is texts or records, from which the tokens are made here."""
+    return data.source not in (DataSource.synthetic, DataSource.megatron)
+
+
+def _build(config: TridentConfig, folder: Path, has_lock: bool, node: Share, say: Say) -> Manifest:
     try:
-        if os.path.lexists(folder):
-            say(f"the cached tokens in {folder} are damaged: building them again")
-            set_aside(folder)
-        if has_lock:
-            remove_leftovers(folder)
-        partial = partial_folder(folder)
-        try:
-            manifest = _write_tokens(config, partial, say)
-            write_manifest(partial, manifest)
-            share(partial)
-            return _publish(config, partial, folder, manifest)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        if _is_text(config.data):
+            return _from_units(config, folder, has_lock, node, say)
+        _clear(folder, has_lock, say)
+        return _published(folder, lambda partial: _write_tokens(config, partial))
     except (OSError, StorageError) as error:
         raise _cache_fault(folder.parent, error) from error
 
 
-def _publish(config: TridentConfig, partial: Path, folder: Path, manifest: Manifest) -> Manifest:
+def _clear(folder: Path, has_lock: bool, say: Say) -> None:
+    if os.path.lexists(folder):
+        say(f"the cached tokens in {folder} are damaged: building them again")
+        set_aside(folder)
+    if has_lock:
+        remove_leftovers(folder)
+
+
+def _published(folder: Path, write: Callable[[Path], Manifest]) -> Manifest:
+    partial = partial_folder(folder)
+    try:
+        manifest = write(partial)
+        write_manifest(partial, manifest)
+        share(partial)
+        return _publish(partial, folder, manifest)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _from_units(config: TridentConfig, folder: Path, has_lock: bool, node: Share, say: Say) -> Manifest:
+    """Build from units. Each of several nodes holds a lock of its own; beginning and end have the common one."""
+
+    def common() -> AbstractContextManager[bool]:
+        return turn(folder, is_done, say) if node.others else nullcontext(has_lock)
+
+    def is_done() -> bool:
+        return read_manifest(folder) is not None
+
+    work = _work_folder(config, folder)
+    try:
+        with common() as is_alone:
+            if is_done():
+                return _whole(folder)
+            _clear(folder, is_alone, say)
+            work.make()
+            if is_alone and not node.others:
+                work.remove_unfinished()
+            tokenizer = _kept_tokenizer(config, work, say)
+        _check_vocabulary(config, tokenizer.vocab_size)
+        while True:
+            places = do_units(config, work, node, say, is_done)
+            with common():
+                if is_done():
+                    return _whole(folder)
+                with suppress(DamagedUnit):
+                    manifest = _published(folder, lambda partial: _assembled(config, tokenizer, work, places, partial))  # noqa: B023 - called at once
+                    work.remove()
+                    return manifest
+    except (OSError, TridentError):
+        # Whoever has made the shards removes the folder of the units.
+        if is_done():
+            return _whole(folder)
+        if not node.others:
+            work.remove_if_empty()
+        raise
+
+
+def _whole(folder: Path) -> Manifest:
+    manifest = read_manifest(folder)
+    assert manifest is not None, "it is whole"
+    return manifest
+
+
+def _work_folder(config: TridentConfig, folder: Path) -> WorkFolder:
+    """Return the folder of the units; data.on_bad_record does not decide it, so that changing it keeps what is done."""
+    plain = replace(config, data=replace(config.data, on_bad_record=OnBadRecord.error))
+    may_skip = config.data.on_bad_record is OnBadRecord.skip
+    return WorkFolder.beside(folder.with_name(_fingerprint(plain)), may_skip)
+
+
+def _kept_tokenizer(config: TridentConfig, work: WorkFolder, say: Say) -> Tokenizer:
+    """Return the tokenizer that the work folder has, or gets: all processes and nodes use the same."""
+    say(f"tokenising data.source={config.data.source.value}")
+    if not work.tokenizer.is_dir():
+        with work.making_tokenizer() as made:
+            tokenizer = _tokenizer(config, say)
+            tokenizer.save(made)
+            if config.data.records is not RecordKind.text:
+                keep_template(config, tokenizer, made)
+    return load_tokenizer(work.tokenizer)
+
+
+def _tokenizer(config: TridentConfig, say: Say) -> Tokenizer:
+    settings = config.tokenizer
+    is_text = config.data.records is RecordKind.text
+    tokenizer = make_tokenizer(config, training_pieces(config) if is_text else training_texts(config))
+    if settings.kind is TokenizerKind.bpe and tokenizer.vocab_size < wanted_entries(config):
+        key = "model.vocab_size" if settings.vocab_size is None and config.model.vocab_size else "tokenizer.vocab_size"
+        say(f"the text is enough for {tokenizer.vocab_size} of {key}={wanted_entries(config)} tokenizer entries")
+    return tokenizer
+
+
+def _assembled(
+    config: TridentConfig, tokenizer: Tokenizer, work: WorkFolder, places: Places, partial: Path
+) -> Manifest:
+    if _fingerprint(config) not in partial.name:
+        raise DataError(
+            "the files of the source must not change while they are tokenised, but one has changed; start the same "
+            "command again when nothing writes them any more"
+        )
+    shutil.copytree(work.tokenizer, partial / "tokenizer")
+    made = assemble(config, tokenizer, work, places, partial)
+    return _described(config, partial, tokenizer, made)
+
+
+def _publish(partial: Path, folder: Path, manifest: Manifest) -> Manifest:
     try:
         partial.rename(folder)
     except OSError:
@@ -171,49 +286,30 @@ def _publish(config: TridentConfig, partial: Path, folder: Path, manifest: Manif
     return manifest
 
 
-def _write_tokens(config: TridentConfig, folder: Path, say: Say) -> Manifest:
-    tokenizer = _tokenizer(config, say)
-    if tokenizer is not None:
+def _write_tokens(config: TridentConfig, folder: Path) -> Manifest:
+    """Write the tokens of a source whose ids come ready-made."""
+    tokenizer = None
+    if config.data.source is DataSource.megatron and config.tokenizer.kind is TokenizerKind.pretrained:
+        # Not needed for training: it travels with the run, so that the model can be sampled from.
+        tokenizer = load_pretrained(config.tokenizer)
         (folder / "tokenizer").mkdir()
         share(folder / "tokenizer")
         tokenizer.save(folder / "tokenizer")
-    if config.data.records is not RecordKind.text:
-        assert tokenizer is not None, "examples have one"
-        return _write_examples(config, tokenizer, folder)
-    if config.data.source is DataSource.synthetic:
-        pieces = synthetic_pieces(config)
-    elif config.data.source is DataSource.megatron:
-        pieces = megatron_pieces(config)
-    else:
-        assert tokenizer is not None, "text has one"
-        pieces = _tokenised(config, tokenizer)
-    ready_made = config.data.source in (DataSource.synthetic, DataSource.megatron)
-    vocab_size = config.model.vocab_size if ready_made or tokenizer is None else tokenizer.vocab_size
-    assert vocab_size is not None, "validation asks for it"
-    dtype = dtype_for(vocab_size)
+    pieces = synthetic_pieces(config) if config.data.source is DataSource.synthetic else megatron_pieces(config)
+    assert config.model.vocab_size is not None, "validation asks for it"
+    dtype = dtype_for(config.model.vocab_size)
     with ExitStack() as files:
         writers = {
             part: files.enter_context(PairWriter(shard_prefix(folder, part), dtype)) for part in (TRAIN, VALIDATION)
         }
         for held_out, tokens in pieces:
             writers[VALIDATION if held_out else TRAIN].append(tokens)
-    shards = {part: writer.shard() for part, writer in writers.items()}
-    return _described(config, folder, tokenizer, shards, None)
+    parts: Parts = {part: (writer.shard(),) for part, writer in writers.items()}
+    counts = Counts(read=sum(shard.documents for shards in parts.values() for shard in shards))
+    return _described(config, folder, tokenizer, Assembled(parts, counts, None))
 
 
-def _write_examples(config: TridentConfig, tokenizer: Tokenizer, folder: Path) -> Manifest:
-    keep_template(config, tokenizer, folder / "tokenizer")
-    shards, packed = write_examples(config, tokenizer, folder, dtype_for(tokenizer.vocab_size))
-    return _described(config, folder, tokenizer, shards, packed)
-
-
-def _described(
-    config: TridentConfig,
-    folder: Path,
-    tokenizer: Tokenizer | None,
-    shards: Mapping[str, Shard],
-    packed: Packed | None,
-) -> Manifest:
+def _described(config: TridentConfig, folder: Path, tokenizer: Tokenizer | None, made: Assembled) -> Manifest:
     vocab_size = config.model.vocab_size if tokenizer is None else tokenizer.vocab_size
     assert vocab_size is not None, "validation asks for it"
     return Manifest(
@@ -221,11 +317,11 @@ def _described(
         tokenizer=None if tokenizer is None else _folder_hash(folder / "tokenizer"),
         vocab_size=vocab_size,
         eos_id=None if tokenizer is None else tokenizer.eos_id,
-        parts={part: (shard,) for part, shard in shards.items()},
-        counts=Counts(read=sum(shard.documents for shard in shards.values())),
+        parts=made.parts,
+        counts=made.counts,
         inputs=tuple(_inputs(config)),
         sizes=file_sizes(folder),
-        packed=packed,
+        packed=made.packed,
     )
 
 
@@ -242,35 +338,6 @@ def _folder_hash(folder: Path) -> str:
             content = path.read_bytes()
             digest.update(f"{path.relative_to(folder).as_posix()}:{len(content)}:".encode() + content)
     return digest.hexdigest()
-
-
-def _tokenizer(config: TridentConfig, say: Say) -> Tokenizer | None:
-    source, settings = config.data.source, config.tokenizer
-    if source is DataSource.megatron and settings.kind is TokenizerKind.pretrained:
-        # Not needed for training: it travels with the run, so that the model can be sampled from.
-        return load_pretrained(settings)
-    if source in (DataSource.synthetic, DataSource.megatron):
-        return None
-    say(f"tokenising data.source={source.value}")
-    tokenizer = make_tokenizer(config, _training_part(config))
-    if settings.kind is TokenizerKind.bpe and tokenizer.vocab_size < wanted_entries(config):
-        key = "model.vocab_size" if settings.vocab_size is None and config.model.vocab_size else "tokenizer.vocab_size"
-        say(f"the text is enough for {tokenizer.vocab_size} of {key}={wanted_entries(config)} tokenizer entries")
-    return tokenizer
-
-
-def _training_part(config: TridentConfig) -> Iterator[str]:
-    if config.data.records is not RecordKind.text:
-        return training_texts(config)
-    return (text for held_out, text in split_texts(config) if not held_out)
-
-
-def _tokenised(config: TridentConfig, tokenizer: Tokenizer) -> Pieces:
-    source = split_texts(config)
-    while batch := list(islice(source, BATCH_DOCUMENTS)):
-        encoded = tokenizer.encode_batch([text for _, text in batch])
-        for (held_out, _), ids in zip(batch, encoded, strict=True):
-            yield held_out, np.array([*ids, tokenizer.eos_id], dtype=np.int64)
 
 
 def _opened(config: TridentConfig, folder: Path, manifest: Manifest) -> PreparedData:

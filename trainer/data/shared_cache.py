@@ -100,7 +100,7 @@ def partial_folder(folder: Path) -> Path:
     Raises:
         OSError: it cannot be made.
     """
-    made = folder.with_name(f".{folder.name}.{_host()}.{os.getpid()}-{secrets.token_hex(3)}{_PARTIAL}")
+    made = folder.with_name(f".{folder.name}.{host()}.{os.getpid()}-{secrets.token_hex(3)}{_PARTIAL}")
     made.mkdir()
     share(made)
     return made
@@ -112,9 +112,14 @@ def remove_leftovers(folder: Path) -> None:
     Machines may share a disk but not its locks: a folder that another machine wrote to lately is left alone.
     """
     for path in folder.parent.glob(f".{folder.name}.*"):
-        own = path.name.startswith(f".{folder.name}.{_host()}.") or path.name == f".{folder.name}{_PARTIAL}"
-        if path.name.endswith(_PARTIAL) and (own or time.time() - _last_written(path) > LEFT_BEHIND_S):
+        own = path.name.startswith(f".{folder.name}.{host()}.") or path.name == f".{folder.name}{_PARTIAL}"
+        if path.name.endswith(_PARTIAL) and (own or is_left_behind(path)):
             _remove(path)
+
+
+def is_left_behind(path: Path) -> bool:
+    """Return whether another machine wrote a file or folder so long ago that it does so no longer."""
+    return time.time() - _last_written(path) > LEFT_BEHIND_S
 
 
 def set_aside(folder: Path) -> None:
@@ -123,7 +128,7 @@ def set_aside(folder: Path) -> None:
     Raises:
         DataError: it belongs to another user, and the folder above protects it.
     """
-    aside = folder.with_name(f".{folder.name}.{_host()}.{os.getpid()}-{secrets.token_hex(3)}{_PARTIAL}")
+    aside = folder.with_name(f".{folder.name}.{host()}.{os.getpid()}-{secrets.token_hex(3)}{_PARTIAL}")
     try:
         folder.rename(aside)
     except FileNotFoundError:
@@ -188,7 +193,8 @@ def owner_of(path: Path) -> str:
         return str(number)
 
 
-def _host() -> str:
+def host() -> str:
+    """Return this machine's name, as a part of the names of files."""
     return re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname())[:40]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainer.config.schema import TridentConfig
+from trainer.data.build.assembly import SKIPPED
 from trainer.data.prepared import PreparedData
 
 
@@ -23,6 +24,19 @@ def told_examples(prepared: PreparedData, config: TridentConfig) -> str | None:
     if packed.emptied:
         told += f"; {packed.emptied:,} of which no answer is left are left out"
     return told
+
+
+def told_left_out(prepared: PreparedData) -> str | None:
+    """Return a line about records that are not among the tokens; None if all are."""
+    counts = prepared.manifest.counts
+    told = []
+    if counts.skipped:
+        told.append(
+            f"{counts.skipped:,} records are left out since they are bad ({prepared.folder / SKIPPED} lists them)"
+        )
+    if counts.duplicates:
+        told.append(f"{counts.duplicates:,} of {counts.read:,} documents are left out since they are copies")
+    return f"data    {'; '.join(told)}" if told else None
 
 
 def told_documents(prepared: PreparedData, config: TridentConfig) -> str | None:

@@ -155,8 +155,8 @@ def _data(options: EvaluateOptions, source: ModelSource) -> AskedData | None:
     if problems:
         raise ConfigError(problems)
     # Whole documents are not split: that nothing is held out makes one piece of each.
-    fraction = 0.0 if part == "all" else config.data.validation_fraction
-    config = replace(config, data=replace(config.data, validation_fraction=fraction))
+    if part == "all":
+        config = replace(config, data=replace(config.data, validation_fraction=0.0, test_fraction=0.0))
     tokenizer = None
     if config.data.source not in _WITHOUT_TEXT or options.tokenizer or own_tokenizer_folder(source.found) is not None:
         tokenizer = find_tokenizer(source.found, options.tokenizer)

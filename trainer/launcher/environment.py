@@ -147,6 +147,16 @@ def _slurm_local_size(tasks_per_node: str, node: str) -> int | None:
     return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else None
 
 
+def node_of(world: World, environ: Mapping[str, str]) -> tuple[int, int]:
+    """Return (this machine's place, number of machines) of a world; (0, 1) where the launcher does not tell."""
+    node, nodes = environ.get("SLURM_NODEID", ""), environ.get("SLURM_STEP_NUM_NODES", "")
+    if _launcher(environ) is _SLURM and node.isdecimal() and nodes.isdecimal() and int(node) < int(nodes):
+        return int(node), int(nodes)
+    if not world.local_size or world.size % world.local_size:
+        return 0, 1
+    return world.rank // world.local_size, world.size // world.local_size
+
+
 def publish_world(world: World) -> None:
     """Set the names that torch and DeepSpeed read, whatever the launcher called them."""
     facts = {"RANK": world.rank, "LOCAL_RANK": world.local_rank, "WORLD_SIZE": world.size}

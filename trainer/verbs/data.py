@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from trainer.log import say
 from trainer.verbs.composing import COMPOSING
 from trainer.verbs.declare import Verb
@@ -12,15 +14,19 @@ def run(words: Words) -> int:
     """Prepare the data of a config and print their folder."""
     from trainer.config.compose import compose
     from trainer.config.validate import validate
+    from trainer.data.build.schedule import ALONE, Share
     from trainer.data.prepare import prepare
-    from trainer.data.told import told_examples
+    from trainer.data.told import told_examples, told_left_out
+    from trainer.launcher.environment import find_world, node_of
 
     config = compose(words.rest)
     validate(config, None)
-    prepared = prepare(config, say)
-    told = told_examples(prepared, config)
-    if told is not None:
-        say(told)
+    # The same command on several machines at once, for example with srun: each does its share.
+    world = find_world(os.environ)
+    prepared = prepare(config, say, ALONE if world is None else Share(*node_of(world, os.environ)))
+    for told in (told_left_out(prepared), told_examples(prepared, config)):
+        if told is not None:
+            say(told)
     say(
         f"{prepared.train_tokens:,} tokens to train on and {prepared.validation_tokens:,} to validate with, "
         f"vocabulary {prepared.vocab_size:,}, in {prepared.folder}"

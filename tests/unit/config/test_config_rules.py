@@ -282,6 +282,18 @@ TRAINING: list[Case] = [
         ["data.max_documents has no effect with data.source=synthetic; use data.synthetic_tokens"],
     ),
     (
+        {"data.source": "synthetic", "model.vocab_size": 300, "data.dedup": "exact", "data.workers": 2},
+        [
+            "data.dedup=exact has no effect with data.source=synthetic, whose ids come ready-made; leave it out",
+            "data.workers=2 has no effect with data.source=synthetic, whose ids come ready-made; leave it out",
+        ],
+    ),
+    (
+        {"data.validation_fraction": 0.5, "data.test_fraction": 0.5},
+        ["data.validation_fraction (0.5) + data.test_fraction (0.5) must be less than 1, or nothing is left to train on"],
+    ),
+    ({"data.workers": 0}, ["data.workers must be at least 1, but is 0"]),
+    (
         {"data.source": "megatron", "data.files": ["a"]},
         ["data.source=megatron needs model.vocab_size, since its ids come without a tokenizer; for example model.vocab_size=50257"],
     ),

@@ -26,6 +26,7 @@ PROOFS = {
     "data.hub_path": "tests/dist/test_ranks_agree.py::test_what_nodes_may_have_of_their_own_does_not_matter",
     "tokenizer.path": "tests/dist/test_ranks_agree.py::test_what_nodes_may_have_of_their_own_does_not_matter",
     "data.cache_dir": "tests/dist/test_ranks_agree.py::test_what_nodes_may_have_of_their_own_does_not_matter",
+    "data.workers": "tests/unit/data/test_data_build.py::test_any_number_of_workers_writes_the_same_bytes",
     "runtime.threads_per_rank": "tests/dist/test_ranks_agree.py::test_what_nodes_may_have_of_their_own_does_not_matter",
     "zero.nvme_path": "tests/unit/config/test_shared.py::test_a_folder_for_offloading_is_a_place_and_nothing_else",
 }

@@ -8,7 +8,15 @@ import pytest
 
 from trainer.errors import ConfigError
 from trainer.launcher import environment
-from trainer.launcher.environment import World, find_world, first_host, gpu_count, prepare_environment, publish_world
+from trainer.launcher.environment import (
+    World,
+    find_world,
+    first_host,
+    gpu_count,
+    node_of,
+    prepare_environment,
+    publish_world,
+)
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 DEEPSPEED = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}
@@ -256,3 +264,19 @@ def test_accelerator_is_named_only_on_a_cpu() -> None:
     assert "DS_ACCELERATOR" not in os.environ
     prepare_environment(on_cpu=True)
     assert os.environ["DS_ACCELERATOR"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("world", "variables", "expected"),
+    [
+        (World(5, 1, 8, 4), {}, (1, 2)),
+        (World(5, 1, 8, None), {}, (0, 1)),
+        (World(5, 2, 8, 3), {}, (0, 1)),
+        # Nodes with different numbers of tasks: Slurm tells.
+        (World(5, 2, 7, 3), {"SLURM_NODEID": "1", "SLURM_STEP_NUM_NODES": "2"}, (1, 2)),
+        (World(5, 2, 7, 3), {"SLURM_NODEID": "2", "SLURM_STEP_NUM_NODES": "2"}, (0, 1)),
+    ],
+)
+def test_the_machine_among_the_machines(world: World, variables: dict[str, str], expected: tuple[int, int]) -> None:
+    slurm = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "7"} if variables else {}
+    assert node_of(world, {**slurm, **variables}) == expected
