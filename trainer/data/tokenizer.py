@@ -29,6 +29,7 @@ from trainer.data.end_of_text import (
     first_known,
     nothing_beside,
 )
+from trainer.data.vocab_merges import MERGES, SENTENCEPIECE, VOCAB, as_tokenizer_json, conversion, has_merges
 from trainer.errors import DataError
 from trainer.files import write_atomically
 
@@ -271,6 +272,8 @@ def wanted_entries(config: TridentConfig) -> int:
 def pretrained_file(path: str, key: str = _KEY_OF_PATH) -> Path | None:
     """Return the local tokenizer.json that `tokenizer.path` means, or None if it can only be a Hugging Face name.
 
+    Of a folder without one that has a vocab.json and a merges.txt it is the vocab.json.
+
     Args:
         path: the path as the user gave it.
         key: the key that it was given for; errors name it.
@@ -282,14 +285,26 @@ def pretrained_file(path: str, key: str = _KEY_OF_PATH) -> Path | None:
     file = Path(local, _FILE) if os.path.isdir(local) else Path(local)
     if os.path.isfile(file):
         return file
+    if has_merges(local):
+        return Path(local, VOCAB)
     if os.path.exists(local):
-        raise DataError(f"{key} must be a {_FILE} or a folder with one, but {local} holds none")
+        raise _no_tokenizer(local, key)
     if _HUB_NAME.fullmatch(path) is None or path.endswith(".json"):
         raise DataError(
             f"{key} must be a {_FILE}, a folder with one, or a Hugging Face name, but {path!r} does not exist",
             hints=[] if os.path.isabs(local) else [f"paths are taken from {os.getcwd()}"],
         )
     return None
+
+
+def _no_tokenizer(folder: str, key: str) -> DataError:
+    model = next((name for name in SENTENCEPIECE if os.path.isfile(os.path.join(folder, name))), None)
+    if model is None:
+        return DataError(f"{key} must be a {_FILE} or a folder with one, but {folder} holds none")
+    return DataError(
+        f"{key} must be a {_FILE} or a folder with one, but {folder} holds only a sentencepiece model, {model}",
+        hints=[f"write one with {conversion(folder)} (needs pip install sentencepiece)"],
+    )
 
 
 def pretrained_identity(settings: TokenizerConfig) -> list[object]:
@@ -300,7 +315,8 @@ def pretrained_identity(settings: TokenizerConfig) -> list[object]:
     """
     file = pretrained_file(str(settings.path))
     says = settings.eos_token if file is None or settings.eos_token is not None else declared_end(beside(file))
-    return [settings.path, "ends with", says]
+    merges = [beside(file)(MERGES)] if file is not None and file.name == VOCAB else []
+    return [settings.path, "ends with", says, *merges]
 
 
 def load_pretrained(settings: TokenizerConfig, key: str = _KEY_OF_PATH) -> FileTokenizer:
@@ -316,6 +332,8 @@ def load_pretrained(settings: TokenizerConfig, key: str = _KEY_OF_PATH) -> FileT
 
 
 def _content(file: Path, origin: str) -> str:
+    if file.name == VOCAB:
+        return as_tokenizer_json(file, origin)
     try:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
