@@ -25,7 +25,7 @@ def json_line_rows(file: InputFile, span: Span) -> Iterator[Row | BadRecord]:
     """Yield the content of each line that is not empty and begins in the span."""
     try:
         with readable(file) as content:
-            position = _line_start(content, span.first)
+            position = _line_start(content, span)
             yield from line_rows(file, content, position, span.end)
     except BadDocument as bad:
         yield bad.record
@@ -102,12 +102,14 @@ def _rest_of_line(content: IO[bytes], sizes: list[int]) -> Iterator[bytes]:
             return
 
 
-def _line_start(content: IO[bytes], first: int) -> int:
-    """Go to the first line that begins at a byte or behind it, and return where that is."""
-    if first == 0:
+def _line_start(content: IO[bytes], span: Span) -> int:
+    """Go to the first line that begins in a span, and return where that is; a byte behind the span if none does."""
+    if span.first == 0:
         return 0
-    content.seek(first - 1)
-    sizes: list[int] = []
-    for _ in _rest_of_line(content, sizes):
-        continue
-    return first - 1 + sum(sizes)
+    position = content.seek(span.first - 1)
+    for part in _rest_of_line(content, []):
+        position += len(part)
+        # The end of a long line is not looked for by each unit that is in it.
+        if span.end is not None and position > span.end:
+            break
+    return position

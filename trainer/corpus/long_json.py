@@ -17,13 +17,18 @@ LONG_BYTES = 8 << 20
 CHUNK_BYTES = 1 << 20
 """Bytes of a text that are decoded at once."""
 _BLANK = re.compile(rb"[ \t\n\r]*+")
-_STRING = re.compile(rb'"[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+"')
+_INSIDE = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+')
+"""Text between two quotes, or the beginning of it."""
 _SCALAR = re.compile(rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?|true|false|null|NaN|-?Infinity")
 _PIECE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|[^\\]++", re.DOTALL
 )
 """Pieces of a text: two escapes that are one character, another escape, or characters as they are."""
 _PIECE_BYTES = 12
+_SCANNED_BYTES = 8 << 20
+"""Bytes of a text that are looked through at once."""
+_GAPS = 64
+"""Escapes that are looked at, from behind, for one with characters as they are in front of it."""
 _CLOSING = {b"{": b"}", b"[": b"]"}
 
 
@@ -32,19 +37,27 @@ class LongValue:
 
     Args:
         content: the bytes of the file.
-        first: the first byte of the value, or of the blanks before it.
-        end: the byte behind the value and the blanks after it.
-
-    Raises:
-        ValueError: the bytes are no value of JSON.
+        first: the first byte of the value.
+        end: the byte behind it.
     """
 
     def __init__(self, content: mmap.mmap, first: int, end: int) -> None:
         self._content = content
-        self._first = _after_blanks(content, first)
-        self._end = _value_end(content, self._first)
-        if _after_blanks(content, self._end) < end:
-            raise ValueError(f"Extra data: byte {self._end - first}")
+        self._first = first
+        self._end = end
+
+    @classmethod
+    def checked(cls, content: mmap.mmap, first: int, end: int) -> LongValue:
+        """Return the value between two bytes, without the blanks around it.
+
+        Raises:
+            ValueError: the bytes are no value of JSON.
+        """
+        begin = _after_blanks(content, first)
+        stop = _value_end(content, begin)
+        if _after_blanks(content, stop) < end:
+            raise ValueError(f"Extra data: byte {stop - first}")
+        return cls(content, begin, stop)
 
     @classmethod
     def of_file(cls, path: str, first: int, end: int) -> LongValue:
@@ -55,7 +68,7 @@ class LongValue:
             ValueError: the bytes are no value of JSON.
         """
         with Path(path).open("rb") as file:
-            return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), first, end)
+            return cls.checked(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), first, end)
 
     @classmethod
     def of_parts(cls, parts: Iterator[bytes]) -> LongValue:
@@ -76,7 +89,7 @@ class LongValue:
             ValueError: the bytes are no value of JSON.
         """
         file.flush()
-        return cls(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), 0, size)
+        return cls.checked(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), 0, size)
 
     @property
     def is_text(self) -> bool:
@@ -127,21 +140,33 @@ class LongValue:
                 problem = f"data.files must be UTF-8, but {origin} is not; convert it, for example with iconv"
                 raise BadDocument(BadRecord(origin, problem, self._content[at : at + 200])) from error
             at = cut
+            _let_go(self._content, at)
 
     def _cut(self, at: int, end: int) -> int:
         """Return the end of the next chunk, in front of a whole character."""
         limit = at + CHUNK_BYTES
         if limit >= end:
             return end
+        cut = limit
+        for _ in range(_GAPS):
+            escape = self._content.rfind(b"\\", max(at, cut - _PIECE_BYTES), cut)
+            if escape < 0 and cut - at >= _PIECE_BYTES:
+                return self._in_front_of_a_character(cut)
+            if escape < 0:
+                break
+            cut = escape
         for piece in _PIECE.finditer(self._content, at, min(limit + _PIECE_BYTES, end)):
             if piece.end() >= limit:
                 cut = piece.start()
                 if self._content[cut] != ord("\\"):
-                    cut = limit
-                    while self._content[cut] & 0xC0 == 0x80 and cut > piece.start():
-                        cut -= 1
+                    cut = max(cut, self._in_front_of_a_character(limit))
                 return cut if cut > at else piece.end()
         return end
+
+    def _in_front_of_a_character(self, at: int) -> int:
+        while self._content[at] & 0xC0 == 0x80:
+            at -= 1
+        return at
 
 
 def _after_blanks(content: mmap.mmap, at: int) -> int:
@@ -150,17 +175,35 @@ def _after_blanks(content: mmap.mmap, at: int) -> int:
     return found.end()
 
 
-def _matched(content: mmap.mmap, at: int, pattern: re.Pattern[bytes], what: str) -> int:
-    found = pattern.match(content, at)
-    if found is None:
-        raise ValueError(f"Expecting {what}: byte {at}")
-    return found.end()
+def _string_end(content: mmap.mmap, at: int) -> int:
+    """Return the end of the string whose first quote is at a byte."""
+    at += 1
+    while True:
+        limit = min(at + _SCANNED_BYTES, len(content))
+        found = _INSIDE.match(content, at, limit)
+        assert found is not None, "no character is a text, too"
+        stop = found.end()
+        if content[stop : stop + 1] == b'"':
+            return stop + 1
+        # An escape may lie across the limit.
+        if limit == len(content) or stop + _PIECE_BYTES < limit:
+            raise ValueError(f"Expecting a whole string: byte {stop}")
+        at = stop
+        _let_go(content, at)
+
+
+def _let_go(content: mmap.mmap, at: int) -> None:
+    """Tell the system that what is in front of a byte need not stay in memory: it is on disk."""
+    if at >= mmap.PAGESIZE:
+        content.madvise(mmap.MADV_DONTNEED, 0, at // mmap.PAGESIZE * mmap.PAGESIZE)
 
 
 def _key(content: mmap.mmap, at: int) -> tuple[int, int, int]:
     """Return the first byte of a key, the one behind it, and the first one of its value."""
     first = _after_blanks(content, at)
-    end = _matched(content, first, _STRING, "a name in double quotes")
+    if content[first : first + 1] != b'"':
+        raise ValueError(f"Expecting a name in double quotes: byte {first}")
+    end = _string_end(content, first)
     colon = _after_blanks(content, end)
     if content[colon : colon + 1] != b":":
         raise ValueError(f"Expecting ':': byte {colon}")
@@ -198,9 +241,13 @@ def _value_end(content: mmap.mmap, at: int) -> int:
                 at = _key(content, inner)[2] if mark == b"{" else inner
                 continue
             at = inner + 1
+        elif mark == b'"':
+            at = _string_end(content, at)
         else:
-            pattern, what = (_STRING, "a whole string") if mark == b'"' else (_SCALAR, "value")
-            at = _matched(content, at, pattern, what)
+            found = _SCALAR.match(content, at)
+            if found is None:
+                raise ValueError(f"Expecting value: byte {at}")
+            at = found.end()
         at = _closed(content, at, open_ones)
         if not open_ones:
             return at

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from itertools import chain
+from typing import NamedTuple
 
 from trainer.config.schema import DataConfig, DataSource
 from trainer.corpus.document import EXCERPT_BYTES, BadDocument, BadRecord, Document, Origin
@@ -31,9 +32,11 @@ def text_documents(data: DataConfig, file: InputFile, span: Span) -> Iterator[Do
     try:
         with readable(file, "data.source=stdlib: library modules" if is_library else FILES) as content:
             following = parts_of(content, span, file.size, separator)
+            may_stay_open = span.end is not None and span.end != file.size
             for number, first in enumerate(following, start=1):
                 parts = Parts(first, following)
-                for found in _documents(_origin(file, span, separator, number, first), first, parts, is_library):
+                origin = _origin(file, span, separator, number, first)
+                for found in _documents(origin, first, _Reading(parts, may_stay_open, is_library)):
                     # A few modules of the library are in other encodings on purpose.
                     if isinstance(found, Document) or not is_library:
                         yield found
@@ -49,17 +52,25 @@ def _origin(file: InputFile, span: Span, separator: bytes, number: int, first: P
     return Origin("byte", first.position, file.path) if span.first else Origin("document", number, file.path)
 
 
-def _documents(origin: Origin, first: Part, parts: Parts, keeps_mark: bool) -> Iterator[Document | BadRecord]:
+class _Reading(NamedTuple):
+    parts: Parts
+    may_stay_open: bool
+    """True if the document may go on behind the span: it is read whole, to know whether it does."""
+    keeps_mark: bool
+    """True if a byte order mark is text."""
+
+
+def _documents(origin: Origin, first: Part, reading: _Reading) -> Iterator[Document | BadRecord]:
     """Yield the document of some parts; its fault, and what is left of it if other units have parts of it, too."""
-    is_part = first.continues or first.state is State.open
-    chunks = _decoded(origin, parts, keeps_mark)
+    parts = reading.parts
+    chunks = _decoded(origin, parts, reading.keeps_mark)
     held: list[str] = []
     bad: BadRecord | None = None
     try:
         # Most documents are one chunk, and their faults are known before they are a document.
         for chunk in chunks:
             held.append(chunk)
-            if len(held) > 1 and chunk.strip() and not is_part:
+            if len(held) > 1 and chunk.strip() and not reading.may_stay_open:
                 break
     except BadDocument as error:
         bad, held = error.record, []
@@ -68,7 +79,7 @@ def _documents(origin: Origin, first: Part, parts: Parts, keeps_mark: bool) -> I
     is_open = parts.state is State.open
     if bad is not None:
         yield bad
-    if is_part or is_open or any(chunk.strip() for chunk in held):
+    if first.continues or is_open or any(chunk.strip() for chunk in held):
         yield Document(origin, chain(held, chunks), continues=first.continues, is_open=is_open)
 
 

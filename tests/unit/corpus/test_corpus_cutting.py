@@ -23,7 +23,7 @@ from trainer.corpus.cutting import cut
 from trainer.corpus.document import BadRecord
 from trainer.corpus.inputs import input_files
 from trainer.corpus.read import documents, read_unit
-from trainer.corpus.units import Compression, InputFile, Kind, Span, Unit
+from trainer.corpus.units import UNIT_BYTES, Compression, InputFile, Kind, Span, Unit
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
 TEXTS = st.lists(TEXT, max_size=6)
@@ -88,15 +88,18 @@ KINDS += [json_file, csv_file, arrow_file, tar_file]
 
 
 @pytest.mark.parametrize("write", KINDS)
-@given(texts=TEXTS, unit_bytes=st.integers(1, 400))
+@given(texts=TEXTS, unit_bytes=st.integers(1, 400), block=st.integers(1, 100))
 @MANY
 def test_the_units_of_a_file_are_the_file(
-    write: Callable[[Path, list[str]], Path], texts: list[str], unit_bytes: int, tmp_path: Path
+    write: Callable[[Path, list[str]], Path], texts: list[str], unit_bytes: int, block: int, tmp_path: Path
 ) -> None:
     data = files_config(write(tmp_path, texts))
-    whole = list(documents(data))
-    # A part of a text is kept also where all of the text is blank.
-    assert [text for text in cut_texts(data, unit_bytes) if text.strip()] == whole
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("separated.BLOCK_BYTES", "json_values._BLOCK_BYTES", "json_lines._BLOCK_BYTES"):
+            patch.setattr(f"trainer.corpus.{module}", block)
+        whole = list(documents(data))
+        # A part of a text is kept also where all of the text is blank.
+        assert [text for text in cut_texts(data, unit_bytes) if text.strip()] == whole
     expected = ["".join(texts)] if write in (text_file, packed_text_file) else texts
     if write in BYTES_MARK:
         expected = [text.removeprefix("\ufeff") for text in expected]
@@ -201,6 +204,13 @@ def test_a_damaged_large_table_is_one_unit_that_says_so(tmp_path: Path) -> None:
     (bad,) = read_unit(data, files, units[0])
     assert isinstance(bad, BadRecord)
     assert "is no good parquet file" in bad.problem
+
+
+def test_a_text_of_several_blocks_is_open_at_the_end_of_its_units(tmp_path: Path) -> None:
+    """In their real sizes: units of 16 MiB are read in blocks of 1 MiB."""
+    text = "a line of a text\n" * (5 << 18)
+    data = files_config(write_text(tmp_path / "a.txt", text))
+    assert cut_texts(data, UNIT_BYTES) == [text]
 
 
 def test_a_part_that_is_no_utf8_is_left_out_by_itself(tmp_path: Path) -> None:
