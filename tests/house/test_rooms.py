@@ -178,6 +178,8 @@ NO_TORCH = (
         "data.tokenizer",
         "data.token_manifest",
         "data.picks",
+        "data.blending",
+        "data.stream_order",
         "data.stream_plan",
         "inference.key_words",
         "inference.model_source",

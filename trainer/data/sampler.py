@@ -29,10 +29,10 @@ class SampleOrder:
 
     Args:
         num_samples: number of samples in the data set, at least 1.
-        seed: the run's seed.
+        seed: the run's seed; with more behind it for another order of the same run.
     """
 
-    def __init__(self, num_samples: int, seed: int) -> None:
+    def __init__(self, num_samples: int, seed: int | str) -> None:
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, but is {num_samples}")
         self.num_samples = num_samples
@@ -45,7 +45,10 @@ class SampleOrder:
         """Return the samples at places `first` to `first + count - 1`, `[count]`."""
         if first < 0:
             raise ValueError(f"places are counted from 0, but first is {first}")
-        places = np.arange(first, first + count, dtype=np.int64)
+        return self.at(np.arange(first, first + count, dtype=np.int64))
+
+    def at(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the samples at places, `[n]`."""
         epochs, offsets = np.divmod(places, self.num_samples)
         samples = np.empty_like(places)
         for epoch in np.unique(epochs):

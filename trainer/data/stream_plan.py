@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,12 +17,14 @@ class SourceShare:
     content: str
     """Hash of its tokens."""
     samples: int
-    """Training samples that it has."""
+    """Training samples that are used of it."""
     rest: int = 0
     """Samples that the first epoch of this segment has: those which the epoch under way had left, and appended ones.
     0: the segment begins with a whole epoch."""
     kept: int = 0
     """Number of the samples of `rest` that were left, drawn as the segment before would have drawn them."""
+    kept_of: str = ""
+    """Name of the source of the segment before that they were left of; empty if nothing was left."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,6 @@ class Segment:
 
     first: int
     seed: int
-    max_samples: int | None
     sources: tuple[SourceShare, ...]
     phases: tuple[Phase, ...]
     """The phases in order; the first begins where the segment does."""
@@ -54,16 +53,6 @@ class StreamPlan:
 
     sample_length: int
     segments: tuple[Segment, ...]
-
-    @property
-    def identity(self) -> str:
-        """Return a hash of everything that decides the stream; for one source it is that of earlier versions."""
-        last = self.segments[-1]
-        if len(self.segments) == 1 and len(last.sources) == 1:
-            decides = f"{last.sources[0].content}:{last.max_samples}:{last.seed}"
-        else:
-            decides = json.dumps(self.to_list(), sort_keys=True)
-        return hashlib.blake2b(decides.encode(), digest_size=16).hexdigest()
 
     def segment_at(self, place: int) -> int:
         """Return the index of the segment that a place belongs to."""

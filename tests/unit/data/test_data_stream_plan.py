@@ -6,14 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.shards import unread
-from tests.unit.data.data_fixtures import config
-from trainer.data.prepared import stream_identity
 from trainer.data.stream_plan import Phase, Segment, SourceShare, StreamPlan
 from trainer.errors import CheckpointError
 
 WEB, CODE = SourceShare("web", "w", 100), SourceShare("code", "c", 50, rest=20, kept=5)
-FIRST = Segment(0, 7, None, (WEB, CODE), (Phase(0, (7, 3)), Phase(40, (1, 1))))
+FIRST = Segment(0, 7, (WEB, CODE), (Phase(0, (7, 3)), Phase(40, (1, 1))))
 PLAN = StreamPlan(128, (FIRST,))
 
 
@@ -49,29 +46,3 @@ def test_segments_follow_each_other() -> None:
     for first in (0, -1):
         with pytest.raises(ValueError, match="must begin behind 0"):
             PLAN.with_segment(replace(FIRST, first=first))
-
-
-def test_one_source_has_the_identity_of_earlier_versions(tmp_path: Any) -> None:
-    prepared = unread(tmp_path, content="the-content")
-    content = prepared.content
-    for most in (None, 12):
-        old = stream_identity(prepared, config(train__seed=5, data__max_samples=most))
-        segment = Segment(0, 5, most, (SourceShare("any", content, 99),), (Phase(0, (1,)),))
-        assert StreamPlan(128, (segment,)).identity == old
-    changed = replace(segment, phases=(Phase(0, (3,)),))
-    assert StreamPlan(128, (changed,)).identity == old
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        replace(FIRST, seed=8),
-        replace(FIRST, max_samples=9),
-        replace(FIRST, sources=(WEB, replace(CODE, content="d"))),
-        replace(FIRST, sources=(CODE, WEB)),
-        replace(FIRST, phases=FIRST.phases[:1]),
-    ],
-)
-def test_everything_that_decides_the_stream_is_in_its_identity(other: Segment) -> None:
-    assert StreamPlan(128, (other,)).identity != PLAN.identity
-    assert PLAN.with_segment(replace(other, first=60)).identity != PLAN.with_segment(replace(FIRST, first=60)).identity
