@@ -136,7 +136,7 @@ def _claim(beginning: Beginning, restarted_by: str | None) -> None:
 
 def _write(beginning: Beginning, plan: RunPlan, prepared: PreparedData) -> None:
     beginning.check_data(prepared)
-    beginning.check_size(plan)
+    beginning.check_size(plan, prepared)
     beginning.write(plan, prepared)
 
 

@@ -12,7 +12,8 @@ from trainer.config.schema import TridentConfig
 from trainer.data.capacity import check_capacity
 from trainer.data.prepare import prepare
 from trainer.data.prepared import PreparedData, stream_identity
-from trainer.data.told import told_documents, told_examples, told_left_out
+from trainer.data.streams import check_epochs, new_stream
+from trainer.data.told import told_documents, told_examples, told_left_out, told_sources
 from trainer.description import describe, plan_record
 from trainer.engine.adam import check_compiler
 from trainer.evaluation.task_names import check_tasks
@@ -52,7 +53,7 @@ class Beginning:
         """
         prepared = self.prepared()
         plan = make_plan(self._config, prepared.vocab_size, attended=prepared.attended)
-        self.check_size(plan)
+        self.check_size(plan, prepared)
         self.claim(restarted_by(os.environ))
         self.write(plan, prepared)
         return plan
@@ -100,13 +101,16 @@ class Beginning:
         self.folder.check_weights(self._config, prepared.vocab_size)
         self.folder.check_data(self._config, stream_identity(prepared, self._config))
 
-    def check_size(self, plan: RunPlan) -> None:
-        """Check that the run may fit into its devices, now that the vocabulary is known. Writes nothing.
+    def check_size(self, plan: RunPlan, prepared: PreparedData) -> None:
+        """Check that the run may fit into its devices, and may read its data so often. Writes nothing.
 
         Raises:
             ConfigError: it surely does not fit.
+            DataError: a source has too few samples.
         """
         self._foresight.refuse_too_large(plan)
+        stream = new_stream(prepared, self._config, self._config.model.seq_length)
+        check_epochs(stream, self._config, plan.run_tokens)
 
     def claim(self, restarted_by: str | None) -> None:
         """Keep other runs out of the folder, and remove files of an earlier start that are in the way of this one.
@@ -137,7 +141,9 @@ class Beginning:
         if prepared.tokenizer_folder is not None:
             self.folder.keep_tokenizer(prepared.tokenizer_folder)
         config = self._config
-        for told in (told_left_out(prepared), told_examples(prepared, config), told_documents(prepared, config)):
-            if told is not None:
-                say(told)
+        stream = new_stream(prepared, config, config.model.seq_length)
+        told = [told_left_out(prepared), told_examples(prepared, config), told_documents(prepared, config)]
+        for line in (*told, *told_sources(prepared, config, stream, plan.run_tokens)):
+            if line is not None:
+                say(line)
         say(describe(plan, foreseen))

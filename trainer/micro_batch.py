@@ -94,6 +94,26 @@ class Documents:
 
 
 @dataclass(frozen=True, eq=False)
+class LossSums:
+    """Sums of the losses of some micro-batches, by source. The head adds to them as it computes."""
+
+    of_rows: torch.Tensor
+    """[B] int64: source of each row of the micro-batch."""
+    sums: torch.Tensor
+    """[sources] fp64: shared by the micro-batches."""
+
+    def add(self, losses: torch.Tensor, first: int = 0) -> None:
+        """Add weighted losses of consecutive tokens, which stand as `[S, B]` does in memory. No host sync.
+
+        Args:
+            losses: [n].
+            first: number of tokens before them.
+        """
+        rows = torch.arange(first, first + len(losses), device=losses.device) % len(self.of_rows)
+        self.sums.index_add_(0, self.of_rows[rows], losses.double())
+
+
+@dataclass(frozen=True, eq=False)
 class MicroBatch:
     """B sequences of S tokens. Made by `MicroBatch.of`."""
 
@@ -114,6 +134,10 @@ class MicroBatch:
     """[] fp32: number by which the sum of its losses is divided. None: its own counted tokens, which makes the mean."""
     count: int | None = None
     """Its counted tokens, on a rank that looks at no labels; None: they follow from labels and weights."""
+    sources: tuple[int, ...] | None = None
+    """Source of each row, in a blend."""
+    losses: LossSums | None = None
+    """Takes the losses of its rows; None: nobody asks."""
 
     @classmethod
     def of(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any, get_args
 
+from trainer.config.blend import Written
 from trainer.config.keys import KEYS, OWNERS, is_list, number_or_word, optional
 from trainer.config.keys import shown_value as shown_value
 from trainer.config.meanings import SCHEMAS, meanings
@@ -47,6 +48,8 @@ def _list(kind: Any) -> str:
 
 
 def _scalar(kind: Any) -> str:
+    if issubclass(kind, Written):
+        return "mapping"
     if issubclass(kind, Enum):
         return " | ".join(f"`{member.value}`" for member in kind)
     names = {bool: "true | false", int: "integer", float: "number", str: "string"}

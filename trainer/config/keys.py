@@ -13,6 +13,7 @@ from operator import attrgetter
 from types import NoneType, UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
+from trainer.config.blend import OF_ALL, Written
 from trainer.config.nearness import nearest
 from trainer.config.other_names import known_elsewhere, near_elsewhere, value_here
 from trainer.config.other_values import NOT_HERE
@@ -24,7 +25,7 @@ def _parts(kind: type, prefix: str = "") -> dict[str, type]:
     """Return the dotted name of each field of `kind` that has keys of its own, from the outside in."""
     found: dict[str, type] = {}
     for name, hint in get_type_hints(kind).items():
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint) and not issubclass(hint, Written):
             found |= {f"{prefix}{name}": hint, **_parts(hint, f"{prefix}{name}.")}
     return found
 
@@ -88,7 +89,11 @@ def shown_value(value: object) -> str:
         value = value.value
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
-    if isinstance(value, tuple):
+    if isinstance(value, Written):
+        value = value.plain()
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}: {shown_value(held)}' for key, held in value.items())}}}"
+    if isinstance(value, (list, tuple)):
         return f"[{','.join(map(shown_value, value))}]"
     return str(value)
 
@@ -150,7 +155,20 @@ def _as_number_or_word(value: object, words: type[Enum]) -> int | float | Enum:
         raise ValueError(f"must be an integer or {joined(member.value for member in words)}") from None
 
 
-def _as_scalar(value: object, kind: Any) -> object:
+def _of_source(key: str, value: object) -> object:
+    """Return the value of a key of one source of a blend, such as data.blend.web.files."""
+    name = f"data.{key.rpartition('.')[2]}"
+    if name in OF_ALL:
+        raise ConfigError(f"{key} cannot be that of one source: all sources of a blend have one {name}")
+    if name not in KEYS:
+        own = (other.rpartition(".")[2] for other in KEYS if other.startswith("data.") and other not in OF_ALL)
+        raise ConfigError(f"there is no key '{key}'{did_you_mean(name.rpartition('.')[2], own)}")
+    return coerce(key, KEYS[name], value)
+
+
+def _as_scalar(key: str, value: object, kind: Any) -> object:
+    if isinstance(kind, type) and issubclass(kind, Written):
+        return kind.read(key, value, _of_source)
     _, words = number_or_word(kind)
     if words is not None:
         return _as_number_or_word(value, words)
@@ -188,9 +206,11 @@ def coerce(key: str, kind: Any, value: object) -> object:
         items = value if isinstance(value, (list, tuple)) else [] if value == "" else [value]
         return tuple(coerce(f"{key}[{index}]", get_args(inner)[0], item) for index, item in enumerate(items))
     try:
-        return _as_scalar(value, inner)
+        return _as_scalar(key, value, inner)
     except ValueError as error:
         guess = ""
+        if isinstance(inner, type) and issubclass(inner, Written):
+            raise ConfigError(f"{key} {error}") from None
         if isinstance(inner, type) and issubclass(inner, Enum):
             guess = _meant_value(key, value, [str(member.value) for member in inner])
         raise ConfigError(f"{key} {error}, but is {_shown(value)}{guess}") from None

@@ -143,6 +143,9 @@ DIFFERENT_MODEL: dict[str, tuple[str, str]] = {
     "eos_token_id eod_token eos_id": ("tokenizer.eos_token", "the text of the token and not its id"),
     "vocab_file merge_file merges_file": ("tokenizer.path", "a tokenizer.json or a folder with one"),
     "dataset training.dataset": ("data.hub_path data.files", "with data=hub for a data set of the hub, or data=files"),
+    "train_data_weights data_weights data_train_weights dataset_weights mixture_weights sampling_weights "
+    "data_mix data_mixture data_mixing dataset_mixer mixture blending data_blending probabilities train_weights "
+    "per_split_data_args_path data_blend": ("data.blend", "which gives each source a weight and keys of its own"),
     "data_path data_paths data_prefix train_data_path train_data_paths dataset_path data_dir dataset_dir": (
         "data.files",
         "a list of paths and globs; with data=megatron of prefixes of .bin and .idx",

@@ -152,7 +152,7 @@ DIFFERENT_RUN: dict[str, tuple[str, str]] = {
         "schedule.decay_steps",
         "in steps and not a share of the run",
     ),
-    "epochs num_epochs max_epochs num_train_epochs n_epochs train_epochs": (
+    "epochs num_epochs num_train_epochs n_epochs train_epochs": (
         "train.steps",
         "in steps and not in epochs",
     ),

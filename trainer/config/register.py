@@ -15,6 +15,7 @@ from typing import Any, Optional, Union, cast, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 
+from trainer.config.blend import Written
 from trainer.config.keys import is_list, number_or_word, optional
 from trainer.config.schema import TridentConfig
 from trainer.config.searched import SCHEMA_NAME as SCHEMA_NAME
@@ -28,6 +29,9 @@ def enum_twin(kind: type[Enum]) -> type[Enum]:
 
 def _twin_annotation(kind: Any) -> Any:
     inner, may_be_none = optional(kind)
+    if isinstance(inner, type) and issubclass(inner, Written):
+        # OmegaConf holds the mapping; what may be in it is checked when the config is built.
+        return dict[str, Any]
     if dataclasses.is_dataclass(inner):
         twin: Any = mutable_twin(cast(type, inner))
     elif is_list(inner):
@@ -47,6 +51,8 @@ def _twin_default(field: dataclasses.Field[Any]) -> Any:
         return dataclasses.field(default_factory=mutable_twin(cast(type, field.default_factory)))
     if isinstance(field.default, tuple):
         return dataclasses.field(default_factory=functools.partial(list, tuple(map(_twin_value, field.default))))
+    if isinstance(field.default, Written):
+        return dataclasses.field(default_factory=field.default.plain)
     return dataclasses.field(default=_twin_value(field.default))
 
 

@@ -95,6 +95,7 @@ POSITIVE: tuple[str, ...] = (
     "optimizer.lr",
     "optimizer.eps",
     "train.spike_sigmas",
+    "data.max_epochs",
 )
 NOT_NEGATIVE: tuple[str, ...] = (
     "model.norm_offset",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from trainer.config.blend_sources import READY_MADE, source_configs
 from trainer.config.plan import resolved_decay_steps
 from trainer.config.rules_common import Case, Rule, neighbours, use
 from trainer.config.schema import (
@@ -51,7 +52,8 @@ def decay(case: Case) -> Iterator[str]:
 
 def evaluation(case: Case) -> Iterator[str]:
     """Evaluation has data that were held out."""
-    if case.config.train.eval_every > 0 and case.config.data.validation_fraction == 0:
+    fractions = [one.data.validation_fraction for one in source_configs(case.config).values()]
+    if case.config.train.eval_every > 0 and not any(fractions or [case.config.data.validation_fraction]):
         yield (
             f"train.eval_every={case.config.train.eval_every} needs data.validation_fraction > 0, but it is 0; "
             "use data.validation_fraction=0.02, or train.eval_every=0"
@@ -62,6 +64,8 @@ def data_source(case: Case) -> Iterator[str]:
     """The source has the data that it reads, and no key is given that it does not read."""
     data = case.config.data
     source = data.source
+    if data.blend.sources:
+        return  # each of them is judged by `rules_blend`
     if source in NEEDS_FILES and not data.files:
         what = "[corpus/*.jsonl]" if source is DataSource.files else "[corpus_text_document]"
         yield f"data.source={source.value} needs data.files; for example data.files={what}"
@@ -108,7 +112,7 @@ def vocabulary(case: Case) -> Iterator[str]:
     """Every id of the tokenizer has an embedding row, and rows without an id are wanted."""
     model, tokenizer = case.config.model, case.config.tokenizer
     size = model.vocab_size
-    if size is None or size < 1 or case.config.data.source in (DataSource.synthetic, DataSource.megatron):
+    if size is None or size < 1 or case.config.data.source in READY_MADE:
         return
     if tokenizer.kind is TokenizerKind.pretrained:
         return  # known once the tokenizer is loaded
@@ -129,17 +133,22 @@ def vocabulary(case: Case) -> Iterator[str]:
         )
 
 
-def sources_without_text(case: Case) -> Iterator[str]:
-    """Sources with ready-made ids have a given vocabulary and train no tokenizer."""
-    source, tokenizer = case.config.data.source, case.config.tokenizer
-    if source not in (DataSource.synthetic, DataSource.megatron):
-        return
-    if case.config.model.vocab_size is None:
+def vocabulary_of_ids(case: Case) -> Iterator[str]:
+    """Sources with ready-made ids have a given vocabulary."""
+    source = case.config.data.source
+    if source in READY_MADE and not case.config.data.blend.sources and case.config.model.vocab_size is None:
         example = 2048 if source is DataSource.synthetic else 50257
         yield (
             f"data.source={source.value} needs model.vocab_size, since its ids come without a tokenizer; "
             f"for example model.vocab_size={example}"
         )
+
+
+def tokenizer_of_ids(case: Case) -> Iterator[str]:
+    """Sources with ready-made ids train no tokenizer."""
+    source, tokenizer = case.config.data.source, case.config.tokenizer
+    if source not in READY_MADE or case.config.data.blend.sources:
+        return
     if source is DataSource.synthetic and tokenizer != TokenizerConfig():
         yield "tokenizer.* has no effect with data.source=synthetic; leave it out"
     untrained = tokenizer.kind is TokenizerKind.pretrained or tokenizer == TokenizerConfig()
@@ -237,7 +246,8 @@ RULES: tuple[Rule, ...] = (
     data_source,
     tokenizer_settings,
     vocabulary,
-    sources_without_text,
+    vocabulary_of_ids,
+    tokenizer_of_ids,
     documents,
     tokenising,
     checkpoints,

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from trainer.config.blend import ONE_SOURCE, Blend, BlendPhase
+
 
 class DataSource(Enum):
     """Source of the training text."""
@@ -102,6 +104,17 @@ class DataConfig:
     """hub: configuration (subset) of the data set."""
     hub_split: str = "train"
     """hub: split to read, or several as train+test, or parts of them as train[:1000] or train[10%:20%]."""
+    blend: Blend = ONE_SOURCE
+    """Sources that are read side by side, each with a weight and keys of data of its own, as {web: {weight: 0.7, files:
+    [web/*.jsonl]}, code: {weight: 0.3, hub_path: code}}; a key that a source does not have is that of data. Each is
+    prepared, read in epochs and evaluated (eval/loss/NAME) on its own. Over any part of the run from its beginning each
+    has had its share of the samples, to one sample. {}: data is the only source (docs/data.md)."""
+    blend_schedule: tuple[BlendPhase, ...] = ()
+    """Weights of the sources of data.blend from a token of the run on, as [{at_tokens: 1000000, weights: {web: 0.5,
+    code: 0.5}}], in order; each entry names all sources. []: the weights of data.blend hold to the end."""
+    max_epochs: float | None = None
+    """Largest number of times that the run may read a source; one that it would read more often is refused at the
+    start. null: sources are read again and again, which the start says."""
     max_documents: int | None = None
     """Largest number of documents that are read from the source. null: all."""
     validation_fraction: float = 0.02

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from trainer.config import (
     rules_batch,
+    rules_blend,
     rules_cluster,
     rules_examples,
     rules_frozen,
@@ -39,6 +40,7 @@ ARITHMETIC: tuple[Rule, ...] = (
 _ALWAYS: tuple[Rule, ...] = (
     *rules_ranges.RULES,
     *rules_training.RULES,
+    *rules_blend.RULES,
     *rules_batch.RULES,
     *rules_examples.RULES,
     *rules_logging.RULES,

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from trainer.config.blend import Written
 from trainer.config.keys import OWNERS, build, flatten
 from trainer.config.schema import TridentConfig
 from trainer.config.yaml_file import one_line
@@ -19,6 +20,10 @@ def plain(value: object) -> object:
     """Return a value of a config as YAML holds it: enums as their values, tuples as lists."""
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, Written):
+        value = value.plain()
+    if isinstance(value, Mapping):
+        return {key: plain(held) for key, held in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return value
@@ -52,12 +57,16 @@ def literal(value: object) -> object:
     """Return a value in a form in which OmegaConf looks for no interpolations."""
     if isinstance(value, list):
         return [literal(item) for item in value]
+    if isinstance(value, dict):
+        return {key: literal(held) for key, held in value.items()}
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _unescaped(value: object) -> object:
     if isinstance(value, list):
         return [_unescaped(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _unescaped(held) for key, held in value.items()}
     if isinstance(value, str) and "${" in value:
         return re.sub(r"(\\*)\\\$\{", lambda match: match[1][: len(match[1]) // 2] + "${", value)
     return value

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from trainer.config.plan import RunPlan
-from trainer.data.capacity import check_training_capacity, check_validation_capacity
+from trainer.data.capacity import check_training_capacity, check_validation_capacity, evaluated_sources
 from trainer.data.dataset import SampleStream
 from trainer.data.ledger import ledger_after
 from trainer.data.picks import EVERYTHING, Needs, Rows, of_one_source
-from trainer.data.prepared import PreparedData, samples_of
-from trainer.data.sampler import SampleOrder
+from trainer.data.prepared import PreparedData, sources_of
+from trainer.data.stream_order import named_order
+from trainer.data.stream_plan import StreamPlan
+from trainer.data.streams import epochs_at, new_stream
 from trainer.data.token_files import TRAIN, VALIDATION
 from trainer.errors import DataError
 from trainer.micro_batch import IGNORED, Documents, MicroBatch, Place
@@ -42,6 +47,11 @@ class BatchSource:
         self._dp_rank = dp_rank
         self._device = device
         self._needs = needs
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the sources of a blend; one for data that are none."""
+        return self._stream.names
 
     @property
     def tokens(self) -> int:
@@ -80,6 +90,8 @@ class BatchSource:
                 # The loss of the last stage is divided by it on every rank.
                 count = inputs.numel() if found.counts is None else int(found.counts[here].sum())
                 batch = replace(batch, count=count)
+            if len(self.names) > 1:
+                batch = replace(batch, sources=tuple(found.sources[here].tolist()))
             batches.append(batch)
         return batches
 
@@ -96,17 +108,26 @@ class BatchSource:
     def _size(self, step: int | None) -> int:
         return self._plan.global_batch_size if step is None else self._plan.batch_sizes.at(step)
 
-    def sample_ids(self, position: int, step: int | None = None) -> list[int]:
-        """Return the indices of the data set's samples that the global batch at `position` holds, in order. Local.
+    def epochs(self, position: int) -> dict[str, float]:
+        """Return `data/epochs/NAME` of each source: how often it has been read when `position` is reached."""
+        plan = self._stream.plan
+        if plan is None:
+            return {}
+        found = epochs_at(plan, position // plan.sample_length)
+        return {f"data/epochs/{name}": epochs for name, epochs in found.items()}
 
-        As long as a sequence is one sample, the i-th index is that of the batch's i-th sequence.
+    def sample_ids(self, position: int, step: int | None = None) -> Sequence[int | str]:
+        """Return the indices of the samples that the global batch at `position` holds, in order. Local.
+
+        Of a blend each is NAME:INDEX, with the name of its source. As long as a sequence is one sample, the i-th index
+        is that of the batch's i-th sequence.
 
         Args:
             position: place in the stream, in tokens.
             step: that trains on them; None: the batch is a full one.
         """
         count = self.tokens if step is None else self._plan.tokens_of_step(step)
-        return [int(sample) for sample in self._stream.picks(position, count).samples]
+        return self._stream.named(position, count)
 
     def _sequences(self, position: int, rows: npt.NDArray[np.int64], needs: Needs) -> Rows:
         seq_length, vocab_size = self._plan.execution.seq_length, self._plan.model.vocab_size
@@ -116,7 +137,7 @@ class BatchSource:
             if ids is None or ids.max() < vocab_size:
                 continue
             row, place = np.unravel_index(int(ids.argmax()), ids.shape)
-            sample = self._stream.picks(int(starts[row] + place), 1).samples[0]
+            sample = self._stream.named(int(starts[row] + place), 1)[0]
             raise DataError(
                 f"every token id must be less than the vocabulary's size ({vocab_size}), but sample {sample} of the "
                 f"data holds {ids.max()}; set model.vocab_size to that of the tokenizer that made them",
@@ -149,40 +170,62 @@ def needs_of(plan: RunPlan, stage: int) -> Needs:
 def training_batches(
     prepared: PreparedData,
     plan: RunPlan,
-    sample_length: int,
+    stream: StreamPlan | int,
     dp_rank: int,
     device: torch.device,
     needs: Needs = EVERYTHING,
 ) -> BatchSource:
-    """Return the training data of a rank, shuffled by the run's seed in samples of `sample_length` tokens.
+    """Return the training data of a rank.
+
+    Args:
+        prepared: the data.
+        plan: numbers of the run.
+        stream: plan of the stream; or the length of its samples, for a run that begins.
+        dp_rank: place among the ranks that read different samples.
+        device: the device of the tensors.
+        needs: the tokens that this rank looks at.
 
     Raises:
-        DataError: there are fewer samples than one global batch.
+        DataError: there are fewer samples than one global batch, or a source has none.
     """
     config = plan.config
     check_training_capacity(prepared, config)
-    dataset = samples_of(prepared, config.data, TRAIN, sample_length, config.data.max_samples, IGNORED)
-    if len(dataset) == 0:
-        raise DataError(
-            f"the training data must hold at least one sample of {sample_length} tokens, the sequence length that this "
-            f"run began with, but hold {prepared.train_tokens} tokens; use the data that it began with"
-        )
-    order = of_one_source(SampleOrder(len(dataset), config.train.seed).samples)
-    return BatchSource(SampleStream([dataset], order), plan, dp_rank, device, needs)
+    if isinstance(stream, int):
+        stream = new_stream(prepared, config, stream)
+    sources = sources_of(prepared, config)
+    samples = [source.samples(TRAIN, stream.sample_length, IGNORED) for source in sources]
+    names = [source.name for source in sources]
+    return BatchSource(SampleStream(samples, named_order(stream, names), names, stream), plan, dp_rank, device, needs)
+
+
+class HeldOut(NamedTuple):
+    """The validation data of a source, as a rank reads them."""
+
+    name: str
+    weight: float
+    """Weight of its loss in the mean over all sources."""
+    batches: BatchSource
 
 
 def validation_batches(
     prepared: PreparedData, plan: RunPlan, dp_rank: int, device: torch.device, needs: Needs = EVERYTHING
-) -> BatchSource:
-    """Return the validation data of a rank: from the start in fixed order, again from the start when they end.
+) -> list[HeldOut]:
+    """Return the validation data of each source: from the start in fixed order, again from the start when they end.
 
     Raises:
-        DataError: there is not one sample.
+        DataError: one has not one sample.
     """
-    check_validation_capacity(prepared, plan.config)
-    dataset = samples_of(prepared, plan.config.data, VALIDATION, plan.execution.seq_length, ignored=IGNORED)
+    config, found = plan.config, []
+    check_validation_capacity(prepared, config)
+    weights = config.data.blend.plain_weights()
+    for source in evaluated_sources(prepared, config):
+        samples = source.samples(VALIDATION, plan.execution.seq_length, IGNORED)
+        stream = SampleStream([samples], of_one_source(partial(_in_order, len(samples))), [source.name])
+        found.append(
+            HeldOut(source.name, weights.get(source.name, 1.0), BatchSource(stream, plan, dp_rank, device, needs))
+        )
+    return found
 
-    def in_order(first: int, count: int) -> npt.NDArray[np.int64]:
-        return np.arange(first, first + count, dtype=np.int64) % len(dataset)
 
-    return BatchSource(SampleStream([dataset], of_one_source(in_order)), plan, dp_rank, device, needs)
+def _in_order(samples: int, first: int, count: int) -> npt.NDArray[np.int64]:
+    return np.arange(first, first + count, dtype=np.int64) % samples

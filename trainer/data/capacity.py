@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.config.schema import TridentConfig
-from trainer.data.prepared import PreparedData
+from trainer.data.prepared import PreparedData, Source, sources_of, those_of
 from trainer.errors import DataError
 
 
@@ -40,17 +40,23 @@ def check_training_capacity(prepared: PreparedData, config: TridentConfig) -> No
 
 
 def check_validation_capacity(prepared: PreparedData, config: TridentConfig) -> None:
-    """Check that the validation data hold at least one sequence.
+    """Check that the validation data of each source hold at least one sequence.
 
     Raises:
         DataError: there are fewer.
     """
-    if sequences(prepared, prepared.validation_tokens, config.model.seq_length) == 0:
-        raise DataError(
-            f"the validation data must hold at least one sequence of {config.model.seq_length} tokens, but hold "
-            f"{prepared.validation_tokens} tokens; use more data, raise data.validation_fraction, or set "
-            "train.eval_every=0"
-        )
+    for source in evaluated_sources(prepared, config):
+        if sequences(source.prepared, source.prepared.validation_tokens, config.model.seq_length) == 0:
+            raise DataError(
+                f"the validation data must hold at least one sequence of {config.model.seq_length} tokens, but "
+                f"{those_of(source)}hold {source.prepared.validation_tokens} tokens; use more data, raise "
+                "data.validation_fraction, or set train.eval_every=0"
+            )
+
+
+def evaluated_sources(prepared: PreparedData, config: TridentConfig) -> list[Source]:
+    """Return the sources of which something is held out: those that are evaluated."""
+    return [source for source in sources_of(prepared, config) if source.data.validation_fraction > 0]
 
 
 def sequences(prepared: PreparedData, tokens: int, seq_length: int) -> int:

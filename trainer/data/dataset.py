@@ -11,6 +11,7 @@ import numpy.typing as npt
 from trainer.data.packing import BEGINS, counted_labels, labels_of
 from trainer.data.picks import EVERYTHING, NOTHING, ONE_SOURCE, Needs, Order, Picks, Rows, Samples
 from trainer.data.shard_set import ShardSet
+from trainer.data.stream_plan import StreamPlan
 
 MOST_SAMPLES = 256
 """Number of samples from which the mean length of documents is taken."""
@@ -130,10 +131,20 @@ class SampleStream:
     Args:
         sources: the samples of each source, L tokens each.
         order: gives the source and the sample at each place.
+        names: names of the sources.
+        plan: the plan that the order follows; None: it follows none.
     """
 
-    def __init__(self, sources: Sequence[Samples], order: Order) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Samples],
+        order: Order,
+        names: Sequence[str] = ("data",),
+        plan: StreamPlan | None = None,
+    ) -> None:
+        self.plan = plan
         self.sources = tuple(sources)
+        self.names = tuple(names)
         self._order = order
         self._length = self.sources[0].seq_length
 
@@ -141,6 +152,13 @@ class SampleStream:
         """Return the samples that the stretch of `tokens` tokens from `start` touches, in order."""
         first, last = start // self._length, (start + tokens - 1) // self._length
         return self._order(first, last - first + 1)
+
+    def named(self, start: int, tokens: int) -> list[int | str]:
+        """Return the same samples as people read them: their indices, of several sources each behind its name."""
+        sources, samples = self.picks(start, tokens)
+        if len(self.names) == 1:
+            return list(map(int, samples))
+        return [f"{self.names[source]}:{sample}" for source, sample in zip(sources, samples, strict=True)]
 
     def sequences(self, starts: npt.NDArray[np.int64], seq_length: int, needs: Needs = EVERYTHING) -> Rows:
         """Return the n sequences of S tokens that begin at `starts` [n]."""

@@ -20,6 +20,7 @@ from trainer.config.places import absolute_path
 from trainer.config.schema import DataConfig, DataSource, Dedup, OnBadRecord, RecordKind, TokenizerKind, TridentConfig
 from trainer.corpus.inputs import file_identity, identity
 from trainer.corpus.wording import reason
+from trainer.data.blended import blended, blended_where_there
 from trainer.data.build.assembly import Assembled, Parts, assemble
 from trainer.data.build.chosen import DamagedUnit, Places
 from trainer.data.build.run import do_units
@@ -79,6 +80,8 @@ def prepare(config: TridentConfig, say: Say | None = None, node: Share = ALONE) 
         PeerLostError: a process that tokenises stands still.
         StorageError: the cache's disk is full, read-only or failing.
     """
+    if config.data.blend.sources:
+        return blended(config, lambda own: prepare(own, say, node))
     folder = cache_folder(config) / _fingerprint(config)
     check_readable(folder)
     manifest = read_manifest(folder)
@@ -102,14 +105,15 @@ def prepare(config: TridentConfig, say: Say | None = None, node: Share = ALONE) 
 
 
 def look_up(config: TridentConfig) -> tuple[Path, PreparedData | None]:
-    """Return the cache folder of a config's data, and the data if they are there. Builds and writes nothing.
+    """Return a config's cache folder, or of a blend the cache, and the data if they are there. Writes nothing.
 
     Raises:
         DataError: source, tokenizer or cache folder cannot be used, or vocabularies do not fit.
     """
+    if config.data.blend.sources:
+        return cache_folder(config), blended_where_there(config, lambda own: look_up(own)[1])
     folder = cache_folder(config) / _fingerprint(config)
-    manifest = read_manifest(folder)
-    return folder, None if manifest is None else _opened(config, folder, manifest)
+    return folder, None if (manifest := read_manifest(folder)) is None else _opened(config, folder, manifest)
 
 
 def _silent(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from trainer.data.picks import Samples
 from trainer.data.shard_set import ShardSet
 from trainer.data.token_files import TRAIN, VALIDATION, Packed
 from trainer.data.token_manifest import Manifest
+
+ALONE = "data"
+"""Name of the source of a run that has only one."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class PreparedData:
     """Hash of the places at which documents of text end, if the run looks at them."""
     attended: float | None = None
     """Mean number of tokens, in its sequence, of the document of a token; None if documents see each other."""
+    sources: tuple[Source, ...] = ()
+    """Sources of a blend, whose shards these are, one behind the other; none where there is one source."""
 
     @property
     def train_tokens(self) -> int:
@@ -56,18 +62,53 @@ class PreparedData:
         return ShardSet(self.folder, self.manifest.parts.get(part, ()))
 
 
+@dataclass(frozen=True)
+class Source:
+    """A source of the stream that a run reads."""
+
+    name: str
+    data: DataConfig
+    """Its keys."""
+    prepared: PreparedData
+
+    def samples(self, part: str, length: int, ignored: int = -1) -> Samples:
+        """Return its samples of a part. See `samples_of`; those to train on are `data.max_samples` at most."""
+        most = self.data.max_samples if part == TRAIN else None
+        return samples_of(self.prepared, self.data, part, length, most, ignored)
+
+
+def sources_of(prepared: PreparedData, config: TridentConfig) -> tuple[Source, ...]:
+    """Return the sources of a run's data, in the order of the blend; where there is no blend the one is called data."""
+    return prepared.sources or (Source(ALONE, config.data, prepared),)
+
+
+def those_of(source: Source) -> str:
+    """Return words that say of which source of a blend data are; nothing where there is one source."""
+    return "" if source.name == ALONE else f"those of data.blend.{source.name} "
+
+
 def looks_at_documents(data: DataConfig) -> bool:
     """Return whether a run must know where documents of text end."""
     return data.mask_documents or data.boundary_label is BoundaryLabel.ignore
 
 
 def stream_identity(prepared: PreparedData, config: TridentConfig) -> str:
-    """Return a hash of everything that decides the order of the training stream, for samples of one length."""
-    decides = f"{prepared.content}:{config.data.max_samples}:{config.train.seed}"
-    if prepared.boundaries is not None:
-        data = config.data
-        decides += f":{prepared.boundaries}:{data.mask_documents}:{data.boundary_label.value}"
+    """Return a hash of everything that decides the training stream of a run that begins, for samples of one length."""
+    data, seed = config.data, config.train.seed
+    found = [_source_identity(source.prepared, source.data) for source in sources_of(prepared, config)]
+    if prepared.sources:
+        blend = [data.blend.plain_weights(), [phase.plain() for phase in data.blend_schedule]]
+        decides = json.dumps([seed, found, blend])
+    else:
+        ((content, most, *documents),) = found
+        decides = ":".join(map(str, [content, most, seed, *documents]))
     return hashlib.blake2b(decides.encode(), digest_size=16).hexdigest()
+
+
+def _source_identity(prepared: PreparedData, data: DataConfig) -> list[object]:
+    if prepared.boundaries is None:
+        return [prepared.content, data.max_samples]
+    return [prepared.content, data.max_samples, prepared.boundaries, data.mask_documents, data.boundary_label.value]
 
 
 def samples_of(

@@ -5,16 +5,17 @@ Each source is read in epochs of its own, every one in another order; the blend 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.data.blending import Blending
-from trainer.data.picks import Picks
+from trainer.data.picks import Order, Picks
 from trainer.data.sampler import SampleOrder
 from trainer.data.stream_plan import Segment, SourceShare, StreamPlan
+from trainer.errors import DataError
 
 Indices = npt.NDArray[np.int64]
 Continues = Callable[[SourceShare, SourceShare], bool]
@@ -44,15 +45,45 @@ class StreamOrder:
             raise ValueError(f"places are counted from 0, but first is {first}")
         places = np.arange(first, first + count, dtype=np.int64)
         sources, samples = np.empty_like(places), np.empty_like(places)
-        of_segment = np.searchsorted(self._firsts, places, side="right") - 1
+        of_segment = self.segments(first, count)
         for index in np.unique(of_segment):
             here = of_segment == index
             sources[here], samples[here] = self._segments[index].at(places[here])
         return Picks(sources, samples)
 
-    def counts(self, place: int) -> dict[str, int]:
-        """Return how many samples of each source stand before a place, since its segment began, by name."""
-        return self._segments[int(np.searchsorted(self._firsts, place, side="right")) - 1].counts(place)
+    def segments(self, first: int, count: int) -> Indices:
+        """Return the segment of each place from `first`, [count]."""
+        return np.searchsorted(self._firsts, np.arange(first, first + count), side="right") - 1
+
+    def counts(self, segment: int, place: int) -> dict[str, int]:
+        """Return how many samples of each source of a segment stand in it before a place, by name."""
+        return self._segments[segment].counts(place)
+
+
+def named_order(plan: StreamPlan, names: Sequence[str]) -> Order:
+    """Return the order of a stream, in which a source's index is that of its name in `names`.
+
+    Raises:
+        ValueError: a source of the last segment is not among them.
+    """
+    order = StreamOrder(plan)
+    here = {name: index for index, name in enumerate(names)}
+    indices = [np.array([here.get(one.name, -1) for one in segment.sources]) for segment in plan.segments]
+    if (indices[-1] < 0).any():
+        raise ValueError(f"the stream must read sources of {names}, but reads others")
+
+    def picks(first: int, count: int) -> Picks:
+        found = order.picks(first, count)
+        segments = order.segments(first, count)
+        sources = np.empty_like(found.sources)
+        for segment in np.unique(segments):
+            of_it = segments == segment
+            sources[of_it] = indices[segment][found.sources[of_it]]
+        if (sources < 0).any():
+            raise DataError("a source that the run read before its data were changed must still be there, but is not")
+        return Picks(sources, found.samples)
+
+    return picks
 
 
 class _SegmentOrder:
@@ -82,8 +113,8 @@ class _SegmentOrder:
         return sources, samples
 
     def counts(self, place: int) -> dict[str, int]:
-        """Return how many samples of each source stand before a place of the segment, by name."""
-        found = self._blending.counts(place - self.segment.first)
+        """Return how many samples of each source stand in the segment before a place, by name."""
+        found = self._blending.counts(max(0, place - self.segment.first))
         return {source.name: int(count) for source, count in zip(self.segment.sources, found, strict=True)}
 
     def samples(self, source: int, ordinals: Indices) -> Indices:
@@ -122,7 +153,7 @@ def continued(plan: StreamPlan, wanted: Segment, place: int, continues: Continue
     if place <= plan.segments[0].first:
         return StreamPlan(plan.sample_length, (wanted,))
     kept = tuple(segment for segment in plan.segments if segment.first < place)
-    last, counts = kept[-1], StreamOrder(StreamPlan(plan.sample_length, kept)).counts(place)
+    last, counts = kept[-1], StreamOrder(StreamPlan(plan.sample_length, kept)).counts(-1, place)
     sources = tuple(_continued(source, last, counts, continues) for source in wanted.sources)
     now = [phase for phase in wanted.phases if phase.first <= place][-1]
     later = tuple(phase for phase in wanted.phases if phase.first > place)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from trainer.config.schema import TridentConfig
 from trainer.data.build.assembly import SKIPPED
 from trainer.data.prepared import PreparedData
+from trainer.data.stream_plan import StreamPlan
+from trainer.data.streams import epochs_at
 
 
 def told_examples(prepared: PreparedData, config: TridentConfig) -> str | None:
@@ -47,3 +51,23 @@ def told_documents(prepared: PreparedData, config: TridentConfig) -> str | None:
         f"data    documents do not see each other: a token's own has {prepared.attended:,.0f} of the "
         f"{config.model.seq_length} tokens of its sequence in the mean"
     )
+
+
+def told_sources(prepared: PreparedData, config: TridentConfig, stream: StreamPlan, tokens: int) -> Iterator[str]:
+    """Yield a line for each source of a blend: its share at the beginning, its samples, how often the run reads it.
+
+    Args:
+        prepared: the data.
+        config: config of the run.
+        stream: plan of the stream.
+        tokens: tokens of the whole run.
+    """
+    weights = config.data.blend.plain_weights()
+    epochs = epochs_at(stream, -(-tokens // stream.sample_length))
+    for source in stream.segments[-1].sources if prepared.sources else ():
+        share, often = weights[source.name] / sum(weights.values()), epochs[source.name]
+        again = f", {often:.2f} times: its samples repeat" if often > 1 else f", {often:.0%} of them"
+        yield (
+            f"data    {source.name}: {share:.1%} of the stream; the run reads its {source.samples:,} samples of "
+            f"{stream.sample_length} tokens{again}"
+        )

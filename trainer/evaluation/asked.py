@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 from trainer.checkpoint.manifest import IMPORTED_FROM
 from trainer.config.compose import recompose
+from trainer.config.keys import joined
 from trainer.config.places import source_key, unwritable
 from trainer.config.rules_common import Case
 from trainer.config.rules_training import data_source
@@ -148,6 +149,12 @@ def _data(options: EvaluateOptions, source: ModelSource) -> AskedData | None:
     saved = replace(source.saved, model=replace(source.saved.model, vocab_size=source.manifest.vocab_size))
     start = replace(saved, data=DataConfig()) if names_source else saved
     config = recompose(start, told, ["data"]) if told else start
+    if config.data.blend.sources:
+        raise ConfigError(
+            f"an evaluation reads one source, but the run's data.blend has {joined(config.data.blend.names, 'and')}; "
+            "name one with its keys",
+            hints=["for example data.source=files 'data.files=[texts/*.txt]'"],
+        )
     problems = list(data_source(Case(config, None, None)))
     part = options.part or ("all" if names_source else "validation")
     if part == "validation" and config.data.validation_fraction == 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from trainer.data.batches import BatchSource
@@ -28,3 +30,14 @@ def evaluate(engine: Engine, source: BatchSource, num_batches: int, session: Ses
     losses = torch.where(counted > 0, torch.stack([one.loss for one in found]), 0.0)
     # Each by its share of the tokens: exactly 1 where all batches have as many.
     return float((losses * (counted / counted.mean()).float()).mean())
+
+
+def mean_loss(losses: Sequence[float], weights: Sequence[float]) -> float:
+    """Return the mean of the sources' losses by their weights; of all alike where none of them has a weight.
+
+    A loss that is NaN, of a source in which nothing counts, makes it NaN.
+    """
+    if len(losses) == 1:
+        return losses[0]
+    weights = weights if any(weights) else [1.0] * len(losses)
+    return sum(loss * weight for loss, weight in zip(losses, weights, strict=True) if weight) / sum(weights)

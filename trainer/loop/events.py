@@ -55,8 +55,8 @@ class SkippedBatch:
     step: int
     position: int
     """First token of the batch in the training stream."""
-    samples: tuple[int, ...]
-    """Indices in the training data, in the order of the batch."""
+    samples: tuple[int | str, ...]
+    """Indices in the training data, in the order of the batch; of a blend each behind the name of its source."""
     loss: float
     limit: float
     """Limit of the spike policy for the loss; infinity without a policy."""

@@ -11,15 +11,16 @@ from typing import NamedTuple
 
 import torch
 
-from trainer.data.batches import BatchSource
+from trainer.data.batches import BatchSource, HeldOut
 from trainer.data.ledger import short_ledger
 from trainer.engine.face import Engine
 from trainer.engine.learning_rate import learning_rate
 from trainer.log import say, warn
-from trainer.loop.evaluate import evaluate
+from trainer.loop.evaluate import evaluate, mean_loss
 from trainer.loop.events import Hook, RunEnd, SkippedBatch, StepReport
 from trainer.loop.session import Session
 from trainer.loop.skips import SkipPolicy
+from trainer.loop.source_losses import SourceLosses
 from trainer.loop.state import TrainState
 from trainer.loop.step_data import StepData, StepStart
 from trainer.loop.stop import StopRequest
@@ -30,8 +31,8 @@ class Batches(NamedTuple):
     """The data that a rank reads."""
 
     training: BatchSource
-    validation: BatchSource | None = None
-    """Data to evaluate on; None for no evaluation."""
+    validation: Sequence[HeldOut] = ()
+    """Data of each source to evaluate on; none for no evaluation."""
 
 
 def _end_failed(hooks: Sequence[Hook], end: RunEnd) -> None:
@@ -98,6 +99,8 @@ class Loop:
     go_back: Callable[[], TrainState]
     """Loads the last checkpoint into the engine and returns its progress; for `spike_policy=rewind`. Collective."""
     _window: StepWindow = field(default_factory=StepWindow, init=False)
+    _losses: SourceLosses | None = field(default=None, init=False)
+    """Losses of the sources in the step under way, if it is a blend and the step reports."""
 
     def __post_init__(self) -> None:
         """Begin to judge losses from the saved state on."""
@@ -149,16 +152,17 @@ class Loop:
     def _step(self, step: int) -> str | None:
         """Run one step and everything that follows it; return the status if the run ends before its last step."""
         is_last = step == self._train.steps
+        evaluates = bool(self.batches.validation) and _every(self._train.eval_every, step)
+        reports = step == 1 or is_last or evaluates or _every(self._train.log_every, step)
         rate = learning_rate(step, self._optimizer, self._schedule, self._train.steps, self.session.plan.decay_steps)
-        goes_back = self._train_step(step, rate)
+        goes_back = self._train_step(step, rate, reports)
         self.stop.install()
         self.session.progress.enter("hooks")
         if goes_back:
             self._rewind()
             return None
         stopping = self.stop.agreed() and not is_last
-        evaluates = self.batches.validation is not None and _every(self._train.eval_every, step) and not stopping
-        reports = step == 1 or is_last or stopping or evaluates or _every(self._train.log_every, step)
+        evaluates, reports = evaluates and not stopping, reports or stopping
         # Also before a save: it would wait for the device anyway, and that time is the step's.
         if reports or any(hook.waits_for_device(step) for hook in self.hooks):
             self._window.read()
@@ -176,7 +180,7 @@ class Loop:
             say(f"asked to stop: ended after step {step}")
         return "stopped" if stopping else None
 
-    def _train_step(self, step: int, rate: float) -> bool:
+    def _train_step(self, step: int, rate: float, reports: bool) -> bool:
         """Train one step, move the state on, and return whether the run must go back to a checkpoint."""
         plan = self.session.plan
         self.session.progress.begin_step(step)
@@ -184,7 +188,11 @@ class Loop:
         position, limit = self.state.position, self._skips.spikes.limit()
         batch = self._data.take(StepStart(step, position, self.state.sample_ledger))
         self._window.data_arrived()
-        result = self.engine.train_step(batch.micro_batches, rate, limit)
+        micro_batches, names = batch.micro_batches, self.batches.training.names
+        self._losses = SourceLosses(names, micro_batches, self.session.groups) if reports and len(names) > 1 else None
+        if self._losses is not None:
+            micro_batches = self._losses.micro_batches
+        result = self.engine.train_step(micro_batches, rate, limit)
         self._window.add(result)
         self.state.step = step
         tokens = plan.tokens_of_step(step)
@@ -224,20 +232,27 @@ class Loop:
         return _Busy(own_ms, 1000 * seconds / reading.steps, bubble)
 
     def _evaluate(self, step: int) -> float:
-        assert self.batches.validation is not None
+        """Return the mean loss of the sources, each by its weight; note that of each source of a blend."""
+        held_out, losses = self.batches.validation, []
         with self.engine.averaged() if self.session.plan.evaluation.ema else nullcontext():
-            source, ahead = self.batches.validation, self._data.ahead
-            loss = evaluate(self.engine, source, self._train.eval_batches, self.session, ahead)
+            for one in held_out:
+                loss = evaluate(self.engine, one.batches, self._train.eval_batches, self.session, self._data.ahead)
+                losses.append(loss)
+                if len(self.batches.training.names) > 1:
+                    self.session.measures.note(f"eval/loss/{one.name}", loss)
             self.session.progress.enter("hooks")
             if self.session.plan.uses_pipeline_engine:
                 # The computation of the evaluation must not count as work of the next window.
                 self.engine.take_busy_seconds()
             for hook in self.hooks:
                 hook.on_evaluate(step)
-        return loss
+        return mean_loss(losses, [one.weight for one in held_out])
 
     def _measured(self) -> dict[str, float]:
         measured = self.session.measures.take()
+        if self._losses is not None:
+            measured |= self._losses.read()
+            measured |= self.batches.training.epochs(self.state.position)
         if self.state.sample_ledger:
             measured["data/sample_ledger"] = short_ledger(self.state.sample_ledger)
         return measured

@@ -60,7 +60,10 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         ctx.divisor = batch.loss_divisor()
         ctx.save_for_backward(logits, targets, weights, peak.add_(log_sum))
         ctx.first, ctx.valid = first, valid
-        total: torch.Tensor = (log_sum - sums[1]).mul_(weights).sum()
+        losses = (log_sum - sums[1]).mul_(weights)
+        if batch.losses is not None:
+            batch.losses.add(losses.flatten())
+        total: torch.Tensor = losses.sum()
         return total.div_(ctx.divisor)
 
     @staticmethod

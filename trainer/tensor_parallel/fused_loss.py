@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from trainer.kernels.gemm import products_of
 from trainer.kernels.loss_programs import LOWEST, LossPrograms
-from trainer.micro_batch import MicroBatch
+from trainer.micro_batch import LossSums, MicroBatch
 from trainer.tensor_parallel.cross_entropy import local_targets
 from trainer.tensor_parallel.gradients import scaled_gradient, weight_gradient
 from trainer.tensor_parallel.logits import LogitShape
@@ -243,14 +243,17 @@ def _chunked(
     targets: tuple[torch.Tensor, torch.Tensor],
     gradients: _Gradients | None,
     step: int,
+    losses: LossSums | None,
 ) -> torch.Tensor:
-    """Return the weighted sum of all rows' losses, [] fp32, and fill in `gradients`."""
+    """Return the weighted sum of all rows' losses, [] fp32, and fill in `gradients` and `losses`."""
     columns, here = targets
     total = torch.zeros((), dtype=torch.float32, device=rows.device)
     for start in range(0, len(rows), step):
         part = slice(start, min(start + step, len(rows)))
         loss, grad = shard.chunk(rows[part], columns[part], here[part], gradients is not None)
         total += loss.mul_(row_weights[part].squeeze(-1)).sum()
+        if losses is not None:
+            losses.add(loss, start)
         if gradients is not None:
             gradients.add(part, rows[part], grad)
     return total
@@ -276,7 +279,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # By the padded width, which is the same on every rank: all must meet in the collectives.
         step = chunk_rows(len(rows), len(weight), rows.device.type)
         gradients = _gradients(rows, row_weights, head, step) if wants_grad else None
-        total = _chunked(rows, row_weights, _Shard(head), targets, gradients, step)
+        total = _chunked(rows, row_weights, _Shard(head), targets, gradients, step, batch.losses)
         ctx.gradients, ctx.group, ctx.gathers = gradients, group, gathers
         ctx.shape, ctx.divisor = whole.shape, batch.loss_divisor()
         # Tells autograd that the weight must not change before backward.

@@ -182,7 +182,7 @@ def test_data_without_one_sample_of_the_first_length(tmp_path: Path) -> None:
     prepared = data(tmp_path, np.arange(100))
     expected = (
         "the training data must hold at least one sample of 100 tokens, the sequence length that this run began with, "
-        "but hold 100 tokens; use the data that it began with"
+        "but hold 100 tokens; use more data"
     )
     assert told(lambda: training_batches(prepared, plan(), 100, 0, CPU)) == expected
 
@@ -247,7 +247,7 @@ def test_the_ledger_depends_on_step_order_and_past(prepared: PreparedData) -> No
 
 def test_validation_is_in_order_and_starts_again(prepared: PreparedData) -> None:
     rows: list[int] = []
-    source = validation_batches(prepared, plan(micro=2, batch__global_batch_size=6), 0, CPU)
+    source = validation_batches(prepared, plan(micro=2, batch__global_batch_size=6), 0, CPU)[0].batches
     for index in range(3):
         rows += [int(first) for batch in source.micro_batches(index * source.tokens) for first in batch.input_ids[:, 0]]
     assert rows == [1000 + SEQ_LENGTH * (index % 8) for index in range(18)]
@@ -260,7 +260,7 @@ def test_validation_is_in_order_and_starts_again(prepared: PreparedData) -> None
 def test_validation_is_the_same_for_every_layout(prepared: PreparedData, dp: int, micro: int) -> None:
     rows: dict[int, int] = {}
     for rank in range(dp):
-        batches = validation_batches(prepared, plan(dp, micro), rank, CPU).micro_batches(TOKENS)
+        batches = validation_batches(prepared, plan(dp, micro), rank, CPU)[0].batches.micro_batches(TOKENS)
         for index, batch in enumerate(batches):
             for row, first in enumerate(batch.input_ids[:, 0].tolist()):
                 rows[(index * dp + rank) * micro + row] = first
@@ -315,7 +315,7 @@ def test_nothing_to_evaluate(tmp_path: Path, tokens: int) -> None:
 
 def test_one_sequence_is_enough_to_evaluate(tmp_path: Path) -> None:
     prepared = data(tmp_path, np.arange(100), np.arange(6))
-    source = validation_batches(prepared, plan(), 0, CPU)
+    source = validation_batches(prepared, plan(), 0, CPU)[0].batches
     assert [batch.input_ids.tolist() for batch in source.micro_batches(0)] == [[[0, 1, 2, 3, 4]]] * 12
 
 
@@ -339,7 +339,7 @@ def test_the_samples_of_a_batch_are_those_of_its_sequences(prepared: PreparedDat
     longer = training_batches(prepared, plan(model__seq_length=2 * SEQ_LENGTH), SEQ_LENGTH, 0, CPU)
     # From the middle of a sample on, one more is touched.
     assert len(longer.sample_ids(2)) == 2 * GLOBAL_BATCH + 1
-    assert longer.sample_ids(0) == source.sample_ids(0) + source.sample_ids(TOKENS)
+    assert longer.sample_ids(0) == [*source.sample_ids(0), *source.sample_ids(TOKENS)]
 
 
 def test_a_rank_needs_the_tokens_of_its_stages() -> None:

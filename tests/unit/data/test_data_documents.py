@@ -87,7 +87,7 @@ def test_documents_begin_behind_the_end_of_others_and_with_each_sequence(corpus:
 def test_validation_keeps_documents_apart_too(corpus: Path) -> None:
     wanted = masked(corpus)
     prepared = prepare(wanted)
-    for batch in validation_batches(prepared, planned(wanted, prepared), 0, CPU).micro_batches(0):
+    for batch in validation_batches(prepared, planned(wanted, prepared), 0, CPU)[0].batches.micro_batches(0):
         assert batch.documents is not None
         assert batch.documents.numbers.tolist() == [numbers_after(row, EOS) for row in batch.input_ids.tolist()]
 

@@ -290,7 +290,7 @@ def test_sequences_are_the_same_in_every_layout_and_change_with_what_decides_the
     lengths = [[row for b in each for row in (b.documents.lengths if b.documents else ())] for each in (one, by_rank)]
     assert lengths[0] == lengths[1] != []
     plan = make_plan(found, prepared.vocab_size, 1)
-    held_out = validation_batches(prepared, plan, 0, torch.device("cpu")).micro_batches(0)
+    held_out = validation_batches(prepared, plan, 0, torch.device("cpu"))[0].batches.micro_batches(0)
     assert all(batch.documents is not None and float(batch.counted()) > 0 for batch in held_out)
     other = of_chats(tmp_path, folder, path, **{**common, "model__seq_length": 56})
     assert stream_identity(prepare(other), other) != stream_identity(prepared, found)

@@ -18,7 +18,7 @@ from trainer.config.schema import (
     TrainConfig,
     TridentConfig,
 )
-from trainer.data.batches import BatchSource
+from trainer.data.batches import BatchSource, HeldOut
 from trainer.engine.face import Evaluation, Fragment, ReadShard, Recorded, StepResult
 from trainer.loop.events import Hook, RunEnd, SkippedBatch, StepReport
 from trainer.loop.measures import Measures
@@ -118,6 +118,7 @@ class FakeSource:
         self.seconds = seconds
 
     tokens = TOKENS
+    names = ("data",)
 
     def micro_batches(self, position: int, step: int | None = None) -> list[MicroBatch]:
         time.sleep(self.seconds)
@@ -203,9 +204,8 @@ def run(
         def on_skip(self, batch: SkippedBatch) -> None:
             on_skip(batch)
 
-    batches = Batches(
-        cast(BatchSource, source or FakeSource()), cast(BatchSource, FakeSource()) if validation else None
-    )
+    held_out = [HeldOut("data", 1.0, cast(BatchSource, FakeSource()))] if validation else []
+    batches = Batches(cast(BatchSource, source or FakeSource()), held_out)
     session = Session(
         plan=plan,
         groups=groups or single_process_groups(),
