@@ -106,7 +106,8 @@ class TokenizerConfig:
     vocab_size: int | None = None
     """bpe: number of entries to train. null: model.vocab_size if set, otherwise 2048."""
     path: str | None = None
-    """pretrained: a local folder, a tokenizer.json, or a Hugging Face name."""
+    """pretrained: a local folder with a tokenizer.json, or with the vocab.json and merges.txt of GPT-2 and GPT-NeoX; a
+    tokenizer.json; or a Hugging Face name."""
     eos_token: str | None = None
     """pretrained: the token that ends a document. null: the one that tokenizer_config.json, special_tokens_map.json or
     generation_config.json beside the tokenizer.json names, in this order; without them the one with a known name."""

@@ -55,6 +55,13 @@ class Record:
 
 
 @dataclass(frozen=True)
+class EmptyRecord:
+    """A text that is empty, blank or null: it is left out, and counted."""
+
+    origin: Origin
+
+
+@dataclass(frozen=True)
 class BadRecord:
     """A record that cannot be read: an error, or left out and counted, as `data.on_bad_record` says."""
 

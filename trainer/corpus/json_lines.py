@@ -53,7 +53,9 @@ def line_rows(
         if len(line) < LONG_BYTES or line.endswith(b"\n"):
             position += len(line)
             held = held.strip()
-            if held:
+            if held.startswith(b"[") and origin.what == "line" and number == 1:
+                yield _array(held, origin)
+            elif held:
                 yield parsed(held, origin)
             continue
         first = position + len(line) - len(held)
@@ -67,6 +69,14 @@ def line_rows(
             make = partial(LongValue.of_parts, chain((held,), rest))
         yield read_value(make, held, origin)
         position += sum(sizes)
+
+
+def _array(held: bytes, origin: Origin) -> BadRecord:
+    problem = (
+        f"each line of {origin.path} must be an object, but line 1 begins an array; a file that is one array must be "
+        "named .json"
+    )
+    return BadRecord(origin, problem, held[:EXCERPT_BYTES])
 
 
 def parsed(held: bytes, origin: Origin) -> Row | BadRecord:

@@ -8,7 +8,7 @@ from itertools import chain, islice
 from trainer.config.schema import DataConfig, OnBadRecord, RecordKind
 from trainer.corpus.csv_files import csv_rows
 from trainer.corpus.cutting import cut
-from trainer.corpus.document import BadDocument, BadRecord, Document, Origin, Record
+from trainer.corpus.document import BadDocument, BadRecord, Document, EmptyRecord, Origin, Record
 from trainer.corpus.hub import hub_rows
 from trainer.corpus.inputs import input_files
 from trainer.corpus.json_lines import json_line_rows
@@ -21,10 +21,10 @@ from trainer.corpus.units import InputFile, Kind, Span, Unit
 from trainer.errors import DataError
 
 
-def read_unit(data: DataConfig, files: Sequence[InputFile], unit: Unit) -> Iterator[Document | BadRecord]:
-    """Yield the documents whose first byte lies in a unit, in order, and what cannot be read as one.
+def read_unit(data: DataConfig, files: Sequence[InputFile], unit: Unit) -> Iterator[Document | EmptyRecord | BadRecord]:
+    """Yield the documents whose first byte lies in a unit, in order, and what is empty or cannot be read as one.
 
-    Empty and null ones are left out. The chunks of a document must be taken before the next one is.
+    The chunks of a document must be taken before the next one is. Blank lines of a file of records are nothing.
 
     Args:
         data: source and fields.
@@ -41,12 +41,12 @@ def read_unit(data: DataConfig, files: Sequence[InputFile], unit: Unit) -> Itera
             continue
         for row in _rows(data, file, span, {"data.text_key": data.text_key}, is_alone=True):
             text = row if isinstance(row, BadRecord) else text_in(row, data, file.kind)
-            if isinstance(text, str):
-                if text and not text.isspace():
-                    yield Document.of(row.origin, text)
+            if text is None or isinstance(text, str):
+                is_empty = not text or text.isspace()
+                yield EmptyRecord(row.origin) if is_empty else Document.of(row.origin, str(text))
             elif isinstance(text, BadRecord):
                 yield text
-            elif text is not None:
+            else:
                 yield from _long_document(row.origin, text)
 
 
@@ -125,7 +125,7 @@ def open_documents(data: DataConfig) -> Iterator[Document]:
         for document in read_unit(data, files, unit):
             if isinstance(document, Document):
                 yield document
-            elif data.on_bad_record is OnBadRecord.error:
+            elif isinstance(document, BadRecord) and data.on_bad_record is OnBadRecord.error:
                 raise BadDocument(document)
 
 
@@ -150,7 +150,7 @@ def _objects(data: DataConfig, keys: Mapping[str, str]) -> Iterator[Record]:
                 raise BadDocument(record)
 
 
-def _long_document(origin: Origin, chunks: Iterator[str]) -> Iterator[Document | BadRecord]:
+def _long_document(origin: Origin, chunks: Iterator[str]) -> Iterator[Document | EmptyRecord | BadRecord]:
     held: list[str] = []
     try:
         for chunk in chunks:
@@ -158,6 +158,7 @@ def _long_document(origin: Origin, chunks: Iterator[str]) -> Iterator[Document |
             if chunk.strip():
                 yield Document(origin, chain(held, chunks))
                 return
+        yield EmptyRecord(origin)
     except BadDocument as bad:
         yield bad.record
 

@@ -112,6 +112,8 @@ def _opened(held: LongValue, key: str) -> Any:
 def _without_text(origin: Origin, held: object, found: object, key: str, kind: Kind) -> BadRecord:
     what = "nothing" if found is ABSENT else type(found).__name__
     more = ", whose items data.text_join would join" if isinstance(found, list) else ""
+    if isinstance(found, dict) and found:
+        more = f"; its fields are named like data.text_key={key}.{listed(map(str, list(found)[:1]))}"
     if not isinstance(held, dict):
         have = f"is {type(held).__name__}, no object"
     else:

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from trainer.config.schema import DataConfig, DataSource
-from trainer.corpus.document import EXCERPT_BYTES, BadDocument, BadRecord, Document, Origin
+from trainer.corpus.document import EXCERPT_BYTES, BadDocument, BadRecord, Document, EmptyRecord, Origin
 from trainer.corpus.opening import FILES, not_utf8, readable
 from trainer.corpus.record_text import written_out
 from trainer.corpus.separated import Part, Parts, State, parts_of
@@ -21,10 +21,10 @@ from trainer.corpus.units import InputFile, Span
 _BOM = "\ufeff"
 
 
-def text_documents(data: DataConfig, file: InputFile, span: Span) -> Iterator[Document | BadRecord]:
+def text_documents(data: DataConfig, file: InputFile, span: Span) -> Iterator[Document | EmptyRecord | BadRecord]:
     """Yield the documents of a text file that begin in a span, and the part that is in it of one that began before.
 
-    Blank documents are left out; a part of a document is kept also where it is blank. Of a document with a fault that
+    A part of a document is kept also where it is blank. Of a document with a fault that
     is in several units only the part with the fault is left out.
     """
     is_library = data.source is DataSource.stdlib
@@ -38,7 +38,7 @@ def text_documents(data: DataConfig, file: InputFile, span: Span) -> Iterator[Do
                 origin = _origin(file, span, separator, number, first)
                 for found in _documents(origin, first, _Reading(parts, may_stay_open, is_library)):
                     # A few modules of the library are in other encodings on purpose.
-                    if isinstance(found, Document) or not is_library:
+                    if not (is_library and isinstance(found, BadRecord)):
                         yield found
                 for _ in parts:
                     continue
@@ -60,7 +60,7 @@ class _Reading(NamedTuple):
     """True if a byte order mark is text."""
 
 
-def _documents(origin: Origin, first: Part, reading: _Reading) -> Iterator[Document | BadRecord]:
+def _documents(origin: Origin, first: Part, reading: _Reading) -> Iterator[Document | EmptyRecord | BadRecord]:
     """Yield the document of some parts; its fault, and what is left of it if other units have parts of it, too."""
     parts = reading.parts
     chunks = _decoded(origin, parts, reading.keeps_mark)
@@ -81,6 +81,8 @@ def _documents(origin: Origin, first: Part, reading: _Reading) -> Iterator[Docum
         yield bad
     if first.continues or is_open or any(chunk.strip() for chunk in held):
         yield Document(origin, chain(held, chunks), continues=first.continues, is_open=is_open)
+    elif bad is None:
+        yield EmptyRecord(origin)
 
 
 def _decoded(origin: Origin, parts: Parts, keeps_mark: bool) -> Iterator[str]:

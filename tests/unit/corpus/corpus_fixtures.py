@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from trainer.config.schema import DataConfig
 from trainer.corpus.cutting import cut
-from trainer.corpus.document import BadRecord
+from trainer.corpus.document import BadRecord, EmptyRecord
 from trainer.corpus.inputs import input_files
 from trainer.corpus.read import read_unit
 from trainer.corpus.units import UNIT_FILES, InputFile, Unit
@@ -18,6 +18,9 @@ def texts_of(data: DataConfig, files: Sequence[InputFile], units: Sequence[Unit]
     is_open = False
     for unit in units:
         for document in read_unit(data, files, unit):
+            if isinstance(document, EmptyRecord):
+                assert not is_open, "what goes on is not empty"
+                continue
             assert not isinstance(document, BadRecord), document
             assert document.continues == is_open, "a part follows the one before it, and nothing else does"
             held.append("".join(document.chunks))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.unit.data.data_fixtures import files_config, told, write_text
 from trainer.corpus import json_lines, json_values, long_json
 from trainer.corpus.cutting import cut
-from trainer.corpus.document import BadDocument, BadRecord, Document, Origin
+from trainer.corpus.document import BadDocument, BadRecord, Document, EmptyRecord, Origin
 from trainer.corpus.inputs import input_files
 from trainer.corpus.long_json import LongValue
 from trainer.corpus.read import documents, read_unit, records
@@ -162,9 +162,12 @@ def test_long_records_are_what_short_ones_are(tmp_path: Path, name: str, packed:
     assert [dict(record.fields) for record in records(chats, {})] == RECORDS
 
 
-def texts_and_faults(found: Iterator[Document | BadRecord]) -> Iterator[str]:
+def texts_and_faults(found: Iterator[Document | EmptyRecord | BadRecord]) -> Iterator[str]:
     for one in found:
-        yield one.problem if isinstance(one, BadRecord) else "".join(one.chunks)
+        if isinstance(one, BadRecord):
+            yield one.problem
+        elif isinstance(one, Document):
+            yield "".join(one.chunks)
 
 
 @pytest.mark.usefixtures("short")

@@ -19,7 +19,7 @@ import pytest
 
 from tests.unit.data.data_fixtures import files_config, told, write_text
 from trainer.corpus.cutting import cut
-from trainer.corpus.document import BadRecord, Document
+from trainer.corpus.document import BadRecord, Document, EmptyRecord
 from trainer.corpus.inputs import input_files
 from trainer.corpus.read import documents, read_unit, records
 
@@ -35,15 +35,50 @@ def found(path: Path, **values: object) -> list[str]:
     lines = []
     for unit in cut(files):
         for one in read_unit(data, files, unit):
-            lines.append("".join(one.chunks) if isinstance(one, Document) else f"BAD {one.origin.what} {one.problem}")
+            if isinstance(one, BadRecord):
+                lines.append(f"BAD {one.origin.what} {one.problem}")
+            elif isinstance(one, Document):
+                lines.append("".join(one.chunks))
     return lines
 
 
-def bad(path: Path, **values: object) -> BadRecord:
-    data = files_config(path, **values)
+def empty(path: Path) -> list[str]:
+    """Return the places of a file's empty texts."""
+    data = files_config(path, data__document_separator="|")
     files = input_files(data)
-    (one,) = [one for unit in cut(files) for one in read_unit(data, files, unit) if isinstance(one, BadRecord)]
-    return one
+    found = [one for unit in cut(files) for one in read_unit(data, files, unit)]
+    return [f"{one.origin.what} {one.origin.number}" for one in found if isinstance(one, EmptyRecord)]
+
+
+def test_empty_texts_are_told_and_blank_lines_are_nothing(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.jsonl", '{"text": ""}\n\n{"text": null}\n{"text": "x"}\n \n{"text": " \\n"}\n')
+    write_text(tmp_path / "b.txt", "|x| |\n")
+    write_text(tmp_path / "c.csv", "text,id\n,1\n\nx,2\n")
+    write_text(tmp_path / "d.txt.gz", "")
+    (tmp_path / "d.txt.gz").write_bytes(gzip.compress(b" \n"))
+    assert empty(tmp_path / "a.jsonl") == ["line 1", "line 3", "line 6"]
+    assert empty(tmp_path / "b.txt") == ["document 1", "document 3", "document 4"]
+    assert empty(tmp_path / "c.csv") == ["row 1"]
+    assert empty(tmp_path / "d.txt.gz") == ["document 1"]
+
+
+def test_an_array_of_another_name_is_told(tmp_path: Path) -> None:
+    for content in (json.dumps(RECORDS), json.dumps(RECORDS, indent=1)):
+        path = write_text(tmp_path / "a.jsonl", content)
+        assert found(path)[0] == (
+            f"BAD line each line of {path} must be an object, but line 1 begins an array; a file that is one array "
+            "must be named .json"
+        )
+
+
+def test_fields_of_an_object_are_told_where_a_text_should_be(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pa.parquet.write_table(pa.Table.from_pylist([{"text": {"body": "x", "lang": "en"}}]), path)
+    assert found(path) == [
+        f"BAD row data.text_key=text must be a column of text in {path}, but holds dict; "
+        "its fields are named like data.text_key=text.body"
+    ]
+    assert found(path, data__text_key="text.body") == ["x"]
 
 
 RECORDS = [{"text": "one"}, {"text": "zwei ü", "n": [1, {"a": "}"}]}, {"text": 'a "b" \\ ['}]

@@ -44,12 +44,13 @@ def split_at(ids: list[int]) -> list[bytes]:
     return found
 
 
+EMPTY = '{"text": ""}\n{"text": null}\n\n'
 BAD = '{"text": "broken\n{"other": "field"}\n{"text": 7}\n'
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_bad_records_are_left_out_and_listed(tmp_path: Path, workers: int) -> None:
-    write_text(tmp_path / "a.jsonl", lines(range(100)) + BAD + lines(range(100, 200)))
+    write_text(tmp_path / "a.jsonl", lines(range(100)) + BAD + EMPTY + lines(range(100, 200)))
     (tmp_path / "b.txt").write_bytes(b"no \xff utf-8")
     good = wanted(tmp_path, "cache", data__workers=workers, data__on_bad_record="skip", data__validation_fraction=0)
     prepared = built(good)
@@ -57,6 +58,7 @@ def test_bad_records_are_left_out_and_listed(tmp_path: Path, workers: int) -> No
     listed = [json.loads(line) for line in (prepared.folder / "skipped.jsonl").read_text().splitlines()]
     assert prepared.manifest.counts.skipped == len(listed) == 4
     assert prepared.manifest.counts.read == 200
+    assert prepared.manifest.counts.empty == 2
     assert [one["excerpt"][:8] for one in listed[:1]] == ['{"text":']
     assert str(tmp_path / "a.jsonl") in listed[0]["where"]
     assert "UTF-8" in listed[3]["why"]

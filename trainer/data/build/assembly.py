@@ -83,6 +83,7 @@ class _Counting:
 
     path: Path
     read: int = 0
+    empty: int = 0
     skipped: int = 0
     duplicates: int = 0
 
@@ -93,6 +94,7 @@ class _Counting:
             for unit in units:
                 current().beat()
                 self.read += unit.documents
+                self.empty += unit.result.facts.empty
                 self.duplicates += unit.duplicates
                 if unit.result.facts.skipped:
                     file = file or files.enter_context(self.path.open("wb"))
@@ -102,7 +104,7 @@ class _Counting:
 
     def counts(self) -> Counts:
         """Return the counts."""
-        return Counts(read=self.read, skipped=self.skipped, duplicates=self.duplicates)
+        return Counts(read=self.read, empty=self.empty, skipped=self.skipped, duplicates=self.duplicates)
 
 
 class PartWriter:

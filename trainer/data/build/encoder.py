@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.config.schema import Dedup, OnBadRecord, TridentConfig
-from trainer.corpus.document import BadDocument, BadRecord, Document
+from trainer.corpus.document import BadDocument, BadRecord, Document, EmptyRecord
 from trainer.data.build.segments import Segment, segments
 from trainer.data.build.spool import Item
 from trainer.data.build.unit_result import BEGINS, CONTINUES, OPEN, Facts, UnitWriter
@@ -65,6 +65,9 @@ class TextEncoder:
             batch = _Batch(self, writer)
             for item in items:
                 try:
+                    if isinstance(item, EmptyRecord):
+                        writer.empty += 1
+                        continue
                     if isinstance(item, BadRecord):
                         raise BadDocument(item)
                     assert isinstance(item, Document), "texts are read as such"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.config.schema import Dedup, OnBadRecord, TooLong, TridentConfig
-from trainer.corpus.document import BadRecord, Document, Record
+from trainer.corpus.document import BadRecord, Document, EmptyRecord, Record
 from trainer.data.answers import Answered, answered
 from trainer.data.build.encoder import HASH_BYTES
 from trainer.data.build.spool import Item
@@ -75,7 +75,7 @@ class ExampleEncoder:
             return writer.facts()
 
     def _example(self, item: Item) -> Example | BadRecord:
-        assert not isinstance(item, Document), "records are read as such"
+        assert isinstance(item, Record | BadRecord), "records are read as such"
         if isinstance(item, BadRecord):
             return item
         try:

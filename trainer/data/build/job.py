@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trainer.config.schema import RecordKind, TridentConfig
-from trainer.corpus.document import BadRecord
+from trainer.corpus.document import BadRecord, EmptyRecord
 from trainer.corpus.read import read_unit, read_unit_records
 from trainer.corpus.units import InputFile, Unit
 from trainer.data.build.encoder import TextEncoder
@@ -66,7 +66,7 @@ def items_of(config: TridentConfig, task: Task) -> Iterator[Item]:
         items = read_unit_records(data, task.files, task.unit, record_keys(data))
     good = 0
     for item in items:
-        if not isinstance(item, BadRecord):
+        if not isinstance(item, BadRecord | EmptyRecord):
             if good == data.max_documents:
                 return
             good += 1

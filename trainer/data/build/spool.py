@@ -13,11 +13,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trainer.corpus.document import BadDocument, BadRecord, Document, Origin, Record
+from trainer.corpus.document import BadDocument, BadRecord, Document, EmptyRecord, Origin, Record
 
-Item = Document | Record | BadRecord
+Item = Document | Record | EmptyRecord | BadRecord
 _ENTRY = struct.Struct("<BQQ")
-_DOCUMENT, _MORE, _RECORD, _BAD, _BROKEN = range(5)
+_DOCUMENT, _MORE, _RECORD, _BAD, _BROKEN, _EMPTY = range(6)
 _ENCODING = ("utf-8", "surrogatepass")
 
 
@@ -55,6 +55,9 @@ class Block:
                 content = json.dumps(dict(item.fields), default=str)
                 held += len(content)
                 yield Record(item.origin, json.loads(content))
+            elif isinstance(item, EmptyRecord):
+                held += 1
+                yield item
             else:
                 held += len(item.excerpt)
                 yield item
@@ -81,6 +84,8 @@ def write_block(items: Iterable[Item], path: Path) -> None:
                 _write_document(file, item)
             elif isinstance(item, Record):
                 _write(file, _RECORD, [item.origin, dict(item.fields)])
+            elif isinstance(item, EmptyRecord):
+                _write(file, _EMPTY, [item.origin])
             else:
                 _write_bad(file, _BAD, item)
 
@@ -120,6 +125,9 @@ def read_block(path: Path) -> Iterator[Item]:
             if entries.kind == _RECORD:
                 entries.go_on()
                 yield Record(Origin(*head[0]), head[1])
+            elif entries.kind == _EMPTY:
+                entries.go_on()
+                yield EmptyRecord(Origin(*head[0]))
             elif entries.kind == _BAD:
                 entries.go_on()
                 yield _bad(head)

@@ -42,6 +42,7 @@ class Facts:
     tokens: int
     text_bytes: int
     skipped: int
+    empty: int
     is_open: bool
     """True if its last document goes on in the next unit."""
 
@@ -67,6 +68,8 @@ class UnitWriter:
         self._hashes = array("B")
         self.note = ""
         """A sentence about the unit that its results keep."""
+        self.empty = 0
+        """Number of texts that are empty."""
         self._skipped_count = 0
         self._tokens = 0
         self._piece = self._text_bytes = self._flags = 0
@@ -126,7 +129,7 @@ class UnitWriter:
         flags = np.array(self._columns["flags"], np.uint8)
         text_bytes = int(np.array(self._columns["text_bytes"], np.int64).sum())
         is_open = len(flags) > 0 and bool(flags[-1] & OPEN)
-        return Facts(int(((flags & BEGINS) > 0).sum()), self._tokens, text_bytes, self._skipped_count, is_open)
+        return Facts(int(((flags & BEGINS) > 0).sum()), self._tokens, text_bytes, self._skipped_count, self.empty, is_open)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
