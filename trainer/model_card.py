@@ -95,5 +95,5 @@ def _name(source: str) -> str:
 def _data(config: TridentConfig) -> str:
     data = config.data
     files = ", ".join(Path(file).name for file in data.files)
-    named = {DataSource.files: files, DataSource.megatron: files}
+    named = {DataSource.files: files, DataSource.megatron: files, DataSource.tokens: files}
     return f"{data.source.value} {named.get(data.source, data.hub_path or '')}".strip()

@@ -32,6 +32,7 @@ COMPANIONS: dict[tuple[str, str], list[str]] = {
     ("data", "files"): ["data.files=[corpus/*.txt]"],
     ("data", "hub"): ["data.hub_path=owner/name"],
     ("data", "megatron"): ["data.files=[corpus_text_document]", "model.vocab_size=50257"],
+    ("data", "tokens"): ["data.files=[tokens/*.bin]", "model.vocab_size=50257"],
     ("data", "synthetic"): ["model.vocab_size=2048"],
     ("tokenizer", "pretrained"): ["tokenizer.path=openai-community/gpt2"],
     ("zero", "stage3_infinity"): ["zero.nvme_path=/local_nvme", "checkpoint=none"],

@@ -8,6 +8,7 @@ from trainer.checkpoint.manifest import FileFacts, Manifest, check_file, file_fa
 from trainer.config.compose import differences, from_yaml
 from trainer.config.places import BY_CONTENT
 from trainer.config.schema import DataSource, TokenizerKind, TridentConfig
+from trainer.config.schema_data import ID_FILES
 from trainer.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from trainer.errors import CheckpointError, ConfigError, DataError, first_line
 from trainer.files import write_atomically
@@ -21,7 +22,7 @@ _PLACES = (*BY_CONTENT, "data.cache_dir")
 def has_tokenizer(config: TridentConfig) -> bool:
     """Return whether the data of a run come with a tokenizer."""
     source = config.data.source
-    if source is DataSource.megatron:
+    if source in ID_FILES:
         return config.tokenizer.kind is TokenizerKind.pretrained
     return source is not DataSource.synthetic
 

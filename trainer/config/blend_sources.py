@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from trainer.config.blend import ONE_SOURCE
 from trainer.config.schema import DataConfig, DataSource, TridentConfig
+from trainer.config.schema_data import ID_FILES
 
-READY_MADE = (DataSource.synthetic, DataSource.megatron)
+READY_MADE = (DataSource.synthetic, *ID_FILES)
 """Sources of token ids, which no tokenizer makes."""
 
 

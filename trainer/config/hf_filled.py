@@ -31,7 +31,7 @@ _LEFT = (
     *("model.dropout", "model.attention_dropout"),
 )
 """Keys that no source decides: they say how a run computes and trains the model."""
-_WITHOUT_TOKENIZER = ("synthetic", "megatron")
+_WITHOUT_TOKENIZER = ("synthetic", "megatron", "tokens")
 """Sources of data that are ids already."""
 
 

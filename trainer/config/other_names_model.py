@@ -140,15 +140,23 @@ DIFFERENT_MODEL: dict[str, tuple[str, str]] = {
         "with model=hf: the one for its config.json and its tokenizer, the other for its weights",
     ),
     "mlp_class_name": ("model.activation", "for example swiglu for LLaMAMLP"),
-    "eos_token_id eod_token eos_id": ("tokenizer.eos_token", "the text of the token and not its id"),
+    "eos_token_id eod_token eod_id eos_id": (
+        "tokenizer.eos_token data.eos_id",
+        "the text of the token; its id is needed with data=tokens alone",
+    ),
     "vocab_file merge_file merges_file": ("tokenizer.path", "a tokenizer.json or a folder with one"),
     "dataset training.dataset": ("data.hub_path data.files", "with data=hub for a data set of the hub, or data=files"),
     "train_data_weights data_weights data_train_weights dataset_weights mixture_weights sampling_weights "
     "data_mix data_mixture data_mixing dataset_mixer mixture blending data_blending probabilities train_weights "
     "per_split_data_args_path data_blend": ("data.blend", "which gives each source a weight and keys of its own"),
-    "data_path data_paths data_prefix train_data_path train_data_paths dataset_path data_dir dataset_dir": (
+    "data_path data_paths data_prefix train_data_path train_data_paths dataset_path data_dir dataset_dir input_bin "
+    "memmap_paths data.paths dataset_folder dataset_folders train_bin": (
         "data.files",
-        "a list of paths and globs; with data=megatron of prefixes of .bin and .idx",
+        "a list of paths and globs; with data=megatron of prefixes of .bin and .idx, with data=tokens of files of ids",
+    ),
+    "memmap_dtype effective_memmap_dtype token_size token_size_in_bytes": (
+        "data.token_dtype",
+        "the type by name, for example uint16 for two bytes",
     ),
     "validation_split_percentage": ("data.validation_fraction", "a share between 0 and 1 and not a percentage"),
     "split splits": ("data.validation_fraction data.hub_split", "a share of the text, or a split of a data set"),

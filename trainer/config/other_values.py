@@ -68,7 +68,8 @@ OTHER_VALUES: dict[str, dict[str, str]] = {
     "data.source": {
         "files": "text txt json jsonl parquet local file csv",
         "hub": "hf huggingface hf_datasets datasets",
-        "megatron": "mmap bin indexed nemo neox gpt_neox",
+        "megatron": "mmap indexed nemo neox gpt_neox",
+        "tokens": "bin npy memmap numpy olmo nanotron datatrove litdata litgpt nanogpt llm_c packed tokenized",
         "synthetic": "mock random dummy fake",
     },
     "tokenizer.kind": {

@@ -34,6 +34,7 @@ _PATH_BYTES = 4096 - 512
 _SOURCE_KEYS = {
     DataSource.files: "data.files",
     DataSource.megatron: "data.files",
+    DataSource.tokens: "data.files",
     DataSource.hub: "data.hub_path",
 }
 

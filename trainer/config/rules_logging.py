@@ -10,6 +10,7 @@ from trainer.config.keys import joined
 from trainer.config.rules_common import Case, Rule, neighbours, use
 from trainer.config.rules_ranges import MINIMA
 from trainer.config.schema import DataSource, EvalConfig, LoggingConfig, OffloadKind, TokenizerKind, WandbMode
+from trainer.config.schema_data import ID_FILES
 from trainer.config.wandb_variables import VARIABLES, who_asks_for
 
 _NAMES = (
@@ -126,10 +127,10 @@ def _from_live_weights(case: Case, key: str, otherwise: str) -> Iterator[str]:
     config = case.config
     if config.data.source is DataSource.synthetic:
         yield f"{key} has no effect with data.source=synthetic, which has no text; leave it out"
-    if config.data.source is DataSource.megatron and config.tokenizer.kind is not TokenizerKind.pretrained:
+    if config.data.source in ID_FILES and config.tokenizer.kind is not TokenizerKind.pretrained:
         yield (
-            f"{key} needs the tokenizer that made the ids of data.source=megatron; use tokenizer=pretrained with its "
-            "tokenizer.path"
+            f"{key} needs the tokenizer that made the ids of data.source={config.data.source.value}; use "
+            "tokenizer=pretrained with its tokenizer.path"
         )
     if config.zero.offload is OffloadKind.nvme:
         yield f"{key} needs weights in memory, but zero.offload=nvme; use zero.offload=cpu, or {otherwise}"

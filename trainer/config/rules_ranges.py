@@ -23,6 +23,7 @@ MINIMA: dict[str, int] = {
     "model.rope_scaling.original_length": 2,
     "model.sliding_window": 1,
     "model.lora.rank": 1,
+    "data.eos_id": 0,
     "data.max_documents": 1,
     "data.max_samples": 1,
     "data.prefetch_steps": 0,

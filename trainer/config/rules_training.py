@@ -18,10 +18,16 @@ from trainer.config.schema import (
     TokenizerKind,
     TrainConfig,
 )
+from trainer.config.schema_data import ID_FILES
 
 SMALLEST_BPE = 257
 """The 256 bytes and the end-of-text id."""
-NEEDS_FILES = (DataSource.files, DataSource.megatron)
+NEEDS_FILES = (DataSource.files, *ID_FILES)
+_EXAMPLES = {
+    DataSource.files: "[corpus/*.jsonl]",
+    DataSource.megatron: "[corpus_text_document]",
+    DataSource.tokens: "[tokens/*.bin]",
+}
 
 
 def warm_up(case: Case) -> Iterator[str]:
@@ -67,7 +73,7 @@ def data_source(case: Case) -> Iterator[str]:
     if data.blend.sources:
         return  # each of them is judged by `rules_blend`
     if source in NEEDS_FILES and not data.files:
-        what = "[corpus/*.jsonl]" if source is DataSource.files else "[corpus_text_document]"
+        what = _EXAMPLES[source]
         yield f"data.source={source.value} needs data.files; for example data.files={what}"
     if any(not path.strip() for path in data.files):
         yield "data.files must hold paths, but one of them is empty"
@@ -84,6 +90,21 @@ def data_source(case: Case) -> Iterator[str]:
         yield f"data.document_separator has no effect with data.source={source.value}; use data=files, or leave it out"
     if data.text_join is not None and source not in (DataSource.files, DataSource.hub):
         yield f"data.text_join has no effect with data.source={source.value}; use data=files or hub, or leave it out"
+
+
+def token_files(case: Case) -> Iterator[str]:
+    """Keys about files of ids have such files, and the id that ends documents is one of the model's."""
+    data, size = case.config.data, case.config.model.vocab_size
+    if data.blend.sources:
+        return  # each of them is judged by `rules_blend`
+    dtype, eos_id = data.token_dtype and data.token_dtype.value, data.eos_id
+    # A negative one is told as such.
+    for key, value in (("token_dtype", dtype), ("eos_id", eos_id if eos_id is None or eos_id >= 0 else None)):
+        if value is not None and data.source is not DataSource.tokens:
+            shown = data.source.value
+            yield f"data.{key}={value} has no effect with data.source={shown}; use data=tokens, or leave it out"
+    if data.source is DataSource.tokens and data.eos_id is not None and size is not None and data.eos_id >= size:
+        yield f"data.eos_id ({data.eos_id}) must be less than model.vocab_size ({size}): it is an id of the files"
 
 
 def tokenizer_settings(case: Case) -> Iterator[str]:
@@ -152,9 +173,9 @@ def tokenizer_of_ids(case: Case) -> Iterator[str]:
     if source is DataSource.synthetic and tokenizer != TokenizerConfig():
         yield "tokenizer.* has no effect with data.source=synthetic; leave it out"
     untrained = tokenizer.kind is TokenizerKind.pretrained or tokenizer == TokenizerConfig()
-    if source is DataSource.megatron and not untrained:
+    if source in ID_FILES and not untrained:
         yield (
-            f"data.source=megatron holds token ids already, so tokenizer.kind={tokenizer.kind.value} cannot make "
+            f"data.source={source.value} holds token ids already, so tokenizer.kind={tokenizer.kind.value} cannot make "
             "them; use tokenizer=pretrained with the tokenizer that made them, or leave it out"
         )
 
@@ -168,8 +189,9 @@ def documents(case: Case) -> Iterator[str]:
 def tokenising(case: Case) -> Iterator[str]:
     """Keys about how text becomes tokens need text."""
     data, default = case.config.data, DataConfig()
-    if data.source in (DataSource.synthetic, DataSource.megatron):
-        for key in ("test_fraction", "on_bad_record", "dedup", "workers"):
+    if data.source in READY_MADE:
+        split = ("test_fraction",) if data.source is DataSource.synthetic else ()
+        for key in (*split, "on_bad_record", "dedup", "workers"):
             value = getattr(data, key)
             if value != getattr(default, key):
                 shown = getattr(value, "value", value)
@@ -244,6 +266,7 @@ RULES: tuple[Rule, ...] = (
     decay,
     evaluation,
     data_source,
+    token_files,
     tokenizer_settings,
     vocabulary,
     vocabulary_of_ids,

@@ -18,7 +18,24 @@ class DataSource(Enum):
     files = "files"
     hub = "hub"
     megatron = "megatron"
+    tokens = "tokens"
     synthetic = "synthetic"
+
+
+ID_FILES = (DataSource.megatron, DataSource.tokens)
+"""Sources of token ids that somebody made before, with a tokenizer that need not be here."""
+
+
+class TokenDtype(Enum):
+    """Type of the ids in a file, little endian."""
+
+    uint8 = "uint8"
+    uint16 = "uint16"
+    uint32 = "uint32"
+    uint64 = "uint64"
+    int16 = "int16"
+    int32 = "int32"
+    int64 = "int64"
 
 
 class RecordKind(Enum):
@@ -67,11 +84,12 @@ class DataConfig:
     """The data that the model reads."""
 
     source: DataSource = DataSource.stdlib
-    """stdlib | files | hub | megatron | synthetic."""
+    """stdlib | files | hub | megatron | tokens | synthetic."""
     files: tuple[str, ...] = ()
     """files: paths, globs, folders and addresses (https://, s3://, hf://) of .txt, .json, .jsonl, .ndjson, .csv, .tsv,
     .parquet, .arrow and .tar, plain or with .gz, .zst, .bz2 or .xz behind it (docs/data.md). Of a folder all such files
-    below it are read. megatron: prefixes of .bin/.idx pairs."""
+    below it are read. megatron: prefixes of .bin/.idx pairs. tokens: files of ids, folders of them, and globs
+    (docs/token_files.md)."""
     records: RecordKind = RecordKind.text
     """text | messages | prompt_completion: form of the records of jsonl, parquet and hub. text: documents, one stream
     of tokens that all count. messages: chats, of which only the answers count (role assistant, to the token that ends
@@ -145,5 +163,11 @@ class DataConfig:
     boundary_label: BoundaryLabel = BoundaryLabel.keep
     """keep | ignore. records=text: whether the last token of a document, which ends it, learns to predict the first
     token of the next one; with ignore it does not count for the loss."""
+    token_dtype: TokenDtype | None = None
+    """tokens: type of the ids in files that do not say it themselves. null: uint16 if it holds the ids below
+    model.vocab_size, otherwise uint32."""
+    eos_id: int | None = None
+    """tokens: id that ends a document, in files that do not say themselves where documents end. null: that of the
+    tokenizer with tokenizer=pretrained; without one, nothing is known of documents."""
     synthetic_tokens: int = 262144
     """synthetic: length of the generated stream, in tokens."""

@@ -1,104 +1,120 @@
-r"""Read Megatron-LM and GPT-NeoX `.bin`/`.idx` pairs: token shards that people already have. No torch.
-
-Index layout (little endian): b"MMIDIDX\0\0", version u64 = 1, dtype code u8, sequence count u64, document count u64,
-then sizes i32[sequences], byte offsets i64[sequences], document starts i64[documents].
-"""
+"""Megatron-LM and GPT-NeoX `.bin`/`.idx` pairs that people already have, read where they lie. No torch."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.config.places import local_path
-from trainer.config.schema import DataConfig
-from trainer.corpus.inputs import file_identity
 from trainer.corpus.wording import reason
+from trainer.data.megatron_index import PairIndex
+from trainer.data.token_layouts import Stretches, TokenFile
 from trainer.errors import DataError
 
-_MAGIC = b"MMIDIDX\x00\x00"
-_HEADER = struct.Struct("<9sQBQQ")
-_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+_ITEMS = 1 << 20
+"""Sequences that are checked together."""
+_DOCUMENTS = 1 << 16
+"""Documents that are read together."""
 
 
-def megatron_pairs(config: DataConfig) -> list[tuple[Path, Path]]:
-    """Return the (.bin, .idx) files of each prefix in `data.files`, in that order, each once.
+def megatron_pairs(names: tuple[str, ...], key: str = "data.files") -> list[tuple[Path, Path]]:
+    """Return the (.bin, .idx) files of each prefix, in that order, each once.
+
+    Args:
+        names: the prefixes.
+        key: the key that holds them.
 
     Raises:
         DataError: no file is named, or one is missing.
     """
-    if not config.files:
-        raise DataError("data.source=megatron needs at least one .bin/.idx prefix in data.files, but it is empty")
+    if not names:
+        raise DataError(f"data.source=megatron needs at least one .bin/.idx prefix in {key}, but it is empty")
     pairs: dict[Path, tuple[Path, Path]] = {}
-    for name in config.files:
-        prefix = local_path(name, "data.files").removesuffix(".bin").removesuffix(".idx")
+    for name in names:
+        prefix = local_path(name, key).removesuffix(".bin").removesuffix(".idx")
         pair = (Path(prefix + ".bin").absolute(), Path(prefix + ".idx").absolute())
         for path in pair:
             if not path.is_file():
-                raise DataError(f"data.files must name prefixes of .bin/.idx pairs, but {path} is missing")
+                raise DataError(f"{key} must name prefixes of .bin/.idx pairs, but {path} is missing")
         pairs.setdefault(pair[0].resolve(), pair)
     return list(pairs.values())
 
 
-def megatron_identity(config: DataConfig) -> list[str]:
-    """Return the values that decide the documents: part of the fingerprint under which they are cached.
+def pair_file(data: Path, path: Path) -> TokenFile:
+    """Return what a pair holds. Its index is read once, to see that it fits the data.
+
+    A document is the sequences that the index says; where its document index is not one of its sequences, as merging
+    with some versions left it, each sequence is a document, as other readers have it.
 
     Raises:
-        DataError: a file is missing.
+        DataError: the index is not of this format, or does not fit the data.
     """
-    # The key is here since earlier versions had it: their caches stay good.
-    return [config.text_key, *(file_identity(path) for pair in megatron_pairs(config) for path in pair)]
-
-
-def token_documents(config: DataConfig) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the token ids of each sequence in stored order, at most `data.max_documents`; empty ones are left out.
-
-    Raises:
-        DataError: an index is not of this format, or does not fit its data.
-    """
-    sequences = (tokens for data, index in megatron_pairs(config) for tokens in _read_pair(data, index) if len(tokens))
-    return islice(sequences, config.max_documents)
-
-
-def _read_pair(data: Path, index: Path) -> Iterator[npt.NDArray[np.int64]]:
     try:
-        raw = index.read_bytes()
+        index = PairIndex(path)
         size = data.stat().st_size
-        # numpy cannot map an empty file.
-        content = np.memmap(data, dtype="u1", mode="r") if size else np.empty(0, "u1")
     except OSError as error:
         raise DataError(f"data.files must be readable, but {data.with_suffix('')}: {reason(error)}") from error
-    dtype, sizes, offsets = _read_index(raw, index)
-    ends = offsets + sizes.astype(np.int64) * dtype.itemsize
-    # An end is negative if a damaged offset overflows.
-    if min(int(numbers.min(initial=0)) for numbers in (sizes, offsets, ends)) < 0:
-        raise DataError(f"data.files: {index} must hold sizes and offsets of at least 0, but holds negative ones")
-    end = int(ends.max(initial=0))
-    if size < end:
-        raise DataError(f"data.files: {data} must have {end} bytes by its index, but has {size}: it is truncated")
-    for start, stop in zip(offsets.tolist(), ends.tolist(), strict=True):
-        yield np.frombuffer(content[start:stop].tobytes(), dtype).astype(np.int64)
+    is_in_order = _check(index, data, size)
+    firsts = index.first_sequences if knows_documents(index) else np.arange(index.sequences + 1)
+    return TokenFile(
+        path=data,
+        dtype=index.dtype,
+        first_byte=0,
+        tokens=size // np.dtype(index.dtype).itemsize,
+        documents=partial(_documents, index, firsts),
+        is_indexed=is_in_order and firsts is index.first_sequences,
+    )
 
 
-def _read_index(raw: bytes, index: Path) -> tuple[np.dtype[np.generic], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    if not raw.startswith(_MAGIC):
-        raise DataError(f"data.files: {index} must be a Megatron index (MMIDIDX), but does not begin like one")
-    if len(raw) < _HEADER.size:
+def knows_documents(index: PairIndex) -> bool:
+    """Return whether the document index is one of the sequences: it rises from 0 to their number."""
+    firsts = index.first_sequences
+    if len(firsts) == 0 or firsts[0] != 0 or firsts[-1] != index.sequences:
+        return False
+    return all((np.diff(firsts[at : at + _ITEMS + 1]) >= 0).all() for at in range(0, len(firsts), _ITEMS))
+
+
+def _check(index: PairIndex, data: Path, size: int) -> bool:
+    """Check that the sequences lie in the data and fill them; return whether each follows the one before.
+
+    Raises:
+        DataError: they do not.
+    """
+    item, end, place, is_in_order = np.dtype(index.dtype).itemsize, 0, 0, True
+    for at in range(0, index.sequences, _ITEMS):
+        offsets = index.offsets[at : at + _ITEMS].astype(np.int64)
+        bytes_ = index.sizes[at : at + _ITEMS].astype(np.int64) * item
+        ends = offsets + bytes_
+        # An end is negative if a damaged offset overflows.
+        if min(int(numbers.min()) for numbers in (bytes_, offsets, ends)) < 0:
+            raise DataError(
+                f"data.files: {index.path} must hold sizes and offsets of at least 0, but holds negative ones"
+            )
+        if (offsets % item).any():
+            raise DataError(
+                f"data.files: {index.path} must hold offsets that are multiples of an id's {item} bytes, but does not: "
+                "it is damaged or belongs to another file"
+            )
+        end = max(end, int(ends.max()))
+        is_in_order = is_in_order and bool((offsets == np.concatenate([[place], ends[:-1]])).all())
+        place = int(ends[-1])
+    if size != end:
+        why = "it is truncated" if size < end else "it is longer"
         raise DataError(
-            f"data.files: {index} must have at least {_HEADER.size} bytes, but has {len(raw)}: it is truncated"
+            f"data.files: {data} must have {end} bytes by its index, but has {size}: {why}, or the index is another "
+            "file's"
         )
-    _, version, code, sequences, documents = _HEADER.unpack_from(raw)
-    if version != 1 or code not in _DTYPES:
-        raise DataError(
-            f"data.files: {index} must have version 1 and integer tokens, but has version {version} and type {code}"
-        )
-    expected = _HEADER.size + 12 * sequences + 8 * documents
-    if len(raw) < expected:
-        raise DataError(f"data.files: {index} must have {expected} bytes, but has {len(raw)}: it is truncated")
-    sizes = np.frombuffer(raw, "<i4", sequences, _HEADER.size)
-    offsets = np.frombuffer(raw, "<i8", sequences, _HEADER.size + 4 * sequences)
-    return np.dtype(_DTYPES[code]), sizes, offsets
+    return is_in_order
+
+
+def _documents(index: PairIndex, firsts: npt.NDArray[np.int64]) -> Iterator[Stretches]:
+    item = np.dtype(index.dtype).itemsize
+    for first in range(0, len(firsts) - 1, _DOCUMENTS):
+        here = firsts[first : first + _DOCUMENTS + 1].astype(np.int64)
+        sequences = slice(int(here[0]), int(here[-1]))
+        numbers = np.repeat(np.arange(first, first + len(here) - 1), np.diff(here))
+        yield Stretches(index.offsets[sequences] // item, index.sizes[sequences].astype(np.int64), numbers)

@@ -8,6 +8,7 @@ which is the sequence count.
 from __future__ import annotations
 
 import struct
+import sys
 from bisect import bisect_left
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,13 @@ class PairIndex:
         size = np.dtype(self.dtype).itemsize
         # The last entry is the end of the last document.
         documents = self.first_sequences[:-1]
-        first, last = (
-            bisect_left(documents, place * size, key=lambda sequence: int(self.offsets[sequence]))
-            for place in (start, start + count)
-        )
+        first, last = (bisect_left(documents, place * size, key=self._offset) for place in (start, start + count))
         found: npt.NDArray[np.int64] = self.offsets[documents[first:last]]
         return found // size
+
+    def _offset(self, sequence: int) -> int:
+        # Documents without sequences at the end begin behind the last one.
+        return int(self.offsets[sequence]) if sequence < self.sequences else sys.maxsize
 
     def _numbers(self, dtype: str, start: int, count: int) -> npt.NDArray[Any]:
         # numpy cannot map nothing.

@@ -11,9 +11,8 @@ import numpy.typing as npt
 from trainer.config.schema import OnBadRecord, TridentConfig
 from trainer.corpus.document import BadDocument
 from trainer.corpus.read import documents, open_documents
-from trainer.data.split import TEST_PART, TRAIN_PART, VALIDATION_PART, Fractions, is_held_out, parts_of, utf8
+from trainer.data.split import TEST_PART, TRAIN_PART, VALIDATION_PART, Fractions, parts_of, utf8
 from trainer.data.tokenizer import TRAINING_CHARACTERS
-from trainer.errors import DataError
 from trainer.progress import current
 
 Pieces = Iterator[tuple[bool, npt.NDArray[np.int64]]]
@@ -66,24 +65,6 @@ def _beginning(texts: Iterable[str]) -> Iterator[str]:
         held += len(text)
         if held >= TRAINING_CHARACTERS:
             return
-
-
-def megatron_pieces(config: TridentConfig) -> Pieces:
-    """Yield (True if held out, tokens) of the documents of data.source=megatron, in order.
-
-    Raises:
-        DataError: files cannot be read, or an id is not in `model.vocab_size`.
-    """
-    from trainer.data.megatron import token_documents
-
-    limit = config.model.vocab_size or 0
-    for tokens in token_documents(config.data):
-        if tokens.min() < 0 or tokens.max() >= limit:
-            raise DataError(
-                f"token ids of data.files must be in [0, model.vocab_size ({limit})), but one is "
-                f"{tokens.max() if tokens.max() >= limit else tokens.min()}"
-            )
-        yield is_held_out(tokens.tobytes().hex(), config.data.validation_fraction), tokens
 
 
 def synthetic_pieces(config: TridentConfig) -> Pieces:

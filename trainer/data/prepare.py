@@ -18,6 +18,7 @@ from pathlib import Path
 
 from trainer.config.places import absolute_path
 from trainer.config.schema import DataConfig, DataSource, Dedup, OnBadRecord, RecordKind, TokenizerKind, TridentConfig
+from trainer.config.schema_data import ID_FILES
 from trainer.corpus.inputs import file_identity, identity
 from trainer.corpus.wording import reason
 from trainer.data.blended import blended, blended_where_there
@@ -29,10 +30,11 @@ from trainer.data.build.work_folder import WorkFolder
 from trainer.data.dataset import attended_in
 from trainer.data.examples import examples_identity, training_texts
 from trainer.data.kept_template import keep_template
-from trainer.data.megatron import megatron_identity
 from trainer.data.megatron_pair import PairWriter
-from trainer.data.pieces import megatron_pieces, synthetic_pieces, training_pieces
+from trainer.data.opening_checks import check_prepared, check_vocabulary
+from trainer.data.pieces import synthetic_pieces, training_pieces
 from trainer.data.prepared import PreparedData, looks_at_documents, samples_of
+from trainer.data.ready_made import ready_made_identity, token_sources, write_parts
 from trainer.data.shared_cache import check_readable, partial_folder, remove_leftovers, set_aside, share, turn
 from trainer.data.token_files import TRAIN, VALIDATION, dtype_for, file_sizes, shard_prefix
 from trainer.data.token_manifest import FORMAT_VERSION, Counts, Manifest, read_manifest, write_manifest
@@ -129,11 +131,11 @@ def _fingerprint(config: TridentConfig) -> str:
     if data.source is DataSource.synthetic:
         facts += [data.synthetic_tokens, config.model.vocab_size, config.train.seed]
     else:
-        facts += megatron_identity(data) if data.source is DataSource.megatron else identity(data)
+        facts += ready_made_identity(data) if data.source in ID_FILES else identity(data)
         facts += [tokenizer.kind.value, tokenizer.path]
         if data.records is not RecordKind.text:
             facts += examples_identity(config)
-        if data.source is DataSource.megatron:
+        if data.source in ID_FILES:
             # Ids are checked against the vocabulary when the shards are built.
             facts.append(config.model.vocab_size)
         elif tokenizer.kind is TokenizerKind.bpe:
@@ -160,7 +162,7 @@ def _cache_fault(root: Path, error: BaseException) -> DataError | StorageError:
 
 def _is_text(data: DataConfig) -> bool:
     """Return whether a source is texts or records, from which the tokens are made here."""
-    return data.source not in (DataSource.synthetic, DataSource.megatron)
+    return data.source not in (DataSource.synthetic, *ID_FILES)
 
 
 def _build(config: TridentConfig, folder: Path, has_lock: bool, node: Share, say: Say) -> Manifest:
@@ -168,7 +170,7 @@ def _build(config: TridentConfig, folder: Path, has_lock: bool, node: Share, say
         if _is_text(config.data):
             return _from_units(config, folder, has_lock, node, say)
         _clear(folder, has_lock, say)
-        return _published(folder, lambda partial: _write_tokens(config, partial))
+        return _published(folder, lambda partial: _write_tokens(config, partial, say))
     except (OSError, StorageError) as error:
         raise _cache_fault(folder.parent, error) from error
 
@@ -211,7 +213,7 @@ def _from_units(config: TridentConfig, folder: Path, has_lock: bool, node: Share
             if is_alone and not node.others:
                 work.remove_unfinished()
             tokenizer = _kept_tokenizer(config, work, say)
-        _check_vocabulary(config, tokenizer.vocab_size)
+        check_vocabulary(config, tokenizer.vocab_size)
         while True:
             places = do_units(config, work, node, say, is_done)
             with common():
@@ -290,16 +292,21 @@ def _publish(partial: Path, folder: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _write_tokens(config: TridentConfig, folder: Path) -> Manifest:
+def _write_tokens(config: TridentConfig, folder: Path, say: Say) -> Manifest:
     """Write the tokens of a source whose ids come ready-made."""
     tokenizer = None
-    if config.data.source is DataSource.megatron and config.tokenizer.kind is TokenizerKind.pretrained:
+    if config.data.source in ID_FILES and config.tokenizer.kind is TokenizerKind.pretrained:
         # Not needed for training: it travels with the run, so that the model can be sampled from.
         tokenizer = load_pretrained(config.tokenizer)
         (folder / "tokenizer").mkdir()
         share(folder / "tokenizer")
         tokenizer.save(folder / "tokenizer")
-    pieces = synthetic_pieces(config) if config.data.source is DataSource.synthetic else megatron_pieces(config)
+    if config.data.source in ID_FILES:
+        eos_id = None if tokenizer is None else tokenizer.eos_id
+        parts: Parts = write_parts(config, token_sources(config, eos_id, say), folder)
+        documents = sum(shard.documents for shards in parts.values() for shard in shards)
+        return _described(config, folder, tokenizer, Assembled(parts, Counts(read=documents), None))
+    pieces = synthetic_pieces(config)
     assert config.model.vocab_size is not None, "validation asks for it"
     dtype = dtype_for(config.model.vocab_size)
     with ExitStack() as files:
@@ -308,7 +315,7 @@ def _write_tokens(config: TridentConfig, folder: Path) -> Manifest:
         }
         for held_out, tokens in pieces:
             writers[VALIDATION if held_out else TRAIN].append(tokens)
-    parts: Parts = {part: (writer.shard(),) for part, writer in writers.items()}
+    parts = {part: (writer.shard(),) for part, writer in writers.items()}
     counts = Counts(read=sum(shard.documents for shards in parts.values() for shard in shards))
     return _described(config, folder, tokenizer, Assembled(parts, counts, None))
 
@@ -332,7 +339,7 @@ def _described(config: TridentConfig, folder: Path, tokenizer: Tokenizer | None,
 def _inputs(config: TridentConfig) -> list[str]:
     if config.data.source is DataSource.synthetic:
         return []
-    return megatron_identity(config.data) if config.data.source is DataSource.megatron else identity(config.data)
+    return ready_made_identity(config.data) if config.data.source in ID_FILES else identity(config.data)
 
 
 def _folder_hash(folder: Path) -> str:
@@ -345,10 +352,7 @@ def _folder_hash(folder: Path) -> str:
 
 
 def _opened(config: TridentConfig, folder: Path, manifest: Manifest) -> PreparedData:
-    if manifest.tokens(TRAIN) == 0:
-        raise _nothing_to_train_on(config, manifest)
-    if manifest.tokenizer is not None:
-        _check_vocabulary(config, manifest.vocab_size)
+    check_prepared(config, manifest)
     prepared = PreparedData(
         folder=folder,
         vocab_size=config.model.vocab_size or manifest.vocab_size,
@@ -360,41 +364,3 @@ def _opened(config: TridentConfig, folder: Path, manifest: Manifest) -> Prepared
     if prepared.packed is None and not config.data.mask_documents:
         return prepared
     return replace(prepared, attended=attended_in(samples_of(prepared, config.data, TRAIN, config.model.seq_length)))
-
-
-def _nothing_to_train_on(config: TridentConfig, manifest: Manifest) -> DataError:
-    data = config.data
-    keys = {
-        DataSource.files: "data.files",
-        DataSource.megatron: "data.files",
-        DataSource.hub: f"data.hub_path={data.hub_path}",
-    }
-    source = keys.get(data.source, f"data.source={data.source.value}")
-    if manifest.tokens(VALIDATION):
-        return DataError(
-            f"{source} must leave something to train on, but data.validation_fraction={data.validation_fraction} "
-            "holds all of it out; lower data.validation_fraction, or use more data"
-        )
-    return DataError(f"{source} must give at least one document to train on, but gave none")
-
-
-def _check_vocabulary(config: TridentConfig, tokenizer_size: int) -> None:
-    wanted = config.model.vocab_size
-    if wanted is None or wanted == tokenizer_size:
-        return
-    if wanted < tokenizer_size:
-        raise DataError(
-            f"model.vocab_size ({wanted}) must hold all of the tokenizer's ids, but it has {tokenizer_size}; "
-            f"set model.vocab_size={tokenizer_size} or null"
-        )
-    if config.tokenizer.allow_unused_ids:
-        return
-    if config.tokenizer.kind is TokenizerKind.bpe:
-        raise DataError(
-            f"model.vocab_size ({wanted}) must not exceed the trained tokenizer's range, but the text is enough for "
-            f"only {tokenizer_size} entries; use more text, model.vocab_size=null, or tokenizer.allow_unused_ids=true"
-        )
-    raise DataError(
-        f"model.vocab_size ({wanted}) must not exceed the tokenizer's range ({tokenizer_size}): the rows above "
-        f"would never be trained; set model.vocab_size={tokenizer_size} or null, or tokenizer.allow_unused_ids=true"
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.megatron_index import PairIndex
-from trainer.data.token_files import MARKS
+from trainer.data.token_files import ENDS, EXTENTS, MARKS
 from trainer.data.token_manifest import Shard
 
 _Number = TypeVar("_Number", bound=np.generic)
@@ -41,7 +41,7 @@ class ShardSet:
         Raises:
             IndexError: the stream does not have them.
         """
-        return self._joined(start, count, lambda one, place, size: one.ids[place : place + size])
+        return self._joined(start, count, _OpenShard.read)
 
     def marks(self, start: int, count: int) -> npt.NDArray[np.uint8]:
         """Return the marks of the ids at `start` to `start + count - 1`, `[count]`; see `packing`.
@@ -57,7 +57,7 @@ class ShardSet:
         Raises:
             IndexError: the stream does not have them.
         """
-        return self._joined(start, count, _begins)
+        return self._joined(start, count, _OpenShard.begins)
 
     def _joined(
         self, start: int, count: int, read: Callable[[_OpenShard, int, int], npt.NDArray[_Number]]
@@ -65,7 +65,7 @@ class ShardSet:
         if start < 0 or count < 1 or start + count > len(self):
             raise IndexError(f"tokens must be in [0, {len(self)}), but are {start} to {start + count - 1}")
         parts = [read(one, place, size) for one, place, size in self._touched(start, count)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return _concatenated(parts)
 
     def _touched(self, start: int, count: int) -> Iterator[tuple[_OpenShard, int, int]]:
         number, end = bisect_right(self._starts, start) - 1, start + count
@@ -80,15 +80,41 @@ class _OpenShard:
 
     def __init__(self, folder: Path, shard: Shard) -> None:
         self.shard = shard
+        self._folder = folder
         self._path = folder / shard.name
 
+    def read(self, place: int, size: int) -> npt.NDArray[np.integer[Any]]:
+        """Return ids of the shard, `[size]`: a view where they are one stretch of the file."""
+        if not self.shard.is_scattered:
+            return self._file[place : place + size]
+        extents, end, parts = self._extents, place + size, []
+        number = bisect_right(extents[:, 0], place) - 1
+        while place < end:
+            begins, at = extents[number]
+            stop = end if number + 1 == len(extents) else min(end, int(extents[number + 1, 0]))
+            start = int(at) + place - int(begins)
+            parts.append(self._file[start : start + stop - place])
+            place, number = stop, number + 1
+        return _concatenated(parts)
+
     @cached_property
-    def ids(self) -> npt.NDArray[np.integer[Any]]:
-        """Ids of the shard, `[tokens]`."""
-        shard = self.shard
+    def _file(self) -> npt.NDArray[np.integer[Any]]:
+        """Ids of the file: those of the shard or, if it is scattered, all."""
+        shard, dtype = self.shard, np.dtype(self.shard.dtype).newbyteorder("<")
+        all_tokens = (self._path.stat().st_size - shard.first_byte) // dtype.itemsize
+        tokens = all_tokens if shard.is_scattered else shard.tokens
         # A plain array: slices of a memmap cost several times as much.
-        mapped = np.memmap(self._path, np.dtype(shard.dtype).newbyteorder("<"), "r", shard.first_byte, (shard.tokens,))
-        return mapped.view(np.ndarray)
+        return np.memmap(self._path, dtype, "r", shard.first_byte, (tokens,)).view(np.ndarray)
+
+    @cached_property
+    def _extents(self) -> npt.NDArray[np.int64]:
+        """Place in the shard and place in the file of each stretch, `[stretches, 2]`."""
+        return np.memmap(self._beside(EXTENTS), "<i8", "r").view(np.ndarray).reshape(-1, 2)
+
+    @cached_property
+    def _ends(self) -> npt.NDArray[np.int64]:
+        """Number of tokens up to the end of each document."""
+        return np.memmap(self._beside(ENDS), "<i8", "r").view(np.ndarray)
 
     @cached_property
     def marks(self) -> npt.NDArray[np.uint8]:
@@ -96,14 +122,30 @@ class _OpenShard:
         return np.memmap(self._path.with_suffix(MARKS), np.uint8, "r", 0, (self.shard.tokens,)).view(np.ndarray)
 
     @cached_property
-    def index(self) -> PairIndex:
+    def _index(self) -> PairIndex:
         """Index beside the ids."""
         return PairIndex(self._path.with_suffix(".idx"))
 
-
-def _begins(one: _OpenShard, place: int, size: int) -> npt.NDArray[np.bool_]:
-    found = np.zeros(size, dtype=np.bool_)
-    if one.shard.boundaries == "none":
+    def begins(self, place: int, size: int) -> npt.NDArray[np.bool_]:
+        """Return whether a document begins at each of the ids, `[size]`."""
+        found = np.zeros(size, dtype=np.bool_)
+        if self.shard.boundaries == "idx":
+            found[self._index.begins(place, size) - place] = True
+        elif self.shard.boundaries == "ends":
+            # What a document ends before, another one begins at.
+            first, last = (bisect_left(self._ends, end) for end in (place, place + size))
+            found[self._ends[first:last] - place] = True
+        if place == 0:
+            found[0] = True
         return found
-    found[one.index.begins(place, size) - place] = True
-    return found
+
+    def _beside(self, suffix: str) -> Path:
+        return self._folder / f"{self.shard.beside}{suffix}"
+
+
+def _concatenated(parts: list[npt.NDArray[_Number]]) -> npt.NDArray[_Number]:
+    if len(parts) == 1:
+        return parts[0]
+    # Numpy would make floating-point numbers of signed and unsigned ones together.
+    kinds = {part.dtype for part in parts}
+    return np.concatenate(parts) if len(kinds) == 1 else np.concatenate([part.astype(np.int64) for part in parts])

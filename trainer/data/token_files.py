@@ -17,6 +17,11 @@ TRAIN, VALIDATION = "train", "validation"
 """Names of the two parts of the data."""
 MARKS = ".marks"
 """Suffix of the file of marks that lies beside the ids of packed examples."""
+ENDS = ".ends"
+"""Suffix of the file of the number of tokens up to the end of each document, int64, where no index has them."""
+EXTENTS = ".extents"
+"""Suffix of the file of the ids that a shard has of a file elsewhere, int64: for each stretch of them its place in the
+shard and its place in the file."""
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,15 @@ class Shard:
     blake2b: str
     """Hash of the ids as they are stored."""
     boundaries: str
-    """Place that says where documents begin: idx, ends, csv, eos, or none."""
+    """Place that says where documents begin: idx, the Megatron index beside it; ends, a file of the cache; or none."""
     marks_blake2b: str | None = None
     """Hash of the marks of packed examples."""
     ends_blake2b: str | None = None
     """Hash of the number of tokens up to the end of each document, 8 bytes each; None where it is not known."""
+    beside: str | None = None
+    """Name, without suffix, of the files of the cache that describe a shard which is read where it lies."""
+    is_scattered: bool = False
+    """True if the shard has several stretches of its file; `EXTENTS` has their places."""
 
 
 @dataclass(frozen=True)
@@ -150,4 +154,4 @@ def _fits(folder: Path, shard: Shard) -> bool:
     """Return whether a file has the ids that are said of it; of one that is read where it lies, or more."""
     path, end = folder / shard.name, shard.first_byte + shard.tokens * np.dtype(shard.dtype).itemsize
     size = path.stat().st_size
-    return size == end or (Path(shard.name).is_absolute() and size > end)
+    return size == end or (shard.beside is not None and size > end)

@@ -12,6 +12,7 @@ from trainer.config.places import source_key, unwritable
 from trainer.config.rules_common import Case
 from trainer.config.rules_training import data_source
 from trainer.config.schema import DataConfig, DataSource, TridentConfig, WandbMode
+from trainer.config.schema_data import ID_FILES
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import ConfigError
 from trainer.evaluation.evaluate_options import EvaluateOptions
@@ -19,7 +20,7 @@ from trainer.evaluation.task_names import find_tasks
 from trainer.inference.model_source import ModelSource, composed, find_tokenizer, own_tokenizer_folder, source_of
 from trainer.metrics.tensorboard_sink import check_tensorboard
 
-_WITHOUT_TEXT = (DataSource.megatron, DataSource.synthetic)
+_WITHOUT_TEXT = (*ID_FILES, DataSource.synthetic)
 
 
 @dataclass(frozen=True)

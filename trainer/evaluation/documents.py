@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from itertools import islice
 
 from trainer.config.schema import DataSource, TridentConfig
+from trainer.config.schema_data import ID_FILES
 from trainer.data.end_of_text import SETTINGS
-from trainer.data.pieces import megatron_pieces, split_texts, synthetic_pieces
+from trainer.data.pieces import split_texts, synthetic_pieces
+from trainer.data.ready_made import ready_made_pieces, token_sources
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError
 from trainer.evaluation.windows import Window, rolling_windows
+from trainer.log import warn
 
 _BATCH_DOCUMENTS = 256
 _BATCH_WINDOWS = 512
@@ -77,7 +80,7 @@ def read_documents(config: TridentConfig, tokenizer: Tokenizer | None, is_held_o
     Raises:
         DataError: the source cannot be read, or a token is not in the vocabulary.
     """
-    if config.data.source in (DataSource.megatron, DataSource.synthetic):
+    if config.data.source in (*ID_FILES, DataSource.synthetic):
         yield from _of_ids(config, tokenizer, is_held_out)
         return
     assert tokenizer is not None, "sources of text are refused without a tokenizer"
@@ -90,8 +93,10 @@ def read_documents(config: TridentConfig, tokenizer: Tokenizer | None, is_held_o
 
 
 def _of_ids(config: TridentConfig, tokenizer: Tokenizer | None, is_held_out: bool | None) -> Iterator[Document]:
-    pieces = megatron_pieces if config.data.source is DataSource.megatron else synthetic_pieces
-    for held_out, array in pieces(config):
+    eos_id = None if tokenizer is None else tokenizer.eos_id
+    is_made = config.data.source in ID_FILES
+    pieces = ready_made_pieces(config, token_sources(config, eos_id, warn)) if is_made else synthetic_pieces(config)
+    for held_out, array in pieces:
         if is_held_out not in (None, held_out):
             continue
         ids = array.tolist()

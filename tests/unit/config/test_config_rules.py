@@ -294,6 +294,23 @@ TRAINING: list[Case] = [
     ),
     ({"data.workers": 0}, ["data.workers must be at least 1, but is 0"]),
     (
+        {"data.source": "tokens", "model.vocab_size": 300},
+        ["data.source=tokens needs data.files; for example data.files=[tokens/*.bin]"],
+    ),
+    (
+        {"data.source": "tokens", "data.files": ["a"], "model.vocab_size": 300, "tokenizer.kind": "bytes"},
+        ["data.source=tokens holds token ids already, so tokenizer.kind=bytes cannot make them; use tokenizer=pretrained with the tokenizer that made them, or leave it out"],
+    ),
+    (
+        {"data.source": "tokens", "data.files": ["a"], "model.vocab_size": 300, "data.eos_id": 300},
+        ["data.eos_id (300) must be less than model.vocab_size (300): it is an id of the files"],
+    ),
+    ({"data.eos_id": 3}, ["data.eos_id=3 has no effect with data.source=stdlib; use data=tokens, or leave it out"]),
+    (
+        {"data.token_dtype": "uint16", "data.source": "megatron", "data.files": ["a"], "model.vocab_size": 300},
+        ["data.token_dtype=uint16 has no effect with data.source=megatron; use data=tokens, or leave it out"],
+    ),
+    (
         {"data.source": "megatron", "data.files": ["a"]},
         ["data.source=megatron needs model.vocab_size, since its ids come without a tokenizer; for example model.vocab_size=50257"],
     ),

@@ -69,6 +69,7 @@ GOOD: list[dict[str, object]] = [
     {"schedule.kind": "linear", "schedule.decay_steps": 500},
     {"optimizer.grad_clip": 0.0, "optimizer.weight_decay": 0.0, "optimizer.beta1": 0.0},
     {"data.source": "files", "data.files": ["a"]},
+    {"data.source": "tokens", "data.files": ["a"], "model.vocab_size": 300, "data.token_dtype": "uint16", "data.eos_id": 299},
     {"data.source": "megatron", "data.files": ["a"], "model.vocab_size": 300, "tokenizer.kind": "pretrained", "tokenizer.path": "gpt2"},
     {"tokenizer.kind": "bytes", "model.vocab_size": 257},
     {"tokenizer.vocab_size": 400, "model.vocab_size": 500, "tokenizer.allow_unused_ids": True},

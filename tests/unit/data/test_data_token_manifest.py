@@ -107,7 +107,7 @@ def test_a_shard_with_other_numbers_than_its_file_makes_a_folder_not_whole(tmp_p
 def test_a_shard_that_lies_elsewhere_may_be_a_part_of_its_file(tmp_path: Path) -> None:
     file = tmp_path / "elsewhere.bin"
     file.write_bytes(bytes(20))
-    there = replace(shard("x", "a"), name=str(file), first_byte=4)
+    there = replace(shard("x", "a"), name=str(file), first_byte=4, beside="train-00000")
     value = written(tmp_path, replace(manifest(there), sizes={}, parts={"train": (there,)}))
     assert read_manifest(tmp_path) == value
     file.write_bytes(bytes(30))
