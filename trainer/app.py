@@ -21,7 +21,9 @@ from trainer.config.schema import RuntimeConfig, TridentConfig
 from trainer.data.batches import needs_of, training_batches, validation_batches
 from trainer.data.build.schedule import Share
 from trainer.data.prepare import prepare
-from trainer.data.prepared import PreparedData, stream_identity
+from trainer.data.prepared import PreparedData
+from trainer.data.stream_plan import StreamPlan
+from trainer.data.streams import WantedStream, check_epochs
 from trainer.engine.build import build_engine
 from trainer.engine.face import Engine
 from trainer.engine.world import check_precision, choose_device, start_world, stop_world
@@ -184,15 +186,16 @@ def _announce(session: Session) -> None:
 def _train(session: Session, prepared: PreparedData, folder: RunFolder, memory: MemoryWatch) -> RunEnd:
     plan, groups, config = session.plan, session.groups, session.plan.config
     control, progress = groups.control, session.progress
-    stream = stream_identity(prepared, config)
+    wanted = WantedStream(prepared, config)
     found = checkpoint_to_resume(config, folder.checkpoints, control)
     concluded = gather(control, _concluded_at(found, folder, config))[0]
     if concluded is not None:
         conclude(_nothing_to_do(folder, concluded, config))
         return RunEnd("finished", concluded, 0.0)
-    state = together(control, lambda: starting_state(found, plan, stream))
+    state = together(control, lambda: starting_state(found, plan, wanted.identity, wanted))
+    stream = together(control, lambda: _stream(state, plan))
     evaluates = config.train.eval_every > 0
-    batches = together(control, lambda: _batches(session, prepared, state.sample_length, evaluates))
+    batches = together(control, lambda: _batches(session, prepared, stream, evaluates))
     progress.enter(BUILDING)
     # Weights that a checkpoint overwrites are not drawn.
     engine = build_engine(plan, groups, progress, Reserved(groups.tensor) if found is not None else None)
@@ -216,6 +219,14 @@ def _train(session: Session, prepared: PreparedData, folder: RunFolder, memory: 
 
     progress.enter("start")
     return Loop(session, engine, batches, state, hooks, StopRequest(control), go_back).run()
+
+
+def _stream(state: TrainState, plan: RunPlan) -> StreamPlan:
+    """Return the plan of the stream that a run reads from its state on, whose sources are not read too often."""
+    stream = StreamPlan.from_list(state.sample_length, state.segments)
+    tokens_left = plan.run_tokens - plan.batch_sizes.sequences(state.step) * plan.execution.seq_length
+    check_epochs(stream, plan.config, state.position + tokens_left)
+    return stream
 
 
 def _concluded_at(found: Found | None, folder: RunFolder, config: TridentConfig) -> int | None:
@@ -252,10 +263,10 @@ def _watchdog(runtime: RuntimeConfig, folder: RunFolder, groups: ParallelGroups)
     return Watchdog(folder.logs, groups.rank, groups.place.stage, groups.mesh.size, current(), *timeouts)
 
 
-def _batches(session: Session, prepared: PreparedData, sample_length: int, evaluates: bool) -> Batches:
+def _batches(session: Session, prepared: PreparedData, stream: StreamPlan, evaluates: bool) -> Batches:
     plan, place, device = session.plan, session.groups.samples.rank, session.groups.device
     needs = needs_of(plan, session.groups.place.stage)
-    training = training_batches(prepared, plan, sample_length, place, device, needs)
+    training = training_batches(prepared, plan, stream, place, device, needs)
     if not evaluates:
         return Batches(training)
     return Batches(training, validation_batches(prepared, plan, place, device, needs))

@@ -109,8 +109,10 @@ class Beginning:
             DataError: a source has too few samples.
         """
         self._foresight.refuse_too_large(plan)
-        stream = new_stream(prepared, self._config, self._config.model.seq_length)
-        check_epochs(stream, self._config, plan.run_tokens)
+        if not self.folder.holds_training():
+            # One that goes on is judged by what it has read so far.
+            stream = new_stream(prepared, self._config, self._config.model.seq_length)
+            check_epochs(stream, self._config, plan.run_tokens)
 
     def claim(self, restarted_by: str | None) -> None:
         """Keep other runs out of the folder, and remove files of an earlier start that are in the way of this one.

@@ -23,10 +23,12 @@ from trainer.checkpoint.origin import (
 )
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stream import other_tokens
+from trainer.config.blend import OF_ALL
 from trainer.config.compose import differences, from_yaml, to_yaml
+from trainer.config.keys import KEYS
 from trainer.config.models import knows_its_length, make_model
 from trainer.config.places import BY_CONTENT, absolute_path
-from trainer.config.schema import RecordKind, TridentConfig
+from trainer.config.schema import OnChange, RecordKind, TridentConfig
 from trainer.errors import CheckpointError, ConfigError, StorageError, first_line
 from trainer.files import remove_unfinished, storage_faults, write_atomically
 from trainer.launcher.claim import FolderClaim
@@ -54,6 +56,8 @@ _MAY_CHANGE = (
     "cluster.",
     "runtime.",
     "data.cache_dir",
+    "data.on_change",
+    "data.max_epochs",
     "data.prefetch_steps",
     "data.workers",
     "optimizer.implementation",
@@ -205,7 +209,7 @@ class RunFolder(RunPaths):
         is_fork = named_origin(config.checkpoint) is not None and not self.checkpoints.steps()
         if is_fork or not self.holds_training():
             return
-        if self._stream() in (None, stream):
+        if config.data.on_change is OnChange.go_on or self._stream() in (None, stream):
             return
         moved: list[str] = []
         with suppress(OSError, ValueError, ConfigError):
@@ -318,9 +322,11 @@ class RunFolder(RunPaths):
     def _check_same_config(self, earlier: TridentConfig, config: TridentConfig) -> None:
         # Packed sequences of another length are other sequences.
         is_fixed = knows_its_length(config.model) or config.data.records is not RecordKind.text
-        free = None if is_fixed else "model.seq_length"
+        free = set() if is_fixed else {"model.seq_length"}
+        if config.data.on_change is OnChange.go_on:
+            free |= {key for key in KEYS if key.startswith("data.") and key not in OF_ALL}
         # The place of data does not say which they are: `check_data` compares the tokens.
-        changed = [key for key in differences(earlier, config) if not may_change(key) and key != free]
+        changed = [key for key in differences(earlier, config) if not may_change(key) and key not in free]
         if changed:
             raise ConfigError(
                 f"run_dir must hold a run of this config, but {self.path} holds one that differs in "

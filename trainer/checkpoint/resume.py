@@ -15,6 +15,8 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.stream import other_tokens
 from trainer.config.plan import RunPlan
 from trainer.config.schema import TridentConfig
+from trainer.data.stream_plan import StreamPlan
+from trainer.data.streams import WantedStream
 from trainer.engine.face import Engine
 from trainer.errors import CheckpointError
 from trainer.log import say, warn
@@ -110,27 +112,59 @@ def base_of(found: Found, init_from: str | None, control: Group) -> Base:
     return Base(str(found.path), {name: facts[name] for name in names})
 
 
-def starting_state(found: Found | None, plan: RunPlan, stream: str) -> TrainState:
+def starting_state(found: Found | None, plan: RunPlan, stream: str, wanted: WantedStream | None = None) -> TrainState:
     """Return the run's progress: that of the checkpoint, or the very beginning for None.
 
     Args:
         found: the checkpoint that `checkpoint_to_resume` returned.
         plan: numbers of this run.
         stream: identity of this run's training stream.
+        wanted: that stream; None: its plan is not asked for.
 
     Raises:
-        DataError: the run folder's own checkpoint was trained on another stream. One that `checkpoint.resume` names
-            may have been: the new stream is read from its beginning.
+        DataError: the run folder's own checkpoint was trained on another stream, and data.on_change is error. One that
+            `checkpoint.resume` names may have been: the new stream is read from its beginning.
+        CheckpointError: it does not say what was read so far, and data.on_change is continue.
     """
     if found is None or found.use is Use.weights:
-        return TrainState(sample_length=plan.execution.seq_length, stream=stream)
+        return _begun(TrainState(sample_length=plan.execution.seq_length, stream=stream), wanted)
     state = TrainState.from_dict(found.manifest.train_state)
     if state.stream == stream:
-        return state
+        return state if state.segments else _begun(state, wanted)
+    if wanted is not None and wanted.goes_on:
+        return _changed(state, found, stream, wanted)
     if found.use is Use.own:
         raise other_tokens(plan.config, found.path)
     say("other data or another seed than the checkpoint's: reading them from their first sample")
-    return replace(state, position=0, sample_length=plan.execution.seq_length, stream=stream)
+    anew = replace(state, position=0, sample_length=plan.execution.seq_length, stream=stream, segments=[])
+    return _begun(anew, wanted)
+
+
+def _begun(state: TrainState, wanted: WantedStream | None) -> TrainState:
+    """Return the state of a run that reads one stream from its beginning."""
+    return state if wanted is None else replace(state, segments=wanted.begun(state.sample_length).to_list())
+
+
+def _changed(state: TrainState, found: Found, stream: str, wanted: WantedStream) -> TrainState:
+    """Return the state of a run that goes on with another stream from where it is."""
+    if not state.segments:
+        raise CheckpointError(
+            f"data.on_change=continue needs a checkpoint that says what was read so far, but {found.path} is of an "
+            "earlier version; go on with the data that the run began with until the next checkpoint"
+        )
+    length = state.sample_length
+    place = -(-state.position // length)
+    after = wanted.continued(StreamPlan.from_list(length, state.segments), place)
+    if place * length != state.position:
+        say(f"the {place * length - state.position} tokens that are left of the sample under way are not read")
+    say(f"data.on_change=continue: step {state.step + 1} reads other data, from sample {place:,} of the stream on")
+    for source in after.segments[-1].sources:
+        new = source.rest - source.kept
+        first = f"{source.kept:,} samples left of the epoch under way and {new:,} appended ones, then " * bool(
+            source.rest
+        )
+        say(f"data    {source.name}: {first}epochs of {source.samples:,} samples")
+    return replace(state, position=place * length, stream=stream, segments=after.to_list())
 
 
 def load(found: Found, engine: Engine, plan: RunPlan, groups: ParallelGroups) -> None:

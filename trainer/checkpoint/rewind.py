@@ -46,7 +46,11 @@ def rewind(
         say(f"there is no checkpoint yet to go back to from step {state.step}: only its batch is left out")
         return state
     load(found, engine, plan, groups)
-    earlier = together(groups.control, lambda: starting_state(found, plan, state.stream))
-    left_out = state.position - earlier.position
+    recorded = str(found.manifest.train_state.get("stream", state.stream))
+    earlier = together(groups.control, lambda: starting_state(found, plan, recorded))
+    # A run that began from another one's checkpoint with other data counts from their first sample.
+    is_new = recorded != state.stream and len(state.segments) == 1
+    left_out = state.position - (0 if is_new else earlier.position)
     say(f"went back from step {state.step} to step {earlier.step}; the {left_out} tokens read since are left out")
-    return replace(earlier, position=state.position)
+    now = {key: getattr(state, key) for key in ("position", "sample_length", "stream", "segments")}
+    return replace(earlier, **now)

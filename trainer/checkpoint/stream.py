@@ -30,6 +30,7 @@ def other_tokens(
             0, "an earlier version began this run and guessed tokenizer.eos_token: set it to <|endoftext|> or </s>"
         )
     if checkpoint is not None:
+        hints.append("to go on with these data from here on set data.on_change=continue")
         hints.append(f"to train on with other data set run_dir to another folder and checkpoint.resume={checkpoint}")
     hints.append("set run_dir to another folder to start anew")
     return DataError(

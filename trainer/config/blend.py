@@ -13,7 +13,17 @@ from dataclasses import dataclass
 
 WEIGHT = "weight"
 _OF_ALL = (
-    *("blend", "blend_schedule", "max_epochs", "cache_dir", "prefetch_steps", "workers", "records", "messages_key"),
+    *(
+        "blend",
+        "blend_schedule",
+        "max_epochs",
+        "on_change",
+        "cache_dir",
+        "prefetch_steps",
+        "workers",
+        "records",
+        "messages_key",
+    ),
     *("prompt_key", "completion_key", "chat_template", "too_long", "mask_documents", "boundary_label"),
 )
 OF_ALL = frozenset(f"data.{key}" for key in _OF_ALL)

@@ -79,6 +79,13 @@ class Dedup(Enum):
     exact = "exact"
 
 
+class OnChange(Enum):
+    """Answer to data, or weights of a blend, that are not those that the run in the folder began with."""
+
+    error = "error"
+    go_on = "continue"
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The data that the model reads."""
@@ -130,6 +137,10 @@ class DataConfig:
     blend_schedule: tuple[BlendPhase, ...] = ()
     """Weights of the sources of data.blend from a token of the run on, as [{at_tokens: 1000000, weights: {web: 0.5,
     code: 0.5}}], in order; each entry names all sources. []: the weights of data.blend hold to the end."""
+    on_change: OnChange = OnChange.error
+    """error | continue: answer to other data, or other weights, than those that the run in run_dir began with. With
+    continue it reads them from the place that it has reached: what is left of the epochs under way and what was
+    appended to a source first, then whole epochs (docs/data.md)."""
     max_epochs: float | None = None
     """Largest number of times that the run may read a source; one that it would read more often is refused at the
     start. null: sources are read again and again, which the start says."""

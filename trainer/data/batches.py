@@ -153,7 +153,12 @@ class BatchSource:
             position: place in the stream, in tokens.
             step: that trains on it; None: the batch is a full one.
         """
-        return ledger_after(previous, position, self._sequences(position, np.arange(self._size(step)), EVERYTHING))
+        size, plan = self._size(step), self._stream.plan
+        rows = self._sequences(position, np.arange(size), EVERYTHING)
+        changes = (
+            [] if plan is None else plan.begun_between(position, position + size * self._plan.execution.seq_length)
+        )
+        return ledger_after(previous, position, rows, changes)
 
 
 def needs_of(plan: RunPlan, stage: int) -> Needs:

@@ -64,6 +64,11 @@ class StreamPlan:
             raise ValueError(f"a segment must begin behind {self.segments[-1].first}, but begins at {segment.first}")
         return StreamPlan(self.sample_length, (*self.segments, segment))
 
+    def begun_between(self, start: int, end: int) -> list[dict[str, Any]]:
+        """Return, as plain values, the segments but the first one that begin in a stretch of the stream, in tokens."""
+        firsts = range(-(-start // self.sample_length), -(-end // self.sample_length))
+        return [asdict(segment) for segment in self.segments[1:] if segment.first in firsts]
+
     def to_list(self) -> list[dict[str, Any]]:
         """Return the segments as plain values."""
         return [asdict(segment) for segment in self.segments]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
 
-from trainer.config.schema import TridentConfig
+import numpy as np
+
+from trainer.config.schema import OnChange, TridentConfig
 from trainer.data.blending import whole_parts
-from trainer.data.prepared import PreparedData, Source, sources_of, those_of
-from trainer.data.stream_order import StreamOrder
+from trainer.data.prepared import PreparedData, Source, sources_of, stream_identity, those_of
+from trainer.data.stream_order import StreamOrder, continued
 from trainer.data.stream_plan import Phase, Segment, SourceShare, StreamPlan
 from trainer.data.token_files import TRAIN
+from trainer.data.token_manifest import Shard
 from trainer.errors import DataError
+
+_BLOCK_BYTES = 1 << 22
 
 
 def new_stream(prepared: PreparedData, config: TridentConfig, sample_length: int) -> StreamPlan:
@@ -61,13 +69,13 @@ def epochs_at(stream: StreamPlan, place: int) -> dict[str, float]:
     return {source.name: read[source.name] / source.samples for source in stream.segments[-1].sources}
 
 
-def check_epochs(stream: StreamPlan, config: TridentConfig, tokens: int) -> None:
+def check_epochs(stream: StreamPlan, config: TridentConfig, end: int) -> None:
     """Check that no source is read more often than the run allows.
 
     Args:
         stream: plan of the run.
         config: config of the run.
-        tokens: tokens of the whole run.
+        end: place in the stream that the run ends at, in tokens.
 
     Raises:
         DataError: one is.
@@ -75,10 +83,75 @@ def check_epochs(stream: StreamPlan, config: TridentConfig, tokens: int) -> None
     most = config.data.max_epochs
     if most is None:
         return
-    found = epochs_at(stream, -(-tokens // stream.sample_length))
+    found = epochs_at(stream, -(-end // stream.sample_length))
     for name, epochs in found.items():
         if epochs > most:
             raise DataError(
                 f"no source may be read more than data.max_epochs ({most:g}) times, but the run would read "
                 f"{name} {epochs:.2f} times; give it more data or a smaller weight, or lower train.steps"
             )
+
+
+class WantedStream(NamedTuple):
+    """The stream that a run asks for."""
+
+    prepared: PreparedData
+    config: TridentConfig
+
+    @property
+    def identity(self) -> str:
+        """Hash of everything that decides it, as of a run that begins with it."""
+        return stream_identity(self.prepared, self.config)
+
+    @property
+    def goes_on(self) -> bool:
+        """True if a run that has read another one may go on with it."""
+        return self.config.data.on_change is OnChange.go_on
+
+    def begun(self, sample_length: int) -> StreamPlan:
+        """Return its plan for a run that begins, in samples of `sample_length` tokens.
+
+        Raises:
+            DataError: a source has no sample.
+        """
+        return new_stream(self.prepared, self.config, sample_length)
+
+    def continued(self, before: StreamPlan, place: int) -> StreamPlan:
+        """Return the plan of a run that has read another stream up to a place, and goes on with this one.
+
+        Raises:
+            DataError: a source has no sample.
+        """
+        wanted = self.begun(before.sample_length).segments[0]
+        return continued(before, wanted, place, self._continues)
+
+    def _continues(self, before: SourceShare, after: SourceShare) -> bool:
+        """Return whether the tokens of a source begin with those that one had before: by their hashes."""
+        if before.content == after.content:
+            return True
+        source = next(one for one in sources_of(self.prepared, self.config) if one.name == after.name)
+        if source.prepared.packed is not None:
+            # Further examples fill up sequences that were there.
+            return False
+        shards = source.prepared.manifest.parts.get(TRAIN, ())
+        earlier = [(one.partition(":")[0], int(one.partition(":")[2])) for one in before.content.split(",")]
+        if len(shards) < len(earlier):
+            return False
+        *whole, (blake2b, tokens) = earlier
+        if any((one.blake2b, one.tokens) != held for one, held in zip(shards, whole, strict=False)):
+            return False
+        # The last one may have grown.
+        last = shards[len(whole)]
+        return last.tokens >= tokens and _hash_of_first(source.prepared.folder / last.name, last, tokens) == blake2b
+
+
+def _hash_of_first(path: Path, shard: Shard, tokens: int) -> str:
+    """Return the hash that a shard of the first `tokens` ids of this one has. Reads them."""
+    digest = hashlib.blake2b(digest_size=16)
+    left = tokens * np.dtype(shard.dtype).itemsize
+    with path.open("rb") as file:
+        file.seek(shard.first_byte)
+        while left and (block := file.read(min(left, _BLOCK_BYTES))):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest()

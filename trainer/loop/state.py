@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from trainer.errors import CheckpointError
 
@@ -30,6 +31,8 @@ class TrainState:
     even if it has changed since."""
     stream: str = field(default="", kw_only=True)
     """Identity of the stream that `position` counts in: the training data and their order."""
+    segments: list[dict[str, Any]] = field(default_factory=list, kw_only=True)
+    """Plan of the stream, with its earlier data and weights, as `StreamPlan.to_list` gives it."""
     skipped_batches: int = field(default=0, kw_only=True)
     """Steps whose update was not applied."""
     skipped_in_row: int = field(default=0, kw_only=True)
@@ -55,13 +58,14 @@ class TrainState:
         Raises:
             CheckpointError: an entry is missing, or has a wrong value.
         """
-        # Checkpoints from versions that skipped no batches do not have these.
-        with_defaults = {"skipped_batches": 0, "skipped_in_row": 0, "recent_losses": [], **values}
+        # Checkpoints from versions that skipped no batches, or read one source, do not have these.
+        with_defaults = {"segments": [], "skipped_batches": 0, "skipped_in_row": 0, "recent_losses": [], **values}
         return cls(
             sample_length=_count(values, "sample_length", least=1),
             step=_count(values, "step"),
             position=_count(values, "position"),
             stream=_text(values, "stream"),
+            segments=_segments(with_defaults, "segments"),
             tokens_seen=_count(values, "tokens_seen"),
             sample_ledger=_text(values, "sample_ledger"),
             skipped_batches=_count(with_defaults, "skipped_batches"),
@@ -82,6 +86,13 @@ def _text(values: Mapping[str, object], key: str) -> str:
     if not isinstance(value, str):
         raise CheckpointError(f"the checkpoint's {key} must be text, but is {value!r}")
     return value
+
+
+def _segments(values: Mapping[str, object], key: str) -> list[dict[str, Any]]:
+    value = values.get(key)
+    if not isinstance(value, list) or not all(isinstance(segment, dict) for segment in value):
+        raise CheckpointError(f"the checkpoint's {key} must be a list of segments, but is {value!r}")
+    return list(value)
 
 
 def _losses(values: Mapping[str, object], key: str) -> list[float]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.helpers.shards import unread
 from tests.unit.checkpoint.checkpoint_fixtures import FULL, KINDS, TENSOR_FILE, FakeEngine, Run, config_of, plan_of
 from trainer.checkpoint.manifest import MANIFEST, read_manifest
 from trainer.checkpoint.origin import Found, Use
@@ -21,12 +22,15 @@ from trainer.config.schema import (
     LayoutConfig,
     ModelConfig,
     NormKind,
+    OnChange,
     PositionKind,
     PrecisionConfig,
     RecomputeKind,
     TridentConfig,
     ZeroConfig,
 )
+from trainer.data.stream_plan import Phase, Segment, SourceShare, StreamPlan
+from trainer.data.streams import WantedStream
 from trainer.errors import CheckpointError, DataError, StorageError
 from trainer.loop.state import TrainState
 from trainer.run_paths import CONFIG
@@ -296,7 +300,58 @@ def test_other_data_in_the_same_run_are_refused(run: Run, control: Group) -> Non
     found = found_in(run.store, control)
     with pytest.raises(DataError, match="must give the tokens that this run began with") as caught:
         starting_state(found, plan_of(), "other")
-    assert f"checkpoint.resume={run.store.path(2)}" in caught.value.hints[1]
+    assert caught.value.hints[1] == "to go on with these data from here on set data.on_change=continue"
+    assert f"checkpoint.resume={run.store.path(2)}" in caught.value.hints[2]
+
+
+class Asked(WantedStream):
+    """A stream of one source of 10 samples of 8 tokens, with 4 appended."""
+
+    def begun(self, sample_length: int) -> StreamPlan:
+        return StreamPlan(sample_length, (Segment(0, 1, (SourceShare("data", "new", 14),), (Phase(0, (1,)),)),))
+
+    def _continues(self, before: SourceShare, after: SourceShare) -> bool:
+        return (before.content, after.content) == ("old", "new")
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_other_data_are_gone_on_with_where_the_word_says_so(
+    run: Run, control: Group, is_own: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.state.segments = [
+        asdict(Segment(0, 1, (SourceShare("data", "old", 10),), (Phase(0, (1,)),))),
+    ]
+    run.steps(2)
+    config = config_of() if is_own else config_of(resume=str(run.store.path(2)))
+    config = replace(config, data=replace(config.data, on_change=OnChange.go_on))
+    store = run.store if is_own else CheckpointStore(run.store.folder / "fork")
+    found = found_in(store, control, "auto" if is_own else run.store.path(2))
+    wanted = Asked(unread(run.store.folder), config)
+    state = starting_state(found, make_plan(config, 10), "other", wanted)
+    # 24 tokens are three whole samples of 8, so that none is cut.
+    length = state.sample_length
+    place = -(-24 // length)
+    assert (state.position, state.stream) == (place * length, "other")
+    after = StreamPlan.from_list(length, state.segments)
+    assert [one.first for one in after.segments] == [0, place]
+    assert after.segments[1].sources[0] == SourceShare("data", "new", 14, 14 - place, 10 - place, "data")
+    said = capsys.readouterr().out
+    assert f"step 3 reads other data, from sample {place} of the stream on" in " ".join(said.split())
+    refusing = Asked(wanted.prepared, replace(config, data=replace(config.data, on_change=OnChange.error)))
+    if is_own:
+        with pytest.raises(DataError):
+            starting_state(found, make_plan(config, 10), "other", refusing)
+    else:
+        anew = starting_state(found, make_plan(config, 10), "other", refusing)
+        assert (anew.position, len(anew.segments)) == (0, 1)
+
+
+def test_a_checkpoint_that_does_not_say_what_was_read_is_refused(run: Run, control: Group) -> None:
+    run.steps(2)
+    config = replace(config_of(), data=replace(config_of().data, on_change=OnChange.go_on))
+    wanted = Asked(unread(run.store.folder), config)
+    with pytest.raises(CheckpointError, match=r"needs a checkpoint that says what was read so far, but .*step_2"):
+        starting_state(found_in(run.store, control), make_plan(config, 10), "other", wanted)
 
 
 def test_a_named_checkpoint_goes_on_with_other_data_from_their_beginning(run: Run, control: Group) -> None:
