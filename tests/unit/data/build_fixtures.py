@@ -47,7 +47,7 @@ def wanted(folder: Path, cache: str, **values: object) -> TridentConfig:
     """Return the config of the files in a folder with a cache of its own."""
     keys: dict[str, object] = {"tokenizer__kind": "bytes", "data__validation_fraction": 0.2} | values
     files = [str(folder / name) for name in ("*.jsonl", "*.txt", "*.gz") if list(folder.glob(name))]
-    return config(data__source="files", data__files=files, data__cache_dir=str(folder / cache), **keys)
+    return config(**({"data__source": "files", "data__files": files, "data__cache_dir": str(folder / cache)} | keys))
 
 
 def built(asked: TridentConfig, unit_bytes: int = UNIT_BYTES, node: Share = ALONE) -> PreparedData:

@@ -18,8 +18,8 @@ from trainer.data.split import Fractions
 from trainer.data.token_files import dtype_for
 from trainer.data.tokenizer import Tokenizer
 
-BATCH_CHARACTERS = 1 << 20
-"""Characters that are encoded together."""
+BATCH_CHARACTERS = 1 << 16
+"""Characters that are encoded together: the library is fastest while they and their tokens fit into a core's cache."""
 HASH_BYTES = 16
 
 

@@ -45,7 +45,7 @@ class Meter:
     def tell(self) -> None:
         """Say how far it is, if it is time."""
         now = self._clock()
-        if now - self._said < EVERY_S:
+        if now - self._said < EVERY_S or not self._tokens:
             return
         self._said = now
         self._say(self.line())

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from trainer.data.split import Fractions, parts_of, utf8
 
-SEGMENT_CHARACTERS = 1 << 20
+SEGMENT_CHARACTERS = 1 << 17
 """Characters from which on a piece is cut where that changes no token."""
 LONGEST_CHARACTERS = 16 << 20
 """Characters at which a piece is cut in any case: a document as long as that is rare, and its memory must have an end."""
 _WINDOW = 256
 """Characters on either side of a cut whose tokens are compared with and without it."""
-_SEARCHED = 64 << 10
+_SEARCHED = 32 << 10
 _TRIES = 8
 IsSafe = Callable[[str, str], bool]
 """Texts before and behind a cut -> whether their tokens are those of the two together."""

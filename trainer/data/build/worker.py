@@ -5,7 +5,6 @@ It is started as a program of its own and not forked: its parent may have thread
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -23,9 +22,12 @@ from trainer.data.build.spool import Block, blocks, read_block, write_block
 from trainer.data.build.unit_result import Facts
 from trainer.data.build.work_folder import WorkFolder
 from trainer.errors import TridentError
+from trainer.garbage import look_seldom
 
 _ORPHANED = 1
 _LOOK_S = 0.5
+_TELL_S = 0.1
+"""Seconds between two messages about the place that is read."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Worker:
         self._blocks: Iterator[Block] = iter(())
         self._feed_order = Feed(None)
         self._count = 0
+        self._told_at = 0.0
 
     def run(self) -> None:
         """Do what the parent says, until it closes the connection."""
@@ -155,7 +158,9 @@ class Worker:
         return Fed(self._count)
 
     def _tell(self, place: str) -> None:
-        self._parent.send(At(place))
+        if time.monotonic() - self._told_at >= _TELL_S:
+            self._told_at = time.monotonic()
+            self._parent.send(At(place))
 
 
 def take(block: Block) -> None:
@@ -175,9 +180,7 @@ def main(handle: int, parent: int) -> None:
     # Ctrl-C reaches the whole terminal; the parent ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    # Texts and ids make no cycles.
-    gc.freeze()
-    gc.disable()
+    look_seldom()
     try:
         Worker(Connection(handle)).run()
     except (BrokenPipeError, ConnectionResetError):
