@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +24,7 @@ from tests.unit.data.build_fixtures import UNIT_BYTES, built, content, corpus, t
 from tests.unit.data.data_fixtures import stream, write_text
 from trainer.data.build.run import do_units
 from trainer.data.build.schedule import Share
+from trainer.data.build.unit_result import UnitResult
 from trainer.data.build.work_folder import SPOOL
 from trainer.data.prepare import prepare
 from trainer.data.split import split_document
@@ -153,3 +156,37 @@ def test_two_nodes_at_once(place: Path, expected: dict[str, bytes]) -> None:
 def test_a_node_alone_does_the_share_of_the_others(place: Path, expected: dict[str, bytes]) -> None:
     prepared = built(wanted(place, "alone", data__workers=2), node=Share(1, 3))
     assert content(prepared.folder) == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_no_process_and_no_half_file(tmp_path: Path, number: int) -> None:
+    rows = "".join(json.dumps({"text": text(number, 3000)}) + "\n" for number in range(100))
+    write_text(tmp_path / "a.jsonl", rows * 20)
+    words = [f"data.files=[{tmp_path}/a.jsonl]", f"data.cache_dir={tmp_path}/cache", "data.workers=2"]
+    command = [sys.executable, "-m", "trainer", "data", "data=files", "tokenizer=bytes", *words]
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    try:
+        while process.poll() is None and len(members(process.pid)) < 3:
+            time.sleep(0.01)
+        # Ctrl-C goes to all processes of the terminal.
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        _, told = process.communicate(timeout=PATIENCE_S)
+    finally:
+        left = members(process.pid)
+        if left:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert left == []
+    assert process.returncode == {signal.SIGTERM: 75, signal.SIGINT: 130}[signal.Signals(number)]
+    assert "Traceback" not in told
+    assert all(UnitResult.open(path) is not None for path in finished(tmp_path / "cache"))
+
+
+def members(session: int) -> list[int]:
+    """Return the processes of a session that run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            words = path.read_text().rpartition(")")[2].split()
+            if int(words[3]) == session and words[0] != "Z":
+                found.append(int(path.parent.name))
+    return found

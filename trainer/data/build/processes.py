@@ -40,6 +40,8 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
+                # Ctrl-C reaches a whole group: this process alone ends its workers.
+                process_group=0,
                 # Each worker is one of several: they share the cores themselves.
                 env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"},
             )

@@ -6,7 +6,6 @@ It is started as a program of its own and not forked: its parent may have thread
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -177,8 +176,6 @@ def main(handle: int, parent: int) -> None:
         handle: file descriptor of the connection to the parent.
         parent: the parent's process id.
     """
-    # Ctrl-C reaches the whole terminal; the parent ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     look_seldom()
     try:
