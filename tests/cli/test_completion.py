@@ -63,9 +63,12 @@ def test_what_is_inserted_is_quoted(line: str, word: str, insertion: str | None)
 
 
 def test_verbs_and_options_of_the_command() -> None:
-    assert texts("") == [*NAMES, "--help", "--version", "--install-completion", "--show-completion"]
+    first = [name for name in NAMES if " " not in name]
+    assert texts("") == [*first, "--help", "--version", "--install-completion", "--show-completion"]
     assert texts("--show-completion ") == list(SHELLS)
     assert texts("nonsense ") == []
+    assert "inspect" in texts("data ")
+    assert "--documents" in texts("data inspect --")
 
 
 def test_settings(place: Path) -> None:

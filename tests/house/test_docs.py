@@ -22,6 +22,8 @@ from trainer.evaluation import evaluate_options
 from trainer.generation import options as generate_options
 from trainer.resharding import MAY_CHANGE
 from trainer.resharding import parse as parse_reshard
+from trainer.verbs.parse import parse
+from trainer.verbs.table import NAMES, find_verb, named_verb
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -61,7 +63,11 @@ def words_of(line: str) -> list[str]:
 README_COMMANDS = [line for line in code_lines(ROOT / "README.md") if line.startswith(COMMANDS)]
 TUTORIAL_COMMANDS = [line for line in code_lines(ROOT / "docs" / "tutorial.md") if line.startswith(COMMANDS)]
 FINE_TUNING_COMMANDS = [line for line in code_lines(ROOT / "docs" / "fine_tuning.md") if line.startswith(COMMANDS)]
-DATA_COMMANDS = [line for line in code_lines(ROOT / "docs" / "data.md") if line.startswith(COMMANDS)]
+BELOW = tuple(f"trident {name}" for name in NAMES if " " in name)
+"""Verbs below another one."""
+DATA_COMMANDS = [
+    line for line in code_lines(ROOT / "docs" / "data.md") if line.startswith(COMMANDS) and not line.startswith(BELOW)
+]
 MODEL_COMMANDS = [
     line
     for page in ("README.md", "docs/tutorial.md", "docs/generate.md", "docs/evaluate.md", "docs/fine_tuning.md")
@@ -95,6 +101,15 @@ def test_command_composes_and_is_legal(line: str, tmp_path: Path, monkeypatch: p
     runs = [point.words for point in points(settings)] if "--multirun" in words else [settings]
     for run in runs:
         assert problems(compose(run), counts[0] if counts else None) == []
+
+
+@pytest.mark.parametrize("line", [line for page in PAGES for line in code_lines(page) if line.startswith(BELOW)])
+def test_command_of_a_verb_below_another_one_parses(line: str) -> None:
+    name, words = named_verb(words_of(line)[1:])
+    verb = find_verb(name)
+    given = parse(verb, words).rest
+    assert len(given) >= len(verb.positionals)
+    compose(given[len(verb.positionals) :])
 
 
 @pytest.mark.parametrize("line", MODEL_COMMANDS)

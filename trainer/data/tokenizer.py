@@ -73,6 +73,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids."""
 
+    def token(self, id_: int) -> str | None:
+        """Return how an id is written in the vocabulary, or None if it has no such id."""
+
     def read(self, name: str) -> str | None:
         """Return the text of a file that lies beside it, or None if there is none."""
 
@@ -107,6 +110,12 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text; bytes that are no UTF-8 become U+FFFD."""
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+
+    def token(self, id_: int) -> str | None:
+        """Return the byte as Python writes it, or the name of the id that ends a document."""
+        if id_ == self.eos_id:
+            return END_OF_TEXT
+        return repr(bytes([id_]))[1:] if 0 <= id_ < self.eos_id else None
 
     def read(self, name: str) -> str | None:
         """Return None: nothing lies beside it."""
@@ -194,6 +203,10 @@ class FileTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, without special tokens."""
         return str(self._tokenizer.decode(list(ids)))
+
+    def token(self, id_: int) -> str | None:
+        """Return how an id is written in the vocabulary, or None if it has no such id."""
+        return self._tokenizer.id_to_token(id_) if 0 <= id_ < self._vocab_size else None
 
     def read(self, name: str) -> str | None:
         """Return the text of a file that lies beside tokenizer.json, or None if there is none."""

@@ -10,12 +10,16 @@ from trainer.errors import ConfigError
 from trainer.verbs.declare import Option, Takes, Verb
 from trainer.verbs.other_verbs import NO_VERB, OTHER_VERBS
 
-NAMES = ("train", "plan", "data", "generate", "evaluate", "import", "export", "checkpoint", "balance", "reshard")
+NAMES = (
+    *("train", "plan", "data", "data inspect", "generate", "evaluate", "import", "export", "checkpoint"),
+    *("balance", "reshard"),
+)
 """Names of the verbs in the order of the help; each is a file of this room that declares `VERB`.
 
 A name of two words is a verb below another one: `data inspect` is declared in data_inspect.py.
 """
 
+_FIRST = tuple(name for name in NAMES if " " not in name)
 _SHELLS = ("bash", "zsh", "fish")
 COMMAND_OPTIONS = (
     Option("--help", "this text, or `trident VERB --help`", aliases=("-h",)),
@@ -45,7 +49,7 @@ def find_verb(name: str) -> Verb:
         ConfigError: there is none of this name.
     """
     if name not in NAMES:
-        raise ConfigError(f"the verb must be one of {joined(NAMES)}, but is {name!r}", hints=[_meant(name)])
+        raise ConfigError(f"the verb must be one of {joined(_FIRST)}, but is {name!r}", hints=[_meant(name)])
     verb: Verb = import_module(f"trainer.verbs.{name.replace(' ', '_')}").VERB
     return verb
 

@@ -103,8 +103,8 @@ def test_a_verb_without_settings_has_no_other_options() -> None:
         ("-m", "it is an option of `trident train`"),
         (
             "--config-dir=x",
-            "it is an option of `trident train`, `trident plan`, `trident data`, `trident balance` and "
-            "`trident reshard`",
+            "it is an option of `trident train`, `trident plan`, `trident data`, `trident data inspect`, "
+            "`trident balance` and `trident reshard`",
         ),
     ],
 )

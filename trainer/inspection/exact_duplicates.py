@@ -1,0 +1,71 @@
+"""The number of documents that are copies of an earlier one, in bounded memory. No torch."""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from contextlib import ExitStack
+from itertools import pairwise
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+HELD = 1 << 24
+"""Hashes that are held in memory, of 8 bytes each; more wait in buckets on the disk."""
+BUCKETS = 256
+
+
+class ExactDuplicates:
+    """Counts the copies among documents by 8 bytes of hash each.
+
+    Of 1e9 different documents, two have the same 8 bytes with a probability of 3 %, so that the count is off by one.
+
+    Args:
+        held: number of hashes that are held in memory.
+    """
+
+    def __init__(self, held: int = HELD) -> None:
+        self._limit = held
+        self._hashes = array("Q")
+        self._files = ExitStack()
+        self._buckets: list[IO[bytes]] = []
+
+    def add(self, hash_: int) -> None:
+        """Note a document by its hash, in [0, 2^64)."""
+        self._hashes.append(hash_)
+        if len(self._hashes) >= self._limit:
+            self._spill()
+
+    def copies(self) -> tuple[int, int]:
+        """Return how many documents are the same as an earlier one, and how many pairs of documents are the same.
+
+        Nothing can be noted afterwards.
+        """
+        if not self._buckets:
+            return _copies(np.array(self._hashes, dtype=np.uint64))
+        self._spill()
+        copies = pairs = 0
+        with self._files:
+            for bucket in self._buckets:
+                bucket.seek(0)
+                found = _copies(np.frombuffer(bucket.read(), dtype=np.uint64))
+                copies, pairs = copies + found[0], pairs + found[1]
+        return copies, pairs
+
+    def _spill(self) -> None:
+        if not self._buckets:
+            self._buckets = [
+                self._files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - closed by `copies`.
+                for _ in range(BUCKETS)
+            ]
+        hashes = np.sort(np.array(self._hashes, dtype=np.uint64))
+        self._hashes = array("Q")
+        edges = np.searchsorted(hashes >> np.uint64(56), np.arange(BUCKETS + 1, dtype=np.uint64))
+        for bucket, (first, last) in zip(self._buckets, pairwise(edges), strict=True):
+            bucket.write(hashes[first:last].tobytes())
+
+
+def _copies(hashes: npt.NDArray[np.uint64]) -> tuple[int, int]:
+    _, counts = np.unique(hashes, return_counts=True)
+    return len(hashes) - len(counts), int((counts * (counts - 1) // 2).sum())
