@@ -8,12 +8,11 @@ from collections.abc import Sequence
 
 from trainer.errors import ConfigError
 from trainer.log import say, tell, terminal
-from trainer.picture_file import OPTION as PICTURE
 from trainer.verbs.composing import COMPOSING
 from trainer.verbs.declare import Option, Positional, Takes, Verb
 from trainer.verbs.parse import Words
 
-ALL, DOCUMENTS, SEED, JSON = "--all", "--documents", "--seed", "--json"
+ALL, DOCUMENTS, SEED, JSON, PICTURE = "--all", "--documents", "--seed", "--json", "--picture"
 _SHOWN = 3
 _READ = (
     *("data.text_key=", "data.text_join=", "data.document_separator="),
