@@ -115,6 +115,8 @@ class Report:
     near: NearDuplicates
     shares: tuple[tuple[str, float], ...]
     """Share of each part or folder, in the unit of lengths."""
+    empty: int
+    """Records without a text that were passed."""
     fault_count: int
     faults: tuple[str, ...]
     samples: tuple[SeenDocument, ...]
@@ -196,6 +198,7 @@ def inspect(found: Inspected, shown: int, everything: bool, seed: int) -> Report
         copies=Copies(tally.documents, copies, pairs),
         near=near_duplicates(_different(compared), IDS if facts.tokens is not None else WORDS, seed),
         shares=tuple(shares(_group_sizes(facts, tally), _MOST_GROUPS)),
+        empty=source.empty,
         fault_count=source.fault_count(),
         faults=tuple(source.faults()),
         samples=tuple(tally.shown()),

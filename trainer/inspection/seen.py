@@ -83,6 +83,8 @@ class Source(Protocol):
     """True if the last pass did not see everything. Known when it has ended."""
     seen_bytes: int
     """Bytes of files that the last pass covered, to estimate by them what the whole holds."""
+    empty: int
+    """Records of the last pass that hold no text."""
 
     def documents(self, everything: bool, seed: int) -> Iterator[SeenDocument]:
         """Yield documents: all of them where they are few or all are wanted, otherwise a random sample, in order.

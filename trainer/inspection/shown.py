@@ -61,6 +61,8 @@ def _facts(report: Report) -> Iterator[str]:
             f"of {counts.read:,} read: {counts.empty:,} empty, {counts.skipped:,} skipped, {counts.duplicates:,} "
             "duplicates",
         )
+    if report.empty:
+        yield _row("empty", f"{report.empty:,} record{'s' * (report.empty != 1)}, left out")
     if report.fault_count:
         yield _row(
             "cannot be read",

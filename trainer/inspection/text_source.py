@@ -13,7 +13,7 @@ import numpy as np
 
 from trainer.config.schema import DataConfig
 from trainer.corpus.cutting import cut
-from trainer.corpus.document import BadDocument, BadRecord, Document
+from trainer.corpus.document import BadDocument, BadRecord, Document, EmptyRecord
 from trainer.corpus.read import read_unit
 from trainer.corpus.units import Compression, InputFile, Kind, Span, Unit
 from trainer.data.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ class TextSource:
     ) -> None:
         self.facts = facts
         self.is_sampled = False
-        self.seen_bytes = 0
+        self.seen_bytes = self.empty = 0
         self._data = data
         self._files = files
         self._tokenizer = tokenizer
@@ -72,7 +72,7 @@ class TextSource:
 
     def documents(self, everything: bool, seed: int) -> Iterator[SeenDocument]:
         """Yield documents. See `Source`."""
-        self.seen_bytes = self._fault_count = 0
+        self.seen_bytes = self.empty = self._fault_count = 0
         self._faults.clear()
         content = sum(_content_bytes(file) for file in self._files)
         self.is_sampled = not everything and content > self._most_bytes
@@ -116,7 +116,10 @@ class TextSource:
             return False
         return True
 
-    def _note(self, record: BadRecord) -> None:
+    def _note(self, record: BadRecord | EmptyRecord) -> None:
+        if isinstance(record, EmptyRecord):
+            self.empty += 1
+            return
         self._fault_count += 1
         if len(self._faults) < MOST_FAULTS:
             self._faults.append(record.problem)
@@ -124,7 +127,7 @@ class TextSource:
     def _everything(self) -> Iterator[_Piece]:
         for unit in cut(self._files):
             for found in read_unit(self._data, self._files, unit):
-                if isinstance(found, BadRecord):
+                if not isinstance(found, Document):
                     self._note(found)
                     continue
                 yield _Piece(self._groups[found.origin.path], found)
@@ -164,7 +167,7 @@ class TextSource:
             self.seen_bytes += _content_bytes(file) if span.end is None else span.end - span.first
             before = self._read
             for found in read_unit(self._data, [file], Unit(number, (span,))):
-                if isinstance(found, BadRecord):
+                if not isinstance(found, Document):
                     self._note(found)
                     continue
                 yield _Piece(self._groups[found.origin.path], found)

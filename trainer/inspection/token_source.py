@@ -32,7 +32,7 @@ class TokenSource:
     def __init__(self, facts: Facts, parts: Mapping[str, ShardSet], most_tokens: int = MOST_TOKENS) -> None:
         self.facts = facts
         self.is_sampled = False
-        self.seen_bytes = 0
+        self.seen_bytes = self.empty = 0
         self._parts = {name: shards for name, shards in parts.items() if len(shards)}
         self._most_tokens = most_tokens
 

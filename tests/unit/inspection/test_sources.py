@@ -160,9 +160,9 @@ def test_a_folder_is_shown_by_its_folders(tmp_path: Path) -> None:
 
 def test_records_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_text('{"text": "good"}\n{"text": \n[]\n{"text": "also good"}\n')
+    path.write_text('{"text": "good"}\n{"text": \n[]\n{"text": ""}\n{"text": "also good"}\n')
     report = look(path)
-    assert (report.documents, report.fault_count) == (2, 2)
+    assert (report.documents, report.fault_count, report.empty) == (2, 2, 1)
     assert "must be JSON" in report.faults[0]
 
 
