@@ -29,6 +29,7 @@ suites:
   gpu       GPT-3 shapes in bf16 on one GPU: tokens/s, MFU in two conventions; --dry runs its code on the CPU
   kernels   GEMMs, attention by backend, head and loss, each alone, on the device at hand; --dry as in gpu
   documents  documents that do not see each other against whole sequences: attention by way, and a model's passes
+  data      trident data against the tokenizer alone and a datasets.map script; memory, small files, reading at random
   generate  greedy texts: tokens/s with the cache, without it, and by transformers.generate; a step writes them all
   interchange  import and export of 1.3B parameters: time beside a copy of the files, peak memory
   variants  Trident against itself: other settings, another revision
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=_count, default=1, help="optimizer steps in a turn (default: 1)")
     parser.add_argument("--warmup", type=_count, default=12, help="steps before the first timed one (default: 12)")
     parser.add_argument(
-        "--only", default="", help="contenders to take part (kernels: parts), by semicolons; the base always does"
+        "--only", default="", help="contenders to take part (kernels, data: parts), by semicolons; the base always does"
     )
     parser.add_argument(
         "--variant",
@@ -84,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--dry", action="store_true", help="gpu, kernels: a tiny model on the CPU, to see that the code runs"
+    )
+    parser.add_argument(
+        "--megabytes",
+        type=_count,
+        help="data: size of the text (default: 200); its other sizes are in proportion to it",
     )
     parser.add_argument("--micro-batch-size", type=_count, help="instead of the case's")
     parser.add_argument("--threads", type=_count, default=2, help="CPU threads of one process (default: 2)")
@@ -130,6 +136,8 @@ def settings_of(argv: list[str] | None) -> tuple[str, Settings]:
         raise UsageError(
             f"--dry, --models and --seq-lengths belong to the suites gpu and kernels, not to {words.suite}"
         )
+    if words.megabytes and words.suite != "data":
+        raise UsageError(f"--megabytes belongs to the suite data, not to {words.suite}")
     settings = Settings(
         case=case,
         rounds=words.rounds,
@@ -142,6 +150,7 @@ def settings_of(argv: list[str] | None) -> tuple[str, Settings]:
         variants=tuple(words.variant),
         dry=words.dry,
         models=_listed(words.models, ","),
+        megabytes=words.megabytes or Settings.megabytes,
         seq_lengths=tuple(_count_or_usage(text) for text in _listed(words.seq_lengths, ",")),
     )
     return words.suite, settings

@@ -27,7 +27,7 @@ class Settings:
     """Optimizer steps in a turn."""
     warmup: int = 12
     only: tuple[str, ...] = ()
-    """Names of the contenders to take part, or of the parts of `kernels`; empty: all. The base always does."""
+    """Names of the contenders to take part, or of parts of `kernels` or `data`; empty: all. The base always does."""
     site: str | None = None
     results: Path | None = None
     threads: int = 2
@@ -40,6 +40,8 @@ class Settings:
     """gpu, kernels: sizes; empty: all."""
     seq_lengths: tuple[int, ...] = ()
     """gpu, kernels: tokens in a sequence; empty: all."""
+    megabytes: int = 200
+    """data: size of the text that is tokenised, in millions of bytes; other sizes of the suite are in proportion."""
 
 
 def chosen(contenders: Sequence[Contender], settings: Settings, base: str) -> list[Contender]:

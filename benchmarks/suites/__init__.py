@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.settings import Settings
 from benchmarks.suites.bubble import bubble
+from benchmarks.suites.data import data
 from benchmarks.suites.documents import documents
 from benchmarks.suites.generate import generate
 from benchmarks.suites.gpu import gpu
@@ -34,6 +35,7 @@ SUITES: dict[str, Callable[[Settings], Path]] = {
     "gpu": gpu,
     "kernels": kernels,
     "documents": documents,
+    "data": data,
     "generate": generate,
     "interchange": interchange,
     "variants": variants,

@@ -1,0 +1,108 @@
+"""The programs that the suite `data` starts. Each prints one line of JSON as its last one."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from trainer.log import tell
+
+BATCH = 1000
+"""Documents that are tokenised at once, in both programs that tokenise: the default of `datasets.map`."""
+
+
+def encode_batch(corpus: str, tokenizer: str) -> dict[str, Any]:
+    """Time `tokenizers.Tokenizer.encode_batch` on all cores over texts that are in memory."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    import tokenizers
+
+    with open(corpus, encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line in file]
+    loaded = tokenizers.Tokenizer.from_file(str(Path(tokenizer) / "tokenizer.json"))
+    # The threads start with the first call.
+    loaded.encode_batch(texts[:BATCH], add_special_tokens=False)
+    tokens = 0
+    begun = time.perf_counter()
+    for first in range(0, len(texts), BATCH):
+        encoded = loaded.encode_batch(texts[first : first + BATCH], add_special_tokens=False)
+        tokens += sum(len(one) for one in encoded)
+    return {"seconds": time.perf_counter() - begun, "tokens": tokens + len(texts)}
+
+
+def map_script(corpus: str, tokenizer: str, out: str, processes: str) -> dict[str, Any]:
+    """Tokenise as scripts do: load_dataset, map in batches on all cores, save_to_disk."""
+    os.environ |= {"HF_HOME": out, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    import datasets
+    from transformers import PreTrainedTokenizerFast
+
+    datasets.disable_progress_bars()
+    loaded = PreTrainedTokenizerFast(tokenizer_file=str(Path(tokenizer) / "tokenizer.json"), eos_token="<|endoftext|>")
+
+    def tokenize(batch: dict[str, list[str]]) -> dict[str, Any]:
+        ids = loaded(batch["text"], add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return {"input_ids": [[*one, loaded.eos_token_id] for one in ids]}
+
+    begun = time.perf_counter()
+    rows = datasets.load_dataset("json", data_files=corpus, split="train", cache_dir=out)
+    mapped = rows.map(tokenize, batched=True, batch_size=BATCH, num_proc=int(processes), remove_columns=["text"])
+    mapped.save_to_disk(str(Path(out) / "tokens"))
+    return {"seconds": time.perf_counter() - begun, "rows": len(mapped)}
+
+
+def read_at_random(folder: str, length: str, count: str) -> dict[str, Any]:
+    """Time samples at random places of the training part of a folder of prepared tokens."""
+    import numpy as np
+
+    from trainer.data.dataset import TokenDataset
+    from trainer.data.shard_set import ShardSet
+    from trainer.data.token_manifest import read_manifest
+
+    manifest = read_manifest(Path(folder))
+    assert manifest is not None, "the folder was made just before"
+    dataset = TokenDataset(ShardSet(Path(folder), manifest.parts["train"]), int(length))
+    places = np.random.default_rng(0).integers(0, len(dataset), int(count)).tolist()
+    begun = time.perf_counter()
+    for place in places:
+        dataset.rows(place)
+    return {"seconds": time.perf_counter() - begun, "samples": len(places), "of": len(dataset)}
+
+
+def open_epoch(path: str, length: str, count: str) -> dict[str, Any]:
+    """Open an epoch of so many samples over a sparse file and read some of them in their order.
+
+    Returns:
+        Seconds to the first sample, seconds of 1,000 more, and memory that this took beside the imports.
+    """
+    from benchmarks.commands import own_bytes
+    from trainer.data.dataset import TokenDataset
+    from trainer.data.sampler import SampleOrder
+    from trainer.data.shard_set import ShardSet
+    from trainer.data.token_manifest import Shard
+
+    samples, tokens = int(count), int(count) * int(length) + 1
+    held = own_bytes(os.getpid())
+    begun = time.perf_counter()
+    shard = Shard(path, "uint16", 0, tokens, 1, 0, None, "", "none")
+    dataset = TokenDataset(ShardSet(Path(path).parent, [shard]), int(length))
+    order = SampleOrder(samples, seed=1)
+    dataset.rows(int(order.samples(0, 1)[0]))
+    opened = time.perf_counter()
+    for place in order.samples(samples // 2, 1000).tolist():
+        dataset.rows(place)
+    read = time.perf_counter()
+    return {
+        "samples": len(dataset),
+        "open_seconds": opened - begun,
+        "read_seconds": read - opened,
+        "bytes": own_bytes(os.getpid()) - held,
+    }
+
+
+PROGRAMS = {one.__name__: one for one in (encode_batch, map_script, read_at_random, open_epoch)}
+
+if __name__ == "__main__":
+    tell(json.dumps(PROGRAMS[sys.argv[1]](*sys.argv[2:])))

@@ -1,0 +1,248 @@
+"""`trident data` beside the tokenizer alone and a plain script; its memory; small files; reading at random."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.commands import Measured, cores, run
+from benchmarks.contest import load_average, written
+from benchmarks.figures import paired, spread
+from benchmarks.real_text import MEGABYTE, collected, write_document, write_files, write_lines
+from benchmarks.record import table
+from benchmarks.settings import Settings, check_known
+from trainer.log import say
+
+PARTS = ("speed", "memory", "files", "access", "epoch")
+TRIDENT, ENCODE, MAP = "trident data", "encode_batch", "datasets.map"
+_MOST_ROUNDS = 5
+_UNIQUE_BYTES = 150 * MEGABYTE
+_VOCABULARY = 32_768
+_SMALL_VOCABULARY = 1_024
+"""Entries of the tokenizer for less than `_LARGE` megabytes of text."""
+_LARGE = 20
+_EPOCH_SAMPLES = 10**9
+_EPOCH_LENGTH = 128
+_READS = 20_000
+_DEBUG_STEPS = 40
+
+
+def data(settings: Settings) -> Path:
+    """Measure the parts that `--only` names, or all, on so many megabytes of real text; ways take turns."""
+    check_known(settings.only, PARTS, "--only", "part")
+    parts = settings.only or PARTS
+    before = load_average()
+    body: dict[str, Any] = {"load_average_before": before, "megabytes": settings.megabytes, "cores": cores()}
+    with tempfile.TemporaryDirectory(prefix="benchmark_data_") as folder:
+        place = Place(Path(folder), settings.megabytes)
+        measure: Mapping[str, Callable[[], dict[str, Any]]] = {
+            "speed": lambda: speed(place, min(settings.rounds, _MOST_ROUNDS)),
+            "memory": lambda: memory(place),
+            "files": lambda: small_files(place),
+            "access": lambda: access(place),
+            "epoch": lambda: epoch(place),
+        }
+        body["text"] = place.facts()
+        for part in PARTS:
+            if part in parts:
+                body[part] = measure[part]()
+                say(f"{part}: {json.dumps(body[part])[:400]}")
+    return written("data", f"{settings.megabytes}mb", body, shown(body), settings)
+
+
+class Place:
+    """A folder with the text and the tokenizer of a run of this suite.
+
+    Args:
+        folder: an empty folder.
+        megabytes: size of the text.
+    """
+
+    def __init__(self, folder: Path, megabytes: int) -> None:
+        self.folder = folder
+        self.megabytes = megabytes
+        self.texts = collected(min(_UNIQUE_BYTES, megabytes * MEGABYTE))
+        self.tokenizer = folder / "tokenizer"
+        self._runs = 0
+        _make_tokenizer(self.texts, self.tokenizer, _VOCABULARY if megabytes >= _LARGE else _SMALL_VOCABULARY)
+
+    def facts(self) -> dict[str, int]:
+        """Return the size of the text before it is repeated."""
+        return {"unique_bytes": sum(len(text.encode()) for text in self.texts), "unique_documents": len(self.texts)}
+
+    def prepare(self, source: Path, *words: str, looks_at_memory: bool = False) -> tuple[Measured, Path]:
+        """Run `trident data` on a source with an empty cache; return what it took, and the cache."""
+        self._runs += 1
+        cache = self.folder / f"cache_{self._runs}"
+        settings = [
+            *("data=files", f"data.files=[{source}]", f"data.cache_dir={cache}"),
+            *("tokenizer=pretrained", f"tokenizer.path={self.tokenizer}", *words),
+        ]
+        return run([sys.executable, "-m", "trainer", "data", *settings], looks_at_memory=looks_at_memory), cache
+
+    def program(self, name: str, *words: object) -> tuple[Measured, dict[str, Any]]:
+        """Run one of the programs of `contenders/tokenising.py`; return what it took, and what it printed."""
+        found = run([sys.executable, "-m", "benchmarks.contenders.tokenising", name, *map(str, words)])
+        values: dict[str, Any] = json.loads(found.output.splitlines()[-1])
+        return found, values
+
+
+def _make_tokenizer(texts: Sequence[str], folder: Path, entries: int) -> None:
+    from trainer.data.tokenizer import train_bpe
+
+    folder.mkdir()
+    train_bpe(texts, entries).save(folder)
+
+
+def speed(place: Place, rounds: int) -> dict[str, Any]:
+    """Time the whole command, the tokenizer alone over texts in memory, and a plain script, in turns."""
+    corpus = place.folder / "corpus.jsonl"
+    size = write_lines(place.texts, corpus, place.megabytes * MEGABYTE)
+    seconds: dict[str, list[float]] = {TRIDENT: [], ENCODE: [], MAP: []}
+    for number in range(rounds):
+        for way in [*seconds] if number % 2 == 0 else [*reversed(seconds)]:
+            seconds[way].append(_turn(place, way, corpus))
+            say(f"round {number + 1} of {rounds}: {way} {size / MEGABYTE / seconds[way][-1]:.2f} MB/s")
+    return {
+        "content_bytes": size,
+        "ways": {
+            way: {
+                "seconds": found,
+                "mb_per_second": spread([size / MEGABYTE / one for one in found]).to_dict(),
+                "speed_of_trident": paired(seconds[TRIDENT], found).to_dict(),
+            }
+            for way, found in seconds.items()
+        },
+    }
+
+
+def _turn(place: Place, way: str, corpus: Path) -> float:
+    if way == TRIDENT:
+        measured, cache = place.prepare(corpus)
+        shutil.rmtree(cache)
+        return measured.seconds
+    if way == ENCODE:
+        return float(place.program("encode_batch", corpus, place.tokenizer)[1]["seconds"])
+    out = place.folder / "mapped"
+    measured, _ = place.program("map_script", corpus, place.tokenizer, out, cores())
+    shutil.rmtree(out)
+    return measured.seconds
+
+
+def memory(place: Place) -> dict[str, Any]:
+    """Measure the peak of `trident data` for a 20th, half and five times the text, and for one long document."""
+    rows = []
+    unit = place.megabytes * MEGABYTE
+    for name, size, write in (
+        ("lines", unit // 20, write_lines),
+        ("lines", unit // 2, write_lines),
+        ("lines", unit * 5, write_lines),
+        ("one document", unit * 5 // 2, write_document),
+    ):
+        source = place.folder / ("source.jsonl" if write is write_lines else "source.txt")
+        held = write(place.texts, source, size)
+        measured, cache = place.prepare(source, looks_at_memory=True)
+        rows.append({"what": name, "bytes": held, "peak_bytes": measured.peak_bytes, "seconds": measured.seconds})
+        shutil.rmtree(cache)
+        source.unlink()
+    return {"rows": rows}
+
+
+def small_files(place: Place) -> dict[str, Any]:
+    """Time `trident data` on a folder of a thousand small files for each megabyte of the text."""
+    folder = place.folder / "files"
+    count = 1000 * place.megabytes
+    size = write_files(place.texts, folder, count)
+    measured, cache = place.prepare(folder, looks_at_memory=True)
+    shutil.rmtree(folder)
+    shutil.rmtree(cache)
+    return {"files": count, "bytes": size, "seconds": measured.seconds, "peak_bytes": measured.peak_bytes}
+
+
+def access(place: Place) -> dict[str, Any]:
+    """Time samples at random places against the samples that training `gpt_debug` takes."""
+    corpus = place.folder / "access.jsonl"
+    write_lines(place.texts, corpus, place.megabytes * MEGABYTE // 2)
+    _, cache = place.prepare(corpus)
+    manifest = next(cache.glob("*/manifest.json"))
+    _, found = place.program("read_at_random", manifest.parent, _EPOCH_LENGTH, _READS)
+    run_dir = place.folder / "run"
+    settings = [
+        *("data=files", f"data.files=[{corpus}]", f"data.cache_dir={cache}"),
+        *("tokenizer=pretrained", f"tokenizer.path={place.tokenizer}", "model=gpt_debug", "runtime.device=cpu"),
+        *(f"train.steps={_DEBUG_STEPS}", "train.log_every=1", "checkpoint=none", f"run_dir={run_dir}"),
+    ]
+    run([sys.executable, "-m", "trainer", "train", *settings])
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    trained = [row["perf/tokens_per_second"] for row in rows[_DEBUG_STEPS // 2 :]]
+    consumed = spread(trained).median / _EPOCH_LENGTH
+    per_second = found["samples"] / found["seconds"]
+    return {
+        "sample_length": _EPOCH_LENGTH,
+        "samples_per_second": per_second,
+        "gpt_debug_samples_per_second": consumed,
+        "times": per_second / consumed,
+    }
+
+
+def epoch(place: Place) -> dict[str, Any]:
+    """Open an epoch of 1e9 samples over a sparse file; its lengths are synthetic, all alike."""
+    path = place.folder / "sparse.bin"
+    with path.open("wb") as file:
+        file.truncate(2 * (_EPOCH_SAMPLES * _EPOCH_LENGTH + 1))
+    found = place.program("open_epoch", path, _EPOCH_LENGTH, _EPOCH_SAMPLES)[1]
+    path.unlink()
+    return found
+
+
+def shown(body: Mapping[str, Any]) -> str:
+    """Return the tables of the parts that were measured."""
+    texts = []
+    if "speed" in body:
+        rows = []
+        for way, found in body["speed"]["ways"].items():
+            rate, ratio = found["mb_per_second"], found["speed_of_trident"]
+            rows.append(
+                [
+                    way,
+                    f"{rate['median']:.2f} ({rate['least']:.2f} .. {rate['most']:.2f})",
+                    f"{ratio['median']:.2f} ({ratio['least']:.2f} .. {ratio['most']:.2f})",
+                ]
+            )
+        texts.append(table(rows, ["way", "MB/s, median (range)", "trident data is so many times as fast"]))
+    if "memory" in body:
+        rows = [
+            [
+                row["what"],
+                f"{row['bytes'] / MEGABYTE:,.1f}",
+                f"{row['peak_bytes'] / 2**20:,.0f}",
+                f"{row['seconds']:.1f}",
+            ]
+            for row in body["memory"]["rows"]
+        ]
+        texts.append(table(rows, ["input of trident data", "MB", "peak of all processes, MiB", "seconds"]))
+    if "files" in body:
+        found = body["files"]
+        rate = found["files"] / found["seconds"]
+        texts.append(
+            f"{found['files']:,} files of {found['bytes'] / found['files']:,.0f} bytes: {found['seconds']:.1f} s, "
+            f"{rate:,.0f} files/s, peak {found['peak_bytes'] / 2**20:,.0f} MiB"
+        )
+    if "access" in body:
+        found = body["access"]
+        texts.append(
+            f"random access: {found['samples_per_second']:,.0f} samples/s of {found['sample_length']} tokens, "
+            f"{found['times']:,.0f} times what gpt_debug takes ({found['gpt_debug_samples_per_second']:,.0f})"
+        )
+    if "epoch" in body:
+        found = body["epoch"]
+        texts.append(
+            f"an epoch of {found['samples']:,} samples: open in {found['open_seconds'] * 1e3:,.1f} ms with "
+            f"{found['bytes'] / 2**20:,.1f} MiB; 1,000 samples of it in {found['read_seconds'] * 1e3:,.1f} ms"
+        )
+    return "\n\n".join(texts)
