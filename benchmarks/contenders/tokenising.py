@@ -40,7 +40,9 @@ def map_script(corpus: str, tokenizer: str, out: str, processes: str) -> dict[st
     from transformers import PreTrainedTokenizerFast
 
     datasets.disable_progress_bars()
-    loaded = PreTrainedTokenizerFast(tokenizer_file=str(Path(tokenizer) / "tokenizer.json"), eos_token="<|endoftext|>")
+    loaded: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_file=str(Path(tokenizer) / "tokenizer.json"), eos_token="<|endoftext|>"
+    )
 
     def tokenize(batch: dict[str, list[str]]) -> dict[str, Any]:
         ids = loaded(batch["text"], add_special_tokens=False, return_attention_mask=False)["input_ids"]
