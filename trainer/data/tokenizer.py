@@ -113,9 +113,8 @@ class ByteTokenizer:
 
     def token(self, id_: int) -> str | None:
         """Return the byte as Python writes it, or the name of the id that ends a document."""
-        if id_ == self.eos_id:
-            return END_OF_TEXT
-        return repr(bytes([id_]))[1:] if 0 <= id_ < self.eos_id else None
+        byte = repr(bytes([id_]))[1:] if 0 <= id_ < self.eos_id else None
+        return END_OF_TEXT if id_ == self.eos_id else byte
 
     def read(self, name: str) -> str | None:
         """Return None: nothing lies beside it."""
