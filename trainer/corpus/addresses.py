@@ -64,6 +64,9 @@ def open_address(address: str) -> Any:
         DataError: the package that reaches it is not installed.
     """
     place, path = _place(address)
+    if _scheme(address) in _WEB:
+        # As a stream: many servers cannot begin in the middle.
+        return place.open(path, "rb", block_size=0)
     return place.open(path, "rb")
 
 
@@ -74,7 +77,7 @@ def _addresses(place: Any, files: Mapping[str, Any]) -> dict[str, Any]:
 def _facts(address: str, facts: Mapping[str, Any]) -> tuple[int | None, str]:
     size = facts.get("size")
     mark = next((str(facts[name]) for name in _MARKS if facts.get(name)), "")
-    can_seek = _scheme(address) not in _WEB or facts.get("partial", False)
+    can_seek = _scheme(address) not in _WEB
     return (int(size) if size is not None and can_seek else None), f"{address}:{size}:{mark}"
 
 

@@ -25,7 +25,10 @@ from trainer.verbs.found import Found
 _RUNS = ("checkpoint.resume", "checkpoint.init_from", "run_dir")
 _FOLDERS = ("data.cache_dir", "zero.nvme_path", "logging.wandb_dir", SEARCHPATH)
 _ENDINGS = {
-    "data.files": (".txt", ".jsonl", ".parquet", ".gz", ".zst", ".json", ".bin"),
+    "data.files": (
+        *(".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".tar", ".tgz"),
+        *(".gz", ".zst", ".bz2", ".xz", ".bin"),
+    ),
     "tokenizer.path": (".json",),
     "data.chat_template": (".jinja",),
     CONFIG: (".yaml", ".yml"),

@@ -8,6 +8,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -183,6 +184,17 @@ def test_row_groups_share_a_unit_up_to_its_bytes(tmp_path: Path) -> None:
     files = input_files(files_config(path))
     assert [(unit.spans[0].first, unit.spans[0].end) for unit in cut(files, 5000)] == [(0, 2), (2, 4), (4, 5)]
     assert [(unit.spans[0].first, unit.spans[0].end) for unit in cut(files, 9)] == [(n, n + 1) for n in range(5)]
+
+
+def test_tables_far_away_and_here_keep_their_row_groups(tmp_path: Path) -> None:
+    for name, size in (("a", 1), ("b", 2), ("c", 3)):
+        table = pa.table({"text": [str(number) * 500 for number in range(6)]})
+        pa.parquet.write_table(table, tmp_path / f"{name}.parquet", row_group_size=size)
+    files = input_files(files_config(tmp_path))
+    files[1:1] = [replace(files[1], size=None)]
+    units = list(cut(files, 9))
+    assert [unit.spans[0].file for unit in units] == [*[0] * 6, 1, *[2] * 3, *[3] * 2]
+    assert [unit.number for unit in units if unit.is_fed] == [6]
 
 
 def test_faults_in_the_middle_of_a_file_are_named_by_byte(tmp_path: Path) -> None:

@@ -227,7 +227,8 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 
 def test_the_web_is_read_also_where_it_cannot_be_entered_in_the_middle(tmp_path: Path) -> None:
-    texts = [f"text {number}" for number in range(50)]
+    # More than the driver takes at once.
+    texts = [f"text {number} " + "x" * 300_000 for number in range(40)]
     write_text(tmp_path / "a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path)))
     thread = threading.Thread(target=server.serve_forever)
