@@ -22,10 +22,12 @@ import trainer.data.prepare as prepare_module
 from tests.house.checks import ROOT
 from tests.unit.data.build_fixtures import UNIT_BYTES, built, content, corpus, text, wanted
 from tests.unit.data.data_fixtures import stream, write_text
+from trainer.data.build.meter import Meter
 from trainer.data.build.run import do_units
 from trainer.data.build.schedule import Share
-from trainer.data.build.unit_result import UnitResult
+from trainer.data.build.unit_result import Facts, UnitResult
 from trainer.data.build.work_folder import SPOOL
+from trainer.data.build.worker import read_so_far
 from trainer.data.prepare import prepare
 from trainer.data.split import split_document
 from trainer.data.tokenizer import load_tokenizer
@@ -142,9 +144,10 @@ def test_a_kill_while_shards_are_put_together(place: Path, expected: dict[str, b
 
 
 def test_two_nodes_at_once(place: Path, expected: dict[str, bytes]) -> None:
-    nodes = [started(place, "nodes", (node, 2), data__workers=1) for node in range(2)]
+    # Two processes of each: one of them builds, and the other one waits.
+    nodes = [started(place, "nodes", (node, 2), data__workers=1) for node in (0, 1, 0, 1)]
     try:
-        assert [node.wait(PATIENCE_S) for node in nodes] == [0, 0]
+        assert [node.wait(PATIENCE_S) for node in nodes] == [0] * 4
     finally:
         for node in nodes:
             node.kill()
@@ -178,6 +181,7 @@ def test_a_signal_leaves_no_process_and_no_half_file(tmp_path: Path, number: int
     assert left == []
     assert process.returncode == {signal.SIGTERM: 75, signal.SIGINT: 130}[signal.Signals(number)]
     assert "Traceback" not in told
+    assert "while preparing the data" in told
     assert all(UnitResult.open(path) is not None for path in finished(tmp_path / "cache"))
 
 
@@ -190,3 +194,31 @@ def members(session: int) -> list[int]:
             if int(words[3]) == session and words[0] != "Z":
                 found.append(int(path.parent.name))
     return found
+
+
+def test_how_far_it_is() -> None:
+    said: list[str] = []
+    now = [0.0]
+    meter = Meter(said.append, [1000, 3000], lambda: now[0])
+    now[0] = 20.0
+    meter.tell()
+    assert said == []
+    meter.note(Facts(1, 5000, 4_000_000, 0, 0, is_open=False))
+    meter.note_read(1, 1000)
+    meter.tell()
+    meter.tell()
+    assert said == ["data    5,000 tokens of 4 MB of text, 250 tokens/s, 25%, 1 min left"]
+    meter.note_size(1, 3000)
+    now[0] = 60.0
+    meter.tell()
+    assert said[1:] == ["data    5,000 tokens of 4 MB of text, 83 tokens/s, 75%, 20 s left"]
+    assert Meter(said.append, [None, 5], lambda: now[0]).line() == "data    0 tokens of 0 MB of text, 0 tokens/s"
+
+
+def test_the_place_in_a_file_that_is_read(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "a", "x" * 100)
+    assert read_so_far(str(path)) is None
+    with path.open("rb", buffering=0) as file:
+        file.read(40)
+        assert read_so_far(str(path)) == 40
+        assert read_so_far(str(path), tmp_path) is None

@@ -65,7 +65,7 @@ def build_here(build: Build, most_blocks: int | None = None) -> None:
         task = schedule.task(unit)
         if not unit.is_fed:
             _note(build, unit, 0, encoder.encode(items_of(build.config, task), work.result(unit.number)))
-            build.meter.note_size(schedule.size(unit))
+            build.meter.note_size(unit.number, schedule.size(unit))
             continue
         count, done = 0, schedule.finished_blocks(unit)
         for block in blocks(items_of(build.config, task), build.block_bytes):
@@ -81,12 +81,15 @@ def build_here(build: Build, most_blocks: int | None = None) -> None:
                 return
         work.note_blocks(unit.number, count)
         schedule.note_blocks(unit, count)
-        build.meter.note_size(schedule.size(unit))
+        build.meter.note_size(unit.number, schedule.size(unit))
 
 
 def _note(build: Build, unit: Unit, block: int, facts: Facts) -> None:
     build.schedule.note(unit, block, facts)
     build.meter.note(facts)
+    schedule = build.schedule
+    # What a signal, or a standstill, is told with.
+    current().instruction = f"{len(schedule.units) - schedule.left} of {len(schedule.units)} units are done and stay"
     _beat(build)
 
 
@@ -216,17 +219,18 @@ class Crew:
             with suppress(OSError):
                 work.spool.unlink()
         else:
-            self._build.meter.note_size(self._schedule.size(work.unit))
+            self._build.meter.note_size(work.unit.number, self._schedule.size(work.unit))
 
     def _fed(self, feeder: _Feeder, message: object) -> None:
         unit = feeder.unit
         assert unit is not None, "it answers for the unit that it reads"
         if isinstance(message, Spooled):
             self._waiting.append(_Encoding(unit, message.block, message.path))
+            self._build.meter.note_read(unit.number, message.read)
         elif isinstance(message, Fed):
             self._build.work.note_blocks(unit.number, message.blocks)
             self._schedule.note_blocks(unit, message.blocks)
-            self._build.meter.note_size(self._schedule.size(unit))
+            self._build.meter.note_size(unit.number, self._schedule.size(unit))
             feeder.unit = None
 
     def _is_over_elsewhere(self) -> bool:

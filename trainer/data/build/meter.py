@@ -30,6 +30,7 @@ class Meter:
         self._left = None if None in known else sum(size for size in known if size is not None)
         self._done = self._tokens = self._text_bytes = 0
         self._clock = clock
+        self._within: dict[int, int] = {}
         self._began = clock()
         self._said = self._began - EVERY_S + FIRST_S
 
@@ -38,9 +39,14 @@ class Meter:
         self._tokens += facts.tokens
         self._text_bytes += facts.text_bytes
 
-    def note_size(self, size: int | None) -> None:
-        """Note that a unit is finished, with its bytes as they are stored."""
+    def note_size(self, number: int, size: int | None) -> None:
+        """Note that a unit is finished, with its number and its bytes as they are stored."""
+        self._within.pop(number, None)
         self._done += size or 0
+
+    def note_read(self, number: int, size: int | None) -> None:
+        """Note how many bytes of a unit are read that is not finished; None: not known."""
+        self._within[number] = size or 0
 
     def tell(self) -> None:
         """Say how far it is, if it is time."""
@@ -55,10 +61,11 @@ class Meter:
         seconds = max(1e-3, self._clock() - self._began)
         told = f"data    {self._tokens:,} tokens of {self._text_bytes / 1e6:,.0f} MB of text"
         told += f", {self._tokens / seconds:,.0f} tokens/s"
-        if not self._left or not self._done:
+        done = self._done + sum(self._within.values())
+        if not self._left or not done:
             return told
-        left_s = seconds * max(0, self._left - self._done) / self._done
-        return f"{told}, {self._done / self._left:.0%}, {_duration(left_s)} left"
+        left_s = seconds * max(0, self._left - done) / done
+        return f"{told}, {min(1, done / self._left):.0%}, {_duration(left_s)} left"
 
 
 def _duration(seconds: float) -> str:

@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -84,6 +85,8 @@ class Spooled:
 
     block: int
     path: Path
+    read: int | None
+    """Bytes of the file that were read so far, as they are stored; None if that is not known."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class Worker:
             if self._feed_order.asks_for(block.number):
                 path = self._work.spool(fed.unit.number, block.number)
                 write_block(block, path)
-                return Spooled(block.number, path)
+                return Spooled(block.number, path, read_so_far(fed.files[0].path))
             take(block)
             self._tell(f"{fed.told} (block {self._count})")
         return Fed(self._count)
@@ -160,6 +163,22 @@ class Worker:
         if time.monotonic() - self._told_at >= _TELL_S:
             self._told_at = time.monotonic()
             self._parent.send(At(place))
+
+
+def read_so_far(path: str, own: Path = Path("/proc/self")) -> int | None:
+    """Return the position in a file that this process has open; None if it has not, or the system does not tell.
+
+    Args:
+        path: the file.
+        own: the folder in which the system tells about this process.
+    """
+    with suppress(OSError):
+        for link in (own / "fd").iterdir():
+            with suppress(OSError):
+                if os.readlink(link) == path:
+                    told = (own / "fdinfo" / link.name).read_text().split()
+                    return int(told[told.index("pos:") + 1])
+    return None
 
 
 def take(block: Block) -> None:
