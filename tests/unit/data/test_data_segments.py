@@ -183,6 +183,21 @@ def test_copies_are_those_behind_the_first(tmp_path: Path) -> None:
     assert copies.are_copies(np.arange(8)).tolist() == [False, False, False, True, False, True, True, False]
 
 
+def test_copies_of_every_bucket_are_found(tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    numbers = draw.integers(0, 3000, 8000)
+    digests = [hashlib.blake2b(int(number).to_bytes(4, "little"), digest_size=16).digest() for number in numbers]
+    copies = Duplicates(tmp_path)
+    for first in range(0, 8000, 1000):
+        hashes = np.frombuffer(b"".join(digests[first : first + 1000]), np.uint8).reshape(-1, 16)
+        copies.add(np.arange(first + 1, first + 1001), hashes, is_open=False)
+    copies.finish()
+    _, firsts = np.unique(numbers, return_index=True)
+    expected = np.ones(8000, np.bool_)
+    expected[firsts] = False
+    assert np.array_equal(copies.are_copies(np.arange(1, 8001)), expected)
+
+
 def test_a_tokenizer_gives_the_same_as_arrays() -> None:
     tokenizer = train_bpe([PROSE[:50_000]], 300)
     assert isinstance(tokenizer, FileTokenizer)

@@ -94,5 +94,5 @@ class Duplicates:
         entries["high"], entries["low"], entries["document"] = words[:, 0], words[:, 1], documents
         order = np.argsort(hashes[:, 0], kind="stable")
         bounds = np.searchsorted(hashes[order, 0], np.arange(BUCKETS + 1))
-        for bucket in np.unique(hashes[:, 0]):
+        for bucket in np.unique(hashes[:, 0]).tolist():
             self._buckets[bucket].write(entries[order[bounds[bucket] : bounds[bucket + 1]]].tobytes())
