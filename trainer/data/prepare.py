@@ -240,9 +240,10 @@ def _whole(folder: Path) -> Manifest:
 
 def _work_folder(config: TridentConfig, folder: Path) -> WorkFolder:
     """Return the folder of the units; data.on_bad_record does not decide it, so that changing it keeps what is done."""
+    if config.data.on_bad_record is OnBadRecord.error:
+        return WorkFolder.beside(folder, may_skip=False)
     plain = replace(config, data=replace(config.data, on_bad_record=OnBadRecord.error))
-    may_skip = config.data.on_bad_record is OnBadRecord.skip
-    return WorkFolder.beside(folder.with_name(_fingerprint(plain)), may_skip)
+    return WorkFolder.beside(folder.with_name(_fingerprint(plain)), may_skip=True)
 
 
 def _kept_tokenizer(config: TridentConfig, work: WorkFolder, say: Say) -> Tokenizer:

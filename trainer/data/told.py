@@ -35,9 +35,10 @@ def told_left_out(prepared: PreparedData) -> str | None:
     counts = prepared.manifest.counts
     told = []
     if counts.skipped:
-        told.append(
-            f"{counts.skipped:,} records are left out since they are bad ({prepared.folder / SKIPPED} lists them)"
-        )
+        each = [one.prepared for one in prepared.sources] or [prepared]
+        lists = [str(one.folder / SKIPPED) for one in each if one.manifest.counts.skipped]
+        verb = "lists" if len(lists) == 1 else "list"
+        told.append(f"{counts.skipped:,} records are left out since they are bad ({' and '.join(lists)} {verb} them)")
     if counts.duplicates:
         told.append(f"{counts.duplicates:,} of {counts.read:,} documents are left out since they are copies")
     return f"data    {'; '.join(told)}" if told else None

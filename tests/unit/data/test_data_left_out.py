@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -19,7 +20,7 @@ from tests.unit.data.data_fixtures import stream, told, write_text
 from trainer.corpus.read import documents
 from trainer.data.build.run import do_units
 from trainer.data.prepare import prepare
-from trainer.data.prepared import PreparedData
+from trainer.data.prepared import PreparedData, Source
 from trainer.data.split import split_document
 from trainer.data.told import told_left_out
 from trainer.errors import OutOfMemoryError, PeerLostError, TridentError
@@ -64,6 +65,13 @@ def test_bad_records_are_left_out_and_listed(tmp_path: Path, workers: int) -> No
     assert "UTF-8" in listed[3]["why"]
     assert told_left_out(prepared) == (
         f"data    4 records are left out since they are bad ({prepared.folder}/skipped.jsonl lists them)"
+    )
+    blend = replace(
+        prepared, folder=tmp_path, sources=(Source("a", good.data, prepared), Source("b", good.data, prepared))
+    )
+    listed_twice = f"{prepared.folder}/skipped.jsonl"
+    assert told_left_out(blend) == (
+        f"data    4 records are left out since they are bad ({listed_twice} and {listed_twice} list them)"
     )
 
 

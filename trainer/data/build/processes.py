@@ -51,8 +51,7 @@ class Process:
         self.place = "its first unit"
         """The place that it was reading when it last said so."""
         self.moved_at = time.monotonic()
-        self._hello = Hello(config, work.path)
-        self._send(self._hello)
+        self._send(Hello(config, work.path))
 
     def give(self, order: object, work: object, place: str) -> None:
         """Let it do something.
