@@ -85,11 +85,28 @@ def test_a_run(trident: Run, texts: Path, place: Path) -> None:
     run = place / "runs" / "mine"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(trident("train", "--cfg", "job", *settings, f"run_dir={run}", "name=mine").out)
-    assert f"run             {run}" in trident("data", "inspect", str(run)).out
-    elsewhere = trident("data", "inspect", str(run))
-    assert elsewhere.code == 0
+    assert f"prepared tokens {run}" in trident("data", "inspect", str(run)).out
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("vocab_size: 300", "vocab_size: 299"))
     assert "must be a run whose data are prepared here" in fault(trident("data", "inspect", str(run)))
+
+
+def test_a_run_of_a_blend_is_shown_by_its_sources(trident: Run, texts: Path, place: Path) -> None:
+    more = place / "more.jsonl"
+    more.write_text("".join(json.dumps({"text": f"more {text}"}) + "\n" for text in SENTENCES))
+    settings = (
+        *("tokenizer=bytes", "model.vocab_size=257"),
+        f"data.blend={{one: {{weight: 1, files: [{texts}]}}, two: {{weight: 3, files: [{more}]}}}}",
+    )
+    made = trident("data", *settings)
+    assert made.code == 0, made.err
+    run = place / "runs" / "blend"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(trident("train", "--cfg", "job", *settings, f"run_dir={run}", "name=mine").out)
+    shown = trident("data", "inspect", str(run), "--documents", "0")
+    assert shown.code == 0, shown.err
+    assert "one train " in shown.out
+    assert "two train " in shown.out
+    assert "documents       81 whole, all that there are" in shown.out
 
 
 def test_what_cannot_be_looked_at(trident: Run, folder: Path, place: Path) -> None:
@@ -102,8 +119,8 @@ def test_what_cannot_be_looked_at(trident: Run, folder: Path, place: Path) -> No
     assert "holds such folders; name one of them" in fault(trident("data", "inspect", str(folder.parent)))
     (place / "empty").mkdir()
     assert "PATH must be a folder of prepared tokens" in fault(trident("data", "inspect", "empty"))
-    (place / "half.bin").write_bytes(b"12")
-    assert "half.idx is missing" in fault(trident("data", "inspect", "half"))
+    (place / "half.idx").write_bytes(b"12")
+    assert "half.bin is missing" in fault(trident("data", "inspect", "half"))
     assert "--picture must end in .svg or .png" in fault(trident("data", "inspect", str(folder), "--picture", "x.pdf"))
     (place / "old").mkdir()
     (place / "old" / "meta.json").write_text("{}")

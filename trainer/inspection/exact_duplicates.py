@@ -6,7 +6,7 @@ import tempfile
 from array import array
 from contextlib import ExitStack
 from itertools import pairwise
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,24 @@ import numpy.typing as npt
 HELD = 1 << 24
 """Hashes that are held in memory, of 8 bytes each; more wait in buckets on the disk."""
 BUCKETS = 256
+
+
+class Copies(NamedTuple):
+    """Copies among some documents."""
+
+    documents: int
+    """Number of documents that were compared."""
+    copies: int
+    """Number of them that are the same as an earlier one."""
+    pairs: int
+    """Number of pairs of them that are the same."""
+    groups: int
+    """Number of different documents that have copies."""
+
+    @property
+    def share(self) -> float:
+        """Share of the documents that are copies."""
+        return self.copies / max(1, self.documents)
 
 
 class ExactDuplicates:
@@ -37,21 +55,18 @@ class ExactDuplicates:
         if len(self._hashes) >= self._limit:
             self._spill()
 
-    def copies(self) -> tuple[int, int]:
-        """Return how many documents are the same as an earlier one, and how many pairs of documents are the same.
-
-        Nothing can be noted afterwards.
-        """
+    def copies(self) -> Copies:
+        """Return the copies among the documents; nothing can be noted afterwards."""
         if not self._buckets:
             return _copies(np.array(self._hashes, dtype=np.uint64))
         self._spill()
-        copies = pairs = 0
+        found = Copies(0, 0, 0, 0)
         with self._files:
             for bucket in self._buckets:
                 bucket.seek(0)
-                found = _copies(np.frombuffer(bucket.read(), dtype=np.uint64))
-                copies, pairs = copies + found[0], pairs + found[1]
-        return copies, pairs
+                here = _copies(np.frombuffer(bucket.read(), dtype=np.uint64))
+                found = Copies(*(one + other for one, other in zip(found, here, strict=True)))
+        return found
 
     def _spill(self) -> None:
         if not self._buckets:
@@ -66,6 +81,7 @@ class ExactDuplicates:
             bucket.write(hashes[first:last].tobytes())
 
 
-def _copies(hashes: npt.NDArray[np.uint64]) -> tuple[int, int]:
+def _copies(hashes: npt.NDArray[np.uint64]) -> Copies:
     _, counts = np.unique(hashes, return_counts=True)
-    return len(hashes) - len(counts), int((counts * (counts - 1) // 2).sum())
+    pairs = int((counts * (counts - 1) // 2).sum())
+    return Copies(len(hashes), len(hashes) - len(counts), pairs, int(np.count_nonzero(counts > 1)))

@@ -1,4 +1,4 @@
-"""Finding out what a path is: prepared tokens, a Megatron pair, a run, or files of text. No torch."""
+"""Finding out what a path is: prepared tokens, a Megatron pair, files of tokens, a run, or texts. No torch."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from trainer.config.schema import DataConfig, DataSource, RecordKind, TokenizerK
 from trainer.corpus.addresses import is_address
 from trainer.corpus.inputs import input_files
 from trainer.corpus.units import Compression, InputFile, Kind
-from trainer.corpus.wording import reason
+from trainer.data.megatron import pair_file
 from trainer.data.megatron_index import PairIndex
 from trainer.data.prepare import look_up
+from trainer.data.ready_made import token_paths
 from trainer.data.shard_set import ShardSet
+from trainer.data.token_layouts import SUFFIXES, Given, TokenFile, token_file
 from trainer.data.token_manifest import MANIFEST, PARTS, Manifest, Shard, read_manifest
 from trainer.data.tokenizer import ByteTokenizer, Tokenizer, load_pretrained, load_tokenizer
 from trainer.errors import DataError, TridentError
 from trainer.inspection.seen import Facts, Part, Source
 from trainer.inspection.text_source import TextSource
-from trainer.inspection.token_source import TokenSource
+from trainer.inspection.token_source import GivenFile, Stream, TokenSource
 from trainer.run_paths import RunPaths, run_of_checkpoint
 
 PATH = "PATH"
 _OLD_META = "meta.json"
-_CHECKED = 1 << 20
-"""Entries of an index that are checked at once."""
-_KINDS = "a folder of prepared tokens, a Megatron pair, a run's folder, or files of text"
+_UNKNOWN = 1 << 16
+"""Number of ids, for files that do not say the type of their ids, if no vocabulary is known: two bytes an id."""
+_KINDS = "a folder of prepared tokens, a Megatron pair, files of tokens, a run's folder, or files of text"
 
 
 class Inspected:
@@ -66,7 +68,7 @@ def find(name: str, config: TridentConfig) -> Inspected:
     if run is not None:
         return _run(run, config)
     if path.is_dir() and (path / MANIFEST).is_file():
-        return _prepared(path, config, {})
+        return _prepared(path, config)
     if path.is_dir() and (path / _OLD_META).is_file() and any(path.glob("*.bin")):
         raise DataError(
             f"{PATH} must hold tokens that this version has prepared, but {path} is of an earlier one; run "
@@ -76,8 +78,8 @@ def find(name: str, config: TridentConfig) -> Inspected:
     pair = [prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx")]
     there = [one.is_file() for one in pair]
     if all(there):
-        return _pair(prefix, config)
-    if any(there):
+        return _given(pair[:1], str(prefix), config)
+    if any(there) and path.suffix != ".bin":
         missing = pair[there.index(False)]
         raise DataError(f"{PATH} must be a Megatron pair, .bin and .idx, but {missing} is missing")
     if path.is_dir() and (inside := _prepared_inside(path)):
@@ -85,6 +87,8 @@ def find(name: str, config: TridentConfig) -> Inspected:
             f"{PATH} must be a folder of prepared tokens, but {path} holds such folders; name one of them, for example "
             f"{inside[0]}"
         )
+    if tokens := _files_of_tokens(path):
+        return _given(tokens, str(path), config)
     if not path.exists() and not any(letter in path.name for letter in "*?["):
         raise DataError(f"{PATH} must be {_KINDS}, but there is nothing at {path}")
     return _text(str(path), config)
@@ -105,7 +109,25 @@ def _run(run: RunPaths, config: TridentConfig) -> Inspected:
             f"{PATH} must be a run whose data are prepared here, but those of {run.path} are not ({folder}); run "
             f"`trident data` with its settings"
         )
-    return _prepared(folder, config, {"run": str(run.path)})
+    tokenizer = None if prepared.tokenizer_folder is None else load_tokenizer(prepared.tokenizer_folder)
+    sources = {f"{one.name} ": one.prepared for one in prepared.sources} or {"": prepared}
+    parts = {
+        f"{name}{part}": (data.folder, data.manifest.parts[part])
+        for name, data in sources.items()
+        for part in PARTS
+        if part in data.manifest.parts
+    }
+    places = {f"source{name and f' {name.strip()}'}": str(data.folder) for name, data in sources.items()}
+    return _of_manifest(str(run.path), prepared.manifest, parts, tokenizer or _asked_tokenizer(config), places)
+
+
+def _files_of_tokens(path: Path) -> list[Path]:
+    """Return the files of ids that a name, folder or glob means; none if it means something else."""
+    is_file = path.is_file() and path.suffix in SUFFIXES
+    try:
+        return token_paths((str(path),)) if is_file or not path.is_file() else []
+    except TridentError:
+        return []
 
 
 def _prepared_inside(path: Path) -> list[Path]:
@@ -113,7 +135,7 @@ def _prepared_inside(path: Path) -> list[Path]:
     return sorted(found, key=lambda folder: -folder.stat().st_mtime)
 
 
-def _prepared(folder: Path, config: TridentConfig, details: Mapping[str, str]) -> Inspected:
+def _prepared(folder: Path, config: TridentConfig) -> Inspected:
     manifest = read_manifest(folder)
     if manifest is None:
         raise DataError(
@@ -122,25 +144,46 @@ def _prepared(folder: Path, config: TridentConfig, details: Mapping[str, str]) -
         )
     own = folder / "tokenizer"
     tokenizer = load_tokenizer(own) if own.is_dir() else _asked_tokenizer(config)
-    parts = {part: manifest.parts[part] for part in (*PARTS, *manifest.parts) if part in manifest.parts}
-    return Inspected(
-        _token_source(
-            Facts(
-                kind="prepared tokens",
-                place=str(folder),
-                documents=_total(parts, "documents"),
-                tokens=_total(parts, "tokens"),
-                content_bytes=_text_bytes(parts),
-                counts=manifest.counts,
-                tokenizer=_tokenizer_in_words(tokenizer),
-                vocab_size=manifest.vocab_size,
-                details={**details, **_packed(manifest), "source": manifest.name},
-            ),
-            folder,
-            parts,
-        ),
-        tokenizer,
+    parts = {part: (folder, manifest.parts[part]) for part in PARTS if part in manifest.parts}
+    return _of_manifest(str(folder), manifest, parts, tokenizer, {"source": manifest.name})
+
+
+def _of_manifest(
+    place: str,
+    manifest: Manifest,
+    parts: Mapping[str, tuple[Path, Sequence[Shard]]],
+    tokenizer: Tokenizer | None,
+    details: Mapping[str, str],
+) -> Inspected:
+    """Return prepared tokens.
+
+    Args:
+        place: their path, as it is shown.
+        manifest: what is known of all of them.
+        parts: name -> folder and shards of each part.
+        tokenizer: reads their ids, or None.
+        details: further lines.
+    """
+    every = [shard for _, shards in parts.values() for shard in shards]
+    facts = Facts(
+        kind="prepared tokens",
+        place=place,
+        documents=sum(shard.documents for shard in every),
+        tokens=sum(shard.tokens for shard in every),
+        content_bytes=_text_bytes(every),
+        parts=tuple(_part(name, shards) for name, (_, shards) in parts.items()),
+        counts=manifest.counts,
+        tokenizer=_tokenizer_in_words(tokenizer),
+        vocab_size=manifest.vocab_size,
+        details={**details, **_packed(manifest)},
     )
+    return _of_streams(facts, {name: ShardSet(folder, shards) for name, (folder, shards) in parts.items()}, tokenizer)
+
+
+def _of_streams(facts: Facts, streams: Mapping[str, Stream], tokenizer: Tokenizer | None) -> Inspected:
+    if not facts.tokens:
+        raise DataError(f"{PATH} must hold at least one token, but {facts.place} holds none")
+    return Inspected(TokenSource(facts, streams), tokenizer)
 
 
 def _packed(manifest: Manifest) -> dict[str, str]:
@@ -150,87 +193,70 @@ def _packed(manifest: Manifest) -> dict[str, str]:
     return {"packed": f"{packed.examples:,} examples in sequences of {packed.seq_length:,} tokens"}
 
 
-def _token_source(facts: Facts, folder: Path, parts: Mapping[str, Sequence[Shard]]) -> TokenSource:
-    shown = tuple(
-        Part(
-            name=name,
-            files=len(shards),
-            documents=sum(shard.documents for shard in shards),
-            tokens=sum(shard.tokens for shard in shards),
-            dtype=", ".join(dict.fromkeys(shard.dtype for shard in shards)),
-        )
-        for name, shards in parts.items()
+def _part(name: str, shards: Sequence[Shard]) -> Part:
+    return Part(
+        name=name,
+        files=len(shards),
+        documents=sum(shard.documents for shard in shards),
+        tokens=sum(shard.tokens for shard in shards),
+        dtype=", ".join(dict.fromkeys(shard.dtype for shard in shards)),
     )
-    if not any(part.tokens for part in shown):
-        raise DataError(f"{PATH} must hold at least one token, but {facts.place} holds none")
-    return TokenSource(replace(facts, parts=shown), {name: ShardSet(folder, parts[name]) for name in parts})
 
 
-def _total(parts: Mapping[str, Sequence[Shard]], field: str) -> int:
-    return sum(getattr(shard, field) for shards in parts.values() for shard in shards)
-
-
-def _text_bytes(parts: Mapping[str, Sequence[Shard]]) -> int | None:
-    known = [shard.text_bytes for shards in parts.values() for shard in shards if shard.tokens]
+def _text_bytes(shards: Sequence[Shard]) -> int | None:
+    known = [shard.text_bytes for shard in shards if shard.tokens]
     told = [size for size in known if size is not None]
     return sum(told) if told and len(told) == len(known) else None
 
 
-def _pair(prefix: Path, config: TridentConfig) -> Inspected:
-    path = prefix.with_name(prefix.name + ".bin")
-    try:
-        index = PairIndex(prefix.with_name(prefix.name + ".idx"))
-        tokens = _checked(index, path)
-    except DataError as error:
-        raise DataError(str(error).removeprefix("data.files: ")) from error
-    except OSError as error:
-        raise DataError(f"{PATH} must be readable, but {prefix}: {reason(error)}") from error
-    documents = max(0, len(index.first_sequences) - 1)
-    shard = Shard(str(path), index.dtype, 0, tokens, documents, -1, None, "", "idx")
+def _given(paths: Sequence[Path], place: str, config: TridentConfig) -> Inspected:
+    """Return files of ids that another program wrote: one Megatron pair, or those that data=tokens reads."""
     tokenizer = _asked_tokenizer(config)
-    facts = Facts(
-        kind="a Megatron pair",
-        place=str(prefix),
-        documents=documents,
-        tokens=tokens,
-        content_bytes=None,
-        tokenizer=_tokenizer_in_words(tokenizer),
-        vocab_size=None if tokenizer is None else tokenizer.vocab_size,
-        details={"sequences": f"{index.sequences:,}"},
+    vocab_size = config.model.vocab_size or (None if tokenizer is None else tokenizer.vocab_size)
+    dtype = None if config.data.token_dtype is None else config.data.token_dtype.value
+    eos_id = config.data.eos_id if config.data.eos_id is not None or tokenizer is None else tokenizer.eos_id
+    try:
+        files = [_opened(path, Given(dtype, vocab_size or _UNKNOWN, eos_id)) for path in paths]
+    except DataError as error:
+        raise DataError(f"{PATH} must be whole: {str(error).removeprefix('data.files: ')}", error.hints) from error
+    streams = {path.name: _stream(file) for path, file in zip(paths, files, strict=True)}
+    parts = tuple(
+        Part(path.name, 1, _documents(file), file.tokens, file.dtype) for path, file in zip(paths, files, strict=True)
     )
-    return Inspected(_token_source(facts, prefix.parent, {prefix.name: (shard,)}), tokenizer)
+    counts = [part.documents for part in parts]
+    facts = Facts(
+        kind="files of tokens",
+        place=place,
+        documents=None if None in counts else sum(count or 0 for count in counts),
+        tokens=sum(file.tokens for file in files),
+        content_bytes=None,
+        parts=parts,
+        tokenizer=_tokenizer_in_words(tokenizer),
+        vocab_size=vocab_size,
+    )
+    return _of_streams(facts, streams, tokenizer)
 
 
-def _checked(index: PairIndex, path: Path) -> int:
-    """Return the number of tokens of a pair whose sequences follow each other.
+def _opened(path: Path, given: Given) -> TokenFile:
+    index = path.with_suffix(".idx")
+    return pair_file(path, index) if path.suffix == ".bin" and index.is_file() else token_file(path, given)
 
-    Raises:
-        DataError: the index is damaged, or not that of these ids.
-    """
-    size = np.dtype(index.dtype).itemsize
-    place = 0
-    for first in range(0, index.sequences, _CHECKED):
-        sizes = index.sizes[first : first + _CHECKED].astype(np.int64)
-        if int(sizes.min()) < 0:
-            raise DataError(f"{index.path} must hold sizes of at least 0, but holds negative ones: it is damaged")
-        expected = place + np.cumsum(sizes * size) - sizes * size
-        wrong = np.flatnonzero(index.offsets[first : first + _CHECKED] != expected)
-        if len(wrong):
-            number = first + int(wrong[0])
-            raise DataError(
-                f"{index.path} must have its sequences one behind the other, but sequence {number} begins at byte "
-                f"{int(index.offsets[number])} and not {int(expected[wrong[0]])}; prepare it with `trident data "
-                f"data=megatron`, and look at the folder that this makes"
-            )
-        place = int(expected[-1] + sizes[-1] * size)
-    found = path.stat().st_size
-    if found < place:
-        raise DataError(f"{path} must have {place} bytes by its index, but has {found}: it is truncated")
-    firsts = index.first_sequences
-    rises = len(firsts) == 0 or (firsts[0] >= 0 and firsts[-1] <= index.sequences and np.all(firsts[1:] >= firsts[:-1]))
-    if not rises:
-        raise DataError(f"{index.path} must name its own sequences as documents, rising, but does not: it is damaged")
-    return place // size
+
+def _stream(file: TokenFile) -> Stream:
+    if not file.is_indexed:
+        return GivenFile(file)
+    # Its index is read in place: nothing is held for a document.
+    shard = Shard(str(file.path), file.dtype, file.first_byte, file.tokens, 0, -1, None, "", "idx")
+    return ShardSet(file.path.parent, [shard])
+
+
+def _documents(file: TokenFile) -> int | None:
+    """Return the number of documents where an index has it; None where only their ends, or nothing, tells."""
+    if file.is_indexed:
+        return max(0, len(PairIndex(file.path.with_suffix(".idx")).first_sequences) - 1)
+    if file.documents is None or file.ended_by is not None:
+        return None
+    return sum(int(np.count_nonzero(np.diff(some.documents, prepend=-1))) for some in file.documents())
 
 
 def _text(path: str, config: TridentConfig) -> Inspected:

@@ -10,6 +10,7 @@ import numpy as np
 
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError
+from trainer.inspection.exact_duplicates import Copies
 from trainer.inspection.find import PATH, Inspected
 from trainer.inspection.near_duplicates import (
     IDS,
@@ -75,23 +76,6 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class Copies:
-    """Exact duplicates among the documents that were seen whole."""
-
-    documents: int
-    """Number of documents that were compared."""
-    copies: int
-    """Number of them that are the same as an earlier one."""
-    pairs: int
-    """Number of pairs of them that are the same."""
-
-    @property
-    def share(self) -> float:
-        """Share of the documents that are copies."""
-        return self.copies / max(1, self.documents)
-
-
-@dataclass(frozen=True)
 class Report:
     """Everything that is shown."""
 
@@ -145,7 +129,7 @@ class Report:
             "lengths": asdict(self.lengths),
             "tokens_per_byte": 1 / ratio if ratio else None,
             "vocabulary": None if self.vocabulary is None else asdict(self.vocabulary),
-            "exact_duplicates": {**asdict(self.copies), "share": self.copies.share},
+            "exact_duplicates": {**self.copies._asdict(), "share": self.copies.share},
             "near_duplicates": {
                 **{name: value for name, value in asdict(self.near).items() if name != "pairs"},
                 "pairs": len(self.near.pairs),
@@ -180,7 +164,6 @@ def inspect(found: Inspected, shown: int, everything: bool, seed: int) -> Report
     if tally.documents + tally.pieces == 0:
         faults = [*source.faults(), "there is none"]
         raise DataError(f"{PATH} must hold at least one document, but {facts.place} holds none: {faults[0]}")
-    copies, pairs = tally.exact.copies()
     compared = tally.compared()
     return Report(
         facts=facts,
@@ -190,12 +173,12 @@ def inspect(found: Inspected, shown: int, everything: bool, seed: int) -> Report
         pieces=tally.pieces,
         tokens=tally.tokens,
         text_bytes=tally.text_bytes,
-        estimated_documents=_estimated(facts, tally, source.seen_bytes) if source.is_sampled else tally.begun,
+        estimated_documents=_estimated(facts, tally, source.seen_share) if source.is_sampled else tally.begun,
         lengths=_lengths(tally),
         bytes_per_token=_bytes_per_token(facts, tally, tokenizer),
         tokens_per_byte=tuple(tally.ratios()) or _decoded_ratios(compared, facts, tokenizer),
         vocabulary=_vocabulary(tally, facts, tokenizer) if in_tokens else None,
-        copies=Copies(tally.documents, copies, pairs),
+        copies=tally.exact.copies(),
         near=near_duplicates(_different(compared), IDS if facts.tokens is not None else WORDS, seed),
         shares=tuple(shares(_group_sizes(facts, tally), _MOST_GROUPS)),
         empty=source.empty,
@@ -205,10 +188,8 @@ def inspect(found: Inspected, shown: int, everything: bool, seed: int) -> Report
     )
 
 
-def _estimated(facts: Facts, tally: Tally, seen_bytes: int) -> int | None:
-    if facts.documents is not None or facts.content_bytes is None or not seen_bytes:
-        return None
-    return round(tally.begun * facts.content_bytes / seen_bytes)
+def _estimated(facts: Facts, tally: Tally, seen_share: float | None) -> int | None:
+    return None if facts.documents is not None or not seen_share else round(tally.begun / seen_share)
 
 
 def _different(compared: Sequence[tuple[int, Elements]]) -> list[Elements]:

@@ -46,7 +46,8 @@ class Part:
 
     name: str
     files: int
-    documents: int
+    documents: int | None
+    """None if only reading them tells."""
     tokens: int
     dtype: str
 
@@ -81,8 +82,8 @@ class Source(Protocol):
     facts: Facts
     is_sampled: bool
     """True if the last pass did not see everything. Known when it has ended."""
-    seen_bytes: int
-    """Bytes of files that the last pass covered, to estimate by them what the whole holds."""
+    seen_share: float | None
+    """Share of the whole that the last pass covered, to estimate by it what the whole holds; None: not known."""
     empty: int
     """Records of the last pass that hold no text."""
 

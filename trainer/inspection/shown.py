@@ -49,8 +49,8 @@ def _facts(report: Report) -> Iterator[str]:
     for part in facts.parts:
         yield _row(
             part.name,
-            f"{part.tokens:,} tokens, {part.documents:,} documents, {part.files} file{'s' * (part.files != 1)} of "
-            f"{part.dtype}",
+            f"{part.tokens:,} tokens, {_known(part.documents)} documents, {part.files} "
+            f"file{'s' * (part.files != 1)} of {part.dtype}",
         )
     yield _row("tokenizer", facts.tokenizer)
     yield _row("documents", _documents(report))
@@ -70,6 +70,10 @@ def _facts(report: Report) -> Iterator[str]:
         )
         for fault in report.faults:
             yield _row("", fault)
+
+
+def _known(count: int | None) -> str:
+    return "unknown" if count is None else f"{count:,}"
 
 
 def _documents(report: Report) -> str:
@@ -143,9 +147,8 @@ def _duplicates(report: Report) -> Iterator[str]:
         "the same",
         f"{copies.copies:,} of {copies.documents:,} documents are copies of an earlier one ({copies.share:.2%})",
     )
-    total = report.whole_documents
     if report.is_sampled:
-        yield _row("", _in_the_whole(copies.pairs, copies.documents, total))
+        yield _row("", _in_the_whole(copies.pairs, copies.groups, copies.documents, report))
     yield _row(
         "nearly the same",
         f"{near.resembling:,} of {near.documents:,} different documents resemble another by {RESEMBLES} or more "
@@ -157,18 +160,27 @@ def _duplicates(report: Report) -> Iterator[str]:
         "looked at",
     )
     if report.is_sampled or near.documents < copies.documents - copies.copies:
-        yield _row("", _in_the_whole(len(near.pairs), near.documents, total))
+        yield _row("", _in_the_whole(len(near.pairs), near.resembling // 2, near.documents, report))
 
 
-def _in_the_whole(pairs: int, compared: int, total: int | None) -> str:
-    """Return what pairs within a sample say of the whole: a document's copy is seldom in the sample too."""
+def _in_the_whole(pairs: int, groups: int, compared: int, report: Report) -> str:
+    """Return what pairs within a sample say of the whole: a document's copy is seldom in the sample too.
+
+    Args:
+        pairs: pairs in the sample.
+        groups: groups of documents that they are of: pairs of one group say the same thing several times.
+        compared: documents that were compared.
+        report: what was found.
+    """
+    total = report.whole_documents
     if total is None or compared < 2:
         return "copies of which only one is in the sample are not seen: there may be more"
     scale = total * (total - 1) / (compared * (compared - 1))
     if not pairs:
         # Three expected pairs would have shown none with a probability of 5 %.
         return f"no pair in the sample: fewer than about {3 * scale:,.0f} pairs in the whole"
-    return f"{pairs:,} pairs in the sample: about {pairs * scale:,.0f} in the whole, to {pairs**-0.5:.0%}"
+    error = f", to {groups**-0.5:.0%} (standard error)" if report.facts.documents is not None else ""
+    return f"{pairs:,} pairs in the sample: about {pairs * scale:,.0f} in the whole{error}"
 
 
 def _shares(report: Report, block: str) -> Iterator[str]:

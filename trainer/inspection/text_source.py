@@ -20,7 +20,7 @@ from trainer.data.tokenizer import Tokenizer
 from trainer.inspection.seen import BEGINNING, MOST_FAULTS, Facts, Ids, SeenDocument
 
 MOST_BYTES = 1 << 25
-"""Bytes of text that are read if not all are wanted; with a tokenizer, half of them."""
+"""Bytes of text that are read if not all are wanted; with a tokenizer, an eighth of them."""
 UNIT_BYTES = 1 << 18
 """Bytes of a unit of the sample."""
 _MOST_UNITS = 1 << 14
@@ -60,11 +60,13 @@ class TextSource:
     ) -> None:
         self.facts = facts
         self.is_sampled = False
-        self.seen_bytes = self.empty = 0
+        self.empty = 0
+        self.seen_share: float | None = None
+        self._seen_bytes = 0
         self._data = data
         self._files = files
         self._tokenizer = tokenizer
-        self._most_bytes = most_bytes if tokenizer is None else most_bytes // 2
+        self._most_bytes = most_bytes if tokenizer is None else most_bytes // 8
         self._faults: list[str] = []
         self._fault_count = 0
         self._read = 0
@@ -72,7 +74,9 @@ class TextSource:
 
     def documents(self, everything: bool, seed: int) -> Iterator[SeenDocument]:
         """Yield documents. See `Source`."""
-        self.seen_bytes = self.empty = self._fault_count = 0
+        self.empty = self._fault_count = 0
+        self.seen_share = None
+        self._seen_bytes = 0
         self._faults.clear()
         content = sum(_content_bytes(file) for file in self._files)
         self.is_sampled = not everything and content > self._most_bytes
@@ -164,7 +168,9 @@ class TextSource:
             size = file.size or 0
             spans, limit = [Span(0, b * UNIT_BYTES, min((b + 1) * UNIT_BYTES, size)) for b in chosen], None
         for number, span in enumerate(spans):
-            self.seen_bytes += _content_bytes(file) if span.end is None else span.end - span.first
+            self._seen_bytes += _content_bytes(file) if span.end is None else span.end - span.first
+            whole = self.facts.content_bytes
+            self.seen_share = self._seen_bytes / whole if whole else None
             before = self._read
             for found in read_unit(self._data, [file], Unit(number, (span,))):
                 if not isinstance(found, Document):

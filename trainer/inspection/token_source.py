@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from trainer.data.shard_set import ShardSet
+from trainer.data.token_layouts import Stretches, TokenFile
 from trainer.inspection.seen import Facts, Ids, SeenDocument
 
 MOST_TOKENS = 1 << 25
@@ -20,6 +22,64 @@ _MOST_OF_ONE = 1 << 22
 """Tokens that are read of one document of a sample."""
 
 
+class Stream(Protocol):
+    """Tokens, document after document, as a `ShardSet` has them."""
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+
+    def tokens(self, start: int, count: int) -> Ids:
+        """Return the ids at `start` to `start + count - 1`, `[count]`."""
+
+    def begins(self, start: int, count: int) -> npt.NDArray[np.bool_]:
+        """Return whether a document begins at each of the tokens `start` to `start + count - 1`, `[count]`."""
+
+
+class GivenFile:
+    """A file of ids that another program wrote, as a stream.
+
+    Args:
+        file: the file. Where each document begins takes 8 bytes a document, unless an id says it.
+    """
+
+    def __init__(self, file: TokenFile) -> None:
+        self._ids = file.ids()
+        self._ended_by = file.ended_by
+        self._begins = np.zeros(min(1, len(self._ids)), dtype=np.int64)
+        if file.ended_by is None and file.documents is not None:
+            self._begins = _first_tokens(file.documents())
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return len(self._ids)
+
+    def tokens(self, start: int, count: int) -> Ids:
+        """Return ids. See `Stream`."""
+        return self._ids[start : start + count]
+
+    def begins(self, start: int, count: int) -> npt.NDArray[np.bool_]:
+        """Return where documents begin. See `Stream`."""
+        found = np.zeros(count, dtype=np.bool_)
+        if self._ended_by is not None:
+            first = max(0, start - 1)
+            found[first + 1 - start :] = self._ids[first : start + count - 1] == self._ended_by
+            found[:1] |= start == 0
+            return found
+        first, last = np.searchsorted(self._begins, [start, start + count])
+        found[self._begins[first:last] - start] = True
+        return found
+
+
+def _first_tokens(stretches: Iterator[Stretches]) -> npt.NDArray[np.int64]:
+    """Return the places at which documents begin, rising."""
+    found = [np.zeros(0, dtype=np.int64)]
+    for some in stretches:
+        full = some.lengths > 0
+        documents = some.documents[full]
+        found.append(some.starts[full][np.diff(documents, prepend=-1) != 0])
+    return np.unique(np.concatenate(found))
+
+
 class TokenSource:
     """Shards of ids.
 
@@ -29,10 +89,11 @@ class TokenSource:
         most_tokens: number of tokens that a sample has.
     """
 
-    def __init__(self, facts: Facts, parts: Mapping[str, ShardSet], most_tokens: int = MOST_TOKENS) -> None:
+    def __init__(self, facts: Facts, parts: Mapping[str, Stream], most_tokens: int = MOST_TOKENS) -> None:
         self.facts = facts
         self.is_sampled = False
-        self.seen_bytes = self.empty = 0
+        self.empty = 0
+        self.seen_share: float | None = 1.0
         self._parts = {name: shards for name, shards in parts.items() if len(shards)}
         self._most_tokens = most_tokens
 
@@ -41,6 +102,7 @@ class TokenSource:
         total = sum(map(len, self._parts.values()))
         self.is_sampled = not everything and total > self._most_tokens
         draws = np.random.default_rng(seed)
+        covered = 0
         for name, shards in self._parts.items():
             stretches = -(-len(shards) // STRETCH)
             chosen: Sequence[int] = range(stretches)
@@ -50,6 +112,8 @@ class TokenSource:
                 others = draws.choice(max(1, stretches - 1), wanted - 1, replace=False) + 1
                 chosen = sorted([0, *others.tolist()])
             for number in chosen:
+                covered += min(STRETCH, len(shards) - number * STRETCH)
+                self.seen_share = covered / total
                 yield from self._beginning_in(name, shards, number * STRETCH)
 
     def faults(self) -> Sequence[str]:
@@ -60,7 +124,7 @@ class TokenSource:
         """Return 0."""
         return 0
 
-    def _beginning_in(self, name: str, shards: ShardSet, start: int) -> Iterator[SeenDocument]:
+    def _beginning_in(self, name: str, shards: Stream, start: int) -> Iterator[SeenDocument]:
         end = min(start + STRETCH, len(shards))
         begins = (np.flatnonzero(shards.begins(start, end - start)) + start).tolist()
         # Tokens without boundaries are one document.
@@ -69,7 +133,7 @@ class TokenSource:
             behind = begins[place + 1] if place + 1 < len(begins) else _next_begin(shards, end)
             yield self._seen(name, shards, begin, behind - begin)
 
-    def _seen(self, name: str, shards: ShardSet, begin: int, count: int) -> SeenDocument:
+    def _seen(self, name: str, shards: Stream, begin: int, count: int) -> SeenDocument:
         digest = hashlib.blake2b(str(count).encode(), digest_size=8)
         read = min(count, _MOST_OF_ONE) if self.is_sampled else count
         for place in range(begin, begin + read, _BLOCK):
@@ -79,7 +143,7 @@ class TokenSource:
         return SeenDocument(name, int.from_bytes(digest.digest(), "little"), True, tokens=count, ids=ids)
 
 
-def _next_begin(shards: ShardSet, start: int) -> int:
+def _next_begin(shards: Stream, start: int) -> int:
     """Return the place of the first document that begins at or behind a place, or the end of the tokens."""
     for place in range(start, len(shards), _BLOCK):
         found = np.flatnonzero(shards.begins(place, min(_BLOCK, len(shards) - place)))

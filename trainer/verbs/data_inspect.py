@@ -15,7 +15,7 @@ from trainer.verbs.parse import Words
 ALL, DOCUMENTS, SEED, JSON, PICTURE = "--all", "--documents", "--seed", "--json", "--picture"
 _SHOWN = 3
 _READ = (
-    *("data.text_key=", "data.text_join=", "data.document_separator="),
+    *("data.text_key=", "data.text_join=", "data.document_separator=", "data.token_dtype=", "data.eos_id="),
     *("tokenizer=", "tokenizer.kind=", "tokenizer.path=", "tokenizer.eos_token="),
 )
 """Keys and groups that have an effect."""

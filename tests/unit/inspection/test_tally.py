@@ -17,11 +17,12 @@ def test_copies_are_counted_in_memory_and_in_buckets(held: int) -> None:
     for hash_ in hashes:
         exact.add(hash_)
     counts = [hashes.count(one) for one in set(hashes)]
-    assert exact.copies() == (300 - len(counts), sum(math.comb(count, 2) for count in counts))
+    several = sum(count > 1 for count in counts)
+    assert exact.copies() == (300, 300 - len(counts), sum(math.comb(count, 2) for count in counts), several)
 
 
 def test_no_documents_have_no_copies() -> None:
-    assert ExactDuplicates().copies() == (0, 0)
+    assert ExactDuplicates().copies() == (0, 0, 0, 0)
 
 
 def test_a_reservoir_keeps_each_with_the_same_chance() -> None:
@@ -70,7 +71,7 @@ def test_lengths_are_of_whole_documents_only() -> None:
     tally.add(SeenDocument("train", 7, False, tokens=100, ids=np.ones(100, dtype=np.int64)))
     assert (tally.documents, tally.pieces) == (4, 1)
     assert [tally.quantile(share) for share in (0.25, 0.5, 0.75, 0.99)] == [1, 2, 2, 5]
-    assert tally.exact.copies() == (3, 6)
+    assert tally.exact.copies() == (4, 3, 6, 1)
 
 
 def test_a_document_that_is_shown_holds_its_beginning_and_its_end() -> None:
