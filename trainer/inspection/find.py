@@ -264,7 +264,7 @@ def _text(path: str, config: TridentConfig) -> Inspected:
     try:
         files = input_files(data)
     except TridentError as error:
-        raise DataError(f"{PATH} must be {_KINDS}, but {path} is none: {_without_key(str(error))}") from error
+        raise DataError(f"{PATH} must be {_KINDS}, but {path} is none: {error}") from error
     tokenizer = _asked_tokenizer(config)
     facts = Facts(
         kind="files of text",
@@ -277,10 +277,6 @@ def _text(path: str, config: TridentConfig) -> Inspected:
         details={"files": _forms(files)},
     )
     return Inspected(TextSource(facts, data, files, tokenizer), tokenizer)
-
-
-def _without_key(problem: str) -> str:
-    return problem.removeprefix("data.files ").removeprefix("must ")
 
 
 def _is_whole(data: DataConfig) -> bool:

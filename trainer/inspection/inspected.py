@@ -162,7 +162,7 @@ def inspect(found: Inspected, shown: int, everything: bool, seed: int) -> Report
     for document in source.documents(everything, seed):
         tally.add(document)
     if tally.documents + tally.pieces == 0:
-        faults = [*source.faults(), "there is none"]
+        faults = [*source.faults(), "it has nothing but empty ones"]
         raise DataError(f"{PATH} must hold at least one document, but {facts.place} holds none: {faults[0]}")
     compared = tally.compared()
     return Report(
