@@ -82,6 +82,9 @@ SAME_MODEL: dict[str, str] = {
     "data.hub_path": "dataset_name dataset_name_or_path hf_dataset",
     "data.hub_name": "dataset_config dataset_config_name dataset_subset",
     "data.hub_split": "dataset_split train_split",
+    "data.hub_validation_split": "eval_split valid_split dataset_eval_split validation_split_name",
+    "data.validation_files": "valid_data_path valid_data_paths val_data_path val_data_paths validation_file "
+    "validation_data val_file val_files eval_file eval_files valid_file input_val_bin valid_data val_bin eval_dataset",
     "data.text_key": "text_column text_column_name text_field dataset_text_field content_key json_keys json_key",
     "data.messages_key": "messages_column messages_field field_messages",
     "data.prompt_key": "prompt_column prompt_field",
@@ -219,9 +222,8 @@ ABSENT_MODEL: dict[str, str] = {
     "recompute_method recompute_num_layers checkpoint_num_layers activations_checkpoint_num_layers "
     "activations_checkpoint_method partition_activations checkpoint_in_cpu cpu_checkpointing "
     "selective_ac_option distribute_saved_activations": "model.recompute is for all blocks alike",
-    "valid_data_path valid_data_paths val_data_path val_data_paths test_data_path test_data_paths validation_file "
-    "validation_files val_file val_files eval_file eval_dataset": "a share of the same text is held out, "
-    "data.validation_fraction",
+    "test_data_path test_data_paths test_files": "data.test_fraction keeps a share apart, and `trident evaluate` takes "
+    "data of its own",
     "dataloader_num_workers num_workers dataloader_pin_memory pin_memory persistent_workers dataloader_drop_last "
     "dataloader_type": "shards are mapped into memory, and a thread reads data.prefetch_steps ahead",
     "streaming group_by_length": "text is read once, into shards on the disk",

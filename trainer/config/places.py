@@ -12,11 +12,25 @@ from trainer.config.schema import DataSource, TridentConfig
 from trainer.errors import ConfigError
 
 BY_CONTENT = (
-    *("data.files", "data.hub_path", "data.blend", "data.blend_schedule", "data.chat_template"),
+    *(
+        "data.files",
+        "data.validation_files",
+        "data.hub_path",
+        "data.blend",
+        "data.blend_schedule",
+        "data.chat_template",
+    ),
     *("tokenizer.path", "tokenizer.eos_token"),
 )
 """Keys that two configs of one run may differ in as long as the tokens are the same, which is checked on the tokens."""
-PER_NODE = ("data.files", "data.hub_path", "tokenizer.path", "data.cache_dir", "zero.nvme_path")
+PER_NODE = (
+    "data.files",
+    "data.validation_files",
+    "data.hub_path",
+    "tokenizer.path",
+    "data.cache_dir",
+    "zero.nvme_path",
+)
 """Keys in which the nodes of one run may differ: places on a disk of their own. The tokens there must be the same."""
 PATHS = (
     *PER_NODE,

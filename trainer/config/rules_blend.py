@@ -10,11 +10,12 @@ from trainer.config import rules_ranges
 from trainer.config.blend_sources import READY_MADE, source_configs
 from trainer.config.keys import did_you_mean
 from trainer.config.rules_common import Case, Rule
-from trainer.config.rules_training import data_source, documents, token_files, vocabulary_of_ids
+from trainer.config.rules_training import data_source, documents, own_validation, token_files, vocabulary_of_ids
 from trainer.config.schema import TokenizerKind
 
-_OF_ONE_SOURCE = ("files", "hub_path", "hub_name", "max_documents", "max_samples")
+_OF_ONE_SOURCE = ("files", "validation_files", "hub_path", "hub_name", "max_documents", "max_samples")
 """Keys below `data` that belong to a source, and to `data` itself only where it is the only one."""
+_OF_EACH_SOURCE: tuple[Rule, ...] = (data_source, documents, own_validation, token_files, vocabulary_of_ids)
 
 
 def blend(case: Case) -> Iterator[str]:
@@ -39,7 +40,7 @@ def blend(case: Case) -> Iterator[str]:
         )
     for one in data.blend.sources:
         own = replace(case, config=configs[one.name])
-        found = [problem for rule in (data_source, documents, token_files, vocabulary_of_ids) for problem in rule(own)]
+        found = [problem for rule in _OF_EACH_SOURCE for problem in rule(own)]
         ranges = (problem for rule in rules_ranges.RULES for problem in rule(own))
         found += [problem for problem in ranges if problem.partition(" ")[0] in {f"data.{key}" for key, _ in one.keys}]
         for problem in found:

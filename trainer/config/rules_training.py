@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.config.blend_sources import READY_MADE, source_configs
+from trainer.config.held_out import has_validation, names_validation
 from trainer.config.plan import resolved_decay_steps
 from trainer.config.rules_common import Case, Rule, neighbours, use
 from trainer.config.schema import (
@@ -58,8 +59,8 @@ def decay(case: Case) -> Iterator[str]:
 
 def evaluation(case: Case) -> Iterator[str]:
     """Evaluation has data that were held out."""
-    fractions = [one.data.validation_fraction for one in source_configs(case.config).values()]
-    if case.config.train.eval_every > 0 and not any(fractions or [case.config.data.validation_fraction]):
+    found = [has_validation(one.data) for one in source_configs(case.config).values()]
+    if case.config.train.eval_every > 0 and not any(found or [has_validation(case.config.data)]):
         yield (
             f"train.eval_every={case.config.train.eval_every} needs data.validation_fraction > 0, but it is 0; "
             "use data.validation_fraction=0.02, or train.eval_every=0"
@@ -90,6 +91,23 @@ def data_source(case: Case) -> Iterator[str]:
         yield f"data.document_separator has no effect with data.source={source.value}; use data=files, or leave it out"
     if data.text_join is not None and source not in (DataSource.files, DataSource.hub):
         yield f"data.text_join has no effect with data.source={source.value}; use data=files or hub, or leave it out"
+
+
+def own_validation(case: Case) -> Iterator[str]:
+    """Validation data are named for a source that has them, and then no share of the rest is asked for."""
+    data = case.config.data
+    if data.blend.sources:
+        return  # each of them is judged by `rules_blend`
+    source = data.source
+    if data.validation_files and source not in NEEDS_FILES:
+        yield f"data.validation_files has no effect with data.source={source.value}; use data=files, or leave it out"
+    if any(not path.strip() for path in data.validation_files):
+        yield "data.validation_files must hold paths, but one of them is empty"
+    if data.hub_validation_split is not None and source is not DataSource.hub:
+        yield f"data.hub_validation_split has no effect with data.source={source.value}; use data=hub, or leave it out"
+    key = "data.validation_files" if data.validation_files else "data.hub_validation_split"
+    if names_validation(data) and data.validation_fraction not in (0, DataConfig().validation_fraction):
+        yield f"data.validation_fraction={data.validation_fraction} has no effect with {key}; leave one of them out"
 
 
 def token_files(case: Case) -> Iterator[str]:
@@ -266,6 +284,7 @@ RULES: tuple[Rule, ...] = (
     decay,
     evaluation,
     data_source,
+    own_validation,
     token_files,
     tokenizer_settings,
     vocabulary,

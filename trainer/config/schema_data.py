@@ -144,6 +144,11 @@ class DataConfig:
     max_epochs: float | None = None
     """Largest number of times that the run may read a source; one that it would read more often is refused at the
     start. null: sources are read again and again, which the start says."""
+    hub_validation_split: str | None = None
+    """hub: split to evaluate with. null: a share of hub_split is held out, data.validation_fraction."""
+    validation_files: tuple[str, ...] = ()
+    """files, megatron, tokens: files to evaluate with, of the same source and form as data.files; of those, nothing is
+    held out then. Empty: a share of data.files is held out, data.validation_fraction."""
     max_documents: int | None = None
     """Largest number of documents that are read from the source. null: all."""
     validation_fraction: float = 0.02

@@ -12,6 +12,7 @@ from trainer.config.written import plain
 
 OWN: Mapping[str, str] = {
     "data.files": "where a node has its copy of the data; the tokens must be the same, which is checked on them",
+    "data.validation_files": "where a node has its copy of them; the tokens must be the same, which is checked on them",
     "data.hub_path": "where a node has its copy of the data; the tokens must be the same, which is checked on them",
     "tokenizer.path": "where a node has its copy of the tokenizer; tokens must be the same, which is checked on them",
     "data.cache_dir": "where a node keeps its tokens; they must be the same, which is checked on them",

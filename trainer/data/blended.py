@@ -89,9 +89,7 @@ def _manifest(sources: tuple[Source, ...]) -> Manifest:
 
     def shards(part: str) -> tuple[Shard, ...]:
         return tuple(
-            replace(shard, name=str(one.prepared.folder / shard.name))
-            for one in sources
-            for shard in one.prepared.manifest.parts.get(part, ())
+            shard.outside(one.prepared.folder) for one in sources for shard in one.prepared.manifest.parts.get(part, ())
         )
 
     return replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer.config.held_out import has_validation
 from trainer.config.schema import TridentConfig
 from trainer.data.prepared import PreparedData, Source, sources_of, those_of
 from trainer.errors import DataError
@@ -56,7 +57,7 @@ def check_validation_capacity(prepared: PreparedData, config: TridentConfig) -> 
 
 def evaluated_sources(prepared: PreparedData, config: TridentConfig) -> list[Source]:
     """Return the sources of which something is held out: those that are evaluated."""
-    return [source for source in sources_of(prepared, config) if source.data.validation_fraction > 0]
+    return [source for source in sources_of(prepared, config) if has_validation(source.data)]
 
 
 def sequences(prepared: PreparedData, tokens: int, seq_length: int) -> int:

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from trainer.config.held_out import names_validation
 from trainer.config.places import absolute_path
 from trainer.config.schema import DataConfig, DataSource, Dedup, OnBadRecord, RecordKind, TokenizerKind, TridentConfig
 from trainer.config.schema_data import ID_FILES
@@ -32,6 +33,7 @@ from trainer.data.examples import examples_identity, training_texts
 from trainer.data.kept_template import keep_template
 from trainer.data.megatron_pair import PairWriter
 from trainer.data.opening_checks import check_prepared, check_vocabulary
+from trainer.data.own_validation import with_own_validation
 from trainer.data.pieces import synthetic_pieces, training_pieces
 from trainer.data.prepared import PreparedData, looks_at_documents, samples_of
 from trainer.data.ready_made import ready_made_identity, token_sources, write_parts
@@ -84,6 +86,10 @@ def prepare(config: TridentConfig, say: Say | None = None, node: Share = ALONE) 
     """
     if config.data.blend.sources:
         return blended(config, lambda own: prepare(own, say, node))
+    if names_validation(config.data):
+        found = with_own_validation(config, lambda own: prepare(own, say, node))
+        assert found is not None, "it is prepared"
+        return found
     folder = cache_folder(config) / _fingerprint(config)
     check_readable(folder)
     manifest = read_manifest(folder)
@@ -107,13 +113,15 @@ def prepare(config: TridentConfig, say: Say | None = None, node: Share = ALONE) 
 
 
 def look_up(config: TridentConfig) -> tuple[Path, PreparedData | None]:
-    """Return a config's cache folder, or of a blend the cache, and the data if they are there. Writes nothing.
+    """Return a config's cache folder, or of several sources the cache, and the data if they are there. Writes nothing.
 
     Raises:
         DataError: source, tokenizer or cache folder cannot be used, or vocabularies do not fit.
     """
     if config.data.blend.sources:
         return cache_folder(config), blended_where_there(config, lambda own: look_up(own)[1])
+    if names_validation(config.data):
+        return cache_folder(config), with_own_validation(config, lambda own: look_up(own)[1])
     folder = cache_folder(config) / _fingerprint(config)
     return folder, None if (manifest := read_manifest(folder)) is None else _opened(config, folder, manifest)
 

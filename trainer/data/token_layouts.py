@@ -355,7 +355,11 @@ def _of_table(table: Path, tokens: int) -> Iterator[Stretches]:
 
 
 def _ended_by(file: TokenFile, eos_id: int) -> Iterator[Stretches]:
-    """Yield the documents that an id ends; the last one need not be ended."""
+    """Yield the documents that an id ends; the last one need not be ended.
+
+    Raises:
+        DataError: the id is nowhere in the file.
+    """
     ids, start, first = file.ids(), 0, 0
     for block in range(0, file.tokens, _BLOCK):
         ends = np.flatnonzero(ids[block : block + _BLOCK] == eos_id) + block + 1
@@ -365,3 +369,8 @@ def _ended_by(file: TokenFile, eos_id: int) -> Iterator[Stretches]:
             lengths = np.diff(ends, prepend=start)
             yield Stretches(ends - lengths, lengths, np.arange(first, first + len(ends)))
             start, first = int(ends[-1]), first + len(ends)
+    if first == 1 and int(ids[-1]) != eos_id:
+        raise DataError(
+            f"data.eos_id ({eos_id}; by default the tokenizer's) must end documents, but {file.path} does not hold it; "
+            "set the id that ends them there"
+        )

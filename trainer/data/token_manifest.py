@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,11 @@ class Shard:
     """Name, without suffix, of the files of the cache that describe a shard which is read where it lies."""
     is_scattered: bool = False
     """True if the shard has several stretches of its file; `EXTENTS` has their places."""
+
+    def outside(self, folder: Path) -> Shard:
+        """Return the shard of a folder as other folders name it: with absolute paths."""
+        beside = None if self.beside is None else str(folder / self.beside)
+        return replace(self, name=str(folder / self.name), beside=beside)
 
 
 @dataclass(frozen=True)

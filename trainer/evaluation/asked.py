@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 from trainer.checkpoint.manifest import IMPORTED_FROM
 from trainer.config.compose import recompose
+from trainer.config.held_out import has_validation, held_out_of, names_validation, trained_on
 from trainer.config.keys import joined
 from trainer.config.places import source_key, unwritable
 from trainer.config.rules_common import Case
@@ -158,10 +159,14 @@ def _data(options: EvaluateOptions, source: ModelSource) -> AskedData | None:
         )
     problems = list(data_source(Case(config, None, None)))
     part = options.part or ("all" if names_source else "validation")
-    if part == "validation" and config.data.validation_fraction == 0:
+    if part == "validation" and not has_validation(config.data):
         problems.append("part=validation needs data.validation_fraction above 0, but it is 0; use part=all")
     if problems:
         raise ConfigError(problems)
+    if names_validation(config.data):
+        # What is named is a source of its own, and all of it is read.
+        config = replace(config, data=held_out_of(config.data) if part == "validation" else trained_on(config.data))
+        part = "all"
     # Whole documents are not split: that nothing is held out makes one piece of each.
     if part == "all":
         config = replace(config, data=replace(config.data, validation_fraction=0.0, test_fraction=0.0))

@@ -305,6 +305,16 @@ TRAINING: list[Case] = [
         {"data.source": "tokens", "data.files": ["a"], "model.vocab_size": 300, "data.eos_id": 300},
         ["data.eos_id (300) must be less than model.vocab_size (300): it is an id of the files"],
     ),
+    ({"data.validation_files": ["v"]}, ["data.validation_files has no effect with data.source=stdlib; use data=files, or leave it out"]),
+    ({"data.hub_validation_split": "validation"}, ["data.hub_validation_split has no effect with data.source=stdlib; use data=hub, or leave it out"]),
+    (
+        {"data.source": "files", "data.files": ["a"], "data.validation_files": ["", "v"]},
+        ["data.validation_files must hold paths, but one of them is empty"],
+    ),
+    (
+        {"data.source": "files", "data.files": ["a"], "data.validation_files": ["v"], "data.validation_fraction": 0.3},
+        ["data.validation_fraction=0.3 has no effect with data.validation_files; leave one of them out"],
+    ),
     ({"data.eos_id": 3}, ["data.eos_id=3 has no effect with data.source=stdlib; use data=tokens, or leave it out"]),
     (
         {"data.token_dtype": "uint16", "data.source": "megatron", "data.files": ["a"], "model.vocab_size": 300},

@@ -69,6 +69,8 @@ GOOD: list[dict[str, object]] = [
     {"schedule.kind": "linear", "schedule.decay_steps": 500},
     {"optimizer.grad_clip": 0.0, "optimizer.weight_decay": 0.0, "optimizer.beta1": 0.0},
     {"data.source": "files", "data.files": ["a"]},
+    {"data.source": "files", "data.files": ["a"], "data.validation_files": ["v"], "data.validation_fraction": 0.0, "train.eval_every": 10},
+    {"data.source": "hub", "data.hub_path": "a/b", "data.hub_validation_split": "validation", "data.validation_fraction": 0.0, "train.eval_every": 10},
     {"data.source": "tokens", "data.files": ["a"], "model.vocab_size": 300, "data.token_dtype": "uint16", "data.eos_id": 299},
     {"data.source": "megatron", "data.files": ["a"], "model.vocab_size": 300, "tokenizer.kind": "pretrained", "tokenizer.path": "gpt2"},
     {"tokenizer.kind": "bytes", "model.vocab_size": 257},

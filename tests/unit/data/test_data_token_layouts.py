@@ -247,6 +247,12 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], dict[str, object], str]] = {
         {"data__eos_id": 3},
         "data.eos_id=3 has no effect, since every file of data.files says where its documents end; leave it out",
     ),
+    "an id that is nowhere": (
+        lambda folder: raw(folder / "a.bin"),
+        {"data__eos_id": 9},
+        "data.eos_id (9; by default the tokenizer's) must end documents, but PATH does not hold it; set the id that "
+        "ends them there",
+    ),
     "half an id": (
         lambda folder: cut(raw(folder / "a.bin"), -1),
         {},
