@@ -134,7 +134,11 @@ def _stat(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except OSError as error:
-        raise DataError(f"{path} must be a file that can be read, but is not: {reason(error)}") from error
+        raise _unreadable(str(path), error) from error
+
+
+def _unreadable(path: str, error: OSError) -> DataError:
+    return DataError(f"{path} must be a file or folder that can be read, but is not: {reason(error)}")
 
 
 def _identity(path: str, facts: os.stat_result) -> str:
@@ -215,14 +219,18 @@ def _near(pattern: str, folders: dict[str, str]) -> _Found:
 
 
 def _add(found: _Found, name: str, folders: dict[str, str]) -> bool:
-    """Add a file to what was found; return False if it is no file."""
+    """Add a file to what was found; return False if it is no file.
+
+    Raises:
+        DataError: it cannot be looked at, as a link that leads nowhere.
+    """
     try:
         # One call a file: there may be hundreds of thousands.
         facts = os.lstat(name)
         is_link = stat.S_ISLNK(facts.st_mode)
         facts = os.stat(name) if is_link else facts
-    except OSError:
-        return False
+    except OSError as error:
+        raise _unreadable(name, error) from error
     if not stat.S_ISREG(facts.st_mode):
         return False
     path = os.fspath(Path(name).absolute())
@@ -237,10 +245,13 @@ def _files_in(root: str) -> Iterator[str]:
     """Yield the files below a folder that can be read, without hidden ones.
 
     Raises:
-        DataError: it is a data set of several splits.
+        DataError: it is a data set of several splits, or a folder in it cannot be read or is a link to one around it.
     """
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (os.path.join(folder, name) for name in folders):
+            if os.path.islink(path) and (os.path.realpath(folder) + "/").startswith(os.path.realpath(path) + "/"):
+                raise DataError(f"data.files must name folders that end, but {path} is a link to one that it is in")
         if _SPLITS in names:
             raise DataError(
                 f"data.files must name one split of a data set, but {folder} holds several; name one of its folders, "
@@ -251,6 +262,11 @@ def _files_in(root: str) -> Iterator[str]:
             yield from (os.path.join(folder, name) for name in _saved_tables(os.path.join(folder, _SAVED)))
             continue
         yield from (os.path.join(folder, name) for name in names if _is_readable(name))
+
+
+def _raise_unreadable(error: OSError) -> None:
+    # What is in such a folder would be left out without a word.
+    raise _unreadable(str(error.filename), error) from error
 
 
 def _is_readable(path: str) -> bool:

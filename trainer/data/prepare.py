@@ -96,7 +96,9 @@ def prepare(config: TridentConfig, say: Say | None = None, node: Share = ALONE) 
     if manifest is None:
         say = say or _silent
         shares = bool(node.others) and _is_text(config.data)
-        locked = folder.with_name(f"{folder.name}.node{node.node}") if shares else folder
+        # The two values of data.on_bad_record share the folder of the units, and so the lock.
+        locked = _plain_folder(config, folder)
+        locked = locked.with_name(f"{locked.name}.node{node.node}") if shares else locked
         with ExitStack() as held:
             try:
                 folder.parent.mkdir(parents=True, exist_ok=True)
@@ -107,8 +109,7 @@ def prepare(config: TridentConfig, say: Say | None = None, node: Share = ALONE) 
             check_readable(folder)
             manifest = read_manifest(folder) or _build(config, folder, has_lock, node if shares else ALONE, say)
     elif _is_text(config.data):
-        # A kill between the last two steps of a build leaves it.
-        _work_folder(config, folder).remove()
+        _remove_work_left(config, folder, say or _silent)
     return _opened(config, folder, manifest)
 
 
@@ -206,7 +207,7 @@ def _from_units(config: TridentConfig, folder: Path, has_lock: bool, node: Share
     """Build from units. Each of several nodes holds a lock of its own; beginning and end have the common one."""
 
     def common() -> AbstractContextManager[bool]:
-        return turn(folder, is_done, say) if node.others else nullcontext(has_lock)
+        return turn(_plain_folder(config, folder), is_done, say) if node.others else nullcontext(has_lock)
 
     def is_done() -> bool:
         return read_manifest(folder) is not None
@@ -248,10 +249,25 @@ def _whole(folder: Path) -> Manifest:
 
 def _work_folder(config: TridentConfig, folder: Path) -> WorkFolder:
     """Return the folder of the units; data.on_bad_record does not decide it, so that changing it keeps what is done."""
+    return WorkFolder.beside(_plain_folder(config, folder), config.data.on_bad_record is OnBadRecord.skip)
+
+
+def _plain_folder(config: TridentConfig, folder: Path) -> Path:
+    """Return the cache folder that the config would have with data.on_bad_record=error: it names units and locks."""
     if config.data.on_bad_record is OnBadRecord.error:
-        return WorkFolder.beside(folder, may_skip=False)
-    plain = replace(config, data=replace(config.data, on_bad_record=OnBadRecord.error))
-    return WorkFolder.beside(folder.with_name(_fingerprint(plain)), may_skip=True)
+        return folder
+    return folder.with_name(_fingerprint(replace(config, data=replace(config.data, on_bad_record=OnBadRecord.error))))
+
+
+def _remove_work_left(config: TridentConfig, folder: Path, say: Say) -> None:
+    """Remove the folder of the units that a kill between the last two steps of a build has left."""
+    work = _work_folder(config, folder)
+    if not work.path.exists():
+        return
+    # Whoever has the lock is at work in it, with the other data.on_bad_record.
+    with suppress(OSError), turn(_plain_folder(config, folder), lambda: True, say) as has_lock:
+        if has_lock:
+            work.remove()
 
 
 def _kept_tokenizer(config: TridentConfig, work: WorkFolder, say: Say) -> Tokenizer:

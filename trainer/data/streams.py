@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,13 +11,14 @@ import numpy as np
 from trainer.config.schema import OnChange, TridentConfig
 from trainer.data.blending import whole_parts
 from trainer.data.prepared import PreparedData, Source, sources_of, stream_identity, those_of
+from trainer.data.shard_set import ShardSet
 from trainer.data.stream_order import StreamOrder, continued
 from trainer.data.stream_plan import Phase, Segment, SourceShare, StreamPlan
-from trainer.data.token_files import TRAIN
+from trainer.data.token_files import TRAIN, dtype_for
 from trainer.data.token_manifest import Shard
 from trainer.errors import DataError
 
-_BLOCK_BYTES = 1 << 22
+_BLOCK_TOKENS = 1 << 21
 
 
 def new_stream(prepared: PreparedData, config: TridentConfig, sample_length: int) -> StreamPlan:
@@ -142,16 +142,16 @@ class WantedStream(NamedTuple):
             return False
         # The last one may have grown.
         last = shards[len(whole)]
-        return last.tokens >= tokens and _hash_of_first(source.prepared.folder / last.name, last, tokens) == blake2b
+        if last.tokens <= tokens:
+            return (last.blake2b, last.tokens) == (blake2b, tokens)
+        return _hash_of_first(source.prepared, last, tokens) == blake2b
 
 
-def _hash_of_first(path: Path, shard: Shard, tokens: int) -> str:
+def _hash_of_first(prepared: PreparedData, shard: Shard, tokens: int) -> str:
     """Return the hash that a shard of the first `tokens` ids of this one has. Reads them."""
-    digest = hashlib.blake2b(digest_size=16)
-    left = tokens * np.dtype(shard.dtype).itemsize
-    with path.open("rb") as file:
-        file.seek(shard.first_byte)
-        while left and (block := file.read(min(left, _BLOCK_BYTES))):
-            digest.update(block)
-            left -= len(block)
+    held, digest = ShardSet(prepared.folder, [shard]), hashlib.blake2b(digest_size=16)
+    # Ids of a file that is read where it lies are hashed in the type that a copy would have.
+    kind = np.dtype(shard.dtype if shard.beside is None else dtype_for(prepared.vocab_size)).newbyteorder("<")
+    for first in range(0, tokens, _BLOCK_TOKENS):
+        digest.update(held.tokens(first, min(_BLOCK_TOKENS, tokens - first)).astype(kind).tobytes())
     return digest.hexdigest()

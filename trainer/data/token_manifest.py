@@ -76,7 +76,7 @@ class Manifest:
     parts: Mapping[str, tuple[Shard, ...]]
     counts: Counts
     inputs: tuple[str, ...]
-    """Identities of the input files in the order in which they were read; appended ones come last."""
+    """Identities of the input files in the order in which they were read."""
     sizes: Mapping[str, int]
     """Bytes of every file of the folder, by its path in it."""
     packed: Packed | None = None
@@ -104,12 +104,6 @@ class Manifest:
         found = [[shard.ends_blake2b for shard in self.parts.get(part, ())] for part in PARTS[:2]]
         known = [[one for one in hashes if one is not None] for hashes in found]
         return "-".join(_joined(hashes) for hashes in known) if known == found else None
-
-    def is_prefix_of(self, other: Manifest) -> bool:
-        """Return whether `other` may be this one with inputs appended: its last training shard may have grown."""
-        mine, theirs = ([one.blake2b for one in two.parts.get("train", ())] for two in (self, other))
-        same_inputs = other.inputs[: len(self.inputs)] == self.inputs
-        return same_inputs and self.tokenizer == other.tokenizer and theirs[: len(mine) - 1] == mine[:-1]
 
 
 def _joined(hashes: list[str]) -> str:

@@ -132,9 +132,42 @@ def test_a_name_that_matches_nothing(tmp_path: Path, name: str) -> None:
     assert told(lambda: input_files(files_config(tmp_path / "a.txt", pattern))) == expected
 
 
-def test_a_dangling_link_matches_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.txt", "*.txt", ""])
+def test_a_link_that_leads_nowhere(tmp_path: Path, name: str) -> None:
+    write_text(tmp_path / "b.txt", "x")
     (tmp_path / "a.txt").symlink_to("gone.txt")
-    assert "matches none" in told(lambda: input_files(files_config(tmp_path / "a.txt")))
+    assert told(lambda: input_files(files_config(tmp_path / name))).startswith(
+        f"{tmp_path}/a.txt must be a file or folder that can be read, but is not: "
+    )
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "b.txt", "x")
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if path == str(closed):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert told(lambda: input_files(files_config(tmp_path))) == (
+        f"{closed} must be a file or folder that can be read, but is not: [Errno 13] Permission denied: '{closed}'"
+    )
+
+
+def test_a_folder_that_is_linked_to_from_within(tmp_path: Path) -> None:
+    write_text(tmp_path / "c" / "a.txt", "x")
+    (tmp_path / "c" / "again").symlink_to("..")
+    assert told(lambda: input_files(files_config(tmp_path / "c"))) == (
+        f"data.files must name folders that end, but {tmp_path}/c/again is a link to one that it is in"
+    )
+    write_text(tmp_path / "other" / "b.txt", "y")
+    (tmp_path / "c" / "again").unlink()
+    (tmp_path / "c" / "again").symlink_to("../other")
+    assert read(files_config(tmp_path / "c")) == ["x", "y"]
 
 
 @pytest.mark.parametrize("name", ["a.md", "a", "a.gz", "a.txt.zip", ".txt"])
@@ -265,7 +298,9 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_file_that_goes_away_while_it_is_looked_at(tmp_path: Path) -> None:
     path = write_text(tmp_path / "a.txt", "x")
     path.unlink()
-    assert told(lambda: file_identity(path)).startswith(f"{path} must be a file that can be read, but is not: ")
+    assert told(lambda: file_identity(path)).startswith(
+        f"{path} must be a file or folder that can be read, but is not: "
+    )
 
 
 def test_identity_follows_files_and_key(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import pytest
 from tests.helpers.shards import manifest_of, written_shard
 from tests.unit.data.data_fixtures import config
 from trainer.data.ledger import ledger_after
+from trainer.data.megatron_pair import PairWriter
 from trainer.data.picks import Rows
+from trainer.data.prepare import prepare
 from trainer.data.prepared import PreparedData
 from trainer.data.stream_plan import Phase, SourceShare
 from trainer.data.streams import WantedStream
@@ -53,6 +55,33 @@ def test_appended_tokens_are_known_by_their_hashes(
     source = changed.segments[-1].sources[0]
     assert (source.kept, source.rest - source.kept) == (kept, new)
     assert (changed.segments[0], changed.segments[-1].first) == (plan.segments[0], 3)
+
+
+@pytest.mark.parametrize("files", [["a"], ["a", "b"]])
+def test_appended_pairs_that_are_read_where_they_lie_are_known(tmp_path: Path, files: list[str]) -> None:
+    def found() -> WantedStream:
+        keys = {
+            "data__source": "megatron",
+            "data__validation_fraction": 0.2,
+            "data__cache_dir": str(tmp_path / "cache"),
+        }
+        names = [str(tmp_path / name) for name in files if (tmp_path / f"{name}.bin").exists()]
+        asked = config(data__files=names, model__seq_length=S, model__vocab_size=10**4, **keys)
+        return WantedStream(prepare(asked), asked)
+
+    def write(name: str, documents: int) -> None:
+        with PairWriter(tmp_path / name, "int32") as writer:
+            for number in range(documents):
+                writer.append(np.arange(number, number + 9))
+
+    write("a", 30)
+    before = found()
+    assert before.prepared.manifest.parts["train"][0].is_scattered
+    plan = before.begun(S)
+    write(files[-1], 60)
+    source = found().continued(plan, 3).segments[-1].sources[0]
+    assert source.kept == plan.segments[0].sources[0].samples - 3
+    assert source.rest > source.kept
 
 
 def test_ids_of_another_width_and_packed_examples_begin_anew(tmp_path: Path) -> None:

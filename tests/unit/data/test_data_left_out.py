@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from unittest import mock
 
 import pytest
@@ -17,8 +18,11 @@ import trainer.data.build.processes as processes
 import trainer.data.prepare as prepare_module
 from tests.unit.data.build_fixtures import UNIT_BYTES, built, content, corpus, lines, text, wanted
 from tests.unit.data.data_fixtures import stream, told, write_text
+from trainer.config.schema import TridentConfig
 from trainer.corpus.read import documents
+from trainer.data.build.chosen import Places
 from trainer.data.build.run import do_units
+from trainer.data.build.work_folder import WorkFolder
 from trainer.data.prepare import prepare
 from trainer.data.prepared import PreparedData, Source
 from trainer.data.split import split_document
@@ -113,6 +117,44 @@ def test_results_with_skipped_records_do_not_count_as_good(tmp_path: Path) -> No
     with mock.patch("trainer.data.build.assembly._write_text", die), pytest.raises(KeyboardInterrupt):
         built(wanted(tmp_path, "cache", data__on_bad_record="skip", **keys))
     assert str(tmp_path / "a.jsonl") in told(lambda: built(wanted(tmp_path, "cache", **keys)))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_document_that_breaks_off_is_passed_over_where_a_build_goes_on(tmp_path: Path, workers: int) -> None:
+    write_text(tmp_path / "a.jsonl", lines(range(100)))
+    # Longer than what is read of a file before its text counts as a document.
+    long = "".join(f"line {number}\n" for number in range(300_000)).encode() + b"\xff"
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(long))
+    asked = wanted(tmp_path, "cache", data__workers=workers, data__on_bad_record="skip", data__validation_fraction=0)
+
+    def die(*_arguments: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with mock.patch("trainer.data.build.assembly._write_text", die), pytest.raises(KeyboardInterrupt):
+        built(asked)
+    # As if the kill had come before the end of the file was reached.
+    for path in (tmp_path / "cache").glob(".*.work/u*.blocks"):
+        path.unlink()
+    prepared = built(asked)
+    assert len(decoded(prepared)) == 100
+    assert prepared.manifest.counts.skipped == 1
+
+
+def test_the_two_answers_to_bad_records_do_not_disturb_each_other(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.jsonl", lines(range(200)))
+    keys: dict[str, object] = {"data__workers": 1, "data__validation_fraction": 0}
+    skipping = wanted(tmp_path, "cache", data__on_bad_record="skip", **keys)
+    built(skipping)
+
+    def with_the_other(config: TridentConfig, work: WorkFolder, *rest: Any, **more: Any) -> Places:
+        places = do_units(config, work, *rest, **more)
+        prepare(skipping)
+        assert work.finished()[0]
+        return places
+
+    with mock.patch.object(prepare_module, "do_units", with_the_other):
+        assert len(decoded(prepare(wanted(tmp_path, "cache", **keys)))) == 200
+    assert not list((tmp_path / "cache").glob(".*"))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

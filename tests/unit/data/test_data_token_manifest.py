@@ -85,18 +85,6 @@ def test_a_missing_or_shorter_file_makes_a_folder_not_whole(tmp_path: Path) -> N
     assert read_manifest(tmp_path) is None
 
 
-def test_what_was_appended_to_goes_on_in_its_last_shard() -> None:
-    one, two = shard("x", "a"), shard("y", "b")
-    before = manifest(one, two)
-    grown = replace(manifest(one, replace(two, blake2b="c"), shard("z", "d")), inputs=("a", "b", "c"))
-    assert before.is_prefix_of(grown)
-    assert before.is_prefix_of(before)
-    assert not before.is_prefix_of(replace(grown, inputs=("a", "c", "b")))
-    assert not before.is_prefix_of(replace(grown, tokenizer="other"))
-    assert not before.is_prefix_of(replace(grown, parts={"train": (two, one)}))
-    assert not grown.is_prefix_of(before)
-
-
 def test_a_shard_with_other_numbers_than_its_file_makes_a_folder_not_whole(tmp_path: Path) -> None:
     value = written(tmp_path, manifest(shard("train_00000", "a")))
     for other in (replace(shard("train_00000", "a"), dtype="int32"), shard("train_00000", "a", tokens=7)):

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from trainer.config.schema import TridentConfig
+from trainer.corpus.document import BadDocument
 from trainer.data.build.job import Encoder, Task, encoder_of, items_of
 from trainer.data.build.spool import Block, blocks, read_block, write_block
 from trainer.data.build.unit_result import Facts
@@ -182,10 +183,11 @@ def read_so_far(path: str, own: Path = Path("/proc/self")) -> int | None:
 
 
 def take(block: Block) -> None:
-    """Read a block to its end, since the next one comes behind it."""
+    """Read a block to its end, since the next one comes behind it. Its faults are told by whoever encodes it."""
     for item in block:
-        for _ in getattr(item, "chunks", ()):
-            pass
+        with suppress(BadDocument):
+            for _ in getattr(item, "chunks", ()):
+                pass
 
 
 def main(handle: int, parent: int) -> None:
