@@ -20,6 +20,7 @@ from trainer.config.plan import RunPlan, hang_timeout_s, make_mesh, make_plan
 from trainer.config.schema import RuntimeConfig, TridentConfig
 from trainer.data.batches import needs_of, training_batches, validation_batches
 from trainer.data.build.schedule import Share
+from trainer.data.epochs import with_steps
 from trainer.data.prepare import prepare
 from trainer.data.prepared import PreparedData
 from trainer.data.stream_plan import StreamPlan
@@ -102,7 +103,8 @@ def train_rank(
             node = Share(*node_of(world, os.environ))
             prepared = together(control, lambda: prepare(config, say, node), is_of_machine=True)
             _check_same_data(prepared, control, hosts)
-            plan = make_plan(config, prepared.vocab_size, world.size, prepared.attended)
+            known = together(control, lambda: with_steps(config, prepared))
+            plan = make_plan(known, prepared.vocab_size, world.size, prepared.attended)
             together(control, lambda: _write(beginning, plan, prepared) if begins else None)
             session = Session(plan=plan, groups=groups, hosts=hosts, progress=current())
             _announce(session)

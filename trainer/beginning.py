@@ -10,10 +10,11 @@ import os
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import TridentConfig
 from trainer.data.capacity import check_capacity
+from trainer.data.epochs import with_steps
 from trainer.data.prepare import prepare
 from trainer.data.prepared import PreparedData, stream_identity
 from trainer.data.streams import check_epochs, new_stream
-from trainer.data.told import told_documents, told_examples, told_left_out, told_sources
+from trainer.data.told import told_documents, told_epochs, told_examples, told_left_out, told_sources
 from trainer.description import describe, plan_record
 from trainer.engine.adam import check_compiler
 from trainer.evaluation.task_names import check_tasks
@@ -52,7 +53,7 @@ class Beginning:
             TridentError: as the steps.
         """
         prepared = self.prepared()
-        plan = make_plan(self._config, prepared.vocab_size, attended=prepared.attended)
+        plan = make_plan(with_steps(self._config, prepared), prepared.vocab_size, attended=prepared.attended)
         self.check_size(plan, prepared)
         self.claim(restarted_by(os.environ))
         self.write(plan, prepared)
@@ -145,6 +146,7 @@ class Beginning:
         config = self._config
         stream = new_stream(prepared, config, config.model.seq_length)
         told = [told_left_out(prepared), told_examples(prepared, config), told_documents(prepared, config)]
+        told.append(told_epochs(config, stream, plan.steps))
         for line in (*told, *told_sources(prepared, config, stream, plan.run_tokens)):
             if line is not None:
                 say(line)

@@ -6,7 +6,9 @@ from trainer.beginning import Beginning
 from trainer.config.plan import RunPlan, keeps_documents_apart, make_mesh, make_plan
 from trainer.config.schema import TokenizerKind, TridentConfig
 from trainer.config.words import for_a_shell
+from trainer.data.epochs import with_steps
 from trainer.data.prepare import look_up
+from trainer.data.prepared import PreparedData
 from trainer.data.tokenizer import ByteTokenizer, load_pretrained, pretrained_file, wanted_entries
 from trainer.description import describe
 from trainer.errors import ConfigError, DataError
@@ -29,19 +31,32 @@ def plan_without_data(config: TridentConfig, world_size: int | None = None) -> R
             f"the plan needs the number of token ids, but tokenizer.path={config.tokenizer.path} is fetched when the "
             "data are prepared; set model.vocab_size, or run `trident data` with the same words before"
         )
-    return make_plan(config, vocab_size, world_size, _attended(config))
+    prepared = _prepared(config)
+    if prepared is None:
+        return make_plan(config, vocab_size, world_size)
+    return make_plan(with_steps(config, prepared), vocab_size, world_size, prepared.attended)
 
 
-def _attended(config: TridentConfig) -> float | None:
-    """Return `PreparedData.attended`, or None if documents see each other, or the data are not there, or not yet."""
-    if not keeps_documents_apart(config.data):
+def _prepared(config: TridentConfig) -> PreparedData | None:
+    """Return the data if a plan depends on them, or None if it does not, or they are not there, or not yet."""
+    if not keeps_documents_apart(config.data) and config.train.epochs is None:
         return None
     try:
-        prepared = look_up(config)[1]
+        return look_up(config)[1]
     except DataError:
         # A plan needs no data: they may be on another machine.
         return None
-    return None if prepared is None else prepared.attended
+
+
+def told_length(plan: RunPlan) -> str | None:
+    """Return a line about a plan whose number of steps is not known, since its data are not prepared here."""
+    epochs = plan.config.train.epochs
+    if epochs is None:
+        return None
+    return (
+        f"steps   train.epochs={epochs:g} becomes steps when the data are prepared here (trident data): until then "
+        f"days, price and loss are those of {plan.steps} steps"
+    )
 
 
 def dry_run(config: TridentConfig, world: World | None, words: list[str], foresight: Foresight | None) -> int:

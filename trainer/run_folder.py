@@ -43,6 +43,7 @@ _MAY_CHANGE = (
     "model.fused_loss",
     "model.vocab_pad_multiple",
     "train.steps",
+    "train.epochs",
     "train.log_every",
     "train.eval_every",
     "train.eval_batches",

@@ -147,7 +147,7 @@ def find_origin(config: TridentConfig, run_dir: Path) -> Found | None:
         )
     check_model(found.path, config.model, use)
     step, steps = found.manifest.step, config.train.steps
-    if use is Use.resumed and step >= steps:
+    if use is Use.resumed and config.train.epochs is None and step >= steps:
         raise ConfigError(
             f"train.steps ({steps}) must be above the step of the checkpoint that checkpoint.resume names, but "
             f"{found.path} is of step {step}, and there is nothing to train",

@@ -223,11 +223,22 @@ def composition(overrides: Sequence[str]) -> Composition:
     for text in {str(one.message): None for one in said}:
         warn(text)
     values["run_dir"] = folder_in_sweep(str(values["run_dir"]), os.environ)
+    values |= _length(request.values)
     order = _order(request) if values[PATH] is not None or choices.get("model") == CHOICE else []
     found, taken = filled(values, own_keys(request, order), FILE in order)
     written = {**_written(tree), **{key: value for key, value in found.items() if value != values[key]}}
     of_environment = {name: before[name] for name in decided}
     return Composition(build(found), request, choices, written, of_environment, taken)
+
+
+def _length(words: Mapping[str, object]) -> dict[str, object]:
+    """Return what a word about the run's length makes of the other key: files that say it in the other way give in."""
+    default = TridentConfig().train
+    if words.get("train.epochs") is not None and "train.steps" not in words:
+        return {"train.steps": default.steps}
+    if "train.steps" in words and "train.epochs" not in words:
+        return {"train.epochs": default.epochs}
+    return {}
 
 
 def compose(overrides: Sequence[str]) -> TridentConfig:

@@ -6,6 +6,7 @@ The names are written as in `other_names_model.py`.
 from __future__ import annotations
 
 SAME_RUN: dict[str, str] = {
+    "train.epochs": "num_epochs num_train_epochs n_epochs train_epochs",
     "layout.tensor_parallel_size": "tp tp_size tp_degree tensor_parallel tensor_parallel_degree "
     "tensor_model_parallel_size model_parallel model_parallel_size mp_size autotp_size",
     "layout.pipeline_parallel_size": "pp pp_size pp_degree pipeline_parallel pipeline_parallel_degree "
@@ -151,10 +152,6 @@ DIFFERENT_RUN: dict[str, tuple[str, str]] = {
     "decay_ratio lr_decay_fraction lr_decay_ratio decay_fraction cooldown_fraction": (
         "schedule.decay_steps",
         "in steps and not a share of the run",
-    ),
-    "epochs num_epochs num_train_epochs n_epochs train_epochs": (
-        "train.steps",
-        "in steps and not in epochs",
     ),
     "train_samples total_samples num_samples": ("train.steps", "in steps: samples / batch.global_batch_size"),
     "tokens train_tokens total_tokens max_train_tokens num_tokens train.max_tokens token_budget": (

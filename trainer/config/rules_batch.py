@@ -42,7 +42,7 @@ def _reached(case: Case) -> Iterator[str]:
     if min(config.model.seq_length, config.train.steps) < 1:
         return  # reported by `minima`
     last = batch_sizes(config.batch, config.model.seq_length).warmup[-1][0]
-    if last >= config.train.steps:
+    if last >= case.steps:
         yield (
             f"the warm-up of the batch must end before train.steps ({config.train.steps}), but takes {last} steps; "
             "use a shorter one, or a smaller batch.global_batch_size"

@@ -31,6 +31,11 @@ class Case:
         return data_parallel_size(self.config, self.world_size)
 
     @property
+    def steps(self) -> float:
+        """Steps of the run; infinite as long as `train.epochs` says it: rules are asked again when they are known."""
+        return self.config.train.steps if self.config.train.epochs is None else math.inf
+
+    @property
     def sizes(self) -> Sizes:
         """Values that the nulls of `model.*` stand for."""
         return sizes(self.config.model)

@@ -29,7 +29,7 @@ def settings(case: Case) -> Iterator[str]:
 
 def steps(case: Case) -> Iterator[str]:
     """The recorded steps are steps of the run."""
-    runtime, last = case.config.runtime, case.config.train.steps
+    runtime, last = case.config.runtime, case.steps
     first = PROFILE_AFTER_STEPS + 1 if runtime.profile_first_step is None else runtime.profile_first_step
     if not runtime.profile or first < 1 or not 1 <= runtime.profile_steps <= MOST_STEPS or last < 1:
         return

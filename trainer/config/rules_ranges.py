@@ -96,6 +96,7 @@ POSITIVE: tuple[str, ...] = (
     "optimizer.lr",
     "optimizer.eps",
     "train.spike_sigmas",
+    "train.epochs",
     "data.max_epochs",
 )
 NOT_NEGATIVE: tuple[str, ...] = (

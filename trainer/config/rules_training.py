@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from trainer.config.blend_sources import READY_MADE, source_configs
@@ -33,20 +34,22 @@ _EXAMPLES = {
 
 def warm_up(case: Case) -> Iterator[str]:
     """The warm-up ends before the run does."""
-    schedule, steps = case.config.schedule, case.config.train.steps
+    schedule, steps = case.config.schedule, case.steps
     if schedule.warmup_steps >= steps >= 1:
         yield f"schedule.warmup_steps ({schedule.warmup_steps}) must be less than train.steps ({steps})"
 
 
 def decay(case: Case) -> Iterator[str]:
     """The decay has room after the warm-up, and the kind of schedule has a decay."""
-    schedule, steps = case.config.schedule, case.config.train.steps
+    schedule, steps = case.config.schedule, case.steps
     warmup, length = schedule.warmup_steps, resolved_decay_steps(case.config)
     if length < 1:
         return  # reported by `minima`
     if schedule.kind is ScheduleKind.constant:
         if schedule.decay_steps is not None:
             yield "schedule.decay_steps has no effect with schedule.kind=constant; leave it out"
+    elif schedule.decay_steps is None and math.isinf(steps):
+        return  # it follows from the steps, which are not known yet
     elif schedule.kind is ScheduleKind.wsd:
         if warmup < steps < warmup + length:
             yield (
@@ -55,6 +58,16 @@ def decay(case: Case) -> Iterator[str]:
             )
     elif warmup < steps and length <= warmup:
         yield f"schedule.decay_steps ({length}) must be greater than schedule.warmup_steps ({warmup})"
+
+
+def epochs(case: Case) -> Iterator[str]:
+    """The run's length is given in one way."""
+    train = case.config.train
+    if train.epochs is not None and train.steps != TrainConfig().steps:
+        yield (
+            f"train.steps ({train.steps}) and train.epochs ({train.epochs:g}) both say how long the run is; leave one "
+            "of them out"
+        )
 
 
 def evaluation(case: Case) -> Iterator[str]:
@@ -282,6 +295,7 @@ def hang_timeout(case: Case) -> Iterator[str]:
 RULES: tuple[Rule, ...] = (
     warm_up,
     decay,
+    epochs,
     evaluation,
     data_source,
     own_validation,

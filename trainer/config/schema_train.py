@@ -24,6 +24,9 @@ class TrainConfig:
 
     steps: int = 100
     """Number of optimizer steps in the whole run, earlier attempts included."""
+    epochs: float | None = None
+    """Number of times that the run reads its data, instead of train.steps: rounded up to whole steps once the data are
+    prepared. With data.blend, as many samples as all sources have together count as one. null: train.steps says it."""
     seed: int = 1234
     """Seed of the initial weights, the data order and dropout."""
     frozen: tuple[str, ...] = ()

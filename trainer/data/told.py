@@ -54,6 +54,17 @@ def told_documents(prepared: PreparedData, config: TridentConfig) -> str | None:
     )
 
 
+def told_epochs(config: TridentConfig, stream: StreamPlan, steps: int) -> str | None:
+    """Return a line about the length of a run that is given in epochs; None if it is given in steps."""
+    if config.train.epochs is None:
+        return None
+    samples = sum(source.samples for source in stream.segments[-1].sources)
+    return (
+        f"data    train.epochs={config.train.epochs:g} of {samples:,} samples of {stream.sample_length} tokens are "
+        f"{steps:,} steps"
+    )
+
+
 def told_sources(prepared: PreparedData, config: TridentConfig, stream: StreamPlan, tokens: int) -> Iterator[str]:
     """Yield a line for each source of a blend: its share at the beginning, its samples, how often the run reads it.
 
