@@ -103,8 +103,7 @@ def train_rank(
             node = Share(*node_of(world, os.environ))
             prepared = together(control, lambda: prepare(config, say, node), is_of_machine=True)
             _check_same_data(prepared, control, hosts)
-            known = together(control, lambda: with_steps(config, prepared))
-            plan = make_plan(known, prepared.vocab_size, world.size, prepared.attended)
+            plan = together(control, lambda: _plan(config, prepared, world))
             together(control, lambda: _write(beginning, plan, prepared) if begins else None)
             session = Session(plan=plan, groups=groups, hosts=hosts, progress=current())
             _announce(session)
@@ -131,6 +130,10 @@ def _join(config: TridentConfig, world: World, store: Store | None) -> ParallelG
     groups = start_world(make_mesh(config, world.size), config.runtime, device, store)
     together(groups.control, lambda: check_precision(config.precision.dtype), is_of_machine=True)
     return groups
+
+
+def _plan(config: TridentConfig, prepared: PreparedData, world: World) -> RunPlan:
+    return make_plan(with_steps(config, prepared), prepared.vocab_size, world.size, prepared.attended)
 
 
 def _claim(beginning: Beginning, restarted_by: str | None) -> None:

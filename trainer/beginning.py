@@ -14,7 +14,7 @@ from trainer.data.epochs import with_steps
 from trainer.data.prepare import prepare
 from trainer.data.prepared import PreparedData, stream_identity
 from trainer.data.streams import check_epochs, new_stream
-from trainer.data.told import told_documents, told_epochs, told_examples, told_left_out, told_sources
+from trainer.data.told import told_documents, told_epochs, told_examples, told_left_out, told_packing, told_sources
 from trainer.description import describe, plan_record
 from trainer.engine.adam import check_compiler
 from trainer.evaluation.task_names import check_tasks
@@ -146,7 +146,7 @@ class Beginning:
         config = self._config
         stream = new_stream(prepared, config, config.model.seq_length)
         told = [told_left_out(prepared), told_examples(prepared, config), told_documents(prepared, config)]
-        told.append(told_epochs(config, stream, plan.steps))
+        told += [told_epochs(config, stream, plan.steps), *told_packing(prepared, config)]
         for line in (*told, *told_sources(prepared, config, stream, plan.run_tokens)):
             if line is not None:
                 say(line)

@@ -48,14 +48,13 @@ def _prepared(config: TridentConfig) -> PreparedData | None:
         return None
 
 
-def told_length(plan: RunPlan) -> str | None:
-    """Return a line about a plan whose number of steps is not known, since its data are not prepared here."""
-    epochs = plan.config.train.epochs
-    if epochs is None:
+def told_length(config: TridentConfig) -> str | None:
+    """Return a line about a run whose number of steps is not known, since its data are not prepared here."""
+    if config.train.epochs is None or _prepared(config) is not None:
         return None
     return (
-        f"steps   train.epochs={epochs:g} becomes steps when the data are prepared here (trident data): until then "
-        f"days, price and loss are those of {plan.steps} steps"
+        f"steps   train.epochs={config.train.epochs:g} becomes steps when the data are prepared here (trident data): "
+        f"until then days, price and loss are those of {config.train.steps} steps"
     )
 
 
@@ -88,6 +87,8 @@ def dry_run(config: TridentConfig, world: World | None, words: list[str], foresi
     try:
         plan = plan_without_data(config, world.size if world else None)
         say(describe(plan, foresight.of(plan) if foresight else None))
+        if (unknown := told_length(config)) is not None:
+            say(unknown)
     except ConfigError as error:
         say(f"plan    not shown: {error}")
     step = folder.goes_on_from()

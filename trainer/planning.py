@@ -56,8 +56,7 @@ def plan_verb(arguments: Sequence[str], asked: Asked, here: Here) -> int:
         ranks = ranks or devices_per_node(composed.config.cluster)
     config, lines = settled(composed, ranks, None, here)
     plan = plan_without_data(config, planned_ranks(config, here))
-    unknown = told_length(plan)
-    if unknown is not None:
+    if (unknown := told_length(config)) is not None:
         aside(unknown)
     planner = Planner(cluster_of(config, plan.world_size, here))
     if planner.note is not None:

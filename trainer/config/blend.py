@@ -24,7 +24,7 @@ _OF_ALL = (
         "records",
         "messages_key",
     ),
-    *("prompt_key", "completion_key", "chat_template", "too_long", "mask_documents", "boundary_label"),
+    *("prompt_key", "completion_key", "chat_template", "too_long", "packing", "mask_documents", "boundary_label"),
 )
 OF_ALL = frozenset(f"data.{key}" for key in _OF_ALL)
 """Keys that all sources of a blend have in common."""

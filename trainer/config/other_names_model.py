@@ -90,6 +90,7 @@ SAME_MODEL: dict[str, str] = {
     "data.prompt_key": "prompt_column prompt_field",
     "data.completion_key": "completion_column completion_field response_column response_key",
     "data.chat_template": "chat_template_path chat_template_jinja custom_chat_template",
+    "data.packing": "packing_strategy packing_method pack_strategy",
     "data.too_long": "excess_length_strategy",
     "data.validation_fraction": "val_fraction valid_fraction validation_split val_split val_split_fraction "
     "validation_share test_size",
@@ -149,6 +150,10 @@ DIFFERENT_MODEL: dict[str, tuple[str, str]] = {
     ),
     "vocab_file merge_file merges_file": ("tokenizer.path", "a tokenizer.json or a folder with one"),
     "dataset training.dataset": ("data.hub_path data.files", "with data=hub for a data set of the hub, or data=files"),
+    "sample_packing use_packing enable_packing packed pack_sequences": (
+        "data.packing",
+        "cut or best_fit: documents and examples are always packed",
+    ),
     "train_data_weights data_weights data_train_weights dataset_weights mixture_weights sampling_weights "
     "data_mix data_mixture data_mixing dataset_mixer mixture blending data_blending probabilities train_weights "
     "per_split_data_args_path data_blend": ("data.blend", "which gives each source a weight and keys of its own"),
@@ -230,8 +235,7 @@ ABSENT_MODEL: dict[str, str] = {
     "assistant_only_loss completion_only_loss train_on_inputs train_on_prompt mask_prompt": "of chats and prompts "
     "(data.records) only the answers count",
     "append_eod add_eos add_eos_token add_bos_token": "an end-of-text token follows every document",
-    "packing sample_packing shuffle shuffle_seed data_shuffle": "documents and examples are always packed, and "
-    "sequences shuffled by train.seed",
+    "shuffle shuffle_seed data_shuffle": "sequences are always shuffled, by train.seed",
     "trust_remote_code hub_token use_auth_token push_to_hub hub_model_id hub_strategy": "no code is loaded from the "
     "hub, and nothing is sent to it",
 }

@@ -37,7 +37,7 @@ def read_keys(case: Case) -> Iterator[str]:
 def boundaries(case: Case) -> Iterator[str]:
     """Documents are kept apart only where a stream of text has some."""
     data, default = case.config.data, DataConfig()
-    for name in ("mask_documents", "boundary_label"):
+    for name in ("packing", "mask_documents", "boundary_label"):
         value = getattr(data, name)
         if value is getattr(default, name):
             continue

@@ -20,6 +20,7 @@ from trainer.config.schema_data import DataSource as DataSource
 from trainer.config.schema_data import Dedup as Dedup
 from trainer.config.schema_data import OnBadRecord as OnBadRecord
 from trainer.config.schema_data import OnChange as OnChange
+from trainer.config.schema_data import Packing as Packing
 from trainer.config.schema_data import RecordKind as RecordKind
 from trainer.config.schema_data import TooLong as TooLong
 from trainer.config.schema_logging import ConsoleKind as ConsoleKind

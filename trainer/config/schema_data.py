@@ -79,6 +79,17 @@ class Dedup(Enum):
     exact = "exact"
 
 
+class Packing(Enum):
+    """Way in which documents of text become sequences.
+
+    `cut`: one stream of tokens, cut every model.seq_length. `best_fit`: documents side by side, the longest first and
+    each into the fullest sequence that it fits into; none that fits is cut, and what is left of a sequence is padding.
+    """
+
+    cut = "cut"
+    best_fit = "best_fit"
+
+
 class OnChange(Enum):
     """Answer to data, or weights of a blend, that are not those that the run in the folder began with."""
 
@@ -176,6 +187,8 @@ class DataConfig:
     """records=text: documents that share a sequence do not see each other. A token attends to its own document alone,
     in which positions begin at 0; a document that a sequence's end cuts goes on as one of its own. Examples never see
     each other (docs/data.md)."""
+    packing: Packing = Packing.cut
+    """cut | best_fit. records=text. Padding is counted among the tokens that are read, and never learned from."""
     boundary_label: BoundaryLabel = BoundaryLabel.keep
     """keep | ignore. records=text: whether the last token of a document, which ends it, learns to predict the first
     token of the next one; with ignore it does not count for the loss."""

@@ -7,7 +7,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config.schema import BoundaryLabel, DataConfig, TridentConfig
+from trainer.config.schema import BoundaryLabel, DataConfig, Packing, TridentConfig
+from trainer.data.best_fit import BestFitDataset, packed_pieces
 from trainer.data.dataset import Boundaries, PackedDataset, TokenDataset
 from trainer.data.picks import Samples
 from trainer.data.shard_set import ShardSet
@@ -89,7 +90,8 @@ def those_of(source: Source) -> str:
 
 def looks_at_documents(data: DataConfig) -> bool:
     """Return whether a run must know where documents of text end."""
-    return data.mask_documents or data.boundary_label is BoundaryLabel.ignore
+    cuts = data.packing is Packing.cut
+    return data.mask_documents or data.boundary_label is BoundaryLabel.ignore or not cuts
 
 
 def stream_identity(prepared: PreparedData, config: TridentConfig) -> str:
@@ -106,9 +108,10 @@ def stream_identity(prepared: PreparedData, config: TridentConfig) -> str:
 
 
 def _source_identity(prepared: PreparedData, data: DataConfig) -> list[object]:
-    if prepared.boundaries is None:
-        return [prepared.content, data.max_samples]
-    return [prepared.content, data.max_samples, prepared.boundaries, data.mask_documents, data.boundary_label.value]
+    found: list[object] = [prepared.content, data.max_samples]
+    if prepared.boundaries is not None:
+        found += [prepared.boundaries, data.mask_documents, data.boundary_label.value]
+    return found if data.packing is Packing.cut else [*found, data.packing.value]
 
 
 def samples_of(
@@ -127,7 +130,18 @@ def samples_of(
     shards = prepared.shards(part)
     if prepared.packed is not None:
         return PackedDataset(shards, length, ignored, most)
+    keeps_label = data.boundary_label is BoundaryLabel.keep
+    if data.packing is Packing.best_fit:
+        return BestFitDataset(
+            shards,
+            packed_pieces(prepared.folder, part, shards, length),
+            length,
+            prepared.manifest.eos_id or 0,
+            ignored,
+            is_told=data.mask_documents,
+            crosses=keeps_label,
+            max_samples=most,
+        )
     if not looks_at_documents(data):
         return TokenDataset(shards, length, most)
-    crossing = ignored if data.boundary_label is BoundaryLabel.ignore else None
-    return TokenDataset(shards, length, most, Boundaries(data.mask_documents, crossing))
+    return TokenDataset(shards, length, most, Boundaries(data.mask_documents, None if keeps_label else ignored))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.config.schema import OnChange, TridentConfig
+from trainer.config.schema import OnChange, Packing, TridentConfig
 from trainer.data.blending import whole_parts
 from trainer.data.prepared import PreparedData, Source, sources_of, stream_identity, those_of
 from trainer.data.shard_set import ShardSet
@@ -130,8 +130,8 @@ class WantedStream(NamedTuple):
         if before.content == after.content:
             return True
         source = next(one for one in sources_of(self.prepared, self.config) if one.name == after.name)
-        if source.prepared.packed is not None:
-            # Further examples fill up sequences that were there.
+        if source.prepared.packed is not None or source.data.packing is Packing.best_fit:
+            # Further examples, or documents, fill up sequences that were there.
             return False
         shards = source.prepared.manifest.parts.get(TRAIN, ())
         earlier = [(one.partition(":")[0], int(one.partition(":")[2])) for one in before.content.split(",")]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.config.schema import TridentConfig
+from trainer.data.best_fit import BestFitDataset
 from trainer.data.build.assembly import SKIPPED
-from trainer.data.prepared import PreparedData
+from trainer.data.prepared import PreparedData, sources_of, those_of
 from trainer.data.stream_plan import StreamPlan
 from trainer.data.streams import epochs_at
+from trainer.data.token_files import TRAIN
 
 
 def told_examples(prepared: PreparedData, config: TridentConfig) -> str | None:
@@ -52,6 +54,19 @@ def told_documents(prepared: PreparedData, config: TridentConfig) -> str | None:
         f"data    documents do not see each other: a token's own has {prepared.attended:,.0f} of the "
         f"{config.model.seq_length} tokens of its sequence in the mean"
     )
+
+
+def told_packing(prepared: PreparedData, config: TridentConfig) -> Iterator[str]:
+    """Yield a line for each source whose documents are packed, with the padding that this takes."""
+    length = config.model.seq_length
+    for source in sources_of(prepared, config):
+        samples = source.samples(TRAIN, length)
+        if isinstance(samples, BestFitDataset):
+            share = samples.pieces.tokens / ((len(samples.pieces.offsets) - 1) * length)
+            yield (
+                f"data    {those_of(source)}{len(samples):,} sequences of {length} tokens, which documents fill to "
+                f"{share:.1%}; {samples.pieces.cuts:,} cuts, in documents of more than {length} tokens alone"
+            )
 
 
 def told_epochs(config: TridentConfig, stream: StreamPlan, steps: int) -> str | None:

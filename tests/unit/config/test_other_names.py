@@ -114,7 +114,7 @@ def test_no_table_proposes_a_value_or_a_file_that_does_not_exist() -> None:
             "min_lr=1e-5",
             "the nearest here is schedule.min_lr_ratio, a share of optimizer.lr and not a rate: min_lr / lr",
         ),
-        ("num_train_epochs=3", "the nearest here is train.steps, in steps and not in epochs"),
+        ("num_train_epochs=3", "it is train.epochs=3 here"),
         (
             "train.tokens=1e9",
             "the nearest here is train.steps, in steps: tokens / (batch.global_batch_size x model.seq_length)",

@@ -12,8 +12,10 @@ from trainer.config.batch_sizes import batch_sizes
 from trainer.config.compose import compose
 from trainer.config.validate import problems
 from trainer.data.epochs import with_steps
+from trainer.data.prepare import prepare
 from trainer.data.streams import new_stream
 from trainer.data.told import told_epochs
+from trainer.dry_run import plan_without_data, told_length
 from trainer.errors import ConfigError
 
 
@@ -86,3 +88,17 @@ def test_the_length_of_a_run_is_said_in_one_way(tmp_path: Path) -> None:
     assert [compose([first, "train.epochs=2"]).train.steps, compose([first]).train.steps] == [100, 7]
     assert [compose([second, "train.steps=3"]).train.epochs, compose([second]).train.epochs] == [None, 7.0]
     assert problems(compose(["train.epochs=0"]))[0].startswith("train.epochs must be")
+
+
+def test_a_plan_says_whether_it_knows_the_steps(tmp_path: Path) -> None:
+    words = ["data=synthetic", "model.vocab_size=64", "data.synthetic_tokens=4096", f"data.cache_dir={tmp_path}"]
+    wanted = compose([*words, "train.epochs=3", "model.seq_length=8", "batch.global_batch_size=8", "model=gpt_debug"])
+    assert told_length(wanted) == (
+        "steps   train.epochs=3 becomes steps when the data are prepared here (trident data): until then days, price "
+        "and loss are those of 100 steps"
+    )
+    assert plan_without_data(wanted).steps == 100
+    samples = (prepare(wanted).train_tokens - 1) // 8
+    assert told_length(wanted) is None
+    assert plan_without_data(wanted).steps == -(-3 * samples // 8)
+    assert told_length(compose(words)) is None
