@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from trainer.beginning import Beginning
 from trainer.config.plan import RunPlan, keeps_documents_apart, make_mesh, make_plan
 from trainer.config.schema import TokenizerKind, TridentConfig
@@ -9,7 +11,9 @@ from trainer.config.words import for_a_shell
 from trainer.data.epochs import with_steps
 from trainer.data.prepare import look_up
 from trainer.data.prepared import PreparedData
+from trainer.data.streams import new_stream
 from trainer.data.tokenizer import ByteTokenizer, load_pretrained, pretrained_file, wanted_entries
+from trainer.data.told import told_sources
 from trainer.description import describe
 from trainer.errors import ConfigError, DataError
 from trainer.launcher.environment import World
@@ -39,7 +43,7 @@ def plan_without_data(config: TridentConfig, world_size: int | None = None) -> R
 
 def _prepared(config: TridentConfig) -> PreparedData | None:
     """Return the data if a plan depends on them, or None if it does not, or they are not there, or not yet."""
-    if not keeps_documents_apart(config.data) and config.train.epochs is None:
+    if not (keeps_documents_apart(config.data) or config.train.epochs or config.data.blend.sources):
         return None
     try:
         return look_up(config)[1]
@@ -56,6 +60,16 @@ def told_length(config: TridentConfig) -> str | None:
         f"steps   train.epochs={config.train.epochs:g} becomes steps when the data are prepared here (trident data): "
         f"until then days, price and loss are those of {config.train.steps} steps"
     )
+
+
+def told_reads(config: TridentConfig, plan: RunPlan) -> Iterator[str]:
+    """Yield lines about how long a run is and how often it reads the sources of a blend, as far as it is known here."""
+    if (unknown := told_length(config)) is not None:
+        yield unknown
+    prepared = _prepared(config)
+    if prepared is not None:
+        stream = new_stream(prepared, config, config.model.seq_length)
+        yield from told_sources(prepared, config, stream, plan.run_tokens)
 
 
 def dry_run(config: TridentConfig, world: World | None, words: list[str], foresight: Foresight | None) -> int:
@@ -87,8 +101,8 @@ def dry_run(config: TridentConfig, world: World | None, words: list[str], foresi
     try:
         plan = plan_without_data(config, world.size if world else None)
         say(describe(plan, foresight.of(plan) if foresight else None))
-        if (unknown := told_length(config)) is not None:
-            say(unknown)
+        for line in told_reads(config, plan):
+            say(line)
     except ConfigError as error:
         say(f"plan    not shown: {error}")
     step = folder.goes_on_from()

@@ -13,7 +13,7 @@ from trainer.config.compose import Composition, composition
 from trainer.config.plan import RunPlan
 from trainer.config.schema import DeviceKind
 from trainer.config.validate import validate
-from trainer.dry_run import plan_without_data, told_length
+from trainer.dry_run import plan_without_data, told_reads
 from trainer.errors import ConfigError
 from trainer.hardware import Here
 from trainer.log import aside, say, write
@@ -56,8 +56,8 @@ def plan_verb(arguments: Sequence[str], asked: Asked, here: Here) -> int:
         ranks = ranks or devices_per_node(composed.config.cluster)
     config, lines = settled(composed, ranks, None, here)
     plan = plan_without_data(config, planned_ranks(config, here))
-    if (unknown := told_length(config)) is not None:
-        aside(unknown)
+    for line in told_reads(config, plan):
+        aside(line)
     planner = Planner(cluster_of(config, plan.world_size, here))
     if planner.note is not None:
         aside(f"profile {planner.note}")

@@ -16,6 +16,7 @@ def run(words: Words) -> int:
     from trainer.config.validate import validate
     from trainer.data.build.schedule import ALONE, Share
     from trainer.data.prepare import prepare
+    from trainer.data.prepared import sources_of
     from trainer.data.told import told_examples, told_left_out
     from trainer.launcher.environment import find_world, node_of
 
@@ -27,10 +28,12 @@ def run(words: Words) -> int:
     for told in (told_left_out(prepared), told_examples(prepared, config)):
         if told is not None:
             say(told)
-    say(
-        f"{prepared.train_tokens:,} tokens to train on and {prepared.validation_tokens:,} to validate with, "
-        f"vocabulary {prepared.vocab_size:,}, in {prepared.folder}"
-    )
+    for source in sources_of(prepared, config):
+        found = source.prepared
+        say(
+            f"{f'{source.name}: ' if prepared.sources else ''}{found.train_tokens:,} tokens to train on and "
+            f"{found.validation_tokens:,} to validate with, vocabulary {found.vocab_size:,}, in {found.folder}"
+        )
     return 0
 
 

@@ -15,7 +15,7 @@ from trainer.data.epochs import with_steps
 from trainer.data.prepare import prepare
 from trainer.data.streams import new_stream
 from trainer.data.told import told_epochs
-from trainer.dry_run import plan_without_data, told_length
+from trainer.dry_run import plan_without_data, told_length, told_reads
 from trainer.errors import ConfigError
 
 
@@ -102,3 +102,14 @@ def test_a_plan_says_whether_it_knows_the_steps(tmp_path: Path) -> None:
     assert told_length(wanted) is None
     assert plan_without_data(wanted).steps == -(-3 * samples // 8)
     assert told_length(compose(words)) is None
+
+
+def test_a_plan_says_how_often_sources_are_read_once_they_are_prepared(tmp_path: Path) -> None:
+    blend = "data.blend={a: {weight: 1, synthetic_tokens: 4096}, b: {weight: 3, synthetic_tokens: 2048}}"
+    words = ["data=synthetic", "model=gpt_debug", "model.vocab_size=64", f"data.cache_dir={tmp_path}", blend]
+    wanted = compose([*words, "train.steps=2", "model.seq_length=8", "batch.global_batch_size=200"])
+    assert list(told_reads(wanted, plan_without_data(wanted))) == []
+    prepare(wanted)
+    first, second = told_reads(wanted, plan_without_data(wanted))
+    assert first.startswith("data    a: 25.0% of the stream; the run reads its ")
+    assert second.endswith("1.20 times: its samples repeat")
