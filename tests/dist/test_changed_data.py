@@ -81,6 +81,8 @@ def test_data_that_grow_and_become_a_blend(tmp_path: Path) -> None:
     # Appended: in another layout, too.
     seen += train(place, "data=files", two, "train.steps=5", CONTINUE, "layout.data_parallel_size=2", ranks=2)
     blend = f"data.blend={{a: {{weight: 1, files: [{first}]}}, b: {{weight: 3, files: [{second}]}}}}"
+    with pytest.raises(DataError, match=r"^data\.files and data\.blend must give the tokens that this run"):
+        Beginning(compose(words(place, "data=files", blend, "train.steps=7"))).by_parent()
     seen += train(place, "data=files", blend, "train.steps=7", CONTINUE)
     # It is the run's now: no word is needed to go on.
     seen += train(place, "data=files", blend, "train.steps=8")

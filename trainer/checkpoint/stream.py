@@ -25,6 +25,8 @@ def other_tokens(
     hints = [
         f"put back the data, or give {keys} the value in the run's config.yaml" if changed else "put back the data"
     ]
+    if any(key.startswith("data.blend") for key in changed):
+        hints.insert(0, "of a blend, weights and schedule must be those that it began with, too")
     if guessed_end and config.tokenizer.kind is TokenizerKind.pretrained:
         hints.insert(
             0, "an earlier version began this run and guessed tokenizer.eos_token: set it to <|endoftext|> or </s>"

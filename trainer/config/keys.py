@@ -236,9 +236,11 @@ def _similar_keys(name: str) -> list[str]:
 
 
 def _holder(name: str) -> list[str]:
-    """Return the key of a list that `data.files.0` or `data.files[0]` would be a part of."""
+    """Return the key of a list or mapping that `data.files[0]` or `data.blend.web.weight` would be a part of."""
     holder = name.replace("[", ".").rpartition(".")[0]
-    return [holder] if holder in KEYS else []
+    while holder and holder not in KEYS:
+        holder = holder.rpartition(".")[0]
+    return [holder] if holder else []
 
 
 def _with_leaf(leaf: str, group: str) -> list[str]:

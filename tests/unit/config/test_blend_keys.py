@@ -56,6 +56,7 @@ def test_each_source_has_the_keys_of_data_and_its_own() -> None:
     ("word", "expected"),
     [
         ("data.blend=3", "data.blend must be sources such as {web: {weight: 0.7, files: [web/*.jsonl]}}, but is 3"),
+        ("data.blend.web.weight=0.3", "there is no key 'data.blend.web.weight'; did you mean 'data.blend'?"),
         ("data.blend={web: {files: [a]}}", "data.blend must give each source a weight, but web has none"),
         ("data.blend={web: 3}", "data.blend must give web keys such as {weight: 0.7, files: [...]}, but gives it 3"),
         (
