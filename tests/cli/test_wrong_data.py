@@ -26,7 +26,7 @@ def train_on(refused: Run, *words: str) -> Answer:
         ("number.jsonl", b"3\n", ["number.jsonl", "data.text_key=text", "line 1", "no object"]),
         ("cut.txt.gz", gzip.compress(b"text " * 100)[:-9], ["must be readable", "cut.txt.gz is not"]),
         ("no.parquet", b"not parquet", ["must be readable", "no.parquet"]),
-        ("book.pdf", b"%PDF", ["must end in .txt, .jsonl, .parquet", "book.pdf"]),
+        ("book.pdf", b"%PDF", ["must end in .txt, .jsonl, .ndjson", "book.pdf"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

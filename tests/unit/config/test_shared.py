@@ -22,6 +22,7 @@ from trainer.config.written import plain
 from trainer.topology.muster import Fact, Facts, compare
 
 PROOFS = {
+    "data.validation_files": "tests/unit/data/test_data_own_validation.py::test_the_place_of_validation_files_is_free",
     "data.files": "tests/dist/test_ranks_agree.py::test_what_nodes_may_have_of_their_own_does_not_matter",
     "data.hub_path": "tests/dist/test_ranks_agree.py::test_what_nodes_may_have_of_their_own_does_not_matter",
     "tokenizer.path": "tests/dist/test_ranks_agree.py::test_what_nodes_may_have_of_their_own_does_not_matter",
@@ -31,6 +32,13 @@ PROOFS = {
     "zero.nvme_path": "tests/unit/config/test_shared.py::test_a_folder_for_offloading_is_a_place_and_nothing_else",
 }
 """Key that ranks may differ in -> the test that shows that it does not matter."""
+
+
+BLENDS = {
+    "data.blend": {"a": {"weight": 1.0, "files": ["x"]}},
+    "data.blend_schedule": [{"at_tokens": 5, "weights": {"a": 1.0}}],
+}
+"""Values of keys that are neither numbers, words nor lists of them."""
 
 
 def _others(kind: Any, value: object) -> Iterator[object]:
@@ -85,7 +93,7 @@ def base() -> Composition:
 @pytest.mark.parametrize("key", KEYS)
 def test_two_ranks_that_differ_in_a_key_are_refused_or_it_is_said_why_not(key: str, base: Composition) -> None:
     value = flatten(base.config)[key]
-    others = list(_others(KEYS[key], value))
+    others = [BLENDS[key]] if key in BLENDS else list(_others(KEYS[key], value))
     assert others
     for other in others:
         differs = with_value(base, key, other)

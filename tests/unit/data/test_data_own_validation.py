@@ -60,6 +60,15 @@ def test_the_data_follow_both(tmp_path: Path) -> None:
     assert after.train_tokens == before.train_tokens
 
 
+def test_the_place_of_validation_files_is_free(tmp_path: Path) -> None:
+    """A node may have its copy elsewhere."""
+    here = prepare(wanted(tmp_path))
+    elsewhere = str(jsonl(tmp_path / "copy.jsonl", HELD_OUT))
+    there = prepare(wanted(tmp_path, data__validation_files=[elsewhere]))
+    assert there.content == here.content
+    assert stream(there, "validation").tolist() == stream(here, "validation").tolist()
+
+
 @pytest.mark.parametrize("source", ["megatron", "tokens"])
 def test_files_of_ids_have_their_own_too(tmp_path: Path, source: str) -> None:
     names = []
