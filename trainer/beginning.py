@@ -25,7 +25,7 @@ from trainer.metrics.jsonl import read_rows
 from trainer.metrics.tensorboard_sink import check_tensorboard
 from trainer.planner.foresee import Foresight
 from trainer.progress import PREPARING, current
-from trainer.run_folder import STREAM, RunFolder
+from trainer.run_folder import DATA_FOLDER, STREAM, RunFolder
 from trainer.samples.check import check_samples
 
 
@@ -139,7 +139,11 @@ class Beginning:
             StorageError: the folder cannot be written.
         """
         foreseen = self._foresight.of(plan)
-        record = {**plan_record(plan, foreseen), STREAM: stream_identity(prepared, self._config)}
+        data: dict[str, object] = {
+            STREAM: stream_identity(prepared, self._config),
+            DATA_FOLDER: str(prepared.folder),
+        }
+        record = {**plan_record(plan, foreseen), **data}
         self.folder.write(self._config, record)
         if prepared.tokenizer_folder is not None:
             self.folder.keep_tokenizer(prepared.tokenizer_folder)

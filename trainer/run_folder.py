@@ -78,6 +78,8 @@ SHARED_S = 15.0
 _SHARED_POLL_S = 0.2
 STREAM = "stream"
 """Entry of plan.json: the identity of the training stream."""
+DATA_FOLDER = "data_folder"
+"""Entry of plan.json: the folder of the cache that the tokens were in."""
 
 
 class RunFolder(RunPaths):

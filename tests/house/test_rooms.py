@@ -64,6 +64,7 @@ ORDER = (
     "settling",
     "buying",
     "planning",
+    "auditing",
     "sweeps",
     "preflight",
     "app",

@@ -54,6 +54,11 @@ class BatchSource:
         return self._stream.names
 
     @property
+    def stream(self) -> SampleStream:
+        """The stream that it reads."""
+        return self._stream
+
+    @property
     def tokens(self) -> int:
         """Tokens of a full global batch."""
         return self._plan.tokens_per_step

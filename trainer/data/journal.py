@@ -33,6 +33,8 @@ class Stretch:
     """Identity of the stream."""
     sizes: BatchSizes
     """Sequences of the global batch of each step."""
+    segments: tuple[Mapping[str, Any], ...] = ()
+    """Plan of the stream of a run whose data changed on the way; none where the config says all of it."""
 
     def position_of(self, step: int) -> int:
         """Return the place in the stream at which a step begins, in tokens."""
@@ -80,4 +82,7 @@ def _parsed(held: Mapping[str, Any]) -> Stretch:
     if numbers["step"] < 1 or numbers["position"] < 0 or numbers["seq_length"] < 1 or numbers["sample_length"] < 1:
         raise ValueError("a count is out of its range")
     ledger, stream = str(held["ledger"]), str(held["stream"])
-    return Stretch(ledger=ledger, stream=stream, sizes=BatchSizes(int(sizes["final"]), ramp), **numbers)
+    # Earlier versions did not change data on the way.
+    segments = tuple(dict(one) for one in held.get("segments", ()))
+    batch = BatchSizes(int(sizes["final"]), ramp)
+    return Stretch(ledger=ledger, stream=stream, sizes=batch, segments=segments, **numbers)

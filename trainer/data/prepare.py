@@ -124,7 +124,17 @@ def look_up(config: TridentConfig) -> tuple[Path, PreparedData | None]:
     if names_validation(config.data):
         return cache_folder(config), with_own_validation(config, lambda own: look_up(own)[1])
     folder = cache_folder(config) / _fingerprint(config)
-    return folder, None if (manifest := read_manifest(folder)) is None else _opened(config, folder, manifest)
+    return folder, look_into(folder, config)
+
+
+def look_into(folder: Path, config: TridentConfig) -> PreparedData | None:
+    """Return the data of a config in a folder of the cache that is known; None if they are not there.
+
+    Raises:
+        DataError: vocabularies do not fit.
+    """
+    manifest = read_manifest(folder)
+    return None if manifest is None else _opened(config, folder, manifest)
 
 
 def _silent(text: str) -> None:

@@ -41,6 +41,7 @@ class JournalSink(Sink):
                 sample_length=state.sample_length,
                 stream=state.stream,
                 sizes=plan.batch_sizes,
+                segments=tuple(state.segments) if len(state.segments) > 1 else (),
             ),
         )
 

@@ -11,7 +11,7 @@ from trainer.verbs.declare import Option, Takes, Verb
 from trainer.verbs.other_verbs import NO_VERB, OTHER_VERBS
 
 NAMES = (
-    *("train", "plan", "data", "data inspect", "generate", "evaluate", "import", "export", "checkpoint"),
+    *("train", "plan", "data", "data inspect", "data audit", "generate", "evaluate", "import", "export", "checkpoint"),
     *("balance", "reshard"),
     "data write",
 )
