@@ -1,4 +1,4 @@
-"""What the steps of a run read, and what its folder says of their hashes. Reads a run's folder, no tokens. No torch."""
+"""The history of a run: the tokens that its steps read, and the hashes that it wrote down. No torch."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class History:
     spans: tuple[Span, ...]
     """Spans of steps in order; each step that counts in the end is in one of them, if it is known."""
     witnesses: tuple[Witness, ...]
-    """In the order of steps; checkpoints before rows of the same step."""
+    """Hashes in the order of steps, checkpoints before rows of the same step."""
     returns: tuple[Return, ...]
     skips: tuple[Skip, ...]
     notes: tuple[str, ...]

@@ -22,7 +22,7 @@ _DECIDE_NOTHING = ("data.cache_dir", "data.prefetch_steps", "batch.micro_batch_s
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two runs have in common."""
+    """The steps that two runs have in common."""
 
     last: int
     """Last step that both have read."""
