@@ -128,11 +128,7 @@ def look_up(config: TridentConfig) -> tuple[Path, PreparedData | None]:
 
 
 def look_into(folder: Path, config: TridentConfig) -> PreparedData | None:
-    """Return the data of a config in a folder of the cache that is known; None if they are not there.
-
-    Raises:
-        DataError: vocabularies do not fit.
-    """
+    """Return the data of a config in a folder of the cache; None if they are not there. Raises as `look_up`."""
     manifest = read_manifest(folder)
     return None if manifest is None else _opened(config, folder, manifest)
 
