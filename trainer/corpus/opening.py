@@ -9,7 +9,7 @@ import lzma
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -98,11 +98,11 @@ def _decompressed(stored: IO[bytes], compression: Compression) -> Iterator[IO[by
         with gzip.GzipFile(fileobj=stored) as content:
             yield cast(IO[bytes], content)
     elif compression is Compression.bz2:
-        with bz2.BZ2File(stored) as content:
-            yield cast(IO[bytes], content)
+        with _buffered(_Members(stored, bz2.BZ2Decompressor)) as content:
+            yield content
     elif compression is Compression.xz:
-        with lzma.LZMAFile(stored) as content:
-            yield cast(IO[bytes], content)
+        with _buffered(_Members(stored, lzma.LZMADecompressor)) as content:
+            yield content
     else:
         with _zstandard(stored) as content:
             yield content
@@ -118,6 +118,59 @@ def _zstandard(stored: IO[bytes]) -> IO[bytes]:
 def _buffered(source: Any) -> IO[bytes]:
     """Return a file with all that Python's own can, of one that can be read and perhaps be entered in the middle."""
     return cast(IO[bytes], io.BufferedReader(_Raw(source), _COPY_BYTES))
+
+
+class _Members:
+    """The content of a file of compressed streams, one after the other, perhaps with zeros behind them.
+
+    Python's own readers take bytes that begin no stream for the end of the file, and leave out what stands behind them.
+
+    Args:
+        stored: the file.
+        begin: makes the decompressor of the next stream.
+    """
+
+    def __init__(self, stored: IO[bytes], begin: Callable[[], Any]) -> None:
+        self._stored = stored
+        self._begin = begin
+        self._stream = begin()
+        self._next = b""
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes; none at the end.
+
+        Raises:
+            EOFError: the file ends within a stream.
+            OSError, lzma.LZMAError: what stands there is no stream, or a damaged one.
+        """
+        found = b""
+        while not found:
+            if self._stream.eof and not self._next_stream():
+                return b""
+            more = b""
+            if self._stream.needs_input:
+                more, self._next = self._next or self._stored.read(_COPY_BYTES), b""
+                if not more:
+                    raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+            found = self._stream.decompress(more, size)
+        return found
+
+    def seekable(self) -> bool:
+        """Return False."""
+        return False
+
+    def close(self) -> None:
+        """Leave the file to the one who opened it."""
+
+    def _next_stream(self) -> bool:
+        rest = self._stream.unused_data.lstrip(b"\0")
+        while not rest:
+            more = self._stored.read(_COPY_BYTES)
+            if not more:
+                return False
+            rest = more.lstrip(b"\0")
+        self._stream, self._next = self._begin(), rest
+        return True
 
 
 class _Raw(io.RawIOBase):

@@ -317,6 +317,26 @@ def test_damage_in_every_compression(tmp_path: Path, suffix: str, damage: str) -
     assert f"data.files must be readable, but {path} is not: " in found(path)[-1]
 
 
+@pytest.mark.parametrize("suffix", PACK)
+def test_streams_one_behind_the_other(tmp_path: Path, suffix: str) -> None:
+    one, two = (PACK[suffix](json.dumps({"text": text}).encode() + b"\n") for text in ("one", "two"))
+    path = tmp_path / f"a.jsonl.{suffix}"
+    path.write_bytes(one + two)
+    assert read(path) == ["one", "two"]
+    # Damage where the second one begins is no end of the file.
+    path.write_bytes(one + b"?" + two[1:])
+    assert f"data.files must be readable, but {path} is not: " in found(path)[-1]
+    path.write_bytes(one + two[:4])
+    assert f"data.files must be readable, but {path} is not: " in found(path)[-1]
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
+def test_zeros_behind_a_stream_are_padding(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.jsonl.{suffix}"
+    path.write_bytes(PACK[suffix](b'{"text": "one"}\n') + bytes(512))
+    assert read(path) == ["one"]
+
+
 NESTED = {"meta": {"text": "deep", "parts": ["a", None, "b"]}, "turns": [{"content": "x"}, {"content": "y"}, {}]}
 
 
