@@ -108,7 +108,9 @@ def oracle(name: str) -> ReferenceRun:
     """Return ten steps of an optimizer in one process."""
     config, chosen = run_config(SECOND[name]), OPTIMIZERS[name]
     steps = [[of_rows(tokens_of(step), None)] for step in range(1, LAST + 1)]
-    return train_reference(config.model, initial_weights(config), steps, chosen.config, factor=chosen.factor)
+    return train_reference(
+        config.model, initial_weights(config), steps, chosen.config, factor=chosen.factor, decay_factor=chosen.decay
+    )
 
 
 def test_ten_steps_over_a_change_of_layout_equal_those_of_one_process(tmp_path: Path) -> None:

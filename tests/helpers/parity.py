@@ -63,6 +63,9 @@ class Chosen:
 
     config: OptimizerConfig
     factor: Factor = constant_factor
+    """Factors of learning rates."""
+    decay: Factor = constant_factor
+    """Factors of weight decay."""
 
     def first_share(self, name: str) -> float:
         """Return the share of a gradient in the first moment after step 1."""
@@ -81,10 +84,15 @@ def _factor(name: str) -> float:
     return 0.5 if name.endswith(".weight") and name != "position.weight" else 1.0
 
 
+def _decay(name: str) -> float:
+    """Return the factors of weight decay that belong to those of muP in `_factor`."""
+    return 2.0 if name.endswith(".weight") and name not in ("embedding.weight", "position.weight") else 1.0
+
+
 OPTIMIZERS = {
     "adamw": Chosen(OPTIMIZER),
     "rates": Chosen(
-        replace(OPTIMIZER, rates=("embedding:0.3", "norms:3", "layers.0.mlp:2"), mup_base_width=32), _factor
+        replace(OPTIMIZER, rates=("embedding:0.3", "norms:3", "layers.0.mlp:2"), mup_base_width=32), _factor, _decay
     ),
     # The sign of a rounding error is as large a step as any other: at this rate one of them passes for rounding.
     "ema": Chosen(replace(OPTIMIZER, ema_decay=0.8)),
@@ -389,7 +397,9 @@ def reference_of(
     batches = token_batches(config.batch.global_batch_size, config.model.seq_length)
     steps = [_oracle_batches(tokens, uneven, packed, keeps_labels) for tokens in batches]
     chosen, weights = OPTIMIZERS[optimizer], initial_weights(config)
-    return train_reference(config.model, weights, steps, chosen.config, frozen=frozen, factor=chosen.factor)
+    return train_reference(
+        config.model, weights, steps, chosen.config, None, frozen, factor=chosen.factor, decay_factor=chosen.decay
+    )
 
 
 def _oracle_batches(tokens: torch.Tensor, uneven: bool, packed: bool, keeps_labels: bool) -> list[list[torch.Tensor]]:

@@ -233,6 +233,7 @@ def train_reference(
     learning_rate: Callable[[int], float] | None = None,
     frozen: tuple[str, ...] = (),
     factor: Factor = constant_factor,
+    decay_factor: Factor = constant_factor,
 ) -> ReferenceRun:
     """Train with the optimizer of the config. Each step is a sequence of micro-batches, together the global batch.
 
@@ -244,12 +245,13 @@ def train_reference(
         learning_rate: rate of step 1, 2, ...; None: optimizer.lr always.
         frozen: beginnings of the names of weights that are not trained.
         factor: factor of each weight's learning rate.
+        decay_factor: factor of each weight's decay.
     """
     leaves = {
         name: tensor.detach().clone().float().requires_grad_(not name.startswith(frozen))
         for name, tensor in weights.items()
     }
-    stepped = ReferenceOptimizer(optimizer, factor)
+    stepped = ReferenceOptimizer(optimizer, factor, decay_factor)
     decay, losses, norms = optimizer.ema_decay, [], []
     average = {} if decay is None else {name: leaf.detach().clone() for name, leaf in leaves.items()}
     first_gradients: dict[str, torch.Tensor] = {}

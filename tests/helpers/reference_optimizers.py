@@ -37,11 +37,14 @@ class ReferenceOptimizer:
     Args:
         config: names the rule and its numbers.
         factor: factor of the learning rate of each tensor.
+        decay: factor of the weight decay of each tensor.
     """
 
-    def __init__(self, config: OptimizerConfig, factor: Factor = constant_factor) -> None:
+    def __init__(
+        self, config: OptimizerConfig, factor: Factor = constant_factor, decay: Factor = constant_factor
+    ) -> None:
         self._config = config
-        self._factor = factor
+        self._factor, self._decay = factor, decay
         self._first: dict[str, torch.Tensor] = {}
         self._second: dict[str, torch.Tensor] = {}
         self._steps = 0
@@ -54,7 +57,7 @@ class ReferenceOptimizer:
             for name, gradient in gradients.items():
                 weight, own = weights[name], rate * self._factor(name)
                 if weight.ndim >= 2:
-                    weight *= 1 - own * self._config.weight_decay
+                    weight *= 1 - own * self._config.weight_decay * self._decay(name)
                 rules[rule_of(self._config.kind.value, name)](name, weight, gradient, own)
 
     def _adamw(self, name: str, weight: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:

@@ -47,8 +47,8 @@ class OptimizerConfig:
     mup_base_width: int | None = None
     """A width (model.hidden_size) whose learning rate is to fit this model: matrices of the blocks and a head that is
     not tied step with lr x mup_base_width / model.hidden_size (muP, arXiv 2203.03466: the rates of Adam in Table 3, and
-    of Table 8 where the head is tied). Initial values and scales are keys of model.*: see docs/optimizers.md. null: the
-    same rate for every width."""
+    of Table 8 where the head is tied); their weight decay grows as much, so that a step decays them as the base's.
+    Initial values and scales are keys of model.*: see docs/optimizers.md. null: the same rate for every width."""
     ema_decay: float | None = None
     """Decay rate of an exponential moving average of the weights (EMA), such as 0.999: after every step the average is
     ema_decay x itself + (1 - ema_decay) x the weights. It begins as the first weights, is sharded and saved as they

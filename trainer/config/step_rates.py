@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from trainer.config.schema_optimizer import OptimizerConfig
 from trainer.spec.frozen import tensors_named
@@ -26,12 +26,18 @@ def stepping_of(optimizer: OptimizerConfig, model: Model) -> Stepping:
     for entry in optimizer.rates:
         word, factor = parse_rate(entry)
         factors |= dict.fromkeys(tensors_rated(model, word), factor)
+    decays: dict[str, float] = {}
     if optimizer.mup_base_width is not None:
         narrow = optimizer.mup_base_width / model.hidden_size
         for name in _as_wide(model):
             factors[name] *= narrow
-    changed = frozenset((name, factor) for name, factor in factors.items() if factor != 1)
-    return Stepping(optimizer.kind, changed, optimizer.ema_decay is not None)
+            # A step decays by rate x decay, which is to be that of the base.
+            decays[name] = 1 / narrow
+    return Stepping(optimizer.kind, _changed(factors), optimizer.ema_decay is not None, _changed(decays))
+
+
+def _changed(factors: Mapping[str, float]) -> frozenset[tuple[str, float]]:
+    return frozenset((name, factor) for name, factor in factors.items() if factor != 1)
 
 
 def parse_rate(entry: str) -> tuple[str, float]:

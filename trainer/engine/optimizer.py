@@ -31,7 +31,7 @@ def step_groups(
     for parameter, tensor in held:
         members[stepping.group(tensor)].append(parameter)
     return [
-        {"params": found, "weight_decay": weight_decay if group.decays else 0.0, GROUP: group}
+        {"params": found, "weight_decay": weight_decay * group.decay if group.decays else 0.0, GROUP: group}
         for group, found in members.items()
     ]
 

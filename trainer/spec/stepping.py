@@ -49,6 +49,8 @@ class StepGroup:
     """Factor of the step's learning rate."""
     averages: bool = False
     """True if an average of the weights is kept beside them."""
+    decay: float = 1.0
+    """Factor of the weight decay."""
 
     @property
     def moments(self) -> tuple[str, ...]:
@@ -70,17 +72,24 @@ class Stepping:
     """(global name, factor of the learning rate) of the tensors whose factor is not 1."""
     averages: bool = False
     """True if an average of the weights is kept beside them."""
+    decays: frozenset[tuple[str, float]] = frozenset()
+    """(global name, factor of the weight decay) of the tensors whose factor is not 1."""
 
     @cached_property
     def _rates(self) -> Mapping[str, float]:
         return dict(self.rates)
+
+    @cached_property
+    def _decays(self) -> Mapping[str, float]:
+        return dict(self.decays)
 
     def group(self, tensor: TensorSpec) -> StepGroup:
         """Return the group of a tensor, trained or not."""
         rule = self.rule
         if rule is StepRule.muon and not is_hidden_matrix(tensor):
             rule = StepRule.adamw
-        return StepGroup(rule, tensor.decays, self._rates.get(tensor.name, 1.0), self.averages)
+        rate, decay = self._rates.get(tensor.name, 1.0), self._decays.get(tensor.name, 1.0)
+        return StepGroup(rule, tensor.decays, rate, self.averages, decay)
 
     def groups(self, tensors: Iterable[TensorSpec]) -> tuple[StepGroup, ...]:
         """Return the groups of some tensors, those that decay first, otherwise in order of appearance."""

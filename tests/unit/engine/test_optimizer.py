@@ -92,6 +92,11 @@ def test_each_group_has_its_factor_of_the_learning_rate() -> None:
     assert found["blocks.0.mlp.up.weight"] == 0.5
     assert found["blocks.0.mlp.up.bias"] == 2.0
     assert [group["weight_decay"] > 0 for group in optimizer.param_groups] == [True] * 3 + [False] * 3
+    # A step takes rate x decay away: of a matrix as much as at the base's width, but for the factors of `rates`.
+    decays = {id(parameter): group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
+    taken = {name: found[name] * decays[id(parameter)] for name, parameter in model.named_parameters()}
+    assert (taken["blocks.0.attention.qkv.weight"], taken["blocks.0.mlp.up.weight"]) == (0.5 * 0.25, 2 * 0.25)
+    assert (taken["embedding.weight"], taken["blocks.0.mlp.up.bias"]) == (0.25, 0.0)
 
 
 def test_lion_steps_by_signs() -> None:
