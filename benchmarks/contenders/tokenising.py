@@ -15,6 +15,11 @@ BATCH = 1000
 """Documents that are tokenised at once, in both programs that tokenise: the default of `datasets.map`."""
 
 
+SPARSE = "sparse.bin"
+PIECES = 3
+"""Documents in a sample of the epoch with synthetic lengths."""
+
+
 def encode_batch(corpus: str, tokenizer: str) -> dict[str, Any]:
     """Time `tokenizers.Tokenizer.encode_batch` on all cores over texts that are in memory."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -73,35 +78,80 @@ def read_at_random(folder: str, length: str, count: str) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - begun, "samples": len(places), "of": len(dataset)}
 
 
-def open_epoch(path: str, length: str, count: str) -> dict[str, Any]:
-    """Open an epoch of so many samples over a sparse file and read some of them in their order.
+def open_epoch(folder: str, length: str, count: str, packing: str) -> dict[str, Any]:
+    """Open an epoch of so many samples over sparse files, and read some of them in their order.
 
     Returns:
         Seconds to the first sample, seconds of 1,000 more, and memory that this took beside the imports.
     """
     from benchmarks.commands import own_bytes
+    from trainer.data.best_fit import BestFitDataset, packed_pieces
     from trainer.data.dataset import TokenDataset
-    from trainer.data.sampler import SampleOrder
     from trainer.data.shard_set import ShardSet
     from trainer.data.token_manifest import Shard
 
-    samples, tokens = int(count), int(count) * int(length) + 1
+    samples, size, place = int(count), int(length), Path(folder)
     held = own_bytes(os.getpid())
     begun = time.perf_counter()
-    shard = Shard(path, "uint16", 0, tokens, 1, 0, None, "", "none")
-    dataset = TokenDataset(ShardSet(Path(path).parent, [shard]), int(length))
-    order = SampleOrder(samples, seed=1)
-    dataset.rows(int(order.samples(0, 1)[0]))
+    shard = Shard(str(place / SPARSE), "uint16", 0, samples * size + 1, 1, 0, None, "", "none")
+    shards = ShardSet(place, [shard])
+    dataset: TokenDataset | BestFitDataset = TokenDataset(shards, size)
+    if packing == "best_fit":
+        pieces = packed_pieces(place, "train", shards, size)
+        dataset = BestFitDataset(shards, pieces, size, 0, -1, is_told=True, crosses=False)
+    first, *others = read_places(samples)
+    dataset.rows(first)
     opened = time.perf_counter()
-    for place in order.samples(samples // 2, 1000).tolist():
-        dataset.rows(place)
+    for number in others:
+        dataset.rows(number)
     read = time.perf_counter()
     return {
+        "packing": packing,
         "samples": len(dataset),
         "open_seconds": opened - begun,
         "read_seconds": read - opened,
         "bytes": own_bytes(os.getpid()) - held,
     }
+
+
+def read_places(samples: int) -> list[int]:
+    """Return the samples of an epoch that are read: its first one, and 1,000 of its middle."""
+    from trainer.data.sampler import SampleOrder
+
+    order = SampleOrder(samples, seed=1)
+    return [int(order.samples(0, 1)[0]), *order.samples(samples // 2, 1000).tolist()]
+
+
+def write_sparse(folder: Path, length: int, samples: int) -> None:
+    """Write ids, and an index of best-fit packing, of so many samples; only those of `read_places` have pieces.
+
+    Each has `PIECES` documents of random lengths, which fill it. All else is holes of the files.
+    """
+    import numpy as np
+
+    from trainer.data.best_fit import LENGTHS, OFFSETS, STARTS
+
+    index = folder / f"best_fit-train-{length}"
+    index.mkdir(parents=True)
+    draws = np.random.default_rng(0)
+    sizes = {folder / SPARSE: 2 * (samples * length + 1), index / OFFSETS: 8 * (samples + 1)}
+    sizes |= {index / STARTS: 8 * PIECES * samples, index / LENGTHS: 4 * PIECES * samples}
+    files = {path.name: path.open("w+b") for path in sizes}
+    for path, size in sizes.items():
+        files[path.name].truncate(size)
+    for place in read_places(samples):
+        ends = np.array([0, *sorted(draws.choice(length - 1, PIECES - 1, replace=False) + 1), length])
+        first = PIECES * place
+        for name, at, numbers in (
+            (OFFSETS, 8 * place, np.array([first, first + PIECES], "<i8")),
+            (STARTS, 8 * first, (place * length + ends[:-1]).astype("<i8")),
+            (LENGTHS, 4 * first, np.diff(ends).astype("<i4")),
+        ):
+            files[name].seek(at)
+            files[name].write(numbers.tobytes())
+    for file in files.values():
+        file.close()
+    (index / "facts.json").write_text(json.dumps({"tokens": samples * length, "cuts": 0}))
 
 
 PROGRAMS = {one.__name__: one for one in (encode_batch, map_script, read_at_random, open_epoch)}

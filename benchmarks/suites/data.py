@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import Measured, cores, run
+from benchmarks.contenders.tokenising import write_sparse
 from benchmarks.contest import load_average, written
 from benchmarks.figures import paired, spread
 from benchmarks.real_text import MEGABYTE, collected, write_document, write_files, write_lines
@@ -18,7 +19,7 @@ from benchmarks.record import table
 from benchmarks.settings import Settings, check_known
 from trainer.log import say
 
-PARTS = ("speed", "memory", "files", "access", "epoch")
+PARTS = ("speed", "memory", "files", "access", "audit", "epoch")
 TRIDENT, ENCODE, MAP = "trident data", "encode_batch", "datasets.map"
 _MOST_ROUNDS = 5
 _UNIQUE_BYTES = 150 * MEGABYTE
@@ -40,11 +41,12 @@ def data(settings: Settings) -> Path:
     body: dict[str, Any] = {"load_average_before": before, "megabytes": settings.megabytes, "cores": cores()}
     with tempfile.TemporaryDirectory(prefix="benchmark_data_") as folder:
         place = Place(Path(folder), settings.megabytes)
-        measure: Mapping[str, Callable[[], dict[str, Any]]] = {
+        measure: Mapping[str, Callable[[], Any]] = {
             "speed": lambda: speed(place, min(settings.rounds, _MOST_ROUNDS)),
             "memory": lambda: memory(place),
             "files": lambda: small_files(place),
             "access": lambda: access(place),
+            "audit": lambda: audit(place),
             "epoch": lambda: epoch(place),
         }
         body["text"] = place.facts()
@@ -69,6 +71,7 @@ class Place:
         self.texts = collected(min(_UNIQUE_BYTES, megabytes * MEGABYTE))
         self.tokenizer = folder / "tokenizer"
         self._runs = 0
+        self._trained: tuple[Path, Path] | None = None
         _make_tokenizer(self.texts, self.tokenizer, _VOCABULARY if megabytes >= _LARGE else _SMALL_VOCABULARY)
 
     def facts(self) -> dict[str, int]:
@@ -84,6 +87,21 @@ class Place:
             *("tokenizer=pretrained", f"tokenizer.path={self.tokenizer}", *words),
         ]
         return run([sys.executable, "-m", "trainer", "data", *settings], looks_at_memory=looks_at_memory), cache
+
+    def trained(self) -> tuple[Path, Path]:
+        """Return the cache and the folder of a run of `gpt_debug` on half of the text, which is made once."""
+        if self._trained is None:
+            corpus, run_dir = self.folder / "trained.jsonl", self.folder / "run"
+            write_lines(self.texts, corpus, self.megabytes * MEGABYTE // 2)
+            _, cache = self.prepare(corpus)
+            settings = [
+                *("data=files", f"data.files=[{corpus}]", f"data.cache_dir={cache}"),
+                *("tokenizer=pretrained", f"tokenizer.path={self.tokenizer}", "model=gpt_debug", "runtime.device=cpu"),
+                *(f"train.steps={_DEBUG_STEPS}", "train.log_every=1", "checkpoint=none", f"run_dir={run_dir}"),
+            ]
+            run([sys.executable, "-m", "trainer", "train", *settings])
+            self._trained = cache, run_dir
+        return self._trained
 
     def program(self, name: str, *words: object) -> tuple[Measured, dict[str, Any]]:
         """Run one of the programs of `contenders/tokenising.py`; return what it took, and what it printed."""
@@ -166,18 +184,9 @@ def small_files(place: Place) -> dict[str, Any]:
 
 def access(place: Place) -> dict[str, Any]:
     """Time samples at random places against the samples that training `gpt_debug` takes."""
-    corpus = place.folder / "access.jsonl"
-    write_lines(place.texts, corpus, place.megabytes * MEGABYTE // 2)
-    _, cache = place.prepare(corpus)
+    cache, run_dir = place.trained()
     manifest = next(cache.glob("*/manifest.json"))
     _, found = place.program("read_at_random", manifest.parent, _EPOCH_LENGTH, _READS)
-    run_dir = place.folder / "run"
-    settings = [
-        *("data=files", f"data.files=[{corpus}]", f"data.cache_dir={cache}"),
-        *("tokenizer=pretrained", f"tokenizer.path={place.tokenizer}", "model=gpt_debug", "runtime.device=cpu"),
-        *(f"train.steps={_DEBUG_STEPS}", "train.log_every=1", "checkpoint=none", f"run_dir={run_dir}"),
-    ]
-    run([sys.executable, "-m", "trainer", "train", *settings])
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     trained = [row["perf/tokens_per_second"] for row in rows[_DEBUG_STEPS // 2 :]]
     consumed = spread(trained).median / _EPOCH_LENGTH
@@ -190,13 +199,22 @@ def access(place: Place) -> dict[str, Any]:
     }
 
 
-def epoch(place: Place) -> dict[str, Any]:
-    """Open an epoch of 1e9 samples over a sparse file; its lengths are synthetic, all alike."""
-    path = place.folder / "sparse.bin"
-    with path.open("wb") as file:
-        file.truncate(2 * (_EPOCH_SAMPLES * _EPOCH_LENGTH + 1))
-    found = place.program("open_epoch", path, _EPOCH_LENGTH, _EPOCH_SAMPLES)[1]
-    path.unlink()
+def audit(place: Place) -> dict[str, Any]:
+    """Time `trident data audit` of the run that was trained."""
+    _, run_dir = place.trained()
+    measured = run([sys.executable, "-m", "trainer", "data", "audit", str(run_dir)], looks_at_memory=True)
+    return {"steps": _DEBUG_STEPS, "seconds": measured.seconds, "peak_bytes": measured.peak_bytes}
+
+
+def epoch(place: Place) -> list[dict[str, Any]]:
+    """Open an epoch of 1e9 samples over sparse files: whole sequences, and best-fit packing of synthetic lengths."""
+    folder = place.folder / "epoch"
+    write_sparse(folder, _EPOCH_LENGTH, _EPOCH_SAMPLES)
+    found = [
+        place.program("open_epoch", folder, _EPOCH_LENGTH, _EPOCH_SAMPLES, packing)[1]
+        for packing in ("cut", "best_fit")
+    ]
+    shutil.rmtree(folder)
     return found
 
 
@@ -240,9 +258,16 @@ def shown(body: Mapping[str, Any]) -> str:
             f"{found['times']:,.0f} times what gpt_debug takes ({found['gpt_debug_samples_per_second']:,.0f})"
         )
     if "epoch" in body:
-        found = body["epoch"]
-        texts.append(
-            f"an epoch of {found['samples']:,} samples: open in {found['open_seconds'] * 1e3:,.1f} ms with "
+        texts += [
+            f"an epoch of {found['samples']:,} samples, packing {found['packing']}: open in "
+            f"{found['open_seconds'] * 1e3:,.1f} ms with "
             f"{found['bytes'] / 2**20:,.1f} MiB; 1,000 samples of it in {found['read_seconds'] * 1e3:,.1f} ms"
+            for found in body["epoch"]
+        ]
+    if "audit" in body:
+        found = body["audit"]
+        texts.append(
+            f"trident data audit of {found['steps']} steps: {found['seconds']:.1f} s, peak "
+            f"{found['peak_bytes'] / 2**20:,.0f} MiB"
         )
     return "\n\n".join(texts)

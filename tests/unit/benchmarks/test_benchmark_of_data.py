@@ -12,10 +12,21 @@ import pytest
 from benchmarks import real_text
 from benchmarks.__main__ import settings_of
 from benchmarks.commands import cores, own_bytes, run
-from benchmarks.contenders.tokenising import PROGRAMS, encode_batch, open_epoch, read_at_random
+from benchmarks.contenders.tokenising import (
+    PIECES,
+    PROGRAMS,
+    SPARSE,
+    encode_batch,
+    open_epoch,
+    read_at_random,
+    read_places,
+    write_sparse,
+)
 from benchmarks.settings import Settings, UsageError
+from trainer.data.best_fit import packed_pieces
 from trainer.data.megatron_pair import PairWriter
-from trainer.data.token_manifest import Counts, Manifest, write_manifest
+from trainer.data.shard_set import ShardSet
+from trainer.data.token_manifest import Counts, Manifest, Shard, write_manifest
 from trainer.data.tokenizer import load_tokenizer, train_bpe
 
 suite: Any = importlib.import_module("benchmarks.suites.data")
@@ -88,14 +99,24 @@ def test_reading_at_random_reads_the_training_part(tmp_path: Path) -> None:
     assert read_at_random(str(tmp_path), "16", "50")["of"] == 62
 
 
-def test_an_epoch_of_a_sparse_file_opens_without_memory(tmp_path: Path) -> None:
-    path = tmp_path / "sparse.bin"
-    with path.open("wb") as file:
-        file.truncate(2 * (10**7 * 16 + 1))
-    found = open_epoch(str(path), "16", str(10**7))
-    assert found["samples"] == 10**7
+@pytest.mark.parametrize("packing", ["cut", "best_fit"])
+def test_an_epoch_of_sparse_files_opens_without_memory(tmp_path: Path, packing: str) -> None:
+    write_sparse(tmp_path, 16, 10**7)
+    found = open_epoch(str(tmp_path), "16", str(10**7), packing)
+    assert (found["samples"], found["packing"]) == (10**7, packing)
     assert found["open_seconds"] < 2
     assert found["bytes"] < 100 << 20
+
+
+def test_samples_of_the_sparse_index_are_full_of_documents(tmp_path: Path) -> None:
+    write_sparse(tmp_path, 16, 10**6)
+    shards = ShardSet(tmp_path, [Shard(str(tmp_path / SPARSE), "uint16", 0, 16 * 10**6 + 1, 1, 0, None, "", "none")])
+    pieces = packed_pieces(tmp_path, "train", shards, 16)
+    for place in read_places(10**6):
+        found = pieces.of(place)
+        assert len(found) == PIECES
+        assert found[0][0] == 16 * place
+        assert sum(count for _, count, _ in found) == 16
 
 
 def test_a_part_that_does_not_exist_and_sizes() -> None:
@@ -120,11 +141,11 @@ def test_parts_are_measured_and_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert calls == [suite.TRIDENT, suite.ENCODE, suite.MAP, suite.MAP, suite.ENCODE, suite.TRIDENT]
     ways = body["speed"]["ways"]
     assert [ways[way]["speed_of_trident"]["median"] for way in (suite.TRIDENT, suite.ENCODE, suite.MAP)] == [1, 0.5, 4]
-    assert body["epoch"]["samples"] == 10**6
+    assert [one["samples"] for one in body["epoch"]] == [10**6, 10**6]
     assert "memory" not in body
     told = path.with_suffix(".md").read_text()
     assert "| datasets.map " in told
-    assert "an epoch of 1,000,000 samples" in told
+    assert "an epoch of 1,000,000 samples, packing best_fit: open in" in told
 
 
 @pytest.mark.slow
@@ -136,4 +157,5 @@ def test_the_whole_suite_on_a_megabyte(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(row["peak_bytes"] > 0 for row in body["memory"]["rows"])
     assert body["files"]["files"] == 1000
     assert body["access"]["times"] > 1
+    assert body["audit"]["seconds"] > 0
     assert set(PROGRAMS) == {"encode_batch", "map_script", "read_at_random", "open_epoch"}
