@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from string import ascii_lowercase
@@ -10,9 +11,17 @@ from trainer.config import rules_ranges
 from trainer.config.blend_sources import READY_MADE, source_configs
 from trainer.config.keys import did_you_mean
 from trainer.config.rules_common import Case, Rule
-from trainer.config.rules_training import data_source, documents, own_validation, token_files, vocabulary_of_ids
+from trainer.config.rules_training import (
+    data_source,
+    documents,
+    own_validation,
+    token_files,
+    tokenising,
+    vocabulary_of_ids,
+)
 from trainer.config.schema import TokenizerKind
 
+_KEY = re.compile(r"\bdata\.\w+")
 _OF_ONE_SOURCE = ("files", "validation_files", "hub_path", "hub_name", "max_documents", "max_samples")
 """Keys below `data` that belong to a source, and to `data` itself only where it is the only one."""
 _OF_EACH_SOURCE: tuple[Rule, ...] = (data_source, documents, own_validation, token_files, vocabulary_of_ids)
@@ -42,7 +51,10 @@ def blend(case: Case) -> Iterator[str]:
         own = replace(case, config=configs[one.name])
         found = [problem for rule in _OF_EACH_SOURCE for problem in rule(own)]
         ranges = (problem for rule in rules_ranges.RULES for problem in rule(own))
-        found += [problem for problem in ranges if problem.partition(" ")[0] in {f"data.{key}" for key, _ in one.keys}]
+        keys = {f"data.{key}" for key, _ in one.keys}
+        # What a source has from `data` may be meant for others.
+        of_keys = (*ranges, *tokenising(own))
+        found += [problem for problem in of_keys if keys & (set(_KEY.findall(problem)) - {"data.source"})]
         for problem in found:
             yield problem.replace("data.", f"data.blend.{one.name}.").replace("data=", f"data.blend.{one.name}.source=")
 

@@ -126,6 +126,23 @@ TWO = "data.blend={a: {weight: 1}, b: {weight: 2}}"
             ],
         ),
         (
+            [
+                "data.blend={a: {weight: 1, source: megatron, files: [x], dedup: exact}, b: {weight: 1}}",
+                *("model.vocab_size=300", "data.on_bad_record=skip", "tokenizer.allow_unused_ids=true"),
+            ],
+            [
+                "data.blend.a.dedup=exact has no effect with data.blend.a.source=megatron, whose ids come ready-made; "
+                "leave it out"
+            ],
+        ),
+        (
+            ["data.blend={a: {weight: 1, test_fraction: 0.7}}", "data.validation_fraction=0.5"],
+            [
+                "data.blend.a.validation_fraction (0.5) + data.blend.a.test_fraction (0.7) must be less than 1, or "
+                "nothing is left to train on"
+            ],
+        ),
+        (
             [TWO, "data=files", "data.files=[x]"],
             ["data.files has no effect with data.blend, whose sources have keys of their own; move it there"],
         ),
