@@ -160,6 +160,7 @@ PACKED: tuple[tuple[Case, ...], ...] = (
     ),
     (Case(packed=True, keeps_labels=True, recompute="full"), Case(options="mistral", packed=True, sliced=True)),
     (Case(pp=2, tp=2, packed=True, sequence_parallel=True, recompute="selective", evaluate=True),),
+    (Case(pp=2, tp=2, dp=2, zero=1, packed=True, uneven=True),),
 )
 """Sequences of several documents."""
 FROZEN: tuple[tuple[Case, ...], ...] = (

@@ -9,6 +9,7 @@ does not grow with the data. An index of the pieces of each sequence lies beside
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,8 +21,8 @@ import numpy.typing as npt
 
 from trainer.data.picks import EVERYTHING, ONE_SOURCE, Needs, Rows
 from trainer.data.shard_set import ShardSet
-from trainer.data.shared_cache import partial_folder, share, turn
-from trainer.files import storage_faults
+from trainer.data.shared_cache import partial_folder, set_aside, share, turn
+from trainer.files import storage_faults, write_atomically
 from trainer.progress import current
 
 BLOCK_PIECES = 1 << 20
@@ -64,22 +65,39 @@ def packed_pieces(folder: Path, part: str, shards: ShardSet, length: int) -> Pac
         StorageError: the disk of the cache is full or read-only.
     """
     index = folder / f"best_fit-{part}-{length}"
-    if not index.is_dir():
+    facts = _facts(index)
+    if facts is None:
         with storage_faults(index), ExitStack() as held:
-            held.enter_context(turn(index, index.is_dir, _silent))
-            if not index.is_dir():
-                partial = partial_folder(index)
-                _write(partial, shards, length)
-                share(partial)
-                try:
-                    partial.rename(index)
-                except OSError:
-                    # A process that does not see the lock was faster.
-                    if not index.is_dir():
-                        raise
+            held.enter_context(turn(index, lambda: _facts(index) is not None, _silent))
+            facts = _facts(index) or _made(index, shards, length)
     offsets, starts, lengths = (_mapped(index / name, kind) for name, kind in _FILES)
-    facts = json.loads((index / _FACTS).read_text(encoding="utf-8"))
     return PackedPieces(offsets, starts, lengths, facts["tokens"], facts["cuts"])
+
+
+def _facts(index: Path) -> dict[str, Any] | None:
+    """Return the description of an index, or None unless every file of it is there in full size."""
+    try:
+        facts: dict[str, Any] = json.loads((index / _FACTS).read_text(encoding="utf-8"))
+        whole = all((index / name).stat().st_size == facts["sizes"][name] for name, _ in _FILES)
+        return facts if whole and {"tokens", "cuts"} <= facts.keys() else None
+    # A damaged description can be any JSON or none.
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _made(index: Path, shards: ShardSet, length: int) -> dict[str, Any]:
+    if os.path.lexists(index):
+        set_aside(index)
+    partial = partial_folder(index)
+    facts = _write(partial, shards, length)
+    share(partial)
+    try:
+        partial.rename(index)
+    except OSError:
+        # A process that does not see the lock was faster.
+        if _facts(index) is None:
+            raise
+    return facts
 
 
 def _silent(text: str) -> None:
@@ -91,10 +109,11 @@ def _mapped(path: Path, kind: str) -> npt.NDArray[Any]:
     return np.memmap(path, kind, "r").view(np.ndarray) if path.stat().st_size else np.empty(0, kind)
 
 
-def _write(folder: Path, shards: ShardSet, length: int) -> None:
-    """Write the index, a block of documents at a time."""
+def _write(folder: Path, shards: ShardSet, length: int) -> dict[str, Any]:
+    """Write the index, a block of documents at a time, and return its description."""
     with ExitStack() as stack:
-        offsets, starts, lengths = (stack.enter_context((folder / name).open("wb")) for name, _ in _FILES)
+        files = [stack.enter_context((folder / name).open("wb")) for name, _ in _FILES]
+        offsets, starts, lengths = files
         offsets.write(np.zeros(1, "<i8").tobytes())
         written = tokens = cuts = 0
         for firsts, sizes in _blocks(shards, length):
@@ -105,7 +124,12 @@ def _write(folder: Path, shards: ShardSet, length: int) -> None:
             lengths.write(sizes[order].astype("<i4").tobytes())
             written += len(order)
             tokens, cuts = tokens + int(np.abs(sizes).sum()), cuts + int((sizes < 0).sum())
-    (folder / _FACTS).write_text(json.dumps({"tokens": tokens, "cuts": cuts}), encoding="utf-8")
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+    facts = {"tokens": tokens, "cuts": cuts, "sizes": {name: (folder / name).stat().st_size for name, _ in _FILES}}
+    write_atomically(folder / _FACTS, json.dumps(facts), "data.cache_dir")
+    return facts
 
 
 def packed(sizes: Pieces, length: int) -> tuple[Pieces, Pieces]:

@@ -202,3 +202,23 @@ def test_packing_is_in_the_identity_and_where_it_belongs(tmp_path: Path) -> None
     assert problems(compose(["data=synthetic", "model.vocab_size=64", "data.packing=best_fit"])) == [
         "data.packing=best_fit has no effect with data.source=synthetic, which has no documents; leave it out"
     ]
+
+
+@pytest.mark.parametrize("damage", ["cut", "no description", "no words"])
+def test_a_damaged_index_is_made_again(tmp_path: Path, damage: str) -> None:
+    """A machine that lost its power may have left a folder whose files are not whole."""
+    found = wanted(8)
+    prepared = prepared_of(tmp_path, documents_of([5, 3, 8, 2, 11, 4]))
+    before = dataset(prepared, found).pieces
+    every = [before.of(sequence) for sequence in range(len(before.offsets) - 1)]
+    index = next(tmp_path.rglob("best_fit-train-8"))
+    if damage == "cut":
+        starts = index / best_fit.STARTS
+        starts.write_bytes(starts.read_bytes()[:-8])
+    elif damage == "no description":
+        (index / "facts.json").unlink()
+    else:
+        (index / "facts.json").write_text("[]")
+    after = dataset(prepared, found).pieces
+    assert [after.of(sequence) for sequence in range(len(after.offsets) - 1)] == every
+    assert not list(tmp_path.rglob("*.partial"))
