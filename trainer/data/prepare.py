@@ -39,7 +39,7 @@ from trainer.data.prepared import PreparedData, looks_at_documents, samples_of
 from trainer.data.ready_made import ready_made_identity, token_sources, write_parts
 from trainer.data.shared_cache import check_readable, partial_folder, remove_leftovers, set_aside, share, turn
 from trainer.data.token_files import TRAIN, VALIDATION, dtype_for, file_sizes, shard_prefix
-from trainer.data.token_manifest import FORMAT_VERSION, Counts, Manifest, read_manifest, write_manifest
+from trainer.data.token_manifest import FORMAT_VERSION, Counts, Manifest, folder_hash, read_manifest, write_manifest
 from trainer.data.tokenizer import (
     Tokenizer,
     load_pretrained,
@@ -50,6 +50,7 @@ from trainer.data.tokenizer import (
     wanted_entries,
 )
 from trainer.errors import ConfigError, DataError, StorageError, TridentError
+from trainer.progress import PREPARING, current
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _PLAIN = (OnBadRecord.error, Dedup.none)
@@ -84,6 +85,11 @@ def prepare(config: TridentConfig, say: Say | None = None, node: Share = ALONE) 
         PeerLostError: a process that tokenises stands still.
         StorageError: the cache's disk is full, read-only or failing.
     """
+    with current().during(PREPARING):
+        return _prepared(config, say or _silent, node)
+
+
+def _prepared(config: TridentConfig, say: Say, node: Share) -> PreparedData:
     if config.data.blend.sources:
         return blended(config, lambda own: prepare(own, say, node))
     if names_validation(config.data):
@@ -94,7 +100,6 @@ def prepare(config: TridentConfig, say: Say | None = None, node: Share = ALONE) 
     check_readable(folder)
     manifest = read_manifest(folder)
     if manifest is None:
-        say = say or _silent
         shares = bool(node.others) and _is_text(config.data)
         # The two values of data.on_bad_record share the folder of the units, and so the lock.
         locked = _plain_folder(config, folder)
@@ -109,7 +114,7 @@ def prepare(config: TridentConfig, say: Say | None = None, node: Share = ALONE) 
             check_readable(folder)
             manifest = read_manifest(folder) or _build(config, folder, has_lock, node if shares else ALONE, say)
     elif _is_text(config.data):
-        _remove_work_left(config, folder, say or _silent)
+        _remove_work_left(config, folder, say)
     return _opened(config, folder, manifest)
 
 
@@ -356,7 +361,7 @@ def _described(config: TridentConfig, folder: Path, tokenizer: Tokenizer | None,
     assert vocab_size is not None, "validation asks for it"
     return Manifest(
         name=config.data.source.value,
-        tokenizer=None if tokenizer is None else _folder_hash(folder / "tokenizer"),
+        tokenizer=None if tokenizer is None else folder_hash(folder / "tokenizer"),
         vocab_size=vocab_size,
         eos_id=None if tokenizer is None else tokenizer.eos_id,
         parts=made.parts,
@@ -371,15 +376,6 @@ def _inputs(config: TridentConfig) -> list[str]:
     if config.data.source is DataSource.synthetic:
         return []
     return ready_made_identity(config.data) if config.data.source in ID_FILES else identity(config.data)
-
-
-def _folder_hash(folder: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            content = path.read_bytes()
-            digest.update(f"{path.relative_to(folder).as_posix()}:{len(content)}:".encode() + content)
-    return digest.hexdigest()
 
 
 def _opened(config: TridentConfig, folder: Path, manifest: Manifest) -> PreparedData:

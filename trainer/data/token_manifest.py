@@ -112,6 +112,16 @@ def _joined(hashes: list[str]) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.blake2b("-".join(hashes).encode(), digest_size=16).hexdigest()
 
 
+def folder_hash(folder: Path) -> str:
+    """Return a hash of the names and contents of all files of a folder."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(folder).as_posix()}:{len(content)}:".encode() + content)
+    return digest.hexdigest()
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the description of a folder whose other files are complete.
 

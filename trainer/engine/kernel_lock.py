@@ -29,6 +29,7 @@ import psutil
 
 from trainer.errors import ConfigError
 from trainer.log import say
+from trainer.machine import this_machine
 from trainer.progress import COMPILING, current
 
 BEAT_S = 5.0
@@ -70,7 +71,7 @@ class _Record:
     @classmethod
     def of_this_process(cls) -> _Record:
         """Return the record that this process writes into its locks."""
-        return cls(socket.gethostname(), _machine(), os.getpid(), psutil.Process().create_time())
+        return cls(socket.gethostname(), this_machine(), os.getpid(), psutil.Process().create_time())
 
     @classmethod
     def of(cls, lock: Path) -> _Record | None:
@@ -98,7 +99,7 @@ def owner_of(lock: Path) -> Owner:
     """Return the state of a lock's owner. A lock that does not exist has none: its owner is gone."""
     record = _Record.of(lock)
     if record is not None:
-        if record.machine == _machine():
+        if record.machine == this_machine():
             return Owner.alive if record.is_alive else Owner.gone
         return Owner.alive if _age_s(lock, [lock]) < STALE_S else Owner.gone
     if not lock.exists():
@@ -263,15 +264,6 @@ def _guarded(lock: Path) -> Iterator[None]:
     finally:
         if descriptor >= 0:
             os.close(descriptor)
-
-
-def _machine() -> str:
-    """Return a text that tells this machine since its last start, and this container on it, from others."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return socket.gethostname()
 
 
 def _age_s(lock: Path, files: list[Path]) -> float:

@@ -26,11 +26,12 @@ from trainer.data.build.meter import Meter
 from trainer.data.build.run import do_units
 from trainer.data.build.schedule import Share
 from trainer.data.build.unit_result import Facts, UnitResult
-from trainer.data.build.work_folder import SPOOL
+from trainer.data.build.work_folder import LOST_S, SPOOL, WorkFolder
 from trainer.data.build.worker import read_so_far
 from trainer.data.prepare import prepare
 from trainer.data.split import split_document
 from trainer.data.tokenizer import load_tokenizer
+from trainer.progress import PREPARING, current
 
 PATIENCE_S = 100
 BUILD = (
@@ -130,6 +131,8 @@ def test_many_kills_change_nothing(place: Path, expected: dict[str, bytes]) -> N
 
 def test_a_kill_while_shards_are_put_together(place: Path, expected: dict[str, bytes]) -> None:
     def die(*_arguments: object) -> NoReturn:
+        # What a signal is answered with.
+        assert current().phase == PREPARING
         raise KeyboardInterrupt
 
     with mock.patch.object(assembly, "_write_text", die), pytest.raises(KeyboardInterrupt):
@@ -159,6 +162,27 @@ def test_two_nodes_at_once(place: Path, expected: dict[str, bytes]) -> None:
 def test_a_node_alone_does_the_share_of_the_others(place: Path, expected: dict[str, bytes]) -> None:
     prepared = built(wanted(place, "alone", data__workers=2), node=Share(1, 3))
     assert content(prepared.folder) == expected
+
+
+def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(tmp_path: Path) -> None:
+    beat = "import sys; from trainer.data.build.work_folder import *; WorkFolder(Path(sys.argv[1])).beat(1); input()"
+    process = subprocess.Popen([sys.executable, "-c", beat, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE)
+    work, mark = WorkFolder(tmp_path), tmp_path / "node1.alive"
+    work.beat(0)
+    try:
+        while not mark.exists() or not mark.read_text():
+            assert process.poll() is None
+            time.sleep(0.01)
+        assert work.lives(1, 0)
+    finally:
+        process.kill()
+        process.communicate()
+    assert not work.lives(1, 0)
+    # Nothing is known of another machine's processes, but for their last sign of life.
+    mark.write_text("elsewhere " + mark.read_text().partition(" ")[2])
+    assert work.lives(1, 0)
+    os.utime(mark, (time.time() - LOST_S - 1,) * 2)
+    assert not work.lives(1, 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -14,7 +14,6 @@ from trainer.data.build.meter import Meter
 from trainer.data.build.schedule import Schedule, Share
 from trainer.data.build.work_folder import WorkFolder
 from trainer.machine import usable_cores
-from trainer.progress import PREPARING, current
 
 Say = Callable[[str], None]
 
@@ -54,14 +53,13 @@ def do_units(
     sizes = [schedule.size(unit) for unit in units if not schedule.is_finished(unit)]
     build = Build(config, work, schedule, share, Meter(say, sizes), unit_bytes)
     workers = _workers(config, say)
-    with current().during(PREPARING):
-        if not share.others:
-            if len(units) == 1:
-                build_here(build, most_blocks=1)
-            elif workers == 1:
-                build_here(build)
-        if not schedule.is_over():
-            Crew(build, workers, is_done).run()
+    if not share.others:
+        if len(units) == 1:
+            build_here(build, most_blocks=1)
+        elif workers == 1:
+            build_here(build)
+    if not schedule.is_over():
+        Crew(build, workers, is_done).run()
     return schedule.places()
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from trainer.data.build.unit_result import UNFINISHED, UnitResult
 from trainer.data.shared_cache import host, is_left_behind, share
 from trainer.files import write_atomically
+from trainer.machine import this_machine
 
 BEAT_S = 5.0
 """Seconds between two signs of life of a node."""
@@ -132,15 +133,18 @@ class WorkFolder:
             return
         self._beat_at = now
         with suppress(OSError):
-            (self.path / f"node{node}.alive").touch()
+            (self.path / f"node{node}.alive").write_text(f"{this_machine()} {os.getpid()} {_started(str(os.getpid()))}")
 
     def lives(self, node: int, own: int) -> bool:
-        """Return whether another node has shown a sign of life lately, by the clock of the disk."""
+        """Return whether another node has shown a sign of life lately, by the clock of the disk, and is not known gone."""
         try:
             theirs, ours = ((self.path / f"node{one}.alive").stat().st_mtime for one in (node, own))
+            who = (self.path / f"node{node}.alive").read_text(errors="replace").split()
         except OSError:
             return False
-        return ours - theirs < LOST_S
+        # On this machine a process can be looked for.
+        is_gone = len(who) == 3 and who[0] == this_machine() and who[2] != _started(who[1])
+        return ours - theirs < LOST_S and not is_gone
 
     def remove_unfinished(self) -> None:
         """Remove what killed processes of this machine left half done. None of them may be working here."""
@@ -162,3 +166,13 @@ class WorkFolder:
         if not self.finished()[0]:
             self.remove()
 
+
+
+def _started(pid: str) -> str | None:
+    """Return when a process of this machine was started, as the kernel counts; None if it is gone."""
+    try:
+        facts = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    # A zombie's parent has not asked for its exit code yet.
+    return None if facts[0] == "Z" else facts[19]
