@@ -12,7 +12,7 @@ from trainer.corpus.document import BadDocument, BadRecord, Origin
 from trainer.corpus.opening import not_utf8, readable, unreadable
 from trainer.corpus.record_text import Row
 from trainer.corpus.units import InputFile, Kind
-from trainer.corpus.wording import listed, reason
+from trainer.corpus.wording import column_fault, reason
 
 
 def csv_rows(file: InputFile, keys: Mapping[str, str]) -> Iterator[Row | BadRecord]:
@@ -55,8 +55,8 @@ def _rows(file: InputFile, keys: Mapping[str, str], content: IO[bytes]) -> Itera
         if names is None:
             names = row
             for key, name in keys.items():
-                if name not in names:
-                    raise unreadable(file, f"{file.path} must have the column {key}={name}, but has {listed(names)}")
+                if names.count(name) != 1:
+                    raise unreadable(file, column_fault(file.path, key, name, names))
         elif row:
             yield _row(origin, names, row)
 

@@ -48,6 +48,9 @@ _COMPRESSIONS = {
 }
 _SAVED, _SPLITS = "state.json", "dataset_dict.json"
 """Files of a folder that `save_to_disk` of the `datasets` library wrote: one table, or several splits."""
+_PREPARED = "manifest.json"
+_PREPARED_KEYS = {"format_version", "parts", "sizes", "inputs"}
+"""Description of a folder of tokens that `trident data` made, and keys that it has."""
 _LATER = ("document_separator", "text_join")
 """Keys below `data` that decide what a document is, besides data.text_key."""
 _TARS = {".tgz": ".tar.gz", ".tzst": ".tar.zst", ".tbz2": ".tar.bz2", ".txz": ".tar.xz"}
@@ -213,6 +216,8 @@ def _near(pattern: str, folders: dict[str, str]) -> _Found:
             f"data.files must name files, but {pattern!r} matches only folders without one that ends in "
             f"{', '.join(_KINDS)}"
         )
+    if not found and names:
+        raise DataError(f"data.files must name files, but {pattern!r} matches only pipes, sockets or devices")
     if not found:
         raise DataError(f"data.files must name files that exist, but {pattern!r} matches none")
     return found
@@ -242,7 +247,7 @@ def _add(found: _Found, name: str, folders: dict[str, str]) -> bool:
 
 
 def _files_in(root: str) -> Iterator[str]:
-    """Yield the files below a folder that can be read, without hidden ones.
+    """Yield the files below a folder that can be read, without hidden ones and those that `trident data` made.
 
     Raises:
         DataError: it is a data set of several splits, or a folder in it cannot be read or is a link to one around it.
@@ -257,11 +262,24 @@ def _files_in(root: str) -> Iterator[str]:
                 f"data.files must name one split of a data set, but {folder} holds several; name one of its folders, "
                 f"or use data=hub data.hub_path={folder} with data.hub_split"
             )
+        if _PREPARED in names and _is_prepared(os.path.join(folder, _PREPARED)):
+            # A cache may lie below the data: what is made of the data is none of them.
+            folders.clear()
+            continue
         if _SAVED in names:
             # Other tables beside those are caches of the library.
             yield from (os.path.join(folder, name) for name in _saved_tables(os.path.join(folder, _SAVED)))
             continue
         yield from (os.path.join(folder, name) for name in names if _is_readable(name))
+
+
+def _is_prepared(path: str) -> bool:
+    try:
+        with open(path, encoding="utf-8") as file:
+            held = json.load(file)
+    except (OSError, ValueError):
+        return False
+    return isinstance(held, dict) and held.keys() >= _PREPARED_KEYS
 
 
 def _raise_unreadable(error: OSError) -> None:

@@ -11,7 +11,7 @@ from trainer.corpus.document import BadDocument, BadRecord, Origin
 from trainer.corpus.opening import seekable, unreadable
 from trainer.corpus.record_text import Row, paths
 from trainer.corpus.units import Compression, InputFile, Kind, Span
-from trainer.corpus.wording import listed, reason
+from trainer.corpus.wording import column_fault, reason
 
 _ROWS = 1024
 """Largest number of rows held in memory at once."""
@@ -87,8 +87,9 @@ class _Wanted:
             columns = [name, *(head for head, _ in paths(name))]
             column = next((column for column in columns if column in names), None)
             if column is None:
-                path = self._file.path
-                raise unreadable(self._file, f"{path} must have the column {key}={name}, but has {listed(names)}")
+                raise unreadable(self._file, column_fault(self._file.path, key, name, names))
+            if names.count(column) > 1:
+                raise unreadable(self._file, column_fault(self._file.path, key, column, names))
             found.append(column)
         return found if self._is_alone else None
 

@@ -18,12 +18,13 @@ import fsspec
 import pytest
 
 from tests.unit.corpus.corpus_fixtures import cut_texts
-from tests.unit.data.data_fixtures import files_config, told, write_text
+from tests.unit.data.data_fixtures import config, files_config, told, write_text
 from trainer.corpus.cutting import cut
 from trainer.corpus.inputs import identity, input_files
 from trainer.corpus.json_values import holds_lines
 from trainer.corpus.read import documents
 from trainer.corpus.units import Compression, InputFile, Kind
+from trainer.data.prepare import prepare
 
 
 def forms(*names: object) -> list[tuple[str, Kind, Compression]]:
@@ -69,6 +70,27 @@ def test_a_glob_that_matches_files_means_the_files(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "a")
     write_text(tmp_path / "old" / "b.txt", "b")
     assert read(tmp_path / "*") == ["a"]
+
+
+def test_a_cache_below_the_data_is_none_of_them(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "a")
+    (tmp_path / "cache").mkdir()
+    prepared = prepare(config(data__source="files", data__files=[str(tmp_path)], data__cache_dir=f"{tmp_path}/cache"))
+    assert (prepared.folder / "tokenizer").is_dir()
+    # Work that was interrupted.
+    write_text(tmp_path / "cache" / ".0123.work" / "tokenizer" / "tokenizer.json", "{}")
+    write_text(tmp_path / "mine" / "manifest.json", json.dumps({"text": "b", "parts": []}))
+    assert read(tmp_path) == ["a", "b"]
+    assert forms(tmp_path / "*") == [("a.txt", Kind.text, Compression.none)]
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "self.txt").symlink_to("self.txt")
+    assert told(lambda: read(tmp_path / "pipe.txt")) == (
+        f"data.files must name files, but {str(tmp_path / 'pipe.txt')!r} matches only pipes, sockets or devices"
+    )
+    assert told(lambda: read(tmp_path / "self.txt")).startswith(f"{tmp_path / 'self.txt'} must be a file or folder")
 
 
 def test_a_folder_without_a_file_that_can_be_read(tmp_path: Path) -> None:

@@ -165,6 +165,24 @@ def test_a_csv_file_without_the_column(tmp_path: Path) -> None:
     assert found(path, data__text_key="body") == ["x"]
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    comma = write_text(tmp_path / "a.csv", "text,id,id,text\n1,2,3,4\n")
+    table = pa.Table.from_arrays([pa.array(["1"]), pa.array(["2"])], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    for path in (comma, tmp_path / "b.parquet", arrow(tmp_path / "c.arrow", table, is_file=True)):
+        assert found(path) == [
+            f"BAD file {path} must have one column data.text_key=text, but has 2 columns of that name"
+        ]
+    # Names of columns that are not asked for do not matter.
+    assert found(write_text(tmp_path / "d.csv", "text,,\nx,,\n")) == ["x"]
+
+
+def test_a_number_of_too_many_digits(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "a.jsonl", '{"text": "a", "n": ' + "1" * 10_000 + "}\n")
+    problem = f"each line of data.files must be JSON, but line 1 of {path} is not: a number has more than 4,300 digits"
+    assert found(path) == [f"BAD line {problem}"]
+
+
 def test_bad_rows_of_a_csv_file_are_left_out_one_by_one(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b'id,text\n1,x\n2\n3,gr\xfcn\n4,"a"b\n5,y\n6,"open\n')
