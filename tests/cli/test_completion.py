@@ -154,10 +154,10 @@ def test_runs_and_checkpoints(place: Path) -> None:
     assert texts("reshard runs/one new layout=tp2_pp4") == ["layout=tp2_pp4"]
 
 
-def test_it_answers_without_torch_or_hydra_and_in_a_blink(place: Path) -> None:
+def test_it_answers_without_torch_numpy_or_hydra_and_in_a_blink(place: Path) -> None:
     code = (
         "import sys, time\n"
-        "for name in ('torch', 'hydra', 'omegaconf', 'deepspeed', 'antlr4'): sys.modules[name] = None\n"
+        "for name in ('torch', 'numpy', 'hydra', 'omegaconf', 'deepspeed', 'antlr4'): sys.modules[name] = None\n"
         "from trainer.cli import main\n"
         f"for line in ('trident train model.', 'trident '): main(['--complete', 'bash', line, {BREAKS!r}])\n"
         "main(['--complete', 'zsh', 'model.', 'train'])\n"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import yaml
 
 from trainer.config.compose import Composition, composition
 from trainer.config.ds_json import deepspeed_json
 from trainer.config.keys import GROUPS, KEYS, OWNERS, flatten, unknown_key
+from trainer.config.schema import TridentConfig
 from trainer.config.searched import options, shown
 from trainer.config.validate import validate
 from trainer.config.words import EXPERIMENT
 from trainer.config.written import as_yaml, plain, to_yaml
 from trainer.description import plan_record
-from trainer.dry_run import plan_without_data
 from trainer.errors import ConfigError
 from trainer.verbs.declare import Option, Takes
 from trainer.verbs.parse import Words
@@ -73,8 +74,7 @@ def show(words: Words) -> int:
         validate(found.config)
         return 0
     validate(found.config)
-    plan = plan_without_data(found.config)
-    record = plan_record(plan) if kind == "plan" else deepspeed_json(plan)
+    record = _of_plan(found.config, str(kind))
     _print(json.dumps(record if part is None else _part_of(record, part), indent=1))
     return 0
 
@@ -84,6 +84,13 @@ def _print(text: str) -> None:
     from trainer.log import tell
 
     tell(text)
+
+
+def _of_plan(config: TridentConfig, kind: str) -> dict[str, Any]:
+    from trainer.dry_run import plan_without_data
+
+    plan = plan_without_data(config)
+    return plan_record(plan) if kind == "plan" else deepspeed_json(plan)
 
 
 def _job(found: Composition, resolve: bool, part: str | None) -> str:
