@@ -25,7 +25,7 @@ from trainer.data.prepare import look_up, prepare
 from trainer.data.prepared import PreparedData, stream_identity
 from trainer.data.stream_order import StreamOrder
 from trainer.data.stream_plan import Phase, StreamPlan
-from trainer.data.streams import check_epochs, epochs_at, new_stream
+from trainer.data.streams import WantedStream, check_epochs, epochs_at, new_stream
 from trainer.data.told import told_sources
 from trainer.errors import DataError
 
@@ -67,13 +67,18 @@ def rows_of(prepared: PreparedData, wanted: TridentConfig, dp: int, stream: Stre
     return rows
 
 
+LAYOUTS = st.sampled_from([(1, 1), (2, 1), (3, 2), (1, 6), (6, 1)])
+WEIGHTS = st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(any)
+APPENDED = st.tuples(*[st.integers(0, 9)] * 3)
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(0, 10**6),
-    st.sampled_from([(1, 1), (2, 1), (3, 2), (1, 6), (6, 1)]),
+    LAYOUTS,
     st.lists(st.integers(1, 5), min_size=1, max_size=5),
-    st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(any),
-    st.none() | st.tuples(st.integers(1, 60), st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(any)),
+    WEIGHTS,
+    st.none() | st.tuples(st.integers(1, 60), WEIGHTS),
 )
 def test_what_all_ranks_see_is_the_plan_in_its_order(
     tmp_path_factory: pytest.TempPathFactory,
@@ -102,6 +107,39 @@ def test_what_all_ranks_see_is_the_plan_in_its_order(
             seen += rows_of(prepared, wanted, dp, S, position)
             position += 6 * S
     picks = StreamOrder(new_stream(prepared, wanted, S)).picks(0, len(seen))
+    assert seen == (1000 * picks.sources + S * picks.samples).tolist()
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.integers(0, 10**6),
+    st.lists(
+        st.tuples(LAYOUTS, WEIGHTS, st.tuples(*[st.integers(0, 9)] * 3), st.integers(1, 4)), min_size=2, max_size=4
+    ),
+)
+def test_what_all_ranks_see_is_the_plan_also_where_layout_blend_and_data_change_on_the_way(
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    stretches: list[tuple[tuple[int, int], list[int], tuple[int, ...], int]],
+) -> None:
+    """For any seed; each start has a layout, weights and appended samples of its own."""
+    sizes, seen = dict(SIZES), list[int]()
+    stream: StreamPlan | None = None
+    for (dp, micro), weights, appended, steps in stretches:
+        keys = {"layout__data_parallel_size": dp, "batch__micro_batch_size": micro, "train__seed": seed}
+        wanted = blend_of(dict(zip(SIZES, weights, strict=True)), data__on_change="continue", **keys)
+        sizes = {name: size + more for (name, size), more in zip(sizes.items(), appended, strict=True)}
+        prepared = data_of(tmp_path_factory.mktemp("appended"), wanted, sizes)
+        asked = WantedStream(prepared, wanted)
+        before = stream
+        stream = asked.begun(S) if stream is None else asked.continued(stream, len(seen))
+        if before is not None:
+            then, now = StreamOrder(before).picks(0, len(seen)), StreamOrder(stream).picks(0, len(seen))
+            assert np.array_equal(then, now), "what was read stays what it was"
+        for _ in range(steps):
+            seen += rows_of(prepared, wanted, dp, stream, len(seen) * S)
+    assert stream is not None
+    picks = StreamOrder(stream).picks(0, len(seen))
     assert seen == (1000 * picks.sources + S * picks.samples).tolist()
 
 
