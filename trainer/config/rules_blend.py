@@ -9,7 +9,7 @@ from string import ascii_lowercase
 
 from trainer.config import rules_ranges
 from trainer.config.blend_sources import READY_MADE, source_configs
-from trainer.config.keys import did_you_mean
+from trainer.config.keys import did_you_mean, joined
 from trainer.config.rules_common import Case, Rule
 from trainer.config.rules_training import (
     data_source,
@@ -40,12 +40,11 @@ def blend(case: Case) -> Iterator[str]:
         if getattr(data, leaf) not in (None, ()):
             yield f"data.{leaf} has no effect with data.blend, whose sources have keys of their own; move it there"
     configs = source_configs(case.config)
-    if case.config.tokenizer.kind is TokenizerKind.bpe and any(
-        config.data.source not in READY_MADE for config in configs.values()
-    ):
+    ids = [name for name, config in configs.items() if config.data.source in READY_MADE]
+    if case.config.tokenizer.kind is TokenizerKind.bpe and 0 < len(ids) < len(configs):
         yield (
-            "tokenizer.kind=bpe would train another tokenizer for each source of data.blend; use tokenizer=pretrained "
-            "with tokenizer.path=RUN/tokenizer of a run that trained one, or tokenizer=bytes"
+            f"tokenizer.kind=bpe would train a tokenizer on texts, but of data.blend {joined(ids, 'and')} "
+            f"hold{'s' * (len(ids) == 1)} ids already; use tokenizer=pretrained with the tokenizer that made them"
         )
     for one in data.blend.sources:
         own = replace(case, config=configs[one.name])

@@ -29,12 +29,12 @@ from trainer.data.build.run import do_units
 from trainer.data.build.schedule import ALONE, Share
 from trainer.data.build.work_folder import WorkFolder
 from trainer.data.dataset import attended_in
-from trainer.data.examples import examples_identity, training_texts
+from trainer.data.examples import examples_identity
 from trainer.data.kept_template import keep_template
 from trainer.data.megatron_pair import PairWriter
 from trainer.data.opening_checks import check_prepared, check_vocabulary
 from trainer.data.own_validation import with_own_validation
-from trainer.data.pieces import synthetic_pieces, training_pieces
+from trainer.data.pieces import synthetic_pieces
 from trainer.data.prepared import PreparedData, looks_at_documents, samples_of
 from trainer.data.ready_made import ready_made_identity, token_sources, write_parts
 from trainer.data.shared_cache import check_readable, partial_folder, remove_leftovers, set_aside, share, turn
@@ -44,11 +44,11 @@ from trainer.data.tokenizer import (
     Tokenizer,
     load_pretrained,
     load_tokenizer,
-    make_tokenizer,
     pretrained_file,
     pretrained_identity,
     wanted_entries,
 )
+from trainer.data.trained_tokenizer import SharedTokenizer, shared_name, tokenizer_of
 from trainer.errors import ConfigError, DataError, StorageError, TridentError
 from trainer.progress import PREPARING, current
 
@@ -91,6 +91,10 @@ def prepare(config: TridentConfig, say: Say | None = None, node: Share = ALONE) 
 
 def _prepared(config: TridentConfig, say: Say, node: Share) -> PreparedData:
     if config.data.blend.sources:
+        try:
+            config = SharedTokenizer(config, cache_folder(config), _plain_name).trained(say)
+        except (OSError, StorageError) as error:
+            raise _cache_fault(cache_folder(config), error) from error
         return blended(config, lambda own: prepare(own, say, node))
     if names_validation(config.data):
         found = with_own_validation(config, lambda own: prepare(own, say, node))
@@ -125,7 +129,9 @@ def look_up(config: TridentConfig) -> tuple[Path, PreparedData | None]:
         DataError: source, tokenizer or cache folder cannot be used, or vocabularies do not fit.
     """
     if config.data.blend.sources:
-        return cache_folder(config), blended_where_there(config, lambda own: look_up(own)[1])
+        cache = cache_folder(config)
+        known = SharedTokenizer(config, cache, _plain_name).where_there()
+        return cache, None if known is None else blended_where_there(known, lambda own: look_up(own)[1])
     if names_validation(config.data):
         return cache_folder(config), with_own_validation(config, lambda own: look_up(own)[1])
     folder = cache_folder(config) / _fingerprint(config)
@@ -152,7 +158,9 @@ def _fingerprint(config: TridentConfig) -> str:
         facts += [data.synthetic_tokens, config.model.vocab_size, config.train.seed]
     else:
         facts += ready_made_identity(data) if data.source in ID_FILES else identity(data)
-        facts += [tokenizer.kind.value, tokenizer.path]
+        # A blend's own tokenizer is known by its name, wherever the cache is.
+        shared = shared_name(tokenizer.path, cache_folder(config))
+        facts += [tokenizer.kind.value, shared or tokenizer.path]
         if data.records is not RecordKind.text:
             facts += examples_identity(config)
         if data.source in ID_FILES:
@@ -160,7 +168,7 @@ def _fingerprint(config: TridentConfig) -> str:
             facts.append(config.model.vocab_size)
         elif tokenizer.kind is TokenizerKind.bpe:
             facts.append(wanted_entries(config))
-        if tokenizer.kind is TokenizerKind.pretrained:
+        if tokenizer.kind is TokenizerKind.pretrained and shared is None:
             file = pretrained_file(str(tokenizer.path))
             facts += [None if file is None else file_identity(file), *pretrained_identity(tokenizer)]
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
@@ -267,7 +275,11 @@ def _plain_folder(config: TridentConfig, folder: Path) -> Path:
     """Return the cache folder that the config would have with data.on_bad_record=error: it names units and locks."""
     if config.data.on_bad_record is OnBadRecord.error:
         return folder
-    return folder.with_name(_fingerprint(replace(config, data=replace(config.data, on_bad_record=OnBadRecord.error))))
+    return folder.with_name(_plain_name(config))
+
+
+def _plain_name(config: TridentConfig) -> str:
+    return _fingerprint(replace(config, data=replace(config.data, on_bad_record=OnBadRecord.error)))
 
 
 def _remove_work_left(config: TridentConfig, folder: Path, say: Say) -> None:
@@ -286,21 +298,11 @@ def _kept_tokenizer(config: TridentConfig, work: WorkFolder, say: Say) -> Tokeni
     say(f"tokenising data.source={config.data.source.value}")
     if not work.tokenizer.is_dir():
         with work.making_tokenizer() as made:
-            tokenizer = _tokenizer(config, say)
+            tokenizer = tokenizer_of(config, say)
             tokenizer.save(made)
             if config.data.records is not RecordKind.text:
                 keep_template(config, tokenizer, made)
     return load_tokenizer(work.tokenizer)
-
-
-def _tokenizer(config: TridentConfig, say: Say) -> Tokenizer:
-    settings = config.tokenizer
-    is_text = config.data.records is RecordKind.text
-    tokenizer = make_tokenizer(config, training_pieces(config) if is_text else training_texts(config))
-    if settings.kind is TokenizerKind.bpe and tokenizer.vocab_size < wanted_entries(config):
-        key = "model.vocab_size" if settings.vocab_size is None and config.model.vocab_size else "tokenizer.vocab_size"
-        say(f"the text is enough for {tokenizer.vocab_size} of {key}={wanted_entries(config)} tokenizer entries")
-    return tokenizer
 
 
 def _assembled(

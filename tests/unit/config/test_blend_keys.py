@@ -147,10 +147,14 @@ TWO = "data.blend={a: {weight: 1}, b: {weight: 2}}"
             ["data.files has no effect with data.blend, whose sources have keys of their own; move it there"],
         ),
         (
-            [TWO, "tokenizer=bpe"],
             [
-                "tokenizer.kind=bpe would train another tokenizer for each source of data.blend; use "
-                "tokenizer=pretrained with tokenizer.path=RUN/tokenizer of a run that trained one, or tokenizer=bytes"
+                "data.blend={a: {weight: 1, files: [a]}, b: {weight: 1, source: megatron, files: [b]}}",
+                "tokenizer=bpe",
+                "model.vocab_size=500",
+            ],
+            [
+                "tokenizer.kind=bpe would train a tokenizer on texts, but of data.blend b holds ids already; use "
+                "tokenizer=pretrained with the tokenizer that made them"
             ],
         ),
         (
