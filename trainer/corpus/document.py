@@ -26,7 +26,7 @@ class Origin(NamedTuple):
         return self.path if self.number == 0 else f"{self.what} {self.number} of {self.path}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Document:
     """One text, in the chunks in which it was read: a single one, unless it is long. They can be taken once.
 
@@ -38,7 +38,7 @@ class Document:
     continues: bool = False
     """True if the document began in the unit before."""
     is_open: bool = False
-    """True if it goes on in the next unit: no token that ends a document follows."""
+    """True if it goes on in the next unit: no token that ends a document follows. Known once its chunks are taken."""
 
     @classmethod
     def of(cls, origin: Origin, text: str) -> Document:

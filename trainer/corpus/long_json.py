@@ -12,9 +12,9 @@ from typing import IO, Any
 
 from trainer.corpus.document import BadDocument, BadRecord, Origin
 
-LONG_BYTES = 8 << 20
+LONG_BYTES = 1 << 20
 """Bytes of a value from which on it is a long one."""
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 17
 """Bytes of a text that are decoded at once."""
 _BLANK = re.compile(rb"[ \t\n\r]*+")
 _INSIDE = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+')
@@ -25,7 +25,7 @@ _PIECE = re.compile(
 )
 """Pieces of a text: two escapes that are one character, another escape, or characters as they are."""
 _PIECE_BYTES = 12
-_SCANNED_BYTES = 8 << 20
+_SCANNED_BYTES = 1 << 20
 """Bytes of a text that are looked through at once."""
 _GAPS = 64
 """Escapes that are looked at, from behind, for one with characters as they are in front of it."""

@@ -35,9 +35,23 @@ def readable(file: InputFile, what: str = FILES) -> Iterator[IO[bytes]]:
     Raises:
         BadDocument: it cannot be opened, or not be read to where the reader reads it.
     """
+    with faults_told(file, what), _stored(file) as stored, _decompressed(stored, file.compression) as content:
+        yield content
+
+
+@contextmanager
+def faults_told(file: InputFile, what: str = FILES) -> Iterator[None]:
+    """Turn the errors of reading a file into those of the file: for whoever reads on where `readable` does not see it.
+
+    Args:
+        file: the file.
+        what: the key that named it; the error begins with it.
+
+    Raises:
+        BadDocument: as `readable`.
+    """
     try:
-        with _stored(file) as stored, _decompressed(stored, file.compression) as content:
-            yield content
+        yield
     except DataError:
         raise
     # Libraries of compression raise any of these, depending on where the damage is.

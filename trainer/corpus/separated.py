@@ -8,8 +8,8 @@ from typing import IO, NamedTuple
 
 from trainer.corpus.units import Span
 
-BLOCK_BYTES = 1 << 20
-"""Bytes that are read at once."""
+BLOCK_BYTES = 1 << 17
+"""Bytes that are read at once: small beside what their tokens need."""
 _LONGEST_REST = 3
 """Largest number of bytes of a character behind its first one."""
 
@@ -52,7 +52,11 @@ class Parts:
 
     def __iter__(self) -> Iterator[Part]:
         while self._first is not None or self.state is State.more:
-            part = self._first or next(self._following)
+            part = self._first or next(self._following, None)
+            if part is None:
+                # Reading has ended with an error.
+                self.state = State.end
+                return
             self._first, self.state = None, part.state
             yield part
 

@@ -101,7 +101,8 @@ class TextSource:
                 growing = None
             growing = growing or _Growing(piece.group, not piece.document.continues, self._tokenizer)
             is_whole = self._take(growing, piece.document)
-            if is_whole and piece.document.is_open and not self.is_sampled:
+            if piece.document.is_open and not self.is_sampled:
+                growing.begins = growing.begins and is_whole
                 continue
             yield growing.seen(is_whole=is_whole and growing.begins and not piece.document.is_open)
             growing = None

@@ -18,9 +18,8 @@ from trainer.corpus import json_lines, json_values, long_json
 from trainer.corpus.cutting import cut
 from trainer.corpus.document import BadDocument, BadRecord, Document, EmptyRecord, Origin
 from trainer.corpus.inputs import input_files
-from trainer.corpus.long_json import LongValue
+from trainer.corpus.long_json import LONG_BYTES, LongValue
 from trainer.corpus.read import documents, read_unit, records
-from trainer.corpus.units import UNIT_BYTES
 
 ORIGIN = Origin("line", 1, "x")
 MANY = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -231,8 +230,8 @@ RECORD = json.dumps({"id": 1, "text": SENTENCE * 20})
 
 @pytest.mark.parametrize("size", SIZES)
 def test_memory_does_not_grow_with_a_text_a_line_or_an_array(tmp_path: Path, size: int) -> None:
-    """A unit's worth of bytes, and what is decoded of it: 16 MiB, twice; a long line is 8 MiB, four times."""
-    bound = 3 * UNIT_BYTES
+    """A long line is 1 MiB, a few times; a chunk of a text is less."""
+    bound = 8 * LONG_BYTES
     count = size // len(SENTENCE) // 1000 * 1000
     characters, most = measured(grown(tmp_path / "a.txt", "", SENTENCE, "", count))
     assert characters == count * len(SENTENCE)

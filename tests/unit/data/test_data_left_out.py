@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import random
 import signal
 from dataclasses import replace
 from functools import partial
@@ -85,6 +86,44 @@ def test_the_rest_of_a_file_that_breaks_off_is_left_out(tmp_path: Path) -> None:
     write_text(tmp_path / "b.txt", "whole")
     asked = wanted(tmp_path, "cache", data__workers=1, data__on_bad_record="skip", data__validation_fraction=0)
     assert len(content) > 2 << 20
+    prepared = built(asked, unit_bytes=16 << 20)
+    assert decoded(prepared) == ["whole"]
+    assert prepared.manifest.counts.skipped == 1
+
+
+def test_of_a_long_text_the_unit_with_the_fault_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.corpus.separated.BLOCK_BYTES", 100)
+    content = "".join(f"line {number}\n" for number in range(2000)).encode()[: 4 * UNIT_BYTES]
+    keys: dict[str, object] = {"data__workers": 1, "data__on_bad_record": "skip", "data__validation_fraction": 0}
+    for unit in range(4):
+        fault = (unit + 1) * UNIT_BYTES - 500
+        (tmp_path / "a.txt").write_bytes(content[:fault] + b"\xff" + content[fault + 1 :])
+        prepared = built(wanted(tmp_path, f"cache{unit}", **keys))
+        left = content[: unit * UNIT_BYTES] + content[(unit + 1) * UNIT_BYTES :]
+        # Behind the fault of the last unit nothing is left that could be a part of the text.
+        assert "".join(decoded(prepared)).encode() == left
+        assert prepared.manifest.counts.skipped == prepared.manifest.counts.read == 1
+
+
+def test_a_long_document_with_a_fault_is_none_of_the_first_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.corpus.separated.BLOCK_BYTES", 100)
+    (tmp_path / "a.txt").write_bytes(b"word " * 200 + b"\xff|one|two|three")
+    keys: dict[str, object] = {"data__on_bad_record": "skip", "data__document_separator": "|"}
+    asked = wanted(tmp_path, "cache", data__max_documents=2, data__validation_fraction=0, **keys)
+    assert decoded(built(asked)) == ["one", "two"]
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_long_compressed_text_that_breaks_off_is_a_bad_record(tmp_path: Path, skips: bool) -> None:
+    content = gzip.compress(random.Random(1).randbytes(600_000).hex().encode())
+    (tmp_path / "a.txt.gz").write_bytes(content[: len(content) - 1000])
+    write_text(tmp_path / "b.txt", "whole")
+    asked = wanted(tmp_path, "cache", data__on_bad_record="skip" if skips else "error", data__validation_fraction=0)
+    if not skips:
+        assert "a.txt.gz" in told(lambda: built(asked, unit_bytes=16 << 20))
+        return
     prepared = built(asked, unit_bytes=16 << 20)
     assert decoded(prepared) == ["whole"]
     assert prepared.manifest.counts.skipped == 1

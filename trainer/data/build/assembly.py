@@ -27,7 +27,7 @@ SHARD_TOKENS = 1_000_000_000
 """Tokens from which on a shard ends with the next unit that ends with a document."""
 SKIPPED = "skipped.jsonl"
 """File that lists the records that were left out."""
-_COPIED_TOKENS = 4 << 20
+_COPIED_TOKENS = 1 << 19
 Parts = Mapping[str, tuple[Shard, ...]]
 
 
@@ -169,7 +169,7 @@ class PartWriter:
 
 def _write_text(unit: Chosen, writers: list[PartWriter]) -> None:
     result, keep = unit.result, unit.keep
-    lengths, parts, flags = result.lengths(), result.parts(), result.flags()
+    lengths, parts, flags, sizes = result.lengths(), result.parts(), result.flags(), result.text_bytes()
     continued = parts[0] if len(keep) and keep[0] and flags[0] & CONTINUES else len(writers)
     for number, writer in enumerate(writers):
         if number != continued:
@@ -182,7 +182,7 @@ def _write_text(unit: Chosen, writers: list[PartWriter]) -> None:
             mine = owner == number
             if not mine.any():
                 continue
-            text_bytes = int(result.text_bytes()[first:end][mine].sum())
+            text_bytes = int(sizes[first:end][mine].sum())
             is_open = bool(flags[end - 1] & OPEN) and bool(mine[-1])
             if tokens > _COPIED_TOKENS:
                 _copy_long(result, (place, place + tokens), writer, text_bytes, is_open)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ from trainer.data.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 1 << 16
 """Characters that are encoded together: the library is fastest while they and their tokens fit into a core's cache."""
+BATCH_SEGMENTS = 1 << 10
+"""Largest number of segments that are encoded together: the library's notes on each are larger than a very short one."""
 HASH_BYTES = 16
 
 
@@ -77,6 +79,9 @@ class TextEncoder:
                         raise bad.record.error() from bad
                     batch.forget_document()
                     writer.skip(bad.record)
+                    if isinstance(item, Document) and (item.continues or item.is_open):
+                        # The units beside this one have parts of it: this one's part is empty.
+                        self._add(replace(item, chunks=iter(())), batch, writer)
             batch.flush()
             return writer.facts()
 
@@ -146,7 +151,7 @@ class _Batch:
 
     def add(self, segment: Segment, flags: int) -> None:
         """Take a segment, behind those that are there."""
-        if self._characters + len(segment.text) > BATCH_CHARACTERS:
+        if self._characters + len(segment.text) > BATCH_CHARACTERS or len(self._waiting) == BATCH_SEGMENTS:
             self.flush()
         self._waiting.append(_Waiting(segment, flags))
         self._characters += len(segment.text)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trainer.config.schema import RecordKind, TridentConfig
-from trainer.corpus.document import BadRecord, EmptyRecord
+from trainer.corpus.document import BadDocument, BadRecord, Document, EmptyRecord
 from trainer.corpus.read import read_unit, read_unit_records
 from trainer.corpus.units import InputFile, Unit
 from trainer.data.build.encoder import TextEncoder
@@ -64,13 +64,34 @@ def items_of(config: TridentConfig, task: Task) -> Iterator[Item]:
         items = read_unit(data, task.files, task.unit)
     else:
         items = read_unit_records(data, task.files, task.unit, record_keys(data))
-    good = 0
+    return items if data.max_documents is None else _first_ones(items, data.max_documents)
+
+
+def _first_ones(items: Iterator[Item], limit: int) -> Iterator[Item]:
+    """Yield items up to some number of good ones. A fault may be found when the chunks of a document are taken."""
+    good, faults = 0, 0
+
+    def noted(chunks: Iterator[str]) -> Iterator[str]:
+        nonlocal faults
+        try:
+            yield from chunks
+        except BadDocument:
+            faults += 1
+            raise
+
     for item in items:
-        if not isinstance(item, BadRecord | EmptyRecord):
-            if good == data.max_documents:
-                return
-            good += 1
+        if isinstance(item, BadRecord | EmptyRecord):
+            yield item
+            continue
+        if good == limit:
+            return
+        before = faults
+        if isinstance(item, Document):
+            item.chunks = noted(item.chunks)
         yield item
+        # Of one that other units have parts of, an empty part stays.
+        is_kept = faults == before or (isinstance(item, Document) and (item.continues or item.is_open))
+        good += is_kept
 
 
 def encoder_of(config: TridentConfig, work: WorkFolder, at: At) -> Encoder:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from trainer.data.split import Fractions, parts_of, utf8
 
-SEGMENT_CHARACTERS = 1 << 17
+SEGMENT_CHARACTERS = 1 << 16
 """Characters from which on a piece is cut where that changes no token."""
 LONGEST_CHARACTERS = 16 << 20
 """Characters at which a piece is cut in any case: a document as long as that is rare, and its memory must have an end."""

@@ -49,7 +49,8 @@ class Block:
 
         for item in chain((self._first,), self._items):
             if isinstance(item, Document):
-                yield Document(item.origin, counted(item.chunks), item.continues, item.is_open)
+                item.chunks = counted(item.chunks)
+                yield item
             elif isinstance(item, Record):
                 # Through JSON, which is how it would come from a disk.
                 content = json.dumps(dict(item.fields), default=str)
