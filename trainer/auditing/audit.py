@@ -31,6 +31,7 @@ _VERDICTS = {
     Verdict.unsaid: "not known, since {where} has another hash, and nothing says where the run read: it went back, or "
     "its batch changed",
     Verdict.open: "not proven: no hash was written down behind them",
+    Verdict.replaced: "not proven: the run has replaced the data that they read",
 }
 
 

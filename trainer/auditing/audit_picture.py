@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = MappingProxyType(
-    {Verdict.proven: "#1a7f37", Verdict.differs: "#cf222e", Verdict.unsaid: "#9a6700", Verdict.open: FAINT}
+    {
+        Verdict.proven: "#1a7f37",
+        Verdict.differs: "#cf222e",
+        Verdict.unsaid: "#9a6700",
+        Verdict.open: FAINT,
+        Verdict.replaced: FAINT,
+    }
 )
 _WORDS = MappingProxyType(
     {
@@ -24,6 +30,7 @@ _WORDS = MappingProxyType(
         Verdict.differs: "another hash than that of the data",
         Verdict.unsaid: "not known",
         Verdict.open: "no hash behind it",
+        Verdict.replaced: "the data were replaced since",
     }
 )
 """Colour and words of each outcome; the form of its line differs as well."""
@@ -33,6 +40,7 @@ _DASHES: Mapping[Verdict, tuple[float, Sequence[float]]] = MappingProxyType(
         Verdict.differs: (0, (1, 1.5)),
         Verdict.unsaid: (0, (4, 2, 1, 2)),
         Verdict.open: (0, (4, 2)),
+        Verdict.replaced: (0, (1, 4)),
     }
 )
 

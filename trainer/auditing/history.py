@@ -97,19 +97,29 @@ class History:
         return next((span for span in self.spans if span.stretch.step <= step <= span.last), None)
 
 
-def read_history(run: Path) -> History:
+def read_history(run: Path, later: frozenset[Path] = frozenset()) -> History:
     """Return what a run's folder says.
 
+    Args:
+        run: the folder.
+        later: folders of runs that went on from this one.
+
     Raises:
-        ConfigError: it is not the folder of a run, or its config cannot be read.
-        CheckpointError: the run that it began from, and whose steps it went on with, has no readable folder.
+        ConfigError: it is not the folder of a run, or a file in it cannot be read.
     """
     config = run_config(run)
+    try:
+        return _history(run, config, later | {run.resolve()})
+    except OSError as error:
+        raise ConfigError(f"RUN must hold files that can be read, but {run} does not: {first_line(error)}") from error
+
+
+def _history(run: Path, config: TridentConfig, later: frozenset[Path]) -> History:
     manifests = dict(_manifests(run))
     own = _own_witnesses(run, manifests)
     begun = read_journal(RunPaths(run).journal)
     last = max((witness.step for witness in own), default=0)
-    before, notes = _before(run, begun)
+    before, notes = _before(run, begun, later)
     spans, returns = list(before.spans) if before else [], list(before.returns) if before else []
     for index, stretch in enumerate(begun):
         # What came after this step before is not the run's any more.
@@ -168,7 +178,7 @@ def _own_witnesses(run: Path, manifests: dict[int, Manifest]) -> list[Witness]:
         if ledger:
             found.append(Witness(step, ledger, f"checkpoints/step_{step}"))
     rows = read_rows(run / METRICS)
-    found += [Witness(int(row["step"]), int(row[LEDGER]), METRICS) for row in rows if LEDGER in row]
+    found += [Witness(int(row["step"]), int(row[LEDGER]), METRICS) for row in rows if isinstance(row.get(LEDGER), int)]
     final = _summary(run)
     # A run that failed may have gone on from an earlier step since, with other batches.
     if final is not None and final.step >= max((one.step for one in found), default=0):
@@ -184,7 +194,7 @@ def _summary(run: Path) -> Witness | None:
     return None
 
 
-def _before(run: Path, begun: list[Stretch]) -> tuple[History | None, list[str]]:
+def _before(run: Path, begun: list[Stretch], later: frozenset[Path]) -> tuple[History | None, list[str]]:
     """Return what the run that this one goes on from has read, as far as this one went on from it."""
     origin = read_origin(run)
     if origin is None or origin.key != Use.resumed.value:
@@ -192,9 +202,10 @@ def _before(run: Path, begun: list[Stretch]) -> tuple[History | None, list[str]]
             return None, [f"{JOURNAL} begins with step {begun[0].step}: steps before it are not said"]
         return None, []
     parent = run_of_checkpoint(Path(origin.checkpoint))
-    if parent is None or not parent.config.is_file():
+    # A fork that was moved to the place of its origin would be its own.
+    if parent is None or not parent.config.is_file() or parent.path.resolve() in later:
         return None, [f"steps 1 to {origin.step} are those of {origin.checkpoint}, which is not there any more"]
-    earlier = read_history(parent.path)
+    earlier = read_history(parent.path, later)
     spans = tuple(_until(list(earlier.spans), origin.step))
     kept = tuple(one for one in earlier.witnesses if one.step <= origin.step)
     kept = tuple(replace(one, where=str(parent.path / one.where)) for one in kept)
@@ -251,11 +262,14 @@ def _after_checkpoint(span: Span, step: int, manifest: Manifest) -> Span:
 
 def segments_of(run: Path) -> tuple[Mapping[str, Any], ...]:
     """Return the plan of the stream that a run reads by now, if its data changed on the way; none otherwise."""
-    begun = [stretch.segments for stretch in read_journal(RunPaths(run).journal)]
-    saved = [manifest.train_state["segments"] for _, manifest in _manifests(run)]
-    found = [*begun, *(tuple(one) for one in saved if isinstance(one, list))]
-    longest: tuple[Mapping[str, Any], ...] = max(found, key=len, default=())
-    return longest if len(longest) > 1 else ()
+    begun = read_journal(RunPaths(run).journal)
+    # A change that the run did not go on with is in a line before the last one. A kill may have cut off the last one.
+    found = begun[-1].segments if begun else ()
+    for step, manifest in sorted(_manifests(run), key=lambda one: one[0]):
+        saved = manifest.train_state["segments"]
+        if isinstance(saved, list) and (not begun or step >= begun[-1].step):
+            found = tuple(saved)
+    return found if len(found) > 1 else ()
 
 
 def _skips(run: Path) -> tuple[Skip, ...]:

@@ -28,6 +28,8 @@ class Verdict(Enum):
     """It wrote down another one, and its folder does not say where it read."""
     open = "open"
     """It wrote down no hash behind these steps."""
+    replaced = "replaced"
+    """It read data that it replaced by others since."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def prove(
         if last is not None and span.stretch.step > last:
             break
         begins = span.stretch.ledger
-        if done == span.stretch.step - 1 and begins != ledger and span.is_told and proofs:
+        is_known = bool(proofs) and proofs[-1].verdict is not Verdict.replaced
+        if done == span.stretch.step - 1 and begins != ledger and span.is_told and is_known:
             proofs.append(_judged(span, done, done, ledger, [Witness(done, begins, JOURNAL)]))
         end = span.last if last is None else min(span.last, last)
         for proof in _of_span(span, end, tokens_of(span.run), spoken, tell):
@@ -83,6 +86,10 @@ def _of_span(
     ledger, first = stretch.ledger, stretch.step
     for step in range(stretch.step, last + 1):
         tell(step)
+        if not tokens.has(stretch, step):
+            # Where data change a span ends, and the next one has the hash before it.
+            yield Proof(first, last, Verdict.replaced, stretch.position_of(last + 1), ledger)
+            return
         rows, changes = tokens.rows(stretch, step), tokens.changes(stretch, step)
         ledger = ledger_after(ledger, stretch.position_of(step), rows, changes)
         said = spoken.get(step)

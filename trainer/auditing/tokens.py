@@ -23,6 +23,7 @@ from trainer.data.picks import Picks, Rows
 from trainer.data.prepare import look_into, look_up
 from trainer.data.prepared import PreparedData, Source, sources_of, stream_identity
 from trainer.data.stream_plan import StreamPlan
+from trainer.data.streams import WantedStream
 from trainer.data.token_files import TRAIN
 from trainer.data.tokenizer import Tokenizer, load_tokenizer
 from trainer.errors import ConfigError, DataError
@@ -44,6 +45,7 @@ class RunTokens:
         self.config = config
         self._segments = segments
         self._streams: dict[int, SampleStream] = {}
+        self._kept: dict[tuple[int, int], bool] = {}
 
     @cached_property
     def prepared(self) -> PreparedData:
@@ -101,8 +103,38 @@ class RunTokens:
                 hints=["put back the data, or prepare them anew from the same files: trident data"],
             )
 
+    def has(self, stretch: Stretch, step: int) -> bool:
+        """Return whether the tokens of a step are among the data that the run reads by now."""
+        if not self._segments:
+            return True
+        length = stretch.sample_length
+        plan = StreamPlan.from_list(length, self._segments)
+        places = stretch.position_of(step) // length, (stretch.position_of(step + 1) - 1) // length
+        return all(self._are_kept(plan, plan.segment_at(place)) for place in places)
+
+    def _are_kept(self, plan: StreamPlan, index: int) -> bool:
+        """Return whether the sources of a segment have the samples still that they had then."""
+        key = plan.sample_length, index
+        if key not in self._kept:
+            wanted = WantedStream(self.prepared, self.config)
+            now = {one.name: one for one in wanted.begun(plan.sample_length).segments[0].sources}
+            self._kept[key] = all(
+                one.name in now and one.samples <= now[one.name].samples and wanted.continues(one, now[one.name])
+                for one in plan.segments[index].sources
+            )
+        return self._kept[key]
+
     def rows(self, stretch: Stretch, step: int) -> Rows:
-        """Return the sequences of the global batch of a step, with all their tokens."""
+        """Return the sequences of the global batch of a step, with all their tokens.
+
+        Raises:
+            DataError: the data were replaced since, and do not hold them any more.
+        """
+        if not self.has(stretch, step):
+            raise DataError(
+                f"the data of {self.run} must hold the tokens of step {step} to be looked at, but were replaced "
+                "since (data.on_change)"
+            )
         count, length = stretch.sizes.at(step), stretch.seq_length
         starts = stretch.position_of(step) + np.arange(count) * length
         return self._stream(stretch.sample_length).sequences(starts, length)

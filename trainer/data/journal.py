@@ -79,10 +79,11 @@ def _parsed(held: Mapping[str, Any]) -> Stretch:
     sizes = held["sizes"]
     ramp = tuple((int(last), int(size)) for last, size in sizes["warmup"])
     numbers = {name: int(held[name]) for name in ("step", "position", "seq_length", "sample_length")}
-    if numbers["step"] < 1 or numbers["position"] < 0 or numbers["seq_length"] < 1 or numbers["sample_length"] < 1:
+    batches = (int(sizes["final"]), *(size for _, size in ramp))
+    if numbers["position"] < 0 or min(*batches, *(numbers[name] for name in numbers if name != "position")) < 1:
         raise ValueError("a count is out of its range")
     ledger, stream = str(held["ledger"]), str(held["stream"])
     # Earlier versions did not change data on the way.
     segments = tuple(dict(one) for one in held.get("segments", ()))
-    batch = BatchSizes(int(sizes["final"]), ramp)
+    batch = BatchSizes(batches[0], ramp)
     return Stretch(ledger=ledger, stream=stream, sizes=batch, segments=segments, **numbers)

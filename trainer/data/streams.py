@@ -123,9 +123,9 @@ class WantedStream(NamedTuple):
             DataError: a source has no sample.
         """
         wanted = self.begun(before.sample_length).segments[0]
-        return continued(before, wanted, place, self._continues)
+        return continued(before, wanted, place, self.continues)
 
-    def _continues(self, before: SourceShare, after: SourceShare) -> bool:
+    def continues(self, before: SourceShare, after: SourceShare) -> bool:
         """Return whether the tokens of a source begin with those that one had before: by their hashes."""
         if before.content == after.content:
             return True

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.auditing.audit_fixtures import TEXTS, PlayedRun
+from tests.unit.data.data_fixtures import write_text
 from trainer.auditing.audit import Asked, audit_verb
 from trainer.checkpoint.manifest import MANIFEST, read_manifest
 from trainer.checkpoint.store import CheckpointStore
@@ -265,6 +266,75 @@ def test_a_run_whose_data_were_appended_to_is_proven(tmp_path: Path, capsys: pyt
     code, lines = audit(capsys, same, run)
     assert code == 1
     assert "step 6 is the first whose samples differ:" in lines
+
+
+REPLACED = "not proven: the run has replaced the data that they read"
+
+
+def test_a_run_whose_data_were_replaced_is_proven_from_there_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys: dict[str, Any] = {"data__on_change": "continue", "data__validation_fraction": 0.0}
+    run = PlayedRun(tmp_path, "a", **keys).train(5)
+    same = PlayedRun(tmp_path, "b", **keys).train(8)
+    # Fewer, and others: a sample that was read may be behind the end now.
+    write_text(tmp_path / "text.jsonl", "".join(json.dumps({"text": f"other {text}"}) + "\n" for text in TEXTS[:50]))
+    run.begin()
+    run.resume(5).train(9)
+    code, lines = audit(capsys, run)
+    assert code == 0
+    assert lines[-2:] == [f"steps 1 to 5: {REPLACED}", f"steps 6 to 8: {PROVEN.format('metrics.jsonl')}"]
+    with pytest.raises(DataError, match=r"must hold the tokens of step 3 to be looked at, but were replaced since"):
+        audit(capsys, run, step=3)
+    code, lines = audit(capsys, run, same)
+    assert code == 1
+
+
+def test_a_change_that_was_taken_back_before_it_was_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = PlayedRun(tmp_path, "a", data__on_change="continue").train(5)
+    text = (tmp_path / "text.jsonl").read_text()
+    write_text(tmp_path / "text.jsonl", text + json.dumps({"text": "appended " * 50}) + "\n")
+    run.begin()
+    run.resume(5).train(7, saves=False)
+    write_text(tmp_path / "text.jsonl", text)
+    run.begin()
+    code, lines = audit(capsys, run.resume(5).train(10))
+    assert (code, lines[-1]) == (0, f"steps 1 to 10: {PROVEN.format('checkpoints/step_10')}")
+
+
+def test_a_source_that_was_taken_out_of_a_blend_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_text(tmp_path / "code.jsonl", "".join(json.dumps({"text": f"code {text}"}) + "\n" for text in TEXTS))
+    sources = {name: {"weight": 1.0, "files": [f"{tmp_path}/{name}.jsonl"]} for name in ("text", "code")}
+    keys = {"data__blend": sources, "data__on_change": "continue"}
+    run = PlayedRun(tmp_path, "a", **keys).train(5)
+    run.begin(data__blend={"code": sources["code"]})
+    code, lines = audit(capsys, run.resume(5).train(10))
+    assert code == 0
+    assert lines[-2:] == [f"steps 1 to 5: {REPLACED}", f"steps 6 to 10: {PROVEN.format('checkpoints/step_10')}"]
+
+
+def test_a_fork_that_lies_where_its_origin_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fork = PlayedRun(tmp_path, "a").train(5).fork(tmp_path, "b", 5).train(10)
+    shutil.rmtree(tmp_path / "a")
+    fork.run.rename(tmp_path / "a")
+    code, lines = audit(capsys, tmp_path / "a")
+    assert code == 0
+    assert f"note    steps 1 to 5 are those of {tmp_path}/a/checkpoints/step_5, which is not there any more" in lines
+
+
+def test_files_that_are_damaged_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = PlayedRun(tmp_path, "a").train(10)
+    with run.paths.metrics.open("a") as file:
+        file.write('{"step": 10, "data/sample_ledger": null}\n{"step": 10, "data/sample_ledger": "x"}\n')
+    begun = json.loads(run.paths.journal.read_text())
+    with run.paths.journal.open("a") as file:
+        file.write(json.dumps(begun | {"step": 3, "sizes": {"final": 0, "warmup": []}}) + "\n")
+    code, lines = audit(capsys, run)
+    assert (code, lines[-1]) == (0, f"steps 1 to 10: {PROVEN.format('checkpoints/step_10')}")
+    run.paths.journal.unlink()
+    run.paths.journal.mkdir()
+    with pytest.raises(ConfigError, match="must hold files that can be read"):
+        audit(capsys, run)
 
 
 def test_runs_that_read_the_same_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,7 +93,7 @@ def test_ids_of_another_width_and_packed_examples_begin_anew(tmp_path: Path) -> 
     shard = found.prepared.manifest.parts["train"][0]
     (folder / shard.name).with_suffix(".marks").write_bytes(bytes(40))
     share = SourceShare("data", "another:20", 5)
-    assert not found._continues(share, found.begun(S).segments[0].sources[0])
+    assert not found.continues(share, found.begun(S).segments[0].sources[0])
 
 
 def test_the_ledger_knows_where_data_change(tmp_path: Path) -> None:
