@@ -11,18 +11,20 @@ import numpy.typing as npt
 from trainer.config.schema import OnBadRecord, TridentConfig
 from trainer.corpus.document import BadDocument
 from trainer.corpus.read import documents, open_documents
-from trainer.data.split import TEST_PART, TRAIN_PART, VALIDATION_PART, Fractions, parts_of, utf8
+from trainer.data.split import TRAIN_PART, VALIDATION_PART, Fractions, parts_of, utf8
 from trainer.data.tokenizer import TRAINING_CHARACTERS
 from trainer.progress import current
 
-Pieces = Iterator[tuple[bool, npt.NDArray[np.int64]]]
-"""(True if held out, tokens) of documents in order."""
+Pieces = Iterator[tuple[int, npt.NDArray[np.int64]]]
+"""(place of the part in `token_manifest.PARTS`, tokens) of documents in order."""
 
 
-def split_texts(config: TridentConfig) -> Iterator[tuple[bool, str]]:
-    """Yield (True if held out, text) of the documents of a text source, in order, a long one in pieces.
+def texts_of(config: TridentConfig, part: int | None) -> Iterator[str]:
+    """Yield the texts of a part of a text source, in order, a long document in pieces.
 
-    What data.test_fraction takes is left out.
+    Args:
+        config: its `data.*` says the source.
+        part: place of the part in `token_manifest.PARTS`; None: all of them.
 
     Raises:
         DataError: the source cannot be read.
@@ -31,9 +33,9 @@ def split_texts(config: TridentConfig) -> Iterator[tuple[bool, str]]:
     fractions = Fractions(data.validation_fraction, data.test_fraction)
     for text in documents(data):
         current().beat()
-        for part, run in groupby(parts_of((text,)), lambda text: fractions.part_of(utf8(text))):
-            if part != TEST_PART:
-                yield part == VALIDATION_PART, "".join(run)
+        for found, run in groupby(parts_of((text,)), lambda text: fractions.part_of(utf8(text))):
+            if part in (None, found):
+                yield "".join(run)
 
 
 def training_pieces(config: TridentConfig) -> Iterator[str]:
@@ -68,11 +70,11 @@ def _beginning(texts: Iterable[str]) -> Iterator[str]:
 
 
 def synthetic_pieces(config: TridentConfig) -> Pieces:
-    """Yield (True if held out, tokens) of the two parts of data.source=synthetic."""
+    """Yield (place of the part, tokens) of the two parts of data.source=synthetic."""
     from trainer.data.synthetic import synthetic_tokens
 
     assert config.model.vocab_size is not None, "validation asks for it"
     tokens = synthetic_tokens(config.data.synthetic_tokens, config.model.vocab_size, config.train.seed)
     held_out = int(len(tokens) * config.data.validation_fraction)
-    yield False, tokens[: len(tokens) - held_out]
-    yield True, tokens[len(tokens) - held_out :]
+    yield TRAIN_PART, tokens[: len(tokens) - held_out]
+    yield VALIDATION_PART, tokens[len(tokens) - held_out :]

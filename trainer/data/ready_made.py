@@ -21,7 +21,7 @@ from trainer.corpus.inputs import file_identity
 from trainer.data.megatron import knows_documents, megatron_pairs, pair_file
 from trainer.data.megatron_index import PairIndex
 from trainer.data.part_of_file import PartOfFile, check_ids
-from trainer.data.split import TEST_PART, TRAIN_PART, VALIDATION_PART, Fractions, utf8
+from trainer.data.split import TRAIN_PART, Fractions, utf8
 from trainer.data.token_files import shard_prefix
 from trainer.data.token_layouts import (
     LITDATA_INDEX,
@@ -155,10 +155,8 @@ def write_parts(config: TridentConfig, files: Iterator[TokenFile], folder: Path)
     return {part: tuple(found) for part, found in shards.items()}
 
 
-def ready_made_pieces(
-    config: TridentConfig, files: Iterator[TokenFile]
-) -> Iterator[tuple[bool, npt.NDArray[np.int64]]]:
-    """Yield (True if held out, tokens) of the documents, in order; empty ones and the test part are left out.
+def ready_made_pieces(config: TridentConfig, files: Iterator[TokenFile]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Yield (place of the part in `token_manifest.PARTS`, tokens) of the documents, in order, without empty ones.
 
     Raises:
         DataError: as `write_parts`.
@@ -169,10 +167,9 @@ def ready_made_pieces(
         ids = file.ids()
         for stretches, chosen, documents in _divided(config.data, file, ids, left):
             for place in _by_document(stretches):
-                if chosen[place.start] != TEST_PART:
-                    tokens = _content(ids, stretches, place)
-                    check_ids(file, tokens, int(stretches.starts[place.start]), config.model.vocab_size)
-                    yield chosen[place.start] == VALIDATION_PART, tokens
+                tokens = _content(ids, stretches, place)
+                check_ids(file, tokens, int(stretches.starts[place.start]), config.model.vocab_size)
+                yield int(chosen[place.start]), tokens
             left = None if left is None else left - documents
 
 

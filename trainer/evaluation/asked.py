@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from trainer.checkpoint.manifest import IMPORTED_FROM
+from trainer.config.blend_sources import source_configs
 from trainer.config.compose import recompose
 from trainer.config.held_out import has_validation, held_out_of, names_validation, trained_on
-from trainer.config.keys import joined
+from trainer.config.keys import did_you_mean
 from trainer.config.places import source_key, unwritable
+from trainer.config.rules_blend import blend
 from trainer.config.rules_common import Case
 from trainer.config.rules_training import data_source
 from trainer.config.schema import DataConfig, DataSource, TridentConfig, WandbMode
 from trainer.config.schema_data import ID_FILES
+from trainer.data.token_manifest import PARTS
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import ConfigError
 from trainer.evaluation.evaluate_options import EvaluateOptions
@@ -31,18 +34,24 @@ class AskedData:
     config: TridentConfig
     """Its `data.*` is the source; `model.vocab_size` and `train.seed` are the model's."""
     part: str
-    """validation, train or all."""
+    """validation, test, train or all."""
     tokenizer: Tokenizer | None
     stride: int
+    source: str = ""
+    """Name of the source, if it is one of a blend."""
+    weight: float = 1.0
+    """Weight of the source in the blend."""
 
     @property
-    def is_held_out(self) -> bool | None:
-        """True or False for one of the parts, None for all."""
-        return None if self.part == "all" else self.part == "validation"
+    def part_number(self) -> int | None:
+        """Place of the part in `token_manifest.PARTS`; None for all."""
+        return None if self.part == "all" else PARTS.index(self.part)
 
     @property
     def name(self) -> str:
         """The key that names the source, with its value, for errors and results."""
+        if self.source:
+            return f"data.blend.{self.source}"
         data, key = self.config.data, source_key(self.config)
         shown = {"data.files": ",".join(data.files), "data.hub_path": data.hub_path}
         return f"{key}={shown.get(key, data.source.value)}"
@@ -56,7 +65,8 @@ class Evaluation:
     source: ModelSource
     words: TridentConfig
     """Config of the words alone; its `logging.*` says where scores go."""
-    data: AskedData | None
+    data: tuple[AskedData, ...]
+    """The documents of each source; none: tasks alone are asked for."""
 
     def facts(self) -> dict[str, object]:
         """Return what all ranks must have alike."""
@@ -64,7 +74,7 @@ class Evaluation:
         # Rank 0 alone reads data and tasks and writes files, whose paths may differ from machine to machine.
         for name in ("checkpoint", "settings", "output", "samples", "include_path", "tokenizer"):
             del asked[name]
-        return {**asked, **self.source.facts(), "scores documents": self.data is not None}
+        return {**asked, **self.source.facts(), "scores documents": bool(self.data)}
 
     @property
     def logs(self) -> list[str]:
@@ -134,13 +144,13 @@ def _unwritable(options: EvaluateOptions) -> list[str]:
     return [problem for problem in found if problem is not None]
 
 
-def _data(options: EvaluateOptions, source: ModelSource) -> AskedData | None:
+def _data(options: EvaluateOptions, source: ModelSource) -> tuple[AskedData, ...]:
     told = [word for word in options.settings if word.partition("=")[0].partition(".")[0] == "data"]
-    if options.tasks and not (told or options.part or options.stride):
+    if options.tasks and not (told or options.part or options.sources or options.stride):
         if options.tokenizer:
             raise ConfigError("tokenizer has no effect on tasks, which take the model's own; leave it out")
-        return None
-    names_source = any(word.partition("=")[0] in ("data", "data.source") for word in told)
+        return ()
+    names_source = any(word.partition("=")[0] in ("data", "data.source", "data.blend") for word in told)
     is_imported = source.found.is_foreign or IMPORTED_FROM in source.manifest.layout
     if is_imported and not names_source:
         raise ConfigError(
@@ -151,26 +161,68 @@ def _data(options: EvaluateOptions, source: ModelSource) -> AskedData | None:
     saved = replace(source.saved, model=replace(source.saved.model, vocab_size=source.manifest.vocab_size))
     start = replace(saved, data=DataConfig()) if names_source else saved
     config = recompose(start, told, ["data"]) if told else start
-    if config.data.blend.sources:
-        raise ConfigError(
-            f"an evaluation reads one source, but the run's data.blend has {joined(config.data.blend.names, 'and')}; "
-            "name one with its keys",
-            hints=["for example data.source=files 'data.files=[texts/*.txt]'"],
-        )
-    problems = list(data_source(Case(config, None, None)))
     part = options.part or ("all" if names_source else "validation")
-    if part == "validation" and not has_validation(config.data):
-        problems.append("part=validation needs data.validation_fraction above 0, but it is 0; use part=all")
+    case = Case(config, None, None)
+    problems = [*(blend(case) if config.data.blend.sources else data_source(case)), *_unknown_sources(options, config)]
     if problems:
         raise ConfigError(problems)
-    if names_validation(config.data):
-        # What is named is a source of its own, and all of it is read.
-        config = replace(config, data=held_out_of(config.data) if part == "validation" else trained_on(config.data))
-        part = "all"
+    sources = _with_part(config, options, part)
+    needs_text = any(one.data.source not in _WITHOUT_TEXT for one in sources.values())
+    tokenizer = None
+    if needs_text or options.tokenizer or own_tokenizer_folder(source.found) is not None:
+        tokenizer = find_tokenizer(source.found, options.tokenizer)
+    weights = config.data.blend.plain_weights()
+    return tuple(
+        AskedData(*_read(own, part), tokenizer, options.stride or source.seq_length, name, weights.get(name, 1.0))
+        for name, own in sources.items()
+    )
+
+
+def _unknown_sources(options: EvaluateOptions, config: TridentConfig) -> list[str]:
+    names = config.data.blend.names
+    if options.sources and not names:
+        return ["sources has no effect on data without data.blend; leave it out"]
+    return [
+        f"sources must name sources of data.blend ({', '.join(names)}), but names {name}{did_you_mean(name, names)}"
+        for name in options.sources
+        if name not in names
+    ]
+
+
+def _with_part(config: TridentConfig, options: EvaluateOptions, part: str) -> dict[str, TridentConfig]:
+    """Return name -> config of the sources of which the part is read. The only source has no name.
+
+    As in training, a source of a blend of which nothing is held out is left out, unless it is named.
+
+    Raises:
+        ConfigError: there is none, or one that is named has no such part.
+    """
+    found = source_configs(config) or {"": config}
+    if options.sources:
+        found = {name: own for name, own in found.items() if name in options.sources}
+    missing = [name for name, own in found.items() if not _has(own.data, part)]
+    if options.sources or len(missing) == len(found):
+        key = {"validation": "validation_fraction", "test": "test_fraction"}.get(part)
+        keys = [f"data.blend.{name}.{key}" if name else f"data.{key}" for name in missing]
+        if keys:
+            raise ConfigError([f"part={part} needs {one} above 0, but it is 0; use part=all" for one in keys])
+    return {name: own for name, own in found.items() if name not in missing}
+
+
+def _has(data: DataConfig, part: str) -> bool:
+    if part == "validation":
+        return has_validation(data)
+    return part != "test" or data.test_fraction > 0
+
+
+def _read(config: TridentConfig, part: str) -> tuple[TridentConfig, str]:
+    """Return the config of a source as it is read, and which part of that."""
+    data = config.data
+    if names_validation(data):
+        data = held_out_of(data) if part == "validation" else trained_on(data)
+        # What is named is a source of its own, and all of it is read but for what is kept for the test.
+        part = part if data.test_fraction else "all"
     # Whole documents are not split: that nothing is held out makes one piece of each.
     if part == "all":
-        config = replace(config, data=replace(config.data, validation_fraction=0.0, test_fraction=0.0))
-    tokenizer = None
-    if config.data.source not in _WITHOUT_TEXT or options.tokenizer or own_tokenizer_folder(source.found) is not None:
-        tokenizer = find_tokenizer(source.found, options.tokenizer)
-    return AskedData(config, part, tokenizer, options.stride or source.seq_length)
+        data = replace(data, validation_fraction=0.0, test_fraction=0.0)
+    return replace(config, data=data), part

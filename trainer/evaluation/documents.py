@@ -11,7 +11,7 @@ from itertools import islice
 from trainer.config.schema import DataSource, TridentConfig
 from trainer.config.schema_data import ID_FILES
 from trainer.data.end_of_text import SETTINGS
-from trainer.data.pieces import split_texts, synthetic_pieces
+from trainer.data.pieces import synthetic_pieces, texts_of
 from trainer.data.ready_made import ready_made_pieces, token_sources
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError
@@ -37,6 +37,31 @@ class Document:
 
 
 @dataclass(frozen=True)
+class MeanLoss:
+    """The loss on texts, for a token in the mean."""
+
+    loss: float
+    """Nats a token."""
+    bytes_per_token: float | None
+    """Bytes of text in UTF-8 for each token; None if a text is not known."""
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity a token: e to the power of the loss."""
+        return math.exp(self.loss) if self.loss < _LARGEST_EXPONENT else math.inf
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits for each byte of the text in UTF-8."""
+        return None if not self.bytes_per_token else self.loss / math.log(2) / self.bytes_per_token
+
+    def numbers(self) -> dict[str, float]:
+        """Return the scores by the names of metrics; what is not known is left out."""
+        found = {"loss": self.loss, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}
+        return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+
+
+@dataclass(frozen=True)
 class DocumentScores:
     """The loss on documents."""
 
@@ -48,56 +73,57 @@ class DocumentScores:
     """Negative log-likelihood of all tokens together."""
 
     @property
-    def loss(self) -> float:
-        """Nats a token."""
-        return self.nats / self.tokens
-
-    @property
-    def perplexity(self) -> float:
-        """Perplexity a token: e to the power of the loss."""
-        return math.exp(self.loss) if self.loss < _LARGEST_EXPONENT else math.inf
-
-    @property
-    def bits_per_byte(self) -> float | None:
-        """Bits for each byte of the text in UTF-8."""
-        return None if not self.num_bytes else self.nats / math.log(2) / self.num_bytes
-
-    def numbers(self) -> dict[str, float]:
-        """Return the scores by the names of metrics; what is not known is left out."""
-        found = {"loss": self.loss, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}
-        return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+    def mean(self) -> MeanLoss:
+        """The loss on a token of theirs."""
+        return MeanLoss(self.nats / self.tokens, None if self.num_bytes is None else self.num_bytes / self.tokens)
 
 
-def read_documents(config: TridentConfig, tokenizer: Tokenizer | None, is_held_out: bool | None) -> Iterator[Document]:
+def mean_of(scores: Sequence[MeanLoss], weights: Sequence[float]) -> MeanLoss:
+    """Return the loss on a text of which each source has a share of the tokens.
+
+    Args:
+        scores: loss on each source.
+        weights: shares, up to a factor; all are alike where none is above 0.
+    """
+    weights = weights if any(weights) else [1.0] * len(scores)
+    counted = [(one, weight / sum(weights)) for one, weight in zip(scores, weights, strict=True) if weight]
+    has_text = all(one.bytes_per_token is not None for one, _ in counted)
+    return MeanLoss(
+        math.fsum(one.loss * share for one, share in counted),
+        math.fsum((one.bytes_per_token or 0.0) * share for one, share in counted) if has_text else None,
+    )
+
+
+def read_documents(config: TridentConfig, tokenizer: Tokenizer | None, part: int | None) -> Iterator[Document]:
     """Yield the documents of a source, in order. Those that have nothing to predict are left out.
 
     Args:
         config: its `data.*` says the source, `model.vocab_size` and `train.seed` are those of the model's run.
         tokenizer: the model's; sources of text need it.
-        is_held_out: True or False for one part of the source alone, as `data.validation_fraction` splits it; None for
-            all of it, each document in one piece.
+        part: place in `token_manifest.PARTS` of the part that is read, as `data.validation_fraction` and
+            `data.test_fraction` divide the source; None for all of it.
 
     Raises:
         DataError: the source cannot be read, or a token is not in the vocabulary.
     """
     if config.data.source in (*ID_FILES, DataSource.synthetic):
-        yield from _of_ids(config, tokenizer, is_held_out)
+        yield from _of_ids(config, tokenizer, part)
         return
     assert tokenizer is not None, "sources of text are refused without a tokenizer"
     prefix = prefix_of(tokenizer)
-    texts = (text for held_out, text in split_texts(config) if is_held_out in (None, held_out))
+    texts = texts_of(config, part)
     while batch := list(islice(texts, _BATCH_DOCUMENTS)):
         for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
             if ids:
                 yield Document(prefix, ids, len(text.encode("utf-8", errors="replace")))
 
 
-def _of_ids(config: TridentConfig, tokenizer: Tokenizer | None, is_held_out: bool | None) -> Iterator[Document]:
+def _of_ids(config: TridentConfig, tokenizer: Tokenizer | None, part: int | None) -> Iterator[Document]:
     eos_id = None if tokenizer is None else tokenizer.eos_id
     is_made = config.data.source in ID_FILES
     pieces = ready_made_pieces(config, token_sources(config, eos_id, warn)) if is_made else synthetic_pieces(config)
-    for held_out, array in pieces:
-        if is_held_out not in (None, held_out):
+    for found, array in pieces:
+        if part not in (None, found):
             continue
         ids = array.tolist()
         if tokenizer is None or config.data.source is DataSource.synthetic:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from trainer.config.other_names import Meaning
 from trainer.inference.key_words import KeyWords
 
-PARTS = ("all", "validation", "train")
+PARTS = ("all", "validation", "train", "test")
 AS_THE_TASK_SAYS = -1
 
 
@@ -33,8 +33,10 @@ class EvaluateOptions:
     chat: bool = False
     """Put each question of a task into the tokenizer's chat template, as the words of a user."""
     part: str = ""
-    """Part of the data that is scored: validation (what data.validation_fraction holds out), train or all. Without it,
-    validation for the run's own data and all for others."""
+    """Part of the data that is scored: validation (what data.validation_fraction holds out), test (what
+    data.test_fraction holds out), train or all. Without it, validation for the run's own data and all for others."""
+    sources: tuple[str, ...] = ()
+    """Names of the sources of data.blend that are scored, with commas. Without it, all of them."""
     stride: int = 0
     """Tokens by which the window moves on in a document that is longer than the model's sequence. 0: all of them."""
     batch_size: int = 8
@@ -61,6 +63,7 @@ _SAME = {
     "output": "output_path out output_file save_path results",
     "samples": "log_samples write_out",
     "part": "split subset",
+    "sources": "source blend_sources",
     "layout.tensor_parallel_size": "tp tensor_parallel_size tensor_model_parallel_size",
     "layout.pipeline_parallel_size": "pp pipeline_parallel_size pipeline_model_parallel_size",
     "layout.data_parallel_size": "dp data_parallel_size",
@@ -81,7 +84,9 @@ OTHER_NAMES: dict[str, Meaning] = {
 }
 """Name elsewhere -> its counterpart here."""
 GROUPS = ("data", "logging", "layout", "runtime")
-WORDS = KeyWords(EvaluateOptions, groups=GROUPS, other_names=OTHER_NAMES, repeated=("include_path",), lists=("tasks",))
+WORDS = KeyWords(
+    EvaluateOptions, groups=GROUPS, other_names=OTHER_NAMES, repeated=("include_path",), lists=("tasks", "sources")
+)
 KEYS = WORDS.keys
 """Keys of the verb's own."""
 
@@ -100,6 +105,7 @@ def _problems(options: EvaluateOptions) -> list[str]:
     rules = (
         (bool(options.checkpoint), "checkpoint must name a run folder, a checkpoint or a model, but is empty"),
         (all(one.strip() for one in options.tasks), "tasks must be names with commas, but one is empty"),
+        (all(one.strip() for one in options.sources), "sources must be names with commas, but one is empty"),
         (fewshot >= AS_THE_TASK_SAYS, f"num_fewshot must be at least 0, or -1, but is {fewshot}"),
         (options.limit >= 0, f"limit must be at least 0, but is {options.limit}"),
         (options.stride >= 0, f"stride must be at least 0, but is {options.stride}"),

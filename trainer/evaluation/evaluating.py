@@ -63,8 +63,8 @@ def _loaded(asked: Evaluation) -> _Tasks:
 
 
 def _scores(asked: Evaluation, team: Team, tasks: _Tasks | None) -> Scores:
-    documents = None if asked.data is None else score_data(asked.data, team, asked.options.limit)
-    return Scores(documents, None if tasks is None else _task_results(asked, team, tasks))
+    documents = tuple(score_data(one, team, asked.options.limit) for one in asked.data)
+    return Scores(asked.data, documents, None if tasks is None else _task_results(asked, team, tasks))
 
 
 def score_data(data: AskedData, team: Team, limit: int = 0) -> DocumentScores:
@@ -78,7 +78,7 @@ def score_data(data: AskedData, team: Team, limit: int = 0) -> DocumentScores:
     Raises:
         DataError: they cannot be read, or there are none.
     """
-    documents = read_documents(data.config, data.tokenizer, data.is_held_out)
+    documents = read_documents(data.config, data.tokenizer, data.part_number)
 
     done, told_at = 0, time.monotonic()
 

@@ -20,7 +20,7 @@ from tests.helpers.tasks import NAMES, PROSE, QUIZ, write_tasks
 from trainer.cli import main
 from trainer.config.schema import LoggingConfig, WandbMode
 from trainer.data.end_of_text import END_OF_TEXT
-from trainer.data.split import is_held_out
+from trainer.data.split import TEST_PART, Fractions, is_held_out
 from trainer.data.tokenizer import ByteTokenizer, FileTokenizer, train_bpe
 from trainer.evaluation.asked import settle
 from trainer.evaluation.documents import read_documents
@@ -154,10 +154,30 @@ def test_parts_are_those_of_training(place: Path, tmp_path: Path) -> None:
     assert 0 < sum(held_out) < 8
     settings = ("data.source=files", f"data.files=[{tmp_path / 'many.jsonl'}]", "data.validation_fraction=0.5")
     for part, wanted in (("validation", held_out), ("train", [not one for one in held_out]), ("all", [True] * 8)):
-        data = settle(EvaluateOptions(str(place / "run"), part=part, settings=settings)).data
-        assert data is not None
-        found = [one.num_bytes for one in read_documents(data.config, data.tokenizer, data.is_held_out)]
+        (data,) = settle(EvaluateOptions(str(place / "run"), part=part, settings=settings)).data
+        found = [one.num_bytes for one in read_documents(data.config, data.tokenizer, data.part_number)]
         assert found == [len(text) for text, is_wanted in zip(texts, wanted, strict=True) if is_wanted]
+
+
+def test_parts_where_validation_files_are_named(place: Path, tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(40)]
+    for name, held in (("many", texts), ("held", ["held out by a file"])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in held))
+    settings = (
+        *("data.source=files", f"data.files=[{tmp_path / 'many.jsonl'}]", "data.test_fraction=0.5"),
+        *(f"data.validation_files=[{tmp_path / 'held.jsonl'}]", "data.validation_fraction=0"),
+    )
+    tested = [Fractions(0.0, 0.5).part_of(text.encode()) == TEST_PART for text in texts]
+    wanted = {
+        "validation": ["held out by a file"],
+        "test": [text for text, is_tested in zip(texts, tested, strict=True) if is_tested],
+        "train": [text for text, is_tested in zip(texts, tested, strict=True) if not is_tested],
+        "all": texts,
+    }
+    for part, expected in wanted.items():
+        (data,) = settle(EvaluateOptions(str(place / "run"), part=part, settings=settings)).data
+        found = [one.num_bytes for one in read_documents(data.config, data.tokenizer, data.part_number)]
+        assert found == [len(text) for text in expected], part
 
 
 def sampled(results: dict[str, Any], task: str) -> list[dict[str, Any]]:
