@@ -17,8 +17,9 @@ def run(words: Words) -> int:
     from trainer.auditing.audit import Asked, audit_verb
 
     step = words.value("--step")
-    if step is not None and not step.isdecimal():
-        raise ConfigError(f"--step must be a whole number, but is {step!r}")
+    # Python reads no number of thousands of digits.
+    if step is not None and not (step.isdecimal() and len(step) <= 18):
+        raise ConfigError(f"--step must be a whole number of at most 18 digits, but is {step[:40]!r}")
     other = words.rest[1] if len(words.rest) > 1 else None
     number = None if step is None else int(step)
     return audit_verb(Asked(words.rest[0], other, number, words.has("--json"), words.value("--picture")))

@@ -73,8 +73,9 @@ def _number(words: Words, option: str, default: int) -> int:
     text = words.value(option)
     if text is None:
         return default
-    if not text.isdecimal():
-        raise ConfigError(f"{option} must be a whole number of at least 0, but is '{text}'")
+    # Python reads no number of thousands of digits.
+    if not text.isdecimal() or len(text) > 18:
+        raise ConfigError(f"{option} must be a whole number of at least 0, but is '{text[:40]}'")
     return int(text)
 
 
