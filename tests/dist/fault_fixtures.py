@@ -205,6 +205,7 @@ class _Source:
     def __init__(self, fixture: _EngineFixture, sleeps: bool) -> None:
         self._fixture, self._sleeps = fixture, sleeps
         self.tokens = fixture.plan.tokens_per_step
+        self.names = ("data",)
 
     def micro_batches(self, position: int, step: int | None = None) -> Any:
         if self._sleeps and position >= self.tokens:
@@ -217,6 +218,7 @@ class _Source:
 
 def train_with_watchdog(rank: int, world_size: int, fault: str, folder: Path, timeout_s: float) -> None:
     """Train two stages under a watchdog; the second stands still in its data, a forward pass, or an evaluation."""
+    from trainer.data.batches import HeldOut
     from trainer.launcher.watchdog import Watchdog
     from trainer.log import use_terminal
     from trainer.loop.session import Session
@@ -247,7 +249,9 @@ def train_with_watchdog(rank: int, world_size: int, fault: str, folder: Path, ti
     with Watchdog(folder, rank, fixture.groups.mesh.coordinate(rank).stage, world_size, progress, timeout_s, 600.0):
         hosts = ["here"] * world_size
         session = Session(plan=plan, groups=fixture.groups, hosts=hosts, progress=progress)
-        Loop(session, fixture.engine, Batches(source, source), state, [], stop, lambda: state).run()
+        Loop(
+            session, fixture.engine, Batches(source, [HeldOut("data", 1.0, source)]), state, [], stop, lambda: state
+        ).run()
 
 
 def check_replicas(rank: int, world_size: int, cases: Sequence[tuple[Case, str]]) -> list[str]:

@@ -47,6 +47,8 @@ VERB = Verb(
         "Takes the groups and keys of `trident train` and prints the folder of the shards. The keys data.*, "
         "tokenizer.* and model.vocab_size decide their content, and model.seq_length that of chats and prompts; a run "
         "with the same values finds the shards and does not read the text again.",
+        "Below it: `trident data inspect` looks at tokens or texts, `trident data audit` proves which samples a run "
+        "saw, and `trident data write` writes the tokens as files that other trainers read; each has a --help.",
     ),
     examples=(
         "trident data data=files 'data.files=[corpus/*.txt]'",

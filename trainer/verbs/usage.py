@@ -47,11 +47,11 @@ def paragraphs(texts: Iterable[str], wide: int) -> list[str]:
 
 
 def overview(verbs: Sequence[Verb]) -> str:
-    """Return the help of the command."""
+    """Return the help of the command. Verbs below another one are in the help of that one."""
     wide = width()
     options = [(_head(option), option.sentence) for option in COMMAND_OPTIONS]
     lines = ["usage: trident VERB [word ...]", ""]
-    lines += _section("verbs", [(verb.name, verb.summary) for verb in verbs], wide)
+    lines += _section("verbs", [(verb.name, verb.summary) for verb in verbs if " " not in verb.name], wide)
     lines += _section("options", options, wide)
     return "\n".join(lines).rstrip()
 

@@ -104,7 +104,7 @@ def test_a_verb_without_settings_has_no_other_options() -> None:
         (
             "--config-dir=x",
             "it is an option of `trident train`, `trident plan`, `trident data`, `trident data inspect`, "
-            "`trident balance`, `trident reshard` and `trident data write`",
+            "`trident data write`, `trident balance` and `trident reshard`",
         ),
     ],
 )
