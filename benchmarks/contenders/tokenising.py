@@ -151,7 +151,8 @@ def write_sparse(folder: Path, length: int, samples: int) -> None:
             files[name].write(numbers.tobytes())
     for file in files.values():
         file.close()
-    (index / "facts.json").write_text(json.dumps({"tokens": samples * length, "cuts": 0}))
+    sizes = {name: (index / name).stat().st_size for name in (OFFSETS, STARTS, LENGTHS)}
+    (index / "facts.json").write_text(json.dumps({"tokens": samples * length, "cuts": 0, "sizes": sizes}))
 
 
 PROGRAMS = {one.__name__: one for one in (encode_batch, map_script, read_at_random, open_epoch)}
