@@ -310,7 +310,7 @@ class Asked(WantedStream):
     def begun(self, sample_length: int) -> StreamPlan:
         return StreamPlan(sample_length, (Segment(0, 1, (SourceShare("data", "new", 14),), (Phase(0, (1,)),)),))
 
-    def _continues(self, before: SourceShare, after: SourceShare) -> bool:
+    def continues(self, before: SourceShare, after: SourceShare) -> bool:
         return (before.content, after.content) == ("old", "new")
 
 
@@ -319,7 +319,7 @@ def test_other_data_are_gone_on_with_where_the_word_says_so(
     run: Run, control: Group, is_own: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run.state.segments = [
-        asdict(Segment(0, 1, (SourceShare("data", "old:41", 10),), (Phase(0, (1,)),))),
+        asdict(Segment(0, 1, (SourceShare("data", "old", 10),), (Phase(0, (1,)),))),
     ]
     run.steps(2)
     config = config_of() if is_own else config_of(resume=str(run.store.path(2)))
