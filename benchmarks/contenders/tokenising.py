@@ -129,7 +129,7 @@ def write_sparse(folder: Path, length: int, samples: int) -> None:
     """
     import numpy as np
 
-    from trainer.data.best_fit import LENGTHS, OFFSETS, STARTS
+    from trainer.data.best_fit import FACTS, LENGTHS, OFFSETS, STARTS
 
     index = folder / f"best_fit-train-{length}"
     index.mkdir(parents=True)
@@ -151,8 +151,9 @@ def write_sparse(folder: Path, length: int, samples: int) -> None:
             files[name].write(numbers.tobytes())
     for file in files.values():
         file.close()
-    sizes = {name: (index / name).stat().st_size for name in (OFFSETS, STARTS, LENGTHS)}
-    (index / "facts.json").write_text(json.dumps({"tokens": samples * length, "cuts": 0, "sizes": sizes}))
+    facts: dict[str, object] = {"tokens": samples * length, "cuts": 0}
+    facts |= {"sizes": {path.name: size for path, size in sizes.items() if path.parent == index}}
+    (index / FACTS).write_text(json.dumps(facts))
 
 
 PROGRAMS = {one.__name__: one for one in (encode_batch, map_script, read_at_random, open_epoch)}

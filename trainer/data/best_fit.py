@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from trainer.data.picks import EVERYTHING, ONE_SOURCE, Needs, Rows
 from trainer.data.shard_set import ShardSet
-from trainer.data.shared_cache import partial_folder, set_aside, share, turn
+from trainer.data.shared_cache import published, set_aside, silent, turn
 from trainer.files import storage_faults, write_atomically
 from trainer.progress import current
 
@@ -30,7 +30,7 @@ BLOCK_PIECES = 1 << 20
 _SCANNED = 1 << 22
 """Tokens whose boundaries are read at a time."""
 OFFSETS, STARTS, LENGTHS = "offsets.i64", "starts.i64", "lengths.i32"
-_FACTS = "facts.json"
+FACTS = "facts.json"
 _FILES = ((OFFSETS, "<i8"), (STARTS, "<i8"), (LENGTHS, "<i4"))
 Pieces = npt.NDArray[np.int64]
 
@@ -68,7 +68,7 @@ def packed_pieces(folder: Path, part: str, shards: ShardSet, length: int) -> Pac
     facts = _facts(index)
     if facts is None:
         with storage_faults(index), ExitStack() as held:
-            held.enter_context(turn(index, lambda: _facts(index) is not None, _silent))
+            held.enter_context(turn(index, lambda: _facts(index) is not None, silent))
             facts = _facts(index) or _made(index, shards, length)
     offsets, starts, lengths = (_mapped(index / name, kind) for name, kind in _FILES)
     return PackedPieces(offsets, starts, lengths, facts["tokens"], facts["cuts"])
@@ -77,7 +77,7 @@ def packed_pieces(folder: Path, part: str, shards: ShardSet, length: int) -> Pac
 def _facts(index: Path) -> dict[str, Any] | None:
     """Return the description of an index, or None unless every file of it is there in full size."""
     try:
-        facts: dict[str, Any] = json.loads((index / _FACTS).read_text(encoding="utf-8"))
+        facts: dict[str, Any] = json.loads((index / FACTS).read_text(encoding="utf-8"))
         whole = all((index / name).stat().st_size == facts["sizes"][name] for name, _ in _FILES)
         return facts if whole and {"tokens", "cuts"} <= facts.keys() else None
     # A damaged description can be any JSON or none.
@@ -88,20 +88,7 @@ def _facts(index: Path) -> dict[str, Any] | None:
 def _made(index: Path, shards: ShardSet, length: int) -> dict[str, Any]:
     if os.path.lexists(index):
         set_aside(index)
-    partial = partial_folder(index)
-    facts = _write(partial, shards, length)
-    share(partial)
-    try:
-        partial.rename(index)
-    except OSError:
-        # A process that does not see the lock was faster.
-        if _facts(index) is None:
-            raise
-    return facts
-
-
-def _silent(text: str) -> None:
-    """Say nothing."""
+    return published(index, lambda partial: _write(partial, shards, length), lambda: _facts(index))
 
 
 def _mapped(path: Path, kind: str) -> npt.NDArray[Any]:
@@ -128,7 +115,7 @@ def _write(folder: Path, shards: ShardSet, length: int) -> dict[str, Any]:
             file.flush()
             os.fsync(file.fileno())
     facts = {"tokens": tokens, "cuts": cuts, "sizes": {name: (folder / name).stat().st_size for name, _ in _FILES}}
-    write_atomically(folder / _FACTS, json.dumps(facts), "data.cache_dir")
+    write_atomically(folder / FACTS, json.dumps(facts), "data.cache_dir")
     return facts
 
 

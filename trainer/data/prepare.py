@@ -37,7 +37,7 @@ from trainer.data.own_validation import with_own_validation
 from trainer.data.pieces import synthetic_pieces
 from trainer.data.prepared import PreparedData, looks_at_documents, samples_of
 from trainer.data.ready_made import ready_made_identity, token_sources, write_parts
-from trainer.data.shared_cache import check_readable, partial_folder, remove_leftovers, set_aside, share, turn
+from trainer.data.shared_cache import check_readable, published, remove_leftovers, set_aside, share, silent, turn
 from trainer.data.token_files import TRAIN, VALIDATION, dtype_for, file_sizes, shard_prefix
 from trainer.data.token_manifest import FORMAT_VERSION, Counts, Manifest, folder_hash, read_manifest, write_manifest
 from trainer.data.tokenizer import (
@@ -86,7 +86,7 @@ def prepare(config: TridentConfig, say: Say | None = None, node: Share = ALONE) 
         StorageError: the cache's disk is full, read-only or failing.
     """
     with current().during(PREPARING):
-        return _prepared(config, say or _silent, node)
+        return _prepared(config, say or silent, node)
 
 
 def _prepared(config: TridentConfig, say: Say, node: Share) -> PreparedData:
@@ -142,10 +142,6 @@ def look_into(folder: Path, config: TridentConfig) -> PreparedData | None:
     """Return the data of a config in a folder of the cache; None if they are not there. Raises as `look_up`."""
     manifest = read_manifest(folder)
     return None if manifest is None else _opened(config, folder, manifest)
-
-
-def _silent(text: str) -> None:
-    """Say nothing."""
 
 
 def _fingerprint(config: TridentConfig) -> str:
@@ -212,14 +208,12 @@ def _clear(folder: Path, has_lock: bool, say: Say) -> None:
 
 
 def _published(folder: Path, write: Callable[[Path], Manifest]) -> Manifest:
-    partial = partial_folder(folder)
-    try:
+    def described(partial: Path) -> Manifest:
         manifest = write(partial)
         write_manifest(partial, manifest)
-        share(partial)
-        return _publish(partial, folder, manifest)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        return manifest
+
+    return published(folder, described, lambda: read_manifest(folder))
 
 
 def _from_units(config: TridentConfig, folder: Path, has_lock: bool, node: Share, say: Say) -> Manifest:
@@ -316,18 +310,6 @@ def _assembled(
     shutil.copytree(work.tokenizer, partial / "tokenizer")
     made = assemble(config, tokenizer, work, places, partial)
     return _described(config, partial, tokenizer, made)
-
-
-def _publish(partial: Path, folder: Path, manifest: Manifest) -> Manifest:
-    try:
-        partial.rename(folder)
-    except OSError:
-        # A process that does not see our lock was faster: it built the same tokens, as the folder's name says.
-        found = read_manifest(folder)
-        if found is None:
-            raise
-        return found
-    return manifest
 
 
 def _write_tokens(config: TridentConfig, folder: Path, say: Say) -> Manifest:

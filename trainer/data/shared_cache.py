@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from trainer.errors import DataError
 from trainer.progress import current
@@ -29,6 +30,11 @@ LEFT_BEHIND_S = 86_400.0
 """Age in seconds of a partial folder from which on it was left by a killed process, on whatever machine."""
 _PARTIAL = ".partial"
 _OWNER_BYTES = 200
+Made = TypeVar("Made")
+
+
+def silent(text: str) -> None:
+    """Say nothing."""
 
 
 @contextmanager
@@ -104,6 +110,34 @@ def partial_folder(folder: Path) -> Path:
     made.mkdir()
     share(made)
     return made
+
+
+def published(folder: Path, write: Callable[[Path], Made], find: Callable[[], Made | None]) -> Made:
+    """Make a folder under a name of its own and rename it into place; another process may have been faster.
+
+    Args:
+        folder: the folder, which is not there.
+        write: fills an empty folder, and returns what it made.
+        find: returns what another process has made of `folder`, or None if that is not whole.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    partial = partial_folder(folder)
+    try:
+        made = write(partial)
+        share(partial)
+        try:
+            partial.rename(folder)
+        except OSError:
+            # A process that does not see our lock was faster: it made the same, as the folder's name says.
+            found = find()
+            if found is None:
+                raise
+            return found
+        return made
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from trainer.config.schema import RecordKind, TokenizerKind, TridentConfig
 from trainer.data.examples import training_texts
 from trainer.data.opening_checks import check_vocabulary
 from trainer.data.pieces import training_pieces
-from trainer.data.shared_cache import check_readable, partial_folder, remove_leftovers, set_aside, share, turn
+from trainer.data.shared_cache import check_readable, published, remove_leftovers, set_aside, turn
 from trainer.data.split import parts_of
 from trainer.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, wanted_entries
 from trainer.errors import DataError
@@ -108,22 +107,18 @@ class SharedTokenizer:
 
     def _make(self, folder: Path, say: Say) -> None:
         say(f"training one tokenizer for the sources of data.blend: {', '.join(self._sources)}")
-        partial = partial_folder(folder)
-        try:
-            texts = {name: _named(name, _training(own)) for name, own in self._sources.items()}
-            tokenizer_of(self._config, say, in_turn(texts)).save(partial)
-            if self._name() != folder.name:
-                raise DataError(
-                    "the files of the sources must not change while a tokenizer is trained on them, but one has "
-                    "changed; start the same command again when nothing writes them any more"
-                )
-            share(partial)
-            # A process that does not see our lock may have been faster: it has made the same.
-            if not _is_whole(folder):
-                set_aside(folder)
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        set_aside(folder)
+        published(folder, lambda partial: self._train(partial, folder.name, say), lambda: _is_whole(folder) or None)
+
+    def _train(self, partial: Path, name: str, say: Say) -> bool:
+        texts = {source: _named(source, _training(own)) for source, own in self._sources.items()}
+        tokenizer_of(self._config, say, in_turn(texts)).save(partial)
+        if self._name() != name:
+            raise DataError(
+                "the files of the sources must not change while a tokenizer is trained on them, but one has "
+                "changed; start the same command again when nothing writes them any more"
+            )
+        return True
 
 
 def shared_name(path: str | None, cache: Path) -> str | None:

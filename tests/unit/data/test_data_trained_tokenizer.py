@@ -146,7 +146,7 @@ def test_what_cannot_be_trained_on_names_its_source(corpus: Path, monkeypatch: p
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.data.trained_tokenizer.partial_folder", full)
+    monkeypatch.setattr("trainer.data.shared_cache.partial_folder", full)
     with pytest.raises(StorageError, match=r"data\.cache_dir must be on a disk that takes the tokens"):
         prepare(wanted(corpus))
 
