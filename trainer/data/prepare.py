@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from trainer.config.held_out import names_validation
 from trainer.config.places import absolute_path
@@ -100,14 +101,13 @@ def _prepared(config: TridentConfig, say: Say, node: Share) -> PreparedData:
         found = with_own_validation(config, lambda own: prepare(own, say, node))
         assert found is not None, "it is prepared"
         return found
-    folder = cache_folder(config) / _fingerprint(config)
+    folder, plain = (cache_folder(config) / name for name in _names(config))
     check_readable(folder)
     manifest = read_manifest(folder)
     if manifest is None:
         shares = bool(node.others) and _is_text(config.data)
         # The two values of data.on_bad_record share the folder of the units, and so the lock.
-        locked = _plain_folder(config, folder)
-        locked = locked.with_name(f"{locked.name}.node{node.node}") if shares else locked
+        locked = plain.with_name(f"{plain.name}.node{node.node}") if shares else plain
         with ExitStack() as held:
             try:
                 folder.parent.mkdir(parents=True, exist_ok=True)
@@ -116,9 +116,9 @@ def _prepared(config: TridentConfig, say: Say, node: Share) -> PreparedData:
                 raise _cache_fault(folder.parent, error) from error
             # Another process may have built it while this one waited.
             check_readable(folder)
-            manifest = read_manifest(folder) or _build(config, folder, has_lock, node if shares else ALONE, say)
+            manifest = read_manifest(folder) or _build(config, folder, plain, has_lock, node if shares else ALONE, say)
     elif _is_text(config.data):
-        _remove_work_left(config, folder, say)
+        _remove_work_left(config, plain, say)
     return _opened(config, folder, manifest)
 
 
@@ -144,12 +144,40 @@ def look_into(folder: Path, config: TridentConfig) -> PreparedData | None:
     return None if manifest is None else _opened(config, folder, manifest)
 
 
+class _Names(NamedTuple):
+    """Names in the cache, from one look at the files of a source, which may be a million."""
+
+    own: str
+    """Hash of everything that decides the tokens: the folder of the shards."""
+    plain: str
+    """The same with data.on_bad_record=error: it names units and locks, so that changing the key keeps what is done."""
+
+
 def _fingerprint(config: TridentConfig) -> str:
+    return _names(config).own
+
+
+def _plain_name(config: TridentConfig) -> str:
+    return _names(config).plain
+
+
+def _names(config: TridentConfig) -> _Names:
+    data, made_of = config.data, _made_of(config)
+
+    def name(on_bad_record: OnBadRecord) -> str:
+        facts: list[object] = [FORMAT_VERSION, data.source.value, data.max_documents, data.validation_fraction]
+        # Only where they are set: folders of earlier versions stay.
+        facts += [data.test_fraction] if data.test_fraction else []
+        facts += [value.value for value in (on_bad_record, data.dedup) if value not in _PLAIN]
+        return hashlib.blake2b(json.dumps([*facts, *made_of]).encode(), digest_size=12).hexdigest()
+
+    return _Names(name(data.on_bad_record), name(OnBadRecord.error))
+
+
+def _made_of(config: TridentConfig) -> list[object]:
+    """Return the facts about source, tokenizer and vocabulary. Looks at the files."""
     data, tokenizer = config.data, config.tokenizer
-    facts: list[object] = [FORMAT_VERSION, data.source.value, data.max_documents, data.validation_fraction]
-    # Only where they are set: folders of earlier versions stay.
-    facts += [data.test_fraction] if data.test_fraction else []
-    facts += [value.value for value in (data.on_bad_record, data.dedup) if value not in _PLAIN]
+    facts: list[object] = []
     if data.source is DataSource.synthetic:
         facts += [data.synthetic_tokens, config.model.vocab_size, config.train.seed]
     else:
@@ -167,7 +195,7 @@ def _fingerprint(config: TridentConfig) -> str:
         if tokenizer.kind is TokenizerKind.pretrained and shared is None:
             file = pretrained_file(str(tokenizer.path))
             facts += [None if file is None else file_identity(file), *pretrained_identity(tokenizer)]
-    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
+    return facts
 
 
 def _cache_fault(root: Path, error: BaseException) -> DataError | StorageError:
@@ -189,10 +217,10 @@ def _is_text(data: DataConfig) -> bool:
     return data.source not in (DataSource.synthetic, *ID_FILES)
 
 
-def _build(config: TridentConfig, folder: Path, has_lock: bool, node: Share, say: Say) -> Manifest:
+def _build(config: TridentConfig, folder: Path, plain: Path, has_lock: bool, node: Share, say: Say) -> Manifest:
     try:
         if _is_text(config.data):
-            return _from_units(config, folder, has_lock, node, say)
+            return _from_units(config, folder, plain, has_lock, node, say)
         _clear(folder, has_lock, say)
         return _published(folder, lambda partial: _write_tokens(config, partial, say))
     except (OSError, StorageError) as error:
@@ -216,16 +244,16 @@ def _published(folder: Path, write: Callable[[Path], Manifest]) -> Manifest:
     return published(folder, described, lambda: read_manifest(folder))
 
 
-def _from_units(config: TridentConfig, folder: Path, has_lock: bool, node: Share, say: Say) -> Manifest:
+def _from_units(config: TridentConfig, folder: Path, plain: Path, has_lock: bool, node: Share, say: Say) -> Manifest:
     """Build from units. Each of several nodes holds a lock of its own; beginning and end have the common one."""
 
     def common() -> AbstractContextManager[bool]:
-        return turn(_plain_folder(config, folder), is_done, say) if node.others else nullcontext(has_lock)
+        return turn(plain, is_done, say) if node.others else nullcontext(has_lock)
 
     def is_done() -> bool:
         return read_manifest(folder) is not None
 
-    work = _work_folder(config, folder)
+    work = _work_folder(config, plain)
     try:
         with common() as is_alone:
             if is_done():
@@ -260,29 +288,17 @@ def _whole(folder: Path) -> Manifest:
     return manifest
 
 
-def _work_folder(config: TridentConfig, folder: Path) -> WorkFolder:
-    """Return the folder of the units; data.on_bad_record does not decide it, so that changing it keeps what is done."""
-    return WorkFolder.beside(_plain_folder(config, folder), config.data.on_bad_record is OnBadRecord.skip)
+def _work_folder(config: TridentConfig, plain: Path) -> WorkFolder:
+    return WorkFolder.beside(plain, config.data.on_bad_record is OnBadRecord.skip)
 
 
-def _plain_folder(config: TridentConfig, folder: Path) -> Path:
-    """Return the cache folder that the config would have with data.on_bad_record=error: it names units and locks."""
-    if config.data.on_bad_record is OnBadRecord.error:
-        return folder
-    return folder.with_name(_plain_name(config))
-
-
-def _plain_name(config: TridentConfig) -> str:
-    return _fingerprint(replace(config, data=replace(config.data, on_bad_record=OnBadRecord.error)))
-
-
-def _remove_work_left(config: TridentConfig, folder: Path, say: Say) -> None:
+def _remove_work_left(config: TridentConfig, plain: Path, say: Say) -> None:
     """Remove the folder of the units that a kill between the last two steps of a build has left."""
-    work = _work_folder(config, folder)
+    work = _work_folder(config, plain)
     if not work.path.exists():
         return
     # Whoever has the lock is at work in it, with the other data.on_bad_record.
-    with suppress(OSError), turn(_plain_folder(config, folder), lambda: True, say) as has_lock:
+    with suppress(OSError), turn(plain, lambda: True, say) as has_lock:
         if has_lock:
             work.remove()
 
