@@ -152,13 +152,13 @@ def continued(plan: StreamPlan, wanted: Segment, place: int, continues: Continue
     """
     if place <= plan.segments[0].first:
         return StreamPlan(plan.sample_length, (wanted,))
-    kept = tuple(segment for segment in plan.segments if segment.first < place)
-    last, counts = kept[-1], StreamOrder(StreamPlan(plan.sample_length, kept)).counts(-1, place)
+    kept = StreamPlan(plan.sample_length, tuple(segment for segment in plan.segments if segment.first < place))
+    last, counts = kept.segments[-1], StreamOrder(kept).counts(-1, place)
     sources = tuple(_continued(source, last, counts, continues) for source in wanted.sources)
     now = [phase for phase in wanted.phases if phase.first <= place][-1]
     later = tuple(phase for phase in wanted.phases if phase.first > place)
     segment = replace(wanted, first=place, sources=sources, phases=(replace(now, first=place), *later))
-    return StreamPlan(plan.sample_length, (*kept, segment))
+    return kept.with_segment(segment)
 
 
 def _continued(source: SourceShare, last: Segment, counts: Mapping[str, int], continues: Continues) -> SourceShare:

@@ -33,6 +33,30 @@ class _Waiting:
     flags: int
 
 
+@dataclass(frozen=True)
+class UnitRules:
+    """The keys by which any unit is encoded."""
+
+    fractions: Fractions
+    skips: bool
+    """Bad records are left out."""
+    hashes: bool
+    """Results have a hash of each document."""
+    dtype: str
+    """Type of the ids."""
+
+    @classmethod
+    def of(cls, config: TridentConfig, tokenizer: Tokenizer) -> UnitRules:
+        """Return those of a config."""
+        data = config.data
+        return cls(
+            fractions=Fractions(data.validation_fraction, data.test_fraction),
+            skips=data.on_bad_record is OnBadRecord.skip,
+            hashes=data.dedup is Dedup.exact,
+            dtype=dtype_for(tokenizer.vocab_size),
+        )
+
+
 class TextEncoder:
     """Encodes the documents of units.
 
@@ -43,12 +67,8 @@ class TextEncoder:
     """
 
     def __init__(self, config: TridentConfig, tokenizer: Tokenizer, at: Callable[[str], None]) -> None:
-        data = config.data
-        self._fractions = Fractions(data.validation_fraction, data.test_fraction)
-        self._skips = data.on_bad_record is OnBadRecord.skip
-        self._hashes = data.dedup is Dedup.exact
+        self._rules = UnitRules.of(config, tokenizer)
         self._tokenizer = tokenizer
-        self._dtype = dtype_for(tokenizer.vocab_size)
         self._end = np.array([tokenizer.eos_id], np.uint32)
         self.at = at
 
@@ -63,7 +83,7 @@ class TextEncoder:
             DataError: a record is bad, and such records are not left out.
             OSError: the file cannot be written.
         """
-        with UnitWriter(path, self._dtype) as writer:
+        with UnitWriter(path, self._rules.dtype) as writer:
             batch = _Batch(self, writer)
             for item in items:
                 try:
@@ -75,7 +95,7 @@ class TextEncoder:
                     assert isinstance(item, Document), "texts are read as such"
                     self._add(item, batch, writer)
                 except BadDocument as bad:
-                    if not self._skips:
+                    if not self._rules.skips:
                         raise bad.record.error() from bad
                     batch.forget_document()
                     writer.skip(bad.record)
@@ -87,10 +107,10 @@ class TextEncoder:
 
     def _add(self, document: Document, batch: _Batch, writer: UnitWriter) -> None:
         batch.begin_document(document)
-        digest = hashlib.blake2b(digest_size=HASH_BYTES) if self._hashes else None
+        digest = hashlib.blake2b(digest_size=HASH_BYTES) if self._rules.hashes else None
         note = None if digest is None else digest.update
         flags = CONTINUES if document.continues else BEGINS
-        for segment in segments(document.chunks, self._fractions, self._is_safe, note):
+        for segment in segments(document.chunks, self._rules.fractions, self._is_safe, note):
             batch.add(segment, flags)
             flags = 0
         if document.is_open:

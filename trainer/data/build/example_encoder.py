@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.config.schema import Dedup, OnBadRecord, TooLong, TridentConfig
+from trainer.config.schema import TooLong, TridentConfig
 from trainer.corpus.document import BadRecord, Document, EmptyRecord, Record
 from trainer.data.answers import Answered, answered
-from trainer.data.build.encoder import HASH_BYTES
+from trainer.data.build.encoder import HASH_BYTES, UnitRules
 from trainer.data.build.spool import Item
 from trainer.data.build.unit_result import BEGINS, DROPPED, EMPTIED, TRUNCATED, Facts, UnitWriter
 from trainer.data.examples import Example, example_of, template_of
-from trainer.data.split import Fractions, utf8
-from trainer.data.token_files import dtype_for
+from trainer.data.split import utf8
 from trainer.data.tokenizer import FileTokenizer, Tokenizer
 from trainer.errors import DataError
 
@@ -36,13 +35,9 @@ class ExampleEncoder:
     """
 
     def __init__(self, config: TridentConfig, tokenizer: Tokenizer, at: Callable[[str], None]) -> None:
-        data = config.data
         self._config = config
-        self._fractions = Fractions(data.validation_fraction, data.test_fraction)
-        self._skips = data.on_bad_record is OnBadRecord.skip
-        self._hashes = data.dedup is Dedup.exact
+        self._rules = UnitRules.of(config, tokenizer)
         self._tokenizer = tokenizer
-        self._dtype = dtype_for(tokenizer.vocab_size)
         self._at = at
         end = tokenizer.eos_token if isinstance(tokenizer, FileTokenizer) else None
         self._template = template_of(config, tokenizer.read, end)
@@ -58,12 +53,12 @@ class ExampleEncoder:
             DataError: a record is bad, and such records are not left out.
             OSError: the file cannot be written.
         """
-        with UnitWriter(path, self._dtype, has_marks=True) as writer:
+        with UnitWriter(path, self._rules.dtype, has_marks=True) as writer:
             batch: list[Example] = []
             for item in items:
                 example = self._example(item)
                 if isinstance(example, BadRecord):
-                    if not self._skips:
+                    if not self._rules.skips:
                         raise example.error()
                     writer.skip(example)
                     continue
@@ -81,7 +76,7 @@ class ExampleEncoder:
         try:
             return example_of(self._config.data, item, self._template)
         except DataError as error:
-            if self._skips:
+            if self._rules.skips:
                 return BadRecord(item.origin, str(error), _excerpt(item))
             raise
 
@@ -93,8 +88,8 @@ class ExampleEncoder:
                 writer.note = f"{example.origin} with {len(found.ids)}"
             writer.add_ids(np.array(fitted.ids, np.uint32), np.array(fitted.counted, np.uint8))
             writer.grow_text(len(content), flags)
-            writer.end_piece(self._fractions.part_of(content))
-            if self._hashes:
+            writer.end_piece(self._rules.fractions.part_of(content))
+            if self._rules.hashes:
                 writer.add_hash(hashlib.blake2b(content, digest_size=HASH_BYTES).digest())
         if batch:
             self._at(batch[-1].origin)
