@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Run
+from tests.helpers import command
 from trainer.data.split import TEST_PART, TRAIN_PART, VALIDATION_PART, Fractions
 from trainer.errors import ConfigError
 from trainer.evaluation.asked import settle
@@ -34,11 +35,11 @@ TINY = (
 
 
 @pytest.fixture
-def run(trident: Run, place: Path) -> Path:
-    """A run of three steps with a blend and the default tokenizer."""
+def run(place: Path) -> Path:
+    """A run of three steps with a blend and the default tokenizer, in a process whose output it may send to a log."""
     for name, texts in TEXTS.items():
         (place / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    trained = trident("train", BLEND, *TINY, "run_dir=run")
+    trained = command.run(command.trident("train", BLEND, *TINY, "run_dir=run"), place)
     assert trained.code == 0, trained.err
     return place / "run"
 
