@@ -97,6 +97,23 @@ def _locked(path: Path, key: str) -> int:
         os.close(handle)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line and make it durable. The rest of one that was cut off by a kill stays a line of its own.
+
+    Raises:
+        StorageError: the disk is full, read-only, or not writable by this user.
+    """
+    with storage_faults(path), path.open("ab+") as file:
+        file.seek(0, os.SEEK_END)
+        is_cut = False
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            is_cut = file.read(1) != b"\n"
+        file.write(b"\n" * is_cut + line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove the files that killed processes left of `write_atomically` in a folder. Nobody may be writing there."""
     for path in folder.glob(f".*{_UNFINISHED}"):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trainer.errors import PeerLostError, TridentError
 from trainer.files import write_atomically
+from trainer.run_events import EventKind, append_event
 
 RESTARTS_FILE = "restarts.json"
 RESTARTABLE = (TridentError.exit_code, PeerLostError.exit_code)
@@ -101,10 +102,12 @@ def read_restarts(run_dir: Path) -> list[dict[str, object]]:
 
 
 def remember(run_dir: Path, restart: Restart) -> None:
-    """Add a restart to the run's record.
+    """Add a restart to the run's record, and to its events.
 
     Raises:
         StorageError: the record cannot be written.
     """
     everything = [*read_restarts(run_dir), asdict(restart)]
     write_atomically(run_dir / RESTARTS_FILE, json.dumps(everything, indent=1) + "\n")
+    details = {name: value for name, value in asdict(restart).items() if name not in ("step", "time")}
+    append_event(run_dir, EventKind.restart, restart.step, details)

@@ -12,6 +12,10 @@ SAMPLES = "samples.jsonl"
 CSV = "metrics.csv"
 JOURNAL = "ledger.jsonl"
 """File with a line for each start of a run, and for each return to a checkpoint: what it read from there on."""
+EVENTS = "events.jsonl"
+"""File with a line for each start, save, skipped batch, rewind, evaluation and end of a run."""
+TIMELINE = "timeline.json"
+"""File with the newest measured step: what every stage did, and when."""
 SUMMARY = "summary.json"
 LOGS = "logs"
 LOCK = "lock"
@@ -45,6 +49,8 @@ class RunPaths:
         self.samples = path / SAMPLES
         self.csv = path / CSV
         self.journal = path / JOURNAL
+        self.events = path / EVENTS
+        self.timeline = path / TIMELINE
         self.summary = path / SUMMARY
         self.logs = path / LOGS
         self.skipped_batches = self.logs / SKIPPED_BATCHES

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
 
-from trainer.checkpoint.manifest import Base
+from trainer.checkpoint.manifest import MANIFEST, Base
 from trainer.checkpoint.save import CheckpointWriter, Snapshot, take_snapshot
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.writer_thread import BackgroundWork
 from trainer.config.plan import RunPlan
 from trainer.config.schema import OffloadKind, SaveFailure
 from trainer.engine.face import Engine
-from trainer.errors import StorageError, TridentError
+from trainer.errors import StorageError, TridentError, first_line
+from trainer.files import storage_faults
 from trainer.log import say, warn
 from trainer.loop.events import Hook, RunEnd
 from trainer.loop.measures import Measures
 from trainer.loop.state import TrainState
+from trainer.run_events import EventKind, append_event, read_events
 from trainer.topology.agreement import gather, together
 from trainer.topology.groups import Group, ParallelGroups
 
@@ -65,12 +69,13 @@ class CheckpointHook(Hook):
         self._is_due = False
 
     def on_start(self, first_step: int) -> None:
-        """Finish the last save of a killed run: `latest`, and the deletion of old checkpoints. Local.
+        """Finish the last save of a killed run: `latest`, its event, and the deletion of old checkpoints. Local.
 
         Raises:
-            StorageError: `latest` cannot be written.
+            StorageError: `latest`, or the run's events, cannot be written.
         """
         if self._groups.is_reporting_rank:
+            note_missing_saves(self._store)
             self._writer.tidy(self._state.step)
 
     def on_step(self, step: int) -> None:
@@ -156,10 +161,23 @@ class CheckpointHook(Hook):
             if not may_fail or self._config.on_failure is SaveFailure.stop:
                 raise
             warn(f"step {snapshot.step} is not saved: {error}")
+            self._note_failure(snapshot.step, error)
             return
         self._measures.note("checkpoint/write_ms", 1000 * seconds)
         self._saved_step = snapshot.step
         say(f"saved {self._store.path(snapshot.step)}")
+        together(self._groups.control, lambda: self._note(EventKind.save, snapshot.step, {"write_s": seconds}))
+
+    def _note(self, kind: EventKind, step: int, details: Mapping[str, object]) -> None:
+        if self._groups.is_reporting_rank:
+            append_event(self._store.run_dir, kind, step, details)
+
+    def _note_failure(self, step: int, error: Exception) -> None:
+        """Note that a step is not saved. The run goes on, even if the disk has no room for that line either."""
+        try:
+            self._note(EventKind.save_failed, step, {"reason": first_line(error)})
+        except StorageError as later:
+            warn(f"that is not in the run's events either: {later}")
 
     def _give_last_chance(self) -> None:
         """Wait a little for a save under way, without collectives of this thread: peers may be gone."""
@@ -170,11 +188,28 @@ class CheckpointHook(Hook):
             warn(f"step {snapshot.step} is not saved: the run failed while it was written")
             return
         try:
-            work.result()
+            seconds = work.result()
         except TridentError as error:
             warn(f"step {snapshot.step} is not saved: {error}")
+            self._note_failure(snapshot.step, error)
         except Exception:
             # The message of a broken connection is of no use to anybody.
             warn(f"step {snapshot.step} is not saved: a rank was lost while it was written")
         else:
             say(f"saved {self._store.path(snapshot.step)}")
+            self._note(EventKind.save, snapshot.step, {"write_s": seconds})
+
+
+def note_missing_saves(store: CheckpointStore) -> None:
+    """Append the saves that are not among a run's events: it was killed between the two, or an earlier version saved.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    with storage_faults(store.run_dir):
+        known = {event.step for event in read_events(store.run_dir) if event.kind == EventKind.save.value}
+        for step in store.steps():
+            manifest = store.path(step) / MANIFEST
+            if step not in known and manifest.is_file():
+                at = datetime.fromtimestamp(manifest.stat().st_mtime, UTC)
+                append_event(store.run_dir, EventKind.save, step, at=at)

@@ -297,7 +297,7 @@ def _began_there(use: Use, word: str, run_dir: Path) -> bool:
 
 def _own_step(path: Path, store: CheckpointStore) -> int | None:
     """Return the step of the run's own checkpoint that is named; None if it is not one of its own."""
-    if path.resolve() in (store.folder.resolve(), store.folder.parent.resolve()):
+    if path.resolve() in (store.folder.resolve(), store.run_dir.resolve()):
         return store.steps()[-1]
     try:
         found, manifest = find_checkpoint(path)

@@ -46,7 +46,7 @@ def checkpoint_to_resume(config: TridentConfig, store: CheckpointStore, control:
     if own is not None:
         return own
     # Decided by one rank: a path may mean another place on another machine.
-    decided = together(control, lambda: find_origin(config, store.folder.parent) if control.rank == 0 else None)
+    decided = together(control, lambda: find_origin(config, store.run_dir) if control.rank == 0 else None)
     found = gather(control, decided)[0]
     return found and together(control, lambda: _with_base(_checked(found, control), control, init_from))
 

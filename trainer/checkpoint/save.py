@@ -91,8 +91,8 @@ class CheckpointWriter:
         config = plan.config
         self._config = config.checkpoint
         # Only if the data are text, or were: without a tokenizer the model could not be sampled from.
-        self._tokenizer = store.folder.parent / TOKENIZER if has_tokenizer(config) else None
-        self._hugging_face = store.folder.parent / HUGGING_FACE
+        self._tokenizer = store.run_dir / TOKENIZER if has_tokenizer(config) else None
+        self._hugging_face = store.run_dir / HUGGING_FACE
         self._peers = peers
 
     def write(self, snapshot: Snapshot) -> None:
@@ -134,7 +134,7 @@ class CheckpointWriter:
             shutil.rmtree(temporary, ignore_errors=True)
             (temporary / TENSORS).mkdir(parents=True)
             # A first checkpoint is as durable as the folder of checkpoints is.
-            sync_folder(self._store.folder.parent)
+            sync_folder(self._store.run_dir)
         free = shutil.disk_usage(temporary).free
         rest = _ROOM_FOR_THE_REST + (size_bytes_of(self._tokenizer) if self._tokenizer else 0)
         rest += size_bytes_of(self._hugging_face)

@@ -20,6 +20,7 @@ class CheckpointStore:
     """The folder `run_dir/checkpoints`."""
 
     def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
         self.folder = run_dir / CHECKPOINTS
 
     def path(self, step: int) -> Path:

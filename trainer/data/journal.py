@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.batch_sizes import BatchSizes
-from trainer.files import storage_faults
+from trainer.files import append_line
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,7 @@ def append_stretch(path: Path, stretch: Stretch) -> None:
     Raises:
         StorageError: the disk is full, read-only, or not writable by this user.
     """
-    with storage_faults(path), path.open("ab+") as file:
-        file.seek(0, 2)
-        if file.tell():
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(asdict(stretch)).encode() + b"\n")
+    append_line(path, json.dumps(asdict(stretch)))
 
 
 def read_journal(path: Path) -> list[Stretch]:

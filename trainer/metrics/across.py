@@ -29,6 +29,8 @@ class Across:
     """Forward and backward of a step on the busiest rank of each stage; NaN with one stage."""
     times: tuple[RankTimes, ...] = ()
     """Times of every rank."""
+    used: tuple[float, ...] = ()
+    """Peak in GiB, as a prediction counts it (`MemoryPeaks.used_gib`), of the fullest rank of each stage."""
 
 
 class AcrossMeter:
@@ -72,6 +74,7 @@ class AcrossMeter:
             fullest=MemoryPeaks(max(allocated), max(reserved), max(used)),
             stages=self._fullest_by_stage(allocated),
             nodes=tuple({name: value for name, value in found.items() if not math.isnan(value)} for found in nodes),
+            used=self._fullest_by_stage(used),
             busy_ms=self._fullest_by_stage(busy),
             times=tuple(RankTimes(*entry) for entry in zip(own, waits, strict=True)),
         )

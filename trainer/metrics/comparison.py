@@ -51,14 +51,17 @@ class Comparison:
         self._slow_in_a_row = 0
         self._step_ms: list[float] = []
         self._peak_gib = math.nan
+        self._stages_gib: tuple[float, ...] = ()
 
     def row(self, report: StepReport, across: Across) -> dict[str, float]:
-        """Return the values of `PLAN_NAMES` for a report."""
+        """Return the values of `PLAN_NAMES` for a report, and the memory of each stage that a prediction knows."""
         expected, used = self.expected, across.fullest.used_gib
         self._step_ms.append(report.step_ms)
         self._peak_gib = used
+        self._stages_gib = across.used
         step_ms, peak_gib = expected.step_ms, expected.peak_memory_gib
-        return dict(zip(PLAN_NAMES, (step_ms, report.step_ms / step_ms, peak_gib, used / peak_gib), strict=True))
+        whole = dict(zip(PLAN_NAMES, (step_ms, report.step_ms / step_ms, peak_gib, used / peak_gib), strict=True))
+        return whole | {f"memory/stage{k}/peak_used_gib": stage for k, stage in enumerate(across.used)}
 
     def alarms(self, report: StepReport, across: Across, slowest: Slowest | None) -> list[str]:
         """Return the warnings that this report gives rise to: each of the two at most once a start of the run."""
@@ -80,7 +83,7 @@ class Comparison:
         """Begin to count slow reports anew: the run goes on from an earlier step."""
         self._slow_in_a_row = 0
 
-    def summary(self) -> dict[str, Mapping[str, float]]:
+    def summary(self) -> dict[str, Mapping[str, object]]:
         """Return what was predicted, what was measured since this start of the run, and their ratios.
 
         The time is the median over reports, without the first ones if there are others.
@@ -88,12 +91,13 @@ class Comparison:
         expected = self.expected
         predicted = {"step_ms": expected.step_ms, "peak_memory_gib": expected.peak_memory_gib}
         error = {"step_ms": expected.step_error, "peak_memory_gib": expected.memory_error}
-        told: dict[str, Mapping[str, float]] = {"predicted": predicted, "predicted_error": error}
+        told: dict[str, Mapping[str, object]] = {"predicted": predicted, "predicted_error": error}
         if self._step_ms:
             step_ms = median(self._step_ms[WARM_UP_REPORTS:] or self._step_ms)
             measured = {"step_ms": step_ms, "peak_memory_gib": self._peak_gib}
             ratio = {name: value / predicted[name] for name, value in measured.items()}
-            told |= {"measured": measured, "ratio": ratio}
+            stages = {"predicted_gib": list(expected.stage_peaks_gib), "measured_gib": list(self._stages_gib)}
+            told |= {"measured": measured, "ratio": ratio, "stages": stages}
         return told
 
     def _slower(self, report: StepReport, across: Across, slowest: Slowest | None) -> str:

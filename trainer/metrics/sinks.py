@@ -21,6 +21,7 @@ from trainer.metrics.across import AcrossMeter
 from trainer.metrics.comparison import Comparison
 from trainer.metrics.console import ConsoleSink, QuietSink
 from trainer.metrics.csv_sink import CsvSink
+from trainer.metrics.event_sink import EventSink
 from trainer.metrics.journal_sink import JournalSink
 from trainer.metrics.jsonl import JsonlSink
 from trainer.metrics.live import LiveSink
@@ -39,7 +40,7 @@ from trainer.metrics.throughput import ThroughputMeter
 from trainer.metrics.wandb_mode import WandbChoice, choose_mode
 from trainer.metrics.wandb_sink import Checkpoints, Tell, WandbSink
 from trainer.planner.record import Expected, read_expected
-from trainer.run_paths import CSV, JOURNAL, METRICS, SAMPLES, RunPaths
+from trainer.run_paths import CSV, EVENTS, JOURNAL, METRICS, SAMPLES, TIMELINE, RunPaths
 from trainer.topology.groups import ParallelGroups
 from trainer.versions import source_commit, versions
 
@@ -61,7 +62,7 @@ def forget_rows(run_dir: Path) -> None:
         StorageError: the folder cannot be written.
     """
     with storage_faults(run_dir):
-        for name in (METRICS, SAMPLES, CSV, JOURNAL):
+        for name in (METRICS, SAMPLES, CSV, JOURNAL, EVENTS, TIMELINE):
             (run_dir / name).unlink(missing_ok=True)
 
 
@@ -144,6 +145,7 @@ def _sinks(
         TextSink(paths.samples),
         SkippedBatchesSink(paths.skipped_batches),
         JournalSink(paths.journal, plan, state),
+        EventSink(run_dir, plan.mesh),
     ]
     if logging.csv:
         sinks.append(CsvSink(paths.csv))

@@ -70,6 +70,8 @@ class Expected:
     """Relative error that the memory has to be expected to have."""
     bubble_fraction: float
     """Share of the pipeline ranks' time in which they wait for each other: 0 to 1."""
+    stage_peaks_gib: tuple[float, ...] = ()
+    """The same memory of each pipeline rank, in order."""
 
 
 def read_expected(plan_file: Path) -> Expected | None:
@@ -100,6 +102,7 @@ def expected_of(record: Mapping[str, object]) -> Expected:
         step_error=_number(confidence["step_time"]),
         memory_error=_number(confidence["memory"]),
         bubble_fraction=_number(record["bubble_fraction"]),
+        stage_peaks_gib=tuple(_number(stage["peak_gib"]) for stage in stages),
     )
     if found.step_ms <= 0 or found.peak_memory_gib <= 0:
         raise ValueError("a step must take time, and a rank memory")

@@ -16,6 +16,7 @@ from trainer.checkpoint import save
 from trainer.checkpoint.writer_thread import BackgroundWork
 from trainer.engine.face import Fragment
 from trainer.errors import StorageError
+from trainer.run_events import read_events
 from trainer.run_paths import LATEST
 from trainer.topology.groups import Group
 
@@ -155,6 +156,27 @@ def test_a_run_may_go_on_without_a_checkpoint_until_the_next_one(
     assert "the disk is full" in warnings
     run.end("finished")
     assert run.store.steps() == [4]
+    failed, saved = read_events(tmp_path)
+    assert (failed.kind, failed.step, saved.kind, saved.step) == ("save_failed", 2, "save", 4)
+    assert "the disk is full" in str(failed.details["reason"])
+
+
+def test_a_run_goes_on_even_if_it_cannot_note_that_it_has_not_saved(
+    tmp_path: Path,
+    control: Group,
+    gate: Gate,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = run_of(tmp_path, control, on_failure="go_on")
+    failing(run, gate, 2)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr("trainer.checkpoint.checkpoint_hook.append_event", refuse)
+    run.steps(3)
+    assert "warning: that is not in the run's events either: the disk is full" in capsys.readouterr().err
 
 
 def test_the_last_checkpoint_of_a_run_must_be_written(tmp_path: Path, control: Group, gate: Gate) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from trainer.checkpoint.manifest import MANIFEST, check_content, file_facts, rea
 from trainer.config.compose import from_yaml
 from trainer.config.schema import OffloadKind, ZeroConfig
 from trainer.errors import StorageError
-from trainer.run_paths import CONFIG, LATEST
+from trainer.run_events import read_events
+from trainer.run_paths import CONFIG, EVENTS, LATEST
 from trainer.topology.groups import Group
 
 
@@ -46,6 +48,27 @@ def test_saves_come_every_so_many_steps_and_at_the_end(run: Run) -> None:
     run.end("finished")
     assert run.store.steps() == [2, 4, 5]
     assert run.engine.saves == 3
+
+
+def test_each_save_is_an_event(run: Run) -> None:
+    run.steps(5)
+    run.end("finished")
+    events = read_events(run.store.run_dir)
+    assert [(event.kind, event.step) for event in events] == [("save", 2), ("save", 4), ("save", 5)]
+    assert all(event.details["write_s"] > 0 for event in events)  # type: ignore[operator]
+
+
+def test_a_save_whose_event_a_kill_kept_from_being_written_is_told_by_the_next_start(
+    run: Run, control: Group, tmp_path: Path
+) -> None:
+    run.steps(4)
+    (tmp_path / EVENTS).write_text("")
+    os.utime(run.store.path(2) / MANIFEST, (1e9, 1e9))
+    again = Run(tmp_path, control, step=4)
+    again.steps(6)
+    events = read_events(tmp_path)
+    assert [(event.kind, event.step) for event in events] == [("save", 2), ("save", 4), ("save", 6)]
+    assert events[0].time == datetime.fromtimestamp(1e9, UTC)
 
 
 def test_while_batches_are_skipped_nothing_is_saved_and_then_it_is_made_up_for(run: Run) -> None:

@@ -61,6 +61,7 @@ def test_two_nodes_of_two_ranks_in_one_collective() -> None:
     assert calls == ["all_gather_0"]
     assert across.fullest == MemoryPeaks(4.0, 9.0, 9.9)
     assert across.stages == (4.0, 3.0)
+    assert across.used == (9.9, 7.0)
     assert across.nodes == ({"cpu_percent": 10.0, "memory_used_gib": 1.0}, {"cpu_percent": 90.0})
     assert across.busy_ms == (12.0, 20.0)
     assert across.times == tuple(RankTimes(1.0 + rank, 3.0) for rank in range(4))
@@ -69,7 +70,7 @@ def test_two_nodes_of_two_ranks_in_one_collective() -> None:
 def test_without_nodes_there_are_none() -> None:
     report = replace(REPORT, busy_ms=5.0, own_ms=2.0)
     across = meter(Memory(1.0), None, [0], SingleGroup()).measure(report)
-    assert across == Across(MemoryPeaks(1.0, 0.0, 0.0), (1.0,), (), (5.0,), (RankTimes(2.0, 3.0),))
+    assert across == Across(MemoryPeaks(1.0, 0.0, 0.0), (1.0,), (), (5.0,), (RankTimes(2.0, 3.0),), (0.0,))
 
 
 class Clock:

@@ -44,6 +44,14 @@ def test_a_row_has_what_was_predicted_and_what_was_measured_by_it(report: StepRe
     assert list(found.values()) == [500.0, 1.2, 4.0, 1.0]
 
 
+def test_the_memory_of_each_stage_is_told_as_the_prediction_counts_it(report: StepReport) -> None:
+    comparison = Comparison(replace(EXPECTED, stage_peaks_gib=(4.0, 2.0)))
+    found = comparison.row(report, replace(FITS, stages=(3.0, 1.5), used=(3.5, 2.5)))
+    stages = {name: value for name, value in found.items() if name.startswith("memory/")}
+    assert stages == {"memory/stage0/peak_used_gib": 3.5, "memory/stage1/peak_used_gib": 2.5}
+    assert comparison.summary()["stages"] == {"predicted_gib": [4.0, 2.0], "measured_gib": [3.5, 2.5]}
+
+
 SLOW = [100.0] * WARM_UP_REPORTS + [700.0] * IN_A_ROW
 
 
@@ -146,6 +154,7 @@ def test_the_summary_leaves_the_first_reports_out(report: StepReport) -> None:
         "predicted_error": {"step_ms": 0.1, "peak_memory_gib": 0.05},
         "measured": {"step_ms": 600.0, "peak_memory_gib": 4.0},
         "ratio": {"step_ms": 1.2, "peak_memory_gib": 1.0},
+        "stages": {"predicted_gib": [], "measured_gib": []},
     }
 
 

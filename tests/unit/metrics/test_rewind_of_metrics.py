@@ -18,6 +18,7 @@ from trainer.loop.state import TrainState
 from trainer.metrics.metrics_hook import MetricsHook
 from trainer.metrics.sink import Sample
 from trainer.metrics.sinks import build_metrics
+from trainer.run_events import read_events
 from trainer.run_paths import RunPaths
 from trainer.topology.groups import single_process_groups
 
@@ -61,6 +62,18 @@ def test_rows_console_and_summary_go_on(
     assert summary["final"] == rows[-1]
     assert summary["tokens_seen"] == 77
     assert len(paths.skipped_batches.read_text().splitlines()) == 1
+    events = [(event.kind, event.step, dict(event.details)) for event in read_events(paths.path)]
+    # Steps that were taken back keep theirs.
+    evaluated = [
+        step for kind, step, details in events if kind == "evaluation" and details == {"loss": report.eval_loss}
+    ]
+    assert evaluated == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8]
+    assert [event for event in events if event[0] != "evaluation"] == [
+        ("start", 1, {"layout": plan.mesh.name, "world_size": plan.world_size}),
+        ("spike", 7, {"loss": 99.0, "limit": 20.0}),
+        ("rewind", 7, {"to": 4}),
+        ("end", 8, {"status": "finished", "wall_s": 5.0}),
+    ]
     told = capsys.readouterr().out
     assert told.count("device") == 1, "the banner is shown once"
     assert told.count("summary in") == 1

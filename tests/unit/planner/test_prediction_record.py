@@ -41,7 +41,7 @@ def test_a_record_says_what_the_prediction_says() -> None:
 def test_a_run_is_held_against_its_fullest_rank(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     file.write_text(json.dumps({"layout": {}, PREDICTION: record()}))
-    assert read_expected(file) == Expected(250.0, 8.0, 1.0, 0.1, 0.05, 0.2)
+    assert read_expected(file) == Expected(250.0, 8.0, 1.0, 0.1, 0.05, 0.2, (2.0, 8.0))
 
 
 @pytest.mark.parametrize(
