@@ -65,6 +65,7 @@ ORDER = (
     "settling",
     "buying",
     "planning",
+    "records",
     "auditing",
     "sweeps",
     "preflight",
@@ -125,6 +126,7 @@ APART = {
     "settling": LOW - {"config", "planner"} | NOT_PLANNED | {"calibration"},
     "buying": LOW - {"config", "planner"} | NOT_PLANNED | {"calibration"},
     "planning": LOW - {"config", "planner"} | NOT_PLANNED,
+    "records": LOW - {"config", "data"} | {"checkpoint", "calibration", "run_folder", *(NOT_PLANNED - {"metrics"})},
     "sweeps": LOW - {"config"}
     | {"checkpoint", "generation", "samples", "profiling", "resharding", "balance", "supervise"},
     "app": {"generation", "resharding", "balance", "supervise", "sweeps"},
@@ -172,6 +174,7 @@ NO_TORCH = (
         "settling",
         "buying",
         "planning",
+        "records",
         "sweeps",
         "verbs",
         "cli",

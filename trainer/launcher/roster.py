@@ -119,6 +119,10 @@ class Roster:
         """Return whether a rank of another host has an entry."""
         return any(not entry.is_here for entry in self._entries().values())
 
+    def elsewhere(self) -> dict[int, str]:
+        """Return rank -> host of the entries of other hosts."""
+        return {rank: entry.host for rank, entry in sorted(self._entries().items()) if not entry.is_here}
+
     def present(self) -> dict[int, int]:
         """Return rank -> process id of the ranks of this host that are alive."""
         return {rank: entry.pid for rank, entry in self._entries_here().items() if entry.is_alive}
