@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -20,27 +21,60 @@ PIECES = 3
 """Documents in a sample of the epoch with synthetic lengths."""
 
 
-def encode_batch(corpus: str, tokenizer: str) -> dict[str, Any]:
-    """Time `tokenizers.Tokenizer.encode_batch` on all cores over texts that are in memory."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+def encode_batch(corpus: str, tokenizer: str, processes: str) -> dict[str, Any]:
+    """Time `tokenizers.Tokenizer.encode_batch` over texts that are in memory.
+
+    With one process the library's own threads use all cores; with more, each process has its share of the texts and
+    one thread, and the slowest one counts.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if int(processes) == 1 else "false"
     import tokenizers
 
     with open(corpus, encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line in file]
     loaded = tokenizers.Tokenizer.from_file(str(Path(tokenizer) / "tokenizer.json"))
-    # The threads start with the first call.
-    loaded.encode_batch(texts[:BATCH], add_special_tokens=False)
+    if int(processes) == 1:
+        # The threads start with the first call.
+        loaded.encode_batch(texts[:BATCH], add_special_tokens=False)
+        begun = time.perf_counter()
+        tokens = _encoded(loaded, texts)
+        return {"seconds": time.perf_counter() - begun, "tokens": tokens}
+    context = multiprocessing.get_context("fork")
+    ready, found = context.Barrier(int(processes)), context.SimpleQueue()
+
+    def encode(share: list[str]) -> None:
+        ready.wait()
+        begun = time.perf_counter()
+        tokens = _encoded(loaded, share)
+        found.put((time.perf_counter() - begun, tokens))
+
+    shares = [texts[number :: int(processes)] for number in range(int(processes))]
+    children = [context.Process(target=encode, args=(share,)) for share in shares]
+    for child in children:
+        child.start()
+    both = [found.get() for _ in children]
+    for child in children:
+        child.join()
+    return {"seconds": max(seconds for seconds, _ in both), "tokens": sum(tokens for _, tokens in both)}
+
+
+def _encoded(tokenizer: Any, texts: list[str]) -> int:
+    """Encode texts in batches; return the number of their tokens, one more for each text."""
     tokens = 0
-    begun = time.perf_counter()
     for first in range(0, len(texts), BATCH):
-        encoded = loaded.encode_batch(texts[first : first + BATCH], add_special_tokens=False)
+        encoded = tokenizer.encode_batch(texts[first : first + BATCH], add_special_tokens=False)
         tokens += sum(len(one) for one in encoded)
-    return {"seconds": time.perf_counter() - begun, "tokens": tokens + len(texts)}
+    return tokens + len(texts)
 
 
-def map_script(corpus: str, tokenizer: str, out: str, processes: str) -> dict[str, Any]:
-    """Tokenise as scripts do: load_dataset, map in batches on all cores, save_to_disk."""
-    os.environ |= {"HF_HOME": out, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+def map_script(corpus: str, tokenizer: str, out: str, processes: str, batched: str) -> dict[str, Any]:
+    """Tokenise as scripts do: load_dataset, map, save_to_disk.
+
+    A plain script maps a function of one record in one process. Better ones map batches, which the tokenizer's own
+    threads share, or batches in a process a core.
+    """
+    is_one = int(processes) == 1
+    os.environ |= {"HF_HOME": out, "TOKENIZERS_PARALLELISM": "true" if is_one else "false", "HF_HUB_OFFLINE": "1"}
     import datasets
     from transformers import PreTrainedTokenizerFast
 
@@ -49,13 +83,23 @@ def map_script(corpus: str, tokenizer: str, out: str, processes: str) -> dict[st
         tokenizer_file=str(Path(tokenizer) / "tokenizer.json"), eos_token="<|endoftext|>"
     )
 
-    def tokenize(batch: dict[str, list[str]]) -> dict[str, Any]:
+    def tokenize(record: dict[str, str]) -> dict[str, Any]:
+        ids = loaded(record["text"], add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return {"input_ids": [*ids, loaded.eos_token_id]}
+
+    def tokenize_batch(batch: dict[str, list[str]]) -> dict[str, Any]:
         ids = loaded(batch["text"], add_special_tokens=False, return_attention_mask=False)["input_ids"]
         return {"input_ids": [[*one, loaded.eos_token_id] for one in ids]}
 
     begun = time.perf_counter()
     rows = datasets.load_dataset("json", data_files=corpus, split="train", cache_dir=out)
-    mapped = rows.map(tokenize, batched=True, batch_size=BATCH, num_proc=int(processes), remove_columns=["text"])
+    many: Any = {"batched": True, "batch_size": BATCH} if int(batched) else {}
+    mapped = rows.map(
+        tokenize_batch if many else tokenize,
+        num_proc=None if is_one else int(processes),
+        remove_columns=["text"],
+        **many,
+    )
     mapped.save_to_disk(str(Path(out) / "tokens"))
     return {"seconds": time.perf_counter() - begun, "rows": len(mapped)}
 

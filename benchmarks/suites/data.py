@@ -20,7 +20,15 @@ from benchmarks.settings import Settings, check_known
 from trainer.log import say
 
 PARTS = ("speed", "memory", "files", "access", "audit", "epoch")
-TRIDENT, ENCODE, MAP = "trident data", "encode_batch", "datasets.map"
+TRIDENT = "trident data"
+ENCODERS: Mapping[str, bool] = {"encode_batch, its threads": False, "encode_batch, a process a core": True}
+"""Ways of the tokenizer alone -> whether it has a process a core."""
+SCRIPTS: Mapping[str, tuple[bool, bool]] = {
+    "datasets.map, plain": (False, False),
+    "datasets.map, batches": (False, True),
+    "datasets.map, batches and a process a core": (True, True),
+}
+"""Scripts -> whether each has a process a core, and whether it maps batches of records."""
 _MOST_ROUNDS = 5
 _UNIQUE_BYTES = 150 * MEGABYTE
 _VOCABULARY = 32_768
@@ -118,10 +126,10 @@ def _make_tokenizer(texts: Sequence[str], folder: Path, entries: int) -> None:
 
 
 def speed(place: Place, rounds: int) -> dict[str, Any]:
-    """Time the whole command, the tokenizer alone over texts in memory, and a plain script, in turns."""
+    """Time the whole command, the tokenizer alone over texts in memory, and scripts, in turns."""
     corpus = place.folder / "corpus.jsonl"
     size = write_lines(place.texts, corpus, place.megabytes * MEGABYTE)
-    seconds: dict[str, list[float]] = {TRIDENT: [], ENCODE: [], MAP: []}
+    seconds: dict[str, list[float]] = {way: [] for way in (TRIDENT, *ENCODERS, *SCRIPTS)}
     for number in range(rounds):
         for way in [*seconds] if number % 2 == 0 else [*reversed(seconds)]:
             seconds[way].append(_turn(place, way, corpus))
@@ -144,10 +152,13 @@ def _turn(place: Place, way: str, corpus: Path) -> float:
         measured, cache = place.prepare(corpus)
         shutil.rmtree(cache)
         return measured.seconds
-    if way == ENCODE:
-        return float(place.program("encode_batch", corpus, place.tokenizer)[1]["seconds"])
+    if way in ENCODERS:
+        processes = cores() if ENCODERS[way] else 1
+        return float(place.program("encode_batch", corpus, place.tokenizer, processes)[1]["seconds"])
     out = place.folder / "mapped"
-    measured, _ = place.program("map_script", corpus, place.tokenizer, out, cores())
+    on_all, in_batches = SCRIPTS[way]
+    words = (corpus, place.tokenizer, out, cores() if on_all else 1, int(in_batches))
+    measured, _ = place.program("map_script", *words)
     shutil.rmtree(out)
     return measured.seconds
 
