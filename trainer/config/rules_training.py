@@ -118,6 +118,11 @@ def own_validation(case: Case) -> Iterator[str]:
         yield "data.validation_files must hold paths, but one of them is empty"
     if data.hub_validation_split is not None and source is not DataSource.hub:
         yield f"data.hub_validation_split has no effect with data.source={source.value}; use data=hub, or leave it out"
+    if data.hub_validation_split == data.hub_split and data.hub_validation_split is not None:
+        yield (
+            f"data.hub_validation_split must be another split than data.hub_split, but both are {data.hub_split}; "
+            "name another one, or use data.validation_fraction"
+        )
     key = "data.validation_files" if data.validation_files else "data.hub_validation_split"
     if names_validation(data) and data.validation_fraction not in (0, DataConfig().validation_fraction):
         yield f"data.validation_fraction={data.validation_fraction} has no effect with {key}; leave one of them out"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 
 from trainer.config.held_out import held_out_of, trained_on
-from trainer.config.schema import TokenizerConfig, TokenizerKind, TridentConfig
+from trainer.config.schema import DataConfig, TokenizerConfig, TokenizerKind, TridentConfig
 from trainer.data.prepared import PreparedData
 from trainer.data.token_files import TRAIN, VALIDATION
-from trainer.data.token_manifest import Counts
+from trainer.data.token_manifest import Counts, Manifest
 from trainer.errors import DataError
 
 
@@ -36,7 +37,38 @@ def with_own_validation(
     except DataError as error:
         problem = str(error).replace("data.files", key).replace("data.hub_split", key).replace("to train on", "in it")
         raise DataError(problem, error.hints) from error
-    return None if found is None else _joined(training, found)
+    if found is None:
+        return None
+    _check_apart(training.manifest, found.manifest, data)
+    return _joined(training, found)
+
+
+def _check_apart(training: Manifest, held_out: Manifest, data: DataConfig) -> None:
+    """Refuse data that are trained on and held out at once: one file under any of its names, or copies of all of it."""
+    if data.hub_validation_split is not None and not data.validation_files:
+        return  # a split is judged by its name, before anything is read
+    hint = "data.validation_fraction holds documents of the same files out"
+    trained_on = {os.path.realpath(path): path for path in map(_path, training.inputs) if path is not None}
+    for path in map(_path, held_out.inputs):
+        if path is not None and os.path.realpath(path) in trained_on:
+            raise DataError(
+                f"data.validation_files must name other files than data.files, but both name {path}; "
+                "leave it out of one of them",
+                hints=[hint],
+            )
+    contents = {shard.blake2b for shard in training.parts[TRAIN] if shard.tokens}
+    if any(shard.blake2b in contents for shard in held_out.parts[TRAIN]):
+        raise DataError(
+            "data.validation_files must hold other documents than data.files, but the tokens of a whole shard are the "
+            "same; name other files",
+            hints=[hint],
+        )
+
+
+def _path(identity: str) -> str | None:
+    """Return the path in the identity of a file of this machine; None for another fact about the input."""
+    path, *facts = identity.rsplit(":", 2)
+    return path if len(facts) == 2 and os.path.isabs(path) and all(fact.isdigit() for fact in facts) else None
 
 
 def _same_tokenizer(config: TridentConfig, training: PreparedData) -> TokenizerConfig:

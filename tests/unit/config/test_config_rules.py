@@ -307,6 +307,7 @@ TRAINING: list[Case] = [
     ),
     ({"data.validation_files": ["v"]}, ["data.validation_files has no effect with data.source=stdlib; use data=files, or leave it out"]),
     ({"data.hub_validation_split": "validation"}, ["data.hub_validation_split has no effect with data.source=stdlib; use data=hub, or leave it out"]),
+    ({"data.source": "hub", "data.hub_path": "a/b", "data.hub_validation_split": "train"}, ["data.hub_validation_split must be another split than data.hub_split, but both are train; name another one, or use data.validation_fraction"]),
     (
         {"data.source": "files", "data.files": ["a"], "data.validation_files": ["", "v"]},
         ["data.validation_files must hold paths, but one of them is empty"],

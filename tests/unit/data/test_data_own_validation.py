@@ -103,6 +103,24 @@ def test_what_is_wrong_with_them_names_their_key(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("how", ["same", "linked", "one of two", "copied"])
+def test_what_is_trained_on_is_not_held_out_too(tmp_path: Path, how: str) -> None:
+    trained_on = jsonl(tmp_path / "train.jsonl", TRAIN)
+    other, linked, copied = (tmp_path / name for name in ("other.jsonl", "linked.jsonl", "copied.jsonl"))
+    jsonl(other, HELD_OUT)
+    linked.symlink_to(trained_on)
+    copied.write_bytes(trained_on.read_bytes())
+    named = {"same": [trained_on], "linked": [linked], "one of two": [other, trained_on], "copied": [copied]}[how]
+    path = linked if how == "linked" else trained_on
+    assert told(lambda: prepare(wanted(tmp_path, data__validation_files=[str(one) for one in named]))) == (
+        "data.validation_files must hold other documents than data.files, but the tokens of a whole shard are the "
+        "same; name other files"
+        if how == "copied"
+        else f"data.validation_files must name other files than data.files, but both name {path}; "
+        "leave it out of one of them"
+    )
+
+
 def test_a_blend_has_them_for_a_source(tmp_path: Path) -> None:
     prepared = prepare(
         config(
