@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 
@@ -94,6 +95,9 @@ class World:
         out: descriptor of a person's terminal; default: a pipe, whose content is in the outcome.
     """
 
+    _entered: ClassVar[list[World]] = []
+    """All that are under way in this process."""
+
     def __init__(
         self,
         words: Sequence[str],
@@ -119,6 +123,7 @@ class World:
     def __enter__(self) -> World:
         _adopt_orphans(True)
         self._before = _children()
+        self._entered.append(self)
         # Not a file: what makes a rank's disk fail must not silence it.
         self._terminal, writer = os.pipe()
         fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -135,7 +140,8 @@ class World:
         self.kill(list(self.alive))
         self.reap(block=True)
         os.close(self._terminal)
-        _adopt_orphans(False)
+        self._entered.remove(self)
+        _adopt_orphans(bool(self._entered))
 
     def _fork(self, rank: int, port: int, screen: int) -> int:
         sys.stdout.flush()
@@ -232,9 +238,14 @@ class World:
         outcome.seconds = time.monotonic() - self.started
         outcome.sprung = [path.read_text() for path in sorted(self._notes.glob("*.sprung"))]
         outcome.output = b"".join(iter(lambda: os.read(self._terminal, PIPE_BYTES), b"")).decode(errors="replace")
-        left = _children() - self._before
+        left = _children() - self._before - self._of_others()
         assert not left, f"processes are left behind: {left}"
         return outcome
+
+    def _of_others(self) -> set[int]:
+        """Return the processes of other worlds that were entered since this one was."""
+        ranks = [pid for world in self._entered if world is not self for pid in world.alive.values()]
+        return {child for pid in ranks for child in (pid, *_children(pid))}
 
     def events(self, rank: int) -> list[tuple[Event, int]]:
         """Return a rank's record."""
@@ -248,5 +259,9 @@ class World:
         return "\n".join(f"--- {path.name}\n{text[-3000:]}" for path, text in logs)
 
 
-def _children() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True)}
+def _children(pid: int | None = None) -> set[int]:
+    """Return all that descend from a process, by default this one."""
+    try:
+        return {child.pid for child in psutil.Process(pid).children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return set()

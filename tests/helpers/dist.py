@@ -11,7 +11,6 @@ import gc
 import os
 import pickle
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -20,6 +19,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from trainer.launcher.start import free_port
 
 POLL_S = 0.02
 STACK_S = 1.0
@@ -64,7 +65,7 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout
         AssertionError: a rank failed, or did not end within `timeout_s` seconds.
     """
     warm_up()
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="ranks_") as name:
         folder = Path(name)
         pids: dict[int, int] = {}
@@ -83,12 +84,6 @@ def train_command(rank: int, world_size: int, words: Sequence[str]) -> int:
     from trainer.cli import main
 
     return main(["train", *words])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def show_in(path: Path) -> None:
