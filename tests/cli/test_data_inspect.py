@@ -112,6 +112,7 @@ def test_a_run_of_a_blend_is_shown_by_its_sources(trident: Run, texts: Path, pla
 def test_what_cannot_be_looked_at(trident: Run, folder: Path, place: Path) -> None:
     assert fault(trident("data", "inspect")) == "usage must be `trident data inspect PATH`, but there is no path"
     assert "but there is nothing at" in fault(trident("data", "inspect", "nothing"))
+    assert "PATH must be a path, but is empty" in fault(trident("data", "inspect", ""))
     assert "has no effect on what is looked at" in fault(trident("data", "inspect", str(folder), "train.steps=1"))
     assert fault(trident("data", "inspect", str(folder), "--documents", "x")) == (
         "--documents must be a whole number of at least 0, but is 'x'"

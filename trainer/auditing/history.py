@@ -119,7 +119,9 @@ def _history(run: Path, config: TridentConfig, later: frozenset[Path]) -> Histor
     own = _own_witnesses(run, manifests)
     begun = read_journal(RunPaths(run).journal)
     last = max((witness.step for witness in own), default=0)
+    begun, unreached = _reached(begun, last)
     before, notes = _before(run, begun, later)
+    notes += unreached
     spans, returns = list(before.spans) if before else [], list(before.returns) if before else []
     for index, stretch in enumerate(begun):
         # What came after this step before is not the run's any more.
@@ -133,6 +135,16 @@ def _history(run: Path, config: TridentConfig, later: frozenset[Path]) -> Histor
     spans = [span for span in _with_checkpoints(run, spans, manifests) if span.last >= span.stretch.step]
     witnesses = (*(before.witnesses if before else ()), *own)
     return History(run, config, tuple(spans), witnesses, tuple(returns), _skips(run), tuple(notes))
+
+
+def _reached(begun: list[Stretch], last: int) -> tuple[list[Stretch], list[str]]:
+    """Return the stretches up to whose beginning the run is known to have come, and a sentence if there are others."""
+    reached = max(last, begun[0].step - 1 if begun else 0)
+    beyond = [stretch.step for stretch in begun if stretch.step > reached + 1]
+    if not beyond:
+        return begun, []
+    told = f"{JOURNAL} also names a start at step {max(beyond):,}, but the run is not known to have come that far"
+    return [stretch for stretch in begun if stretch.step <= reached + 1], [told]
 
 
 def _return(before: Stretch | None, stretch: Stretch) -> list[Return]:

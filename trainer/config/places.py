@@ -90,8 +90,10 @@ def absolute_path(text: str, key: str) -> Path:
     """Return the path as `local_path` reads it, made absolute.
 
     Raises:
-        ConfigError: as `local_path`; or it is too long for a file system, together with what is put below it.
+        ConfigError: as `local_path`; or it is empty, or too long for a file system, together with what is put below it.
     """
+    if not text.strip():
+        raise ConfigError(f"{key} must be a path, but is empty; use . for the current folder")
     path = Path(local_path(text, key)).absolute()
     longest = max((len(os.fsencode(name)) for name in path.parts), default=0)
     whole = len(os.fsencode(path))

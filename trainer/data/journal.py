@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.batch_sizes import BatchSizes
+from trainer.data.stream_plan import StreamPlan
+from trainer.errors import CheckpointError
 from trainer.files import append_line
+
+_MOST = 1 << 53
+"""More than any count of a run: a larger one is damage."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def read_journal(path: Path) -> list[Stretch]:
     for line in lines:
         try:
             found.append(_parsed(json.loads(line)))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, CheckpointError):
             continue
     return found
 
@@ -76,8 +81,12 @@ def _parsed(held: Mapping[str, Any]) -> Stretch:
     batches = (int(sizes["final"]), *(size for _, size in ramp))
     if numbers["position"] < 0 or min(*batches, *(numbers[name] for name in numbers if name != "position")) < 1:
         raise ValueError("a count is out of its range")
+    if max(*batches, *numbers.values(), *(last for last, _ in ramp)) > _MOST:
+        raise ValueError("a count is out of its range")
     ledger, stream = str(held["ledger"]), str(held["stream"])
     # Earlier versions did not change data on the way.
     segments = tuple(dict(one) for one in held.get("segments", ()))
+    if segments:
+        StreamPlan.from_list(numbers["sample_length"], segments)
     batch = BatchSizes(batches[0], ramp)
     return Stretch(ledger=ledger, stream=stream, sizes=batch, segments=segments, **numbers)

@@ -91,10 +91,28 @@ class StreamPlan:
                 )
                 for held in values
             )
-            if not segments or not all(segment.sources and segment.phases for segment in segments):
-                raise ValueError("a segment must have sources and phases")
+            if not segments:
+                raise ValueError("there must be a segment")
+            for segment in segments:
+                _check(segment)
         except (TypeError, KeyError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint's segments must be a plan of its data, but are not: {error}"
             ) from error
         return cls(sample_length, segments)
+
+
+def _check(segment: Segment) -> None:
+    """Raise a ValueError if a segment that was read cannot be drawn by."""
+    sources, phases = segment.sources, segment.phases
+    if not sources or not phases:
+        raise ValueError("a segment must have sources and phases")
+    texts = [text for source in sources for text in (source.name, source.content, source.kept_of)]
+    counts = [count for source in sources for count in (source.samples, source.rest, source.kept)]
+    counts += [segment.first, *(phase.first for phase in phases), *(part for phase in phases for part in phase.parts)]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("names must be texts")
+    if not all(type(count) is int and count >= 0 for count in counts) or type(segment.seed) is not int:
+        raise ValueError("counts must be whole numbers from 0 on")
+    if not all(len(phase.parts) == len(sources) and any(phase.parts) for phase in phases):
+        raise ValueError("a phase must have a weight for each source, and one that is not 0")

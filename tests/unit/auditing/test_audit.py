@@ -331,6 +331,14 @@ def test_files_that_are_damaged_say_nothing(tmp_path: Path, capsys: pytest.Captu
         file.write(json.dumps(begun | {"step": 3, "sizes": {"final": 0, "warmup": []}}) + "\n")
     code, lines = audit(capsys, run)
     assert (code, lines[-1]) == (0, f"steps 1 to 10: {PROVEN.format('checkpoints/step_10')}")
+    with run.paths.journal.open("a") as file:
+        file.write(json.dumps(begun | {"step": 10**15}) + "\n")
+    code, lines = audit(capsys, run)
+    assert (code, lines[-1]) == (0, f"steps 1 to 10: {PROVEN.format('checkpoints/step_10')}")
+    assert any(
+        "a start at step 1,000,000,000,000,000, but the run is not known to have come that far" in line
+        for line in lines
+    )
     run.paths.journal.unlink()
     run.paths.journal.mkdir()
     with pytest.raises(ConfigError, match="must hold files that can be read"):

@@ -50,7 +50,14 @@ def test_lines_of_something_else_are_left_out(tmp_path: Path, line: str) -> None
     assert [one.step for one in read_journal(path)] == [1, 3]
 
 
-@pytest.mark.parametrize(("name", "value"), [("step", 0), ("position", -1), ("seq_length", 0), ("sample_length", 0)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("step", 0), ("position", -1), ("seq_length", 0), ("sample_length", 0), ("position", 10**30)),
+        ("sizes", BatchSizes(12, ((10**30, 4),))),
+        ("segments", ({"first": 0, "seed": 1, "sources": [], "phases": []},)),
+    ],
+)
 def test_a_count_that_cannot_be_is_left_out(tmp_path: Path, name: str, value: Any) -> None:
     path = tmp_path / "ledger.jsonl"
     append_stretch(path, replace(FIRST, **{name: value}))

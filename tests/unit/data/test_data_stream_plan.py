@@ -30,6 +30,12 @@ def test_a_plan_survives_json() -> None:
         [{**PLAN.to_list()[0], "phases": []}],
         [{**PLAN.to_list()[0], "phases": [{"first": 0}]}],
         [{**PLAN.to_list()[0], "more": 1}],
+        [{**PLAN.to_list()[0], "first": "0"}],
+        [{**PLAN.to_list()[0], "seed": 0.5}],
+        [{**PLAN.to_list()[0], "sources": [{"name": "web", "content": 1, "samples": 3}]}],
+        [{**PLAN.to_list()[0], "sources": [{"name": "web", "content": "w", "samples": -3}]}],
+        [{**PLAN.to_list()[0], "phases": [{"first": 0, "parts": [1]}]}],
+        [{**PLAN.to_list()[0], "phases": [{"first": 0, "parts": [0, 0]}]}],
     ],
 )
 def test_what_is_no_plan_is_refused(values: list[Any]) -> None:
