@@ -11,8 +11,9 @@ from trainer.config.words import for_a_shell
 from trainer.data.epochs import with_steps
 from trainer.data.prepare import look_up
 from trainer.data.prepared import PreparedData
+from trainer.data.pretrained_tokenizer import load_pretrained, pretrained_file
 from trainer.data.streams import new_stream
-from trainer.data.tokenizer import ByteTokenizer, load_pretrained, pretrained_file, wanted_entries
+from trainer.data.tokenizer import ByteTokenizer, wanted_entries
 from trainer.data.told import told_sources
 from trainer.description import describe
 from trainer.errors import ConfigError, DataError

@@ -25,7 +25,7 @@ from trainer.config.places import absolute_path
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import DataConfig, DataSource, TokenizerConfig, TokenizerKind, TridentConfig
 from trainer.config.validate import problems
-from trainer.data.tokenizer import load_pretrained
+from trainer.data.pretrained_tokenizer import load_pretrained
 from trainer.errors import ConfigError, DataError
 from trainer.files import storage_faults
 from trainer.interchange.weight_index import weight_files

@@ -15,8 +15,8 @@ from trainer.corpus.read import records
 from trainer.corpus.wording import listed, reason
 from trainer.data.chat_template import PLAIN_TEMPLATE, ChatTemplate, Message, chat_template, special_texts
 from trainer.data.end_of_text import END_OF_TEXT, ReadFile, beside, nothing_beside
+from trainer.data.pretrained_tokenizer import pretrained_file
 from trainer.data.split import TRAIN_PART, Fractions, utf8
-from trainer.data.tokenizer import pretrained_file
 from trainer.errors import DataError
 
 ROLES = ("system", "user", "assistant", "tool")

@@ -37,18 +37,12 @@ from trainer.data.opening_checks import check_prepared, check_vocabulary
 from trainer.data.own_validation import with_own_validation
 from trainer.data.pieces import synthetic_pieces
 from trainer.data.prepared import PreparedData, looks_at_documents, samples_of
+from trainer.data.pretrained_tokenizer import load_pretrained, pretrained_file, pretrained_identity
 from trainer.data.ready_made import ready_made_identity, token_sources, write_parts
 from trainer.data.shared_cache import check_readable, published, remove_leftovers, set_aside, share, silent, turn
 from trainer.data.token_files import TRAIN, VALIDATION, dtype_for, file_sizes, shard_prefix
 from trainer.data.token_manifest import FORMAT_VERSION, Counts, Manifest, folder_hash, read_manifest, write_manifest
-from trainer.data.tokenizer import (
-    Tokenizer,
-    load_pretrained,
-    load_tokenizer,
-    pretrained_file,
-    pretrained_identity,
-    wanted_entries,
-)
+from trainer.data.tokenizer import Tokenizer, load_tokenizer, wanted_entries
 from trainer.data.trained_tokenizer import SharedTokenizer, shared_name, tokenizer_of
 from trainer.errors import ConfigError, DataError, StorageError, TridentError
 from trainer.progress import PREPARING, current

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,34 +11,29 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config.places import local_path
-from trainer.config.schema import TokenizerConfig, TokenizerKind, TridentConfig
+from trainer.config.schema import TridentConfig
 from trainer.corpus.wording import reason
 from trainer.data.chat_template import KEY as KEY_OF_TEMPLATE
 from trainer.data.chat_template import chat_template
 from trainer.data.end_of_text import (
     END_OF_TEXT,
-    KEY,
     SETTINGS,
     ReadFile,
     beside,
-    declared_end,
     end_of_text,
     first_known,
     nothing_beside,
 )
-from trainer.data.vocab_merges import MERGES, SENTENCEPIECE, VOCAB, as_tokenizer_json, conversion, has_merges
+from trainer.data.fast_encoding import WORTH_CHARACTERS, FastEncoder, fast_encoder
+from trainer.data.vocab_merges import VOCAB, as_tokenizer_json
 from trainer.errors import DataError
 from trainer.files import write_atomically
 
 DEFAULT_VOCABULARY = 2048
 TRAINING_CHARACTERS = 20_000_000
 """Largest number of characters that a BPE is trained on; more changes its merges little and costs minutes."""
-_FILE = "tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"
 BYTES_MARK = "kind.json"
-_KEY_OF_PATH = "tokenizer.path"
-_HUB_NAME = re.compile(r"\w([\w.-]*\w)?(/\w([\w.-]*\w)?)?")
-"""Form of a model's name on the Hugging Face hub, with or without its owner."""
 
 
 class Tokenizer(Protocol):
@@ -165,6 +158,9 @@ class FileTokenizer:
         self._special_ids = frozenset(number for number, token in added.items() if token.special)
         # The number of entries would be too small if ids have gaps.
         self._vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        self._fast: FastEncoder | None = None
+        self._left = WORTH_CHARACTERS
+        """Characters that `encode_arrays` encodes before it looks for a faster way."""
 
     @property
     def vocab_size(self) -> int:
@@ -187,8 +183,23 @@ class FileTokenizer:
         return [item.ids for item in encoded]
 
     def encode_arrays(self, texts: list[str]) -> list[npt.NDArray[np.uint32]]:
-        """Return the ids of each text; the library does not note where in it they stand, which takes time."""
-        encoded = self._tokenizer.encode_batch_fast([_valid(text) for text in texts], add_special_tokens=False)
+        """Return the ids of each text.
+
+        A corpus is encoded by tiktoken if that is shown to give the same ids; otherwise the library encodes it, and
+        does not note where in a text ids stand, which takes time.
+        """
+        texts = [_valid(text) for text in texts]
+        if self._fast is None and self._left > 0:
+            self._left -= sum(map(len, texts))
+            self._fast = fast_encoder(self._tokenizer) if self._left <= 0 else None
+        if self._fast is None:
+            return self._encoded(texts)
+        found = [self._fast.encode(text) for text in texts]
+        rest = iter(self._encoded([text for text, ids in zip(texts, found, strict=True) if ids is None]))
+        return [next(rest) if ids is None else ids for ids in found]
+
+    def _encoded(self, texts: list[str]) -> list[npt.NDArray[np.uint32]]:
+        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False) if texts else []
         return [np.array(item.ids, np.uint32) for item in encoded]
 
     def encode(self, text: str) -> list[int]:
@@ -223,7 +234,7 @@ class FileTokenizer:
                 settings if template is None else {**template.tokens, **settings, KEY_OF_TEMPLATE: template.source}
             )
         write_atomically(folder / SETTINGS, json.dumps(settings, ensure_ascii=False) + "\n")
-        write_atomically(folder / _FILE, self._tokenizer.to_str())
+        write_atomically(folder / TOKENIZER_FILE, self._tokenizer.to_str())
 
 
 def _valid(text: str) -> str:
@@ -262,130 +273,23 @@ def _bounded(texts: Iterable[str]) -> Iterator[str]:
             return
 
 
-def make_tokenizer(config: TridentConfig, texts: Iterable[str]) -> Tokenizer:
-    """Return the tokenizer that the config asks for; `texts` are read only to train one.
-
-    Raises:
-        DataError: a pretrained tokenizer cannot be used.
-    """
-    settings = config.tokenizer
-    if settings.kind is TokenizerKind.bytes:
-        return ByteTokenizer()
-    if settings.kind is TokenizerKind.pretrained:
-        return load_pretrained(settings)
-    return train_bpe(texts, wanted_entries(config))
-
-
 def wanted_entries(config: TridentConfig) -> int:
     """Return the number of entries that a trained tokenizer shall have."""
     return config.tokenizer.vocab_size or config.model.vocab_size or DEFAULT_VOCABULARY
 
 
-def pretrained_file(path: str, key: str = _KEY_OF_PATH) -> Path | None:
-    """Return the local tokenizer.json that `tokenizer.path` means, or None if it can only be a Hugging Face name.
-
-    Of a folder without one that has a vocab.json and a merges.txt it is the vocab.json.
-
-    Args:
-        path: the path as the user gave it.
-        key: the key that it was given for; errors name it.
+def tokenizer_text(file: Path, origin: str) -> str:
+    """Return the content of a tokenizer.json, or what one would be of a vocab.json and its merges.txt.
 
     Raises:
-        DataError: it is a folder without that file, or it does not exist and is no such name.
+        DataError: it cannot be read.
     """
-    local = local_path(path, key)
-    file = Path(local, _FILE) if os.path.isdir(local) else Path(local)
-    if os.path.isfile(file):
-        return file
-    if has_merges(local):
-        return Path(local, VOCAB)
-    if os.path.exists(local):
-        raise _no_tokenizer(local, key)
-    if _HUB_NAME.fullmatch(path) is None or path.endswith(".json"):
-        raise DataError(
-            f"{key} must be a {_FILE}, a folder with one, or a Hugging Face name, but {path!r} does not exist",
-            hints=[] if os.path.isabs(local) else [f"paths are taken from {os.getcwd()}"],
-        )
-    return None
-
-
-def _no_tokenizer(folder: str, key: str) -> DataError:
-    model = next((name for name in SENTENCEPIECE if os.path.isfile(os.path.join(folder, name))), None)
-    if model is None:
-        return DataError(f"{key} must be a {_FILE} or a folder with one, but {folder} holds none")
-    return DataError(
-        f"{key} must be a {_FILE} or a folder with one, but {folder} holds only a sentencepiece model, {model}",
-        hints=[f"write one with {conversion(folder)} (needs pip install sentencepiece)"],
-    )
-
-
-def pretrained_identity(settings: TokenizerConfig) -> list[object]:
-    """Return everything that decides the ids of a pretrained tokenizer, except the content of its tokenizer.json.
-
-    Raises:
-        DataError: a file beside it cannot be understood.
-    """
-    file = pretrained_file(str(settings.path))
-    says = settings.eos_token if file is None or settings.eos_token is not None else declared_end(beside(file))
-    merges = [beside(file)(MERGES)] if file is not None and file.name == VOCAB else []
-    return [settings.path, "ends with", says, *merges]
-
-
-def load_pretrained(settings: TokenizerConfig, key: str = _KEY_OF_PATH) -> FileTokenizer:
-    """Load a tokenizer.json file, the one in a folder, or the one of a Hugging Face model, as `tokenizer.path` says.
-
-    Raises:
-        DataError: there is none, or it cannot be used.
-    """
-    path = str(settings.path)
-    local = pretrained_file(path, key)
-    file, read = (local, beside(local)) if local is not None else (_from_hub(path, _FILE, key), _beside_on_hub(path))
-    return FileTokenizer(_content(file, f"{key}={path}"), f"{key}={path}", settings.eos_token, read)
-
-
-def _content(file: Path, origin: str) -> str:
     if file.name == VOCAB:
         return as_tokenizer_json(file, origin)
     try:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise DataError(f"{origin} must be readable, but is not: {reason(error)}") from error
-
-
-def _from_hub(name: str, file: str, key: str = _KEY_OF_PATH) -> Path:
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.hf_hub_download(name, file))
-    # The library raises whatever its transport raises.
-    except Exception as error:
-        raise DataError(
-            f"{key}={name} must be a local tokenizer or a Hugging Face model with a {file}, but: {reason(error)}",
-            hints=["there is no such file or folder here; check the name and the network, or give a local folder"],
-        ) from error
-
-
-def _beside_on_hub(name: str) -> ReadFile:
-    """Return a function that reads the other files of a Hugging Face model."""
-    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    def read(file: str) -> str | None:
-        try:
-            return _content(_from_hub(name, file), f"{file} of tokenizer.path={name}")
-        except DataError as error:
-            # Without a network it is not known whether there is such a file, unless it was looked up earlier.
-            is_known = not isinstance(error.__cause__, LocalEntryNotFoundError)
-            if isinstance(error.__cause__, EntryNotFoundError) and is_known:
-                return None
-            if try_to_load_from_cache(name, file) is _CACHED_NO_EXIST:
-                return None
-            raise DataError(
-                f"{file} of tokenizer.path={name} must be within reach, since it may say which token ends a document, "
-                f"but: {reason(error.__cause__ or error)}; set {KEY}, or check the network"
-            ) from error
-
-    return read
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -396,5 +300,5 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """
     if (folder / BYTES_MARK).is_file():
         return ByteTokenizer()
-    file = folder / _FILE
-    return FileTokenizer(_content(file, str(file)), str(file), read=beside(file), of_a_run=True)
+    file = folder / TOKENIZER_FILE
+    return FileTokenizer(tokenizer_text(file, str(file)), str(file), read=beside(file), of_a_run=True)

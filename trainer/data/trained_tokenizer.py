@@ -14,9 +14,10 @@ from trainer.config.schema import RecordKind, TokenizerKind, TridentConfig
 from trainer.data.examples import training_texts
 from trainer.data.opening_checks import check_vocabulary
 from trainer.data.pieces import training_pieces
+from trainer.data.pretrained_tokenizer import load_pretrained
 from trainer.data.shared_cache import check_readable, published, remove_leftovers, set_aside, turn
 from trainer.data.split import parts_of
-from trainer.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, wanted_entries
+from trainer.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer, train_bpe, wanted_entries
 from trainer.errors import DataError
 
 _PREFIX = "tokenizer-"
@@ -165,3 +166,17 @@ def _of_source(name: str, run: Callable[[], str | None]) -> str | None:
         return run()
     except DataError as error:
         raise DataError(f"data.blend.{name}: {error}", error.hints) from error
+
+
+def make_tokenizer(config: TridentConfig, texts: Iterable[str]) -> Tokenizer:
+    """Return the tokenizer that the config asks for; `texts` are read only to train one.
+
+    Raises:
+        DataError: a pretrained tokenizer cannot be used.
+    """
+    settings = config.tokenizer
+    if settings.kind is TokenizerKind.bytes:
+        return ByteTokenizer()
+    if settings.kind is TokenizerKind.pretrained:
+        return load_pretrained(settings)
+    return train_bpe(texts, wanted_entries(config))

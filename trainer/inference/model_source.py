@@ -32,7 +32,8 @@ from trainer.config.schema import (
 )
 from trainer.config.validate import problems
 from trainer.data.end_of_text import beside, ends_of_generation
-from trainer.data.tokenizer import BYTES_MARK, Tokenizer, load_pretrained, load_tokenizer
+from trainer.data.pretrained_tokenizer import load_pretrained
+from trainer.data.tokenizer import BYTES_MARK, Tokenizer, load_tokenizer
 from trainer.errors import CheckpointError, ConfigError
 from trainer.model.limits import not_divisible
 from trainer.run_paths import CONFIG, HUGGING_FACE

@@ -18,11 +18,12 @@ from trainer.corpus.units import Compression, InputFile, Kind
 from trainer.data.megatron import pair_file
 from trainer.data.megatron_index import PairIndex
 from trainer.data.prepare import look_up
+from trainer.data.pretrained_tokenizer import load_pretrained
 from trainer.data.ready_made import token_paths
 from trainer.data.shard_set import ShardSet
 from trainer.data.token_layouts import SUFFIXES, Given, TokenFile, token_file
 from trainer.data.token_manifest import MANIFEST, PARTS, Manifest, Shard, read_manifest
-from trainer.data.tokenizer import ByteTokenizer, Tokenizer, load_pretrained, load_tokenizer
+from trainer.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from trainer.errors import DataError, TridentError
 from trainer.inspection.seen import Facts, Part, Source
 from trainer.inspection.text_source import TextSource

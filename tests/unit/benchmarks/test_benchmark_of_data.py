@@ -79,13 +79,14 @@ def test_a_command_that_fails_says_why() -> None:
         run([sys.executable, "-c", "print('this is why'); raise SystemExit(3)"])
 
 
-def test_the_tokenizer_alone_makes_the_tokens_that_trident_makes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_the_tokenizer_alone_makes_the_tokens_that_trident_makes(tmp_path: Path, processes: str) -> None:
     (tmp_path / "tokenizer").mkdir()
     train_bpe(TEXTS, 300).save(tmp_path / "tokenizer")
     real_text.write_lines(TEXTS, tmp_path / "x.jsonl", 5000)
     texts = [json.loads(line)["text"] for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     expected = sum(len(ids) + 1 for ids in load_tokenizer(tmp_path / "tokenizer").encode_batch(texts))
-    found = encode_batch(str(tmp_path / "x.jsonl"), str(tmp_path / "tokenizer"))
+    found = encode_batch(str(tmp_path / "x.jsonl"), str(tmp_path / "tokenizer"), processes)
     assert found["tokens"] == expected
     assert found["seconds"] > 0
 

@@ -15,16 +15,9 @@ from tests.unit.data.data_fixtures import config, told, write_text
 from trainer.config.schema import TokenizerConfig, TokenizerKind
 from trainer.data import tokenizer as tokenizer_module
 from trainer.data.end_of_text import END_OF_TEXT
-from trainer.data.tokenizer import (
-    ByteTokenizer,
-    FileTokenizer,
-    Tokenizer,
-    load_pretrained,
-    load_tokenizer,
-    make_tokenizer,
-    pretrained_file,
-    train_bpe,
-)
+from trainer.data.pretrained_tokenizer import load_pretrained, pretrained_file
+from trainer.data.tokenizer import ByteTokenizer, FileTokenizer, Tokenizer, load_tokenizer, train_bpe
+from trainer.data.trained_tokenizer import make_tokenizer
 from trainer.errors import DataError
 
 TEXTS = [

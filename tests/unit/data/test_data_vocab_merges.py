@@ -9,7 +9,8 @@ import pytest
 
 from tests.unit.data.data_fixtures import config, told, write_text
 from trainer.config.schema import TokenizerConfig
-from trainer.data.tokenizer import load_pretrained, pretrained_file, pretrained_identity, train_bpe
+from trainer.data.pretrained_tokenizer import load_pretrained, pretrained_file, pretrained_identity
+from trainer.data.tokenizer import train_bpe
 
 TEXT = "The quick brown fox; it's 12 jumps\n\n over ünïcode 🙂 <|endoftext|> <|user|> the lazy dog.  "
 

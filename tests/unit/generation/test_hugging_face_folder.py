@@ -14,7 +14,8 @@ from tests.helpers.generation import texts
 from tests.helpers.hf_families import TINY, Tiny, hf_model
 from tests.helpers.hf_oracle import loaded
 from trainer.config.schema import TokenizerConfig, TokenizerKind
-from trainer.data.tokenizer import load_pretrained, train_bpe
+from trainer.data.pretrained_tokenizer import load_pretrained
+from trainer.data.tokenizer import train_bpe
 from trainer.errors import CheckpointError, ConfigError, TridentError
 from trainer.generation.options import GenerateOptions
 from trainer.generation.task import settle

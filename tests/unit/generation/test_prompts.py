@@ -11,7 +11,8 @@ import pytest
 from trainer.config.schema import TokenizerConfig, TokenizerKind
 from trainer.data.chat_template import ChatTemplate, chat_template
 from trainer.data.end_of_text import ends_of_generation
-from trainer.data.tokenizer import load_pretrained, load_tokenizer, train_bpe
+from trainer.data.pretrained_tokenizer import load_pretrained
+from trainer.data.tokenizer import load_tokenizer, train_bpe
 from trainer.errors import ConfigError, DataError, TridentError
 from trainer.generation.options import GenerateOptions
 from trainer.generation.prompts import read_prompts
