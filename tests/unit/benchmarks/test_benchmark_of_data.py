@@ -133,19 +133,20 @@ def test_parts_are_measured_and_written(tmp_path: Path, monkeypatch: pytest.Monk
 
     def turn(place: Any, way: str, corpus: Path) -> float:
         calls.append(way)
-        return {suite.TRIDENT: 2.0, suite.ENCODE: 1.0, suite.MAP: 8.0}[way]
+        return 2.0 if way == suite.TRIDENT else 1.0 if way in suite.ENCODERS else 8.0
 
     monkeypatch.setattr(suite, "_turn", turn)
     monkeypatch.setattr(suite, "_EPOCH_SAMPLES", 10**6)
     path = suite.data(Settings(only=("speed", "epoch"), rounds=2, megabytes=1, results=tmp_path))
     body = json.loads(path.read_text())
-    assert calls == [suite.TRIDENT, suite.ENCODE, suite.MAP, suite.MAP, suite.ENCODE, suite.TRIDENT]
+    order = [suite.TRIDENT, *suite.ENCODERS, *suite.SCRIPTS]
+    assert calls == [*order, *reversed(order)]
     ways = body["speed"]["ways"]
-    assert [ways[way]["speed_of_trident"]["median"] for way in (suite.TRIDENT, suite.ENCODE, suite.MAP)] == [1, 0.5, 4]
+    assert [ways[way]["speed_of_trident"]["median"] for way in order] == [1, 0.5, 0.5, 4, 4, 4]
     assert [one["samples"] for one in body["epoch"]] == [10**6, 10**6]
     assert "memory" not in body
     told = path.with_suffix(".md").read_text()
-    assert "| datasets.map " in told
+    assert "| datasets.map, plain " in told
     assert "an epoch of 1,000,000 samples, packing best_fit: open in" in told
 
 
