@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.helpers.generation import texts, write_run
-from tests.helpers.reference import TINY
+from tests.helpers.tiny_models import TINY
 
 HERE = ("runtime.device=cpu", "temperature=0")
 

@@ -13,7 +13,7 @@ from tests.dist.fault_fixtures import BAD, EMPTY, LAST, MATRIX, NORM, Fault, tra
 from tests.dist.resume_fixtures import Run, run_config, tokens_of
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import OPTIMIZER, Case, initial_weights
-from tests.helpers.reference import train_reference
+from trainer.oracle.reference import train_reference
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
 

@@ -17,9 +17,9 @@ import torch
 from tests.dist.resume_fixtures import Run, Trainer, run_config
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import OPTIMIZER, TOLERANCES, VOCABULARY, Case
-from tests.helpers.reference import reference_loss
 from trainer.checkpoint.fragments import TensorFolder
 from trainer.checkpoint.store import find_checkpoint
+from trainer.oracle.reference import reference_loss
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
 

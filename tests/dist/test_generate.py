@@ -13,10 +13,11 @@ import torch
 
 from tests.helpers.apart import Ended, Rank, start_apart
 from tests.helpers.generation import draws, model_of, stage_with, weights_of, write_run
-from tests.helpers.reference import TINY, TINY_LLAMA, reference_logits
+from tests.helpers.tiny_models import TINY, TINY_LLAMA
 from trainer.config.schema import ModelConfig
 from trainer.data.tokenizer import ByteTokenizer
 from trainer.exporting import export_verb
+from trainer.oracle.reference import reference_logits
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
 

@@ -15,9 +15,9 @@ import pytest
 from tests.dist.resume_fixtures import Run, Trainer, run_config, tokens_of
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import OPTIMIZER, TOLERANCES, Case
-from tests.helpers.reference import train_reference
 from trainer.checkpoint.fragments import TensorFolder
 from trainer.checkpoint.store import find_checkpoint
+from trainer.oracle.reference import train_reference
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
 

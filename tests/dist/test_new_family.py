@@ -18,13 +18,13 @@ from tests.helpers.dist import run_distributed
 from tests.helpers.families import toy, toy_oracle
 from tests.helpers.models import context_of, drawn
 from tests.helpers.parity import OPTIMIZER, TOLERANCES, VOCABULARY, Case
-from tests.helpers.reference import train_reference
 from trainer.balance import report
 from trainer.config.ds_json import deepspeed_json
 from trainer.config.plan import RunPlan, make_plan
 from trainer.description import plan_record
 from trainer.mesh import Mesh
 from trainer.model.gpt import GPT
+from trainer.oracle.reference import train_reference
 from trainer.pipeline.partition import stages
 from trainer.pipeline.traffic import node_traffic
 from trainer.planner.own_memory import OwnMemory

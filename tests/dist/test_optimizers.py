@@ -18,11 +18,11 @@ from tests.dist.resume_fixtures import Run, Trainer, differences, interrupt, run
 from tests.helpers.batches import micro_batches_of, of_rows
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import OPTIMIZERS, Case, errors_of, initial_weights, relative, run_cases, tolerance_of
-from tests.helpers.reference import ReferenceRun, reference_loss, train_reference
 from trainer.checkpoint.fragments import TensorFolder
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cli import main
+from trainer.oracle.reference import ReferenceRun, reference_loss, train_reference
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
 

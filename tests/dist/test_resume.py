@@ -31,11 +31,11 @@ from tests.dist.resume_fixtures import (
 from tests.helpers.dist import run_distributed
 from tests.helpers.parity import OPTIMIZER, Case, comparable, initial_weights, relative
 from tests.helpers.parity_cases import EMBEDDINGS, FIRST_LAYERS, VECTORS
-from tests.helpers.reference import reference_gradients
 from trainer.checkpoint.fragments import TensorFolder
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.store import CheckpointStore
 from trainer.engine.face import ReadShard
+from trainer.oracle.reference import reference_gradients
 from trainer.tensor_parallel.shard import ShardSpec
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from tests.helpers.models import drawn_gpt
-from tests.helpers.reference import TINY
+from tests.helpers.tiny_models import TINY
 from trainer.checkpoint.fragments import write_fragments
 from trainer.checkpoint.manifest import MANIFEST, Manifest, describe_layout, file_facts
 from trainer.config.compose import to_yaml

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tests.helpers.reference import TINY, TINY_LLAMA
+from tests.helpers.tiny_models import TINY, TINY_LLAMA
 from trainer.config.schema import (
     ActivationKind,
     LayerAttention,

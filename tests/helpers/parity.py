@@ -23,8 +23,6 @@ import torch
 
 from tests.helpers.batches import ends_of, micro_batches_of, of_rows
 from tests.helpers.options import OPTION_SETS
-from tests.helpers.reference import ReferenceRun, counted, loss_sum, train_reference
-from tests.helpers.reference_optimizers import Factor, constant_factor, rule_of
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import (
     ActivationKind,
@@ -48,6 +46,8 @@ from trainer.config.schema import (
 )
 from trainer.engine.face import Fragment
 from trainer.micro_batch import IGNORED
+from trainer.oracle.reference import ReferenceRun, counted, loss_sum, train_reference
+from trainer.oracle.reference_optimizers import Factor, constant_factor, rule_of
 from trainer.tensor_parallel.shard import ShardSpec, unshard, without_padding
 
 STEPS = 5

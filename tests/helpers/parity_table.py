@@ -21,7 +21,7 @@ HEAD = """# Parity: every layout trains the same model
 
 The promise is "same command, same config, same numbers". This page is the whole parity matrix, as measured.
 
-**The oracle** is a plain single-process GPT with AdamW, written from the papers in `tests/helpers/reference.py`; it
+**The oracle** is a plain single-process GPT with AdamW, written from the papers in `trainer/oracle/reference.py`; it
 imports none of the code that it judges. **A case** is one layout with one ZeRO stage, offload, number of micro-batches,
 kind of model (GPT-2-like: learned positions, LayerNorm, GELU, biases; LLaMA-like: rotary positions, RMSNorm, SwiGLU,
 grouped keys and values, no biases), tied or untied embeddings, and pipeline schedule. It trains {steps} steps in fp32

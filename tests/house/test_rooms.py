@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.house.checks import Module, cycles, layering, named_imports, outside, reached_at_start, read_modules
+from tests.house.checks import Module, cycles, imports, layering, named_imports, outside, reached_at_start, read_modules
 
 ORDER = (
     "errors",
@@ -25,6 +25,7 @@ ORDER = (
     "mesh",
     "families",
     "config",
+    "oracle",
     "corpus",
     "topology",
     "micro_batch",
@@ -85,6 +86,7 @@ NOT_PLANNED = {"checkpoint", "metrics", "generation", "samples", "profiling", "r
 APART = {
     "log": {"files"},
     "families": {"files", "log", "run_paths", "spec", "mesh"},
+    "oracle": {"files", "log", "garbage", "machine", "hardware", "devices", "spec", "mesh", "families"},
     "interchange": LOW - {"tensor_parallel"} | {"files", "log", "mesh"},
     "corpus": {"spec", "mesh"},
     "topology": {"config", "corpus", "files"},
@@ -268,6 +270,13 @@ def test_an_import_from_below_is_fine() -> None:
 def test_rooms_that_are_kept_apart() -> None:
     found = layering(made_up(metrics__row="from trainer.checkpoint.store import x", checkpoint__store=""), ORDER, APART)
     assert found == ["trainer.metrics.row:1: metrics must know nothing of checkpoint"]
+
+
+def test_the_oracle_knows_of_the_house_only_its_keys(modules: Sequence[Module]) -> None:
+    names = {module.name for module in modules}
+    known = {found.target for module in modules if module.room == "oracle" for found in imports(module, names)}
+    ours = {name for name in known if name.startswith("trainer.") and not name.startswith("trainer.oracle")}
+    assert ours == {"trainer.config.schema"}
 
 
 def test_a_new_room_needs_a_place() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from tests.helpers.reference import TINY, TINY_LLAMA
+from tests.helpers.tiny_models import TINY, TINY_LLAMA
 from tests.unit.checkpoint.checkpoint_fixtures import cut
 from tests.unit.checkpoint.fragment_fixtures import FULL, SPECS, name_of, opened, write, write_cut, write_model
 from trainer.checkpoint.container import read_values

@@ -15,8 +15,8 @@ import tokenizers
 import torch
 
 from tests.helpers.generation import model_of, weights_of, write_run
-from tests.helpers.reference import TINY_LLAMA, reference_logits
 from tests.helpers.tasks import NAMES, PROSE, QUIZ, write_tasks
+from tests.helpers.tiny_models import TINY_LLAMA
 from trainer.cli import main
 from trainer.config.schema import LoggingConfig, WandbMode
 from trainer.data.end_of_text import END_OF_TEXT
@@ -29,6 +29,7 @@ from trainer.exporting import export_verb
 from trainer.loop.events import StepReport
 from trainer.metrics.sink import Row, Sink
 from trainer.metrics.wandb_mode import WandbChoice
+from trainer.oracle.reference import reference_logits
 
 LENGTH = 48
 TEXTS = [

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from tests.helpers.generation import model_of, weights_of
-from tests.helpers.reference import TINY_LLAMA
+from tests.helpers.tiny_models import TINY_LLAMA
 from trainer.config.plan import make_plan
 from trainer.config.schema import EvalConfig, TridentConfig
 from trainer.data.tokenizer import ByteTokenizer

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers.generation import draws, model_of, stage_with, texts, weights_of, write_run
-from tests.helpers.reference import TINY, TINY_LLAMA, reference_logits
+from tests.helpers.tiny_models import TINY, TINY_LLAMA
 from trainer.checkpoint.manifest import MANIFEST, file_facts, read_manifest
 from trainer.config.compose import to_yaml
 from trainer.config.schema import (
@@ -26,6 +26,7 @@ from trainer.generation.sampling import Sampling
 from trainer.generation.task import settle, tokens_that_fit
 from trainer.inference.loading import load_stage
 from trainer.inference.stage import StageModel
+from trainer.oracle.reference import reference_logits
 from trainer.run_paths import CONFIG, TENSORS
 from trainer.topology.groups import single_process_groups
 

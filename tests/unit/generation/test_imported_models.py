@@ -13,8 +13,8 @@ import tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from tests.helpers.generation import model_of, texts, weights_of, write_run
-from tests.helpers.reference import TINY_LLAMA
 from tests.helpers.shards import unread
+from tests.helpers.tiny_models import TINY_LLAMA
 from trainer.config.plan import make_plan
 from trainer.config.schema import EvalConfig, TridentConfig
 from trainer.data.tokenizer import FileTokenizer, train_bpe

@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers.models import context_of
 from tests.helpers.options import OPTIONS
-from tests.helpers.reference import TINY, TINY_LLAMA
+from tests.helpers.tiny_models import TINY, TINY_LLAMA
 from trainer.config.models import make_execution, make_model
 from trainer.config.schema import ActivationKind, ModelConfig, NormKind, PositionKind
 from trainer.model.gpt import GPT

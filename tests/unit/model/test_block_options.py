@@ -12,15 +12,16 @@ import torch
 from tests.helpers.generation import at_rows, cached_logits, stage_with
 from tests.helpers.models import context_of, drawn
 from tests.helpers.options import LONG, OPTIONS
-from tests.helpers.reference import TINY, reference_gradients, reference_logits
-from tests.helpers.reference_rope import rotary_frequencies
 from tests.helpers.thread_group import ThreadGroup, local_gradients, local_weights, run_ranks, whole
+from tests.helpers.tiny_models import TINY
 from trainer.config.schema import LayerAttention, ModelConfig, PositionKind, RecomputeKind, RopeScaling, Wiring
 from trainer.config.schema import RopeScalingKind as Kind
 from trainer.micro_batch import MicroBatch
 from trainer.model.attention import alibi_bias, alibi_slopes
 from trainer.model.gpt import GPT, full_logits
 from trainer.model.rotary import attention_factor, inverse_frequencies
+from trainer.oracle.reference import reference_gradients, reference_logits
+from trainer.oracle.reference_rope import rotary_frequencies
 from trainer.spec.rope import Rope
 from trainer.topology.groups import Group, SingleGroup
 

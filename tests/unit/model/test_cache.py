@@ -9,8 +9,8 @@ import torch
 
 from tests.helpers.generation import at_rows, cached_logits, stage_with
 from tests.helpers.models import drawn_gpt
-from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.helpers.thread_group import run_ranks
+from tests.helpers.tiny_models import TINY, TINY_LLAMA
 from trainer.config.models import make_model
 from trainer.config.schema import ModelConfig
 from trainer.inference.stage import StageModel

@@ -10,7 +10,7 @@ import torch
 from tests.helpers.batches import numbered
 from tests.helpers.models import drawn_gpt
 from tests.helpers.options import OPTIONS
-from tests.helpers.reference import TINY, TINY_LLAMA
+from tests.helpers.tiny_models import TINY, TINY_LLAMA
 from trainer.config.schema import ModelConfig, QueryKeyNorm, RecomputeKind
 from trainer.kernels import document_attention
 from trainer.micro_batch import IGNORED, MicroBatch, Place, document_positions

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.helpers.models import drawn_gpt
-from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
+from tests.helpers.tiny_models import TINY, TINY_LLAMA
 from trainer.config.schema import ModelConfig, RecomputeKind
 from trainer.micro_batch import MicroBatch, Place
 from trainer.model.attention import Attention

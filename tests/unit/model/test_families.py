@@ -11,14 +11,15 @@ from torch import nn
 
 from tests.helpers.families import toy, toy_oracle
 from tests.helpers.models import context_of, drawn
-from tests.helpers.reference import TINY, TINY_LLAMA, reference_gradients
 from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
+from tests.helpers.tiny_models import TINY, TINY_LLAMA
 from trainer.config.schema import ModelConfig, RecomputeKind
 from trainer.errors import ConfigError
 from trainer.inference.stage import StageModel
 from trainer.micro_batch import MicroBatch
 from trainer.model.cache import KeyValueCache
 from trainer.model.gpt import GPT
+from trainer.oracle.reference import reference_gradients
 from trainer.spec.model import Block, Model, Wiring
 from trainer.spec.parts import Activation, Norm, NormKind
 from trainer.tensor_parallel.init import fill

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from tests.helpers.models import context_of, drawn
-from tests.helpers.reference import TINY, TINY_LLAMA, reference_gradients, reference_logits, train_reference
 from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
+from tests.helpers.tiny_models import TINY, TINY_LLAMA
 from trainer.config.schema import ActivationKind, ModelConfig, NormKind, OptimizerConfig, PositionKind
 from trainer.micro_batch import MicroBatch
 from trainer.model.gpt import GPT, ModelContext, full_logits
+from trainer.oracle.reference import reference_gradients, reference_logits, train_reference
 from trainer.topology.groups import FakeGroup, Group, SingleGroup
 
 VOCABULARY = 29

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from tests.helpers.models import drawn_gpt
-from tests.helpers.reference import TINY, TINY_LLAMA
+from tests.helpers.tiny_models import TINY, TINY_LLAMA
 from trainer.config.schema import ModelConfig
 from trainer.kernels import document_attention
 from trainer.micro_batch import Documents, MicroBatch

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from tests.helpers.models import context_of, drawn
-from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.helpers.thread_group import run_ranks
+from tests.helpers.tiny_models import TINY, TINY_LLAMA
 from trainer.config.models import make_model
 from trainer.config.schema import ModelConfig, NormKind, RecomputeKind
 from trainer.errors import ConfigError

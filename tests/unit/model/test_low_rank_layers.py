@@ -10,14 +10,15 @@ import torch
 from tests.helpers.lora import Read
 from tests.helpers.models import context_of, drawn
 from tests.helpers.options import OPTIONS
-from tests.helpers.reference import TINY, TINY_LLAMA, reference_gradients
 from tests.helpers.thread_group import local_gradients, local_weights, run_ranks, whole
+from tests.helpers.tiny_models import TINY, TINY_LLAMA
 from trainer.checkpoint.held_weights import MergedWeights, linears_by_weight
 from trainer.config.lora import without_lora
 from trainer.config.models import make_execution, make_model
 from trainer.config.schema import LoraConfig, LoraTarget, ModelConfig
 from trainer.micro_batch import MicroBatch
 from trainer.model.gpt import GPT
+from trainer.oracle.reference import reference_gradients
 from trainer.spec.model import Model
 from trainer.tensor_parallel.init import Drawn, initial_of
 from trainer.tensor_parallel.shard import shard_spec_of

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.helpers.reference import TINY
+from tests.helpers.tiny_models import TINY
 from tests.unit.pipeline.test_traffic import plan_of
 from trainer.config.compose import compose
 from trainer.config.plan import make_plan

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.helpers.models import drawn_gpt
-from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.helpers.thread_group import run_ranks
+from tests.helpers.tiny_models import TINY, TINY_LLAMA
 from trainer.config.plan import RunPlan, make_plan
 from trainer.config.schema import (
     BatchConfig,

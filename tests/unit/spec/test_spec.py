@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.helpers.reference import TINY, TINY_LLAMA
+from tests.helpers.tiny_models import TINY, TINY_LLAMA
 from trainer.config.models import changed_keys, make_execution, make_model, resolved
 from trainer.config.schema import ActivationKind, ModelConfig, NormKind, RecomputeKind
 from trainer.spec.execution import Execution

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.helpers.models import drawn_gpt
-from tests.helpers.reference import TINY, TINY_LLAMA
 from tests.helpers.thread_group import local_gradients, run_ranks, whole
+from tests.helpers.tiny_models import TINY, TINY_LLAMA
 from trainer.config.schema import ModelConfig
 from trainer.micro_batch import MicroBatch
 from trainer.model.gpt import GPT

@@ -7,27 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from tests.helpers.reference_optimizers import Factor, ReferenceOptimizer, constant_factor
-from tests.helpers.reference_rope import rotary_frequencies
-from trainer.config.schema import ActivationKind, ModelConfig, NormKind, OptimizerConfig, PositionKind
-
-TINY = ModelConfig(hidden_size=16, num_layers=2, num_attention_heads=4, seq_length=12, vocab_pad_multiple=8)
-"""GPT-2-like."""
-TINY_LLAMA = replace(
-    TINY,
-    num_key_value_heads=4,
-    ffn_hidden_size=24,
-    position=PositionKind.rope,
-    norm=NormKind.rmsnorm,
-    activation=ActivationKind.swiglu,
-    bias=False,
-    tied_embeddings=False,
-)
-
+from trainer.config.schema import ModelConfig, NormKind, OptimizerConfig, PositionKind
+from trainer.oracle.reference_optimizers import Factor, ReferenceOptimizer, constant_factor
+from trainer.oracle.reference_rope import rotary_frequencies
 
 Weights = Mapping[str, torch.Tensor]
 Batch = Sequence[torch.Tensor]

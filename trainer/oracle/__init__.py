@@ -1,0 +1,1 @@
+"""The oracle: what training a model computes, in one plain process, written from the papers."""
