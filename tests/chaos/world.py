@@ -24,9 +24,10 @@ from typing import ClassVar
 import psutil
 
 from tests.chaos.traps import Event, Trap, Traps, read_record
-from tests.helpers.dist import show_on, take_place, warm_up
+from trainer.engine.warm_start import warm_up
 from trainer.errors import TridentError
 from trainer.launcher.start import free_port
+from trainer.proving.forked_ranks import show_on, take_place
 
 POLL_S = 0.01
 LIMIT_S = 300.0

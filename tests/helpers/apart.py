@@ -12,8 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.helpers.dist import show_in, take_place, warm_up
+from trainer.engine.warm_start import warm_up
 from trainer.launcher.start import free_port
+from trainer.proving.forked_ranks import show_in, take_place
 
 LIMIT_S = 100.0
 

@@ -59,6 +59,7 @@ ORDER = (
     "exporting",
     "balance",
     "calibration",
+    "proving",
     "beginning",
     "out_of_memory",
     "supervise",
@@ -122,6 +123,10 @@ APART = {
             "resharding",
             "balance",
         ),
+    },
+    "proving": {
+        *("corpus", "data", "planner", "loop", "interchange", "checkpoint", "metrics", "inference", "generation"),
+        *("samples", "evaluation", "profiling", "description", "run_folder", "resharding", "balance", "calibration"),
     },
     "beginning": {"balance", "calibration", "loop", "checkpoint", "generation", "profiling", "resharding"},
     "supervise": {"balance", "calibration", "loop", "checkpoint", "generation", "samples", "profiling", "resharding"},
@@ -208,6 +213,7 @@ NO_TORCH = (
     *(
         *("calibration.calibrate", "calibration.device_profile", "calibration.fit", "calibration.measurements"),
         *("calibration.measuring", "calibration.trials"),
+        *("proving.parity", "proving.scaled_model", "proving.scaled_run", "proving.trials"),
         "checkpoint.store",
         "checkpoint.manifest",
         "checkpoint.origin",

@@ -20,9 +20,34 @@ Batch = Sequence[torch.Tensor]
 """(input_ids, labels) or (input_ids, labels, weights of the labels), each [B, S]. A label of -100 does not count."""
 
 
-def _linear(x: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:
-    y = torch.einsum("bsi,oi->bso", x, weights[f"{name}.weight"])
+def _linear(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig) -> torch.Tensor:
+    y = torch.einsum("bsi,oi->bso", x, weights[f"{name}.weight"]) + _adapted(x, weights, name, spec)
     return y + weights[f"{name}.bias"] if f"{name}.bias" in weights else y
+
+
+def _adapted(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig) -> torch.Tensor | float:
+    """Hu et al. 2021: scale B A x, in the rows of the outputs that B is for."""
+    lora, total = spec.lora, 0.0 if spec.lora.rank is None else torch.zeros(())
+    for key in weights:
+        owner, _, part = key.removesuffix(".a").partition(".lora.")
+        if lora.rank is None or owner != name or not key.endswith(".a"):
+            continue
+        alpha = lora.rank if lora.alpha is None else lora.alpha
+        scale = alpha / (math.sqrt(lora.rank) if lora.rank_stabilised else lora.rank)
+        b, rows = weights[f"{name}.lora.{part}.b"], len(weights[f"{name}.weight"])
+        y = scale * torch.einsum("bsr,or->bso", torch.einsum("bsi,ri->bsr", x, weights[key]), b)
+        first = _first_row(part, rows, spec)
+        total = total + torch.nn.functional.pad(y, (first, rows - first - len(b)))
+    return total
+
+
+def _first_row(part: str, rows: int, spec: ModelConfig) -> int:
+    """Return the row of a fused matrix at which an output begins: keys follow queries, up follows the gate."""
+    size = spec.head_dim or spec.hidden_size // spec.num_attention_heads
+    queries = spec.num_attention_heads * size
+    keys = (spec.num_key_value_heads or spec.num_attention_heads) * size
+    is_fused = spec.activation.value == "swiglu" or spec.gated
+    return {"k": queries, "v": queries + keys, "up": rows // 2 if is_fused else 0}.get(part, 0)
 
 
 def _norm(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig) -> torch.Tensor:
@@ -38,7 +63,9 @@ def _rotated(x: torch.Tensor, frequencies: Sequence[float], factor: float) -> to
     """Rotate pairs (i, i + D/2) of x [B, N, S, D] by s * frequencies[i], as complex numbers, and scale them."""
     half = x.shape[-1] // 2
     angle = torch.arange(x.shape[2], dtype=torch.float64)[:, None] * torch.tensor(frequencies, dtype=torch.float64)
-    circle = torch.polar(torch.full_like(angle, factor), angle).to(torch.complex64)
+    circle = torch.polar(torch.full_like(angle, factor), angle).to(
+        torch.complex128 if x.dtype == torch.float64 else torch.complex64
+    )
     turned = torch.complex(x[..., :half], x[..., half:]) * circle
     return torch.cat((turned.real, turned.imag), dim=-1)
 
@@ -66,7 +93,7 @@ def _attention(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig, 
     batch, length, _ = x.shape
     heads = spec.num_attention_heads
     groups, size = spec.num_key_value_heads or heads, spec.head_dim or spec.hidden_size // heads
-    fused = _linear(x, weights, f"{name}.qkv")
+    fused = _linear(x, weights, f"{name}.qkv", spec)
     q = fused[..., : heads * size].reshape(batch, length, heads, size)
     k = fused[..., heads * size : (heads + groups) * size].reshape(batch, length, groups, size)
     v = fused[..., (heads + groups) * size :].reshape(batch, length, groups, size)
@@ -74,7 +101,7 @@ def _attention(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig, 
         q, k = _queries_and_keys(q, k, weights, name, spec)
     if spec.clip_qkv is not None:
         q, k, v = (
-            torch.minimum(torch.maximum(y, -torch.tensor(spec.clip_qkv)), torch.tensor(spec.clip_qkv))
+            torch.minimum(torch.maximum(y, y.new_tensor(-spec.clip_qkv)), y.new_tensor(spec.clip_qkv))
             for y in (q, k, v)
         )
     q, k, v = (y.transpose(1, 2) for y in (q, k, v))
@@ -92,7 +119,7 @@ def _attention(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig, 
         if spec.position.value == "alibi":
             scores = scores + _slopes(heads)[head] * torch.arange(length)
         outputs.append(torch.softmax(scores.masked_fill(forbidden, -math.inf), dim=-1) @ v[:, group])
-    return _linear(torch.cat(outputs, dim=-1), weights, f"{name}.output")
+    return _linear(torch.cat(outputs, dim=-1), weights, f"{name}.output", spec)
 
 
 def _activated(y: torch.Tensor, name: str) -> torch.Tensor:
@@ -110,9 +137,9 @@ def _activated(y: torch.Tensor, name: str) -> torch.Tensor:
 def _mlp(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig) -> torch.Tensor:
     kind = spec.activation.value
     if kind == "swiglu" or spec.gated:
-        gate, up = _linear(x, weights, f"{name}.gate_up").chunk(2, dim=-1)
-        return _linear(_activated(gate, kind) * up, weights, f"{name}.down")
-    return _linear(_activated(_linear(x, weights, f"{name}.up"), kind), weights, f"{name}.down")
+        gate, up = _linear(x, weights, f"{name}.gate_up", spec).chunk(2, dim=-1)
+        return _linear(_activated(gate, kind) * up, weights, f"{name}.down", spec)
+    return _linear(_activated(_linear(x, weights, f"{name}.up", spec), kind), weights, f"{name}.down", spec)
 
 
 def _block(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig, kind: str) -> torch.Tensor:
@@ -197,7 +224,7 @@ def reference_gradients(
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """What a training run leaves behind."""
+    """Results of a training run."""
 
     losses: tuple[float, ...]
     """Sum over the counted tokens of the global batch divided by their number, one a step."""
@@ -225,7 +252,7 @@ def train_reference(
 
     Args:
         spec: the model.
-        weights: to start from; not changed.
+        weights: to start from; not changed. It computes in fp64 if they are, otherwise in fp32.
         steps: micro-batches of the whole global batch, step after step.
         optimizer: its kind, lr, betas, eps, weight_decay (matrices only) and grad_clip (0: off).
         learning_rate: rate of step 1, 2, ...; None: optimizer.lr always.
@@ -233,10 +260,12 @@ def train_reference(
         factor: factor of each weight's learning rate.
         decay_factor: factor of each weight's decay.
     """
+    wide = any(tensor.dtype == torch.float64 for tensor in weights.values())
     leaves = {
-        name: tensor.detach().clone().float().requires_grad_(not name.startswith(frozen))
-        for name, tensor in weights.items()
+        name: tensor.detach().clone().to(torch.float64 if wide else torch.float32) for name, tensor in weights.items()
     }
+    for name, leaf in leaves.items():
+        leaf.requires_grad_(not name.startswith(frozen))
     stepped = ReferenceOptimizer(optimizer, factor, decay_factor)
     decay, losses, norms = optimizer.ema_decay, [], []
     average = {} if decay is None else {name: leaf.detach().clone() for name, leaf in leaves.items()}
