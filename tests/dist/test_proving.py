@@ -6,7 +6,7 @@ import pytest
 
 from trainer.config.compose import compose
 from trainer.engine.warm_start import warm_up
-from trainer.proving.trials import Proof, Setting, Trial, proof_of, sharded, trial_of
+from trainer.proving.proof_trials import Proof, Setting, Trial, proof_of, sharded, trial_of
 from trainer.proving.trying import tried
 
 

@@ -213,7 +213,7 @@ NO_TORCH = (
     *(
         *("calibration.calibrate", "calibration.device_profile", "calibration.fit", "calibration.measurements"),
         *("calibration.measuring", "calibration.trials"),
-        *("proving.parity", "proving.scaled_model", "proving.scaled_run", "proving.trials"),
+        *("proving.parity", "proving.scaled_model", "proving.scaled_run", "proving.proof_trials"),
         "checkpoint.store",
         "checkpoint.manifest",
         "checkpoint.origin",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.proving.trials import Axis
+from trainer.proving.proof_trials import Axis
 from trainer.proving.verdict import Verdict
 
 

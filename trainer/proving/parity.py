@@ -23,7 +23,7 @@ from trainer.errors import TridentError
 from trainer.files import write_atomically
 from trainer.launcher.start import python_environment
 from trainer.log import say, write
-from trainer.proving.trials import Proof, proof_of
+from trainer.proving.proof_trials import Proof, proof_of
 from trainer.versions import source_digest, versions
 
 STEPS = 3

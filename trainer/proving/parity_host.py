@@ -19,7 +19,7 @@ from typing import Any
 from trainer.config.written import from_yaml
 from trainer.engine.warm_start import warm_up
 from trainer.proving.faults import faults_of
-from trainer.proving.trials import proof_of
+from trainer.proving.proof_trials import proof_of
 from trainer.proving.trying import needs_adam_kernel, tried
 from trainer.proving.verdict import Verdict
 

@@ -68,14 +68,16 @@ def train_trial(config: TridentConfig, steps: int, groups: ParallelGroups) -> Ra
     engine = build_engine(plan, groups, source=source)
     batches = global_batches(config, plan.model.vocab_size, steps)
     try:
-        return _trained(engine, plan, batches, groups)
+        return _trained(engine, plan, batches, config.optimizer.lr, groups)
     finally:
         del engine
         gc.collect()
 
 
-def _trained(engine: Engine, plan: RunPlan, batches: Sequence[GlobalBatch], groups: ParallelGroups) -> RankOutcome:
-    losses, norms, skipped, rate = [], [], [], plan.config.optimizer.lr
+def _trained(
+    engine: Engine, plan: RunPlan, batches: Sequence[GlobalBatch], rate: float, groups: ParallelGroups
+) -> RankOutcome:
+    losses, norms, skipped = [], [], []
     first: list[Fragment] = []
     for step, batch in enumerate(batches, start=1):
         parts = list(batch.micro_batches(plan, groups.samples.rank, step, groups.device))

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 
 from trainer.config.layout_words import spelled
 from trainer.config.models import sizes
 from trainer.config.pipeline_schedules import SCHEDULES
-from trainer.config.plan import RunPlan
-from trainer.config.schema import Dtype, PipelineSchedule
+from trainer.config.schema import Dtype, TridentConfig
 from trainer.engine.world import start_world
 from trainer.errors import TridentError
 from trainer.mesh import Mesh
 from trainer.proving.expectation import Expectation, expectation_of, settled_optimizer
 from trainer.proving.faults import faults_of
+from trainer.proving.proof_trials import Setting, sharded, trial_of
 from trainer.proving.rank_outcome import train_trial
 from trainer.proving.scaled_model import Extent
 from trainer.proving.scaled_run import scaled_run
-from trainer.proving.trials import Setting, sharded, trial_of
 from trainer.proving.verdict import Verdict, judged
 from trainer.topology.agreement import gather
 from trainer.topology.groups import ParallelGroups
@@ -36,74 +35,80 @@ class SelfTestFailed(TridentError):
     """The ranks of a run do not compute what the oracle computes."""
 
 
-def self_test(plan: RunPlan, groups: ParallelGroups) -> str:
+def self_test(config: TridentConfig, vocab_size: int, groups: ParallelGroups) -> str:
     """Train a small model in the run's layout, compare it with the oracle, and return a line about what was proved.
 
     Collective over the world. On the run's devices, in fp32 and in the run's precision, through the run's schedule,
     ZeRO stage and offload. Nothing of it stays.
 
     Args:
-        plan: of the run.
+        config: of the run.
+        vocab_size: number of token ids.
         groups: this rank's place.
 
     Raises:
         SelfTestFailed: something differs; names tensor and axis. On every rank.
     """
     begun = time.monotonic()
-    chosen = _settings(plan)
-    tested = _Tested(plan, groups, chosen[0].dp * chosen[0].micro_batches)
+    chosen = _settings(config, groups.mesh)
+    tested = _Tested(config, vocab_size, groups, chosen[0].dp * chosen[0].micro_batches)
     verdicts = [tested.verdict(one, groups) for one in chosen]
     wrong = gather(groups.control, any(not one.agrees for one in verdicts if one is not None))[0]
     if not wrong:
         return gather(groups.control, _told(verdicts, time.monotonic() - begun))[0]
-    error = gather(groups.control, _failure([*verdicts, *_around(plan, groups, chosen[0])]))[0]
+    verdicts += _around(config, vocab_size, groups, chosen[0])
+    error = gather(groups.control, _failure(verdicts))[0]
     assert error is not None
     raise error
 
 
-def _settings(plan: RunPlan) -> list[Setting]:
+def _settings(config: TridentConfig, mesh: Mesh) -> list[Setting]:
     """Return the run's layout in fp32, and in the run's precision."""
-    config = plan.config
-    fewest = SCHEDULES[config.layout.pipeline_schedule].fewest_micro_batches(plan.pipeline_parallel_size)
-    several = max(2, fewest) if plan.num_micro_batches > 1 else fewest
+    pp, tp, dp = mesh.pipeline_parallel_size, mesh.tensor_parallel_size, mesh.data_parallel_size
+    schedule = config.layout.pipeline_schedule
+    fewest = SCHEDULES[schedule].fewest_micro_batches(pp) if pp > 1 else 1
+    is_one = config.batch.global_batch_size == config.batch.micro_batch_size * dp
     one = Setting(
-        plan.pipeline_parallel_size,
-        plan.tensor_parallel_size,
-        plan.data_parallel_size,
-        several if plan.pipeline_parallel_size > 1 else min(2, plan.num_micro_batches),
-        plan.sequence_parallel,
-        config.layout.pipeline_schedule,
+        pp,
+        tp,
+        dp,
+        1 if is_one else max(2, fewest),
+        config.layout.sequence_parallel,
+        schedule,
         recompute=config.model.recompute,
     )
-    return [sharded(replace(one, dtype=dtype), plan.zero) for dtype in dict.fromkeys((Dtype.fp32, plan.dtype))]
+    dtypes = dict.fromkeys((Dtype.fp32, config.precision.dtype))
+    return [sharded(replace(one, dtype=dtype), config.zero) for dtype in dtypes]
 
 
 class _Tested:
-    """The scaled run, and on rank 0 what the oracle makes of it. Made collectively.
+    """The scaled run, and on rank 0 the oracle's numbers of it. Made collectively.
 
     Args:
-        plan: of the run.
+        config: of the run.
+        vocab_size: number of token ids.
         groups: this rank's place.
         sequences: global batch.
         tied: false for the same model with its tie undone.
     """
 
-    def __init__(self, plan: RunPlan, groups: ParallelGroups, sequences: int, tied: bool = True) -> None:
-        config = plan.config
-        tensor, stages = plan.tensor_parallel_size, plan.schedule.stages(plan.pipeline_parallel_size)
+    def __init__(
+        self, config: TridentConfig, vocab_size: int, groups: ParallelGroups, sequences: int, tied: bool = True
+    ) -> None:
+        tensor, pp = groups.mesh.tensor_parallel_size, groups.mesh.pipeline_parallel_size
+        stages = SCHEDULES[config.layout.pipeline_schedule].stages(pp) if pp > 1 else 1
         shares = 1 < sizes(config.model).num_key_value_heads < tensor
-        extent = Extent(tensor, max(stages, plan.pipeline_parallel_size), shares, _MOST_HEADS)
-        base = scaled_run(config, plan.model.vocab_size, extent, sequences).config
-        runtime = replace(config.runtime, compile=False, threads_per_rank=config.runtime.threads_per_rank)
+        base = scaled_run(config, vocab_size, Extent(tensor, stages, shares, _MOST_HEADS), sequences).config
+        runtime = replace(config.runtime, compile=False)
         model = replace(base.model, tied_embeddings=base.model.tied_embeddings and tied)
         base = replace(base, runtime=runtime, model=model)
-        self._is_judge, self._control = groups.is_reporting_rank, groups.control
-        optimizer = gather(groups.control, settled_optimizer(base).optimizer if self._is_judge else None)[0]
+        self._control = groups.control
+        optimizer = gather(self._control, settled_optimizer(base).optimizer if groups.is_reporting_rank else None)[0]
         assert optimizer is not None
         self._base = replace(base, optimizer=optimizer)
         self._expected: Expectation | None = None
-        if self._is_judge:
-            self._expected = expectation_of(self._base, STEPS, tuple(dict.fromkeys((Dtype.fp32, plan.dtype))))
+        if groups.is_reporting_rank:
+            self._expected = expectation_of(self._base, STEPS, tuple({Dtype.fp32, config.precision.dtype}))
 
     def verdict(self, one: Setting, groups: ParallelGroups) -> Verdict | None:
         """Train a setting and judge it, on rank 0; None on the others. Collective over the world."""
@@ -112,33 +117,34 @@ class _Tested:
         return None if self._expected is None else judged(trial, outcomes, self._expected)
 
 
-def _around(plan: RunPlan, groups: ParallelGroups, chosen: Setting) -> list[Verdict | None]:
+def _around(
+    config: TridentConfig, vocab_size: int, groups: ParallelGroups, chosen: Setting
+) -> Iterator[Verdict | None]:
     """Try layouts of the same ranks in which fewer axes are used, to find the one at fault. Collective."""
-    world, micro_batches = plan.world_size, max(2, chosen.micro_batches)
+    world, micro_batches = groups.mesh.size, max(2, chosen.micro_batches)
+
+    def placed(one: Setting) -> ParallelGroups:
+        return start_world(Mesh(one.pp, one.dp, one.tp), config.runtime, groups.device)
+
+    tested = _Tested(config, vocab_size, groups, world * micro_batches)
+    for one in _fewer_axes(config, chosen, world, micro_batches):
+        yield tested.verdict(one, placed(one))
+    if chosen.pp > 1 and config.model.tied_embeddings:
+        untied = _Tested(config, vocab_size, groups, world * micro_batches, tied=False)
+        one = Setting(chosen.pp, dp=world // chosen.pp, micro_batches=micro_batches, untied=True)
+        yield untied.verdict(one, placed(one))
+
+
+def _fewer_axes(config: TridentConfig, chosen: Setting, world: int, micro_batches: int) -> list[Setting]:
     plain = Setting(dp=world, micro_batches=micro_batches)
-    settings = [plain, replace(plain, micro_batches=1)]
+    found = [plain, replace(plain, micro_batches=1), sharded(plain, config.zero)]
     pipeline = replace(plain, pp=chosen.pp, dp=world // chosen.pp)
+    tensor = replace(plain, tp=chosen.tp, dp=world // chosen.tp, micro_batches=1)
     if chosen.pp > 1:
-        settings += [pipeline, replace(pipeline, micro_batches=1)]
+        found += [pipeline, replace(pipeline, micro_batches=1), replace(pipeline, schedule=chosen.schedule)]
     if chosen.tp > 1:
-        tensor = replace(plain, tp=chosen.tp, dp=world // chosen.tp, micro_batches=1)
-        settings += [tensor, *([replace(tensor, sequence_parallel=True)] if chosen.sequence_parallel else [])]
-    if chosen.zero_stage or plan.zero_stage:
-        settings.append(sharded(plain, plan.zero))
-    if chosen.schedule is not PipelineSchedule.f1b1:
-        settings.append(replace(pipeline, schedule=chosen.schedule))
-    tested = _Tested(plan, groups, world * micro_batches)
-    found = [tested.verdict(one, _placed(one, plan, groups)) for one in dict.fromkeys(settings)]
-    if chosen.pp > 1 and plan.config.model.tied_embeddings:
-        untied = _Tested(plan, groups, world * micro_batches, tied=False)
-        one = replace(pipeline, untied=True)
-        found.append(untied.verdict(one, _placed(one, plan, groups)))
-    return found
-
-
-def _placed(one: Setting, plan: RunPlan, groups: ParallelGroups) -> ParallelGroups:
-    """Return this rank's place in another layout of the same ranks. Collective over the world."""
-    return start_world(Mesh(one.pp, one.dp, one.tp), plan.config.runtime, groups.device)
+        found += [tensor, replace(tensor, sequence_parallel=chosen.sequence_parallel)]
+    return list(dict.fromkeys(found))
 
 
 def _told(verdicts: Sequence[Verdict | None], seconds: float) -> str:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from trainer.config.schema import AdamImplementation, OffloadKind, TridentConfig
 from trainer.proving.expectation import Expectation, expectation_of, settled_optimizer
 from trainer.proving.forked_ranks import RanksFailed, run_forked
+from trainer.proving.proof_trials import Proof, Trial
 from trainer.proving.rank_outcome import forked_trials
-from trainer.proving.trials import Proof, Trial
 from trainer.proving.verdict import Verdict, judged
 
 TRIALS_A_RANK = 6

@@ -11,8 +11,8 @@ from trainer.engine.face import Fragment
 from trainer.kernels.attention_backend import DTYPES
 from trainer.oracle.reference_optimizers import rule_of
 from trainer.proving.expectation import Expectation, error, relative
+from trainer.proving.proof_trials import Trial
 from trainer.proving.rank_outcome import RankOutcome
-from trainer.proving.trials import Trial
 from trainer.proving.whole_tensors import NotWhole, differing_copies, from_fragments, weights_of
 from trainer.spec.stepping import EMA, WEIGHT
 
