@@ -69,6 +69,7 @@ ORDER = (
     "planning",
     "records",
     "auditing",
+    "comparing",
     "sweeps",
     "preflight",
     "app",
@@ -133,6 +134,7 @@ APART = {
     "settling": LOW - {"config", "planner"} | NOT_PLANNED | {"calibration"},
     "buying": LOW - {"config", "planner"} | NOT_PLANNED | {"calibration"},
     "planning": LOW - {"config", "planner"} | NOT_PLANNED,
+    "comparing": LOW - {"config"} | {"checkpoint", "calibration", *(NOT_PLANNED - {"metrics"})},
     "records": LOW - {"config", "data"} | {"checkpoint", "calibration", "run_folder", *(NOT_PLANNED - {"metrics"})},
     "sweeps": LOW - {"config"}
     | {"checkpoint", "generation", "samples", "profiling", "resharding", "balance", "supervise"},
@@ -182,6 +184,7 @@ NO_TORCH = (
         "buying",
         "planning",
         "records",
+        "comparing",
         "sweeps",
         "verbs",
         "cli",

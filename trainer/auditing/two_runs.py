@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer.auditing.history import History, Span
-from trainer.auditing.proof import TokensOf
 from trainer.config.keys import flatten, shown_value
 from trainer.config.written import differences
 from trainer.data.ledger import short_ledger
 from trainer.data.picks import Rows
 from trainer.errors import DataError
+
+if TYPE_CHECKING:
+    from trainer.auditing.proof import TokensOf
 
 _DECIDE = ("data.", "tokenizer.", "train.seed", "model.seq_length", "model.vocab_size", "batch.")
 _DECIDE_NOTHING = ("data.cache_dir", "data.prefetch_steps", "batch.micro_batch_size")

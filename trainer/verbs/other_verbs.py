@@ -17,6 +17,7 @@ OTHER_VERBS: dict[str, str] = {
     "sweep multirun hpo tune": "train --multirun",
     "estimate estimator memory predict_memory cost budget planner": "plan",
     "config cfg show_config print_config": "train --help",
+    "diff difference differences cmp versus vs": "compare",
     "version": "--version",
     "completion completions install_completion": "--install-completion",
     "usage commands verbs": "--help",

@@ -1,0 +1,1 @@
+"""`trident compare`: two runs beside each other, and the first place at which they part. No torch."""
