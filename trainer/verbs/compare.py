@@ -34,7 +34,7 @@ def _tolerance(text: str | None, default: float) -> float:
 
 VERB = Verb(
     name="compare",
-    summary="say what differs between two runs, and the first step at which they part",
+    summary="say what differs between two runs, and where they part",
     run=run,
     positionals=(
         Positional("A", "the folder of a run", Takes.run),

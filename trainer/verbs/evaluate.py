@@ -44,7 +44,7 @@ _TAKES = {
 }
 VERB = Verb(
     name="evaluate",
-    summary="score a run, a checkpoint or a model: its loss on documents, and tasks of lm-eval",
+    summary="score a run, a checkpoint or a model on documents and tasks",
     run=run,
     keys=keys_of(evaluate_options, EvaluateOptions, KEYS, _TAKES),
     text=(

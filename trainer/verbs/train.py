@@ -86,7 +86,7 @@ def _groups(wide: int) -> str:
 
 VERB = Verb(
     name="train",
-    summary="train a model; starts the ranks that the layout needs, or joins those of a launcher around it",
+    summary="train a model on ranks that it starts, or that a launcher did",
     run=run,
     options=(
         Option(

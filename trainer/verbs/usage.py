@@ -47,13 +47,13 @@ def paragraphs(texts: Iterable[str], wide: int) -> list[str]:
 
 
 def overview(verbs: Sequence[Verb]) -> str:
-    """Return the help of the command. Verbs below another one are in the help of that one."""
+    """Return the help of the command, for a small screen. Verbs below another one are in the help of that one."""
     wide = width()
-    options = [(_head(option), option.sentence) for option in COMMAND_OPTIONS]
     lines = ["usage: trident VERB [word ...]", ""]
     lines += _section("verbs", [(verb.name, verb.summary) for verb in verbs if " " not in verb.name], wide)
-    lines += _section("options", options, wide)
-    return "\n".join(lines).rstrip()
+    heads = ", ".join(_head(option).replace(" ", "\0") for option in COMMAND_OPTIONS)
+    wrapped = textwrap.wrap(f"options: {heads}", wide, subsequent_indent=" " * 9, break_on_hyphens=False)
+    return "\n".join([*lines, *(line.replace("\0", " ") for line in wrapped)])
 
 
 def usage(verb: Verb) -> str:

@@ -27,6 +27,12 @@ def test_everything_that_a_verb_takes_has_its_sentence(verb: Verb) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=NAMES)
+def test_a_summary_is_one_line_of_the_commands_help(verb: Verb) -> None:
+    """On 80 columns, beside the longest name of a verb."""
+    assert len(verb.summary) <= 66
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=NAMES)
 def test_options_are_declared_well(verb: Verb) -> None:
     names = [name for option in verb.options for name in (option.name, *option.aliases)]
     assert len(names) == len(set(names))
