@@ -69,7 +69,7 @@ class Parting:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step of each run costs, as a median over its rows."""
+    """One cost of a step of each run, as a median over its rows."""
 
     name: str
     a: float
