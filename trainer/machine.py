@@ -91,6 +91,16 @@ def memory_size(root: Path = _ROOT) -> int | None:
     return None if total is None else total << 10
 
 
+def task_limit(root: Path = _ROOT) -> tuple[int, int] | None:
+    """Return the limit on processes and threads that is reached first, and how many there are; None for no limit."""
+    found = [
+        (most, used)
+        for folder in _folders("pids", root)
+        if (most := _number(folder / "pids.max")) is not None and (used := _number(folder / "pids.current")) is not None
+    ]
+    return min(found, key=lambda pair: pair[0] - pair[1], default=None)
+
+
 class OomKills:
     """The kernel's kills for want of memory since this object was made.
 

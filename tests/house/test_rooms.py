@@ -71,6 +71,7 @@ ORDER = (
     "auditing",
     "comparing",
     "sweeps",
+    "doctor",
     "preflight",
     "app",
     "errands",
@@ -138,6 +139,7 @@ APART = {
     "records": LOW - {"config", "data"} | {"checkpoint", "calibration", "run_folder", *(NOT_PLANNED - {"metrics"})},
     "sweeps": LOW - {"config"}
     | {"checkpoint", "generation", "samples", "profiling", "resharding", "balance", "supervise"},
+    "doctor": LOW - {"config", "engine"} | NOT_PLANNED - {"metrics"} | {"calibration"},
     "app": {"generation", "resharding", "balance", "supervise", "sweeps"},
     "errands": {
         *("corpus", "data", "kernels", "tensor_parallel", "pipeline", "planner", "loop", "checkpoint", "metrics"),
@@ -225,6 +227,26 @@ NO_TORCH = (
         "model.limits",
         "pipeline.partition",
         "engine.adam",
+        *(
+            "doctor.asking",
+            "doctor.compiler_checks",
+            "doctor.disk_checks",
+            "doctor.doctor",
+            "doctor.doctor_screen",
+            "doctor.examine",
+            "doctor.finding",
+            "doctor.gpu_checks",
+            "doctor.host_checks",
+            "doctor.limit_checks",
+            "doctor.network_checks",
+            "doctor.peer_checks",
+            "doctor.tried_folders",
+            "doctor.progress_checks",
+            "doctor.required",
+            "doctor.service_checks",
+            "doctor.software_checks",
+            "doctor.surroundings",
+        ),
     ),
 )
 """Rooms and modules that never import torch and its like: what a person waits for before a rank starts."""
@@ -315,7 +337,7 @@ def test_a_cycle_is_found_and_told_once() -> None:
 
 
 def test_deepspeed_is_imported_only_where_it_is_driven(modules: Sequence[Module]) -> None:
-    assert outside(modules, "deepspeed", ("pipeline", "engine", "checkpoint")) == []
+    assert outside(modules, "deepspeed", ("pipeline", "engine", "checkpoint", "doctor.software_probe")) == []
 
 
 def test_wandb_is_imported_only_by_its_sink(modules: Sequence[Module]) -> None:

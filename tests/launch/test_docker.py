@@ -55,7 +55,9 @@ def test_image(path: Path) -> None:
     last = instructions(path)[len(names) - names[::-1].index("FROM") - 1 :]
     assert [rest for name, rest in last if name == "USER"] == ["10001:0"]
     assert [rest for name, rest in last if name == "ENTRYPOINT"] == ['["tini", "--", "entrypoint"]']
-    assert [rest.split("CMD ")[1] for name, rest in last if name == "HEALTHCHECK"] == ['["healthcheck"]']
+    assert [rest.split("CMD ")[1] for name, rest in last if name == "HEALTHCHECK"] == [
+        '["trident", "doctor", "--health"]'
+    ]
     assert f"VERSION={__version__}" in arguments(path, "ARG")
     assert "org.opencontainers.image.version" in " ".join(arguments(path, "LABEL"))
     # In the same layer, or the keys stay in the image.
@@ -215,44 +217,6 @@ def test_sshd_is_started_only_when_asked_for_and_takes_only_keys(sshd: Path) -> 
     assert (host_key.parent / "authorized_keys").read_text() == "ssh-ed25519 AAAA me\n"
     enter("sshd", cwd=sshd, TRIDENT_AUTHORIZED_KEYS=str(sshd / "keys"), **home)
     assert "-D" in (sshd / "sshd").read_text().splitlines()
-
-
-def health(proc: Path) -> subprocess.CompletedProcess[str]:
-    return call(DOCKER / "healthcheck.sh", environment={"TRIDENT_PROC": str(proc), "TRIDENT_HEALTH_SECONDS": "100"})
-
-
-def test_health_is_progress(tmp_path: Path) -> None:
-    proc, run_dir = tmp_path / "proc", tmp_path / "a run"
-    assert health(proc).returncode == 0, "nothing trains"
-    for pid, target in ((1, "/dev/null"), (7, run_dir / "logs" / "rank_0.log")):
-        (proc / str(pid) / "fd").mkdir(parents=True)
-        (proc / str(pid) / "fd" / "1").symlink_to(target)
-    files = [run_dir / "logs" / "rank_0.log", run_dir / "metrics.jsonl", run_dir / "checkpoints" / "step_5" / "x"]
-    for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    assert health(proc).returncode == 0
-    past = time.time() - 200
-    for path in (*files, *(file.parent for file in files), run_dir / "checkpoints"):
-        os.utime(path, (past, past))
-    done = health(proc)
-    assert done.returncode == 1
-    assert re.fullmatch(rf"{run_dir} has written nothing for 20\d s\n", done.stdout)
-    for alive in (files[0], files[1], files[2].parent):
-        os.utime(alive)
-        assert health(proc).returncode == 0
-        os.utime(alive, (past, past))
-
-
-def test_health_finds_the_log_of_a_real_process(tmp_path: Path) -> None:
-    log = tmp_path / "R" / "logs" / "rank_3.log"
-    log.parent.mkdir(parents=True)
-    with log.open("w") as output, subprocess.Popen(["sleep", "60"], stdout=output) as process:
-        past = time.time() - 200
-        os.utime(log, (past, past))
-        done = call(DOCKER / "healthcheck.sh", environment={"TRIDENT_HEALTH_SECONDS": "100"})
-        process.kill()
-    assert done.returncode == 1
 
 
 def test_the_images_compiler_compiles_for_older_processors(tmp_path: Path) -> None:

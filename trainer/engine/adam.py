@@ -45,7 +45,9 @@ def check_compiler(optimizer: OptimizerConfig, zero: ZeroConfig, runtime: Runtim
         )
     if adam_implementation(optimizer, zero) is not AdamImplementation.deepspeed_cpu:
         return
-    _check_folder(extensions_folder(os.environ))
+    problem = kernel_folder_problem(extensions_folder(os.environ))
+    if problem is not None:
+        raise problem
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
     if missing:
         raise ConfigError(
@@ -62,8 +64,8 @@ def extensions_folder(environ: Mapping[str, str]) -> Path:
     return Path(named or f"{cache}/torch_extensions").expanduser()
 
 
-def _check_folder(root: Path) -> None:
-    """Find before a rank starts what would end each of them: a read-only folder, or a lock that is never released.
+def kernel_folder_problem(root: Path) -> ConfigError | None:
+    """Return what would end each rank: a folder that is read-only, or a lock that is never released; None if nothing.
 
     A lock whose owner is known to be gone is no problem: it is taken over (`engine.kernel_lock`).
     """
@@ -71,7 +73,7 @@ def _check_folder(root: Path) -> None:
     for lock in locks:
         silent_s = quiet_s(lock)
         if owner_of(lock) is Owner.unknown and silent_s > QUIET_S:
-            raise ConfigError(
+            return ConfigError(
                 f"the cache of compiled kernels must not be locked, but {lock} is {silent_s / 60:.0f} minutes old, and "
                 "nobody can tell whose it is: a compilation was killed, and every other one would wait for it",
                 hints=[f"if nothing compiles there, delete {lock}", "or set TORCH_EXTENSIONS_DIR to another folder"],
@@ -79,8 +81,9 @@ def _check_folder(root: Path) -> None:
     nearest = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)) and not any(root.glob("**/cpu_adam/*.so")):
         named = "TORCH_EXTENSIONS_DIR" if os.environ.get("TORCH_EXTENSIONS_DIR") else "the default"
-        raise ConfigError(
+        return ConfigError(
             "the folder of compiled kernels must be one that can be written, or hold them, but "
             f"{root} ({named}) is neither",
             hints=["set TORCH_EXTENSIONS_DIR to another folder, or optimizer.implementation=torch (slower)"],
         )
+    return None

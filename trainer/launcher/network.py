@@ -26,6 +26,15 @@ def interface_for_peers(master: str) -> str | None:
     """
     if not _is_loopback(_resolved(socket.gethostname())):
         return None
+    return device_towards(master)
+
+
+def device_towards(master: str) -> str | None:
+    """Return the device that leads to other machines, or None if there is none, or it cannot be told.
+
+    Args:
+        master: host of rank 0; empty if it is not known.
+    """
     devices = _devices()
     # On rank 0's own machine the way to it is the loopback device as well.
     for target in (master, _ANYWHERE):
@@ -34,6 +43,15 @@ def interface_for_peers(master: str) -> str | None:
             return found
     names = set(devices.values())
     return names.pop() if len(names) == 1 else None
+
+
+def place_of_own_name() -> tuple[str, str]:
+    """Return the address of this machine's own name and its device: two empty texts if it leads to no other machine.
+
+    The device is empty too where the address belongs to another machine, as a stale entry of /etc/hosts may say.
+    """
+    address = _resolved(socket.gethostname())
+    return ("", "") if _is_loopback(address) else (address, _devices().get(address, ""))
 
 
 def _resolved(host: str) -> str:

@@ -16,6 +16,8 @@ OTHER_VERBS: dict[str, str] = {
     "autotune search_layout": "plan --search",
     "sweep multirun hpo tune": "train --multirun",
     "estimate estimator memory predict_memory cost budget planner": "plan",
+    "check diagnose diagnostics env environment env_report ds_report collect_env preflight health healthcheck "
+    "system_check info": "doctor",
     "config cfg show_config print_config": "train --help",
     "diff difference differences cmp versus vs": "compare",
     "version": "--version",
@@ -26,7 +28,6 @@ OTHER_VERBS: dict[str, str] = {
 
 NO_VERB: dict[str, str] = {
     "serve deploy push upload": "models are not served or uploaded; `trident export` writes what other programs take",
-    "doctor": "`trident train --dry-run` checks everything that can be known before a run starts",
     "rl dpo ppo grpo rlhf reward": "only pre-training is done here",
 }
 """Names elsewhere -> the way things are here, where there is no such verb."""

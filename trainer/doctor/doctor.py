@@ -1,0 +1,90 @@
+"""`trident doctor`: what this machine can run, and what is broken in it. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainer.config.schema import TridentConfig
+from trainer.doctor import (
+    compiler_checks,
+    disk_checks,
+    gpu_checks,
+    host_checks,
+    limit_checks,
+    network_checks,
+    peer_checks,
+    progress_checks,
+    service_checks,
+    software_checks,
+)
+from trainer.doctor.doctor_screen import as_json, screen
+from trainer.doctor.examine import examine
+from trainer.doctor.finding import Check, Examined, Status, fail, worst
+from trainer.doctor.surroundings import Surroundings
+from trainer.log import conclude, write
+
+CHECKS: tuple[Check, ...] = (
+    *software_checks.CHECKS,
+    *compiler_checks.CHECKS,
+    *host_checks.CHECKS,
+    *limit_checks.CHECKS,
+    *disk_checks.CHECKS,
+    *network_checks.CHECKS,
+    *peer_checks.CHECKS,
+    *service_checks.CHECKS,
+    *gpu_checks.CHECKS,
+    *progress_checks.CHECKS,
+)
+"""All checks in the order in which they are shown."""
+HEALTH: tuple[Check, ...] = (progress_checks.PROGRESS,)
+"""Checks of a container's health. A run that makes progress is healthy, whatever else is wrong with its machine: an
+orchestrator ends what is not healthy."""
+FAILED = 1
+"""Exit code if something fails. Docker knows 0 and 1 only."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Wishes of a person, or of a container engine."""
+
+    as_json: bool = False
+    is_health: bool = False
+    show_all: bool = False
+    hostfile: str | None = None
+    ssh_port: int | None = None
+
+
+def doctor_verb(arguments: Sequence[str], asked: Asked) -> int:
+    """Run `trident doctor <arguments>` and return the exit code: 0, or 1 if something fails.
+
+    Raises:
+        ConfigError: the config is wrong, or the hostfile.
+    """
+    # Which checks there are needs no config, and a health check must not take long.
+    config, broken = (TridentConfig(), []) if asked.is_health and not arguments else _composed(arguments)
+    if asked.hostfile is not None:
+        from trainer.launcher.hostfile import read_hostfile
+
+        read_hostfile(asked.hostfile)
+    around = Surroundings(config, hostfile=asked.hostfile, ssh_port=asked.ssh_port)
+    examined = [*broken, *examine(HEALTH if asked.is_health else CHECKS, around)]
+    found = worst(examined)
+    if asked.as_json:
+        write(json.dumps(as_json(examined), indent=2) + "\n")
+    else:
+        conclude(screen(examined, asked.show_all))
+    return FAILED if found is Status.fail else 0
+
+
+def _composed(arguments: Sequence[str]) -> tuple[TridentConfig, list[Examined]]:
+    """Return the config; where a package that composes it is broken, the schema's defaults and a finding."""
+    try:
+        from trainer.config.compose import compose
+
+        return compose(list(arguments)), []
+    except ImportError as error:
+        check = Check("config", "software", lambda _: ())
+        fix = "install Trident anew: `bash launch/setup.sh`; the rest is judged for the default run"
+        return TridentConfig(), [Examined(check, (fail("config", f"cannot be composed: {error}", fix),))]
