@@ -53,10 +53,10 @@ def look_at_progress(around: Surroundings) -> Iterator[Finding]:
 def _runs(proc: Path) -> list[Path]:
     """Return the folders of runs that processes write a rank's log of: a rank's output goes there."""
     found = set()
-    for output in proc.glob("[0-9]*/fd/1"):
+    for process in proc.glob("[0-9]*"):
         # Processes end, and those of others are closed to this one.
         with suppress(OSError):
-            log = Path(os.readlink(output).removesuffix(_DELETED))
+            log = Path(os.readlink(process / "fd" / "1").removesuffix(_DELETED))
             if log.match("logs/rank_*.log") and log.is_absolute():
                 found.add(log.parent.parent)
     return sorted(found)

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from trainer.config.keys import joined
 from trainer.errors import ConfigError
 from trainer.verbs.declare import Option, Takes, Verb
 from trainer.verbs.parse import Words, parse
-from trainer.verbs.table import find_verb
+from trainer.verbs.table import NAMES, find_verb
 
 VERB = Verb(
     name="bake",
@@ -22,6 +23,7 @@ VERB = Verb(
         Option("--secret", "none", is_hidden=True),
     ),
 )
+COMPOSE = [f"`trident {name}`" for name in NAMES if find_verb(name).option("--config-dir")]
 
 
 def problems_of(*arguments: str) -> tuple[str, ...]:
@@ -103,8 +105,7 @@ def test_a_verb_without_settings_has_no_other_options() -> None:
         ("-m", "it is an option of `trident train`"),
         (
             "--config-dir=x",
-            "it is an option of `trident train`, `trident plan`, `trident data`, `trident data inspect`, "
-            "`trident data write`, `trident balance` and `trident reshard`",
+            f"it is an option of {joined(COMPOSE, last='and')}",
         ),
     ],
 )
