@@ -1,4 +1,4 @@
-"""Whether the ranks of this machine or container make progress: the health of a container. No torch.
+"""The progress of the ranks of this machine or container, which is the health of a container. No torch.
 
 A run that hangs keeps its processes alive and its devices busy, but writes no row, no log line and no checkpoint.
 """

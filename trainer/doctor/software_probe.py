@@ -1,4 +1,4 @@
-"""What torch and DeepSpeed say about themselves, as one line of JSON. Run in a process of its own, for they may crash.
+"""The account that torch and DeepSpeed give of themselves, as JSON, in a process of its own: they may crash.
 
 `python -m trainer.doctor.software_probe`
 """
