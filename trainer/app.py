@@ -52,6 +52,7 @@ from trainer.pipeline.machines import placement_warning
 from trainer.planner.foresee import Foresight, explain
 from trainer.profiling.phases import MarkedProgress
 from trainer.profiling.profile_hook import ProfileHook
+from trainer.profiling.timeline_hook import TimelineHook
 from trainer.progress import BUILDING, CHECKING, JOINING, LOADING, PREPARING, Progress, current, follow
 from trainer.run_folder import RunFolder
 from trainer.samples.samples_hook import SamplesHook
@@ -299,6 +300,8 @@ def _hooks(
         hooks.append(SamplesHook(engine, plan, folder.tokenizer, folder.hugging_face, groups, metrics.show))
     if config.eval.tasks:
         hooks.append(TasksHook(session, engine, folder.tokenizer, folder.hugging_face))
+    if config.logging.timeline_step != 0:
+        hooks.append(TimelineHook(session, folder.timeline))
     # Last, so that a step ends before recording starts or stops.
     if isinstance(session.progress, MarkedProgress):
         hooks.append(ProfileHook(config, folder.path, session.progress, groups))

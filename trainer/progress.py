@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 READING = "reading the config"
 IMPORTING = "importing the libraries"
@@ -33,6 +34,19 @@ READER = "reader"
 """Name of the thread that reads data before they are needed; a rank that waits for data is where this one is."""
 
 
+class NoteListener(Protocol):
+    """Is told each note of a step the moment it is taken; what a note begins ends with the next one."""
+
+    def begins(self, what: str, micro_batch: int | None, half: int) -> None:
+        """Take the beginning of a phase, or of an instruction of the pipeline.
+
+        Args:
+            what: name of the phase or of the instruction.
+            micro_batch: its number, counted from 1; None if it has none.
+            half: which of this rank's stages it belongs to; 0 unless a rank holds two.
+        """
+
+
 @dataclass
 class Progress:
     """The latest activity that this rank began. A note is a few attributes, so that taking it costs nothing.
@@ -50,13 +64,17 @@ class Progress:
     """DeepSpeed's name of a pipeline instruction, e.g. RecvActivation; in another phase, the thing it works on."""
     moved_at: float = field(default_factory=time.monotonic)
     """Time of the note, on the monotonic clock."""
-    _counts: dict[str, int] = field(default_factory=dict)
+    listener: NoteListener | None = None
+    """Listens while it is set."""
+    _counts: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def enter(self, phase: str, micro_batch: int | None = None) -> None:
         """Note the beginning of a phase."""
         self.phase, self.micro_batch, self.instruction = phase, micro_batch, None
         self._counts.clear()
         self.moved_at = time.monotonic()
+        if self.listener is not None:
+            self.listener.begins(phase, micro_batch, 0)
 
     def beat(self) -> None:
         """Note that the phase goes on: it has done a part of its work."""
@@ -79,11 +97,18 @@ class Progress:
         self.step = step
         self.enter("data")
 
-    def execute(self, instruction: str) -> None:
-        """Note an instruction of the pipeline. Its n-th call since the phase began is on micro-batch n."""
-        number = self._counts[instruction] = self._counts.get(instruction, 0) + 1
+    def execute(self, instruction: str, half: int = 0) -> None:
+        """Note an instruction of the pipeline. Its n-th call since the phase began is on micro-batch n.
+
+        Args:
+            instruction: DeepSpeed's name of it.
+            half: which of this rank's stages it belongs to; each counts by itself.
+        """
+        number = self._counts[instruction, half] = self._counts.get((instruction, half), 0) + 1
         self.instruction, self.micro_batch = instruction, number
         self.moved_at = time.monotonic()
+        if self.listener is not None:
+            self.listener.begins(instruction, number, half)
 
 
 class _Current:

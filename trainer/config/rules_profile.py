@@ -1,4 +1,4 @@
-"""Rules about `runtime.profile`: recorded steps are trained, and recording ranks exist."""
+"""Rules about recorded steps, of `runtime.profile` and `logging.timeline_step`: they are trained, and ranks exist."""
 
 from __future__ import annotations
 
@@ -41,6 +41,16 @@ def steps(case: Case) -> Iterator[str]:
         )
 
 
+def timeline(case: Case) -> Iterator[str]:
+    """The step whose timeline is asked for is a step of the run."""
+    step, last = case.config.logging.timeline_step, case.steps
+    if step is not None and step > last >= 1:
+        yield (
+            f"logging.timeline_step ({step}) must be a step of the run, but train.steps is {last}; use at most {last}, "
+            "0 for none, or leave it out"
+        )
+
+
 def ranks(case: Case) -> Iterator[str]:
     """The recording ranks exist."""
     layout, chosen = case.config.layout, case.config.runtime.profile_ranks
@@ -54,6 +64,6 @@ def ranks(case: Case) -> Iterator[str]:
         yield f"runtime.profile_ranks must hold each rank once, but is {list(chosen)}"
 
 
-RULES: tuple[Rule, ...] = (settings, steps)
+RULES: tuple[Rule, ...] = (settings, steps, timeline)
 ARITHMETIC: tuple[Rule, ...] = (ranks,)
 """Rules that are asked only when every size is positive."""

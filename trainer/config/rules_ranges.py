@@ -58,6 +58,7 @@ MINIMA: dict[str, int] = {
     "checkpoint.keep": 1,
     "checkpoint.keep_every": 0,
     "logging.stall_alert_s": 0,
+    "logging.timeline_step": 0,
     "runtime.threads_per_rank": 1,
     "runtime.timeout_s": 1,
     "runtime.hang_timeout_s": 0,

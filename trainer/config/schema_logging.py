@@ -107,5 +107,9 @@ class LoggingConfig:
     """Add processor, memory, network and GPU use of every node to the rows, every few seconds."""
     csv: bool = False
     """Write metrics.csv too."""
+    timeline_step: int | None = None
+    """Step whose timeline is written: what each pipeline stage did with each micro-batch, and when (timeline.json).
+    Counted as in metrics.jsonl. null: the fifth step of each start, or the last one of a start that has fewer. 0: none.
+    On GPUs that one step waits for the device at its beginning and end (docs/profiling.md)."""
     tensorboard: bool = False
     """Write files for TensorBoard too; needs the package tensorboard."""

@@ -183,8 +183,8 @@ class _RepairedPipeline(_Repaired):
 
 
 def _noted(kind: type, run: Callable[..., None]) -> Callable[..., None]:
-    def execute(self: _RepairedPipeline, **kwargs: object) -> None:
-        self.progress.execute(kind.__name__)
+    def execute(self: _RepairedPipeline, **kwargs: Any) -> None:
+        self.progress.execute(kind.__name__, kwargs.get("phase", 0))
         run(self, **kwargs)
 
     return execute

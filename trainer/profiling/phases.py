@@ -52,9 +52,9 @@ class MarkedProgress(Progress):
         else:
             self._next_phase(phase)
 
-    def execute(self, instruction: str) -> None:
+    def execute(self, instruction: str, half: int = 0) -> None:
         """Note an instruction of the pipeline."""
-        super().execute(instruction)
+        super().execute(instruction, half)
         if self._step is not None:
             self._next_phase(instruction)
 
