@@ -146,11 +146,9 @@ def read_timeline(path: Path) -> StepTimeline | None:
         ValueError: it is no timeline that this version can read; the text says why.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    try:
-        found = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"a timeline must be JSON, but {path} is not: {error}") from error
     if not isinstance(found, dict) or found.get("version") != VERSION:
@@ -167,24 +165,26 @@ def _parsed(found: Mapping[str, Any]) -> StepTimeline:
         RankPlace(int(one["rank"]), str(one["host"]), tuple(int(stage) for stage in one["stages"]))
         for one in found["ranks"]
     )
-    if sorted(stage for place in places for stage in place.stages) != list(range(found["stages"])):
-        raise ValueError(f"each of {found['stages']} stages must have a rank, but they are {places}")
+    stages = sorted(stage for place in places for stage in place.stages)
+    if len(stages) != found["stages"] or stages != list(range(len(stages))):
+        raise ValueError(f"each of {found['stages']} stages must have a rank, but they are of {stages}")
     if list(found["columns"]) != list(COLUMNS):
         raise ValueError(f"columns must be {', '.join(COLUMNS)}, but are {found['columns']}")
     ranks = {place.rank for place in places}
+    micro_batches = int(found["micro_batches"])
     return StepTimeline(
         step=int(found["step"]),
         time=datetime.fromisoformat(found["time"]),
         schedule=str(found["schedule"]),
-        micro_batches=int(found["micro_batches"]),
+        micro_batches=micro_batches,
         device=str(found["device"]),
         clock_error_ms=float(found["clock_error_ms"]),
         ranks=places,
-        spans=tuple(_span(row, ranks, int(found["stages"])) for row in found["spans"]),
+        spans=tuple(_span(row, ranks, len(stages), micro_batches) for row in found["spans"]),
     )
 
 
-def _span(row: Sequence[Any], ranks: set[int], stages: int) -> Span:
+def _span(row: Sequence[Any], ranks: set[int], stages: int, micro_batches: int) -> Span:
     rank, kind, stage, micro_batch, begin, end, messages = row
     span = Span(
         rank,
@@ -195,7 +195,8 @@ def _span(row: Sequence[Any], ranks: set[int], stages: int) -> Span:
         float(end),
         tuple(Message(str(way), str(work), int(source), int(number)) for way, work, source, number in messages or ()),
     )
-    in_order = -math.inf < span.begin_ms <= span.end_ms < math.inf
-    if rank not in ranks or kind not in KINDS or not in_order or not (stage is None or 0 <= stage < stages):
-        raise ValueError(f"a span must be of a rank, a kind, a stage and a time that exist, but is {row}")
+    is_known = rank in ranks and kind in KINDS and -math.inf < span.begin_ms <= span.end_ms < math.inf
+    is_known = is_known and (stage is None or 0 <= stage < stages)
+    if not is_known or not (micro_batch is None or 0 <= micro_batch < micro_batches):
+        raise ValueError(f"a span must be of a rank, kind, stage, micro-batch and time that exist, but is {row}")
     return span

@@ -62,7 +62,7 @@ class TimelineHook(Hook):
 
     def waits_for_device(self, step: int) -> bool:
         """Return whether this step is measured: the notes of the device are read behind it."""
-        return step == self._step
+        return self._step is not None and step >= self._step
 
     def on_step(self, step: int) -> None:
         """Listen to the next step if it is the measured one, and write what was heard behind it.
@@ -76,13 +76,11 @@ class TimelineHook(Hook):
             return
         if step == self._step - 1:
             self._listen(is_on=True)
-        elif step == self._step:
-            self._step = None
-            self._listen(is_on=False)
-            self._write(step)
-        else:
-            # The step was left out after a spike, without a checkpoint to go back to. The next one is as good.
-            self._choose(min(step + 1, self._last_of_run), step + 1)
+            return
+        # A later one if the chosen one was left out as a spike: no hook hears of it, and the next one is as good.
+        self._step = None
+        self._listen(is_on=False)
+        self._write(step)
 
     def on_rewind(self, step: int) -> None:
         """Choose anew if nothing was measured yet. Local."""

@@ -368,6 +368,10 @@ TRAINING: list[Case] = [
         ["runtime.profile=true records steps 2 to 3 and needs train.steps of at least 3, but it is 2; use for example runtime.profile_first_step=1 runtime.profile_steps=2"],
     ),
     (
+        {"logging.timeline_step": 7, "train.steps": 6, "schedule.warmup_steps": 1},
+        ["logging.timeline_step (7) must be a step of the run, but train.steps is 6; use at most 6, 0 for none, or leave it out"],
+    ),
+    (
         {"runtime.profile": True, "runtime.profile_steps": 21},
         ["runtime.profile_steps must be 1 to 20, but is 21"],
     ),
