@@ -128,8 +128,9 @@ def test_a_run_that_ends_in_the_measured_step_listens_no_longer(tmp_path: Path) 
     run = Run(tmp_path, 3)
     run.hook.on_start(1)
     run.train(1, 2)
-    assert run.session.progress.listener is not None
+    before = run.session.progress.listener
     run.hook.on_end(RunEnd("failed", 2, 1.0, "x"))
+    assert before is not None
     assert run.session.progress.listener is None
     assert run.measured() is None
 
