@@ -43,7 +43,7 @@ class NoteListener(Protocol):
         Args:
             what: name of the phase or of the instruction.
             micro_batch: its number, counted from 1; None if it has none.
-            half: which of this rank's stages it belongs to; 0 unless a rank holds two.
+            half: index among this rank's stages of the one it belongs to; 0 unless a rank holds two.
         """
 
 
@@ -102,7 +102,7 @@ class Progress:
 
         Args:
             instruction: DeepSpeed's name of it.
-            half: which of this rank's stages it belongs to; each counts by itself.
+            half: index among this rank's stages of the one it belongs to; each counts by itself.
         """
         number = self._counts[instruction, half] = self._counts.get((instruction, half), 0) + 1
         self.instruction, self.micro_batch = instruction, number

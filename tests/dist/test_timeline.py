@@ -14,7 +14,7 @@ from tests.helpers.dist import run_distributed, train_command
 from trainer.config.schema import PipelineSchedule
 from trainer.planner.orders import Exchange, Order, Pass, Work, trained_order
 from trainer.planner.timeline import Costs, simulate
-from trainer.profiling.timeline import Message, Span, StepTimeline, read_timeline
+from trainer.profiling.measured_step import Message, Span, StepTimeline, read_timeline
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
 

@@ -214,7 +214,7 @@ NO_TORCH = (
         "data.chat_template",
         "samples.check",
     ),
-    *("profiling.names", "profiling.intervals", "profiling.breakdown", "profiling.timeline", "profiling.spans"),
+    *("profiling.names", "profiling.intervals", "profiling.breakdown", "profiling.measured_step", "profiling.spans"),
     *(
         *("calibration.calibrate", "calibration.device_profile", "calibration.fit", "calibration.measurements"),
         *("calibration.measuring", "calibration.trials"),

@@ -42,7 +42,7 @@ def clock_offsets(
         now: the clock of this rank.
 
     Returns:
-        On rank 0 by how many seconds each rank's clock is ahead of its own, and the largest error of each of these;
+        On rank 0 the seconds by which each rank's clock is ahead of its own, and the largest error of each of these;
         elsewhere zeros.
     """
     offsets, errors = [0.0] * len(ranks), [0.0] * len(ranks)

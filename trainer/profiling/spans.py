@@ -1,4 +1,4 @@
-"""From the notes of the ranks to the timeline of a step: one clock, and the waits that are in messages. No torch."""
+"""The timeline of a step from the notes of its ranks: one clock, and the waits that are in messages. No torch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from trainer.profiling.measured_step import DATA, EXCHANGE, LOAD, RECEIVE, REDUCE, SEND, START, WAIT, Message, Span
 from trainer.profiling.names import BACKWARD, FORWARD, OPTIMIZER
-from trainer.profiling.timeline import DATA, EXCHANGE, LOAD, RECEIVE, REDUCE, SEND, START, WAIT, Message, Span
 
 _KIND_OF = {
     "data": DATA,
@@ -45,7 +45,7 @@ class Note(NamedTuple):
     micro_batch: int | None
     """Number, counted from 1."""
     half: int
-    """Which of the rank's stages it is about."""
+    """Index among the rank's stages of the one that it is about."""
     begin_s: float
     """Time on the rank's clock, in seconds."""
 
@@ -71,7 +71,7 @@ def spans_of(found: Sequence[RankNotes], offsets_s: Sequence[float]) -> tuple[Sp
 
     Args:
         found: the notes of each rank, at least one for each.
-        offsets_s: by how many seconds each rank's clock is ahead of the common one.
+        offsets_s: the seconds by which each rank's clock is ahead of the common one.
     """
     begun = min(one.notes[0].begin_s - offset for one, offset in zip(found, offsets_s, strict=True))
     whole = [

@@ -14,9 +14,9 @@ from trainer.log import warn
 from trainer.loop.events import Hook, RunEnd
 from trainer.loop.session import Session
 from trainer.profiling.clocks import clock_name, clock_offsets
+from trainer.profiling.measured_step import NO_PIPELINE, RankPlace, StepTimeline
 from trainer.profiling.spans import RankNotes, spans_of
 from trainer.profiling.step_clock import StepClock
-from trainer.profiling.timeline import NO_PIPELINE, RankPlace, StepTimeline
 from trainer.topology.agreement import gather, together
 
 

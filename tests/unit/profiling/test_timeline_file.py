@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from trainer.profiling.measured_step import COLUMNS, Message, RankPlace, Span, StepTimeline, read_timeline
 from trainer.profiling.spans import Note, RankNotes, spans_of
-from trainer.profiling.timeline import COLUMNS, Message, RankPlace, Span, StepTimeline, read_timeline
 
 FORWARD_0 = Message("send", "forward", 0, 0)
 TIMELINE = StepTimeline(

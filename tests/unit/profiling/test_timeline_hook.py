@@ -15,7 +15,7 @@ from trainer.loop.events import RunEnd
 from trainer.loop.session import Session
 from trainer.mesh import Mesh
 from trainer.profiling import timeline_hook
-from trainer.profiling.timeline import read_timeline
+from trainer.profiling.measured_step import read_timeline
 from trainer.profiling.timeline_hook import TimelineHook
 from trainer.topology.groups import Group, SingleGroup, single_process_groups
 
