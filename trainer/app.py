@@ -301,7 +301,7 @@ def _hooks(
     if config.eval.tasks:
         hooks.append(TasksHook(session, engine, folder.tokenizer, folder.hugging_face))
     if config.logging.timeline_step != 0:
-        hooks.append(TimelineHook(session, folder.timeline))
+        hooks.append(TimelineHook(session, folder.timeline, config.logging.timeline_step))
     # Last, so that a step ends before recording starts or stops.
     if isinstance(session.progress, MarkedProgress):
         hooks.append(ProfileHook(config, folder.path, session.progress, groups))

@@ -28,13 +28,13 @@ class TimelineHook(Hook):
     Args:
         session: this rank's session; its progress is listened to.
         path: the file.
+        chosen: the step that is asked for; None: the fifth one of each start, or its last if it has fewer.
     """
 
-    def __init__(self, session: Session, path: Path) -> None:
+    def __init__(self, session: Session, path: Path, chosen: int | None = None) -> None:
         self._session, self._groups, self._plan = session, session.groups, session.plan
         self._path = path
-        self._chosen = session.plan.config.logging.timeline_step
-        self._last_of_run = session.plan.config.train.steps
+        self._chosen, self._last_of_run = chosen, session.plan.steps
         mesh = session.groups.mesh
         self._ranks = [mesh.rank(stage, 0, 0) for stage in range(mesh.pipeline_parallel_size)]
         self._clock = StepClock(session.groups.device) if session.groups.rank in self._ranks else None

@@ -24,12 +24,9 @@ class Run:
     """A loop of one rank in small: a step is a forward pass of one micro-batch."""
 
     def __init__(self, folder: Path, step: int | None = None, steps: int = 20) -> None:
-        plan = make(steps=steps)
-        logging = replace(plan.config.logging, timeline_step=step)
-        plan = replace(plan, config=replace(plan.config, logging=logging))
-        self.session = Session(plan=plan, groups=single_process_groups(), hosts=["here"])
+        self.session = Session(plan=make(steps=steps), groups=single_process_groups(), hosts=["here"])
         self.path = folder / "timeline.json"
-        self.hook = TimelineHook(self.session, self.path)
+        self.hook = TimelineHook(self.session, self.path, step)
         self.listened: list[int] = []
 
     def train(self, first: int, last: int) -> None:
@@ -139,7 +136,7 @@ def test_a_disk_that_refuses_the_file_ends_the_run_in_words(tmp_path: Path) -> N
     run = Run(tmp_path, 1)
     run.hook.on_start(1)
     run.path.parent.joinpath("file").write_text("")
-    run.hook = TimelineHook(run.session, tmp_path / "file" / "timeline.json")
+    run.hook = TimelineHook(run.session, tmp_path / "file" / "timeline.json", 1)
     run.hook.on_start(1)
     with pytest.raises((StorageError, NotADirectoryError, FileExistsError)):
         run.train(1, 1)
