@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
 
 PART_CHARACTERS = 8192
 """Characters in a part of a longer document. Parts are decided one by one, or a corpus that is one file would be all
@@ -30,23 +29,9 @@ class Fractions:
         return TEST_PART if place >= (1.0 - self.test) * _RANGE else TRAIN_PART
 
 
-def is_held_out(text: str, fraction: float) -> bool:
-    """Return whether a text is for validation: decided by its hash, so that copies stay together."""
-    return Fractions(fraction).part_of(utf8(text)) == VALIDATION_PART
-
-
 def utf8(text: str) -> bytes:
     """Return a text in UTF-8, with `?` for lone surrogates, which JSON can hold and UTF-8 cannot."""
     return text.encode("utf-8", errors="replace")
-
-
-def split_document(text: str, fraction: float) -> Iterator[tuple[bool, str]]:
-    """Yield (True if held out, text) for a document: once, or for each run of parts with the same decision.
-
-    The pieces together are the document. Parts end with a line where they can.
-    """
-    for held_out, parts in groupby(parts_of((text,)), lambda part: is_held_out(part, fraction)):
-        yield held_out, "".join(parts)
 
 
 def parts_of(chunks: Iterable[str]) -> Iterator[str]:

@@ -19,6 +19,7 @@ import pytest
 
 import trainer.data.build.assembly as assembly
 import trainer.data.prepare as prepare_module
+from tests.helpers.held_out import split_document
 from tests.house.checks import ROOT
 from tests.unit.data.build_fixtures import UNIT_BYTES, built, content, corpus, text, wanted
 from tests.unit.data.data_fixtures import stream, write_text
@@ -29,7 +30,6 @@ from trainer.data.build.unit_result import Facts, UnitResult
 from trainer.data.build.work_folder import LOST_S, SPOOL, WorkFolder
 from trainer.data.build.worker import read_so_far
 from trainer.data.prepare import prepare
-from trainer.data.split import split_document
 from trainer.data.tokenizer import load_tokenizer
 from trainer.progress import PREPARING, current
 

@@ -17,6 +17,7 @@ import pytest
 
 import trainer.data.build.processes as processes
 import trainer.data.prepare as prepare_module
+from tests.helpers.held_out import split_document
 from tests.unit.data.build_fixtures import UNIT_BYTES, built, content, corpus, lines, text, wanted
 from tests.unit.data.data_fixtures import stream, told, write_text
 from trainer.config.schema import TridentConfig
@@ -26,7 +27,6 @@ from trainer.data.build.run import do_units
 from trainer.data.build.work_folder import WorkFolder
 from trainer.data.prepare import prepare
 from trainer.data.prepared import PreparedData, Source
-from trainer.data.split import split_document
 from trainer.data.told import told_left_out
 from trainer.errors import OutOfMemoryError, PeerLostError, TridentError
 

@@ -14,13 +14,13 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.held_out import is_held_out
 from tests.helpers.megatron_reader import read_documents
 from tests.unit.data.data_fixtures import config, stream, told
 from trainer.config.schema import TridentConfig
 from trainer.data.megatron import megatron_pairs
 from trainer.data.prepare import prepare
 from trainer.data.ready_made import ready_made_pieces, token_sources
-from trainer.data.split import is_held_out
 from trainer.data.tokenizer import load_tokenizer
 
 CODES = {"u1": 1, "i1": 2, "i2": 3, "i4": 4, "i8": 5, "u2": 8}

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trainer.data.megatron_pair as pair_module
+from tests.helpers.held_out import split_document
 from tests.helpers.megatron_reader import read_documents, read_sequences
 from tests.helpers.shards import shard_set, written_shard
 from tests.unit.data.data_fixtures import config, told, write_text
@@ -20,7 +21,6 @@ from trainer.data.megatron_pair import PairWriter
 from trainer.data.prepare import prepare
 from trainer.data.prepared import stream_identity
 from trainer.data.shard_set import ShardSet
-from trainer.data.split import split_document
 
 DOCUMENTS = [[1, 2, 3], [4], [], [5, 6, 7, 8], [99, 0]]
 KEPT = [document for document in DOCUMENTS if document]

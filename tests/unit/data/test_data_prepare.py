@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tokenizers
 
+from tests.helpers.held_out import is_held_out, split_document
 from tests.unit.data.data_fixtures import config, stream, told, write_text
 from trainer.config.schema import TridentConfig
 from trainer.data.prepare import prepare
-from trainer.data.split import is_held_out, split_document
 from trainer.data.synthetic import synthetic_tokens
 from trainer.data.tokenizer import FileTokenizer, load_tokenizer
 

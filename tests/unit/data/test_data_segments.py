@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trainer.data.build.segments as segments_module
+from tests.helpers.held_out import split_document
 from trainer.corpus.document import BadDocument, BadRecord, Document, Origin, Record
 from trainer.data.build.duplicates import Duplicates
 from trainer.data.build.segments import segments
 from trainer.data.build.spool import Item, blocks, read_block, write_block
 from trainer.data.build.unit_result import BEGINS, UnitResult, UnitWriter
-from trainer.data.split import Fractions, parts_of, split_document
+from trainer.data.split import Fractions, parts_of
 from trainer.data.tokenizer import FileTokenizer, train_bpe
 
 ORIGIN = Origin("line", 3, "/x.jsonl")

@@ -5,7 +5,8 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.split import PART_CHARACTERS, is_held_out, split_document
+from tests.helpers.held_out import is_held_out, split_document
+from trainer.data.split import PART_CHARACTERS
 
 LINES = "".join(f"line {number} of a long text\n" for number in range(20_000))
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.held_out import is_held_out
 from tests.unit.data.data_fixtures import config, stream, told, write_text
 from trainer.config.schema import TridentConfig
 from trainer.data.prepare import look_up, prepare
-from trainer.data.split import is_held_out
 from trainer.data.tokenizer import load_tokenizer, train_bpe
 from trainer.data.trained_tokenizer import in_turn
 from trainer.errors import StorageError

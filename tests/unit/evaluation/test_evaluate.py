@@ -15,12 +15,13 @@ import tokenizers
 import torch
 
 from tests.helpers.generation import model_of, weights_of, write_run
+from tests.helpers.held_out import is_held_out
 from tests.helpers.tasks import NAMES, PROSE, QUIZ, write_tasks
 from tests.helpers.tiny_models import TINY_LLAMA
 from trainer.cli import main
 from trainer.config.schema import LoggingConfig, WandbMode
 from trainer.data.end_of_text import END_OF_TEXT
-from trainer.data.split import TEST_PART, Fractions, is_held_out
+from trainer.data.split import TEST_PART, Fractions
 from trainer.data.tokenizer import ByteTokenizer, FileTokenizer, train_bpe
 from trainer.evaluation.asked import settle
 from trainer.evaluation.documents import read_documents
