@@ -98,6 +98,8 @@ def data_source(case: Case) -> Iterator[str]:
     for key, value in (("hub_path", data.hub_path), ("hub_name", data.hub_name)):
         if value and source is not DataSource.hub:
             yield f"data.{key} has no effect with data.source={source.value}; use data=hub, or leave it out"
+    if data.hub_download and source is not DataSource.hub:
+        yield f"data.hub_download=true has no effect with data.source={source.value}; use data=hub, or leave it out"
     if data.document_separator == "":
         yield "data.document_separator must not be empty; set null for one document a file"
     elif data.document_separator is not None and source is not DataSource.files:

@@ -140,6 +140,9 @@ class DataConfig:
     """hub: configuration (subset) of the data set."""
     hub_split: str = "train"
     """hub: split to read, or several as train+test, or parts of them as train[:1000] or train[10%:20%]."""
+    hub_download: bool = False
+    """hub: true downloads the files of the split to the cache of Hugging Face (HF_HOME) before its first row is read,
+    so that a connection which breaks off loses nothing; false reads rows as they arrive, and keeps no copy."""
     blend: Blend = ONE_SOURCE
     """Sources that are read side by side, each with a weight and keys of data of its own, as {web: {weight: 0.7, files:
     [web/*.jsonl]}, code: {weight: 0.3, hub_path: code}}; a key that a source does not have is that of data. Each is

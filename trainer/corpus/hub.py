@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from trainer.config.schema import DataConfig
@@ -54,8 +55,15 @@ def _split_rows(data: DataConfig, split: str) -> Iterable[dict[str, Any]]:
     folder = hub_folder(data)
     if folder is None or not any((folder / mark).exists() for mark in _SAVED_MARKS):
         path = str(folder or data.hub_path)
-        opened: Iterable[dict[str, Any]] = datasets.load_dataset(path, data.hub_name, split=split, streaming=True)
+        if folder is not None and data.hub_download:
+            raise _here(folder)
+        is_streamed = not data.hub_download
+        opened: Iterable[dict[str, Any]] = datasets.load_dataset(
+            path, data.hub_name, split=split, streaming=is_streamed
+        )
         return opened
+    if data.hub_download:
+        raise _here(folder)
     rows = datasets.load_from_disk(str(folder))
     if isinstance(rows, datasets.DatasetDict):
         if split not in rows:
@@ -63,6 +71,10 @@ def _split_rows(data: DataConfig, split: str) -> Iterable[dict[str, Any]]:
         rows = rows[split]
     chosen: Iterable[dict[str, Any]] = rows
     return chosen
+
+
+def _here(folder: Path) -> DataError:
+    return DataError(f"data.hub_download=true has no effect where data.hub_path is a folder, as {folder}; leave it out")
 
 
 def _count(data: DataConfig, split: str) -> int:

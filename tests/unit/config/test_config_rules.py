@@ -241,6 +241,7 @@ TRAINING: list[Case] = [
         {"data.text_join": " "},
         ["data.text_join has no effect with data.source=stdlib; use data=files or hub, or leave it out"],
     ),
+    ({"data.hub_download": True}, ["data.hub_download=true has no effect with data.source=stdlib; use data=hub, or leave it out"]),
     ({"data.hub_path": "a"}, ["data.hub_path has no effect with data.source=stdlib; use data=hub, or leave it out"]),
     ({"data.hub_name": "a"}, ["data.hub_name has no effect with data.source=stdlib; use data=hub, or leave it out"]),
     (

@@ -13,6 +13,7 @@ from tests.unit.data.data_fixtures import config, told, write_text
 from trainer.config.schema import DataConfig
 from trainer.corpus.inputs import identity, stdlib_files
 from trainer.corpus.read import documents
+from trainer.errors import DataError
 
 
 def hub_config(path: object, **values: object) -> DataConfig:
@@ -116,7 +117,8 @@ def test_a_damaged_saved_set(tmp_path: Path) -> None:
     assert message.startswith(f"data.hub_path={path} must be a data set that can be read, but: ")
 
 
-def test_a_name_is_streamed_with_its_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("downloads", [False, True])
+def test_a_name_is_read_with_its_configuration_and_split(downloads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
 
     def load(*args: object, **options: object) -> list[dict[str, Any]]:
@@ -124,9 +126,19 @@ def test_a_name_is_streamed_with_its_configuration_and_split(monkeypatch: pytest
         return [{"text": "a"}, {"text": "b"}]
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    data = hub_config("org/name", data__hub_name="sample", data__hub_split="test")
+    data = hub_config("org/name", data__hub_name="sample", data__hub_split="test", data__hub_download=downloads)
     assert list(documents(data)) == ["a", "b"]
-    assert calls == [(("org/name", "sample"), {"split": "test", "streaming": True})]
+    assert calls == [(("org/name", "sample"), {"split": "test", "streaming": not downloads})]
+
+
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_a_folder_is_not_downloaded(is_saved: bool, tmp_path: Path) -> None:
+    if is_saved:
+        datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "set")
+    else:
+        (tmp_path / "set").mkdir()
+    with pytest.raises(DataError, match=r"data\.hub_download=true has no effect where data\.hub_path is a folder"):
+        list(documents(hub_config(str(tmp_path / "set"), data__hub_download=True)))
 
 
 @pytest.mark.parametrize(
