@@ -1,17 +1,23 @@
-"""The monotonic clocks of several machines compared, with a bound for the error that is left."""
+"""The monotonic clocks of several machines compared, with a bound for the error that is left.
+
+Only rank 0 and the ranks that it asks talk, one after the other, however many others there are.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from trainer.topology.groups import Group
 
+T = TypeVar("T")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _NAMESPACE = "/proc/self/ns/time"
 ROUNDS = 16
@@ -25,6 +31,43 @@ def clock_name() -> str:
         return f"{_BOOT.read_text(encoding='utf-8').strip()} {os.readlink(_NAMESPACE)}"
     except OSError:
         return ""
+
+
+def collected(control: Group, ranks: Sequence[int], mine: T) -> list[T]:
+    """Return the values of some ranks on rank 0, which is one of them, in their order; elsewhere nothing.
+
+    For these ranks to call, with the same ranks.
+
+    Args:
+        control: a group on CPU over the whole world.
+        ranks: the ranks.
+        mine: this rank's value, which can be pickled.
+    """
+    if control.rank != 0:
+        packed = torch.frombuffer(bytearray(pickle.dumps(mine)), dtype=torch.uint8)
+        control.send(torch.tensor([packed.numel()]), 0)
+        control.send(packed, 0)
+        return []
+    found = []
+    for peer in ranks:
+        if peer == 0:
+            found.append(mine)
+            continue
+        size = int(control.receive(torch.empty(1, dtype=torch.int64), peer))
+        packed = control.receive(torch.empty(size, dtype=torch.uint8), peer)
+        found.append(pickle.loads(packed.numpy().tobytes()))
+    return found
+
+
+def told_by_rank_0(control: Group, ranks: Sequence[int], answer: bool) -> bool:
+    """Return rank 0's answer on it and on some ranks, which call this together."""
+    told = torch.tensor([float(answer)])
+    if control.rank != 0:
+        return bool(control.receive(told, 0).item())
+    for peer in ranks:
+        if peer != 0:
+            control.send(told, peer)
+    return answer
 
 
 def clock_offsets(

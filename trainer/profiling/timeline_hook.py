@@ -13,11 +13,11 @@ from trainer.files import write_atomically
 from trainer.log import warn
 from trainer.loop.events import Hook, RunEnd
 from trainer.loop.session import Session
-from trainer.profiling.clocks import clock_name, clock_offsets
+from trainer.profiling.clocks import clock_name, clock_offsets, collected, told_by_rank_0
 from trainer.profiling.measured_step import NO_PIPELINE, RankPlace, StepTimeline
 from trainer.profiling.spans import RankNotes, spans_of
 from trainer.profiling.step_clock import StepClock
-from trainer.topology.agreement import gather, together
+from trainer.topology.agreement import together
 
 
 class TimelineHook(Hook):
@@ -67,7 +67,8 @@ class TimelineHook(Hook):
     def on_step(self, step: int) -> None:
         """Listen to the next step if it is the measured one, and write what was heard behind it.
 
-        Collective over the control group behind the measured step, where a CUDA device is waited for.
+        Collective over the control group behind the measured step, where a CUDA device is waited for. Notes go to rank
+        0 from the ranks that have taken some, so that a large world has no more to do than a small one.
 
         Raises:
             StorageError: the file cannot be written; the same on every rank.
@@ -94,13 +95,17 @@ class TimelineHook(Hook):
 
     def _write(self, step: int) -> None:
         control = self._groups.control
-        mine = self._notes() if self._clock is not None else None
-        found = [notes for notes in gather(control, mine) if notes is not None]
-        is_one_clock = found[0].clock != "" and len({notes.clock for notes in found}) == 1
-        offsets, errors = [0.0] * len(found), [0.0] * len(found)
-        if not is_one_clock:
-            offsets, errors = clock_offsets(control, self._ranks)
+        found, offsets, errors = self._heard() if self._clock is not None else ([], [], [])
         together(control, lambda: self._put_together(step, found, offsets, errors))
+
+    def _heard(self) -> tuple[list[RankNotes], list[float], list[float]]:
+        """Return all notes, and how their clocks stand to that of rank 0; elsewhere nothing."""
+        control, ranks = self._groups.control, self._ranks
+        found = collected(control, ranks, self._notes())
+        clocks = {notes.clock for notes in found}
+        if told_by_rank_0(control, ranks, len(clocks) == 1 and "" not in clocks):
+            return found, [0.0] * len(ranks), [0.0] * len(ranks)
+        return found, *clock_offsets(control, ranks)
 
     def _notes(self) -> RankNotes:
         assert self._clock is not None
