@@ -70,6 +70,7 @@ ORDER = (
     "records",
     "auditing",
     "comparing",
+    "watching",
     "sweeps",
     "doctor",
     "preflight",
@@ -135,6 +136,7 @@ APART = {
     "settling": LOW - {"config", "planner"} | NOT_PLANNED | {"calibration"},
     "buying": LOW - {"config", "planner"} | NOT_PLANNED | {"calibration"},
     "planning": LOW - {"config", "planner"} | NOT_PLANNED,
+    "watching": LOW - {"config"} | {"checkpoint", "calibration", "run_folder", *(NOT_PLANNED - {"metrics"})},
     "comparing": LOW - {"config"} | {"checkpoint", "calibration", *(NOT_PLANNED - {"metrics"})},
     "records": LOW - {"config", "data"} | {"checkpoint", "calibration", "run_folder", *(NOT_PLANNED - {"metrics"})},
     "sweeps": LOW - {"config"}
@@ -187,6 +189,7 @@ NO_TORCH = (
         "planning",
         "records",
         "comparing",
+        "watching",
         "sweeps",
         "verbs",
         "cli",

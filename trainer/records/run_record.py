@@ -69,6 +69,7 @@ class Overview:
     last: Mapping[str, float]
     """The last row of metrics; empty: there is none."""
     status: RunStatus
+    events: tuple[Event, ...]
     notes: tuple[str, ...]
 
     @property
@@ -130,7 +131,7 @@ def read_overview(path: Path, signs: Signs | None = None) -> Overview:
     events = read_happened(paths, (), notes)
     step = step_of(last) or 0
     status = judge(signs or read_signs(paths), events, summary, step, _steps(config))
-    return Overview(path, _name(config, path), config, plan, last, status, tuple(notes))
+    return Overview(path, _name(config, path), config, plan, last, status, tuple(events), tuple(notes))
 
 
 def check_is_run(path: Path) -> RunPaths:

@@ -19,6 +19,8 @@ OTHER_VERBS: dict[str, str] = {
     "check diagnose diagnostics env environment env_report ds_report collect_env preflight health healthcheck "
     "system_check info": "doctor",
     "config cfg show_config print_config": "train --help",
+    "monitor follow tail attach live top status dashboard": "watch",
+    "list_runs jobs history experiments ps": "runs",
     "diff difference differences cmp versus vs": "compare",
     "version": "--version",
     "completion completions install_completion": "--install-completion",

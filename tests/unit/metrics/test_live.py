@@ -11,7 +11,8 @@ from tests.unit.metrics.console_fixtures import ASCII, UNICODE, console_of, play
 from trainer.config.plan import RunPlan
 from trainer.log import say
 from trainer.loop.events import RunEnd, StepReport
-from trainer.metrics.live import LiveSink, sparks
+from trainer.metrics.live import LiveSink
+from trainer.metrics.live_view import sparks
 from trainer.metrics.pace import Pace
 from trainer.metrics.screen import TrainingConsole
 from trainer.metrics.sink import Row
