@@ -13,7 +13,7 @@ def run(words: Words) -> int:
         raise ConfigError(
             f"usage must be `trident watch RUN [--once]`, but is `trident {' '.join(['watch', *words.rest])}`"
         )
-    from trainer.watching.watch import watch_verb
+    from trainer.watching.watcher import watch_verb
 
     return watch_verb(words.rest[0], words.has("--once"))
 

@@ -12,8 +12,8 @@ from trainer.config.places import absolute_path
 from trainer.errors import ConfigError
 from trainer.log import say, tell
 from trainer.metrics.figures import duration, number, short
+from trainer.records.printable import printable
 from trainer.records.run_record import Overview, is_run, read_overview, runs_below
-from trainer.records.shown import printable
 
 DEFAULT = "runs"
 DEEPEST = 3

@@ -19,7 +19,7 @@ from types import TracebackType
 
 from trainer.errors import ConfigError, PeerLostError, TridentError
 from trainer.launcher.roster import Roster
-from trainer.records.shown import printable
+from trainer.records.printable import printable
 from trainer.records.signs import Signs
 from trainer.run_paths import LOCK, LOGS, METRICS
 

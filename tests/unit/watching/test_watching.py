@@ -18,18 +18,18 @@ from tests.unit.metrics.console_fixtures import console_of, seen
 from trainer.config.schema import TridentConfig
 from trainer.config.written import to_yaml
 from trainer.errors import ConfigError, Interrupted, PeerLostError
+from trainer.records.printable import printable
 from trainer.records.run_status import State
-from trainer.records.shown import printable
 from trainer.records.signs import Signs
 from trainer.verbs.declare import Verb
 from trainer.verbs.parse import parse
 from trainer.verbs.runs import VERB as RUNS
 from trainer.verbs.watch import VERB as WATCH
-from trainer.watching import ssh_folder, watch
+from trainer.watching import ssh_folder, watcher
 from trainer.watching.row_follower import RowFollower
 from trainer.watching.run_list import runs_verb
 from trainer.watching.ssh_folder import SshFolder
-from trainer.watching.watch import LocalFolder, watch_verb
+from trainer.watching.watcher import LocalFolder, watch_verb
 
 FAKE_SSH = '#!/bin/sh\n[ "$1 $2" = "-T --" ] || exit 9\nprintf "welcome to %s\\n" "$3"\nshift 3\nexec "$@"\n'
 """Stands in for ssh: runs the command on this machine, behind a greeting."""
@@ -126,7 +126,7 @@ def test_a_running_run_is_followed_to_its_end(run: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_UN)
 
         source = Played(run, lambda: append(run, 4), lambda: False, lambda: append(run, 5), end)
-        watch._watch(source, "runs/mine", console_of(stream, terminal=True), is_once=False)
+        watcher._watch(source, "runs/mine", console_of(stream, terminal=True), is_once=False)
     assert source._acts == []
     lines = seen(stream.getvalue())
     assert any("eta 1m36s" in line for line in lines)
@@ -135,7 +135,7 @@ def test_a_running_run_is_followed_to_its_end(run: Path) -> None:
 
 
 def test_a_machine_that_falls_silent_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    watched = watch.Watched(LocalFolder(run), "node:mine")
+    watched = watcher.Watched(LocalFolder(run), "node:mine")
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 75)
     watched.refresh(is_heard=False)
@@ -189,7 +189,7 @@ def test_another_machines_run_is_copied_as_it_grows(run: Path, ssh: object, monk
         signs = source.signs
         assert (signs.is_locked, signs.alive, signs.lost, dict(signs.elsewhere)) == (True, (0,), (1,), {2: "node9"})
         assert abs((signs.age_s or 0) - 0) < 60
-        watched = watch.Watched(source, "node:mine")
+        watched = watcher.Watched(source, "node:mine")
         assert watched._overview.status.state is State.running
         append(run, 4)
         (run / "logs" / "rank_1.pid").unlink()
@@ -245,7 +245,7 @@ def test_a_connection_that_ends(run: Path, ssh: Callable[[str], None]) -> None:
 
 def test_a_machine_that_never_answers(ssh: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     ssh("#!/bin/sh\nexec sleep 60\n")
-    monkeypatch.setattr(watch, "_FIRST_ANSWER_S", 0.3)
+    monkeypatch.setattr(watcher, "_FIRST_ANSWER_S", 0.3)
     with pytest.raises(ConfigError, match="RUN must be on a machine that answers, but node:x said nothing"):
         watch_verb("node:x", is_once=True)
 
@@ -269,12 +269,12 @@ def test_a_folder_of_another_machine_that_is_no_run(tmp_path: Path, ssh: object)
 def test_places(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.parent)
     (run.parent / "a:b").mkdir()
-    assert watch._remote("mine") is None
-    assert watch._remote("a:b") is None
-    assert watch._remote("./no:such") is None
-    assert watch._remote("me@node:~/runs/x") == ("me@node", "~/runs/x")
+    assert watcher._remote("mine") is None
+    assert watcher._remote("a:b") is None
+    assert watcher._remote("./no:such") is None
+    assert watcher._remote("me@node:~/runs/x") == ("me@node", "~/runs/x")
     with pytest.raises(ConfigError, match="begins with a dash"):
-        watch._remote("-oProxyCommand=id:y")
+        watcher._remote("-oProxyCommand=id:y")
 
 
 def test_ctrl_c_ends_the_view_and_other_signals_the_command(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +282,7 @@ def test_ctrl_c_ends_the_view_and_other_signals_the_command(run: Path, monkeypat
         def raising(*_: object) -> None:
             raise Interrupted(name, 130)
 
-        monkeypatch.setattr(watch, "_watch", raising)
+        monkeypatch.setattr(watcher, "_watch", raising)
 
     press("SIGINT")
     assert watch_verb(str(run), is_once=False) == 0

@@ -20,9 +20,9 @@ from trainer.metrics.figures import duration, number
 from trainer.metrics.live_view import LiveView
 from trainer.metrics.screen import TrainingConsole
 from trainer.records.happened import EVALUATION, Event
+from trainer.records.printable import printable
 from trainer.records.run_record import Overview, read_overview
 from trainer.records.run_status import State
-from trainer.records.shown import printable
 from trainer.records.signs import Signs
 from trainer.run_paths import METRICS, RunPaths
 from trainer.watching.row_follower import RowFollower
