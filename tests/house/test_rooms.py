@@ -71,6 +71,7 @@ ORDER = (
     "auditing",
     "comparing",
     "watching",
+    "migration",
     "sweeps",
     "doctor",
     "preflight",
@@ -139,6 +140,7 @@ APART = {
     "watching": LOW - {"config"} | {"checkpoint", "calibration", "run_folder", *(NOT_PLANNED - {"metrics"})},
     "comparing": LOW - {"config"} | {"checkpoint", "calibration", *(NOT_PLANNED - {"metrics"})},
     "records": LOW - {"config", "data"} | {"checkpoint", "calibration", "run_folder", *(NOT_PLANNED - {"metrics"})},
+    "migration": LOW - {"config"} | NOT_PLANNED | {"launcher", "interchange", "run_folder", "description"},
     "sweeps": LOW - {"config"}
     | {"checkpoint", "generation", "samples", "profiling", "resharding", "balance", "supervise"},
     "doctor": LOW - {"config", "engine"} | NOT_PLANNED - {"metrics"} | {"calibration"},
@@ -190,6 +192,7 @@ NO_TORCH = (
         "records",
         "comparing",
         "watching",
+        "migration",
         "sweeps",
         "verbs",
         "cli",

@@ -231,7 +231,8 @@ ABSENT_MODEL: dict[str, str] = {
     "data of its own",
     "dataloader_num_workers num_workers dataloader_pin_memory pin_memory persistent_workers dataloader_drop_last "
     "dataloader_type": "shards are mapped into memory, and a thread reads data.prefetch_steps ahead",
-    "streaming group_by_length": "text is read once, into shards on the disk",
+    "streaming group_by_length data_impl dataset_impl mmap_bin_files no_mmap_bin_files mmap_warmup": "text is read "
+    "once, into shards on the disk, which are mapped into memory",
     "assistant_only_loss completion_only_loss train_on_inputs train_on_prompt mask_prompt": "of chats and prompts "
     "(data.records) only the answers count",
     "append_eod add_eos add_eos_token add_bos_token": "an end-of-text token follows every document",

@@ -100,8 +100,8 @@ DIFFERENT_RUN: dict[str, tuple[str, str]] = {
         "zero.stage",
         "of which 3 shards parameters as FSDP does",
     ),
-    "pipe_partition_method partition_method pipeline_parallel_split_points pipeline_model_parallel_layout "
-    "decoder_first_pipeline_num_layers decoder_last_pipeline_num_layers": (
+    "pipe_partition_method pp_partition_method partition_method pipeline_parallel_split_points "
+    "pipeline_model_parallel_layout decoder_first_pipeline_num_layers decoder_last_pipeline_num_layers": (
         "layout.stage_boundaries",
         "the first block of each further stage; without it layers are partitioned by cost",
     ),
@@ -254,8 +254,8 @@ ABSENT_RUN: dict[str, str] = {
     "no_save_optim no_save_rng save_only_model ckpt_format dist_ckpt_format "
     "export_dtype last_save_model_only save_safetensors use_dist_ckpt": "checkpoints are written and read whole",
     "log_throughput log_timers_to_tensorboard timing_log_level log_params_norm log_num_zeros_in_grad "
-    "wall_clock_breakdown include_tokens_per_second include_num_input_tokens_seen flops_profiler": "speed, memory and "
-    "norms are measured in every row of metrics",
+    "synchronize_each_layer wall_clock_breakdown include_tokens_per_second include_num_input_tokens_seen "
+    "flops_profiler": "speed, memory and norms are measured in every row of metrics",
     "distributed_backend dist_backend ddp_backend backend": "ranks talk through NCCL on GPUs and gloo on CPUs",
     "deterministic determinism deterministic_mode use_deterministic_algorithms full_determinism benchmark "
     "cudnn_benchmark": "there is no switch for it; data order and initial weights follow from train.seed",

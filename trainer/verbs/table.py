@@ -11,10 +11,8 @@ from trainer.verbs.declare import Option, Takes, Verb
 from trainer.verbs.other_verbs import NO_VERB, OTHER_VERBS
 
 NAMES = (
-    *("train", "plan", "data", "data inspect", "data audit", "data write", "generate", "evaluate"),
-    *("import", "export", "checkpoint", "balance", "reshard"),
-    *("watch", "runs", "compare"),
-    *("doctor",),
+    *("train", "plan", "migrate", "data", "data inspect", "data audit", "data write", "generate", "evaluate"),
+    *("import", "export", "checkpoint", "balance", "reshard", "watch", "runs", "compare", "doctor"),
 )
 """Names of the verbs in the order of the help; each is a file of this room that declares `VERB`.
 
