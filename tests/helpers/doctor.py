@@ -8,13 +8,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.doctor.doctor import CHECKS
+from trainer.doctor.examine import examine
 from trainer.doctor.finding import Finding, Status
+from trainer.doctor.surroundings import Surroundings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +39,7 @@ class Room:
             words: settings of the config, and --hostfile.
             before: shell commands that are given before, in the same shell.
         """
-        command = " ".join(f"'{word}'" for word in (self.python, "-m", "tests.helpers.doctor", check, *words))
+        command = shlex.join([self.python, "-m", "tests.helpers.doctor", check, *words])
         done = subprocess.run(
             ["/bin/bash", "-c", f"{before}\nexec {command}"],
             env={**self.environ, "PYTHONPATH": self._path()},
@@ -56,6 +60,21 @@ class Room:
         return f"{named}{os.pathsep}{ROOT}" if named else str(ROOT)
 
 
+def after(environ: Mapping[str, str], command: str) -> dict[str, str]:
+    """Return the environment that a shell has after a command, such as the one that a fix is."""
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"{command}; /usr/bin/env -0"], env=environ, capture_output=True, text=True, check=True
+    )
+    return dict(entry.partition("=")[::2] for entry in done.stdout.split("\0") if entry)
+
+
+def look(check: str, around: Surroundings) -> list[Finding]:
+    """Return the findings of a check, made in this process."""
+    [found] = [one for one in CHECKS if one.name == check]
+    [examined] = examine([found], around)
+    return list(examined.findings)
+
+
 def commands(finding: Finding) -> list[str]:
     """Return the commands of a fix."""
     return re.findall(r"`([^`]+)`", finding.fix)
@@ -70,9 +89,7 @@ def the(findings: list[Finding], name: str) -> Finding:
 def main(name: str, *words: str) -> None:
     """Print the findings of a check."""
     from trainer.config.compose import compose
-    from trainer.doctor.doctor import CHECKS
-    from trainer.doctor.examine import examine
-    from trainer.doctor.surroundings import Surroundings
+    from trainer.config.schema import TridentConfig
 
     settings = list(words)
     hostfile = None
@@ -80,9 +97,10 @@ def main(name: str, *words: str) -> None:
         place = settings.index("--hostfile")
         hostfile = settings[place + 1]
         del settings[place : place + 2]
-    [check] = [check for check in CHECKS if check.name == name]
-    [examined] = examine([check], Surroundings(compose(settings), hostfile=hostfile))
-    found = [{"name": f.name, "status": f.status.value, "found": f.found, "fix": f.fix} for f in examined.findings]
+    # Composing takes longer than most checks.
+    config = compose(settings) if settings else TridentConfig()
+    findings = look(name, Surroundings(config, hostfile=hostfile))
+    found = [{"name": one.name, "status": one.status.value, "found": one.found, "fix": one.fix} for one in findings]
     sys.stdout.write(json.dumps(found) + "\n")
 
 

@@ -16,7 +16,6 @@ from trainer.doctor.asking import Answer, ask
 from trainer.doctor.finding import Check, Finding, fail, ok, skip, warn
 from trainer.doctor.surroundings import Surroundings
 from trainer.doctor.tried_folders import another_folder
-from trainer.engine.adam import extensions_folder, kernel_folder_problem
 
 _COMPILE_S, _PROBE_S = 60.0, 120.0
 _USUAL = ("/usr/bin", "/usr/local/bin", "/opt/rh/gcc-toolset-13/root/usr/bin", "/opt/rh/gcc-toolset-14/root/usr/bin")
@@ -107,6 +106,8 @@ def _named(answer: Answer, headers: str) -> tuple[str, str]:
 
 def look_at_kernel_folder(around: Surroundings) -> Iterator[Finding]:
     """Find a folder of kernels that cannot be written or loaded from, and locks that were left behind."""
+    from trainer.engine.adam import extensions_folder, kernel_folder_problem
+
     folder = extensions_folder(around.environ)
     name = "kernel folder"
     elsewhere = f"`export TORCH_EXTENSIONS_DIR={another_folder(around, 'torch_extensions')}`"

@@ -23,7 +23,7 @@ from trainer.doctor.doctor_screen import as_json, screen
 from trainer.doctor.examine import examine
 from trainer.doctor.finding import Check, Examined, Status, fail, worst
 from trainer.doctor.surroundings import Surroundings
-from trainer.log import conclude, write
+from trainer.log import tell
 
 CHECKS: tuple[Check, ...] = (
     *software_checks.CHECKS,
@@ -72,19 +72,21 @@ def doctor_verb(arguments: Sequence[str], asked: Asked) -> int:
     examined = [*broken, *examine(HEALTH if asked.is_health else CHECKS, around)]
     found = worst(examined)
     if asked.as_json:
-        write(json.dumps(as_json(examined), indent=2) + "\n")
+        tell(json.dumps(as_json(examined), indent=2))
     else:
-        conclude(screen(examined, asked.show_all))
+        # Not for one rank only: a RANK that was left behind must not silence it.
+        tell(screen(examined, asked.show_all))
     return FAILED if found is Status.fail else 0
 
 
 def _composed(arguments: Sequence[str]) -> tuple[TridentConfig, list[Examined]]:
     """Return the config; where a package that composes it is broken, the schema's defaults and a finding."""
     try:
+        # What compose itself imports only when it needs it: a word that cannot be read would get the blame.
+        import trainer.config.source  # noqa: F401
         from trainer.config.compose import compose
-
-        return compose(list(arguments)), []
     except ImportError as error:
         check = Check("config", "software", lambda _: ())
         fix = "install Trident anew: `bash launch/setup.sh`; the rest is judged for the default run"
         return TridentConfig(), [Examined(check, (fail("config", f"cannot be composed: {error}", fix),))]
+    return compose(list(arguments)), []

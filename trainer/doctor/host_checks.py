@@ -79,7 +79,8 @@ def look_at_shared_memory(around: Surroundings) -> Iterator[Finding]:
     room = os.statvfs(folder)
     size, free = room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
     found = f"{folder} has {free / _MIB:,.0f} of {size / _MIB:,.0f} MiB free"
-    problem = _reserved(folder / f"trident-doctor-{os.getpid()}-{secrets.token_hex(4)}", needed)
+    probe = folder / f"trident-doctor-{os.getpid()}-{secrets.token_hex(4)}"
+    problem = "No space left on device" if free < needed else _reserved(probe, needed)
     if problem is None:
         yield ok(name, found)
         return

@@ -11,13 +11,16 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from trainer.doctor.asking import Answer, ask
 from trainer.doctor.finding import Check, Finding, fail, ok, skip, warn
 from trainer.doctor.surroundings import Surroundings
 from trainer.errors import ConfigError
-from trainer.launcher.hostfile import Node, master_address, own_place, read_hostfile
 from trainer.versions import source_digest
+
+if TYPE_CHECKING:
+    from trainer.launcher.hostfile import Node
 
 _CONNECT_S = 8
 _ANSWER_S = 25.0
@@ -35,6 +38,8 @@ def look_at_peers(around: Surroundings) -> Iterator[Finding]:
     if around.hostfile is None:
         yield skip("hosts", "no --hostfile: the run is on one machine")
         return
+    from trainer.launcher.hostfile import master_address, read_hostfile
+
     nodes = read_hostfile(around.hostfile)
     master = master_address(nodes, around.hostfile)
     if shutil.which("ssh", path=around.environ.get("PATH")) is None:
@@ -57,6 +62,8 @@ class _Listener:
 
     def __init__(self, nodes: Sequence[Node], around: Surroundings) -> None:
         self._socket: socket.socket | None = None
+        from trainer.launcher.hostfile import own_place
+
         with suppress(ConfigError):
             if own_place(nodes, around.hostfile or "") == 0:
                 self._socket = socket.socket()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from trainer.config.blend_sources import source_configs
 from trainer.config.schema import DataSource, TokenizerKind, TridentConfig, WandbMode
 from trainer.doctor.finding import Check, Finding, ok, skip, warn
 from trainer.doctor.surroundings import Surroundings
@@ -37,8 +38,9 @@ def look_at_wandb(around: Surroundings) -> Iterator[Finding]:
 def hub_words(config: TridentConfig) -> list[str]:
     """Return the settings for which a run fetches something from the Hugging Face hub."""
     found = []
-    if config.data.source is DataSource.hub and not os.path.isdir(os.path.expanduser(config.data.hub_path or "")):
-        found.append(f"data.hub_path={config.data.hub_path}")
+    for data in [one.data for one in source_configs(config).values()] or [config.data]:
+        if data.source is DataSource.hub and not os.path.isdir(os.path.expanduser(data.hub_path or "")):
+            found.append(f"data.hub_path={data.hub_path}")
     tokenizer = config.tokenizer
     if tokenizer.kind is TokenizerKind.pretrained and not os.path.exists(os.path.expanduser(tokenizer.path or "")):
         found.append(f"tokenizer.path={tokenizer.path}")

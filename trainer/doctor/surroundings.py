@@ -10,7 +10,6 @@ from pathlib import Path
 
 from trainer.config.plan import make_mesh
 from trainer.config.schema import AdamImplementation, DeviceKind, OffloadKind, TridentConfig
-from trainer.engine.adam import adam_implementation
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,8 @@ class Surroundings:
     @property
     def needs_cpu_adam(self) -> bool:
         """True if the run steps its weights with DeepSpeed's kernel for processors."""
+        from trainer.engine.adam import adam_implementation
+
         return adam_implementation(self.config.optimizer, self.config.zero) is AdamImplementation.deepspeed_cpu
 
     @property

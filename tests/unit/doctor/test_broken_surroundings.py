@@ -14,10 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.doctor import ROOT, Room, commands, the
+from tests.helpers.doctor import ROOT, Room, after, commands, look, the
+from trainer.config.schema import DataConfig, OffloadKind, TridentConfig, ZeroConfig
 from trainer.doctor.finding import Finding, Status
+from trainer.doctor.peer_checks import look_at_peers
+from trainer.doctor.surroundings import Surroundings
 
 OFFLOAD = ("zero.stage=1", "zero.offload=cpu")
+OFFLOADS = TridentConfig(zero=ZeroConfig(offload=OffloadKind.cpu))
 
 
 @pytest.fixture
@@ -39,19 +43,21 @@ def without_compiler(tmp_path: Path) -> str:
 
 @pytest.mark.skipif(shutil.which("g++", path="/usr/bin") is None, reason="needs g++ in /usr/bin")
 def test_no_compiler(room: Room, tmp_path: Path) -> None:
-    broken = Room({**room.environ, "PATH": without_compiler(tmp_path)}, tmp_path)
-    found = the(broken.look("compiler", *OFFLOAD), "compiler")
+    environ = {**room.environ, "PATH": without_compiler(tmp_path)}
+    found = the(look("compiler", Surroundings(OFFLOADS, environ)), "compiler")
     assert (found.status, found.found) == (
         Status.fail,
         "g++ is not on PATH; zero.offload and runtime.compile need one",
     )
-    assert the(broken.look("compiler"), "compiler").status is Status.warn, "this run compiles nothing"
+    assert the(look("compiler", Surroundings(environ=environ)), "compiler").status is Status.warn, "none is needed"
     [mend] = commands(found)
-    assert the(broken.look("compiler", *OFFLOAD, before=mend), "compiler").status is Status.ok
-    other = Room({**room.environ, "CXX": "/no/such/c++"}, tmp_path)
-    found = the(other.look("compiler", *OFFLOAD), "compiler")
+    mended = Surroundings(OFFLOADS, after(environ, mend))
+    assert the(look("compiler", mended), "compiler").status is Status.ok
+    other = {**room.environ, "CXX": "/no/such/c++"}
+    found = the(look("compiler", Surroundings(OFFLOADS, other)), "compiler")
     assert "/no/such/c++ is not on PATH" in found.found
-    assert the(other.look("compiler", *OFFLOAD, before=commands(found)[0]), "compiler").status is Status.ok
+    [mend] = commands(found)
+    assert shutil.which(after(other, mend)["CXX"]) is not None
 
 
 COMPILER = """#!/bin/bash
@@ -74,8 +80,8 @@ def test_a_compiler_that_lacks_something(message: str, found: str, fix: str, roo
     fake = tmp_path / "g++"
     fake.write_text(COMPILER.replace("MESSAGE", message))
     fake.chmod(0o755)
-    broken = Room({**room.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}, tmp_path)
-    told = the(broken.look("compiler", *OFFLOAD), "compiler")
+    environ = {**room.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    told = the(look("compiler", Surroundings(OFFLOADS, environ)), "compiler")
     assert told.status is Status.fail
     assert told.found.startswith(f"fake 1.0: {found}") or found in told.found
     assert fix in told.fix
@@ -91,14 +97,14 @@ def test_low_limit_of_files(room: Room) -> None:
     assert mended.status is Status.ok
     [closed] = room.look("open files", before="ulimit -n 128")
     assert (closed.status, "limits.conf" in closed.fix) == (Status.fail, True)
-    [many] = room.look("open files", "layout.data_parallel_size=4096", before="ulimit -Sn 1024")
+    [many] = room.look("open files", "layout=dp4096", before="ulimit -Sn 1024")
     assert "a rank among 4,096 may need 33,024" in many.found
 
 
-def test_a_disk_that_is_no_folder_or_full(room: Room, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be(room: Room, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    broken = Room({**room.environ, "TRIDENT_CACHE": str(tmp_path / "file" / "cache")}, tmp_path)
-    [found] = broken.look("token cache")
+    environ = {**room.environ, "TRIDENT_CACHE": str(tmp_path / "file" / "cache")}
+    [found] = look("token cache", Surroundings(environ=environ))
     assert (found.status, found.found) == (
         Status.fail,
         f"{tmp_path}/file/cache cannot be written: {tmp_path}/file is no folder (nearest folder that exists: "
@@ -106,12 +112,12 @@ def test_a_disk_that_is_no_folder_or_full(room: Room, tmp_path: Path) -> None:
     )
     [mend] = commands(found)
     assert mend.startswith("export TRIDENT_CACHE=/")
-    assert [one.status for one in broken.look("token cache", before=mend)] == [Status.ok]
-    [named] = broken.look("token cache", f"data.cache_dir={tmp_path}/file/x")
-    assert re.match(r"set data\.cache_dir=/", named.fix)
-    [run] = broken.look("run folder", f"run_dir={tmp_path}/file/run")
-    word = run.fix.removeprefix("set ")
-    assert [one.status for one in broken.look("run folder", word)] == [Status.ok]
+    assert [one.status for one in look("token cache", Surroundings(environ=after(environ, mend)))] == [Status.ok]
+    named = TridentConfig(data=DataConfig(cache_dir=f"{tmp_path}/file/x"))
+    assert look("token cache", Surroundings(named, environ))[0].fix.startswith("set data.cache_dir=/")
+    [run] = look("run folder", Surroundings(TridentConfig(run_dir=f"{tmp_path}/file/run"), environ))
+    mended = TridentConfig(run_dir=run.fix.removeprefix("set run_dir="))
+    assert [one.status for one in look("run folder", Surroundings(mended, environ))] == [Status.ok]
     assert not list(tmp_path.glob(".trident*")), "nothing stays"
 
 
@@ -240,8 +246,8 @@ def test_a_wrong_version_in_the_environment_is_mended_by_pip(room: Room, tmp_pat
 
 
 def test_missing_libaio(room: Room, tmp_path: Path) -> None:
-    nvme = ("zero.stage=3", "zero.offload=nvme", f"zero.nvme_path={tmp_path}")
-    found = the(room.look("torch", *nvme), "kernel async_io")
+    nvme = TridentConfig(zero=ZeroConfig(stage=3, offload=OffloadKind.nvme, nvme_path=str(tmp_path)))
+    found = the(look("torch", Surroundings(nvme, room.environ)), "kernel async_io")
     if found.status is Status.ok:
         pytest.skip("libaio is installed here")
     assert (found.status, "libaio" in found.found) == (Status.fail, True)
@@ -253,8 +259,8 @@ def test_missing_libaio(room: Room, tmp_path: Path) -> None:
     subprocess.run(["cc", "-shared", "-o", str(tmp_path / "aio/lib/libaio.so"), str(source)], check=True, timeout=60)
     install, _, named = commands(found)
     assert install == "apt-get install libaio-dev"
-    mended = the(room.look("torch", *nvme, before=named.replace("FOLDER", f"{tmp_path}/aio")), "kernel async_io")
-    assert mended.status is Status.ok
+    environ = after(room.environ, named.replace("FOLDER", f"{tmp_path}/aio"))
+    assert the(look("torch", Surroundings(nvme, environ)), "kernel async_io").status is Status.ok
 
 
 SSH = """#!/bin/bash
@@ -272,13 +278,15 @@ def test_unreachable_host(room: Room, tmp_path: Path) -> None:
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     (tmp_path / "hosts").write_text(f"{socket.gethostname()} slots=2\nother slots=2\n")
-    broken = Room({**room.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}, tmp_path)
-    found = broken.look("hosts", "--hostfile", "hosts")
+    environ = {**room.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    around = Surroundings(environ=environ, hostfile=str(tmp_path / "hosts"))
+    found = look("hosts", around)
     assert [one.status for one in found] == [Status.fail, Status.fail]
     assert "Permission denied (publickey)" in found[1].found
     keys = [commands(one)[0] for one in found]
     assert keys == [f"ssh-copy-id {socket.gethostname()}", "ssh-copy-id other"]
-    mended = broken.look("hosts", "--hostfile", "hosts", before="; ".join(keys))
+    after(environ, "; ".join(keys))
+    mended = look("hosts", around)
     assert [one.status for one in mended] == [Status.ok, Status.ok]
     assert "has the same Trident, reaches" in mended[1].found
 
@@ -290,9 +298,6 @@ def test_a_host_without_a_server(room: Room, tmp_path: Path) -> None:
         port = closed.getsockname()[1]
         (tmp_path / ".ssh").mkdir()
         (tmp_path / "hosts").write_text("no-such-host.invalid slots=2\n127.0.0.1 slots=2\n")
-        from trainer.doctor.peer_checks import look_at_peers
-        from trainer.doctor.surroundings import Surroundings
-
         around = Surroundings(environ=room.environ, hostfile=str(tmp_path / "hosts"), ssh_port=port)
         found = {one.name: one for one in look_at_peers(around)}
     refused, unknown = found["host 127.0.0.1"], found["host no-such-host.invalid"]
