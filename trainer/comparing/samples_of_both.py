@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 from trainer.auditing.history import read_history
 from trainer.auditing.two_runs import compare
 from trainer.errors import ConfigError, DataError, TridentError, first_line
+from trainer.records.run_record import RunRecord
+from trainer.records.signs import is_regular
+from trainer.run_paths import RunPaths
 
 if TYPE_CHECKING:
     from trainer.auditing.tokens import RunTokens
@@ -30,19 +33,25 @@ class SameSamples:
     """Reason why nothing can be said; empty: something can."""
 
 
-def same_samples(a: Path, b: Path) -> SameSamples:
+def same_samples(a: RunRecord, b: RunRecord) -> SameSamples:
     """Compare what two runs read by their journals and hashes. Reads no tokens: `trident data audit` does."""
+    for record in (a, b):
+        if record.typed_config is None:
+            return _unknown(f"this version cannot read the config of {record.path}")
+        paths = RunPaths(record.path)
+        if any(path.exists() and not is_regular(path) for path in (paths.metrics, paths.journal, paths.summary)):
+            return _unknown(f"a file in {record.path} is none that can be read to its end")
     try:
-        one, other = read_history(a), read_history(b)
+        one, other = read_history(a.path), read_history(b.path)
         if not (one.last and other.last):
             return _unknown("a run wrote down nothing of what it read")
         found = compare(one, other, _tokens_are_not_read)
     except DataError:
         return _unknown(
             "their streams are others, and there is no step behind which both wrote down a hash; "
-            f"`trident data audit {a} {b}` reads the tokens"
+            f"`trident data audit {a.path} {b.path}` reads the tokens"
         )
-    except (ConfigError, ValueError, KeyError, TypeError) as error:
+    except (ConfigError, ValueError, KeyError, TypeError, OverflowError) as error:
         # Journals and checkpoints may be damaged in any way.
         return _unknown(first_line(error) if isinstance(error, TridentError) else f"a journal is damaged ({error})")
     first = found.first_difference

@@ -28,6 +28,7 @@ from trainer.config.places import absolute_path
 from trainer.log import say, tell
 from trainer.metrics.figures import duration
 from trainer.records.happened import Event
+from trainer.records.printable import printable
 from trainer.records.run_record import RunRecord, read_record
 
 _WIDEST_VALUE = 40
@@ -63,7 +64,7 @@ def compare_verb(words: Sequence[str], tolerance: float, as_json: bool) -> int:
         tell(json.dumps(_as_json(found), indent=1))
         return 0
     for line in _told(found):
-        say(line)
+        say(printable(line))
     return 0
 
 
@@ -75,7 +76,7 @@ def compare_records(a: RunRecord, b: RunRecord, tolerance: float) -> TwoRecords:
         tolerance=tolerance,
         settings=differing_settings(a, b),
         environment=differing_environment(a, b),
-        samples=same_samples(a.path, b.path),
+        samples=same_samples(a, b),
         results=partings(a.metrics, b.metrics, tolerance),
         costs=costs(a.metrics, b.metrics),
         events=differing_events(a.events, b.events),

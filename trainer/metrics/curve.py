@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 _MARK = {True: "•", False: "*"}
@@ -12,7 +13,8 @@ def loss_curve(
 ) -> list[str]:
     """Return the lines of a chart of (step, loss), at most `width` + 10 characters wide; nothing below two points.
 
-    Each column shows the mean of the steps that fall into it.
+    Each column shows the mean of the steps that fall into it. Nothing either if the losses of a run that diverges lie
+    further apart than any number is large.
     """
     if len(points) < 2:
         return []
@@ -26,6 +28,8 @@ def loss_curve(
     means = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
     seen = [mean for mean in means if mean is not None]
     low, high = min(seen), max(seen)
+    if not math.isfinite(high - low):
+        return []
     canvas = [[" "] * columns for _ in range(height)]
     for column, mean in enumerate(means):
         if mean is not None:

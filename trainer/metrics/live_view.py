@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -132,10 +133,13 @@ def sparks(values: Sequence[float], width: int) -> str:
     """Return the course of the last values as at most `width` small bars; if there are more, each bar is a mean."""
     per_bar = -(-len(values) // width)
     groups = [values[start : start + per_bar] for start in range(0, len(values), per_bar or 1)]
-    means = [sum(group) / len(group) for group in groups]
+    means = [sum(value / len(group) for value in group) for group in groups]
     if not means:
         return ""
     low, high = min(means), max(means)
+    # A run that diverges may have losses whose difference is beyond all numbers.
+    if not math.isfinite(high - low):
+        return ""
     scale = (len(_SPARKS) - 1) / (high - low) if high > low else 0.0
     return "".join(_SPARKS[round((mean - low) * scale)] for mean in means)
 

@@ -12,7 +12,7 @@ from typing import Any
 from trainer.data.journal import Stretch
 from trainer.errors import first_line
 from trainer.records.tolerant import LineReader
-from trainer.restarts import read_restarts
+from trainer.restarts import RESTARTS_FILE, read_restarts
 from trainer.run_events import read_events
 from trainer.run_paths import EVENTS, RunPaths
 
@@ -42,7 +42,7 @@ def read_happened(paths: RunPaths, starts: Sequence[Stretch], notes: list[str]) 
     batches and checkpoints.
     """
     try:
-        written = read_events(paths.path)
+        written = read_events(paths.path) if (paths.path / EVENTS).is_file() else []
     except OSError as error:
         notes.append(f"{EVENTS} cannot be read: {error.strerror or first_line(error)}")
         return []
@@ -107,7 +107,7 @@ def _starts(starts: Sequence[Stretch]) -> Iterator[Event]:
 
 
 def _restarts(paths: RunPaths) -> Iterator[Event]:
-    for held in read_restarts(paths.path):
+    for held in read_restarts(paths.path) if (paths.path / RESTARTS_FILE).is_file() else ():
         time = None
         with suppress(ValueError):
             time = datetime.fromisoformat(str(held.get("time")))

@@ -242,7 +242,7 @@ def _steps(config: Mapping[str, object]) -> int | None:
 
 def _starts(paths: RunPaths, notes: list[str]) -> tuple[Stretch, ...]:
     try:
-        return tuple(read_journal(paths.journal))
+        return tuple(read_journal(paths.journal)) if paths.journal.is_file() else ()
     except OSError as error:
         notes.append(f"{paths.journal.name} cannot be read: {error.strerror or first_line(error)}")
         return ()

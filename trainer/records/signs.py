@@ -44,7 +44,7 @@ class Signs:
 
 def read_signs(paths: RunPaths) -> Signs:
     """Look at a run's folder. Writes nothing; what may not be read is taken as not there."""
-    roster = Roster(paths.logs)
+    roster = Roster(paths.logs if _are_regular(paths.logs) else paths.path / "nothing")
     is_locked, owner = _lock(paths.path / LOCK)
     return Signs(
         is_locked=is_locked,
@@ -58,8 +58,27 @@ def read_signs(paths: RunPaths) -> Signs:
     )
 
 
+def is_regular(path: Path) -> bool:
+    """Return whether a path is that of a file, not of a pipe or a device; false if it may not be looked at."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _are_regular(logs: Path) -> bool:
+    """Return whether the files of the roster can be read without waiting."""
+    try:
+        return all(is_regular(path) for path in [*logs.glob("rank_*.pid"), *logs.glob("failure")])
+    except OSError:
+        return False
+
+
 def _lock(path: Path) -> tuple[bool, str]:
     """Return whether a process holds the lock, and what the file says of it."""
+    # A pipe would wait for somebody to write into it.
+    if not is_regular(path):
+        return False, ""
     with suppress(OSError), path.open("rb") as file:
         owner = file.read(_OWNER_BYTES).decode(errors="replace").strip()
         try:

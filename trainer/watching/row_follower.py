@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.records.metric_columns import step_of
+from trainer.records.signs import is_regular
 from trainer.records.tolerant import LONGEST_LINE_BYTES, object_of
 
 _BLOCK_BYTES = 1 << 22
@@ -37,6 +38,9 @@ class RowFollower:
 
     def read(self) -> bool:
         """Read what has been written since, and return whether there was anything."""
+        # A pipe would wait, and a device might never end.
+        if not is_regular(self._path):
+            return False
         with suppress(OSError), self._path.open("rb") as file:
             found = self._path.stat()
             if found.st_ino != self._inode or found.st_size < self._offset:

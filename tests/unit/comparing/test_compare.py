@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def test_versions_layout_and_keys_of_another_version(tmp_path: Path) -> None:
     ]
     assert [(one.key, one.a, one.b) for one in found.settings] == [("old_key", "(no such key)", 3)]
     assert "- torch is 2.13.0 and 2.12.0" in answer(found)
-    assert found.samples.why_unknown.startswith("RUN must hold a run that this version can read")
+    assert found.samples.why_unknown == f"this version cannot read the config of {b}"
 
 
 def test_runs_that_share_no_step_or_wrote_nothing(tmp_path: Path) -> None:
@@ -193,6 +194,21 @@ def test_the_screen_and_its_json(tmp_path: Path, capsys: pytest.CaptureFixture[s
     held = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"JSON has no {word}"))
     assert {one["name"]: one["largest"] for one in held["results"]}["train/loss"] is None
     assert held["a"]["status"]["state"] == "finished"
+
+
+@pytest.mark.timeout(30)
+def test_a_folder_that_means_harm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b, c = (make_run(tmp_path / name) for name in ("a", "b", "c"))
+    (b / "config.yaml").write_text('x: &x [*x]\nname: "\\e[2J"\n')
+    (c / "config.yaml").write_text((c / "config.yaml").read_text().replace("name: default", 'name: "\\e[2J"'))
+    (c / "ledger.jsonl").unlink()
+    os.mkfifo(c / "ledger.jsonl")
+    assert compared(a, b).samples.why_unknown == f"this version cannot read the config of {b}"
+    assert compared(a, c).samples.why_unknown == f"a file in {c} is none that can be read to its end"
+    assert compare_verb([str(a), str(c)], TOLERANCE, as_json=False) == 0
+    out = capsys.readouterr().out
+    assert "?[2J" in out
+    assert "\x1b" not in out
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,47 @@ def test_a_file_that_cannot_be_read_is_noted(run: Path, name: str, text: bytes) 
     assert all("\n" not in note for note in record.notes)
 
 
+@pytest.mark.timeout(20)
+def test_pipes_and_devices_are_not_read(run: Path) -> None:
+    (run / "metrics.jsonl").unlink()
+    for name in ("metrics.jsonl", "events.jsonl", "restarts.json", "ledger.jsonl", "samples.jsonl", "summary.json"):
+        os.mkfifo(run / name)
+    for name in ("lock", "plan.json"):
+        (run / name).symlink_to("/dev/zero")
+    for name in ("rank_0.pid", "failure", "skipped_batches.jsonl"):
+        os.mkfifo(run / "logs" / name)
+    record = read_record(run)
+    assert (len(record.metrics), record.events, record.status.state) == (0, (), State.unknown)
+    assert read_overview(run).last == {}
+
+
+def test_folders_in_the_place_of_files(run: Path) -> None:
+    for name in ("metrics.jsonl", "config.yaml"):
+        (run / name).unlink()
+    for name in ("metrics.jsonl", "events.jsonl", "ledger.jsonl", "summary.json", "plan.json", "lock"):
+        (run / name).mkdir()
+    (run / "checkpoints").rmdir()
+    (run / "checkpoints").write_text("a file")
+    assert read_record(run).status.state is State.unknown
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"kind": "end", "step": 1e5, "status": 7, "error": {"a": 1}},
+        {"kind": "rewind", "step": -3, "to": {}, "time": "2026-13-45"},
+        {"kind": "spike", "step": 2, "loss": "x", "limit": None, "time": "2026-11-30T10:00:00"},
+        {"kind": "restart", "step": None, "lost_ranks": ["a", None], "by": 5},
+        {"kind": "start", "layout": ["x"]},
+    ],
+)
+def test_events_of_any_content_are_said(run: Path, line: dict[str, object]) -> None:
+    (run / "events.jsonl").write_text(json.dumps(line) + "\n")
+    (event,) = read_record(run).events
+    assert event.text
+    assert event.step is None or event.step >= 0
+
+
 def test_aliases_of_yaml_do_not_fill_the_memory(run: Path) -> None:
     lines = ["a0: &a0 [1, 2]", *(f"a{number}: &a{number} [*a{number - 1}, *a{number - 1}]" for number in range(1, 60))]
     (run / "config.yaml").write_text("\n".join(lines))

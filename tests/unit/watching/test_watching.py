@@ -104,6 +104,14 @@ def test_rows_of_other_versions_lack_names(run: Path, capsys: pytest.CaptureFixt
     assert "loss    no step is logged" in shown(str(run), capsys)
 
 
+def test_losses_beyond_all_numbers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1e308}\n{"step": 2, "train/loss": -1e308}\n')
+    assert "loss    -1.0e+308" in shown(str(run), capsys)
+    (run / "metrics.jsonl").unlink()
+    os.mkfifo(run / "metrics.jsonl")
+    assert "loss    no step is logged" in shown(str(run), capsys)
+
+
 class Played:
     """A source that changes the run at each look."""
 
