@@ -212,10 +212,15 @@ ABSENT_MODEL: dict[str, str] = {
     "bias_dropout_fusion no_bias_dropout_fusion gradient_accumulation_fusion no_gradient_accumulation_fusion "
     "scaled_upper_triang_masked_softmax_fusion scaled_masked_softmax_fusion rope_fusion apply_rope_fusion "
     "no_rope_fusion persist_layer_norm no_persist_layer_norm transformer_impl use_mcore_models "
-    "use_cpu_initialization": "there is no such kernel or way to switch to; runtime.compile and runtime.liger fuse "
-    "layers",
+    "use_cpu_initialization use_flashattn_swiglu use_te te_columnparallel te_rowparallel te_layernorm_mlp te_mha "
+    "use_flash_attn_triton use_flash_attn_v1 use_flash_attn_v2 use_flash_attn_builder "
+    "onnx_safe attention_softmax_fusion": "there is no such kernel or way to switch to; runtime.compile and "
+    "runtime.liger fuse layers",
     "num_experts num_local_experts num_experts_per_tok n_routed_experts moe_router_topk moe_top_k moe_num_experts "
-    "moe_intermediate_size moe_ffn_hidden_size moe_aux_loss_coeff moe_layer_freq moe_grouped_gemm "
+    "moe_intermediate_size moe_ffn_hidden_size moe_aux_loss_coeff moe_layer_freq moe_grouped_gemm moe_loss_coeff "
+    "moe_train_capacity_factor moe_eval_capacity_factor moe_min_capacity create_moe_param_group moe_router_dtype "
+    "moe_expert_parallel_size moe_router_load_balancing_type moe_token_dispatcher_type moe_expert_capacity_factor "
+    "moe_router_score_function moe_shared_expert_intermediate_size mlp_type topk noisy_gate_policy "
     "router_aux_loss_coef": "mixtures of experts cannot be trained",
     "mtp_num_layers num_nextn_predict_layers": "the model predicts one token",
     "lora_dropout": "adapters have no dropout of their own",

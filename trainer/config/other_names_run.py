@@ -223,7 +223,8 @@ ABSENT_RUN: dict[str, str] = {
     "tp_comm_overlap enable_async_tensor_parallel async_tensor_model_parallel_allreduce enable_loss_parallel "
     "loss_parallel disable_loss_parallel": "ranks of a tensor-parallel group talk in one way",
     "ddp_find_unused_parameters find_unused_parameters ddp_bucket_cap_mb ddp_bucket_size sync_batchnorm "
-    "use_distributed_sampler align_grad_reduce": "data-parallel ranks are DeepSpeed's; zero.reduce_bucket_size is the "
+    "use_distributed_sampler align_grad_reduce ddp_impl fp32_allreduce prescale_gradients "
+    "gradient_predivide_factor": "data-parallel ranks are DeepSpeed's; zero.reduce_bucket_size is the "
     "size of a collective",
     "allgather_bucket_size stage3_prefetch_bucket_size": "zero.reduce_bucket_size is used for it too",
     "stage3_param_persistence_threshold stage3_max_live_parameters stage3_max_reuse_distance sub_group_size "
@@ -251,14 +252,17 @@ ABSENT_RUN: dict[str, str] = {
     "saves and stops it",
     "skip_train do_train do_predict eval_only fast_dev_run num_sanity_val_steps eval_on_start "
     "initial_validation": "`trident train` always trains",
-    "no_save_optim no_save_rng save_only_model ckpt_format dist_ckpt_format "
+    "no_save_optim no_save_rng save_only_model ckpt_format dist_ckpt_format dist_ckpt_strictness universal_checkpoint "
+    "use_checkpoint_args no_use_tokenizer_model_from_checkpoint_args reset_progress ckpt_fully_parallel_save "
     "export_dtype last_save_model_only save_safetensors use_dist_ckpt": "checkpoints are written and read whole",
     "log_throughput log_timers_to_tensorboard timing_log_level log_params_norm log_num_zeros_in_grad "
+    "log_grad_norm log_grad_pct_zeros log_param_norm log_optimizer_states comms_logger memory_breakdown dump_state "
     "synchronize_each_layer wall_clock_breakdown include_tokens_per_second include_num_input_tokens_seen "
     "flops_profiler": "speed, memory and norms are measured in every row of metrics",
     "distributed_backend dist_backend ddp_backend backend": "ranks talk through NCCL on GPUs and gloo on CPUs",
     "deterministic determinism deterministic_mode use_deterministic_algorithms full_determinism benchmark "
     "cudnn_benchmark": "there is no switch for it; data order and initial weights follow from train.seed",
+    "manual_gc manual_gc_interval empty_unused_memory_level": "memory is given back at set times",
     "remove_unused_columns prediction_loss_only metric_for_best_model greater_is_better callbacks "
     "early_stopping_patience": "there is nothing like it in a pre-training run",
 }

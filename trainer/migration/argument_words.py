@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from trainer.errors import ConfigError
-from trainer.migration.foreign import Setting, Unresolved
+from trainer.migration.foreign import Setting
 from trainer.migration.shell_script import Command, Script
 from trainer.migration.shell_values import Marks
 
 SIZES = ("--num-layers", "--hidden-size")
 """Arguments by which a command that trains a model is recognised."""
+_ENDS = (">", ">>", "<", "2>", "&>", "&>>", "2>&1", "|", "||", "&", "&&", ";")
+"""Words with which the arguments end where a command line was a text before."""
 _SAYING = ("echo", "printf", "cat", "tee")
 _OPTION = re.compile(r"--?[A-Za-z_][\w.-]*")
 
@@ -31,7 +32,7 @@ def training_command(script: Script, name: str) -> tuple[list[str], list[str], i
     for command in script.commands:
         if command.words[0] in _SAYING:
             continue
-        words = tuple(_flat(command.words))
+        words = command.words
         if any(_name(word) in SIZES for word in words):
             found.setdefault(words, command)
     bare = [command for words, command in found.items() if words[0].startswith("--")]
@@ -39,6 +40,8 @@ def training_command(script: Script, name: str) -> tuple[list[str], list[str], i
         # Arguments alone, on one line or on several.
         words = tuple(word for one in script.commands if one.words[0].startswith("--") for word in one.words)
         return [], list(words), bare[0].line
+    if not found and (held := _held(script, name)):
+        return [], held, 1
     if not found:
         raise ConfigError(
             f"{name} must hold a command that trains a GPT, with {' and '.join(SIZES)}, but none was found",
@@ -54,18 +57,18 @@ def training_command(script: Script, name: str) -> tuple[list[str], list[str], i
     return list(words[:start]), list(words[start + 1 :]), command.line
 
 
-def _flat(words: Iterable[str]) -> list[str]:
-    """Return the words, with a word that is a command line itself (`bash -c "..."`) taken apart."""
-    found: list[str] = []
-    for word in words:
-        if " " in word.strip() and any(f" {size} " in word or f" {size}=" in word for size in SIZES):
-            try:
-                found += shlex.split(word)
-            except ValueError:
-                found += word.split()
-        else:
-            found.append(word)
-    return found
+def _held(script: Script, name: str) -> list[str]:
+    """Return arguments that a script only keeps in a variable, for other scripts that source it."""
+    found = {}
+    for variable, value in script.variables.items():
+        words = value.split() if isinstance(value, str) else value
+        if any(_name(word) == SIZES[0] for word in words) and any(_name(word) == SIZES[1] for word in words):
+            found[variable] = words
+    if len({tuple(words) for words in found.values()}) != 1:
+        return []
+    ((variable, words), *_) = found.items()
+    script.notes.append(f"{name}: there is no command that trains; the arguments are those of the variable {variable}")
+    return words
 
 
 def settings_of(words: Sequence[str], marks: Marks, place: str) -> dict[str, Setting]:
@@ -75,14 +78,14 @@ def settings_of(words: Sequence[str], marks: Marks, place: str) -> dict[str, Set
     """
     found: dict[str, Setting] = {}
     at = 0
-    while at < len(words):
+    while at < len(words) and words[at] not in _ENDS:
         word = words[at]
         at += 1
         if not _is_option(word):
             continue
         name, equals, value = word.partition("=")
         values: list[object] = [marks.value(value)] if equals else []
-        while not equals and at < len(words) and not _is_option(words[at]):
+        while not equals and at < len(words) and not _is_option(words[at]) and words[at] not in _ENDS:
             values.append(marks.value(words[at]))
             at += 1
         plain = name.lstrip("-").lower().replace("-", "_")
@@ -97,13 +100,3 @@ def _is_option(word: str) -> bool:
 
 def _name(word: str) -> str:
     return word.partition("=")[0].replace("_", "-")
-
-
-def unknown_parts(settings: Iterable[Setting]) -> list[Setting]:
-    """Return the settings whose values are not known without running the script."""
-    return [setting for setting in settings if setting.is_unresolved]
-
-
-def first_known(value: object) -> object:
-    """Return a value, or None if it is not known."""
-    return None if isinstance(value, Unresolved) else value

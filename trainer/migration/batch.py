@@ -171,6 +171,10 @@ def _warmup(draft: Draft, setting: Setting, warmup: Sequence[tuple[int, int]], w
     if warmup:
         draft.put("batch.rampup_sizes", [size for size, _ in warmup], setting.name)
         draft.put("batch.rampup_tokens", [end * seq_length for _, end in warmup], setting.name)
+        unit = draft.count(MICRO) * draft.count(REPLICAS)
+        if REPLICAS in draft.entries and any(size % unit for size, _ in warmup):
+            # The header of a script names other nodes than the run had.
+            del draft.entries[REPLICAS]
     else:
         draft.drop(setting.name, Why.no_effect, "it is the global batch size from the first step on")
     return Samples(whole, tuple(warmup))

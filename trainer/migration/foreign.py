@@ -128,7 +128,9 @@ def shown(value: object) -> str:
 
 
 def _hints(setting: Setting) -> list[str]:
-    if isinstance(setting.value, Unresolved) and setting.value.variable:
-        name = setting.value.variable
+    if not isinstance(setting.value, Unresolved):
+        return []
+    name = setting.value.variable
+    if name:
         return [f"the script does not set it: give it with {name}=VALUE trident migrate ..."]
-    return []
+    return ["only running the script would tell it: write the value into a copy of the script"]

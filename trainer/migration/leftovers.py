@@ -37,6 +37,9 @@ _ENVIRONMENT_NAMES = (
 
 _UNSUPPORTED, _ENVIRONMENT = (frozenset(names.split()) for names in (_UNSUPPORTED_NAMES, _ENVIRONMENT_NAMES))
 
+_FILES = ("data.files", "data.validation_files")
+"""Keys that follow from several settings at once."""
+
 
 def settle_leftovers(draft: Draft) -> None:
     """Turn every setting that nobody has read into a key, or into a line that says why it has none."""
@@ -109,6 +112,9 @@ def _words(draft: Draft, setting: Setting, meaning: Meaning) -> None:
 
 def _put(draft: Draft, setting: Setting, key: str, value: object) -> None:
     """Set a key that nothing has set yet, from another trainer's word for its value."""
+    if key in _FILES:
+        draft.drop(setting.name, Why.by_hand, f"it is {key}")
+        return
     if key in draft.entries:
         _already(draft, setting, key, value)
         return

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import tree_sitter_bash
 from tree_sitter import Language, Node, Parser
 
-from trainer.migration.shell_values import Marks, arithmetic, compared, is_known, without_marks
+from trainer.migration.shell_values import Marks, Value, compared, is_known, without_marks
+from trainer.migration.shell_words import ShellWords
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
-_VARIABLE = re.compile(r"\$?\{?([A-Za-z_]\w*)\}?")
-_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
-_ESCAPE_IN_QUOTES = re.compile(r'\\([$`"\\\n])')
-_EXPANDED = ("simple_expansion", "expansion", "command_substitution", "arithmetic_expansion")
 _STATEMENTS = ("program", "compound_statement", "do_group", "list", "pipeline", "subshell", "else_clause")
-Value = str | list[str]
+_SHELLS = ("bash", "sh")
+_DEEPEST = 5
 _LONGEST = 1_000_000
 """A script that doubles a text in each line would fill any memory."""
 
@@ -53,6 +51,8 @@ class Script:
     commands: list[Command] = field(default_factory=list)
     texts: list[HereText] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    variables: dict[str, Value] = field(default_factory=dict)
+    """Variables at its end, those of the environment among them."""
 
 
 def read_script(text: str, name: str, environment: Mapping[str, str]) -> Script:
@@ -65,29 +65,41 @@ def read_script(text: str, name: str, environment: Mapping[str, str]) -> Script:
     """
     script = Script()
     source = without_marks(text).replace("\r\n", "\n").encode()
-    tree = Parser(Language(tree_sitter_bash.language())).parse(source)
-    reader = _Reader(source, name, script, dict(environment))
-    reader.statements(tree.root_node)
+    script.variables = dict(environment)
+    _Reader(source, script.marks, script.variables, script, name).statements(_parsed(source))
     return script
 
 
+def _parsed(source: bytes) -> Node:
+    return Parser(Language(tree_sitter_bash.language())).parse(source).root_node
+
+
+def _inner_script(words: Sequence[str]) -> str | None:
+    """Return the script that a command has as a word, `bash -c SCRIPT` or `eval SCRIPT`, behind a launcher or not."""
+    if words[0] == "eval":
+        return " ".join(words[1:])
+    for at, word in enumerate(words[:-2]):
+        if word.rpartition("/")[2] in _SHELLS and re.fullmatch(r"-[a-z]*c", words[at + 1]):
+            return words[at + 2]
+    return None
+
+
 @dataclass
-class _Reader:
-    source: bytes
-    name: str
+class _Reader(ShellWords):
+    """The statements of a script, in their order."""
+
     script: Script
-    variables: dict[str, Value]
+    name: str
+    depth: int = 0
+    """Number of scripts around this one, as in `bash -c '...'`."""
+    outer_line: int = 0
+    """Line of the command that has this script as a word."""
 
     def line(self, node: Node) -> int:
-        return int(node.start_point[0]) + 1
-
-    def raw(self, node: Node) -> str:
-        return self.source[node.start_byte : node.end_byte].decode(errors="replace")
+        return self.outer_line or int(node.start_point[0]) + 1
 
     def note(self, node: Node, text: str) -> None:
         self.script.notes.append(f"{self.name}:{self.line(node)}: {text}")
-
-    # Statements.
 
     def statements(self, node: Node) -> None:
         for child in node.named_children:
@@ -118,10 +130,12 @@ class _Reader:
             self.forget(node)
 
     def forget(self, node: Node) -> None:
-        """Mark the variables that a part which is left out may set."""
+        """Mark the variables that a part which is left out may set; one that it adds to keeps what it has."""
         if node.type == "variable_assignment" and (name := node.child_by_field_name("name")) is not None:
             text = self.raw(name)
-            self.variables[text] = self.script.marks.mark(f"${text}")
+            adds = any(child.type == "+=" for child in node.children)
+            if not adds and not re.search(rf"\$\{{?{text}\b", self.raw(node)):
+                self.variables[text] = self.marks.mark(f"${text}")
         for child in node.named_children:
             self.forget(child)
 
@@ -148,14 +162,22 @@ class _Reader:
             found = f"{before}{found}"
         if len(found) > _LONGEST or sum(map(len, found)) > _LONGEST:
             self.note(node, f"{text} is left out: it is longer than {_LONGEST:,} characters")
-            found = self.script.marks.mark(f"${text}")
+            found = self.marks.mark(f"${text}")
         self.variables[text] = found
 
     def command(self, node: Node) -> None:
         parts = (child for child in node.named_children if child.type != "variable_assignment")
         words = [word for part in parts for word in self.words(part)]
-        if words:
+        if not words:
+            return
+        inner = _inner_script(words)
+        if inner is None:
             self.script.commands.append(Command(tuple(words), self.line(node)))
+        elif self.depth < _DEEPEST:
+            # Its variables are those of here: what is not exported there is not set by scripts that work.
+            where = (self.depth + 1, self.line(node))
+            reader = _Reader(inner.encode(), self.marks, self.variables, self.script, self.name, *where)
+            reader.statements(_parsed(reader.source))
 
     def redirected(self, node: Node) -> None:
         here = next((child for child in node.named_children if child.type == "heredoc_redirect"), None)
@@ -270,114 +292,3 @@ class _Reader:
             return decisive if decisive in both else None if None in both else not decisive
         one, two = self.joined(left), self.joined(right)
         return compared(one, sign, two) if is_known(one + two) else None
-
-    # Words.
-
-    def words(self, node: Node) -> list[str]:
-        """Return the words that a word becomes."""
-        kind = node.type
-        if kind in ("comment", "file_redirect", "herestring_redirect"):
-            return []
-        if kind == "command_name":
-            return [word for child in node.named_children for word in self.words(child)]
-        array = self.array_of(node.named_children[0] if kind == "string" and node.named_child_count == 1 else node)
-        if array is not None:
-            return array if kind == "string" else [word for item in array for word in item.split()]
-        text = self.joined(node)
-        if kind in _EXPANDED or (kind == "concatenation" and any(c.type in _EXPANDED for c in node.named_children)):
-            return text.split()
-        return [text]
-
-    def array_of(self, node: Node) -> list[str] | None:
-        """Return the items of an array if a node stands for all of them."""
-        part = next((child for child in node.named_children if child.type == "subscript"), None)
-        if node.type != "expansion" or part is None or not re.search(r"\[[@*]\]\}$", self.raw(node).strip()):
-            return None
-        value = self.variables.get(self.raw(part.named_children[0]))
-        return value if isinstance(value, list) else None
-
-    def joined(self, node: Node) -> str:
-        """Return what one word is, quotes and escapes resolved."""
-        kind = node.type
-        raw = self.raw(node)
-        if kind == "raw_string":
-            return raw.strip()[1:-1]
-        if kind == "ansi_c_string":
-            return raw.strip()[2:-1].replace("\\n", "\n").replace("\\t", "\t").replace("\\'", "'")
-        if kind == "string":
-            return self.within(node, [child for child in node.named_children if child.type in _EXPANDED], quoted=True)
-        if kind == "concatenation":
-            return "".join(map(self.joined, node.named_children))
-        if kind in _EXPANDED:
-            return self.expanded(node)
-        if kind == "command_name":
-            return "".join(map(self.joined, node.named_children))
-        return _ESCAPE.sub(lambda match: "" if match[1] == "\n" else match[1], raw)
-
-    def within(self, node: Node, expanded: list[Node], quoted: bool = False) -> str:
-        """Return a quoted text, or a here-document, with its expansions."""
-        parts, at = [], node.start_byte
-        end = node.end_byte
-        if quoted:
-            at, end = self.source.index(b'"', at) + 1, end - 1
-        for child in expanded:
-            if child.type not in _EXPANDED:
-                continue
-            raw = self.raw(child)
-            # The grammar counts the space before an expansion to it.
-            lead = len(raw) - len(raw.lstrip(" \t\n\\"))
-            parts += [self.plain(self.source[at : child.start_byte].decode(errors="replace") + raw[:lead])]
-            parts += [self.expanded(child)]
-            at = child.end_byte
-        return "".join([*parts, self.plain(self.source[at:end].decode(errors="replace"))])
-
-    def plain(self, text: str) -> str:
-        return _ESCAPE_IN_QUOTES.sub(lambda match: "" if match[1] == "\n" else match[1], text)
-
-    def expanded(self, node: Node) -> str:
-        raw = self.raw(node).strip().lstrip("\\").strip()
-        if node.type == "arithmetic_expansion":
-            value = self.computed(node)
-            return str(value) if value is not None else self.script.marks.mark(raw)
-        if node.type == "command_substitution":
-            inner = raw.strip("`").removeprefix("$(").removesuffix(")").split()
-            if inner == ["pwd"]:
-                return "."
-            return self.script.marks.mark(raw)
-        match = re.fullmatch(r"\$\{?([A-Za-z_]\w*)(?:\[[@*0]\])?(?:(:?[-=+?])(.*))?\}?", raw, re.DOTALL)
-        if match is None:
-            return self.script.marks.mark(raw)
-        return self.variable(node, match[1], match[2] or "", raw)
-
-    def variable(self, node: Node, name: str, sign: str, raw: str) -> str:
-        value = self.variables.get(name)
-        text = None if value is None else value if isinstance(value, str) else " ".join(value)
-        is_there = bool(text) if sign.startswith(":") else text is not None
-        if sign.endswith(("-", "=", "+")):
-            others = node.named_children[1:]
-            other = "".join(map(self.joined, others))
-            if sign.endswith("+"):
-                return other if is_there else ""
-            if not is_there:
-                if sign.endswith("="):
-                    self.variables[name] = other
-                return other
-        return self.script.marks.mark(raw, name) if text is None else text
-
-    def computed(self, node: Node) -> int | None:
-        """Return the value of an arithmetic expression; None if it is not known."""
-        raw = self.raw(node).strip()
-        inner = raw.removeprefix("$((").removesuffix("))") if raw.startswith("$((") else raw
-        unknown = False
-
-        def value(match: re.Match[str]) -> str:
-            nonlocal unknown
-            held = self.variables.get(match[1])
-            # An unset name is 0 for a shell; here somebody else may set it.
-            if not isinstance(held, str) or not is_known(held):
-                unknown = True
-                return "0"
-            return f"({held or 0})"
-
-        text = _VARIABLE.sub(value, inner)
-        return None if unknown else arithmetic(text)

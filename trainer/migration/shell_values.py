@@ -31,6 +31,8 @@ _COMPARED: dict[type[ast.cmpop], Callable[[int, int], bool]] = {
     ast.NotEq: operator.ne,
 }
 _LARGEST = 2**63
+Value = str | list[str]
+"""Value of a variable: a text, or the items of an array."""
 
 
 @dataclass

@@ -101,6 +101,23 @@ def test_arguments_alone_are_enough(described: Described) -> None:
         assert done.config.optimizer.lr == 1e-3
 
 
+def test_a_command_in_quotes_ends_where_its_arguments_do(described: Described) -> None:
+    text = f"ARGS='{SIZES} {BATCH}'\nCMD=\"torchrun pretrain_gpt.py $ARGS &> log.txt\"\nsrun bash -c '$CMD'\n"
+    done = described(run__sh=text)
+    assert all(one.agrees for one in done.compared)
+    assert done.draft.settings["vocab_size"].value == "1000"
+
+
+def test_arguments_that_a_script_keeps_for_others_are_read(migrated: Migrate) -> None:
+    done = migrated(run__sh=f"MODEL_ARGS=({SIZES} {BATCH})\nTITLE=x\n")
+    assert done.config.model.hidden_size == 64
+    assert done.foreign.notes == (
+        "run.sh: there is no command that trains; the arguments are those of the variable MODEL_ARGS",
+    )
+    with pytest.raises(ConfigError, match="must hold a command that trains a GPT"):
+        migrated(run__sh=f"A='{SIZES} --x'\nB='{SIZES} --y'\n")
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -174,6 +191,14 @@ def test_sizes_of_the_batch_by_tokens(described: Described) -> None:
     done = described(a__txt=f'{SIZES} {BATCH} --step-batch-size-schedule "0:4 1K:8 2K:16"')
     assert done.config.batch.rampup_sizes == (4, 8)
     assert done.config.batch.rampup_tokens == (1024, 2048)
+
+
+def test_replicas_that_the_warm_up_of_the_batch_denies_are_left_out(described: Described) -> None:
+    launcher = "torchrun --nproc_per_node 8 --nnodes 1 pretrain_gpt.py"
+    done = described(run__sh=f"{launcher} {SIZES} {BATCH} --micro-batch-size 1")
+    assert done.config.layout.data_parallel_size == 8
+    done = described(run__sh=f"{launcher} {SIZES} {BATCH} --micro-batch-size 1 --rampup-batch-size 4 4 100")
+    assert done.config.layout.data_parallel_size is None
 
 
 def test_a_schedule_that_is_not_available_is_told(described: Described) -> None:
