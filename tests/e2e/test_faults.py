@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command import Running, rank_pid, rows, run, trident, wait_until
+from trainer.run_events import read_events
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -60,3 +61,15 @@ def test_a_spike_of_the_loss_goes_back_to_the_checkpoint_and_on_behind_it(tmp_pa
     assert [row["step"] for row in rows(run_dir)] == list(range(1, 9))
     summary = json.loads((run_dir / "summary.json").read_text())
     assert (summary["status"], summary["step"]) == ("finished", 8)
+    # The history has all of it, with steps that were taken back and times that go on.
+    events = read_events(run_dir)
+    assert (events[0].kind, events[0].step, events[-1].kind, events[-1].step) == ("start", 1, "end", 8)
+    spikes = [event for event in events if event.kind == "spike"]
+    assert [(event.step, event.details["loss"]) for event in spikes] == [(one["step"], one["loss"]) for one in skipped]
+    rewinds = [event for event in events if event.kind == "rewind"]
+    assert rewinds
+    assert all(isinstance(event.step, int) and event.details["to"] in range(0, event.step, 2) for event in rewinds)
+    assert {event.step for event in events if event.kind == "save"} == {2, 4, 6, 8}
+    times = [event.time for event in events if event.time is not None]
+    assert len(times) == len(events)
+    assert times == sorted(times)
