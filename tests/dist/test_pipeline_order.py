@@ -26,17 +26,18 @@ pytestmark = pytest.mark.dist
 
 def passes_of_a_step(
     rank: int, world_size: int, kind: str, m: int
-) -> tuple[list[tuple[str, int, float, float]], RankNotes]:
+) -> tuple[list[tuple[str, int, float, float]], RankNotes, tuple[list[float], list[float]]]:
     """Return what a rank did in a step whose passes last as long as they are told to.
 
-    First work, stage, begin and end of every pass, then the notes of which a measured timeline is made.
+    First work, stage, begin and end of every pass, then the notes of which a measured timeline is made, then by how
+    much the clocks of the ranks seem to be apart, and the error of that.
     """
     from benchmarks.contenders.paced import Passes
     from trainer.config.plan import make_plan
     from trainer.engine.build import build_engine
     from trainer.engine.world import start_world
     from trainer.pipeline.partition import stages
-    from trainer.profiling.clocks import clock_name
+    from trainer.profiling.clocks import clock_name, clock_offsets
     from trainer.profiling.step_clock import StepClock
     from trainer.progress import Progress
 
@@ -58,12 +59,13 @@ def passes_of_a_step(
     progress.begin_step(2)
     engine.train_step(batches, OPTIMIZER.lr)
     progress.enter("hooks")
-    return passes.take(), RankNotes(rank, "here", tuple(own), clock.take(), clock_name())
+    heard = RankNotes(rank, "here", tuple(own), clock.take(), clock_name())
+    return passes.take(), heard, clock_offsets(groups.control, range(world_size))
 
 
 @pytest.mark.parametrize(("kind", "pp", "m"), [("1f1b", 2, 3), ("1f1b", 4, 5), ("dualpipev", 2, 5)])
 def test_the_engine_runs_the_planners_order_and_waits_as_it_says(kind: str, pp: int, m: int) -> None:
-    ranks, heard = zip(*run_distributed(passes_of_a_step, pp, kind, m, timeout_s=120), strict=True)
+    ranks, heard, apart = zip(*run_distributed(passes_of_a_step, pp, kind, m, timeout_s=120), strict=True)
     order = trained_order(PipelineSchedule(kind), pp, m)
     counts: dict[tuple[str, int], int] = {}
     for noted, passes in zip(ranks, order.passes, strict=True):
@@ -77,6 +79,10 @@ def test_the_engine_runs_the_planners_order_and_waits_as_it_says(kind: str, pp: 
     # Sleeping ranks cannot be faster than the simulation. They are slower by what a busy machine adds to each pass.
     assert played.makespan * 0.999 < took < played.makespan * 1.5
     check_measured(ranks, heard, played)
+    offsets, errors = apart[0]
+    # It is one clock, read by several processes.
+    assert all(abs(offset) <= error + 1e-9 for offset, error in zip(offsets, errors, strict=True))
+    assert 0 < max(errors) < 0.1
 
 
 def check_measured(

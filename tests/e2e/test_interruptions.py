@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command import Ended, Running, kill_rank, rank_pid, rows, run, trident, wait_until
+from trainer.run_events import read_events
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -135,3 +136,9 @@ def test_a_killed_rank_is_started_again_and_ends_bit_for_bit(
     assert _losses(run_dir) == undisturbed
     restarts = json.loads((run_dir / "summary.json").read_text())["restarts"]
     assert [(r["exit_code"], r["lost_ranks"]) for r in restarts] == [(7, [1])]
+    told = [event for event in read_events(run_dir) if event.kind in ("start", "restart", "end")]
+    first, again, second, end = told
+    assert [event.kind for event in told] == ["start", "restart", "start", "end"]
+    assert (first.step, again.step, end.details["status"]) == (1, restarts[0]["step"], "finished")
+    assert isinstance(second.step, int)
+    assert second.step % 2 == 1, "it goes on behind a checkpoint"
