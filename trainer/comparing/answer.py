@@ -67,7 +67,13 @@ def _causes(found: TwoRecords, step: int, beginning: str) -> Iterator[str]:
         for one in found.settings
         if one.decides and not (same_data and one.key.startswith(("data.", "tokenizer.")))
     ]
-    causes += [f"{one.key} is {one.a} and {one.b}" for one in found.environment]
+    # The config has said already that the layout is another one.
+    has_layout = any(one.key.startswith("layout.") for one in found.settings)
+    causes += [
+        f"{one.key} is {one.a} and {one.b}"
+        for one in found.environment
+        if not (has_layout and one.key.endswith((" parallel size", "world size")))
+    ]
     if not causes:
         yield (
             "Nothing in config, versions, samples and events explains it: it is the machine, or arithmetic whose order "

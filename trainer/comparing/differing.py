@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
+from trainer.config.keys import flatten
 from trainer.config.places import BY_CONTENT
+from trainer.config.schema import TridentConfig
 from trainer.config.written import plain
 from trainer.records.happened import Event
 from trainer.records.metric_columns import Metrics, Steps, Values
@@ -17,7 +22,7 @@ from trainer.run_folder import may_change
 TOLERANCE = 0.01
 """Relative difference up to which two results are taken for alike: a number of bf16 is rounded by up to 0.4 %."""
 ABSENT = "(no such key)"
-"""Value of a key that the version that wrote the config did not have."""
+"""Value of a key that the other run has, and this version does not know."""
 LEDGER = "data/sample_ledger"
 _COSTS = ("perf/", "time/", "memory/", "pipeline/", "system/", "plan/", "checkpoint/", "profile/")
 """Beginnings of the names of what a step costs, which is never the same twice."""
@@ -93,14 +98,18 @@ def differing_settings(a: RunRecord, b: RunRecord) -> list[Setting]:
 
 
 def _setting(record: RunRecord, key: str) -> object:
-    value = record.config.get(key, ABSENT)
+    # A version that did not have a key did what is the default since.
+    value = plain(record.config[key] if key in record.config else _defaults().get(key, ABSENT))
     # 1e-3 is a text for YAML.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return plain(value)
+    with suppress(ValueError):
+        if isinstance(value, str) and math.isfinite(number := float(value)):
+            return number
+    return value
+
+
+@cache
+def _defaults() -> dict[str, object]:
+    return flatten(TridentConfig())
 
 
 def differing_environment(a: RunRecord, b: RunRecord) -> list[Setting]:

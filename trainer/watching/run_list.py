@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,11 @@ def _overviews(path: Path, is_named: bool) -> list[Overview]:
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(f"FOLDER must be a folder that can be read, but {path} is not: {reason}") from error
-    found = [read_overview(run) for run in folders]
+    found = []
+    for run in folders:
+        # One may go while the others are read.
+        with suppress(ConfigError):
+            found.append(read_overview(run))
     if not found:
         raise ConfigError(f"FOLDER must hold runs, but there is none in {path} or {DEEPEST - 1} levels below it")
     return found

@@ -34,7 +34,7 @@ cd -- {path} 2>/dev/null || exit 3
 printf 'TRIDENT\n'
 send() {{ printf 'FILE %s ' "$1"; base64 < "$1" | tr -d '\n'; printf '\n'; }}
 when() {{ stat -c %Y "$1" 2>/dev/null || date -r "$1" +%s 2>/dev/null; }}
-marks= inode= offset=0
+marks='' inode='' offset=0
 while :; do
   printf 'FRAME %s %s\n' "$(date +%s)" "$(hostname)"
   files=

@@ -147,8 +147,13 @@ def test_what_makes_a_run_slower(tmp_path: Path) -> None:
 
 
 def test_versions_layout_and_keys_of_another_version(tmp_path: Path) -> None:
-    a = make_run(tmp_path / "a")
-    b = make_run(tmp_path / "b", row=lambda step: {"train/loss": 1.0}, config=lambda text: text + "old_key: 3\n")
+    def older(text: str) -> str:
+        """Without a key that is at its default, and with one that is gone."""
+        assert "  seed: 1234\n" in text
+        return text.replace("  seed: 1234\n", "").replace("name: default", "name: nan") + "old_key: 3\n"
+
+    a = make_run(tmp_path / "a", config=lambda text: text.replace("name: default", "name: nan"))
+    b = make_run(tmp_path / "b", row=lambda step: {"train/loss": 1.0}, config=older)
     (b / "summary.json").write_text(json.dumps({"status": "finished", "step": 20, "versions": {"torch": "2.12.0"}}))
     (b / "plan.json").write_text(json.dumps({"layout": {"tensor_parallel_size": 2}}))
     found = compared(a, b)
