@@ -61,16 +61,17 @@ def put_batch(draft: Draft, names: BatchNames, ranks: int | None) -> int | None:
     accumulation = draft.integer(*names.accumulation, default=0) if names.accumulation else 0
     micro = draft.integer(*names.micro, default=0)
     replicas = _replicas(draft, ranks)
-    if not micro and whole and (accumulation or replicas):
+    if not micro and whole and replicas:
         # DeepSpeed derives it in this way.
-        micro = max(1, whole // (replicas or 1) // max(1, accumulation))
+        micro = max(1, whole // replicas // max(1, accumulation))
     told = (*names.whole, *names.micro, *names.accumulation)
     for name, value in ((names.whole, whole), (names.accumulation, accumulation), (names.micro, micro)):
         if value < 0 or (value == 0 and draft.find(*name) is not None):
             raise ConfigError(f"{draft.origin(*name)} must be at least 1, but is {value}")
     _put_replicas(draft, replicas, whole, micro * max(1, accumulation))
+    unknown = "" if micro else "the files do not say it; it changes speed and memory only"
     micro = micro or 1
-    draft.put(MICRO, micro, *(names.micro if draft.origin(*names.micro) else told))
+    draft.put(MICRO, micro, *(names.micro if draft.origin(*names.micro) else told), note=unknown)
     if whole:
         draft.put(GLOBAL, whole, *names.whole)
         _check_accumulation(draft, names, accumulation, whole, micro)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -10,6 +11,8 @@ from trainer.config.keys import KEYS, coerce
 from trainer.config.written import plain
 from trainer.errors import ConfigError
 from trainer.migration.foreign import Setting, as_flag, as_integer, as_number, shown
+
+_SECRET = re.compile(r"api_?key|access_key|secret|passw|credential|(hub|hf|auth|access)_token")
 
 
 class Why(Enum):
@@ -146,7 +149,9 @@ class Draft:
         if setting is None:
             return
         self.used.add(name)
-        self.dropped.append(Dropped(setting.written, shown(setting.value), why, reason, setting.place))
+        # A script takes such a value from the environment, and what is dropped is printed and written.
+        text = "(hidden)" if _SECRET.search(name) else shown(setting.value)
+        self.dropped.append(Dropped(setting.written, text, why, reason, setting.place))
 
     def drop_all(self, names: Iterable[str], why: Why, reason: str) -> None:
         """Note that settings have no key here; those that are not there are passed over."""

@@ -81,6 +81,8 @@ def migrate(asked: Asked) -> Migration:
     wanted = _wanted(asked.settings)
     draft, there = draft_of(foreign, wanted)
     path = _target(asked, foreign, wanted)
+    if "model.hidden_size" in draft.entries:
+        draft.entries.setdefault("model.name", Entry(path.stem, "the name of this file"))
     source = joined((shown(Path(file)) if file != "-" else "the standard input" for file in asked.files), "and")
     title = f"Made of {source} ({foreign.trainer.value}) by `trident migrate`."
     text = as_text(path.stem, title, draft, foreign.notes)

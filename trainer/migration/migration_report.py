@@ -31,10 +31,10 @@ class Migration:
 def report(done: Migration) -> Iterator[str]:
     """Yield the lines that a person reads."""
     draft = done.draft
-    given = [entry for entry in draft.entries.values() if entry.origin != "default there"]
+    said = [entry for entry in draft.entries.values() if any(name in draft.settings for name in entry.names)]
     yield (
-        f"{shown(done.path)}: {len(draft.entries)} keys from {done.foreign.trainer.value}, "
-        f"{len(given)} of them said in the files, {len(draft.entries) - len(given)} its defaults"
+        f"{shown(done.path)}: {len(draft.entries)} keys from {done.foreign.trainer.value}, {len(said)} of them said in "
+        f"the files, {len(draft.entries) - len(said)} its defaults or given here"
     )
     for one in done.compared:
         yield f"  {_line(one)}"

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import io
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,14 @@ from tests.helpers.foreign_files import DEEPSPEED, GPT3_SCRIPT, NANOTRON, NEOX_2
 from tests.unit.migration.conftest import Described, Migrate, lost
 from trainer.config.compose import compose
 from trainer.errors import ConfigError
+from trainer.hardware import look_here
 from trainer.migration.draft import Why
 from trainer.migration.foreign import Trainer
 from trainer.migration.migrating import Asked, migrate, migrate_verb
+from trainer.migration.migration_report import report
 from trainer.migration.shape import Shape
+from trainer.planning import Asked as Asks
+from trainer.planning import plan_verb
 from trainer.verbs.migrate import VERB
 from trainer.verbs.parse import parse
 
@@ -282,9 +286,40 @@ def test_every_setting_is_told_of_once(described: Described) -> None:
             assert name in kept or setting.written in lost
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_told(here: Path) -> None:
-    (here / "a.yml").write_text("a: 1")
-    (here / "a.yml").chmod(0)
-    with pytest.raises(ConfigError, match="Permission denied"):
-        migrate(Asked(["a.yml"]))
+def test_secrets_of_the_environment_are_not_written(
+    here: Path, migrated: Migrate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "do-not-tell")
+    done = migrated(run__sh=f"pretrain_gpt.py {SIZES} {BATCH} --wandb-api-key $MY_KEY --hf-token=$MY_KEY")
+    assert "do-not-tell" not in done.text + "".join(report(done))
+    assert "--wandb-api-key=(hidden)" in done.text
+
+
+def test_the_standard_input_is_a_file(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in (f"{SIZES} {BATCH}", neox_text({**NEOX_125M, "train_batch_size": 64})):
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        assert VERB.run(parse(VERB, ["-", "--force", "-o", "mine.yaml"])) == 0
+        assert "equal" in capsys.readouterr().out
+    assert compose([f"experiment={here}/mine.yaml"]).name == "mine"
+    monkeypatch.setattr("sys.stdin", io.StringIO("a: [1"))
+    with pytest.raises(ConfigError, match="the standard input:1 must be YAML"):
+        migrate(Asked(["-"]))
+
+
+def test_a_file_whose_name_has_an_equals_sign_is_a_file(here: Path) -> None:
+    (here / "train.steps=5.yaml").write_text(json.dumps(NANOTRON))
+    assert VERB.run(parse(VERB, ["train.steps=5.yaml", "train.seed=7"])) == 0
+    assert compose(["experiment=train_steps_5"]).train.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("20b.yml", neox_text(NEOX_20B)), ("n.yaml", json.dumps(NANOTRON)), ("g.sh", GPT3_SCRIPT)]
+)
+def test_the_experiment_plans(name: str, text: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / name).write_text(text)
+    assert migrate_verb(Asked([name], output="mine.yaml")) == 0
+    capsys.readouterr()
+    assert plan_verb(["experiment=./mine.yaml", "cluster=a100_80gb"], Asks(), look_here({})) == 0
+    assert "model    mine: " in capsys.readouterr().out

@@ -119,6 +119,13 @@ def test_values_that_another_trainer_fills_in_are_left_out(described: Described)
     assert done.compared[0].there is None
 
 
+def test_a_micro_batch_that_the_files_do_not_say_is_told(described: Described) -> None:
+    values = {key: value for key, value in DEEPSPEED.items() if key != "train_micro_batch_size_per_gpu"}
+    done = described(ds__json=values)
+    assert (done.config.batch.global_batch_size, done.config.batch.micro_batch_size) == (256, 1)
+    assert done.draft.entries["batch.micro_batch_size"].note.startswith("the files do not say it")
+
+
 def test_nvme_and_parameters_are_offloaded(described: Described) -> None:
     zero = {
         "stage": 3,
