@@ -51,6 +51,8 @@ def test_a_broken_installation_is_no_reason_to_fall_silent(name: str, tmp_path: 
         (["--ssh-port", "0", "--hostfile", "x"], "--ssh-port must be a port, 1 to 65535, but is '0'"),
         (["--ssh-port=22"], "--ssh-port"),
         (["--hostfile", "none"], "--hostfile must name a file, but none cannot be read"),
+        (["launch.master_port=70000"], "launch.master_port must be 1 to 65535"),
+        (["layout=auto", "train.steps=-1"], "train.steps"),
         (["model.hiden_size=3"], "there is no key 'model.hiden_size'"),
         (["nonsense"], "nonsense"),
         (["--jsn"], "--jsn"),

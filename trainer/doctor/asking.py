@@ -20,6 +20,8 @@ class Answer:
     err: str = ""
     problem: str = ""
     """Reason why there is no exit code, as the end of a sentence."""
+    is_late: bool = False
+    """True if it did not end in time."""
 
     @property
     def is_good(self) -> bool:
@@ -64,5 +66,5 @@ def ask(command: Sequence[str], seconds: float, environ: Mapping[str, str]) -> A
         # A process that the kernel does not let go of cannot be waited for.
         with suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=1.0)
-        return Answer(None, problem=f"{command[0]} did not answer within {seconds:g} s")
+        return Answer(None, problem=f"{command[0]} did not answer within {seconds:g} s", is_late=True)
     return Answer(process.returncode, out, err)

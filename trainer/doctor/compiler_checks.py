@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shlex
 import shutil
 import sysconfig
 import tempfile
@@ -15,7 +16,7 @@ from typing import Any
 from trainer.doctor.asking import Answer, ask
 from trainer.doctor.finding import Check, Finding, fail, ok, skip, warn
 from trainer.doctor.surroundings import Surroundings
-from trainer.doctor.tried_folders import another_folder
+from trainer.doctor.tried_folders import another_folder, try_folder
 
 _COMPILE_S, _PROBE_S = 60.0, 120.0
 _USUAL = ("/usr/bin", "/usr/local/bin", "/opt/rh/gcc-toolset-13/root/usr/bin", "/opt/rh/gcc-toolset-14/root/usr/bin")
@@ -47,6 +48,8 @@ def look_at_compiler(around: Surroundings) -> Iterator[Finding]:
             yield judge(name, f"{title}: {problem}; {_PURPOSE}", fix)
         else:
             yield ok(name, f"{title}: compiles with Python's headers and OpenMP")
+        if not around.environ.get("CXX") and shutil.which("c++", path=path) is None:
+            yield judge("c++", "is not on PATH, but torch compiles kernels with it", f"`export CXX={compiler}`")
     ninja = shutil.which("ninja", path=path)
     if ninja is None:
         yield judge("ninja", f"is not on PATH; {_PURPOSE}", f"`{around.python} -m pip install ninja`")
@@ -110,15 +113,18 @@ def look_at_kernel_folder(around: Surroundings) -> Iterator[Finding]:
 
     folder = extensions_folder(around.environ)
     name = "kernel folder"
-    elsewhere = f"`export TORCH_EXTENSIONS_DIR={another_folder(around, 'torch_extensions')}`"
+    elsewhere = f"`export TORCH_EXTENSIONS_DIR={shlex.quote(str(another_folder(around, 'torch_extensions')))}`"
     judge = fail if around.needs_cpu_adam or around.needs_nvme else warn
     problem = kernel_folder_problem(folder)
     if problem is not None:
         yield judge(name, problem.problems[0], problem.hints[0] if "delete" in problem.hints[0] else elsewhere)
         return
-    nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
-    if os.statvfs(nearest).f_flag & os.ST_NOEXEC:
-        found = f"{nearest} is on a disk that is mounted with noexec, so what is compiled there cannot be loaded"
+    tried = try_folder(folder)
+    if tried.problem and not any(folder.glob("**/cpu_adam/*.so")):
+        yield judge(name, f"{folder} cannot be written: {tried.problem}", elsewhere)
+        return
+    if os.statvfs(tried.folder).f_flag & os.ST_NOEXEC:
+        found = f"{tried.folder} is on a disk that is mounted with noexec, so what is compiled there cannot be loaded"
         yield judge(name, found, elsewhere)
         return
     yield ok(name, str(folder))
@@ -133,6 +139,8 @@ def look_at_libraries(around: Surroundings) -> Iterator[Finding]:
     if not around.on_gpus:
         environ["DS_ACCELERATOR"] = "cpu"
     answer = ask([around.python, "-m", "trainer.doctor.software_probe"], _PROBE_S, environ)
+    if answer.is_late:
+        raise TimeoutError
     line = next((line for line in reversed(answer.out.splitlines()) if line.startswith('{"torch"')), "")
     if not line:
         yield fail(
@@ -217,10 +225,11 @@ def _kernel(one: Mapping[str, Any], judge: Any, purpose: str, otherwise: str) ->
     if one["can_compile"]:
         return ok(name, f"will be compiled at its first use, in about a minute; {purpose} uses it")
     fix = otherwise
+    # DeepSpeed's own hint, CFLAGS and LDFLAGS, only reaches its test: torch compiles kernels without them.
     if "libaio" in str(one["said"]):
         fix = (
             "`apt-get install libaio-dev` (Fedora, RHEL: `dnf install libaio-devel`); where it is in FOLDER, "
-            f"`export CFLAGS=-IFOLDER/include LDFLAGS=-LFOLDER/lib`; or {otherwise}"
+            f"`export CPATH=FOLDER/include LIBRARY_PATH=FOLDER/lib LD_LIBRARY_PATH=FOLDER/lib`; or {otherwise}"
         )
     finding: Finding = judge(name, f"cannot be compiled, so {purpose} is not possible: {one['said']}", fix)
     return finding

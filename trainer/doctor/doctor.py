@@ -64,11 +64,9 @@ def doctor_verb(arguments: Sequence[str], asked: Asked) -> int:
     """
     # Which checks there are needs no config, and a health check must not take long.
     config, broken = (TridentConfig(), []) if asked.is_health and not arguments else _composed(arguments)
-    if asked.hostfile is not None:
-        from trainer.launcher.hostfile import read_hostfile
-
-        read_hostfile(asked.hostfile)
     around = Surroundings(config, hostfile=asked.hostfile, ssh_port=asked.ssh_port)
+    if arguments or asked.hostfile is not None:
+        _check(around)
     examined = [*broken, *examine(HEALTH if asked.is_health else CHECKS, around)]
     found = worst(examined)
     if asked.as_json:
@@ -77,6 +75,26 @@ def doctor_verb(arguments: Sequence[str], asked: Asked) -> int:
         # Not for one rank only: a RANK that was left behind must not silence it.
         tell(screen(examined, asked.show_all))
     return FAILED if found is Status.fail else 0
+
+
+def _check(around: Surroundings) -> None:
+    """Check the config as a start would, for the ranks of the hosts if there are some.
+
+    Raises:
+        ConfigError: a rule is broken, or the hostfile cannot be read.
+    """
+    from trainer.config.validate import validate
+
+    config = around.config
+    if config.layout.auto:
+        try:
+            from trainer.settling import judged
+        except ImportError:
+            # A broken installation, which is told in a finding.
+            return
+        # The layout itself is found when the run starts.
+        config = judged(config)
+    validate(config, around.world if around.hostfile is not None else None)
 
 
 def _composed(arguments: Sequence[str]) -> tuple[TridentConfig, list[Examined]]:

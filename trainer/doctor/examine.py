@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from trainer.doctor.finding import Check, Examined, Finding, fail, warn
 from trainer.doctor.surroundings import Surroundings
 from trainer.errors import TridentError, fault_line
+from trainer.machine import usable_cores
 from trainer.metrics.bounded import bounded
 
+_BUSY = 4.0
+"""Processes that want a processor, for each one, from which on a machine is busy."""
 _REPORT = "`trident doctor --json` has the rest; the check itself is at fault"
 
 
@@ -26,11 +30,19 @@ def _findings(check: Check, surroundings: Surroundings) -> tuple[Finding, ...]:
     try:
         return bounded(lambda: tuple(check.look(surroundings)), check.seconds)
     except TimeoutError:
-        found = f"did not answer within {check.seconds:g} s"
-        return (fail(check.name, found, "look for a disk, a driver or a server that hangs, and start again"),)
+        return (_late(check, os.getloadavg()[0], usable_cores()),)
     except TridentError as error:
         return (fail(check.name, error.problems[0], "; ".join(error.hints) or "change what the line names"),)
     except ModuleNotFoundError as error:
         return (warn(check.name, f"not checked: {error}", f"`{surroundings.python} -m pip install {error.name}`"),)
     except Exception as error:
         return (warn(check.name, f"not checked: {fault_line(error)}", _REPORT),)
+
+
+def _late(check: Check, load: float, cores: int) -> Finding:
+    """Return the finding that there was no answer, which is no fault of a machine that has other things to do."""
+    found = f"did not answer within {check.seconds:g} s"
+    if load > _BUSY * cores:
+        busy = f"{found}, while {load:.0f} processes want {cores} processors"
+        return warn(check.name, busy, "ask again when this machine has less to do")
+    return fail(check.name, found, "look for a disk, a driver or a server that hangs, and start again")

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.config.plan import make_mesh
 from trainer.doctor.finding import Check, Finding, fail, ok, skip, warn
 from trainer.doctor.surroundings import Surroundings
 from trainer.machine import task_limit
@@ -27,7 +26,7 @@ _UNLIMITED = resource.RLIM_INFINITY
 def look_at_files(around: Surroundings) -> Iterator[Finding]:
     """Find a limit on open files that a rank will reach."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    name, world = "open files", _world(around)
+    name, world = "open files", around.world
     needed = _FILES_OF_A_RANK + _FILES_FOR_A_PEER * world
     found = f"a process may have {_shown(soft)} (its user may raise that to {_shown(hard)})"
     aim = _GOOD_FILES if hard == _UNLIMITED else min(hard, _GOOD_FILES)
@@ -41,14 +40,6 @@ def look_at_files(around: Surroundings) -> Iterator[Finding]:
         yield fail(name, f"{found}; {why}", raised if aim >= needed else ask)
     else:
         yield ok(name, found)
-
-
-def _world(around: Surroundings) -> int:
-    if around.hostfile is None:
-        return make_mesh(around.config).size
-    from trainer.launcher.hostfile import read_hostfile
-
-    return sum(node.slots for node in read_hostfile(around.hostfile))
 
 
 def _shown(limit: int) -> str:

@@ -66,7 +66,7 @@ def look_at_hub(around: Surroundings) -> Iterator[Finding]:
     else:
         yield warn(
             name,
-            f"{url} cannot be reached from here, but {' and '.join(words)} is fetched from it",
+            f"{url} cannot be reached from here, and the run fetches {' and '.join(words)} from it",
             "prepare the data where there is a network (`trident data` with the same words), or set HTTPS_PROXY",
         )
 

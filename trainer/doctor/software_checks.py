@@ -167,6 +167,8 @@ def look_at_imports(around: Surroundings) -> Iterator[Finding]:
     known = installed()
     modules = {module: name for name, module in IMPORTED.items() if name in known}
     answer = ask([around.python, "-c", _IMPORT, *modules], _IMPORT_S, {**around.environ, **_own(python_environment())})
+    if answer.is_late:
+        raise TimeoutError
     try:
         broken: dict[str, str] = json.loads(answer.out.splitlines()[-1])
     except (ValueError, IndexError):

@@ -47,6 +47,15 @@ class Surroundings:
         return make_mesh(self.config).size
 
     @property
+    def world(self) -> int:
+        """Ranks of the whole run."""
+        if self.hostfile is not None:
+            from trainer.launcher.hostfile import read_hostfile
+
+            return sum(node.slots for node in read_hostfile(self.hostfile))
+        return make_mesh(self.config).size
+
+    @property
     def needs_cpu_adam(self) -> bool:
         """True if the run steps its weights with DeepSpeed's kernel for processors."""
         from trainer.engine.adam import adam_implementation

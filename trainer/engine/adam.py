@@ -48,10 +48,11 @@ def check_compiler(optimizer: OptimizerConfig, zero: ZeroConfig, runtime: Runtim
     problem = kernel_folder_problem(extensions_folder(os.environ))
     if problem is not None:
         raise problem
-    missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
+    compiler = (os.environ.get("CXX") or "g++").split()[0]
+    missing = [tool for tool in (compiler, "ninja") if shutil.which(tool) is None]
     if missing:
         raise ConfigError(
-            f"optimizer.implementation=deepspeed_cpu compiles a C++ kernel and needs g++ and ninja, but "
+            f"optimizer.implementation=deepspeed_cpu compiles a C++ kernel and needs {compiler} and ninja, but "
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not on PATH",
             hints=["install a C++ compiler, or set optimizer.implementation=torch (slower, same numbers)"],
         )

@@ -48,7 +48,11 @@ def choose_mode(
     if asked in (WandbMode.disabled, WandbMode.offline):
         return WandbChoice(asked, who_asks_for(asked.value, environ) or f"logging.wandb={asked.value}")
     url = server_url(environ)
-    if not has_api_key(urlsplit(url).hostname or "", environ):
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError as error:
+        return WandbChoice(WandbMode.offline, f"WANDB_BASE_URL={url} is no address ({error})")
+    if not has_api_key(host, environ):
         return WandbChoice(WandbMode.offline, "no API key is set (WANDB_API_KEY, or `wandb login`)")
     if not reachable(url):
         return WandbChoice(WandbMode.offline, f"{url} cannot be reached from here")
@@ -77,11 +81,15 @@ def has_api_key(host: str, environ: Mapping[str, str]) -> bool:
 
 def is_reachable(url: str) -> bool:
     """Return whether a TCP connection to `url`, or to the proxy that leads there, opens within two seconds."""
-    parts = urlsplit(url)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
-        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        parts = urlsplit(url)
+        proxy = urllib.request.getproxies().get(parts.scheme)
+        if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
+            parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        # No address of a server, such as one with a port of six digits.
+        return False
 
     def connect() -> bool:
         with socket.create_connection((host, port), timeout=_PROBE_S):

@@ -396,6 +396,7 @@ def test_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert mode(WandbMode.auto).status is Status.ok
     assert mode(WandbMode.disabled).status is Status.skip
     assert mode(WandbMode.online).fix.startswith("`wandb login`")
+    assert "is no address" in mode(WandbMode.auto, WANDB_API_KEY="x", WANDB_BASE_URL="http://[::1").found
     monkeypatch.setattr(wandb_mode, "is_reachable", lambda _: False)
     assert (key := mode(WandbMode.auto, WANDB_API_KEY="x")).status is Status.warn
     assert "cannot be reached" in key.found
@@ -407,9 +408,9 @@ def test_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = compose(["data.source=hub", "data.hub_path=allenai/c4"])
     monkeypatch.setattr(wandb_mode, "is_reachable", lambda _: False)
     [found] = look("Hugging Face hub", Surroundings(config, {}))
-    assert (found.status, "data.hub_path=allenai/c4 is fetched" in found.found) == (Status.warn, True)
+    assert (found.status, "fetches data.hub_path=allenai/c4" in found.found) == (Status.warn, True)
     blend = compose(["data.blend={a: {hub_path: x/y, weight: 1}, b: {files: [b.txt], weight: 1}}"])
-    assert "data.hub_path=x/y is fetched" in look("Hugging Face hub", Surroundings(blend, {}))[0].found
+    assert "fetches data.hub_path=x/y" in look("Hugging Face hub", Surroundings(blend, {}))[0].found
     [found] = look("Hugging Face hub", Surroundings(config, {"HF_HUB_OFFLINE": "1"}))
     assert commands(found)[0] == "unset HF_HUB_OFFLINE"
     monkeypatch.setattr(wandb_mode, "is_reachable", lambda _: True)
@@ -575,5 +576,9 @@ def test_a_lock_that_was_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [found] = look("kernel folder", Surroundings(offloads, {"TORCH_EXTENSIONS_DIR": str(tmp_path)}))
     assert found.status is Status.fail
     assert found.fix.endswith(f"delete {lock}")
+    [closed] = look("kernel folder", Surroundings(offloads, {"TORCH_EXTENSIONS_DIR": "/proc/x"}))
+    assert (closed.status, "/proc/x cannot be written" in closed.found) == (Status.fail, True)
+    mended = after({}, commands(closed)[0])
+    assert look("kernel folder", Surroundings(offloads, mended))[0].status is Status.ok
     lock.unlink()
     assert look("kernel folder", Surroundings(offloads, {"TORCH_EXTENSIONS_DIR": str(tmp_path)}))[0].status is Status.ok

@@ -104,6 +104,14 @@ def test_a_listening_port_is_reachable_and_a_closed_one_is_not() -> None:
     assert not is_reachable(f"http://127.0.0.1:{port}")
 
 
+@pytest.mark.parametrize("url", ["http://[::1", "https://host:99999", "http://host:port"])
+def test_what_is_no_address_is_not_reachable_and_no_reason_to_stop(url: str, home: dict[str, str]) -> None:
+    assert not is_reachable(url)
+    choice = choose_mode(WandbMode.auto, {**home, **KEY, "WANDB_BASE_URL": url})
+    assert choice.mode is WandbMode.offline
+    assert url in choice.reason
+
+
 def test_behind_a_proxy_it_is_the_proxy_that_must_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
