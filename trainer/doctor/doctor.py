@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from trainer.config.schema import TridentConfig
@@ -66,7 +67,9 @@ def doctor_verb(arguments: Sequence[str], asked: Asked) -> int:
     config, broken = (TridentConfig(), []) if asked.is_health and not arguments else _composed(arguments)
     around = Surroundings(config, hostfile=asked.hostfile, ssh_port=asked.ssh_port)
     if arguments or asked.hostfile is not None:
-        _check(around)
+        # A broken installation is told in a finding.
+        with suppress(ImportError):
+            _check(around)
     examined = [*broken, *examine(HEALTH if asked.is_health else CHECKS, around)]
     found = worst(examined)
     if asked.as_json:
@@ -87,11 +90,8 @@ def _check(around: Surroundings) -> None:
 
     config = around.config
     if config.layout.auto:
-        try:
-            from trainer.settling import judged
-        except ImportError:
-            # A broken installation, which is told in a finding.
-            return
+        from trainer.settling import judged
+
         # The layout itself is found when the run starts.
         config = judged(config)
     validate(config, around.world if around.hostfile is not None else None)
