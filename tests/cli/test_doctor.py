@@ -81,7 +81,7 @@ def test_everything_at_once(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.touch()
     environment = {"TRIDENT_CACHE": str(blocked / "cache"), "CUDA_LAUNCH_BLOCKING": "1", "RANK": "3"}
-    words = ["doctor", "--json", "layout=dp2", "model.vocab_size=256", "run_dir=R"]
+    words = ["doctor", "--json", "layout=dp2", "data=synthetic", "model.vocab_size=256", "run_dir=R"]
     ended = run(trident(*words), tmp_path, 200, environment)
     found = {one["name"]: one for one in json.loads(ended.out)["findings"]}
     assert (ended.code, found["token cache"]["status"]) == (1, "fail"), ended
@@ -90,3 +90,5 @@ def test_everything_at_once(tmp_path: Path) -> None:
     assert found["torch"]["status"] == found["imports"]["status"] == found["DeepSpeed"]["status"] == "ok"
     assert found["run folder"]["found"].startswith(str(tmp_path / "R"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+    refused = run(trident("doctor", "layout=dp0"), tmp_path, 60, environment)
+    assert (refused.code, len(refused.errors)) == (2, 1), "also where a launcher has left a RANK behind"

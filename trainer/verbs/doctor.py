@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, TridentError
 from trainer.verbs.composing import COMPOSING
 from trainer.verbs.declare import Option, Takes, Verb
 from trainer.verbs.parse import Words
@@ -12,6 +12,17 @@ _HIGHEST_PORT = 65_535
 
 def run(words: Words) -> int:
     """Look at everything, and print what was found."""
+    from trainer.log import report_failure
+
+    try:
+        return _examined(words)
+    except TridentError as error:
+        # Not for one rank only: a RANK that was left behind must not silence it.
+        report_failure(error)
+        return error.exit_code
+
+
+def _examined(words: Words) -> int:
     from trainer.doctor.doctor import Asked, doctor_verb
 
     port = words.value("--ssh-port")
