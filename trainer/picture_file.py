@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -39,47 +39,71 @@ STYLE: Mapping[str, Any] = MappingProxyType(
     }
 )
 """Settings of matplotlib for every drawing."""
+_MADE_BY: Mapping[str, Mapping[str, str | None]] = MappingProxyType(
+    {
+        ".svg": {"Date": None, "Creator": "Trident"},
+        ".png": {"Software": "Trident"},
+        ".pdf": {"CreationDate": None, "Creator": "Trident"},
+    }
+)
+"""Suffix -> entries of the file itself; without a time, so that the same drawing gives the same file."""
 
 
-def check_picture(path: Path) -> None:
+def check_picture(path: Path, option: str = OPTION, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Check that a picture can be drawn and written there, before anything is computed.
 
+    Args:
+        path: the file.
+        option: the option that names it.
+        suffixes: those that it may have.
+
     Raises:
-        ConfigError: another suffix than .svg and .png, a folder that is not there or cannot be written, a folder of
-            that name, or no matplotlib.
+        ConfigError: another suffix, a folder that is not there or cannot be written, a folder of that name, or no
+            matplotlib.
     """
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in suffixes:
+        wanted = " or ".join(suffixes)
         raise ConfigError(
-            f"{OPTION} must end in .svg or .png, but is {path}; use for example {path.stem or 'plan'}.svg"
+            f"{option} must end in {wanted}, but is {path}; use for example {path.stem or 'plan'}{suffixes[0]}"
         )
+    check_place(path, option)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError(
+            f"{option} needs the package matplotlib, but it is not installed; use pip install 'trident-trainer[plots]'"
+        )
+
+
+def check_place(path: Path, option: str) -> None:
+    """Check that a file can be written there.
+
+    Raises:
+        ConfigError: its folder is not there or cannot be written, or it is a folder.
+    """
     folder = path.parent
     if not folder.is_dir():
         raise ConfigError(
-            f"{OPTION} must be in a folder that exists, but {folder} is none; make it, or name another one"
+            f"{option} must be in a folder that exists, but {folder} is none; make it, or name another one"
         )
     if path.is_dir():
-        raise ConfigError(f"{OPTION} must name a file, but {path} is a folder; name a file in it")
+        raise ConfigError(f"{option} must name a file, but {path} is a folder; name a file in it")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         reason = f"{folder} cannot ({error.strerror})"
         raise ConfigError(
-            f"{OPTION} must be in a folder that can be written, but {reason}; name another one"
+            f"{option} must be in a folder that can be written, but {reason}; name another one"
         ) from error
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError(
-            f"{OPTION} needs the package matplotlib, but it is not installed; use pip install 'trident-trainer[plots]'"
-        )
 
 
-def write_drawing(draw: Callable[[], Figure], path: Path, title: str | None = None) -> None:
-    """Draw into a file that is whole or not there. The same drawing gives the same SVG.
+def write_drawing(draw: Callable[[], Figure], path: Path, title: str | None = None, option: str = OPTION) -> None:
+    """Draw into a file that is whole or not there. The same drawing gives the same SVG and the same PDF.
 
     Args:
         draw: makes the drawing.
         path: a file that `check_picture` has let pass.
-        title: words for who does not see it: the title of an SVG, the description in a PNG.
+        title: words for who does not see it: the title of an SVG or a PDF, the description in a PNG.
+        option: the option that names the file.
 
     Raises:
         StorageError: the disk is full, or not writable.
@@ -91,8 +115,8 @@ def write_drawing(draw: Callable[[], Figure], path: Path, title: str | None = No
     style: dict[Any, Any] = {**matplotlib.rcParamsDefault}
     style |= STYLE
     told: dict[str, str | None] = {} if title is None else {"Title": title}
-    told |= {"Date": None, "Creator": "Trident"} if kind == "svg" else {"Software": "Trident"}
+    told |= _MADE_BY.get(f".{kind}", {})
     with matplotlib.rc_context(style):
         content = io.BytesIO()
         draw().savefig(content, format=kind, metadata=told)
-    write_atomically(path, content.getvalue(), OPTION)
+    write_atomically(path, content.getvalue(), option)

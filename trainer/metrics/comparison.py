@@ -9,7 +9,7 @@ from statistics import median
 from trainer.loop.events import StepReport
 from trainer.metrics.across import Across
 from trainer.metrics.straggler import LEAST_WAIT_SHARE, Slowest
-from trainer.planner.record import Expected
+from trainer.planner.record import LEAST_FULLER, LEAST_SLOWER, Expected
 
 PLAN_NAMES = ("plan/step_ms", "plan/step_ms_ratio", "plan/peak_memory_gib", "plan/peak_memory_ratio")
 """Names of a row: what was predicted, and what was measured divided by it."""
@@ -17,10 +17,6 @@ WARM_UP_REPORTS = 2
 """Reports that are not judged: kernels are compiled, caches filled, moments made."""
 IN_A_ROW = 3
 """Judged reports in a row that must be slow for a warning."""
-LEAST_SLOWER = 0.3
-"""Share by which steps must be slower than predicted, however sure the prediction is."""
-LEAST_FULLER = 0.1
-"""The same for memory."""
 WIDEST = 0.5
 """Relative error from which on a prediction is too unsure to warn of anything."""
 LEAST_BEYOND_GIB = 1.0

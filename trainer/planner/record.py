@@ -10,6 +10,10 @@ from pathlib import Path
 
 from trainer.planner.prediction import GIB, Prediction
 
+LEAST_SLOWER = 0.3
+"""Share by which steps must be slower than predicted to be told, however sure the prediction is."""
+LEAST_FULLER = 0.1
+"""The same for memory."""
 PREDICTION = "prediction"
 """Entry of plan.json: what `prediction_record` returns, or null where nothing could be predicted."""
 

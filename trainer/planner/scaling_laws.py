@@ -286,9 +286,14 @@ FITTED_TOKENS = (0.82e9, 318e9)
 
 def outside(model: Model, tokens: float) -> tuple[str, ...]:
     """Return sentences on what takes a run out of the range that the default law was fitted on."""
+    return outside_of(parameter_count(model), tokens)
+
+
+def outside_of(parameters: float, tokens: float) -> tuple[str, ...]:
+    """Return the sentences of `outside` for a number of parameters, counted as the default law counts them."""
     found = []
     for name, value, (low, high) in (
-        ("parameters", parameter_count(model), FITTED_PARAMETERS),
+        ("parameters", parameters, FITTED_PARAMETERS),
         ("tokens", tokens, FITTED_TOKENS),
     ):
         if not low <= value <= high:

@@ -13,6 +13,7 @@ from trainer.verbs.other_verbs import NO_VERB, OTHER_VERBS
 NAMES = (
     *("train", "plan", "migrate", "data", "data inspect", "data audit", "data write", "generate", "evaluate"),
     *("import", "export", "checkpoint", "balance", "reshard", "watch", "runs", "compare", "doctor"),
+    "report",
 )
 """Names of the verbs in the order of the help; each is a file of this room that declares `VERB`.
 
