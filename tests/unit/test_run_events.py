@@ -64,6 +64,8 @@ def test_bytes_that_are_no_text_do_not_hide_the_others(tmp_path: Path) -> None:
         ({"kind": "save", "step": "4", "time": "yesterday"}, ("save", None, None)),
         ({"kind": "save", "step": True, "time": 17}, ("save", None, None)),
         ({"kind": "save"}, ("save", None, None)),
+        ({"kind": "save", "time": "2026-11-30T10:00:00+02:00"}, ("save", None, datetime(2026, 11, 30, 8, tzinfo=UTC))),
+        ({"kind": "save", "time": "9999-12-31T23:59:59-23:59"}, ("save", None, None)),
     ],
 )  # fmt: skip
 def test_an_event_of_another_version_is_read_as_far_as_it_goes(
