@@ -145,8 +145,11 @@ def _rates(draft: Draft, steps: int) -> None:
 
 def _engine(draft: Draft) -> None:
     """Set precision and ZeRO."""
-    said = draft.text("precision").lower()
-    if draft.flag("fp16.enabled", "fp16.fp16") or said == "fp16":
+    # Earlier versions wrote {"fp16": {"enabled": true, "type": "bfloat16"}}.
+    said = draft.text("precision", "fp16.type").lower()
+    if said in ("bfloat16", "bf16"):
+        put_precision(draft, "bf16", "precision", "fp16.type", "fp16.enabled")
+    elif draft.flag("fp16.enabled", "fp16.fp16") or said == "fp16":
         put_precision(draft, "fp16", "fp16.enabled", "fp16.fp16", "precision")
     elif draft.flag("bf16.enabled", "bfloat16.enabled") or said in ("bfloat16", "bf16"):
         put_precision(draft, "bf16", "bf16.enabled", "bfloat16.enabled", "precision")

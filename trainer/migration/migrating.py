@@ -60,7 +60,12 @@ def migrate_verb(asked: Asked) -> int:
         raise ConfigError(
             f"{shown(done.path)} must not be there yet, but is; use --force to replace it, or -o FILE for another one"
         )
-    write_atomically(done.path, done.text, "-o")
+    try:
+        write_atomically(done.path, done.text, "-o")
+    except OSError as error:
+        raise ConfigError(
+            f"-o must name a file that can be written, but {shown(done.path)}: {error.strerror}"
+        ) from error
     for line in report(done):
         say(line)
     wrong = [one for one in done.compared if not one.agrees]

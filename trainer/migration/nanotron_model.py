@@ -150,5 +150,9 @@ def _structure(draft: Draft, there: There) -> None:
     if draft.flag(at("z_loss_enabled")):
         draft.drop(at("z_loss_enabled"), Why.unsupported, "the loss is plain cross entropy")
     draft.drop_all(map(at, _OWN), Why.no_effect, "how it is computed or stored there; it changes nothing trained here")
+    method = "model.init_method.scaling_method"
+    is_alike = draft.text(method, default="NUM_LAYERS").upper() == "NUM_LAYERS"
+    reason = "outputs into the residual stream begin with model.init_std / sqrt(2 x layers)"
+    draft.drop(method, Why.no_effect if is_alike else Why.unsupported, reason)
     draft.drop("model.init_method.use_mup", Why.unsupported, "initial weights are those of model.init_std")
     draft.drop("model.init_method.path", Why.by_hand, "checkpoint.init_from takes a Hugging Face model")

@@ -98,6 +98,8 @@ def _read(name: str, asked: Trainer | None) -> _Part:
             return _of_tree(path, tree, asked)
     if asked in (None, Trainer.megatron) and (is_shell or asked or _ARGUMENT.search(text)):
         return _of_script(path, text)
+    if asked is not None:
+        raise ConfigError(f"{shown(path)} must be a config of {asked.value}, as --from says, but is no mapping of keys")
     raise ConfigError(
         f"{shown(path)} must be a config of gpt-neox or nanotron, a DeepSpeed JSON, or a script or argument line of "
         "Megatron-LM, but is none of them",

@@ -155,3 +155,17 @@ def test_no_iterations_leave_the_schedule_to_the_epochs(migrated: Migrate) -> No
     values = {key: value for key, value in NEOX_125M.items() if key not in ("train_iters", "lr_decay_iters")}
     done = migrated(m__yml=neox_text({**values, "train_epochs": 2}))
     assert done.config.train.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "dtype"),
+    [
+        ({"fp16": {"enabled": True, "type": "bfloat16"}}, Dtype.bf16),
+        ({"fp16": {"enabled": False}, "bf16": {"enabled": True}}, Dtype.bf16),
+        ({"fp16": {"enabled": False}, "precision": "bfloat16"}, Dtype.bf16),
+        ({"fp16": {"fp16": True, "enabled": True}}, Dtype.fp16),
+        ({"fp16": {"enabled": False}}, Dtype.fp32),
+    ],
+)
+def test_precision_is_said_in_several_ways(more: dict[str, object], dtype: Dtype, described: Described) -> None:
+    assert described(m__yml=neox_text({**NEOX_125M, **more})).config.precision.dtype is dtype

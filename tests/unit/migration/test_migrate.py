@@ -202,6 +202,18 @@ def test_a_length_that_the_files_do_not_say_is_told(described: Described) -> Non
     assert done.draft.entries["train.steps"].note.endswith("give train.steps=N behind them")
 
 
+def test_a_place_that_cannot_be_written_is_told(here: Path) -> None:
+    (here / "n.yaml").write_text(json.dumps(NANOTRON))
+    with pytest.raises(ConfigError, match=r"-o must name a file that can be written, but n.yaml.x.yaml: File exists"):
+        migrate_verb(Asked(["n.yaml"], output="n.yaml/x.yaml", overwrites=True))
+
+
+def test_a_trainer_that_is_said_wrongly_is_told(here: Path) -> None:
+    (here / "a.sh").write_text(f"pretrain_gpt.py {SIZES} {BATCH}")
+    with pytest.raises(ConfigError, match=r"a\.sh must be a config of nanotron, as --from says, but is no mapping"):
+        migrate(Asked(["a.sh"], trainer=Trainer.nanotron))
+
+
 def test_a_huge_file_is_refused(here: Path) -> None:
     (here / "a.yml").write_bytes(b"# " + b"x" * (5 << 20))
     with pytest.raises(ConfigError, match="must be a config or a script, but is larger than 4 MiB"):
