@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import ROOT, Run
-from tests.helpers.command import run, trident
+from tests.helpers.command import Running, run, trident, wait_until
 
 WITHOUT = """
 import sys
@@ -74,6 +75,19 @@ def test_health_is_quick_and_leaves_nothing(tmp_path: Path) -> None:
     assert ended.code == 0
     assert re.search(r"ok +progress ", ended.out)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stop_ends_it_and_all_that_it_asks(tmp_path: Path) -> None:
+    (tmp_path / "ssh").write_text('#!/bin/bash\ntouch "$HOME/asked"; sleep 300\n')
+    (tmp_path / "ssh").chmod(0o755)
+    (tmp_path / "hosts").write_text("a slots=1\n")
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)}
+    with Running(trident("doctor", "--hostfile", "hosts"), tmp_path, environment) as running:
+        wait_until((tmp_path / "asked").exists, 60, "ssh")
+        running.process.send_signal(signal.SIGINT)
+        ended = running.end(20)
+        assert ended.code == 130, ended
+        assert running.left_behind() == []
 
 
 def test_everything_at_once(tmp_path: Path) -> None:

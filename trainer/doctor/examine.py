@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from trainer.doctor.finding import Check, Examined, Finding, fail, warn
 from trainer.doctor.surroundings import Surroundings
@@ -22,8 +22,18 @@ def examine(checks: Sequence[Check], surroundings: Surroundings) -> list[Examine
 
     A check that raises or hangs is a finding as well: a disk that is gone keeps a process for ever.
     """
-    with ThreadPoolExecutor(len(checks) or 1, "trident-doctor") as threads:
-        return list(threads.map(lambda check: Examined(check, _findings(check, surroundings)), checks))
+    found: dict[int, tuple[Finding, ...]] = {}
+
+    def look(place: int) -> None:
+        found[place] = _findings(checks[place], surroundings)
+
+    # Threads that nobody waits for when the process is asked to end.
+    threads = [threading.Thread(target=look, args=(place,), daemon=True) for place in range(len(checks))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [Examined(check, found[place]) for place, check in enumerate(checks)]
 
 
 def _findings(check: Check, surroundings: Surroundings) -> tuple[Finding, ...]:
