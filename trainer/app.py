@@ -53,7 +53,8 @@ from trainer.planner.foresee import Foresight, explain
 from trainer.profiling.phases import MarkedProgress
 from trainer.profiling.profile_hook import ProfileHook
 from trainer.profiling.timeline_hook import TimelineHook
-from trainer.progress import BUILDING, CHECKING, JOINING, LOADING, PREPARING, Progress, current, follow
+from trainer.progress import BUILDING, CHECKING, JOINING, LOADING, PREPARING, TESTING, Progress, current, follow
+from trainer.proving.self_test import self_test
 from trainer.run_folder import RunFolder
 from trainer.samples.samples_hook import SamplesHook
 from trainer.tensor_parallel.init import Reserved
@@ -202,6 +203,9 @@ def _train(session: Session, prepared: PreparedData, folder: RunFolder, memory: 
     stream = together(control, lambda: _stream(state, plan))
     evaluates = config.train.eval_every > 0
     batches = together(control, lambda: _batches(session, prepared, stream, evaluates))
+    if config.runtime.self_test:
+        progress.enter(TESTING)
+        say(self_test(config, plan.model.vocab_size, groups))
     progress.enter(BUILDING)
     # Weights that a checkpoint overwrites are not drawn.
     engine = build_engine(plan, groups, progress, Reserved(groups.tensor) if found is not None else None)

@@ -17,10 +17,22 @@ JOINING = "waiting for all ranks to join"
 CHECKING = "checking the run folder"
 PREPARING = "preparing the data"
 STARTING_RANKS = "starting the ranks"
+TESTING = "testing itself"
 BUILDING = "building the engine"
 COMPILING = "compiling a kernel"
 LOADING = "loading the checkpoint"
-BEFORE_THE_LOOP = (READING, IMPORTING, JOINING, CHECKING, PREPARING, STARTING_RANKS, BUILDING, COMPILING, LOADING)
+BEFORE_THE_LOOP = (
+    READING,
+    IMPORTING,
+    JOINING,
+    CHECKING,
+    PREPARING,
+    STARTING_RANKS,
+    TESTING,
+    BUILDING,
+    COMPILING,
+    LOADING,
+)
 """Phases before the loop, in the order of a start."""
 BUSY = frozenset((IMPORTING, PREPARING, COMPILING, LOADING))
 """Phases that may take any time, as long as the process, or one that it started, computes."""

@@ -81,6 +81,7 @@ SAME_RUN: dict[str, str] = {
     "runtime.timeout_s": "ddp_timeout dist_timeout nccl_timeout ddp_timeout_seconds init_timeout_seconds "
     "train_timeout_seconds",
     "runtime.compile": "torch_compile use_torch_compile compile_model model_compile",
+    "runtime.self_test": "sanity_check run_sanity_check self_check",
     "runtime.liger": "use_liger use_liger_kernel",
     "runtime.profile": "profiler enable_profiling use_pytorch_profiler",
     "runtime.profile_first_step": "profile_step_start",

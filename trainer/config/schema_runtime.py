@@ -65,6 +65,10 @@ class RuntimeConfig:
     """Number of steps between checks that every rank computes the same bits twice: one fixed micro-batch goes forward
     two times, and each layer's output is compared. Where two outputs differ, the run ends (exit code 5) and names rank,
     host and layer. 0: never."""
+    self_test: bool = False
+    """Before its first step the run trains a small model of the same structure in its own layout, schedule, ZeRO stage
+    and precision, for two steps, and compares with plain PyTorch (docs/proving.md): it takes some seconds at each
+    start. If they differ, it ends (exit code 1) and names tensor and axis."""
     straggler_factor: float | None = None
     """A rank is named in a warning when its own computing, or its wait for data, takes this many times as long as that
     of the ranks with the same work, in three reports in a row. 0: never. null: 1.5 on GPUs, never on CPUs, where ranks

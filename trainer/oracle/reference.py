@@ -61,6 +61,9 @@ def _norm(x: torch.Tensor, weights: Weights, name: str, spec: ModelConfig) -> to
 
 def _rotated(x: torch.Tensor, frequencies: Sequence[float], factor: float) -> torch.Tensor:
     """Rotate pairs (i, i + D/2) of x [B, N, S, D] by s * frequencies[i], as complex numbers, and scale them."""
+    if x.dtype not in (torch.float32, torch.float64):
+        # There are no complex numbers of 16 bits.
+        return _rotated(x.float(), frequencies, factor).to(x.dtype)
     half = x.shape[-1] // 2
     angle = torch.arange(x.shape[2], dtype=torch.float64)[:, None] * torch.tensor(frequencies, dtype=torch.float64)
     circle = torch.polar(torch.full_like(angle, factor), angle).to(

@@ -14,6 +14,7 @@ import torch
 
 from trainer.config.schema import Dtype, TridentConfig
 from trainer.oracle.reference import Batch, ReferenceRun, counted, loss_sum, train_reference
+from trainer.oracle.reference_optimizers import ReferenceOptimizer
 from trainer.oracle.reference_parts import frozen_names, rate_factors
 from trainer.proving.proof_batches import GlobalBatch, global_batches
 from trainer.proving.proof_weights import drawn_weights
@@ -130,15 +131,18 @@ def _first_gradients(
     return total, {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
 
-def expectation_of(config: TridentConfig, steps: int, dtypes: Sequence[Dtype] = (Dtype.fp32,)) -> Expectation:
+def expectation_of(
+    config: TridentConfig, steps: int, dtypes: Sequence[Dtype] = (Dtype.fp32,), only: str | None = None
+) -> Expectation:
     """Train the oracle on a scaled run, twice: in fp64, and in fp32 to see how far rounding alone leads.
 
     Args:
         config: a scaled run, its optimizer settled; its layout and precision do not matter.
         steps: number of steps.
         dtypes: number formats that tolerances are wanted for.
+        only: see `drawn_weights`.
     """
-    weights, batches = drawn_weights(plan_of_trial(config)), _batches(config, steps)
+    weights, batches = drawn_weights(plan_of_trial(config), only), _batches(config, steps)
     frozen = frozen_names(weights, config.train.frozen, config.model)
     exact, rough = (_trained(config, weights, batches, frozen, wide) for wide in (True, False))
     numbers = [_compared(one, weights, frozen) for one in (exact, rough)]
@@ -158,7 +162,7 @@ def expectation_of(config: TridentConfig, steps: int, dtypes: Sequence[Dtype] = 
     for dtype in dtypes:
         if dtype is not Dtype.fp32:
             kind = torch.bfloat16 if dtype is Dtype.bf16 else torch.float16
-            found = _with_half(found, _first_gradients(config, weights, batches[0], kind, frozen), dtype)
+            found = _with_half(found, _trained_in_half(config, weights, batches, frozen, kind), dtype)
     return found
 
 
@@ -232,22 +236,48 @@ def _with_tolerances(found: Expectation, rough: Compared, dtype: Dtype) -> Expec
     )
 
 
-def _with_half(found: Expectation, half: tuple[float, Mapping[str, torch.Tensor]], dtype: Dtype) -> Expectation:
+def _with_half(found: Expectation, half: Compared, dtype: Dtype) -> Expectation:
     """Return tolerances that allow for what a plain process is off in half precision."""
-    loss, gradients = half
     exact = found.exact
-    own_loss = _TIMES_HALF * relative([loss], exact.losses[:1])
-    own_norm = _TIMES_HALF * relative([_norm(gradients)], exact.grad_norms[:1])
-    wider = {
-        (dtype, name): max(
-            found.gradient_tolerance[dtype, name],
-            _TIMES_HALF * error(one, exact.gradients[name], found.gradient_size(name)),
-        )
-        for name, one in gradients.items()
-    }
+    gradients, changes = dict(found.gradient_tolerance), dict(found.change_tolerance)
+    for name, one in half.gradients.items():
+        own = _TIMES_HALF * error(one, exact.gradients[name], found.gradient_size(name))
+        gradients[dtype, name] = max(gradients[dtype, name], own)
+    for name, one in half.changes.items():
+        own = _TIMES_HALF * error(one, exact.changes[name], found.change_size(name))
+        changes[dtype, name] = max(changes[dtype, name], own)
+    loss, norm = (
+        _TIMES_HALF * relative(*both) for both in ((half.losses, exact.losses), (half.grad_norms, exact.grad_norms))
+    )
     return replace(
         found,
-        loss_tolerance={**found.loss_tolerance, dtype: max(found.loss_tolerance[dtype], own_loss)},
-        norm_tolerance={**found.norm_tolerance, dtype: max(found.norm_tolerance[dtype], own_norm)},
-        gradient_tolerance={**found.gradient_tolerance, **wider},
+        loss_tolerance={**found.loss_tolerance, dtype: max(found.loss_tolerance[dtype], loss)},
+        norm_tolerance={**found.norm_tolerance, dtype: max(found.norm_tolerance[dtype], norm)},
+        gradient_tolerance=gradients,
+        change_tolerance=changes,
     )
+
+
+def _trained_in_half(
+    config: TridentConfig,
+    weights: Mapping[str, torch.Tensor],
+    batches: Sequence[Sequence[Batch]],
+    frozen: tuple[str, ...],
+    dtype: torch.dtype,
+) -> Compared:
+    """Train the oracle's model with forward and backward in half precision, and fp32 weights."""
+    optimizer = config.optimizer
+    rates, decays = rate_factors(weights, optimizer, config.model)
+    stepped = ReferenceOptimizer(optimizer, rates.__getitem__, decays.__getitem__)
+    held = {name: one.clone() for name, one in weights.items()}
+    losses, norms, first = [], [], dict[str, torch.Tensor]()
+    for step in batches:
+        loss, gradients = _first_gradients(config, held, step, dtype, frozen)
+        norm = _norm(gradients)
+        first = first or {name: one.double() for name, one in gradients.items()}
+        factor = min(1.0, optimizer.grad_clip / (norm + 1e-6)) if optimizer.grad_clip else 1.0
+        stepped.step(held, {name: factor * one for name, one in gradients.items()}, optimizer.lr)
+        losses.append(loss)
+        norms.append(norm)
+    changes = {name: held[name].double() - weights[name].double() for name in first}
+    return Compared(tuple(losses), tuple(norms), first, changes, {})

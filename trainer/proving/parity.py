@@ -29,6 +29,8 @@ from trainer.versions import source_digest, versions
 STEPS = 3
 SILENT_S = 600.0
 """Seconds without a verdict after which the trials are given up; the first offload compiles a kernel."""
+END_S = 10.0
+"""Seconds that the process gets to say why it ends."""
 FORMAT = 1
 """Version of parity.json."""
 _SHOWN_FINDINGS = 4
@@ -133,6 +135,8 @@ def _conclusion(record: Mapping[str, Any], seconds: float, out: Path) -> Iterato
         yield f"at fault: {fault['title']}, as {one['trial']} shows"
         if one["failure"]:
             yield f"  {one['failure']}"
+        if fault["vectors"]:
+            yield f"  {fault['vectors']}"
         texts = [finding["text"] for finding in one["findings"]]
         yield from (f"  {text}" for text in texts[:_SHOWN_FINDINGS])
         if len(texts) > _SHOWN_FINDINGS:
@@ -167,7 +171,7 @@ def _answers(config: TridentConfig, vocab_size: int | None, asked: Asked) -> Ite
             assert process.stdin is not None
             process.stdin.write(json.dumps(question).encode() + b"\n")
             process.stdin.flush()
-            yield from _heard(answers, log)
+            yield from _heard(answers, log, process)
         finally:
             _ended(process)
 
@@ -187,7 +191,7 @@ def _started(writing: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
     )
 
 
-def _heard(answers: IO[str], log: IO[bytes]) -> Iterator[dict[str, Any]]:
+def _heard(answers: IO[str], log: IO[bytes], process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
     with selectors.DefaultSelector() as selector:
         selector.register(answers, selectors.EVENT_READ)
         while True:
@@ -195,6 +199,9 @@ def _heard(answers: IO[str], log: IO[bytes]) -> Iterator[dict[str, Any]]:
                 raise ParityFailed(f"a trial must end within {SILENT_S:g} s, but none did{_last(log)}")
             line = answers.readline()
             if not line:
+                # It closes its end before it says why.
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(END_S)
                 raise ParityFailed(f"the process that trains must end with a result, but did not{_last(log)}")
             answer: dict[str, Any] = json.loads(line)
             yield answer

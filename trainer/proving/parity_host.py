@@ -20,7 +20,7 @@ from trainer.config.written import from_yaml
 from trainer.engine.warm_start import warm_up
 from trainer.proving.faults import faults_of
 from trainer.proving.proof_trials import proof_of
-from trainer.proving.trying import needs_adam_kernel, tried
+from trainer.proving.trying import explained, needs_adam_kernel, tried
 from trainer.proving.verdict import Verdict
 
 _MOST_TEXT = 20_000
@@ -47,14 +47,24 @@ def told(verdict: Verdict, seconds: float) -> dict[str, Any]:
     }
 
 
+def _line() -> str:
+    """Read the line of input, and nothing behind it."""
+    found = b""
+    while not found.endswith(b"\n") and (one := os.read(0, 1)):
+        found += one
+    return found.decode()
+
+
 def _end_with_the_input() -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin, whose lock a thread that waits for it would hold when the process ends.
+    while os.read(0, 1):
+        pass
     os.killpg(0, signal.SIGKILL)
 
 
 def main(descriptor: int) -> int:
     """Prove what the line of input says, and answer."""
-    asked: Mapping[str, Any] = json.loads(sys.stdin.buffer.readline())
+    asked: Mapping[str, Any] = json.loads(_line())
     threading.Thread(target=_end_with_the_input, daemon=True).start()
     with os.fdopen(descriptor, "w", buffering=1) as answers:
         proof = proof_of(from_yaml(asked["config"]), asked["vocab_size"], asked["layouts"])
@@ -65,7 +75,13 @@ def main(descriptor: int) -> int:
             answers.write(json.dumps(told(verdict, time.monotonic() - begun)) + "\n")
             begun = time.monotonic()
         faults = [
-            {"axes": list(one.axes), "title": one.title, "trial": one.verdict.trial.name} for one in faults_of(verdicts)
+            {
+                "axes": [axis.value for axis in one.axes],
+                "title": one.title,
+                "vectors": one.vectors_text or None,
+                "trial": one.verdict.trial.name,
+            }
+            for one in map(explained, faults_of(verdicts))
         ]
         answers.write(json.dumps({"faults": faults}) + "\n")
     return 0

@@ -11,6 +11,8 @@ from trainer.config.layout_words import spelled, spelled_layout
 from trainer.config.models import sizes
 from trainer.config.pipeline_schedules import SCHEDULES
 from trainer.config.rules_common import Case, legal_tensor_parallel_sizes
+from trainer.config.rules_layout import blocks_for_stages
+from trainer.config.rules_model import cut_over_tensor_ranks
 from trainer.config.schema import (
     Dtype,
     LayoutConfig,
@@ -289,7 +291,7 @@ class _Neighbourhood:
         found = [self._sharded(replace(one, dtype=dtype)) for dtype in dtypes]
         if self._dp is None and 2 * pp * tp <= MOST_RANKS and pp * tp > 1:
             # A launcher may start replicas.
-            found.append(replace(found[0], dp=2, micro_batches=max(1, one.micro_batches // 2)))
+            found.append(self._sharded(replace(one, dp=2, micro_batches=max(1, one.micro_batches // 2))))
         return tuple(found)
 
     def around(self) -> Iterator[Setting]:
@@ -344,6 +346,10 @@ class _Neighbourhood:
                 f"--layouts must name layouts of at most {MOST_RANKS} ranks, which this machine trains at once, but "
                 f"{name} has {pp * tp * dp}; the run's own layout is scaled down without --layouts"
             )
+        case = Case(replace(self._config, layout=LayoutConfig(pp, tp, dp, bool(keys["sequence_parallel"]))), None, None)
+        problems = [line for rule in (cut_over_tensor_ranks, blocks_for_stages) for line in rule(case)]
+        if problems:
+            raise ConfigError([f"--layouts has {name}, which this model cannot have: {line}" for line in problems])
         schedule = PipelineSchedule(str(keys["pipeline_schedule"]))
         fewest = max(2, SCHEDULES[schedule].fewest_micro_batches(pp) if pp > 1 else 1)
         one = Setting(pp, tp, dp, fewest, bool(keys["sequence_parallel"]), schedule, dtype=self._config.precision.dtype)

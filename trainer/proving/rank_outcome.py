@@ -55,16 +55,17 @@ def plan_of_trial(config: TridentConfig) -> RunPlan:
     return make_plan(config, config.model.vocab_size)
 
 
-def train_trial(config: TridentConfig, steps: int, groups: ParallelGroups) -> RankOutcome:
+def train_trial(config: TridentConfig, steps: int, groups: ParallelGroups, only: str | None = None) -> RankOutcome:
     """Train a trial on this rank, and return what it saw. Collective over the world.
 
     Args:
         config: of the trial.
         steps: number of steps.
         groups: this rank's place, in the trial's layout.
+        only: see `drawn_weights`.
     """
     plan = plan_of_trial(config)
-    source = Given(drawn_weights(plan), groups.tensor.rank, groups.tensor.size)
+    source = Given(drawn_weights(plan, only), groups.tensor.rank, groups.tensor.size)
     engine = build_engine(plan, groups, source=source)
     batches = global_batches(config, plan.model.vocab_size, steps)
     try:
@@ -108,11 +109,12 @@ def _digest(tensor: torch.Tensor) -> bytes:
     return hashlib.blake2b(tensor.contiguous().numpy().tobytes(), digest_size=8).digest()
 
 
-def forked_trials(rank: int, world_size: int, configs: Sequence[TridentConfig], steps: int) -> list[RankOutcome]:
-    """Train several trials one after the other, in a forked rank of their world."""
+def forked_trials(
+    rank: int, world_size: int, trials: Sequence[tuple[TridentConfig, str | None]], steps: int
+) -> list[RankOutcome]:
+    """Train several trials, each with what is drawn of it, one after the other, in a forked rank of their world."""
     found = []
-    for config in configs:
-        plan = plan_of_trial(config)
-        groups = start_world(plan.mesh, config.runtime, torch.device("cpu"))
-        found.append(train_trial(config, steps, groups))
+    for config, only in trials:
+        groups = start_world(plan_of_trial(config).mesh, config.runtime, torch.device("cpu"))
+        found.append(train_trial(config, steps, groups, only))
     return found

@@ -15,12 +15,13 @@ from trainer.engine.world import start_world
 from trainer.errors import TridentError
 from trainer.mesh import Mesh
 from trainer.proving.expectation import Expectation, expectation_of, settled_optimizer
-from trainer.proving.faults import faults_of
+from trainer.proving.faults import faults_of, vectors_at_fault
 from trainer.proving.proof_trials import Setting, sharded, trial_of
-from trainer.proving.rank_outcome import train_trial
+from trainer.proving.proof_weights import vector_kinds
+from trainer.proving.rank_outcome import plan_of_trial, train_trial
 from trainer.proving.scaled_model import Extent
 from trainer.proving.scaled_run import scaled_run
-from trainer.proving.verdict import Verdict, judged
+from trainer.proving.verdict import FIRST_LOSS, Verdict, judged
 from trainer.topology.agreement import gather
 from trainer.topology.groups import ParallelGroups
 
@@ -28,7 +29,7 @@ STEPS = 2
 """The second step sees what the first one did to the weights."""
 _MOST_HEADS = 2
 """Query heads for one key/value head: each tensor-parallel rank has one of the latter."""
-_SHOWN = 3
+_SHOWN = 2
 
 
 class SelfTestFailed(TridentError):
@@ -56,8 +57,11 @@ def self_test(config: TridentConfig, vocab_size: int, groups: ParallelGroups) ->
     wrong = gather(groups.control, any(not one.agrees for one in verdicts if one is not None))[0]
     if not wrong:
         return gather(groups.control, _told(verdicts, time.monotonic() - begun))[0]
+    known = [one for one in verdicts if one is not None]
+    is_of_forward = any(finding.what == FIRST_LOSS for one in known[:1] for finding in one.findings)
+    vectors = tested.vectors(chosen[0], groups) if gather(groups.control, is_of_forward)[0] else ()
     verdicts += _around(config, vocab_size, groups, chosen[0])
-    error = gather(groups.control, _failure(verdicts))[0]
+    error = gather(groups.control, _failure(verdicts, vectors))[0]
     assert error is not None
     raise error
 
@@ -116,6 +120,19 @@ class _Tested:
         outcomes = gather(self._control, train_trial(trial.config, STEPS, groups))
         return None if self._expected is None else judged(trial, outcomes, self._expected)
 
+    def vectors(self, one: Setting, groups: ParallelGroups) -> tuple[str, ...]:
+        """Return the vectors that make a setting disagree; see `Fault.vectors`. Collective over the world."""
+        trial = trial_of(self._base, one)
+
+        def agrees(only: str) -> bool:
+            outcomes = gather(self._control, train_trial(trial.config, 1, groups, only))
+            fine = True
+            if self._expected is not None:
+                fine = judged(trial, outcomes, expectation_of(trial.config, 1, (one.dtype,), only)).agrees
+            return gather(self._control, fine)[0]
+
+        return vectors_at_fault(agrees, vector_kinds(plan_of_trial(trial.config)))
+
 
 def _around(
     config: TridentConfig, vocab_size: int, groups: ParallelGroups, chosen: Setting
@@ -137,7 +154,7 @@ def _around(
 
 def _fewer_axes(config: TridentConfig, chosen: Setting, world: int, micro_batches: int) -> list[Setting]:
     plain = Setting(dp=world, micro_batches=micro_batches)
-    found = [plain, replace(plain, micro_batches=1), sharded(plain, config.zero)]
+    found = [plain, replace(plain, micro_batches=1), sharded(plain, config.zero), sharded(plain, config.zero, 1)]
     pipeline = replace(plain, pp=chosen.pp, dp=world // chosen.pp)
     tensor = replace(plain, tp=chosen.tp, dp=world // chosen.tp, micro_batches=1)
     if chosen.pp > 1:
@@ -160,18 +177,23 @@ def _told(verdicts: Sequence[Verdict | None], seconds: float) -> str:
     )
 
 
-def _failure(verdicts: Sequence[Verdict | None]) -> SelfTestFailed | None:
+def _failure(verdicts: Sequence[Verdict | None], vectors: tuple[str, ...]) -> SelfTestFailed | None:
     """Return the error that names tensor and axis; None where nobody judges."""
     known = [one for one in verdicts if one is not None]
     if not known:
         return None
-    fault = faults_of(known)[0]
+    fault = replace(faults_of(known)[0], vectors=vectors)
     one = fault.verdict
-    found = "; ".join(finding.text for finding in one.findings[:_SHOWN]) or one.failure
-    more = f"; and {len(one.findings) - _SHOWN} more" if len(one.findings) > _SHOWN else ""
+    numbers = [finding.text for finding in one.findings if not finding.tensor]
+    tensors = [finding.text for finding in one.findings if finding.tensor]
+    shown = [*numbers[:1], *tensors[:_SHOWN]]
+    more = f"; and {len(one.findings) - len(shown)} more" if len(one.findings) > len(shown) else ""
+    told = f"{fault.vectors_text}; " if vectors else ""
+    # A plain process is not among the layouts that these ranks can have.
+    title = fault.title if any(other.agrees for other in known) else "every layout of these ranks"
     return SelfTestFailed(
         f"DeepSpeed {version('deepspeed')} must compute here what one plain process computes, but with "
-        f"{one.trial.name} {found}{more}; the axis at fault: {fault.title}",
+        f"{one.trial.name} {'; '.join(shown)}{more}; {told}the axis at fault: {title}",
         hints=[
             "install the tested version of DeepSpeed (constraints.txt), or use a layout without that axis",
             f"`trident parity` with the same words shows every layout around {spelled(known[0].trial.config.layout)}",

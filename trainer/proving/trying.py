@@ -7,9 +7,11 @@ from dataclasses import replace
 
 from trainer.config.schema import AdamImplementation, OffloadKind, TridentConfig
 from trainer.proving.expectation import Expectation, expectation_of, settled_optimizer
+from trainer.proving.faults import Fault, is_of_forward, vectors_at_fault
 from trainer.proving.forked_ranks import RanksFailed, run_forked
 from trainer.proving.proof_trials import Proof, Trial
-from trainer.proving.rank_outcome import forked_trials
+from trainer.proving.proof_weights import vector_kinds
+from trainer.proving.rank_outcome import RankOutcome, forked_trials, plan_of_trial
 from trainer.proving.verdict import Verdict, judged
 
 TRIALS_A_RANK = 6
@@ -77,10 +79,8 @@ class _Expectations:
 
 
 def _verdicts(trials: Sequence[Trial], expectations: _Expectations, steps: int) -> Iterator[Verdict]:
-    world_size = trials[0].world_size
-    limit = _START_S + _TRIAL_S * len(trials) * max(1, world_size / 2)
     try:
-        outcomes = run_forked(forked_trials, world_size, [one.config for one in trials], steps, timeout_s=limit)
+        outcomes = _forked([(one.config, None) for one in trials], trials[0].world_size, steps)
     except RanksFailed as failed:
         if len(trials) == 1:
             yield Verdict(trials[0], failure=str(failed), details=failed.details)
@@ -91,3 +91,28 @@ def _verdicts(trials: Sequence[Trial], expectations: _Expectations, steps: int) 
         return
     for index, one in enumerate(trials):
         yield judged(one, [rank[index] for rank in outcomes], expectations.of(one))
+
+
+def _forked(trials: Sequence[tuple[TridentConfig, str | None]], world_size: int, steps: int) -> list[list[RankOutcome]]:
+    limit = _START_S + _TRIAL_S * len(trials) * max(1, world_size / 2)
+    found: list[list[RankOutcome]] = run_forked(forked_trials, world_size, trials, steps, timeout_s=limit)
+    return found
+
+
+def explained(fault: Fault) -> Fault:
+    """Return a fault with the vectors that it is in, where they can be told; trains its smallest trial again."""
+    trial = fault.verdict.trial
+    if not is_of_forward(fault):
+        return fault
+    tried_alone = ["", *vector_kinds(plan_of_trial(trial.config))]
+    agrees: dict[str, bool] = {}
+    for first in range(0, len(tried_alone), TRIALS_A_RANK):
+        some = tried_alone[first : first + TRIALS_A_RANK]
+        try:
+            outcomes = _forked([(trial.config, only) for only in some], trial.world_size, 1)
+        except RanksFailed:
+            return fault
+        for index, only in enumerate(some):
+            expected = expectation_of(trial.config, 1, (trial.setting.dtype,), only)
+            agrees[only] = judged(trial, [rank[index] for rank in outcomes], expected).agrees
+    return replace(fault, vectors=vectors_at_fault(agrees.__getitem__, tried_alone[1:]))

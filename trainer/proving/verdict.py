@@ -16,6 +16,8 @@ from trainer.proving.rank_outcome import RankOutcome
 from trainer.proving.whole_tensors import NotWhole, differing_copies, from_fragments, weights_of
 from trainer.spec.stepping import EMA, WEIGHT
 
+FIRST_LOSS = "the loss of step 1"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -95,6 +97,7 @@ def judged(trial: Trial, outcomes: Sequence[RankOutcome], expected: Expectation)
                 said = "the gradient" if what == "gradient" else f"the change in {len(first.losses)} steps"
                 findings.append(Finding(said, name, value, allowed[dtype, name], stages.get(name)))
     findings += [Finding(f"copies on {between} differ, those", name) for name, between in differing_copies(outcomes)]
+    findings.sort(key=lambda one: (bool(one.tensor), -one.error))
     return Verdict(trial, errors, worst, tuple(findings), len(expected.exact.gradients))
 
 

@@ -12,6 +12,7 @@ OTHER_VERBS: dict[str, str] = {
     "repartition merge split zero_to_fp32 consolidate": "reshard",
     "from_hf import_hf hf_to_trident from_pretrained convert_from_hf load_hf": "import",
     "to_hf export_hf trident_to_hf save_pretrained convert_to_hf convert convert_checkpoint": "export",
+    "prove proof certificate certify check_parity verify_parity self_test selftest": "parity",
     "partition stages profile_layers": "balance",
     "autotune search_layout": "plan --search",
     "sweep multirun hpo tune": "train --multirun",

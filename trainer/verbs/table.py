@@ -14,6 +14,7 @@ NAMES = (
     *("train", "plan", "migrate", "data", "data inspect", "data audit", "data write", "generate", "evaluate"),
     *("import", "export", "checkpoint", "balance", "reshard", "watch", "runs", "compare", "doctor"),
     "report",
+    "parity",
 )
 """Names of the verbs in the order of the help; each is a file of this room that declares `VERB`.
 
