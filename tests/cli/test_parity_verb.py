@@ -44,7 +44,7 @@ FAULT = {"axes": ["pipeline"], "title": "pipeline", "vectors": None, "trial": ON
         (["--layouts", "tp4_pp4"], "--layouts must name layouts of at most 8 ranks"),
         (
             ["--layouts", "tp3"],
-            "--layouts has tp3, which this model cannot have: model.num_attention_heads (8) must be",
+            "--layouts has tp3, which this model cannot have: model.num_attention_heads",
         ),
         (
             ["layout=tp71", "model.num_attention_heads=71", "model.hidden_size=568", "model.ffn_hidden_size=142"],
