@@ -6,7 +6,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -109,11 +109,11 @@ def test_a_proof_without_all_of_its_trials_is_none(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_process_that_dies_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def dies(writing: int, log: object) -> subprocess.Popen[bytes]:
+    def dies(writing: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             ["bash", "-c", "read; echo 'MemoryError: all gone' >&2; exit 1"],
             stdin=subprocess.PIPE,
-            stderr=log,  # type: ignore[call-overload]
+            stderr=log,
             start_new_session=True,
         )
 
