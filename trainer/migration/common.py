@@ -65,8 +65,8 @@ def padded(size: int, multiple: int) -> int:
 
 def put_evaluation(draft: Draft, interval: str, batches: str, default_interval: int, default_batches: int) -> None:
     """Set how often, and with how many batches, the run is evaluated; not at all without data held out for it."""
-    every = draft.integer(interval, default=default_interval)
-    number = draft.integer(batches, default=default_batches)
+    every = draft.interval(interval, default=default_interval)
+    number = draft.interval(batches, default=default_batches)
     has_data = bool(draft.value("data.validation_files")) or draft.value("data.validation_fraction") != 0
     if every < 1 or number < 1 or not has_data:
         note = "" if has_data or every < 1 else "nothing is held out"

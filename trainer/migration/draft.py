@@ -100,6 +100,19 @@ class Draft:
         found = self.find(*names)
         return default if found is None else shown(found.value)
 
+    def interval(self, *names: str, default: int) -> int:
+        """Return the integer that the first of these settings has, which no number that is trained depends on.
+
+        One that only running a script would tell is noted, and is the default.
+        """
+        found = self.find(*names)
+        if found is not None and found.is_unresolved:
+            self.drop(
+                found.name, Why.by_hand, f"its value is not known without running the script; it is {default} here"
+            )
+            return default
+        return default if found is None else as_integer(found)
+
     def size(self, *names: str, default: int | None = None) -> int:
         """Return the size or number that the first of these settings has: at least 1.
 

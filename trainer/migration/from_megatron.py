@@ -59,12 +59,12 @@ def put_megatron(draft: Draft, surroundings: Mapping[str, Setting]) -> There:
     _length(draft, samples, length)
     _rates(draft, samples, draft.count("train.steps"), length)
     _engine(draft)
-    draft.put("train.seed", draft.integer("seed", default=1234), "seed")
-    draft.put("train.log_every", max(1, draft.integer("log_interval", default=100)), "log_interval")
+    draft.put("train.seed", draft.interval("seed", default=1234), "seed")
+    draft.put("train.log_every", max(1, draft.interval("log_interval", default=100)), "log_interval")
     put_evaluation(draft, "eval_interval", "eval_iters", 1000, 100)
     every = draft.find("save_interval")
-    if every is not None and not every.is_unresolved:
-        put_saving(draft, draft.integer("save_interval"), ("save_interval",))
+    if every is not None:
+        put_saving(draft, draft.interval("save_interval", default=0), ("save_interval",))
     put_places(draft, "save", "load")
     if draft.find("tensorboard_dir") is not None:
         draft.put("logging.tensorboard", True, "tensorboard_dir", note="in the run's own folder")

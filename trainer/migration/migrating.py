@@ -18,7 +18,7 @@ from trainer.config.validate import problems
 from trainer.errors import ConfigError
 from trainer.files import write_atomically
 from trainer.log import say, warn
-from trainer.migration.draft import Draft, Entry
+from trainer.migration.draft import Draft, Entry, Why
 from trainer.migration.experiment_file import as_text
 from trainer.migration.foreign import Foreign, Trainer
 from trainer.migration.from_deepspeed import put_deepspeed
@@ -105,6 +105,9 @@ def draft_of(foreign: Foreign, wanted: Mapping[str, object]) -> tuple[Draft, The
     there = _put(draft, foreign)
     settle_leftovers(draft)
     draft.settle_read()
+    launcher = Draft({name: one for name, one in foreign.surroundings.items() if len(name) > 1})
+    launcher.drop_all(launcher.settings, Why.environment, "the launcher's own")
+    draft.dropped += launcher.dropped
     for key, value in wanted.items():
         draft.entries[key] = Entry(value, "given beside the files")
     return draft, there

@@ -39,6 +39,7 @@ def test_gpt3_is_the_model_that_ships(migrated: Migrate) -> None:
     assert config.batch.rampup_tokens[-1] == 5_859_375 * 2048
     assert lost(done, Why.unknown) == set()
     assert {"--save", "--load"} <= lost(done, Why.no_effect)
+    assert {"--nproc_per_node", "--nnodes", "--master_addr"} <= lost(done, Why.environment)
 
 
 def test_gpt3_of_megatron_deepspeed_is_the_model_that_ships(migrated: Migrate) -> None:
@@ -231,6 +232,14 @@ def test_a_size_that_only_a_program_knows_is_asked_for(described: Described) -> 
     with pytest.raises(ConfigError, match=r"--num-layers must be a number, but is \$L") as caught:
         described(run__sh=f"python pretrain_gpt.py {SIZES} {BATCH} --num-layers $L")
     assert caught.value.hints == ("the script does not set it: give it with L=VALUE trident migrate ...",)
+
+
+def test_an_interval_that_only_a_program_knows_is_the_default(described: Described) -> None:
+    more = "--seed $RANDOM_SEED --log-interval $(x) --save-interval $(y) --eval-interval $1 --eval-iters $2"
+    done = described(run__sh=f"python pretrain_gpt.py {SIZES} {BATCH} {more}")
+    assert (done.config.train.seed, done.config.train.log_every) == (1234, 100)
+    assert (done.config.train.eval_every, done.config.train.eval_batches) == (1000, 100)
+    assert {"--seed", "--log-interval", "--save-interval", "--eval-interval"} <= lost(done, Why.by_hand)
 
 
 def test_values_that_disagree_are_told(described: Described) -> None:
