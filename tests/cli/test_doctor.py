@@ -30,7 +30,7 @@ sys.exit(main(["doctor", "--json", *sys.argv[1:]]))
 """`trident doctor` without the checks that start other programs, where a package is gone."""
 
 
-@pytest.mark.parametrize("name", ["torch", "hydra", "psutil", "packaging", "numpy"])
+@pytest.mark.parametrize("name", ["hydra", "psutil", "numpy"])
 def test_a_broken_installation_is_no_reason_to_fall_silent(name: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRIDENT_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-c", WITHOUT.format(name=name), "layout=dp2"]
@@ -40,10 +40,10 @@ def test_a_broken_installation_is_no_reason_to_fall_silent(name: str, tmp_path: 
     assert "Traceback" not in done.stdout + done.stderr
     findings = json.loads(done.stdout)["findings"]
     assert len(findings) > 20
-    assert done.returncode == (1 if name in ("hydra", "omegaconf", "packaging") else 0), done.stdout
+    assert done.returncode == (1 if name == "hydra" else 0), done.stdout
     told = [one for one in findings if f"'{name}" in one["found"]]
     assert all(one["fix"] for one in told)
-    assert bool(told) == (name not in ("torch", "deepspeed", "wandb")), "those are imported elsewhere"
+    assert told
 
 
 @pytest.mark.parametrize(
