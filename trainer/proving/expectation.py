@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from trainer.config.schema import Dtype, TridentConfig
+from trainer.config.schema import Dtype, StepRule, TridentConfig
 from trainer.oracle.reference import Batch, ReferenceRun, counted, loss_sum, train_reference
 from trainer.oracle.reference_optimizers import ReferenceOptimizer
 from trainer.oracle.reference_parts import frozen_names, rate_factors
@@ -27,6 +27,9 @@ _TIMES_HALF = 4.0
 """The same in half precision, where libraries also round at other places."""
 _LARGEST = 1e-3
 """Largest tolerance in fp32. A gradient that is counted twice, left out or divided by a wrong number is off by 1e-1."""
+_SIGNS = 0.3
+"""Smallest tolerance of changes by Lion, which steps by signs, those of rounding errors too. Gradients are compared as
+always."""
 _SMALL = 1e-3
 """Share of the whole gradient's norm below which a tensor's own gradient is judged by that share."""
 
@@ -158,7 +161,7 @@ def expectation_of(
         {},
     )
     for dtype in dtypes:
-        found = _with_tolerances(found, numbers[1], dtype)
+        found = _with_tolerances(found, numbers[1], dtype, config.optimizer.kind is StepRule.lion)
     for dtype in dtypes:
         if dtype is not Dtype.fp32:
             kind = torch.bfloat16 if dtype is Dtype.bf16 else torch.float16
@@ -208,7 +211,7 @@ def error(found: torch.Tensor, expected: torch.Tensor, size: float) -> float:
     return value if math.isfinite(value) else math.inf
 
 
-def _with_tolerances(found: Expectation, rough: Compared, dtype: Dtype) -> Expectation:
+def _with_tolerances(found: Expectation, rough: Compared, dtype: Dtype, by_signs: bool) -> Expectation:
     least, exact, most = _LEAST[dtype], found.exact, max(_LARGEST, 10 * _LEAST[dtype].gradient)
 
     def wide(least: float, own: float) -> float:
@@ -220,10 +223,10 @@ def _with_tolerances(found: Expectation, rough: Compared, dtype: Dtype) -> Expec
         )
         for name in exact.gradients
     }
-    changes = {
-        (dtype, name): wide(least.change, error(rough.changes[name], exact.changes[name], found.change_size(name)))
-        for name in exact.changes
-    }
+    changes = {}
+    for name, change in exact.changes.items():
+        own = error(rough.changes[name], change, found.change_size(name))
+        changes[dtype, name] = max(_SIGNS, _TIMES * own) if by_signs else wide(least.change, own)
     return replace(
         found,
         loss_tolerance={**found.loss_tolerance, dtype: wide(least.loss, relative(rough.losses, exact.losses))},
