@@ -72,7 +72,7 @@ WEIGHTS = st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(any)
 APPENDED = st.tuples(*[st.integers(0, 9)] * 3)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(
     st.integers(0, 10**6),
     LAYOUTS,
@@ -110,7 +110,7 @@ def test_what_all_ranks_see_is_the_plan_in_its_order(
     assert seen == (1000 * picks.sources + S * picks.samples).tolist()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=10)
 @given(
     st.integers(0, 10**6),
     st.lists(

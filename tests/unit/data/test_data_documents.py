@@ -133,7 +133,7 @@ def test_an_end_of_text_inside_a_document_begins_none(tmp_path: Path) -> None:
     assert found.counts.tolist() == [label != -100 for label in found.labels]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 12))
 def test_samples_know_every_boundary(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], length: int) -> None:
     folder = tmp_path_factory.getbasetemp()

@@ -92,7 +92,7 @@ def test_a_document_longer_than_a_sequence_may_be_has_several(tmp_path: Path, mo
     assert np.flatnonzero(shards.begins(0, 19)).tolist() == [0, 8, 11, 12]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=20)
 @given(st.data())
 def test_a_stream_of_shards_is_their_tokens_one_behind_the_other(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
