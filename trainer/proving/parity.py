@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from trainer.config.schema import TridentConfig
 from trainer.config.written import to_yaml
-from trainer.errors import TridentError
+from trainer.errors import ConfigError, TridentError
 from trainer.files import write_atomically
 from trainer.launcher.start import python_environment
 from trainer.log import say, write
@@ -61,11 +61,12 @@ def prove(config: TridentConfig, vocab_size: int | None, asked: Asked) -> int:
         asked: how.
 
     Raises:
-        ConfigError: the config cannot be scaled down, or a layout cannot be tried.
+        ConfigError: the config cannot be scaled down, a layout cannot be tried, or the file cannot be written.
         ParityFailed: the process that trains ended without a result.
         StorageError: parity.json cannot be written.
     """
     proof, begun = proof_of(config, vocab_size, asked.layouts), time.monotonic()
+    _check_place(asked.out)
     if not asked.as_json:
         say(f"model    {config.model.name}: {proof.run.scale}")
         say(
@@ -83,13 +84,24 @@ def prove(config: TridentConfig, vocab_size: int | None, asked: Asked) -> int:
             say(_verdict_row(answer))
     record = _record(config, proof, asked, verdicts, faults)
     text = json.dumps(record, indent=2) + "\n"
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(asked.out, text, "--out")
     if asked.as_json:
         write(text)
     else:
         say("\n".join(_conclusion(record, time.monotonic() - begun, asked.out)))
     return 0 if record["agrees"] else 1
+
+
+def _check_place(out: Path) -> None:
+    """Check that a file can be written before anything is trained; makes its folder."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--out must name a file that can be written, but {out} cannot ({error.strerror}); name another one"
+        ) from error
 
 
 def _row(mark: str, name: str, cells: Sequence[str]) -> str:

@@ -24,7 +24,8 @@ def run(words: Words) -> int:
 
     steps = _steps(words.value("--steps"))
     config, _ = settled(composition(words.rest), None, None, look_here(os.environ))
-    layouts = tuple(filter(None, (words.value("--layouts") or "").split(",")))
+    named = words.value("--layouts")
+    layouts = () if named is None else tuple(name.strip() for name in named.split(","))
     out = Path(words.value("--out") or "parity.json").expanduser()
     if out.is_dir():
         raise ConfigError(f"--out must name a file, but {out} is a folder")
