@@ -55,6 +55,7 @@ from trainer.profiling.profile_hook import ProfileHook
 from trainer.profiling.timeline_hook import TimelineHook
 from trainer.progress import BUILDING, CHECKING, JOINING, LOADING, PREPARING, TESTING, Progress, current, follow
 from trainer.proving.self_test import self_test
+from trainer.reporting.report_hook import ReportHook
 from trainer.run_folder import RunFolder
 from trainer.samples.samples_hook import SamplesHook
 from trainer.tensor_parallel.init import Reserved
@@ -306,6 +307,8 @@ def _hooks(
         hooks.append(TasksHook(session, engine, folder.tokenizer, folder.hugging_face))
     if config.logging.timeline_step != 0:
         hooks.append(TimelineHook(session, folder.timeline, config.logging.timeline_step))
+    if config.logging.report and groups.is_reporting_rank:
+        hooks.append(ReportHook(folder.path))
     # Last, so that a step ends before recording starts or stops.
     if isinstance(session.progress, MarkedProgress):
         hooks.append(ProfileHook(config, folder.path, session.progress, groups))

@@ -113,3 +113,6 @@ class LoggingConfig:
     On GPUs that one step waits for the device at its beginning and end (docs/profiling.md)."""
     tensorboard: bool = False
     """Write files for TensorBoard too; needs the package tensorboard."""
+    report: bool = False
+    """Write report.html into the run's folder when the run ends: one page with everything that it left, as `trident
+    report` makes it (docs/report.md)."""
