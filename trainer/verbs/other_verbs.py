@@ -24,7 +24,7 @@ OTHER_VERBS: dict[str, str] = {
     "list_runs jobs history experiments ps": "runs",
     "diff difference differences cmp versus vs": "compare",
     "migration convert_config import_config from_megatron from_neox from_gpt_neox from_nanotron port": "migrate",
-    "html dashboard plot plots plotting visualize visualise tensorboard": "report",
+    "html plot plots plotting visualize visualise tensorboard": "report",
     "version": "--version",
     "completion completions install_completion": "--install-completion",
     "usage commands verbs": "--help",
