@@ -138,7 +138,7 @@ def look_at_nvme(around: Surroundings) -> Iterator[Finding]:
 
 
 CHECKS = (
-    Check("run folder", "disks", look_at_run_folder, 15.0),
+    Check("run folder", "disks", look_at_run_folder, 60.0),
     Check("token cache", "disks", look_at_cache),
     Check("temporary files", "disks", look_at_temporary),
     Check("hub cache", "disks", look_at_hub_cache),

@@ -69,7 +69,7 @@ class Check:
     topic: str
     look: Callable[[Surroundings], Iterable[Finding]]
     """Function that looks. It may raise and it may hang: then that is the finding."""
-    seconds: float = 10.0
+    seconds: float = 30.0
     """Seconds that it may take."""
 
 
