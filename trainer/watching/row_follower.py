@@ -33,8 +33,7 @@ class RowFollower:
         self.losses: list[tuple[int, float]] = []
         """Steps and losses so far, ascending."""
         self.evaluations: list[tuple[int, float]] = []
-        self.row: dict[str, float] = {}
-        """The last row; empty: there is none."""
+        self._last: Mapping[str, Any] = {}
 
     def read(self) -> bool:
         """Read what has been written since, and return whether there was anything."""
@@ -57,25 +56,29 @@ class RowFollower:
             return is_new
         return False
 
+    @property
+    def row(self) -> dict[str, float]:
+        """The finite numbers of the last row; empty: there is none."""
+        return {name: value for name in self._last if (value := _finite(self._last[name])) is not None}
+
     def _take(self, row: Mapping[str, Any] | None) -> None:
         step = None if row is None else step_of(row)
         if row is None or step is None:
             return
-        numbers = {
-            name: float(value)
-            for name, value in row.items()
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value)
-        }
         for name, kept in (("train/loss", self.losses), ("eval/loss", self.evaluations)):
             while kept and kept[-1][0] >= step:
                 kept.pop()
-            if name in numbers:
-                kept.append((step, numbers[name]))
-        self.row = numbers
+            if (value := _finite(row.get(name))) is not None:
+                kept.append((step, value))
+        self._last = row
 
 
-def _is_finite(value: float) -> bool:
+def _finite(value: object) -> float | None:
+    """Return a finite number; None for everything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
     try:
-        return math.isfinite(value)
+        number = float(value)
     except OverflowError:
-        return False
+        return None
+    return number if math.isfinite(number) else None

@@ -150,7 +150,6 @@ class Watched:
     def __init__(self, source: Source, word: str) -> None:
         self._source, self._word = source, word
         self._rows = RowFollower(RunPaths(source.copy).metrics)
-        self._heard_at = time.monotonic()
         self._drawn: tuple[int, RenderableType] | None = None
         self._read()
 
@@ -164,7 +163,7 @@ class Watched:
             )
         self._overview: Overview = read_overview(copy, self._source.signs)
         self._rows.read()
-        self._drawn = None
+        self._heard_at = time.monotonic()
 
     def refresh(self, is_heard: bool) -> None:
         """Read what has changed.
@@ -174,7 +173,6 @@ class Watched:
         """
         self._drawn = None
         if is_heard:
-            self._heard_at = time.monotonic()
             self._read()
 
     @property
