@@ -105,7 +105,7 @@ def test_it_is_the_order_that_the_planner_plays(
     for stage, place in enumerate(found.ranks):
         passes = [span for span in of_rank(found, place.rank) if span.kind in ("forward", "backward")]
         busy = sum(span.end_ms - span.begin_ms for span in passes)
-        assert row[f"time/stage{stage}/busy_ms"] * 0.5 < busy < row[f"time/stage{stage}/busy_ms"] * 1.1 + 2 * m
+        assert row[f"time/stage{stage}/busy_ms"] * 0.5 < busy < row[f"time/stage{stage}/busy_ms"] * 1.5 + 10 * m
     assert found.duration_ms < 1.5 * row["time/step_ms"] + 50
     # Messages and uneven passes come to what the schedule alone would cost.
     played = simulate(order, Costs(found.pass_ms("forward"), found.pass_ms("backward")))
