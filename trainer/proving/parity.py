@@ -23,6 +23,7 @@ from trainer.errors import ConfigError, TridentError
 from trainer.files import write_atomically
 from trainer.launcher.start import python_environment
 from trainer.log import say, write
+from trainer.progress import TESTING, current
 from trainer.proving.proof_trials import Proof, proof_of
 from trainer.versions import source_digest, versions
 
@@ -65,6 +66,7 @@ def prove(config: TridentConfig, vocab_size: int | None, asked: Asked) -> int:
         ParityFailed: the process that trains ended without a result.
         StorageError: parity.json cannot be written.
     """
+    current().enter(TESTING)
     proof, begun = proof_of(config, vocab_size, asked.layouts), time.monotonic()
     _check_place(asked.out)
     if not asked.as_json:
