@@ -140,8 +140,8 @@ def sparks(values: Sequence[float], width: int) -> str:
     # A run that diverges may have losses whose difference is beyond all numbers.
     if not math.isfinite(high - low):
         return ""
-    scale = (len(_SPARKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_SPARKS[round((mean - low) * scale)] for mean in means)
+    # A difference below all normal numbers has no reciprocal, so the quotient is taken of each.
+    return "".join(_SPARKS[round((mean - low) / (high - low or 1.0) * (len(_SPARKS) - 1))] for mean in means)
 
 
 def fitting(texts: Sequence[str], width: int) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +96,13 @@ def step_of(row: Mapping[str, object]) -> int | None:
     if isinstance(step, float) and step.is_integer():
         step = int(step)
     return step if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < _MOST_STEPS else None
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a cell is a number of a size that a float can hold; NaN and infinities are."""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
 
 
 class _Collector:

@@ -13,7 +13,7 @@ from trainer.data.journal import Stretch, read_journal
 from trainer.errors import ConfigError, first_line
 from trainer.metrics.sink import Sample
 from trainer.records.happened import Event, checkpoints, read_happened
-from trainer.records.metric_columns import Metrics, read_metrics, step_of
+from trainer.records.metric_columns import Metrics, is_number, read_metrics, step_of
 from trainer.records.run_config import read_flat_config, typed_config
 from trainer.records.run_status import RunStatus, judge
 from trainer.records.signs import Signs, read_signs
@@ -24,6 +24,8 @@ _TAIL_BYTES = 1 << 18
 """Bytes of metrics.jsonl that an overview looks at."""
 _FEW = 3
 _MOST_LOOKED_AT = 1000
+_MOST = 2**53
+"""Number of steps or ranks from which on it is taken for garbage."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def read_overview(path: Path, signs: Signs | None = None) -> Overview:
     notes: list[str] = []
     config = read_flat_config(paths, notes)
     rows = [row for row in last_objects(paths.metrics, _TAIL_BYTES) if step_of(row) is not None]
-    last = {name: value for name, value in (rows[-1] if rows else {}).items() if isinstance(value, (int, float))}
+    last = {name: value for name, value in (rows[-1] if rows else {}).items() if is_number(value)}
     plan, summary = read_object(paths.plan, notes), read_object(paths.summary, notes)
     events = read_happened(paths, (), notes)
     step = step_of(last) or 0
@@ -203,7 +205,7 @@ def layout_of(plan: Mapping[str, Any] | None, config: Mapping[str, object]) -> s
     for short, name in (("pp", "pipeline"), ("tp", "tensor"), ("dp", "data")):
         key = f"{name}_parallel_size"
         found = held.get(key) if isinstance(held, Mapping) else config.get(f"layout.{key}")
-        if isinstance(found, int):
+        if isinstance(found, int) and 0 < found < _MOST:
             sizes[short] = found
     return " ".join(f"{short}{size}" for short, size in sizes.items())
 
@@ -237,7 +239,7 @@ def _name(config: Mapping[str, object], path: Path) -> str:
 
 def _steps(config: Mapping[str, object]) -> int | None:
     steps = config.get("train.steps")
-    return steps if isinstance(steps, int) and not isinstance(steps, bool) and steps > 0 else None
+    return steps if isinstance(steps, int) and not isinstance(steps, bool) and 0 < steps < _MOST else None
 
 
 def _starts(paths: RunPaths, notes: list[str]) -> tuple[Stretch, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 from trainer.records.run_record import RunRecord
 from trainer.reporting.band import band_line
 from trainer.reporting.charts import Chart, Kind, Line, Style, line_of
-from trainer.reporting.facts import hours_of, planned
+from trainer.reporting.facts import hours_of, number_of, planned
 from trainer.reporting.thinning import DRAWN_POINTS, Thinned, Values, evenly, rounded
 
 LOSS, EVAL_LOSS = "train/loss", "eval/loss"
@@ -178,9 +178,9 @@ def _known(shown: Shown, records: Sequence[RunRecord]) -> Chart | None:
         ends = [lines[0].drawn.steps[0], lines[0].drawn.steps[-1]]
         flat = Thinned(ends, [float(f"{expected * shown.scale:.6g}")] * 2)
         chart = replace(chart, lines=[*lines, Line("predicted", 0, flat, Kind.dash, 0, "--band")])
-    clip = records[0].config.get("optimizer.grad_clip")
-    if shown.key == "grad_norm" and isinstance(clip, (int, float)) and clip > 0:
-        chart = replace(chart, limit=float(clip), limit_name=f"clipped above {clip:g}")
+    clip = number_of(records[0].config.get("optimizer.grad_clip"))
+    if shown.key == "grad_norm" and clip is not None and clip > 0:
+        chart = replace(chart, limit=clip, limit_name=f"clipped above {clip:g}")
     return chart
 
 

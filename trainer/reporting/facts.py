@@ -48,9 +48,13 @@ class Tile:
 
 def number_of(value: object) -> float | None:
     """Return a value as a finite number; None if it is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def prediction(record: RunRecord) -> Mapping[str, Any]:
@@ -159,7 +163,9 @@ def hours_of(record: RunRecord) -> Values:
     """
     steps, step_ms = record.metrics.series("time/step_ms")
     step_ms = np.where(np.isfinite(step_ms), step_ms, 0.0)
-    return np.cumsum(np.diff(steps, prepend=0) * step_ms) / 3.6e6
+    # A damaged row may hold a time beyond all numbers; it is infinite then, and not drawn.
+    with np.errstate(over="ignore"):
+        return np.cumsum(np.diff(steps, prepend=0) * step_ms) / 3.6e6
 
 
 def sparkline(values: Values) -> tuple[str, str]:

@@ -106,6 +106,16 @@ BREAKAGES: dict[str, Callable[[Path], object]] = {
     "huge values": lambda run: (run / "metrics.jsonl").write_text(
         '{"step": 1, "train/loss": 1e308}\n{"step": 2, "train/loss": -1e308}\n{"step": 3, "train/loss": 1e-320}\n'
     ),
+    "times beyond all numbers": lambda run: (run / "metrics.jsonl").write_text(
+        '{"step": 1, "time/step_ms": 1e300}\n{"step": 9007199254740991, "time/step_ms": 1e300}\n'
+    ),
+    "a config of huge numbers": lambda run: (run / "config.yaml").write_text(
+        f"train: {{steps: {10**400}}}\noptimizer: {{grad_clip: {10**400}}}\n"
+        f"layout: {{pipeline_parallel_size: {10**400}}}\n"
+    ),
+    "a summary of huge numbers": lambda run: (run / "summary.json").write_text(
+        f'{{"status": "finished", "step": {10**400}, "wall_time_s": {10**400}}}'
+    ),
     "truncated metrics": lambda run: (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes()[:-40]),
     "binary metrics": lambda run: (run / "metrics.jsonl").write_bytes(bytes(range(256)) * 40),
     "no plan": lambda run: (run / "plan.json").unlink(),

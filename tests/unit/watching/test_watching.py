@@ -107,6 +107,12 @@ def test_rows_of_other_versions_lack_names(run: Path, capsys: pytest.CaptureFixt
 def test_losses_beyond_all_numbers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1e308}\n{"step": 2, "train/loss": -1e308}\n')
     assert "loss    -1.0e+308" in shown(str(run), capsys)
+    (run / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1e-320}\n{"step": 2, "train/loss": 2e-320}\n')
+    assert "loss    2.0e-320   ▁█" in shown(str(run), capsys)
+    (run / "metrics.jsonl").write_text(f'{{"step": 1, "train/loss": {10**400}, "perf/mfu": true}}\n')
+    assert "loss    not finite: the batch was skipped" in shown(str(run), capsys)
+    assert runs_verb(str(run), False) == runs_verb(str(run), True) == 0
+    assert '"last": {\n   "step": 1\n  }' in capsys.readouterr().out
     (run / "metrics.jsonl").unlink()
     os.mkfifo(run / "metrics.jsonl")
     assert "loss    no step is logged" in shown(str(run), capsys)
