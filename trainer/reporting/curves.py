@@ -16,6 +16,7 @@ from trainer.reporting.thinning import DRAWN_POINTS, Thinned, Values, evenly, ro
 
 LOSS, EVAL_LOSS = "train/loss", "eval/loss"
 AXIS_POINTS = 400
+_FEWEST_ON_AXIS = 60
 COLOURS = 12
 _FEWEST_POINTS = 300
 MOST_LINES = 24
@@ -216,6 +217,7 @@ def _rest(records: Sequence[RunRecord], names: Sequence[str]) -> Iterator[Chart]
         else:
             groups.setdefault(name, []).append((name, name.rpartition("/")[2]))
     is_one, runs = len(records) == 1, run_names(records)
+    taken: set[str] = set()
     for title, members in groups.items():
         lines: list[Line] = []
         points = max(_FEWEST_POINTS, DRAWN_POINTS // (len(members) * len(records)))
@@ -227,6 +229,9 @@ def _rest(records: Sequence[RunRecord], names: Sequence[str]) -> Iterator[Chart]
                 lines += _some(line_of(words if is_one else runs[run], run, record.metrics.series(name), points, style))
         if lines:
             key = "more_" + re.sub(r"\W+", "_", title)
+            while key in taken:
+                key += "_"
+            taken.add(key)
             left_out = len(members) - MOST_LINES
             notes = [f"{left_out} more are not drawn."] if left_out > 0 else []
             yield Chart(key, title, "as logged", lines, notes=notes)
@@ -245,12 +250,12 @@ def run_names(records: Sequence[RunRecord]) -> list[str]:
     return short if len(set(short)) == len(set(names)) else names
 
 
-def hours_and_tokens(record: RunRecord) -> dict[str, list[float]]:
-    """Return the places on the axes of a page: steps, with the tokens read and the hours in steps behind them."""
+def hours_and_tokens(record: RunRecord, runs: int = 1) -> dict[str, list[float]]:
+    """Return the places on the axes of a page of some runs: steps, with tokens read and hours in steps behind them."""
     steps, _ = record.metrics.series("time/step_ms")
     token_steps, tokens = record.metrics.series("train/tokens_seen")
     known = record.metrics.steps
-    places = known[evenly(len(known), AXIS_POINTS)] if len(known) else known
+    places = known[evenly(len(known), max(_FEWEST_ON_AXIS, AXIS_POINTS // runs))] if len(known) else known
     found: dict[str, list[float]] = {"steps": places.tolist(), "tokens": [], "hours": []}
     for name, at, values in (("tokens", token_steps, tokens), ("hours", steps, hours_of(record))):
         finite = np.isfinite(values)

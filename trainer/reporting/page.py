@@ -77,7 +77,10 @@ def page(content: Content, now: datetime | None = None) -> str:
     else:
         shown |= _of_several(content, names, boards)
     data = {
-        "runs": [{"name": name, "axis": hours_and_tokens(record)} for name, record in zip(names, records, strict=True)],
+        "runs": [
+            {"name": name, "axis": hours_and_tokens(record, len(records))}
+            for name, record in zip(names, records, strict=True)
+        ],
         "curves": as_data([chart for charts in curves.values() for chart in charts]),
         "lanes": shown["happened"].lanes if len(records) == 1 else [],
         "events": shown["happened"].drawn if len(records) == 1 else [],

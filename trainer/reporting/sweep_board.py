@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from trainer.errors import first_line
-from trainer.records.run_record import RunRecord
+from trainer.records.run_record import RunRecord, is_run
 from trainer.records.run_status import State
 from trainer.reporting.differences import differing_keys, shown_value
 from trainer.reporting.facts import number_of
@@ -172,4 +172,12 @@ def sweep_runs(folder: Path) -> list[Path]:
         if isinstance(place, str):
             path = folder / Path(place).name
             found.append(path if path.is_dir() else Path(place))
-    return [path for path in dict.fromkeys(found) if path.is_dir()]
+    return [path for path in dict.fromkeys(found) if _is_run(path)]
+
+
+def _is_run(path: Path) -> bool:
+    """Return whether a folder is that of a run: one that ended before it wrote anything has nothing to show."""
+    try:
+        return path.is_dir() and is_run(path)
+    except OSError:
+        return False

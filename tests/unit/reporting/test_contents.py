@@ -179,6 +179,12 @@ def test_router_load_is_drawn_where_a_run_has_it(finished: RunRecord) -> None:
     assert [line.name for line in chart.lines] == ["expert0", "expert1"]
 
 
+def test_names_that_look_alike_have_charts_of_their_own(finished: RunRecord) -> None:
+    record = with_series(finished, **{"a__b": [1.0, 2.0], "a_b": [1.0, 2.0], "a.b": [3.0, 4.0]})
+    keys = [chart.key for chart in curves_of([record])["more"]]
+    assert len(keys) == len(set(keys)) == 3
+
+
 def test_flops_stand_in_for_their_share_of_an_unknown_peak(finished: RunRecord) -> None:
     record = with_series(finished, perf__tflops_per_gpu=[400.0, 410.0])
     assert [chart.key for chart in curves_of([record])["speed"]] == ["tflops"]
@@ -250,7 +256,9 @@ def test_a_sweep_whose_results_cannot_be_read(sweep: list[RunRecord], tmp_path: 
 
 def test_a_sweep_that_was_moved(made: Path, tmp_path: Path) -> None:
     make_run(tmp_path / "a=1", MadeRun(steps=5, done=5))
-    gone = [{"run_dir": "/elsewhere/a=1"}, {"run_dir": "/elsewhere/b=1"}, {"run_dir": 5}, 7]
+    # A run that ended before it wrote anything.
+    (tmp_path / "c=1").mkdir()
+    gone = [{"run_dir": "/elsewhere/a=1"}, {"run_dir": "/elsewhere/b=1"}, {"run_dir": "c=1"}, {"run_dir": 5}, 7]
     (tmp_path / "sweep.json").write_text(json.dumps(gone))
     assert sweep_runs(tmp_path) == [tmp_path / "a=1"]
 

@@ -128,6 +128,9 @@ BREAKAGES: dict[str, Callable[[Path], object]] = {
     "no config": lambda run: (run / "config.yaml").unlink(),
     "a config of another version": lambda run: (run / "config.yaml").write_text("name: x\nold: {key: [1, {a: 2}]}\n"),
     "a config that is no YAML": lambda run: (run / "config.yaml").write_text("a: [\n"),
+    "a config of numbers that are none": lambda run: (run / "config.yaml").write_text(
+        "name: [1]\ntrain: {steps: .nan}\noptimizer: {grad_clip: .inf, lr: .nan}\ncheckpoint: {init_from: 3}\n"
+    ),
     "no summary": lambda run: (run / "summary.json").unlink(),
     "a summary of other kinds": lambda run: (run / "summary.json").write_text(
         '{"status": 5, "step": "x", "parameters": true, "wall_time_s": "long", "layout": 3, "versions": []}'

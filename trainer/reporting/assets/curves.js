@@ -109,6 +109,7 @@ Trident.curves = (() => {
     if (figure.chart.limit != null && figure.chart.limit < 3 * high && figure.chart.limit > low / 3) { low = Math.min(low, figure.chart.limit); high = Math.max(high, figure.chart.limit); }
     if (isLog(figure.chart)) return { min: mantissa(low, -1), max: mantissa(high, 1), interval: undefined };
     if (figure.chart.from_zero) low = Math.min(0, low);
+    if (!Number.isFinite(high - low)) return null;
     const size = (high - low) || Math.abs(high) * .1 || 1, rough = size / 4, power = 10 ** Math.floor(Math.log10(rough));
     const interval = [1, 2, 2.5, 5, 10].map((one) => one * power).find((one) => one >= rough * .999);
     const tidy = (value) => Number(value.toPrecision(12));
