@@ -131,8 +131,8 @@ def _last_object(line: bytes) -> dict[str, Any] | None:
     return object_of(line[start:]) if start > 0 and len(line) <= LONGEST_LINE_BYTES else None
 
 
-def last_objects(path: Path, at_most_bytes: int) -> list[dict[str, Any]]:
-    """Return the whole objects in the last bytes of a file with one a line. No file, or none that opens: none."""
+def last_objects(path: Path, at_most_bytes: int, notes: list[str]) -> list[dict[str, Any]]:
+    """Return the whole objects in the last bytes of a file with one a line. No file: none; none that opens is noted."""
     try:
         if not path.is_file():
             return []
@@ -140,7 +140,8 @@ def last_objects(path: Path, at_most_bytes: int) -> list[dict[str, Any]]:
             size = file.seek(0, 2)
             file.seek(max(0, size - at_most_bytes))
             lines = file.read(at_most_bytes).split(b"\n")
-    except OSError:
+    except OSError as error:
+        notes.append(f"{path.name} cannot be read: {error.strerror or first_line(error)}")
         return []
     # The first one may be cut off here.
     lines = lines if size <= at_most_bytes else lines[1:]

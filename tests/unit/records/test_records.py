@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -370,6 +371,19 @@ def refused(path: Path) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
         read_record(path)
     return caught.value
+
+
+def test_an_overview_notes_rows_that_may_not_be_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Path.open
+
+    def refused_here(self: Path, *args: Any, **kwargs: Any) -> Any:
+        if self.name == "metrics.jsonl":
+            raise PermissionError(13, "Permission denied")
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refused_here)
+    overview = read_overview(run)
+    assert (dict(overview.last), overview.notes) == ({}, ("metrics.jsonl cannot be read: Permission denied",))
 
 
 def test_a_folder_that_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
