@@ -124,6 +124,8 @@ def _rows(run: MadeRun) -> Any:
             "perf/tokens_per_second_per_gpu": rate / 8,
             "perf/tflops_per_gpu": 430 * rate / 444_000,
             "perf/mfu": 0.4345 * rate / 444_000,
+            # A long name without a place to break.
+            "system/node0/network_received_mib_per_s": 12.0,
             "time/step_ms": step_ms,
             "time/data_wait_ms": 1.4 + abs(scatter.gauss(0, 0.6)),
             "time/step_p50_ms": STEP_MS / run.speed * 1.008,
