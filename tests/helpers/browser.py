@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_MS = 120_000
 """Longest wait for a page: on a machine whose cores all work, Chromium starts slowly."""
+_LAID_OUT_S = 3.0
+"""Seconds that charts get to follow a window that was made smaller: their observers hear of it a frame later."""
 _IS_DRAWN = """() => {
   const plots = [...document.querySelectorAll("[data-curve], [data-board]")];
   return plots.length === 0 || plots.some((one) => one.querySelector("canvas"));
@@ -92,8 +95,13 @@ def opened(
 
 
 def overflow(page: Page) -> int:
-    """Return by how many pixels a page is wider than its window."""
-    return int(page.evaluate("document.documentElement.scrollWidth - window.innerWidth"))
+    """Return by how many pixels a page is wider than its window, also after the time that it takes to be laid out."""
+    end = time.monotonic() + _LAID_OUT_S
+    while (found := int(page.evaluate("document.documentElement.scrollWidth - window.innerWidth"))) > 0:
+        if time.monotonic() > end:
+            break
+        page.wait_for_timeout(50)
+    return found
 
 
 def violations(page: Page) -> list[str]:
