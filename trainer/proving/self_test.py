@@ -154,7 +154,10 @@ def _around(
 
 def _fewer_axes(config: TridentConfig, chosen: Setting, world: int, micro_batches: int) -> list[Setting]:
     plain = Setting(dp=world, micro_batches=micro_batches)
-    found = [plain, replace(plain, micro_batches=1), sharded(plain, config.zero), sharded(plain, config.zero, 1)]
+    # Without ZeRO, a layout with it: replicas are averaged by other means. Stage 1 beside stage 2 would say less, since
+    # both are ZeRO and not always wrong together.
+    other_way = sharded(plain, config.zero, 1) if config.zero.stage == 0 else sharded(plain, config.zero)
+    found = [plain, replace(plain, micro_batches=1), other_way]
     pipeline = replace(plain, pp=chosen.pp, dp=world // chosen.pp)
     tensor = replace(plain, tp=chosen.tp, dp=world // chosen.tp, micro_batches=1)
     if chosen.pp > 1:
