@@ -67,12 +67,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, E
     return found
 
 
+_OF_A_STAGE = ("memory/stage{}/peak_allocated_gib", "memory/stage{}/peak_used_gib", "time/stage{}/busy_ms")
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_run_folder_is_whole(launcher: str, trained: dict[str, tuple[Path, Ended]]) -> None:
     run_dir, ended = trained[launcher]
     assert ended.code == 0, ended.out + ended.err
     assert [row["step"] for row in rows(run_dir)] == list(range(1, STEPS + 1))
-    extra = {name.format(k) for k in (0, 1) for name in ("memory/stage{}/peak_allocated_gib", "time/stage{}/busy_ms")}
+    extra = {name.format(k) for k in (0, 1) for name in _OF_A_STAGE}
     extra |= {"time/slowest_rank", "time/slowest_rank_ratio"}
     extra |= {"plan/step_ms", "plan/step_ms_ratio", "plan/peak_memory_gib", "plan/peak_memory_ratio"}
     # Of a save, only in the row after it.

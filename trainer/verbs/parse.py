@@ -76,6 +76,8 @@ def _mistyped(verb: Verb, word: str) -> str:
     if not name.startswith("-") or not name.strip("-") or (verb.takes_settings and is_setting(word)):
         return ""
     is_short = not name.startswith("--")
+    if verb.takes_settings and _is_leaf(name):
+        return ""  # a setting was meant, which the config tells in full
     # `--prompt -m` of a verb with keys of its own: this is a value.
     elsewhere = "" if is_short and verb.keys else _elsewhere(verb, name)
     if elsewhere or is_short:
@@ -84,6 +86,13 @@ def _mistyped(verb: Verb, word: str) -> str:
     if guess:
         return f"there is no option '{name}'{guess}"
     return "" if verb.takes_settings or verb.keys else f"there is no option '{name}'"
+
+
+def _is_leaf(name: str) -> bool:
+    """Return whether an option is written like the last part of a key of the config."""
+    from trainer.config.keys import KEYS
+
+    return name.removeprefix("--").replace("-", "_") in {key.rpartition(".")[2] for key in KEYS}
 
 
 def _elsewhere(verb: Verb, name: str) -> str:
