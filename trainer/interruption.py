@@ -37,6 +37,8 @@ GRACE_S = 3.0
 LEAVE_S = 8.0
 """Seconds that libraries get to clean up when the work is done."""
 _PARTING_S = 2.0
+_ROUNDS = 5
+"""Times that programs are looked for, at most, which were started while others were ended."""
 _POLL_S = 0.5
 _BUSY_SHARE = 0.1
 """Share of a core: a process that computes less than that only waits."""
@@ -136,7 +138,12 @@ class _Interruption:
             thread.start()
             # A disk may hang as well.
             thread.join(_PARTING_S)
-            end_all({*self._started, *descendants()})
+            found = {*self._started, *descendants()}
+            for _ in range(_ROUNDS):
+                end_all(found)
+                # Other threads go on until the process is gone, and may have started another program meanwhile.
+                if not (found := set(descendants())):
+                    break
             _flush()
             os._exit(code)
 
