@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from trainer.config.schema import DataConfig
@@ -53,17 +52,17 @@ def _split_rows(data: DataConfig, split: str) -> Iterable[dict[str, Any]]:
     import datasets
 
     folder = hub_folder(data)
+    if folder is not None and data.hub_download:
+        raise DataError(
+            f"data.hub_download=true has no effect where data.hub_path is a folder, as {folder}; leave it out"
+        )
     if folder is None or not any((folder / mark).exists() for mark in _SAVED_MARKS):
         path = str(folder or data.hub_path)
-        if folder is not None and data.hub_download:
-            raise _here(folder)
         is_streamed = not data.hub_download
         opened: Iterable[dict[str, Any]] = datasets.load_dataset(
             path, data.hub_name, split=split, streaming=is_streamed
         )
         return opened
-    if data.hub_download:
-        raise _here(folder)
     rows = datasets.load_from_disk(str(folder))
     if isinstance(rows, datasets.DatasetDict):
         if split not in rows:
@@ -71,10 +70,6 @@ def _split_rows(data: DataConfig, split: str) -> Iterable[dict[str, Any]]:
         rows = rows[split]
     chosen: Iterable[dict[str, Any]] = rows
     return chosen
-
-
-def _here(folder: Path) -> DataError:
-    return DataError(f"data.hub_download=true has no effect where data.hub_path is a folder, as {folder}; leave it out")
 
 
 def _count(data: DataConfig, split: str) -> int:
