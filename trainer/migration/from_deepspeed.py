@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from trainer.migration.batch import BatchNames, put_batch
-from trainer.migration.common import put_precision, rounded
 from trainer.migration.draft import Draft, Why
+from trainer.migration.model_numbers import rounded
 from trainer.migration.rates import put_optimizer
+from trainer.migration.run_settings import put_precision
 from trainer.migration.shape import There
 from trainer.migration.zero import put_zero
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 
 from trainer.migration.batch import BatchNames, Samples, put_batch
-from trainer.migration.common import (
-    padded,
+from trainer.migration.draft import Draft, Why
+from trainer.migration.foreign import as_number
+from trainer.migration.gpt_neox_model import put_model
+from trainer.migration.model_numbers import padded
+from trainer.migration.rates import Curve, put_curve, put_optimizer
+from trainer.migration.run_settings import (
     put_evaluation,
     put_places,
     put_precision,
@@ -14,10 +18,6 @@ from trainer.migration.common import (
     put_unknown_data,
     put_unknown_length,
 )
-from trainer.migration.draft import Draft, Why
-from trainer.migration.foreign import as_number
-from trainer.migration.gpt_neox_model import put_model
-from trainer.migration.rates import Curve, put_curve, put_optimizer
 from trainer.migration.shape import There
 from trainer.migration.token_pairs import put_files, put_split, settle_vocabulary
 from trainer.migration.zero import put_zero

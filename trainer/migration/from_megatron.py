@@ -6,8 +6,12 @@ import math
 from collections.abc import Mapping
 
 from trainer.migration.batch import BatchNames, Samples, put_batch, put_rampup, put_size_steps
-from trainer.migration.common import (
-    padded,
+from trainer.migration.draft import Draft, Why
+from trainer.migration.foreign import Setting, Unresolved, as_number
+from trainer.migration.megatron_model import put_model
+from trainer.migration.model_numbers import padded
+from trainer.migration.rates import Curve, put_curve, put_optimizer
+from trainer.migration.run_settings import (
     put_evaluation,
     put_places,
     put_precision,
@@ -15,10 +19,6 @@ from trainer.migration.common import (
     put_unknown_data,
     put_unknown_length,
 )
-from trainer.migration.draft import Draft, Why
-from trainer.migration.foreign import Setting, Unresolved, as_number
-from trainer.migration.megatron_model import put_model
-from trainer.migration.rates import Curve, put_curve, put_optimizer
 from trainer.migration.shape import There
 from trainer.migration.token_pairs import put_files, put_split, settle_vocabulary
 from trainer.migration.zero import put_zero

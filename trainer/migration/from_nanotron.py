@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from trainer.migration.batch import BatchNames, put_batch
-from trainer.migration.common import UNKNOWN_DATA, put_evaluation, put_precision, put_saving
 from trainer.migration.draft import Draft, Why
 from trainer.migration.foreign import shown
 from trainer.migration.nanotron_model import put_model
 from trainer.migration.rates import Curve, put_curve, put_optimizer
+from trainer.migration.run_settings import UNKNOWN_DATA, put_evaluation, put_precision, put_saving
 from trainer.migration.shape import There
 from trainer.migration.token_pairs import path_names
 from trainer.migration.zero import put_stage

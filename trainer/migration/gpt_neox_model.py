@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from trainer.errors import ConfigError
-from trainer.migration.common import head_dim_of, put_dims_of_rope, rounded, small_init
 from trainer.migration.draft import Draft, Why
 from trainer.migration.foreign import Setting
+from trainer.migration.model_numbers import head_dim_of, put_dims_of_rope, rounded, small_init
 from trainer.migration.shape import Shape, There
 
 _POSITIONS = {"learned": "learned", "rotary": "rope", "alibi": "alibi", "none": "none"}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from trainer.errors import ConfigError
-from trainer.migration.common import head_dim_of, put_dims_of_rope
 from trainer.migration.draft import Draft, Why
+from trainer.migration.model_numbers import head_dim_of, put_dims_of_rope
 from trainer.migration.shape import Shape, There
 
 _POSITIONS = {

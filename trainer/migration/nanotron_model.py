@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from trainer.errors import ConfigError
-from trainer.migration.common import head_dim_of, padded
 from trainer.migration.draft import Draft, Why
+from trainer.migration.model_numbers import head_dim_of, padded
 from trainer.migration.shape import Shape, There
 
 _MODEL = "model.model_config."

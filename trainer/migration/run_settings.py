@@ -1,19 +1,11 @@
-"""Settings that several foreign trainers have in the same way."""
+"""Settings of a run that several foreign trainers have in the same way. No torch."""
 
 from __future__ import annotations
 
-import math
-
 from trainer.config.schema import TrainConfig
-from trainer.errors import ConfigError
 from trainer.migration.draft import Draft, Why
 
 UNKNOWN_DATA = "the files name no data: set DATA_PATH in the environment, or the key"
-
-
-def rounded(number: float) -> float:
-    """Return a derived number without the noise of its last digits."""
-    return float(f"{number:.10g}")
 
 
 def put_precision(draft: Draft, dtype: str, *names: str) -> None:
@@ -29,38 +21,6 @@ def put_precision(draft: Draft, dtype: str, *names: str) -> None:
     for name in ("fp16.loss_scale", "loss_scale"):
         if name in draft.settings and draft.find(name) is not None and draft.number(name):
             draft.drop(name, Why.unsupported, "a fixed loss scale is not available: it finds itself")
-
-
-def put_dims_of_rope(draft: Draft, head_dim: int, share: float, *names: str) -> None:
-    """Set the elements of a head that are rotated, from their share.
-
-    Raises:
-        ConfigError: the share is none.
-    """
-    if not 0 < share <= 1:
-        raise ConfigError(f"{draft.origin(*names)} must be greater than 0 and at most 1, but is {share:g}")
-    dims = int(head_dim * share)
-    if dims != head_dim:
-        draft.put("model.rope_dims", dims, *names)
-
-
-def head_dim_of(draft: Draft, hidden: int, heads: int, *names: str) -> int:
-    """Return the size of a head.
-
-    Raises:
-        ConfigError: sizes are not positive, or heads do not divide the width.
-    """
-    told = draft.origin(*names) or "the sizes of the model"
-    if hidden < 1 or heads < 1:
-        raise ConfigError(f"{told} must be at least 1, but are {hidden} and {heads}")
-    if hidden % heads:
-        raise ConfigError(f"{told}: the width ({hidden}) must be divisible by the heads ({heads})")
-    return hidden // heads
-
-
-def padded(size: int, multiple: int) -> int:
-    """Return a vocabulary's size with its padding."""
-    return -(-size // max(1, multiple)) * max(1, multiple)
 
 
 def put_evaluation(draft: Draft, interval: str, batches: str, default_interval: int, default_batches: int) -> None:
@@ -111,11 +71,6 @@ def put_saving(draft: Draft, every: int, names: tuple[str, ...], keep: str = "")
         draft.put("checkpoint.keep", draft.integer(keep), keep)
     else:
         draft.put("checkpoint.keep_every", every, origin="all are kept there")
-
-
-def small_init(hidden: int) -> float:
-    """Return the standard deviation of initial weights by width (arXiv 1910.05895, section 2.2)."""
-    return math.sqrt(2 / (5 * hidden))
 
 
 def put_unknown_data(draft: Draft) -> None:
