@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from trainer.engine.warm_start import warm_up
 from trainer.launcher.start import free_port
-from trainer.proving.forked_ranks import show_in, take_place
+from trainer.proving.forked_ranks import forked, show_in, take_place
 
 LIMIT_S = 100.0
 
@@ -61,7 +61,7 @@ def start_apart(ranks: Sequence[Rank], notes: Path, limit_s: float = LIMIT_S) ->
 
     port, started = free_port(), time.monotonic()
     notes.mkdir(parents=True, exist_ok=True)
-    pids = {index: _fork(rank, index, len(ranks), port, notes) for index, rank in enumerate(ranks)}
+    pids = {index: forked(partial(_code, rank, index, len(ranks), port, notes)) for index, rank in enumerate(ranks)}
     codes: dict[int, int] = {}
     try:
         while len(codes) < len(ranks) and time.monotonic() - started < limit_s:
@@ -80,13 +80,8 @@ def start_apart(ranks: Sequence[Rank], notes: Path, limit_s: float = LIMIT_S) ->
     return Ended([codes.get(index, -9) for index in range(len(ranks))], said, time.monotonic() - started)
 
 
-def _fork(rank: Rank, index: int, size: int, port: int, notes: Path) -> int:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
+def _code(rank: Rank, index: int, size: int, port: int, notes: Path) -> int:
+    """Run the command of a rank; return its exit code."""
     try:
         show_in(notes / f"{index}.txt")
         take_place(index, size, port)
@@ -98,10 +93,7 @@ def _fork(rank: Rank, index: int, size: int, port: int, notes: Path) -> int:
         time.sleep(rank.after_s)
         from trainer.cli import main
 
-        code = main([rank.verb, *rank.words])
+        return main([rank.verb, *rank.words])
     except BaseException:
         traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        return 1

@@ -11,6 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def run_forked(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: f
         pids: dict[int, int] = {}
         try:
             for rank in range(world_size):
-                pids[rank] = _fork(fn, rank, world_size, args, port, folder)
+                pids[rank] = forked(partial(_result, fn, rank, world_size, args, port, folder))
             _wait(pids, folder, timeout_s)
         finally:
             for pid in pids.values():
@@ -78,13 +79,27 @@ def take_place(rank: int, world_size: int, port: int) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
-def _fork(fn: Callable[..., Any], rank: int, world_size: int, args: tuple[Any, ...], port: int, folder: Path) -> int:
+def forked(run: Callable[[], int]) -> int:
+    """Run a function in a process forked from this one, and return the process's id.
+
+    The process ends with the exit code that the function returns, or with 1 where it raises, which it should not.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid:
         return pid
     code = 1
+    try:
+        code = run()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _result(fn: Callable[..., Any], rank: int, world_size: int, args: tuple[Any, ...], port: int, folder: Path) -> int:
+    """Write what a rank returns, or what it raises, into the folder; return its exit code."""
     try:
         show_in(folder / f"{rank}.log")
         faulthandler.enable(sys.stderr)
@@ -96,13 +111,10 @@ def _fork(fn: Callable[..., Any], rank: int, world_size: int, args: tuple[Any, .
         # A rank that is done at once must not hang up on one that is still connecting.
         dist.barrier()
         (folder / f"{rank}.result").write_bytes(pickle.dumps(fn(rank, world_size, *args)))
-        code = 0
     except BaseException:
         (folder / f"{rank}.error").write_text(traceback.format_exc())
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        return 1
+    return 0
 
 
 def _wait(pids: dict[int, int], folder: Path, timeout_s: float) -> None:
